@@ -1,0 +1,60 @@
+# Each target makes `.venv` if need be and installs what it needs, once: again only when pyproject.toml or constraints.txt
+# change (stamp files in .venv). Another interpreter: `make test PYTHON=python3.12`, after `make clean`.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+# Tools that we start find theirs (ninja, node) in the environment, activated or not.
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+# What is installed besides loopwright itself, for each target.
+EXTRAS_demo := examples
+EXTRAS_docs := docs
+EXTRAS_test := test,cli,deepspeed,mlflow,wandb
+EXTRAS_check := $(EXTRAS_test),docs,dev
+EXTRAS_bench := bench
+
+.PHONY: help demo test check bench docs clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    train on scikit-learn's digits (examples/digits.py)"
+	@echo "make test    run the tests; PYTEST_ARGS='-m \"not slow\"' and the like are passed on"
+	@echo "make check   lint, format, types, docs with warnings as errors"
+	@echo "make bench   compare with a raw loop and with other trainers; BENCH_ARGS are passed on"
+	@echo "make docs    build the documentation into docs/_build"
+	@echo "make clean   remove whatever make has made, .venv too"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "loopwright needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
+	@touch $@
+
+demo: $(VENV)/installed-demo
+	$(RUN) python examples/digits.py
+
+test: $(VENV)/installed-test
+	$(RUN) pytest $(PYTEST_ARGS)
+
+check: $(VENV)/installed-check
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright --pythonpath $(VENV)/bin/python
+	$(RUN) sphinx-build -W --keep-going -q -E -b html docs docs/_build
+
+bench: $(VENV)/installed-bench
+	$(RUN) python -m benchmarks $(BENCH_ARGS)
+
+docs: $(VENV)/installed-docs
+	$(RUN) sphinx-build -W --keep-going -b html docs docs/_build
+
+clean:
+	rm -rf $(VENV) build dist loopwright.egg-info docs/_build .pytest_cache .ruff_cache
+	find framework callbacks loggers strategies tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

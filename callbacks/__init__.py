@@ -1,0 +1,56 @@
+"""Callbacks: what happens beside the loop. Each is imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from .early_stopping import EarlyStopping
+    from .lambda_callback import LambdaCallback
+    from .lr_monitor import LearningRateMonitor
+    from .model_checkpoint import ModelCheckpoint
+    from .model_summary import ModelSummary
+    from .profiler import PyTorchProfiler, SimpleProfiler
+    from .progress import ProgressBar
+    from .rich_progress import RichProgressBar
+    from .timer import Timer
+
+_MODULES = {
+    "EarlyStopping": "early_stopping",
+    "LambdaCallback": "lambda_callback",
+    "LearningRateMonitor": "lr_monitor",
+    "ModelCheckpoint": "model_checkpoint",
+    "ModelSummary": "model_summary",
+    "ProgressBar": "progress",
+    "PyTorchProfiler": "profiler",
+    "RichProgressBar": "rich_progress",
+    "SimpleProfiler": "profiler",
+    "Timer": "timer",
+}
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "ProgressBar",
+    "PyTorchProfiler",
+    "RichProgressBar",
+    "SimpleProfiler",
+    "Timer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

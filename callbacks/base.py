@@ -1,0 +1,172 @@
+"""The callback contract: every moment of a run at which code of your own can be called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from ..framework import Module, Trainer
+
+
+class Callback:
+    """Code that is called at named moments of a run. Override the methods you need; the rest cost nothing.
+
+    At each moment the callbacks run by phase: those that *observe* (the default), in the order in which the
+    Trainer got them, then the module's own hook of that name, then those that *decide* (early stopping), then
+    those that *persist* (checkpoints). So a callback that saves sees what the others did, and what it saves
+    is complete.
+
+    A method whose name looks like a misspelt hook is refused by the Trainer.
+    """
+
+    phase: ClassVar[Literal["observe", "decide", "persist"]] = "observe"
+
+    @property
+    def state_key(self) -> str:
+        """Under which name :meth:`state_dict` is stored. Two callbacks of one class need different keys."""
+        return type(self).__qualname__
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to store in a checkpoint: tensors, and values that JSON can hold, in dicts, lists and tuples."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written; keys may be added to it."""
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read and is about to be applied."""
+
+    # -- the run ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """A run begins. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """A run ended, also after an exception."""
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        """An exception ends the run; it is raised again afterwards."""
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        """The model is on its device; optimizers come next."""
+
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        """Fitting ended normally."""
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
+        """A few validation batches are about to run before training."""
+
+    def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
+        """They passed."""
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        """The first epoch is about to begin."""
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        """The last epoch ended."""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """An epoch begins."""
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """An epoch ended; its validation, if due, has run."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
+        """Before a training step. Returning -1 skips the rest of the epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a training step. ``outputs`` is ``{"loss": detached loss, ...}`` or None."""
+
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+        """The gradients of the last window are about to be cleared."""
+
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+        """Before the backward pass; ``loss`` is already divided for accumulation, not yet scaled."""
+
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+        """After the backward pass; under ``"16-mixed"`` the gradients are still scaled."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+        """The window's gradients are complete and unscaled, not yet clipped."""
+
+    # -- validation -------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        """Validation begins; the module is in evaluation mode."""
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        """Validation ended; its metrics are in ``trainer.callback_metrics``."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """After the last validation batch; values may still be logged."""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a validation step."""
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a validation step; ``outputs`` is what it returned."""
+
+    # -- test -------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        """Testing begins."""
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        """Testing ended."""
+
+    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """After the last test batch; values may still be logged."""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a test step."""
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a test step; ``outputs`` is what it returned."""
+
+    # -- predict ----------------------------------------------------------------------------------------------
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        """Prediction begins."""
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        """Prediction ended."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Before the first batch to predict."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """After the last batch to predict."""
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a predict step."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a predict step; ``outputs`` is what it returned."""

@@ -1,0 +1,118 @@
+"""Log the learning rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from ..framework import Module, Trainer
+
+
+class LearningRateMonitor(Callback):
+    """Log the learning rate of each optimizer, and on request its momentum and weight decay.
+
+    A row with step *n* has the rates that step *n* was taken with, as it has that step's loss.
+
+    Values are called ``lr-`` and the optimizer's class, as in ``lr-SGD``; a second one of that class is ``lr-SGD-1``.
+    A scheduler's ``name`` (from ``configure_optimizers``) takes the place of that. If there are several parameter
+    groups, ``/pg1``, ``/pg2``, … follow, or the ``name`` that a group has.
+
+    Args:
+        logging_interval: ``"step"`` logs every ``log_every_n_steps`` steps of the Trainer, ``"epoch"`` at the start of
+            each epoch; None takes each scheduler's own interval, and both for an optimizer without scheduler.
+        log_momentum: also log ``…-momentum``: the momentum, or the first beta.
+        log_weight_decay: also log ``…-weight_decay``.
+
+    Attributes:
+        lrs: the learning rates logged so far, by name.
+
+    Raises:
+        ValueError: if ``logging_interval`` is none of these, or two groups of one optimizer have the same name.
+        RuntimeError: when training starts, if the Trainer has no logger.
+    """
+
+    def __init__(
+        self,
+        logging_interval: Literal["step", "epoch"] | None = None,
+        log_momentum: bool = False,
+        log_weight_decay: bool = False,
+    ) -> None:
+        if logging_interval not in (None, "step", "epoch"):
+            raise ValueError(f"logging_interval must be 'step', 'epoch' or None; got {logging_interval!r}")
+        self.logging_interval = logging_interval
+        self.log_momentum = log_momentum
+        self.log_weight_decay = log_weight_decay
+        self.lrs: dict[str, list[float]] = {}
+        self._every = 0  # steps; 0: never
+        self._logged_step = 0
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        if not trainer.loggers:
+            raise RuntimeError("LearningRateMonitor needs a logger: Trainer(logger=...) must not be False")
+        self._every = 0 if self.logging_interval == "epoch" else trainer.log_every_n_steps
+        self._logged_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step + 1  # that this batch belongs to
+        if not self._every or step % self._every or step == self._logged_step:
+            return
+        self._logged_step = step  # an accumulation window has several batches
+        self._log(trainer, "step", step)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        if self.logging_interval != "step":
+            self._log(trainer, "epoch", trainer.global_step)
+
+    def _log(self, trainer: Trainer, interval: str, step: int) -> None:
+        rates: dict[str, float] = {}
+        others: dict[str, float] = {}
+        for name, optimizer, own_interval in _optimizers_by_name(trainer):
+            if self.logging_interval is None and own_interval not in (None, interval):
+                continue
+            for group_name, group in _groups_by_name(name, optimizer):
+                rates[group_name] = float(group["lr"])
+                if self.log_momentum:
+                    momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+                    others[f"{group_name}-momentum"] = float(momentum)
+                if self.log_weight_decay:
+                    others[f"{group_name}-weight_decay"] = float(group.get("weight_decay", 0.0))
+        if not rates:
+            return
+        for name, rate in rates.items():
+            self.lrs.setdefault(name, []).append(rate)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics({"epoch": trainer.current_epoch, **rates, **others}, step=step)
+
+
+def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
+    """Each scheduler's optimizer and those without: its name, itself, and the scheduler's interval or None."""
+    found = [(config.name, config.scheduler.optimizer, config.interval) for config in trainer.lr_scheduler_configs]
+    scheduled = [id(optimizer) for _, optimizer, _ in found]
+    for optimizer in trainer.optimizers:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's and manual optimization's are wrapped
+        if id(optimizer) not in scheduled:
+            found.append((None, optimizer, None))
+    seen: Counter[str] = Counter()
+    result = []
+    for given, optimizer, interval in found:
+        name = given or f"lr-{type(optimizer).__name__}"
+        result.append((f"{name}-{seen[name]}" if seen[name] else name, optimizer, interval))
+        seen[name] += 1
+    return result
+
+
+def _groups_by_name(name: str, optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        own = groups[0].get("name")
+        return [(f"{name}/{own}" if own else name, groups[0])]
+    names = [group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the parameter groups of one optimizer need different names; {name} has {names}")
+    return [(f"{name}/{own}", group) for own, group in zip(names, groups, strict=True)]

@@ -1,0 +1,496 @@
+"""Save checkpoints when they are due, and keep the best ones."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from datetime import timedelta
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from .base import Callback
+from .checkpoint_names import fill
+from .interval import Interval
+from .monitor import check_mode, not_logged, validates_at_epoch_ends
+
+if TYPE_CHECKING:
+    from ..framework import Module, Trainer
+
+log = getLogger("loopwright")
+
+
+class ModelCheckpoint(Callback):
+    """Save checkpoints during training, and keep the best or the newest of them.
+
+    A checkpoint is a directory, ``epoch=3-step=400.ckpt`` by default, that is either complete or does not count.
+    ``last.ckpt`` (with ``save_last``) and ``best.ckpt`` (with ``monitor``) are pointers: small files that name a
+    checkpoint, replaced atomically. They can be loaded like what they point to. A checkpoint is removed only after
+    the next one and the pointers are in place, and never while a pointer or the running fit (as what it was resumed
+    from) needs it.
+
+    Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``.
+
+    Args:
+        dirpath: where to save, a path or an fsspec URL. By default ``checkpoints`` in the first logger's folder, or
+            in the Trainer's ``default_root_dir`` if there is no logger.
+        filename: name without extension; ``{name:format}`` stands for ``epoch``, ``step`` or any logged value.
+            By default ``{epoch}-{step}``. A name without fields is overwritten or, if it must be kept, numbered.
+        monitor: name of the logged value by which checkpoints are ranked; None keeps the newest. A NaN counts as the
+            worst of all values. If it is not there yet when a checkpoint is due, but a validation is still to
+            come, that checkpoint is saved after the validation.
+        verbose: print what is saved and what is not.
+        save_last: keep a pointer to the newest checkpoint; then one is saved each time that one is due, among the
+            best or not, and at the end of the training. ``"link"`` means the same.
+        save_top_k: how many to keep; -1 keeps all, 0 none. Without ``monitor``: 1, -1 or 0.
+        save_weights_only: leave out what only resuming needs.
+        mode: ``"min"`` if less is better, ``"max"`` if more is.
+        auto_insert_metric_name: write ``name=value`` for each field of ``filename``. Switch it off if a name has a
+            slash in it, which would make a folder.
+        every_n_train_steps: save when ``global_step`` is a multiple of this; 0 or None: not so.
+        train_time_interval: save when this much time has passed since the last time.
+        every_n_epochs: save after each so many epochs; 0: not so. By default 1 if neither of the other two is given.
+            It does not keep ``save_last`` from saving each epoch.
+        save_on_train_epoch_end: save at the end of an epoch (True) or of a validation (False). By default at the
+            end of an epoch if validation runs once in every epoch or never, and else after validation.
+        enable_version_counter: put ``-v1``, ``-v2``, … behind a name that is taken; otherwise overwrite.
+
+    Attributes:
+        best_model_path: the best checkpoint (without ``monitor``: the newest), or "".
+        best_model_score: its value, a tensor without dimensions on the CPU, or None.
+        last_model_path: the pointer ``last.ckpt``, or "".
+        current_score: the value of the checkpoint that was ranked last.
+        best_k_models: values of the checkpoints kept for their rank, by path.
+        kth_best_model_path: the worst of them, once there are ``save_top_k``.
+        kth_value: its value.
+
+    Raises:
+        ValueError: if an argument is not as above, or two of the three triggers are given.
+        RuntimeError: when a checkpoint is due, if nothing called ``monitor`` was ever logged.
+    """
+
+    phase = "persist"
+
+    CHECKPOINT_JOIN_CHAR = "-"
+    CHECKPOINT_EQUALS_CHAR = "="
+    CHECKPOINT_NAME_LAST = "last"
+    CHECKPOINT_NAME_BEST = "best"
+    FILE_EXTENSION = ".ckpt"
+    STARTING_VERSION = 1
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
+        save_top_k: int = 1,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+    ) -> None:
+        check_mode(mode)
+        if save_last not in (None, True, False, "link"):
+            raise ValueError(f"save_last must be True, False, None or 'link'; got {save_last!r}")
+        if not _is_count(save_top_k, least=-1):
+            raise ValueError(f"save_top_k must be an int of at least 0, or -1 for all; got {save_top_k!r}")
+        if monitor is None and save_top_k > 1:
+            raise ValueError(f"save_top_k={save_top_k} needs a monitor to rank by; without one it is 1, -1 or 0")
+        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            if value is not None and not _is_count(value, least=0):
+                raise ValueError(f"{name} must be an int of at least 0, or None; got {value!r}")
+        interval = train_time_interval
+        if interval is not None and not (isinstance(interval, timedelta) and interval >= timedelta(0)):
+            raise ValueError(f"train_time_interval must be a datetime.timedelta of 0 or more; got {interval!r}")
+        if sum([bool(every_n_train_steps), train_time_interval is not None, bool(every_n_epochs)]) > 1:
+            raise ValueError(
+                "give one of every_n_train_steps, train_time_interval and every_n_epochs (for several, use several "
+                f"ModelCheckpoints); got {every_n_train_steps!r}, {train_time_interval!r} and {every_n_epochs!r}"
+            )
+        self.dirpath = None if dirpath is None else _absolute(os.fspath(dirpath))
+        self.filename = filename
+        self.monitor = monitor
+        self.verbose = verbose
+        self.save_last = save_last
+        self.save_top_k = save_top_k
+        self.save_weights_only = save_weights_only
+        self.mode = mode
+        self.auto_insert_metric_name = auto_insert_metric_name
+        self.current_score: Tensor | None = None
+        self.best_k_models: dict[str, Tensor] = {}
+        self.best_model_path = ""
+        self.best_model_score: Tensor | None = None
+        self.kth_best_model_path = ""
+        self.kth_value = self._worst_value()
+        self.last_model_path = ""
+
+        self._train_time_interval = train_time_interval
+        self._interval = None if interval is None else Interval(interval)
+        self._every_n_train_steps = every_n_train_steps or 0
+        # With no trigger given, each epoch is one; `every_n_epochs=0` says no.
+        none_given = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
+        self._every_n_epochs = 1 if none_given else every_n_epochs or 0
+        self._within_epochs = bool(self._every_n_train_steps) or train_time_interval is not None
+        self._save_on_train_epoch_end = save_on_train_epoch_end
+        self._enable_version_counter = enable_version_counter
+
+        self._last_global_step_saved = 0  # there is nothing to save before the first step
+        self._last_checkpoint_saved = ""  # what `last` points to
+        self._best_pointer = ""
+        self._removable: list[str] = []  # checkpoints of ours that go as soon as nothing needs them
+        self._postponed = False  # one was due, but `monitor` comes with the next validation
+        self._validated = False
+        self._last_step_seen = 0
+
+    @property
+    def state_key(self) -> str:
+        settings = {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "every_n_train_steps": self._every_n_train_steps,
+            "every_n_epochs": self._every_n_epochs,
+            "train_time_interval": self._train_time_interval and str(self._train_time_interval),
+        }
+        return f"{type(self).__qualname__}[{', '.join(f'{name}={value!r}' for name, value in settings.items())}]"
+
+    @property
+    def every_n_epochs(self) -> int:
+        """After how many epochs a checkpoint is due; 0: not by epochs."""
+        return self._every_n_epochs
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "dirpath": self.dirpath,
+            "monitor": self.monitor,
+            "best_model_path": self.best_model_path,
+            "best_model_score": self.best_model_score,
+            "current_score": self.current_score,
+            "best_k_models": dict(self.best_k_models),
+            "kth_best_model_path": self.kth_best_model_path,
+            "kth_value": self.kth_value,
+            "last_model_path": self.last_model_path,
+            "last_global_step_saved": self._last_global_step_saved,
+            "last_checkpoint_saved": self._last_checkpoint_saved,
+            "best_pointer": self._best_pointer,
+            "removable": list(self._removable),
+            "postponed": self._postponed,
+            "interval_elapsed": self._interval.elapsed if self._interval else None,  # seconds
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back a state; if ``dirpath`` is another one now, only ``best_model_path``."""
+        self.best_model_path = state_dict["best_model_path"]
+        self._last_global_step_saved = state_dict["last_global_step_saved"]
+        self._postponed = state_dict["postponed"]
+        if self._interval:
+            self._interval.elapsed = state_dict["interval_elapsed"]
+        if state_dict["dirpath"] != self.dirpath:
+            warnings.warn(
+                f"ModelCheckpoint's dirpath was {state_dict['dirpath']!r} and is now {self.dirpath!r}: of its state "
+                "only best_model_path is taken over; the list of the best checkpoints begins anew.",
+                stacklevel=2,
+            )
+            return
+        self.best_model_score = state_dict["best_model_score"]
+        self.current_score = state_dict["current_score"]
+        self.best_k_models = dict(state_dict["best_k_models"])
+        self.kth_best_model_path = state_dict["kth_best_model_path"]
+        self.kth_value = torch.as_tensor(state_dict["kth_value"])
+        self.last_model_path = state_dict["last_model_path"]
+        self._last_checkpoint_saved = state_dict["last_checkpoint_saved"]
+        self._best_pointer = state_dict["best_pointer"]
+        self._removable = list(state_dict["removable"])
+
+    # -- when to save -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if self.dirpath is None:
+            # A collective: another process could find another version number free.
+            self.dirpath = trainer.strategy.broadcast(_default_dirpath(trainer))
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._last_step_seen = trainer.global_step
+        if self._interval:
+            self._interval.start(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self._within_epochs:
+            return
+        step = trainer.global_step
+        if step == self._last_step_seen:  # inside an accumulation window
+            return
+        self._last_step_seen = step
+        due = self._interval.is_over(trainer) if self._interval else step % self._every_n_train_steps == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            if self.monitor is not None and _validation_follows(trainer, batch_idx):
+                self._postponed = True  # the value logged until now is that of the validation before
+            else:
+                self._save_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated = True
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._postponed:
+            self._save_due(trainer)
+        elif not self._should_save_on_train_epoch_end(trainer):
+            self._save_for_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._postponed:  # the validation did not come
+            self._save_due(trainer)
+        elif self._should_save_on_train_epoch_end(trainer):
+            self._save_for_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._postponed:
+            # No validation came to say how good it is; nothing is lost if it counts as the worst.
+            candidates = self._monitor_candidates(trainer)
+            score = candidates.get(str(self.monitor), self._worst_value())
+            self._commit(trainer, candidates, score, ranked=self.check_monitor_top_k(trainer, score))
+        elif self.save_last:
+            self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
+
+    def _save_for_epoch(self, trainer: Trainer) -> None:
+        if self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self._save_due(trainer)
+        elif self.save_last and not self._within_epochs:
+            self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        return (
+            trainer.global_step == self._last_global_step_saved
+            or bool(trainer.fast_dev_run)
+            or trainer.state.fn != "fit"
+            or trainer.sanity_checking
+        )
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        given = self._save_on_train_epoch_end
+        return validates_at_epoch_ends(trainer) if given is None else given
+
+    # -- what to save -----------------------------------------------------------------------------------------
+
+    def _save_due(self, trainer: Trainer) -> None:
+        """Save a checkpoint if it is among the best, or ``save_last`` asks for it."""
+        self._postponed = False
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor is None:
+            self._commit(trainer, candidates, ranked=self.save_top_k != 0)
+            return
+        score = candidates.get(self.monitor)
+        if score is None:
+            if not trainer.enable_validation or self._validated:
+                raise not_logged(self, self.monitor, candidates)
+            self._postponed = True
+            return
+        ranked = self.check_monitor_top_k(trainer, score)
+        if not ranked and self.verbose and trainer.is_global_zero:
+            log.info("%s: %s = %.6g is not among the best %d.", _moment(trainer), self.monitor, score, self.save_top_k)
+        self._commit(trainer, candidates, score, ranked)
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Any]:
+        """What was logged, and ``epoch`` and ``step``, as the main process has it."""
+        values: dict[str, Any] = {
+            name: value.detach().to("cpu", copy=True) for name, value in trainer.callback_metrics.items()
+        }
+        # Logged by the user, they are tensors of floats, which file names do not want.
+        values["epoch"] = int(values.get("epoch", trainer.current_epoch))
+        values["step"] = int(values.get("step", trainer.global_step))
+        return trainer.strategy.broadcast(values)  # a collective
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a checkpoint with the value ``current`` is among the best ``save_top_k``."""
+        if current is None or self.save_top_k == 0:
+            return False
+        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
+            return True
+        current = self._nan_is_worst(current)
+        return bool(current < self.kth_value if self.mode == "min" else current > self.kth_value)
+
+    def _commit(
+        self, trainer: Trainer, values: dict[str, Any], score: Tensor | None = None, ranked: bool = True
+    ) -> None:
+        """Save one checkpoint, then set the pointers, and only then remove what is needed no longer.
+
+        The attributes are set before, so that the checkpoint knows of itself; if saving fails, they are put back.
+        """
+        if not ranked and not self.save_last:
+            return
+        before = {**self.__dict__, "best_k_models": dict(self.best_k_models), "_removable": list(self._removable)}
+        old_last, old_best = self.last_model_path, self._best_pointer
+        dropped = self._dropped_by_the_next() if ranked else ""
+        path = self._free_path(trainer, values, self.filename, reuse=dropped)
+        if ranked:
+            self._enter(path, score, dropped)
+        if path not in self._removable and (self.save_top_k != -1 or not ranked):
+            self._removable.append(path)
+        if self.save_last:
+            self._last_checkpoint_saved = path
+            name = self.CHECKPOINT_NAME_LAST
+            self.last_model_path = self._free_path(trainer, values, name, reuse=old_last, taken=path)
+        if self.monitor is not None and self.best_model_path:
+            name = self.CHECKPOINT_NAME_BEST
+            if self.format_checkpoint_name(values, name) in {path, *self.best_k_models, *self._removable}:
+                self._best_pointer = ""  # the user's `filename` is "best"
+            else:
+                self._best_pointer = self._free_path(trainer, values, name, reuse=old_best)
+        self._last_global_step_saved = trainer.global_step
+        try:
+            self._save_checkpoint(trainer, path)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        self._point(trainer, self.last_model_path, self._last_checkpoint_saved, old_last)
+        self._point(trainer, self._best_pointer, self.best_model_path, old_best)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
+            if self.verbose:
+                value = "" if score is None else f" ({self.monitor} = {score:.6g})"
+                best = self.best_model_path or "none"
+                log.info("%s: saved %s%s; the best is %s.", _moment(trainer), path, value, best)
+        self._remove_unneeded(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        trainer.save_checkpoint(filepath, weights_only=self.save_weights_only)
+
+    # -- the best ones ----------------------------------------------------------------------------------------
+
+    def _dropped_by_the_next(self) -> str:
+        """The checkpoint that the next one among the best will replace, or ""."""
+        if self.monitor is None:
+            return self.best_model_path if self.save_top_k == 1 else ""
+        return self.kth_best_model_path if len(self.best_k_models) == self.save_top_k else ""
+
+    def _enter(self, path: str, score: Tensor | None, dropped: str) -> None:
+        """Put a checkpoint among the best in the place of ``dropped``."""
+        if self.monitor is None:
+            self.best_model_path = path
+            return
+        assert score is not None
+        self.best_k_models.pop(dropped, None)
+        self.current_score = self.best_k_models[path] = self._nan_is_worst(score)
+        ranks = sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max")
+        self.best_model_path, self.best_model_score = ranks[0], self.best_k_models[ranks[0]]
+        if self.save_top_k in (-1, len(ranks)):
+            self.kth_value = self.best_k_models[ranks[-1]]
+            # Of equally bad ones the oldest goes first.
+            self.kth_best_model_path = next(p for p in self.best_k_models if self.best_k_models[p] == self.kth_value)
+
+    def _nan_is_worst(self, score: Tensor) -> Tensor:
+        return self._worst_value() if torch.isnan(score) else score
+
+    def _worst_value(self) -> Tensor:
+        return torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+
+    def _remove_unneeded(self, trainer: Trainer) -> None:
+        needed = {*self.best_k_models, self.best_model_path}
+        if self.save_last:
+            needed.add(self._last_checkpoint_saved)
+        if trainer.ckpt_path:  # what this fit was resumed from; a later one removes it
+            needed.add(_absolute(str(trainer.ckpt_path)))
+        for path in self._removable.copy():
+            if path not in needed:
+                self._remove_checkpoint(trainer, path)
+                self._removable.remove(path)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        trainer.remove_checkpoint(filepath)
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    def format_checkpoint_name(
+        self,
+        metrics: Mapping[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
+    ) -> str:
+        """The path of a checkpoint.
+
+        Args:
+            metrics: numbers by name, ``epoch`` and ``step`` among them; 0 stands for those that are missing.
+            filename: a template to use instead of the callback's own.
+            ver: number to put behind the name, as in ``-v1``.
+            prefix: text to put before the name.
+        """
+        join, equals = self.CHECKPOINT_JOIN_CHAR, self.CHECKPOINT_EQUALS_CHAR
+        template = filename or self.filename or f"{{epoch}}{join}{{step}}"
+        name = fill(template, metrics, with_names=self.auto_insert_metric_name, equals=equals)
+        name = join.join([*([prefix] if prefix else []), name, *([f"v{ver}"] if ver is not None else [])])
+        name += self.FILE_EXTENSION
+        return os.path.join(self.dirpath, name) if self.dirpath else name
+
+    def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
+        """Whether the main process sees a checkpoint or a pointer of this name. A collective."""
+        found = trainer.is_global_zero and trainer.checkpoint_exists(os.fspath(filepath))
+        return trainer.strategy.broadcast(found)
+
+    def _free_path(
+        self, trainer: Trainer, values: dict[str, Any], template: str | None, reuse: str, taken: str = ""
+    ) -> str:
+        """A path for a new checkpoint or pointer: with a version number if the name is taken, but by ``reuse``."""
+        path = self.format_checkpoint_name(values, template)
+        version = self.STARTING_VERSION
+        while path == taken or (
+            self._enable_version_counter and path != reuse and self.file_exists(path, trainer)
+        ):
+            path = self.format_checkpoint_name(values, template, ver=version)
+            version += 1
+        return path
+
+    def _point(self, trainer: Trainer, pointer: str, target: str, previous: str) -> None:
+        """Let ``pointer`` name the checkpoint ``target``. A pointer's name may hold the epoch: an old one goes."""
+        if pointer:
+            trainer.write_pointer(pointer, target)
+        if previous not in ("", pointer):
+            trainer.remove_checkpoint(previous)
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _absolute(path: str) -> str:
+    """Local paths without links and ``~``; URLs as they are."""
+    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
+
+
+def _default_dirpath(trainer: Trainer) -> str:
+    if not trainer.loggers:
+        return _absolute(os.path.join(trainer.default_root_dir, "checkpoints"))
+    logger = trainer.loggers[0]
+    if logger.log_dir is not None:
+        return _absolute(os.path.join(logger.log_dir, "checkpoints"))
+    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
+    parts = (logger.save_dir or trainer.default_root_dir, logger.name, version, "checkpoints")
+    return _absolute(os.path.join(*(str(part) for part in parts if part)))
+
+
+def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether this is an epoch's last batch, and validation comes before the epoch ends."""
+    if not trainer.enable_validation or batch_idx + 1 != trainer.num_training_batches:
+        return False
+    every = trainer.check_val_every_n_epoch
+    return every is None or (trainer.current_epoch + 1) % every == 0
+
+
+def _moment(trainer: Trainer) -> str:
+    return f"Epoch {trainer.current_epoch}, step {trainer.global_step}"

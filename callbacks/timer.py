@@ -1,0 +1,166 @@
+"""Measure how long the stages of a run take, and end the training when its time is up."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..framework import Module, Trainer
+
+log = getLogger("loopwright")
+
+_STAGES = ("train", "sanity_check", "validate", "test", "predict")
+
+
+class Timer(Callback):
+    """Measure time, and end the training when ``duration`` is used up.
+
+    The training time of a run that is resumed goes on from where the checkpoint left it, and so it does when ``fit``
+    is called again.
+
+    Args:
+        duration: time for training: ``"DD:HH:MM:SS"``, a ``datetime.timedelta`` or a dict of its arguments.
+            None only measures.
+        interval: look at the clock after each ``"step"``, or after each ``"epoch"`` to end with a whole one.
+        verbose: say so when time is up.
+
+    Raises:
+        ValueError: if ``duration`` or ``interval`` is none of these.
+    """
+
+    phase = "decide"
+
+    def __init__(
+        self,
+        duration: str | timedelta | Mapping[str, float] | None = None,
+        interval: str = "step",
+        verbose: bool = True,
+    ) -> None:
+        if interval not in ("step", "epoch"):
+            raise ValueError(f"interval must be 'step' or 'epoch'; got {interval!r}")
+        self._duration = None if duration is None else _seconds(duration)
+        self._interval = interval
+        self._verbose = verbose
+        self._start: dict[str, float] = {}
+        self._end: dict[str, float] = {}
+        self._before = 0.0  # seconds of training before this fit
+        self._deadline = math.inf  # checked after each step; infinite if that is not asked for
+
+    # -- what was measured ------------------------------------------------------------------------------------
+
+    def start_time(self, stage: str = "train") -> float | None:
+        """When a stage last began, on the clock of ``time.monotonic``; None if it has not."""
+        return self._start.get(_known(stage))
+
+    def end_time(self, stage: str = "train") -> float | None:
+        """When a stage last ended, on the same clock; None if it has not."""
+        return self._end.get(_known(stage))
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds in a stage: in all of the training, or in the last evaluation of that kind."""
+        before = self._before if stage == "train" else 0.0
+        start = self.start_time(stage)
+        if start is None:
+            return before
+        end = self._end.get(stage)
+        return before + (time.monotonic() if end is None else end) - start
+
+    def time_remaining(self, stage: str = "train") -> float | None:
+        """Seconds of ``duration`` that a stage has left, negative if it took longer; None without a ``duration``."""
+        return None if self._duration is None else self._duration - self.time_elapsed(stage)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in _STAGES}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["time_elapsed"]["train"]
+        self._start.pop("train", None)
+        self._end.pop("train", None)
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._before = self.time_elapsed()
+        self._begin("train")
+        if self._duration is not None:
+            deadline = self._start["train"] + self._duration - self._before
+            self._deadline = deadline if self._interval == "step" else math.inf
+            if time.monotonic() >= deadline:  # it was used up before this run was resumed
+                self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if time.monotonic() >= self._deadline:
+            self._deadline = math.inf
+            self._stop(trainer)  # on this process; the Trainer lets all of them stop at the same step
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        left = self.time_remaining()
+        if self._interval == "epoch" and left is not None and trainer.strategy.broadcast(left) <= 0:
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._finish("train")
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.should_stop = True
+        if self._verbose and trainer.is_global_zero:
+            elapsed = timedelta(seconds=int(self.time_elapsed()))
+            log.info("Timer: time is up after %s of training; stopping.", elapsed)
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin("sanity_check" if trainer.sanity_checking else "validate")
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        self._finish("sanity_check" if trainer.sanity_checking else "validate")
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin("test")
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        self._finish("test")
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin("predict")
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        self._finish("predict")
+
+    def _begin(self, stage: str) -> None:
+        self._start[stage] = time.monotonic()
+        self._end.pop(stage, None)
+
+    def _finish(self, stage: str) -> None:
+        self._end[stage] = time.monotonic()
+
+
+def _known(stage: str) -> str:
+    if stage not in _STAGES:
+        raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}")
+    return stage
+
+
+def _seconds(duration: str | timedelta | Mapping[str, float]) -> float:
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    if isinstance(duration, Mapping):
+        try:
+            return timedelta(**duration).total_seconds()
+        except TypeError as error:
+            raise ValueError(f"duration must hold arguments of datetime.timedelta; got {duration!r}") from error
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip()) if isinstance(duration, str) else None
+    if match is None:
+        raise ValueError(f"duration must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments; got {duration!r}")
+    days, hours, minutes, seconds = map(int, match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

@@ -1,0 +1,131 @@
+"""The data of a run in one object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .hparams import HyperparametersMixin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .trainer import Trainer
+
+
+class DataModule(HyperparametersMixin):
+    """Prepares data and makes loaders. Override what you need; a loader that is not made is a stage that does not run.
+
+    Attributes:
+        allow_zero_length_dataloader_with_multiple_devices: accepted for familiarity.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = False
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer that uses this data, if any."""
+        return self.__dict__.get("_trainer")
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self.__dict__["_trainer"] = trainer
+
+    def prepare_data(self) -> None:
+        """Download and prepare; called in one process per machine. Set no state here."""
+
+    def setup(self, stage: str) -> None:
+        """Make datasets. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+
+    def teardown(self, stage: str) -> None:
+        """A run ended, also after an exception."""
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader, or a list or dict of them."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> Any:
+        """Return the validation loader, or a list of them."""
+        raise NotImplementedError
+
+    def test_dataloader(self) -> Any:
+        """Return the test loader, or a list of them."""
+        raise NotImplementedError
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader to predict, or a list of them."""
+        raise NotImplementedError
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it moves to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device."""
+        assert self.trainer is not None, "called by the Trainer only"
+        return self.trainer.engine.to_device(batch)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch after it moved to the device."""
+        return batch
+
+    def on_exception(self, exception: BaseException) -> None:
+        """An exception ends the run; it is raised again afterwards."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to store in a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a DataModule of datasets: training ones are shuffled, the others not.
+
+        Args:
+            train_dataset: dataset to train on, or None.
+            val_dataset: dataset or list of datasets to validate on, or None.
+            test_dataset: dataset or list of datasets to test on, or None.
+            predict_dataset: dataset or list of datasets to predict, or None.
+            batch_size: samples per batch.
+            num_workers: processes per loader.
+            **kwargs: arguments of the class's constructor.
+        """
+        from torch.utils.data import DataLoader, IterableDataset
+
+        def loader(dataset: Any, shuffle: bool) -> DataLoader[Any]:
+            shuffle = shuffle and not isinstance(dataset, IterableDataset)
+            pin = torch.accelerator.is_available()
+            return DataLoader(
+                dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pin
+            )
+
+        def loaders(datasets: Any) -> Any:
+            if isinstance(datasets, (list, tuple)):
+                return [loader(dataset, shuffle=False) for dataset in datasets]
+            return loader(datasets, shuffle=False)
+
+        instance = cls(**kwargs)
+        if train_dataset is not None:
+            instance.train_dataloader = lambda: loader(train_dataset, shuffle=True)
+        if val_dataset is not None:
+            instance.val_dataloader = lambda: loaders(val_dataset)
+        if test_dataset is not None:
+            instance.test_dataloader = lambda: loaders(test_dataset)
+        if predict_dataset is not None:
+            instance.predict_dataloader = lambda: loaders(predict_dataset)
+        return instance

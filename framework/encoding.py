@@ -1,0 +1,152 @@
+"""Nested state as JSON, with its tensors beside it and, apart from both, what is neither.
+
+JSON takes None, bools, numbers, strings, lists and dicts with string keys as they are. Everything else becomes a dict
+with one key that begins with ``$``: ``{"$tensor": key}`` names a tensor of a safetensors file, ``{"$object": key}`` an
+entry of the pickle, ``{"$tuple": [...]}`` and the like keep a container's type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from datetime import timedelta
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
+
+
+class SealedObject:
+    """Stands for an object that was pickled and not loaded. Any use of it raises, naming it and the way out."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        self.__dict__.update(_key=key, _reason=reason)
+
+    def _error(self) -> Exception:
+        from .checkpoint import CheckpointError
+
+        return CheckpointError(f"the checkpoint's {self._key!r} {self._reason}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python probes for when copying or printing
+            raise AttributeError(name)
+        raise self._error()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._error()
+
+    def __repr__(self) -> str:
+        return f"<not loaded: {self._key}>"
+
+
+def find_sealed(value: Any) -> SealedObject | None:
+    """The first object inside ``value`` that was not loaded."""
+    if isinstance(value, SealedObject):
+        return value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next((found for child in children if (found := find_sealed(child)) is not None), None)
+
+
+def require_unsealed(value: Any) -> None:
+    """Raise the error of the first object inside ``value`` that was not loaded, if there is one."""
+    if (sealed := find_sealed(value)) is not None:
+        raise sealed._error()
+
+
+def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+    """Return ``value`` as JSON; put its tensors and other objects into the dicts, under the paths at which they stand."""
+    if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
+        return value
+    while path in tensors or path in objects:
+        path += "'"  # {"a": {"b": x}, "a.b": y} gives one path twice
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"$tensor": path}
+    if type(value) is list:
+        return [encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)]
+    if type(value) is tuple:
+        return {"$tuple": encode(list(value), path, tensors, objects)}
+    if type(value) in (set, frozenset) and all(isinstance(item, (str, int)) for item in value):
+        return {f"${type(value).__name__}": sorted(value, key=repr)}
+    if isinstance(value, (dict, Counter, OrderedDict)) and not isinstance(value, defaultdict):
+        return _encode_dict(value, path, tensors, objects)
+    if isinstance(value, torch.Size):
+        return {"$size": list(value)}
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"$device": str(value)}
+    if isinstance(value, timedelta):
+        return {"$timedelta": value.total_seconds()}
+    if isinstance(value, PurePath):
+        return {"$path": str(value)}
+    if type(value).__module__ == "numpy":
+        return _encode_numpy(value, path, tensors, objects)
+    objects[path] = value
+    return {"$object": path}
+
+
+def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+    if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        encoded: Any = {key: encode(item, f"{path}.{key}", tensors, objects) for key, item in value.items()}
+    else:
+        items = [
+            [encode(key, f"{path}.key{i}", tensors, objects), encode(item, f"{path}.{key}", tensors, objects)]
+            for i, (key, item) in enumerate(value.items())
+        ]
+        encoded = {"$items": items}
+    name = type(value).__name__
+    return {"$dict": name, "$value": encoded} if _CONTAINERS.get(name) is type(value) else encoded
+
+
+def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+    if type(value).__name__ == "ndarray":
+        try:
+            tensors[path] = torch.from_numpy(value.copy())
+        except TypeError:  # an array of strings or objects
+            objects[path] = value
+            return {"$object": path}
+        return {"$array": path}
+    if hasattr(value, "item") and isinstance(value.item(), (bool, int, float)):
+        return value.item()
+    objects[path] = value
+    return {"$object": path}
+
+
+def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | None) -> Any:
+    """The inverse of :func:`encode`; without ``objects``, a :class:`SealedObject` stands for each of them."""
+    if isinstance(value, list):
+        return [decode(item, tensors, objects) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value), "")
+    if not tag.startswith("$"):
+        return {key: decode(item, tensors, objects) for key, item in value.items()}
+    content = value[tag]
+    if tag == "$tensor":
+        return tensors[content]
+    if tag == "$array":
+        return tensors[content].numpy()
+    if tag == "$object":
+        return _open_object(content, objects)
+    if tag == "$tuple":
+        return tuple(decode(content, tensors, objects))
+    if tag == "$items":
+        return {decode(key, tensors, objects): decode(item, tensors, objects) for key, item in content}
+    if tag == "$dict":
+        return _CONTAINERS[content](decode(value["$value"], tensors, objects))
+    plain = {
+        "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": str,
+        "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: getattr(torch, name),
+    }  # fmt: skip
+    return plain[tag](content)
+
+
+def _open_object(key: str, objects: dict[str, Any] | None) -> Any:
+    if objects is None:
+        return SealedObject(key, "is a pickled object, which can run code; pass weights_only=False if you trust it")
+    if key not in objects:
+        return SealedObject(key, "could not be pickled when the checkpoint was saved")
+    return objects[key]

@@ -1,0 +1,167 @@
+"""The level below the Trainer: a device, a strategy and a precision, and the steps taken on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..strategies import Precision, Strategy, create_strategy
+from ..strategies.accelerator import select_devices
+from ..strategies.precision import create_precision
+from .batches import cast_batch, map_tensors, move_batch
+
+
+class Engine:
+    """Runs steps of a module on the chosen devices, with the chosen strategy and precision.
+
+    The Trainer's loops are written on these methods.
+
+    Args:
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+        devices: a count, a list of indices, ``"auto"`` or -1.
+        num_nodes: number of machines.
+        strategy: a name or a :class:`~loopwright.strategies.Strategy`.
+        precision: a name or a :class:`~loopwright.strategies.Precision`.
+
+    Raises:
+        ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
+    """
+
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        strategy: str | Strategy = "auto",
+        precision: int | str | Precision = "32-true",
+    ) -> None:
+        if not isinstance(num_nodes, int) or num_nodes < 1:
+            raise ValueError(f"num_nodes must be an integer from 1; got {num_nodes!r}")
+        self.strategy = create_strategy(strategy)
+        self.precision = create_precision(precision)
+        chosen = select_devices(accelerator, devices)
+        if devices == "auto" and strategy in ("auto", "single"):
+            chosen = chosen[:1]
+        self.strategy.setup_environment(chosen, num_nodes)
+        self.precision.check(self.device)
+        scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
+        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None  # pyright: ignore[reportPrivateImportUsage] # its documented name
+        self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
+        self._stepped: set[int] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.strategy.device
+
+    # -- modules, batches -------------------------------------------------------------------------------------
+
+    def setup(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device and into the precision."""
+        return self.strategy.setup(module, self.precision)
+
+    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+        """Take the module's optimizers; returns those to step."""
+        return self.strategy.setup_optimizers(optimizers)
+
+    @property
+    def moves_batches(self) -> bool:
+        """Whether :meth:`to_device` does anything."""
+        return self.device.type != "cpu" or self.precision.input_dtype is not None
+
+    def to_device(self, batch: Any) -> Any:
+        """Move a batch's tensors to the device, and convert them where the precision says so."""
+        batch = move_batch(batch, self.device)
+        dtype = self.precision.input_dtype
+        return batch if dtype is None else cast_batch(batch, dtype)
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """``forward(step_name, *args)`` calls that step of the module for training."""
+        return self.strategy.forward
+
+    @property
+    def evaluate(self) -> Callable[..., Any]:
+        """``evaluate(step_name, *args)`` calls that step of the module for evaluation."""
+        return self.strategy.evaluate
+
+    def backward(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        """Compute the gradients of ``loss``, scaled if the precision says so.
+
+        Args:
+            loss: a scalar.
+            *args: for ``Tensor.backward``.
+            run: called with the scaled loss instead of the strategy's backward.
+            **kwargs: for ``Tensor.backward``.
+        """
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        run = run or self.strategy.backward
+        if self.precision.compute is not None and torch.is_autocast_enabled(self.device.type):
+            # Manual optimization calls this inside the step: backward repeats each operation in its forward's type.
+            with torch.autocast(self.device.type, enabled=False):
+                run(loss, *args, **kwargs)
+        else:
+            run(loss, *args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """A context around forward and backward in which gradients stay local to the process."""
+        return self.strategy.no_sync()
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring an optimizer's gradients back to their true size, once per step."""
+        if self.scaler is None or id(optimizer) in self._unscaled:
+            return
+        if id(optimizer) in self._stepped:
+            # A second step in one window: begin anew at the same scale, which other gradients may still carry.
+            # (scale() of a one is the scale as a tensor: no host–device sync.)
+            self.scaler.update(self.scaler.scale(torch.ones((), device=self.device)))
+            self._stepped.clear()
+        self.scaler.unscale_(optimizer)
+        self._unscaled.add(id(optimizer))
+
+    def clip_gradients(self, optimizer: Any, value: float | None, algorithm: str = "norm") -> None:
+        """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
+        if not value:
+            return
+        if algorithm not in ("norm", "value"):
+            raise ValueError(f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}')
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # the wrapper of manual optimization
+        self.unscale(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.strategy.clip_gradients(parameters, value, algorithm)
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Step an optimizer; under loss scaling, not if a gradient overflowed."""
+        if self.scaler is None:
+            return self.strategy.step(optimizer) if closure is None else optimizer.step(closure)
+        if closure is not None:
+            raise RuntimeError(
+                f"an optimizer with a closure ({type(optimizer).__name__}) cannot be combined with loss scaling "
+                f'(precision={self.precision.name!r}); use precision="bf16-mixed" or "32-true"'
+            )
+        self.unscale(optimizer)
+        result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+        self._unscaled.discard(id(optimizer))
+        self._stepped.add(id(optimizer))
+        return result
+
+    def end_window(self) -> None:
+        """All optimizers of a window have stepped: adapt the loss scale."""
+        if self.scaler is not None and self._stepped:
+            self.scaler.update()
+            self._stepped.clear()
+            self._unscaled.clear()
+
+    # -- peers ------------------------------------------------------------------------------------------------
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Gather the tensors in ``data`` from all processes, stacked along a new first dimension."""
+        return map_tensors(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))

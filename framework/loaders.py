@@ -1,0 +1,366 @@
+"""Loaders that can be iterated from any batch of any epoch, and combinations of several.
+
+What a user gives is never re-created or patched. A ``torch.utils.data.DataLoader`` over a map-style dataset is
+shallow-copied and its index sampler replaced in the copy, so that the order of the data is a pure function of
+(seed, epoch, cursor) and a resumed run jumps to its cursor without loading what it skips.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
+
+INFINITE = float("inf")
+
+
+def loader_length(loader: Any) -> int | float:
+    """Number of batches; infinite if the loader does not tell."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # no __len__, or a DataLoader over a dataset without one
+        return INFINITE
+
+
+class EpochLoader:
+    """One loader of a user, iterated epoch by epoch.
+
+    Args:
+        loader: any iterable that can be iterated again.
+        seed: the run's seed.
+        shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
+    """
+
+    def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}")
+        self.loader = loader
+        self.seed = seed
+        self.length = loader_length(loader)
+        self._stateful = _has_state(loader)
+        self._resumed: dict[str, Any] | None = None
+        self._indices: IndexPlan | None = None
+        if not self._stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            self._indices = IndexPlan(loader, seed, shuffle)
+            self._copy = _replace_sampler(loader, self._indices)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Iterate epoch ``epoch`` from batch ``start``."""
+        set_epoch(self.loader, epoch)
+        if self._resumed is not None and self._stateful:
+            self.loader.load_state_dict(self._resumed)
+            self._resumed = None
+            return iter(self.loader)
+        if self._indices is not None:
+            self._indices.place(epoch, start)
+            return iter(self._copy)
+        if isinstance(self.loader, Sequence):
+            return islice(iter(self.loader), start, None) if start else iter(self.loader)
+        batches = self._iterate_stream(epoch)
+        if start:
+            print(f"Resuming inside an epoch of a loader without state: reading {start} batches again to skip them.")
+            for _ in islice(batches, start):
+                pass
+        return batches
+
+    def _iterate_stream(self, epoch: int) -> Iterator[Any]:
+        """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
+        if self._stateful:
+            return iter(self.loader)
+        loader = self.loader
+        if isinstance(loader, DataLoader):
+            loader = copy.copy(loader)
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+            loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
+            if loader.num_workers > 0:
+                return iter(loader)
+        return _isolated(loader, mix_seeds(self.seed, epoch))
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``)."""
+        return self.loader.state_dict() if self._stateful else None
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
+        self._resumed = state
+
+
+class IndexPlan:
+    """The batches of indices of a map-style loader, for any epoch from any batch; stands in for its sampler.
+
+    torch's own sequential and random samplers are planned anew from the seed; any other sampler is kept, and moved
+    forward without loading.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
+        self.seed = seed
+        self.length = len(loader) if loader_length(loader) != INFINITE else None
+        self.epoch = self.start = 0
+        self.in_workers = loader.num_workers > 0
+        self.batched = loader.batch_sampler is not None
+        self.sampler: Any = loader.batch_sampler if self.batched else loader.sampler
+        self.batch_size: int | None = None
+        self.drop_last = False
+        inner = self.sampler
+        if self.batched and type(inner) is BatchSampler:
+            self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
+            inner = inner.sampler
+        self.random = inner if shuffle and type(inner) is RandomSampler else None
+        self.size = len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
+        self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
+        if self.random is not None and self.random.generator is not None:
+            self.seed = mix_seeds(seed, self.random.generator.initial_seed())
+        samplers = (self.sampler, getattr(self.sampler, "sampler", None))
+        generators = [getattr(sampler, "generator", None) for sampler in samplers]
+        self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
+
+    def place(self, epoch: int, start: int) -> None:
+        """Set where the next iteration begins."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the sampler has no length")
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._planned() if self.planned else self._replayed()
+        if not self.in_workers:
+            return batches
+        return self._seeded(batches)
+
+    def _planned(self) -> Iterator[Any]:
+        order = self._order()
+        if not self.batched:
+            yield from order[self.start :]
+            return
+        assert self.batch_size is not None
+        last = len(order) - self.batch_size + 1 if self.drop_last else len(order)
+        for first in range(self.start * self.batch_size, last, self.batch_size):
+            yield list(order[first : first + self.batch_size])
+
+    def _order(self) -> Sequence[int]:
+        """The epoch's sample indices."""
+        assert self.size is not None
+        if self.random is None:
+            return range(self.size)
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+        population = len(self.random.data_source)  # pyright: ignore[reportArgumentType] # RandomSampler needs a length
+        if self.random.replacement:
+            return torch.randint(population, (self.size,), generator=generator).tolist()
+        order: list[int] = []
+        while len(order) < self.size:
+            order += torch.randperm(population, generator=generator).tolist()
+        return order[: self.size]
+
+    def _replayed(self) -> Iterator[Any]:
+        """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
+        set_epoch(self.sampler, self.epoch)
+        for generator, seed in self.generators:
+            generator.manual_seed(mix_seeds(seed, self.epoch))
+        return islice(_isolated(self.sampler, mix_seeds(self.seed, self.epoch)), self.start, None)
+
+    def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for cursor, indices in enumerate(batches, self.start):
+            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, cursor))
+
+
+class _SeededIndices:
+    """Indices on their way to a worker: unpickling them there seeds its generators and gives the plain indices.
+
+    So a batch's random augmentation depends on (seed, epoch, cursor) alone, whatever worker makes it, and neither the
+    dataset nor the worker function is touched.
+    """
+
+    def __init__(self, indices: Any, seed: int) -> None:
+        self.indices = indices
+        self.seed = seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _seed_and_unwrap, (self.indices, self.seed)
+
+
+def _seed_and_unwrap(indices: Any, seed: int) -> Any:
+    seed_batch(seed)
+    return indices
+
+
+def _isolated(source: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone."""
+    outside = rng_state()
+    seed_batch(seed)
+    try:
+        iterator = iter(source)
+        inside = rng_state()
+    finally:
+        set_rng_state(outside)
+    while True:
+        outside = rng_state()
+        set_rng_state(inside)
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            inside = rng_state()
+            set_rng_state(outside)
+        yield item
+
+
+def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
+    """A shallow copy with another index sampler. (Setting it is refused after construction; so past __setattr__.)"""
+    changed = copy.copy(loader)
+    name = "batch_sampler" if indices.batched else "sampler"
+    changed.__dict__.update({name: indices, "_iterator": None})
+    return changed
+
+
+def _has_state(loader: Any) -> bool:
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def set_epoch(obj: Any, epoch: int) -> None:
+    """Tell ``obj``, its dataset and its samplers the epoch, where they want to know (``set_epoch``)."""
+    for part in (obj, getattr(obj, "dataset", None), getattr(obj, "sampler", None)):
+        if callable(method := getattr(part, "set_epoch", None)):
+            method(epoch)
+
+
+class CombinedLoader:
+    """Several loaders read together.
+
+    Args:
+        iterables: a list, tuple or dict of loaders.
+        mode: ``"min_size"`` ends with the shortest; ``"max_size_cycle"`` ends with the longest and begins the others
+            again; ``"max_size"`` ends with the longest and gives None for the others; ``"sequential"`` reads one
+            after the other. A batch is a list or dict of the loaders' batches; with ``"sequential"``, one of them.
+
+    Raises:
+        ValueError: for another mode, or no loader.
+    """
+
+    MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
+
+    def __init__(self, iterables: Any, mode: str = "min_size") -> None:
+        if mode not in self.MODES:
+            raise ValueError(f"mode must be one of {', '.join(self.MODES)}; got {mode!r}")
+        if not isinstance(iterables, (list, tuple, dict)) or not iterables:
+            raise ValueError(f"iterables must be a list, tuple or dict with at least one loader; got {iterables!r}")
+        self.iterables = iterables
+        self.mode = mode
+        self.keys = list(iterables) if isinstance(iterables, dict) else None
+
+    @property
+    def flattened(self) -> list[Any]:
+        """The loaders as a list."""
+        return list(self.iterables.values()) if isinstance(self.iterables, dict) else list(self.iterables)
+
+    def __len__(self) -> int:
+        length = combined_length([loader_length(loader) for loader in self.flattened], self.mode)
+        if length == INFINITE:
+            raise TypeError("a loader has no length")
+        return int(length)
+
+    def __iter__(self) -> Iterator[Any]:
+        return CombinedEpochLoader(self, [_Again(loader) for loader in self.flattened]).iterate(0)
+
+
+class _Again:
+    """A loader as it is, behind the calls of :class:`EpochLoader`."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.length = loader_length(loader)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        return islice(iter(self.loader), start, None)
+
+
+def combined_length(lengths: list[int | float], mode: str) -> int | float:
+    """Number of batches of several loaders read together."""
+    return {"min_size": min, "sequential": sum}.get(mode, max)(lengths)
+
+
+class CombinedEpochLoader:
+    """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
+
+    def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
+        self.loader = combined
+        self.loaders = loaders
+        self.length = combined_length([loader.length for loader in loaders], combined.mode)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Iterate epoch ``epoch`` from batch ``start``. What this draws at random, it draws before it returns."""
+        if self.loader.mode == "sequential":
+            rest = list(self.loaders)
+            while len(rest) > 1 and start >= rest[0].length:  # never where the length is not known
+                start -= int(rest.pop(0).length)
+            return self._sequential(rest[0].iterate(epoch, start), rest[1:], epoch)
+        cycle = self.loader.mode == "max_size_cycle"
+        return self._together([_Stream(loader, epoch, start, cycle) for loader in self.loaders])
+
+    def _together(self, streams: list[_Stream]) -> Iterator[Any]:
+        shortest = self.loader.mode == "min_size"
+        while True:
+            batch = []
+            for stream in streams:
+                batch.append(stream.next())
+                if shortest and stream.ended:
+                    return
+            if all(stream.ended for stream in streams):
+                return
+            yield batch if self.loader.keys is None else dict(zip(self.loader.keys, batch, strict=True))
+
+    @staticmethod
+    def _sequential(first: Iterator[Any], rest: list[Any], epoch: int) -> Iterator[Any]:
+        yield from first
+        for loader in rest:
+            yield from loader.iterate(epoch)
+
+    def state_dict(self) -> list[Any]:
+        """The loaders' states."""
+        return [loader.state_dict() for loader in self.loaders]
+
+    def load_state_dict(self, state: list[Any] | None) -> None:
+        """Take back :meth:`state_dict`."""
+        for loader, own in zip(self.loaders, state or [], strict=False):
+            loader.load_state_dict(own)
+
+
+class _Stream:
+    """One loader among several: begun again as often as needed, each time in another order."""
+
+    def __init__(self, loader: Any, epoch: int, start: int, cycle: bool) -> None:
+        self.loader, self.epoch, self.cycle = loader, epoch, cycle
+        self.ended = False  # whether it has been read to its end at least once
+        self.round = 0
+        if cycle and start and loader.length not in (0, INFINITE):
+            self.round, start = divmod(start, int(loader.length))
+            if start == 0:
+                # The round before is over, but its end is only seen by the next read.
+                self.round, start = self.round - 1, int(loader.length)
+            self.ended = self.round > 0
+        self.iterator = loader.iterate(self._epoch(), start)
+
+    def _epoch(self) -> int:
+        # Further rounds need orders of their own; no training has this many epochs.
+        return self.epoch + self.round * 1_000_000_007
+
+    def next(self) -> Any:
+        """The next batch, or None when there is no more."""
+        for _ in range(2):
+            try:
+                return next(self.iterator)
+            except StopIteration:
+                self.ended = True
+                if not self.cycle:
+                    return None
+                self.round += 1
+                self.iterator = self.loader.iterate(self._epoch())
+        raise RuntimeError(f"a loader gave no batch when it was begun again: {self.loader.loader!r}")

@@ -1,0 +1,330 @@
+"""The loops: plain functions, from an epoch down to the user's steps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .loaders import INFINITE
+from .metrics import load_metric_states, metric_states
+from .optimization import step_arguments
+from .seed import isolated_rng, set_rng_state
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+# What the hooks and steps of an evaluation are called.
+_NAMES = {"validate": "validation", "sanity_check": "validation", "test": "test", "predict": "predict"}
+
+
+def fit(trainer: Trainer) -> None:
+    """Train until a limit is reached or somebody asks to stop.
+
+    ::
+
+        on_train_start
+        for epoch in epochs:
+            on_train_epoch_start
+            for batch_idx, batch in batches:
+                on_train_batch_start                        # returning -1 ends the epoch
+                training_step
+                zero_grad, if the batch is a window's first
+                backward
+                on_before_optimizer_step, clip, step, step-wise schedulers, if it is a window's last
+                on_train_batch_end
+                log / validate / stop when due
+            on_train_epoch_end
+        on_train_end
+    """
+    state, bus = trainer.state, trainer.bus
+    sanity_check(trainer)
+    trainer.data.load_train()
+    if state.epoch_done:
+        state.next_epoch()
+    if not trainer.num_training_batches or _limit_reached(trainer):
+        _restore_progress(trainer)
+        return
+    if trainer.validation_due_in_epoch():
+        trainer.load_val_data()
+    state.stage = "train"
+    trainer.metrics.enter("train", "epoch")
+    for hook in bus.on_train_start:
+        hook()
+    while not _limit_reached(trainer) and not _may_stop(trainer):
+        if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
+            trainer.data.load_train(again=True)
+        if not _train_epoch(trainer):
+            break
+        state.next_epoch()
+    trainer.metrics.enter("train", None)
+    for hook in bus.on_train_end:
+        hook()
+
+
+def _limit_reached(trainer: Trainer) -> bool:
+    state = trainer.state
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs not in (None, -1) and state.epoch >= epochs) or (steps != -1 and state.global_step >= steps)
+
+
+def _may_stop(trainer: Trainer, epochs_done: int | None = None) -> bool:
+    """Whether somebody asked to stop and the minimum has been trained."""
+    if not trainer.should_stop:
+        return False
+    epochs_done = trainer.state.epoch if epochs_done is None else epochs_done
+    return epochs_done >= (trainer.min_epochs or 0) and trainer.state.global_step >= (trainer.min_steps or 0)
+
+
+def _restore_progress(trainer: Trainer) -> None:
+    """Put random generators and metrics where the checkpoint left them."""
+    resumed, trainer.resumed = trainer.resumed, None
+    if resumed is None:
+        return
+    trainer.metrics.load_state_dict(resumed["metrics"])
+    load_metric_states(trainer.module, resumed["metric_states"])
+    if resumed["rng"] is not None:
+        set_rng_state(resumed["rng"], trainer.engine.device)
+
+
+def _train_epoch(trainer: Trainer) -> bool:
+    """Train an epoch from the data cursor on; False if it was left before its end."""
+    state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
+    loader, num_batches = trainer.data.train, trainer.num_training_batches
+    assert loader is not None
+    ended = state.batch_idx >= num_batches  # resumed from a checkpoint of the epoch's very end
+    if state.batch_idx == 0:
+        _restore_progress(trainer)
+        metrics.enter("train", "epoch")
+        for hook in bus.on_train_epoch_start:
+            hook()
+    batches = iter(()) if ended else loader.iterate(state.epoch, state.batch_idx)
+    _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
+    metrics.enter("train", "batch")
+    optimization.open_window(state.batch_idx, num_batches)
+
+    step = optimization.automatic_step if optimization.automatic else optimization.manual_step
+    transfer = trainer.data.transfer()
+    on_start, on_end, on_end_late = bus.on_train_batch_start, bus.on_train_batch_end, bus.on_train_batch_end_late
+    log_every = trainer.log_every_n_steps
+    max_steps = trainer.max_steps if trainer.max_steps != -1 else INFINITE
+    validate_every, validate_offset = trainer.validation_interval()
+    skipped = stopped = False
+
+    if state.batch_idx and (state.batch_idx + validate_offset) % validate_every == 0:
+        validate(trainer)  # due when the checkpoint was saved, and not done
+    stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
+
+    for batch in batches if not stopped else ():
+        batch_idx = state.batch_idx
+        if transfer is not None:
+            batch = transfer(batch, 0)
+        metrics.batch = batch
+        for hook in on_start:
+            if hook(batch, batch_idx) == -1:
+                skipped = True
+        if skipped:
+            break
+
+        outputs = step(batch, batch_idx, num_batches)
+
+        state.batch_idx = done = batch_idx + 1
+        state.total_batches += 1
+        if done >= num_batches:
+            optimization.end_epoch()
+            ended = True
+        for hook in on_end:
+            hook(outputs, batch, batch_idx)
+        stepped = optimization.stepped
+        if stepped and state.global_step % log_every == 0:
+            trainer.log_step()
+        for hook in on_end_late:
+            hook(outputs, batch, batch_idx)
+        if (done + validate_offset) % validate_every == 0:
+            validate(trainer)
+        if stepped and optimization.plateau_each_step:
+            optimization.plateau_step(lambda: trainer.callback_metrics)
+        if stepped and state.global_step >= max_steps:
+            stopped = True
+        elif trainer.should_stop and not optimization.window_is_open:
+            stopped = _may_stop(trainer, state.epoch + ended)
+        if ended or stopped:
+            break
+
+    metrics.batch = None
+    del batches  # end its workers
+    if not ended and not stopped:
+        _end_early(trainer, skipped)
+        ended = True
+    if stopped and not ended and trainer.should_stop and state.validated != state.batch_idx:
+        validate(trainer, asked=False)
+    if validate_every == INFINITE and not skipped and not (stopped and not ended):
+        validate(trainer)
+    _end_epoch(trainer, complete=ended)
+    return ended
+
+
+def _end_early(trainer: Trainer, skipped: bool) -> None:
+    """The loader ended before its length said so, or it tells none, or a hook skipped the rest."""
+    state, optimization = trainer.state, trainer.optimization
+    if state.batch_idx == 0 and not skipped:
+        again = "; an iterator can be read once only: pass an iterable that can be begun again" if state.epoch else ""
+        raise RuntimeError(f"the training loader gave no batch in epoch {state.epoch}{again}")
+    if optimization.window_is_open:
+        optimization.close_open_window(state.batch_idx - 1)
+    optimization.end_epoch()
+
+
+def _end_epoch(trainer: Trainer, complete: bool) -> None:
+    state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
+    if not complete:
+        # The epoch goes on in another run, which needs the values gathered so far.
+        trainer.unfinished = {"metrics": metrics.state_dict(), "metric_states": metric_states(trainer.module)}
+    metrics.enter("train", "epoch")
+    for hook in bus.on_train_epoch_end:
+        hook()
+    trainer.log_row(metrics.end_epoch().logged)
+    metrics.moment = None
+    if complete:
+        trainer.optimization.plateau_each_epoch(lambda: trainer.callback_metrics)
+        state.epoch_done = True  # all but what follows, which saves
+    for hook in bus.on_train_epoch_end_late:
+        hook()
+
+
+def sanity_check(trainer: Trainer) -> None:
+    """Run a few validation batches, so that a mistake there shows before the first epoch, and undo their traces."""
+    if not trainer.num_sanity_val_steps or not trainer.enable_validation:
+        return
+    state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
+    kept = metric_states(trainer.module)
+    with isolated_rng(trainer.engine.device):
+        state.stage = "sanity_check"
+        for hook in bus.on_sanity_check_start:
+            hook()
+        if trainer.load_val_data():
+            evaluate(trainer, "sanity_check", trainer.data.loaders["validate"], trainer.num_sanity_val_batches)
+        for hook in bus.on_sanity_check_end:
+            hook()
+    state.stage = None
+    metrics.forget()
+    load_metric_states(trainer.module, kept)
+
+
+def validate(trainer: Trainer, asked: bool = True) -> None:
+    """Validate inside ``fit``, if there is what to validate on and it was not done for this batch already."""
+    state = trainer.state
+    if state.validated == state.batch_idx or not trainer.enable_validation:
+        return
+    if asked and not trainer.validation_due_in_epoch():
+        return
+    if not trainer.load_val_data():
+        return
+    if not trainer.optimization.window_is_open:
+        for hook in trainer.zero_grad_hook():
+            hook()
+    before = trainer.metrics.enter(None, None)
+    state.stage = "validate"
+    evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
+    state.stage = "train"
+    trainer.metrics.enter(*before)
+
+
+def evaluate(
+    trainer: Trainer, stage: str, loaders: list[Any], limits: list[int | float], verbose: bool = False
+) -> list[dict[str, float]]:
+    """Run the validation or test loop.
+
+    ::
+
+        on_<stage>_model_eval
+        on_<stage>_start, on_<stage>_epoch_start
+        for each loader, for each batch:
+            on_<stage>_batch_start, <stage>_step, on_<stage>_batch_end
+        on_<stage>_epoch_end                    # then the values are reduced and logged
+        on_<stage>_end
+        on_<stage>_model_train
+
+    Returns:
+        A dict of values for each loader.
+    """
+    name, metrics, state, bus = _NAMES[stage], trainer.metrics, trainer.state, trainer.bus
+    module = trainer.module
+    trainer.remember_training_mode()
+    getattr(module, f"on_{name}_model_eval")()
+    metrics.enter(name, "epoch")
+    with _no_gradients(trainer):
+        for hook in (*getattr(bus, f"on_{name}_start"), *getattr(bus, f"on_{name}_epoch_start")):
+            hook()
+        metrics.moment = "batch"
+        _run_batches(trainer, name, loaders, limits, None)
+        metrics.moment = "epoch"
+        for hook in getattr(bus, f"on_{name}_epoch_end"):
+            hook()
+        results = metrics.end_epoch()
+        metrics.moment = None
+        if stage != "sanity_check":
+            trainer.log_row(results.logged)
+        for hook in getattr(bus, f"on_{name}_end"):
+            hook()
+        if stage == "validate" and state.fn == "fit":
+            state.validated = state.batch_idx
+        for hook in bus.on_validation_end_late if name == "validation" else ():
+            hook()
+    getattr(module, f"on_{name}_model_train")()
+    metrics.enter(None, None)
+    return metrics.by_loader(results, len(loaders))
+
+
+def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], keep: bool) -> list[Any]:
+    """Run the prediction loop, as :func:`evaluate` does; returns what ``predict_step`` returned, by loader."""
+    bus, module = trainer.bus, trainer.module
+    trainer.remember_training_mode()
+    module.on_predict_model_eval()
+    outputs: list[list[Any]] = [[] for _ in loaders]
+    with _no_gradients(trainer):
+        for hook in (*bus.on_predict_start, *bus.on_predict_epoch_start):
+            hook()
+        _run_batches(trainer, "predict", loaders, limits, outputs if keep else None)
+        for hook in (*bus.on_predict_epoch_end, *bus.on_predict_end):
+            hook()
+    trainer.restore_training_mode()
+    return outputs
+
+
+def _run_batches(
+    trainer: Trainer, name: str, loaders: list[Any], limits: list[int | float], keep: list[list[Any]] | None
+) -> None:
+    bus, metrics = trainer.bus, trainer.metrics
+    on_start, on_end = getattr(bus, f"on_{name}_batch_start"), getattr(bus, f"on_{name}_batch_end")
+    step_name = f"{name}_step"
+    takes = step_arguments(getattr(trainer.module, step_name))
+    transfer, forward = trainer.data.transfer(), trainer.engine.evaluate
+    several = len(loaders) > 1
+    for index, (loader, limit) in enumerate(zip(loaders, limits, strict=True)):
+        metrics.dataloader_idx = index if several else None
+        place = (index,) if several else ()
+        batch_idx = -1
+        for batch_idx, batch in enumerate(loader) if limit else ():
+            if transfer is not None:
+                batch = transfer(batch, index)
+            metrics.batch = batch
+            for hook in on_start:
+                hook(batch, batch_idx, *place)
+            output = forward(step_name, *(batch, batch_idx, *place)[:takes])
+            for hook in on_end:
+                hook(output, batch, batch_idx, *place)
+            if keep is not None:
+                keep[index].append(output)
+            if batch_idx + 1 >= limit:
+                break
+        if limit and batch_idx < 0:
+            raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")
+    metrics.dataloader_idx = None
+    metrics.batch = None
+
+
+def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:
+    # Inside fit, a tensor that a module keeps from validation may meet autograd later: no inference mode there.
+    return torch.inference_mode() if trainer.inference_mode and trainer.state.fn != "fit" else torch.no_grad()

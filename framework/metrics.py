@@ -1,0 +1,339 @@
+"""What ``self.log`` keeps: tensors on their device, reduced over steps and processes, read only when needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .batches import batch_size_of
+
+if TYPE_CHECKING:
+    from ..strategies.base import Strategy
+
+REDUCTIONS = ("mean", "sum", "min", "max")
+_REDUCTION_FUNCTIONS = {torch.mean: "mean", torch.sum: "sum", torch.min: "min", torch.max: "max", min: "min", max: "max"}
+
+# So many values of an epoch are kept as they came before they are folded into their sum: folding each at once would
+# cost several kernels a step, folding none would grow without bound.
+CHUNK = 256
+
+
+@dataclass
+class LoggedValue:
+    """One name that was logged in a stage."""
+
+    name: str
+    dataloader_idx: int | None
+    prog_bar: bool
+    logger: bool
+    on_step: bool
+    on_epoch: bool
+    reduction: str
+    value: Any = None  # the last one: a 0-dim tensor, a number or a torchmetrics Metric
+    is_metric: bool = False
+    total: Any = None  # folded values: a float64 sum (float32 where the device has no float64), or the minimum/maximum
+    weight: float = 0.0
+    pending: list[Any] = field(default_factory=list)
+    pending_weights: list[float] = field(default_factory=list)
+
+    def add(self, weight: float) -> None:
+        """Take the last value into the epoch's."""
+        self.pending.append(self.value)
+        self.pending_weights.append(weight)
+        if len(self.pending) == CHUNK:
+            self.total, self.weight = self.folded()
+            self.pending, self.pending_weights = [], []
+
+    def folded(self) -> tuple[Any, float]:
+        """The epoch's total and weight so far."""
+        if not self.pending:
+            return self.total, self.weight
+        device = next((value.device for value in self.pending if isinstance(value, Tensor)), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.stack([torch.as_tensor(v, dtype=dtype, device=device).detach() for v in self.pending])
+        if self.reduction in ("min", "max"):
+            reduce = torch.amin if self.reduction == "min" else torch.amax
+            total = reduce(values, 0) if self.total is None else reduce(torch.cat([values, self.total[None]]), 0)
+            return total, self.weight + len(self.pending)
+        if self.reduction == "mean":
+            values = values * torch.tensor(self.pending_weights, dtype=dtype, device=device)
+        total = values.sum() if self.total is None else self.total + values.sum()
+        return total, self.weight + sum(self.pending_weights)
+
+    def names(self) -> tuple[str, str]:
+        """Its name as a step's value and as the epoch's."""
+        suffix = "" if self.dataloader_idx is None else f"/dataloader_idx_{self.dataloader_idx}"
+        if self.on_step and self.on_epoch:
+            return f"{self.name}_step{suffix}", f"{self.name}_epoch{suffix}"
+        return self.name + suffix, self.name + suffix
+
+
+@dataclass
+class Results:
+    """Values by name, in the three places in which the Trainer shows them."""
+
+    callback: dict[str, Any] = field(default_factory=dict)
+    logged: dict[str, Any] = field(default_factory=dict)
+    progress_bar: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, logged_value: LoggedValue, name: str, value: Any) -> None:
+        """Show ``value`` where it was logged to."""
+        self.callback[name] = value
+        if logged_value.logger:
+            self.logged[name] = value
+        if logged_value.prog_bar:
+            self.progress_bar[name] = value
+
+    def update(self, other: Results) -> None:
+        """Take over another's values."""
+        self.callback.update(other.callback)
+        self.logged.update(other.logged)
+        self.progress_bar.update(other.progress_bar)
+
+
+class Metrics:
+    """All that a run logs.
+
+    Attributes:
+        results: the epoch values of the stages that have ended, and their last step values.
+        moment: ``"batch"``, ``"epoch"`` or None: what the loop is in, which sets the defaults of ``log``.
+        batch: the batch in work, whose first dimension weights epoch means.
+        dataloader_idx: index of the evaluation loader in work, if there are several.
+    """
+
+    def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
+        self.strategy = strategy
+        self.enabled = enabled
+        self.results = Results()
+        self.stages: dict[str, dict[Any, LoggedValue]] = {}
+        self.stage: str | None = None
+        self.values: dict[Any, LoggedValue] = {}  # those of the stage
+        self.moment: str | None = None
+        self.batch: Any = None
+        self.dataloader_idx: int | None = None
+
+    def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
+        """Begin to log for ``stage``; returns what to enter again afterwards."""
+        before = self.stage, self.moment
+        self.stage, self.moment = stage, moment
+        self.values = self.stages.setdefault(stage, {}) if stage is not None else {}
+        return before
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool,
+        logger: bool | None,
+        on_step: bool | None,
+        on_epoch: bool | None,
+        reduce_fx: str | Callable[..., Any],
+        enable_graph: bool,
+        sync_dist: bool | None,
+        add_dataloader_idx: bool,
+        batch_size: int | None,
+        rank_zero_only: bool,
+    ) -> None:
+        """Keep a value; arguments as of ``Module.log``."""
+        if not self.enabled or (rank_zero_only and self.strategy.global_rank != 0):
+            return
+        index = self.dataloader_idx if add_dataloader_idx else None
+        entry = self.values.get((name, index))
+        if entry is None:
+            entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
+        elif (on_step is not None and on_step != entry.on_step) or (on_epoch is not None and on_epoch != entry.on_epoch):
+            raise ValueError(
+                f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
+                f"on_epoch={entry.on_epoch} before in this epoch; use another name"
+            )
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"log({name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
+            if not enable_graph and value.requires_grad:
+                value = value.detach()
+            if value.dim():
+                value = value.squeeze()
+            if sync_dist and self.strategy.world_size > 1:
+                value = self.strategy.reduce(value, entry.reduction)
+        elif entry.is_metric:
+            entry.value = value
+            return
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            value = _as_number(name, value)
+        entry.value = value
+        if entry.on_epoch:
+            entry.add(1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
+
+    def _create(
+        self, name: str, index: int | None, value: Any, prog_bar: bool, logger: bool | None, on_step: bool | None,
+        on_epoch: bool | None, reduce_fx: Any,
+    ) -> LoggedValue:  # fmt: skip
+        if not isinstance(name, str):
+            raise TypeError(f"log: name must be a str; got {name!r}")
+        if self.moment is None:
+            raise RuntimeError(
+                f"log({name!r}) here has no effect: values can be logged in training, validation and test steps and "
+                "in the hooks from on_train_start (on_validation_start, on_test_start) to the end of an epoch"
+            )
+        in_train_batch = self.moment == "batch" and self.stage == "train"
+        on_step = in_train_batch if on_step is None else on_step
+        on_epoch = not in_train_batch if on_epoch is None else on_epoch
+        if on_step and self.moment != "batch":
+            raise ValueError(f"log({name!r}, on_step=True): this is no step; use on_epoch=True")
+        if not on_step and not on_epoch:
+            raise ValueError(f"log({name!r}, on_step=False, on_epoch=False) would keep nothing; set one of them")
+        reduction = reduce_fx if isinstance(reduce_fx, str) else _REDUCTION_FUNCTIONS.get(reduce_fx)
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}")
+        metric = is_metric(value)
+        entry = LoggedValue(
+            name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, is_metric=metric
+        )
+        self.values[name, index] = entry
+        return entry
+
+    def _weight(self, name: str, batch_size: int | None) -> float:
+        if batch_size is not None:
+            return batch_size
+        if self.moment != "batch" or self.batch is None:
+            return 1
+        return batch_size_of(self.batch, name)
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def step_results(self) -> Results:
+        """The last values of the running stage's steps."""
+        results = Results()
+        for entry in self.values.values():
+            if entry.on_step and entry.value is not None:
+                value = getattr(entry.value, "_forward_cache", None) if entry.is_metric else entry.value
+                if value is None:
+                    continue
+                results.add(entry, entry.names()[0], value)
+                if entry.on_epoch:
+                    results.callback[entry.name] = value
+        return results
+
+    def current(self) -> Results:
+        """Everything that is known now."""
+        results = Results()
+        results.update(self.results)
+        results.update(self.step_results())
+        return results
+
+    def end_epoch(self) -> Results:
+        """Reduce the running stage's epoch values, keep them as results, and begin anew."""
+        results = Results()
+        self.results.update(self.step_results())
+        totals = [(entry, *entry.folded()) for entry in self.values.values() if entry.on_epoch and not entry.is_metric]
+        for entry, total, weight in self._reduce(totals):
+            value = total / weight if entry.reduction == "mean" and weight else total
+            self._show(results, entry, value)
+        for entry in self.values.values():
+            if entry.is_metric and entry.on_epoch and entry.value is not None:
+                self._show(results, entry, entry.value.compute())
+        for entry in self.values.values():
+            if entry.is_metric and entry.value is not None:
+                entry.value.reset()
+        self.values.clear()
+        self.results.update(results)
+        return results
+
+    def _reduce(self, totals: list[Any]) -> Iterable[Any]:
+        """Reduce over processes; each total becomes a 0-dim float32 tensor, or float64 if a value was that."""
+        for entry, total, weight in totals:
+            if total is not None:
+                yield entry, total, weight
+
+    @staticmethod
+    def _show(results: Results, entry: LoggedValue, value: Any) -> None:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"log({entry.name!r}): the metric computed {tuple(value.shape)} values; log one at a time")
+        results.add(entry, entry.names()[1], value)
+        if entry.on_step:
+            results.callback[entry.name] = value
+
+    def by_loader(self, results: Results, count: int) -> list[dict[str, float]]:
+        """An evaluation's values for each of ``count`` loaders; what was logged for no loader stands in each."""
+        values = as_floats(results.callback)
+        return [
+            {n: v for n, v in values.items() if "/dataloader_idx_" not in n or n.endswith(f"/dataloader_idx_{i}")}
+            for i in range(count)
+        ]
+
+    def forget(self) -> None:
+        """Drop everything, as after a sanity check."""
+        self.results = Results()
+        self.stages.clear()
+        self.enter(None, None)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running training epoch's values, and the results of the stages that ended."""
+        values = [
+            {**vars(entry), "value": None if entry.is_metric else entry.value, "pending": list(entry.pending)}
+            for entry in self.stages.get("train", {}).values()
+        ]
+        return {"train": values, "results": {key: dict(value) for key, value in vars(self.results).items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back :meth:`state_dict`."""
+        entries = [LoggedValue(**values) for values in state["train"]]
+        train = self.stages.setdefault("train", {})
+        train.clear()
+        train.update({(entry.name, entry.dataloader_idx): entry for entry in entries})
+        self.results = Results(**{key: dict(value) for key, value in state["results"].items()})
+
+
+def _as_number(name: str, value: Any) -> float:
+    try:
+        return float(value)  # bool, NumPy scalars, and anything else that is a number
+    except (TypeError, ValueError):
+        raise TypeError(f"log({name!r}): value must be a number, a tensor or a Metric; got {value!r}") from None
+
+
+def is_metric(value: Any) -> bool:
+    """Whether ``value`` is a torchmetrics ``Metric``; torchmetrics is not imported to find out."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def as_floats(values: dict[str, Any]) -> dict[str, float]:
+    """Read values into Python numbers: one host–device sync for all of them."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    read: dict[str, float] = {}
+    if tensors and any(value.device.type != "cpu" for value in tensors.values()):
+        device = next(value.device for value in tensors.values() if value.device.type != "cpu")
+        stacked = torch.stack([value.detach().to(device, torch.float32).reshape(()) for value in tensors.values()])
+        read = dict(zip(tensors, stacked.tolist(), strict=True))
+    return {name: read[name] if name in read else float(value) for name, value in values.items()}
+
+
+def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+    """Values as 0-dim tensors."""
+    return {name: value if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
+
+
+def metric_states(module: torch.nn.Module) -> dict[str, Any]:
+    """The states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
+    return {
+        name: {"update_count": metric._update_count, "state": dict(metric.metric_state)}
+        for name, metric in module.named_modules()
+        if is_metric(metric)
+    }
+
+
+def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
+    """Take back :func:`metric_states`."""
+    for name, metric in module.named_modules():
+        if is_metric(metric) and name in states:
+            metric._update_count = states[name]["update_count"]
+            metric._computed = None
+            for key, value in states[name]["state"].items():
+                setattr(metric, key, value)

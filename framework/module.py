@@ -1,0 +1,542 @@
+"""The model, its steps and its hooks: what a user subclasses."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .hparams import HyperparametersMixin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..callbacks.base import Callback
+    from ..loggers.base import Logger
+    from .optimization import ManualOptimizer
+    from .trainer import Trainer
+
+
+class Module(HyperparametersMixin, nn.Module):
+    """A ``torch.nn.Module`` with the steps and hooks of a training run.
+
+    Override :meth:`training_step` and :meth:`configure_optimizers` to train, the other steps to evaluate, and any
+    hook by its name; a hook that is not overridden is never called. The order of all hooks stands in the
+    documentation under "The loop and its hooks, in order".
+
+    Attributes:
+        automatic_optimization: whether the loop runs backward and the optimizer. Set it to False in ``__init__`` to
+            do so in :meth:`training_step`, with :meth:`optimizers` and :meth:`manual_backward`.
+        example_input_array: an example of what :meth:`forward` takes (a tensor; a tuple or dict of arguments),
+            for the model summary and the loggers' graphs.
+        strict_loading: whether checkpoints must hold exactly this module's parameters and buffers.
+    """
+
+    automatic_optimization: bool
+    example_input_array: Tensor | tuple[Any, ...] | dict[str, Any] | None
+    strict_loading: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = True
+        self.example_input_array = None
+        self.strict_loading = True
+
+    # -- where the module runs --------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module.
+
+        Raises:
+            RuntimeError: if none does.
+        """
+        trainer = self.__dict__.get("_trainer")
+        if trainer is None:
+            raise RuntimeError(f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first")
+        return trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self.__dict__["_trainer"] = trainer
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the module's first parameter or buffer (the CPU if it has none)."""
+        return _first_tensor(self).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the module's first floating-point parameter or buffer."""
+        return _first_tensor(self, floating=True).dtype
+
+    @property
+    def current_epoch(self) -> int:
+        """Index of the running epoch; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.current_epoch if trainer is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        """Completed optimizer windows; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.global_step if trainer is not None else 0
+
+    @property
+    def global_rank(self) -> int:
+        """This process's index among all."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.global_rank if trainer is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """This process's index on its machine."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.local_rank if trainer is not None else 0
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.logger if trainer is not None else None
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """All loggers."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.loggers if trainer is not None else []
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print in the main process only."""
+        if self.global_rank == 0:
+            print(*args, **kwargs)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """Gather tensors from all processes.
+
+        Args:
+            data: a tensor, or a nesting of dicts, lists and tuples of tensors, of one shape on all processes.
+            group: accepted for familiarity; must be None.
+            sync_grads: let gradients flow back through the gathering.
+
+        Returns:
+            With several processes, each tensor with a new first dimension ``(world_size, ...)``; else ``data``.
+        """
+        if group is not None:
+            raise ValueError(f"all_gather: group must be None (all processes); got {group!r}")
+        return self.trainer.engine.all_gather(data, sync_grads=sync_grads)
+
+    # -- logging ----------------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool | None = None,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Log a number. It is kept as a tensor on its device and read only when a logger or the bar needs it.
+
+        Args:
+            name: under which it appears. With both ``on_step`` and ``on_epoch``, as ``<name>_step``, ``<name>_epoch``.
+            value: a number, a tensor of one element, or a torchmetrics ``Metric``, which is computed at the epoch's
+                end and then reset.
+            prog_bar: show it in the progress bar.
+            logger: send it to the loggers (default: yes).
+            on_step: log the value of this step (default: in training batches).
+            on_epoch: log the reduction over the epoch (default: everywhere else).
+            reduce_fx: that reduction: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
+            enable_graph: keep the value's autograd graph in ``trainer.callback_metrics``.
+            sync_dist: reduce step values over processes too (a collective per call). Epoch values always are.
+            sync_dist_group: accepted for familiarity; must be None.
+            add_dataloader_idx: append ``/dataloader_idx_<i>`` with several evaluation loaders.
+            batch_size: weight of this value in an epoch's mean (default: the first dimension of the batch's tensors).
+            metric_attribute: accepted for familiarity; metrics are found without it.
+            rank_zero_only: log the main process's value only.
+
+        Raises:
+            ValueError, TypeError: for values or arguments that are none of these.
+            RuntimeError: where nothing can be logged, such as in ``predict_step`` or ``setup``.
+        """
+        trainer = self.__dict__.get("_trainer")
+        if trainer is None:
+            warnings.warn(f"log({name!r}, …) without a Trainer has no effect", stacklevel=2)
+            return
+        if sync_dist_group is not None:
+            raise ValueError(f"log({name!r}): sync_dist_group must be None (all processes); got {sync_dist_group!r}")
+        trainer.metrics.log(
+            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
+            add_dataloader_idx, batch_size, rank_zero_only,
+        )  # fmt: skip
+
+    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
+        """Log several values at once; arguments as for :meth:`log`.
+
+        Args:
+            dictionary: values by name, or a torchmetrics ``MetricCollection``.
+            **kwargs: arguments of :meth:`log`.
+        """
+        # A MetricCollection copies its metrics on items() unless told not to; the copies could not be reset.
+        collection = isinstance(dictionary, nn.Module)
+        items = dictionary.items(keep_base=False, copy_state=False) if collection else dictionary.items()  # pyright: ignore[reportCallIssue] # MetricCollection's own signature
+        for name, value in items:
+            self.log(name, value, **kwargs)
+
+    # -- optimizers -------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizers, and their schedulers.
+
+        One of: an optimizer; a list of optimizers; ``(optimizers, schedulers)``, two lists; a dict
+        ``{"optimizer": …, "lr_scheduler": …}``; a list of such dicts; None with manual optimization. A scheduler is
+        given as such or as a dict ``{"scheduler": …, "interval": "epoch" | "step", "frequency": 1, "monitor": name,
+        "strict": True, "name": name}``.
+        """
+        return None
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> ManualOptimizer | Optimizer | list[Any]:
+        """The optimizer, or the list of several, for manual optimization.
+
+        Args:
+            use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
+        """
+        optimization = self.trainer.optimization
+        optimizers: list[Any] = list(optimization.manual if use_pl_optimizer else optimization.optimizers)
+        return optimizers[0] if len(optimizers) == 1 else optimizers
+
+    def lr_schedulers(self) -> Any:
+        """None, the scheduler, or the list of several, for manual optimization."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients in manual optimization: ``loss.backward()`` with the precision's scaling and the hooks."""
+        if self.automatic_optimization:
+            raise RuntimeError(
+                "manual_backward is for manual optimization; set self.automatic_optimization = False in __init__, "
+                "or return the loss from training_step"
+            )
+        self.trainer.optimization.backward(loss, *args, **kwargs)
+
+    def toggle_optimizer(self, optimizer: Any) -> None:
+        """Let only this optimizer's parameters require gradients, until :meth:`untoggle_optimizer`."""
+        self.trainer.optimization.toggle(optimizer)
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Undo :meth:`toggle_optimizer`."""
+        self.trainer.optimization.untoggle()
+
+    @contextmanager
+    def toggled_optimizer(self, optimizer: Any) -> Iterator[None]:
+        """:meth:`toggle_optimizer` for the length of a ``with`` block."""
+        self.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.untoggle_optimizer(optimizer)
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of an optimizer's parameters.
+
+        Args:
+            optimizer: the optimizer.
+            gradient_clip_val: the bound; nothing is clipped if it is None or 0.
+            gradient_clip_algorithm: ``"norm"`` (default: the global norm of all of them) or ``"value"``.
+        """
+        self.trainer.engine.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run ``loss.backward()``; override to change how."""
+        self.trainer.engine.strategy.backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients as the Trainer's arguments say; override to clip otherwise."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Step ``optimizer``; override to step otherwise.
+
+        It gets no closure: forward and backward have run. An optimizer that calls a closure itself, such as LBFGS,
+        is for manual optimization.
+        """
+        optimizer.step()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clear the gradients; override to clear otherwise."""
+        optimizer.zero_grad()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step ``scheduler``; ``metric`` is the monitored value, or None where none is monitored."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
+    # -- steps: an override names its arguments as below; type checkers accept any -----------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """``training_step(batch, batch_idx)``: compute the loss of a batch.
+
+        Returns:
+            The loss; or a dict with ``"loss"``, the mean over the batch, optionally ``"weight"`` (say, tokens: the
+            window's gradient is then the weighted mean over its micro-batches) and anything else; or None, which
+            skips the batch. With manual optimization, anything.
+        """
+        raise NotImplementedError
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """``validation_step(batch, batch_idx, dataloader_idx=0)``: validate on a batch."""
+        raise NotImplementedError
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """``test_step(batch, batch_idx, dataloader_idx=0)``: test on a batch."""
+        raise NotImplementedError
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """``predict_step(batch, batch_idx, dataloader_idx=0)``: predict a batch; by default, call the module on it."""
+        return self(args[0])
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Download and prepare; called in one process per machine. Set no state here."""
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader (or a list or dict of them), unless ``fit`` is given one."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> Any:
+        """Return the validation loader, or a list of them."""
+        raise NotImplementedError
+
+    def test_dataloader(self) -> Any:
+        """Return the test loader, or a list of them."""
+        raise NotImplementedError
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader to predict, or a list of them."""
+        raise NotImplementedError
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it moves to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device."""
+        return self.trainer.engine.to_device(batch)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch after it moved to the device."""
+        return batch
+
+    # -- set-up -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """A run begins. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+
+    def teardown(self, stage: str) -> None:
+        """A run ended, also after an exception."""
+
+    def configure_model(self) -> None:
+        """Create large submodules here: in the run's precision and, later, right on their devices.
+
+        Called before each run; must not create again what is there.
+        """
+
+    def configure_callbacks(self) -> Callback | list[Callback]:
+        """Return callbacks that belong to the module; one of a type replaces the Trainer's of that type."""
+        return []
+
+    # -- hooks ------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """The model is on its device; optimizers come next."""
+
+    def on_fit_end(self) -> None:
+        """Fitting ended normally."""
+
+    def on_train_start(self) -> None:
+        """The first epoch is about to begin."""
+
+    def on_train_end(self) -> None:
+        """The last epoch ended."""
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch begins."""
+
+    def on_train_epoch_end(self) -> None:
+        """An epoch ended; its validation, if due, has run."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Before a training step. Returning -1 skips the rest of the epoch."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a training step. ``outputs`` is ``{"loss": detached loss, ...}`` or None."""
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        """The gradients of the last window are about to be cleared."""
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Before the backward pass; ``loss`` is already divided for accumulation, not yet scaled."""
+
+    def on_after_backward(self) -> None:
+        """After the backward pass; under ``"16-mixed"`` the gradients are still scaled."""
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The window's gradients are complete and unscaled, not yet clipped."""
+
+    def on_validation_start(self) -> None:
+        """Validation begins."""
+
+    def on_validation_end(self) -> None:
+        """Validation ended; its metrics are in ``trainer.callback_metrics``."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self) -> None:
+        """After the last validation batch; values may still be logged."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a validation step."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a validation step; ``outputs`` is what it returned."""
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Free gradients before validation; by default they are kept (they live until the next window)."""
+
+    def on_validation_model_eval(self) -> None:
+        """Put the module into evaluation mode for validation."""
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        """Put the module back as it was before validation."""
+        self.trainer.restore_training_mode()
+
+    def on_test_start(self) -> None:
+        """Testing begins."""
+
+    def on_test_end(self) -> None:
+        """Testing ended."""
+
+    def on_test_epoch_start(self) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self) -> None:
+        """After the last test batch; values may still be logged."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a test step."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a test step; ``outputs`` is what it returned."""
+
+    def on_test_model_eval(self) -> None:
+        """Put the module into evaluation mode for testing."""
+        self.eval()
+
+    def on_test_model_train(self) -> None:
+        """Put the module back as it was before testing."""
+        self.trainer.restore_training_mode()
+
+    def on_predict_start(self) -> None:
+        """Prediction begins."""
+
+    def on_predict_end(self) -> None:
+        """Prediction ended."""
+
+    def on_predict_epoch_start(self) -> None:
+        """Before the first batch to predict."""
+
+    def on_predict_epoch_end(self) -> None:
+        """After the last batch to predict."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a predict step."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a predict step; ``outputs`` is what it returned."""
+
+    def on_predict_model_eval(self) -> None:
+        """Put the module into evaluation mode for prediction."""
+        self.eval()
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written; keys may be added to it."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read and is about to be applied."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Construct the module from a checkpoint's hyperparameters and load its weights.
+
+        Args:
+            checkpoint_path: a checkpoint directory or a pointer to one, local or any fsspec URL.
+            map_location: the device to load onto (default: the CPU).
+            hparams_file: accepted for familiarity; must be None (a checkpoint holds its hyperparameters).
+            strict: whether the parameters must be exactly the module's (default: its ``strict_loading``).
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+            **overrides: constructor arguments instead of the checkpoint's, or beside them.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or is for another module.
+        """
+        from .restore import module_from_checkpoint
+
+        if hparams_file is not None:
+            raise ValueError("hparams_file must be None: a checkpoint holds its hyperparameters; pass overrides")
+        return module_from_checkpoint(cls, checkpoint_path, map_location, strict, weights_only, overrides)
+
+    # -- freezing ---------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Switch gradients off for all parameters, and to evaluation mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Switch gradients on for all parameters, and to training mode."""
+        self.requires_grad_(True)
+        self.train()
+
+
+def _first_tensor(module: nn.Module, floating: bool = False) -> Tensor:
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            if not floating or tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)

@@ -1,0 +1,64 @@
+"""What a run needs of its module and data, checked before anything is set up."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from .datamodule import DataModule
+from .hooks import check_hook_names, overrides
+from .module import Module
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: dict[str, Any]) -> None:
+    """Raise unless ``module`` and the data have what ``fn`` needs.
+
+    Raises:
+        TypeError: if one of them is no Module or DataModule.
+        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a hook's name looks misspelt.
+    """
+    if not isinstance(module, Module):
+        raise TypeError(
+            f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
+            " (subclass Module, and give it a training_step and configure_optimizers)"
+        )
+    if datamodule is not None and not isinstance(datamodule, DataModule):
+        raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
+    check_hook_names(module, [name for name in dir(Module) if not name.startswith("_")])
+    if fn == "fit":
+        _require_step(module, "training_step")
+        if module.automatic_optimization and not overrides(module, "configure_optimizers", Module):
+            raise ValueError(
+                f"{type(module).__name__} has no configure_optimizers: return an optimizer from it, such as "
+                "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
+            )
+        if trainer.limit_train_batches:
+            _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")
+        if given.get("validate") is not None:
+            _require_step(module, "validation_step")
+    elif fn == "predict":
+        _require_loader(module, datamodule, given, "predict", "predict_dataloader", "dataloaders")
+    else:
+        _require_step(module, "validation_step" if fn == "validate" else "test_step")
+        name = "val_dataloader" if fn == "validate" else "test_dataloader"
+        _require_loader(module, datamodule, given, fn, name, "dataloaders")
+
+
+def _require_step(module: Module, name: str) -> None:
+    if overrides(module, name, Module):
+        return
+    own = [n for n in dir(type(module)) if not hasattr(Module, n) and not n.startswith("_")]
+    near = get_close_matches(name, own, n=1, cutoff=0.6)
+    hint = f"; did you mean its {near[0]!r}?" if near else ""
+    raise ValueError(f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}")
+
+
+def _require_loader(
+    module: Module, datamodule: Any, given: dict[str, Any], stage: str, name: str, argument: str
+) -> None:
+    made = overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
+    if given.get(stage) is None and not made:
+        raise ValueError(f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or DataModule")

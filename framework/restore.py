@@ -1,0 +1,208 @@
+"""What goes into a checkpoint of a run, and how a run or a module takes it back."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks.base import Callback
+from .checkpoint import (
+    CheckpointError,
+    find_checkpoints,
+    join,
+    load_checkpoint,
+    read_manifest,
+    resolve,
+    save_checkpoint,
+)
+from .datamodule import DataModule
+from .encoding import find_sealed, require_unsealed
+from .hooks import overrides
+from .messages import log
+from .metrics import as_floats, metric_states
+from .seed import rng_state
+
+if TYPE_CHECKING:
+    from .module import Module
+    from .trainer import Trainer
+
+
+def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
+    """Write a checkpoint of the run as it stands."""
+    checkpoint = collect(trainer, weights_only)
+    facts = {
+        "created": time.time(),
+        "epoch": checkpoint["epoch"],
+        "global_step": checkpoint["global_step"],
+        "world_size": trainer.world_size,
+        "strategy": trainer.strategy.name,
+        "precision": trainer.engine.precision.name,
+        "module": type(trainer.module).__qualname__,
+        "metrics": as_floats(trainer.callback_metrics),
+    }
+    save_checkpoint(checkpoint, path, facts, None if weights_only else rng_state(trainer.engine.device))
+
+
+def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
+    """The checkpoint of a run, as the hooks ``on_save_checkpoint`` see it."""
+    module, state = trainer.module, trainer.state
+    checkpoint: dict[str, Any] = {
+        "epoch": state.epoch,
+        "global_step": state.global_step,
+        "state_dict": trainer.strategy.model_state(),
+    }
+    for owner, key in ((module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
+        if owner is not None and owner.hparams:
+            checkpoint[key] = dict(owner.hparams)
+    if not weights_only:
+        checkpoint["callbacks"] = {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())}
+        if trainer.fitted:
+            checkpoint.update(trainer.optimization.state_dict())
+        checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
+        unfinished = trainer.unfinished or {}
+        checkpoint["run"] = {
+            "state": trainer.progress(),
+            "loader": trainer.data.train.state_dict() if trainer.data.train is not None else None,
+            "metrics": unfinished.get("metrics", trainer.metrics.state_dict()),
+            "metric_states": unfinished.get("metric_states", metric_states(module)),
+        }
+        if (datamodule := trainer.datamodule) is not None and overrides(datamodule, "state_dict", DataModule):
+            checkpoint["datamodule"] = datamodule.state_dict()
+    for hook in trainer.bus.on_save_checkpoint:
+        hook(checkpoint)
+    return checkpoint
+
+
+def find_run(trainer: Trainer, ckpt_path: str) -> str | None:
+    """The checkpoint that ``ckpt_path`` means: a path, ``"best"`` or ``"last"``; None if ``"last"`` finds none."""
+    if ckpt_path == "best":
+        callback = trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "") if callback is not None else ""
+        if not best:
+            raise ValueError(
+                'ckpt_path="best": no checkpoint was saved as best yet; fit with a ModelCheckpoint, or pass a path'
+            )
+        return best
+    if ckpt_path != "last":
+        return os.fspath(ckpt_path)
+    for path in (candidates := newest_checkpoints(trainer)):
+        try:
+            load_checkpoint(path)  # reads all of it: a damaged one must not be found out after training went on
+            return path
+        except (CheckpointError, OSError) as error:
+            log.warning("%s; trying the one before", error)
+    if candidates:
+        raise CheckpointError(f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged')
+    log.info('ckpt_path="last": there is no checkpoint yet; starting from the beginning')
+    return None
+
+
+def newest_checkpoints(trainer: Trainer) -> list[str]:
+    """The complete checkpoints of this run's folders and of earlier runs beside them, newest first."""
+    folders = {str(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
+    folders.add(join(str(trainer.default_root_dir), "checkpoints"))
+    for logger in trainer.loggers:
+        root = getattr(logger, "root_dir", None)
+        if root is not None and os.path.isdir(root):
+            folders.update(os.path.join(root, version, "checkpoints") for version in os.listdir(root))
+    found = [path for folder in folders for path in find_checkpoints(folder)]
+    return sorted(found, key=lambda path: read_manifest(path)["created"], reverse=True)
+
+
+def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dict[str, Any] | None:
+    """Find and read the checkpoint for a run; None where there is nothing to resume."""
+    path = find_run(trainer, ckpt_path)
+    if path is None:
+        return None
+    trainer.ckpt_path = path
+    return load_checkpoint(path, weights_only)
+
+
+def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Hooks, weights, and the states of data and callbacks."""
+    module, datamodule = trainer.module, trainer.datamodule
+    module.on_load_checkpoint(checkpoint)
+    load_weights(trainer.strategy.load_model_state, module, checkpoint, trainer.ckpt_path, module.strict_loading)
+    if datamodule is not None and "datamodule" in checkpoint:
+        require_unsealed(checkpoint["datamodule"])
+        datamodule.load_state_dict(checkpoint["datamodule"])
+    for callback in trainer.callbacks:
+        if overrides(callback, "on_load_checkpoint", Callback):
+            callback.on_load_checkpoint(trainer, module, checkpoint)
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.callbacks:
+        if callback.state_key in states:
+            require_unsealed(states[callback.state_key])
+            callback.load_state_dict(states[callback.state_key])
+    known = {callback.state_key for callback in trainer.callbacks}
+    if trainer.state.fn == "fit" and (absent := sorted(set(states) - known)):
+        log.warning("The checkpoint holds states of callbacks that this Trainer lacks: %s", ", ".join(absent))
+
+
+def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Optimizers, counters, the data cursor; random generators and metrics follow when the loop has begun."""
+    if "run" not in checkpoint:
+        raise CheckpointError(
+            f"checkpoint {trainer.ckpt_path!r} was saved with weights_only=True: it cannot resume a run; "
+            "load its weights with Module.load_from_checkpoint"
+        )
+    run = checkpoint["run"]
+    try:
+        trainer.optimization.load_state_dict(checkpoint)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
+    trainer.state.load_state_dict(run["state"])
+    for logger, state in zip(trainer.loggers, checkpoint["loggers"], strict=False):
+        logger.load_state_dict(state)
+    trainer.resumed = {**run, "rng": checkpoint["rng"]}
+    log.info("Resuming from %s: epoch %d, step %d", trainer.ckpt_path, trainer.state.epoch, trainer.state.global_step)
+
+
+def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool) -> None:
+    """Load ``checkpoint["state_dict"]`` through ``load(state, strict)``.
+
+    Raises:
+        CheckpointError: if it is of another architecture.
+    """
+    try:
+        load(checkpoint["state_dict"], strict)
+    except RuntimeError as error:
+        made_by = checkpoint.get("manifest", {}).get("module", "another module")
+        raise CheckpointError(
+            f"checkpoint {path!r} (of {made_by}) is for another architecture than {type(module).__name__}: "
+            f"{error}\nConstruct the module as it was saved, or set its strict_loading=False to load what fits by name"
+        ) from error
+
+
+def module_from_checkpoint(
+    cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
+) -> Module:
+    """``Module.load_from_checkpoint``."""
+    path = resolve(os.fspath(path))
+    checkpoint = load_checkpoint(path, weights_only, map_location)
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    saved = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if takes_any or k in parameters}
+    arguments = {**saved, **overrides}
+    if (sealed := find_sealed(arguments)) is not None:
+        raise sealed._error()
+    missing = [
+        name
+        for name, p in list(parameters.items())[1:]
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments
+    ]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {path!r} has no hyperparameters {', '.join(missing)} for {cls.__name__}: pass them to "
+            "load_from_checkpoint, or call self.save_hyperparameters() in __init__ before training"
+        )
+    module = cls(**arguments)
+    if map_location is not None:
+        module.to(map_location)
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    strict = module.strict_loading if strict is None else strict
+    load_weights(lambda state, s: module.load_state_dict(state, strict=s), module, checkpoint, path, strict)
+    return module

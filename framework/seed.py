@@ -1,0 +1,96 @@
+"""Random numbers: seeding, and their whole state in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..strategies.accelerator import device_rng_state, set_device_rng_state
+
+SEED_VARIABLE = "LOOPWRIGHT_SEED"
+
+
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+    """Seed Python, NumPy (if it is in use) and torch on all devices.
+
+    Args:
+        seed: from 0 to 2**32 - 1; by default that of the environment's ``LOOPWRIGHT_SEED``, else 0.
+        workers: accepted for familiarity; DataLoader workers are always seeded, from this seed, by batch.
+        verbose: print the seed.
+
+    Returns:
+        The seed.
+
+    Raises:
+        ValueError: if the seed is out of range.
+    """
+    value = seed if seed is not None else os.environ.get(SEED_VARIABLE, 0)
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {value!r}")
+    if verbose:
+        print(f"Seed set to {number}")
+    os.environ[SEED_VARIABLE] = str(number)
+    _seed_libraries(number)
+    torch.manual_seed(number)
+    return number
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One 63-bit seed from several numbers; any change in any of them gives an unrelated one."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_batch(seed: int) -> None:
+    """Seed Python, NumPy and torch's CPU generator before a batch is made."""
+    _seed_libraries(seed)
+    torch.default_generator.manual_seed(seed)  # the accelerators' generators belong to the training step
+
+
+def _seed_libraries(seed: int) -> None:
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
+
+
+def rng_state(device: torch.device | None = None) -> dict[str, Any]:
+    """The state of all generators: Python's, torch's, NumPy's if it is loaded, and that of ``device``."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        state["numpy"] = numpy.random.get_state()
+    if device is not None and (device_state := device_rng_state(device)) is not None:
+        state["device"] = device_state
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """Set what :func:`rng_state` returned."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    if "numpy" in state:
+        import numpy
+
+        numpy.random.set_state(state["numpy"])
+    if device is not None and device.type != "cpu" and "device" in state:
+        set_device_rng_state(device, state["device"])
+
+
+@contextmanager
+def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
+    """Put all generators back on leaving."""
+    state = rng_state(device)
+    try:
+        yield
+    finally:
+        set_rng_state(state, device)

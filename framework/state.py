@@ -1,0 +1,59 @@
+"""How far a run has come."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Fields that say what this process is doing now; they are not part of a checkpoint.
+_TRANSIENT = ("fn", "stage", "status")
+
+
+@dataclass
+class RunState:
+    """The counters of a run, and what the Trainer is doing now.
+
+    Attributes:
+        epoch: index of the running epoch, which is the number of completed ones.
+        batch_idx: micro-batches finished in this epoch: the data cursor.
+        total_batches: micro-batches finished in the run.
+        global_step: completed optimizer windows, whatever the number of optimizers.
+        validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
+        epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
+        seed: from which the order of the data is drawn.
+        fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
+        stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
+        status: ``"initializing"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"interrupted"``.
+    """
+
+    epoch: int = 0
+    batch_idx: int = 0
+    total_batches: int = 0
+    global_step: int = 0
+    validated: int = -1
+    epoch_done: bool = False
+    seed: int | None = None
+    fn: str | None = None
+    stage: str | None = None
+    status: str = "initializing"
+
+    def next_epoch(self) -> None:
+        """Go on to the next epoch's first batch."""
+        self.epoch += 1
+        self.batch_idx = 0
+        self.validated = -1
+        self.epoch_done = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters."""
+        return {key: value for key, value in asdict(self).items() if key not in _TRANSIENT}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the counters.
+
+        Raises:
+            KeyError: if one is missing.
+        """
+        for field in fields(self):
+            if field.name not in _TRANSIENT:
+                setattr(self, field.name, state[field.name])

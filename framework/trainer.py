@@ -1,0 +1,913 @@
+"""The Trainer: owns a run from its arguments to its end."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import callbacks as builtin_callbacks
+from .. import loggers as builtin_loggers
+from ..callbacks.base import Callback
+from ..loggers.base import Logger
+from . import loops
+from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
+from .checkpoint import exists, is_complete, remove, write_pointer
+from .compilation import compile_submodules
+from .data import RunData
+from .datamodule import DataModule
+from .engine import Engine
+from .hooks import CallbackBus, check_callback, order_callbacks, overrides
+from .loaders import INFINITE
+from .messages import configure, log
+from .metrics import Metrics, as_floats, as_tensors
+from .module import Module
+from .optimization import LRSchedulerConfig, Optimization, parse_optimizers
+from .requirements import check_run
+from .restore import read_run, restore_module, restore_run, save_run
+from .state import RunState
+
+if TYPE_CHECKING:
+    from ..strategies import Precision, Strategy
+
+
+class Trainer:
+    """Runs a :class:`~loopwright.framework.Module` on data.
+
+    Args:
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+        strategy: a name, or a :class:`~loopwright.strategies.Strategy`.
+        devices: a count, a list of indices, ``"auto"`` or -1 (all).
+        num_nodes: number of machines.
+        precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or a
+            :class:`~loopwright.strategies.Precision`.
+        logger: a logger, a list of them, True (TensorBoard under ``default_root_dir``) or False.
+        callbacks: a callback or a list of them.
+        fast_dev_run: True or a number: run that many batches of everything, once, without logger and checkpoints.
+        max_epochs: stop after so many epochs; -1 for no limit. Default: 1000, or none if ``max_steps`` or ``max_time``
+            is given.
+        min_epochs: train at least so many epochs, whoever asks to stop.
+        max_steps: stop after so many optimizer steps; -1 for no limit.
+        min_steps: train at least so many optimizer steps.
+        max_time: stop after this time: ``"DD:HH:MM:SS"``, a ``timedelta``, or a dict of its arguments.
+        limit_train_batches: run so many batches an epoch (int), or this fraction of them (float). Default: all.
+        limit_val_batches: the same for validation, for each loader.
+        limit_test_batches: the same for testing.
+        limit_predict_batches: the same for prediction.
+        overfit_batches: train and validate on so many batches (int) or this fraction (float), unshuffled.
+        val_check_interval: validate every so many training batches (int), or after this fraction of an epoch (float).
+        check_val_every_n_epoch: validate in every n-th epoch only; None counts ``val_check_interval`` over epochs.
+        num_sanity_val_steps: validation batches to run before training; -1 for all.
+        log_every_n_steps: write step values to the loggers every so many optimizer steps.
+        enable_checkpointing: save checkpoints (a default ``ModelCheckpoint`` if none is given). Default: True.
+        enable_progress_bar: show a progress bar. Default: True.
+        enable_model_summary: print a table of the model before training. Default: True.
+        accumulate_grad_batches: micro-batches per optimizer step; the last window of an epoch holds what is left.
+        gradient_clip_val: clip gradients to this.
+        gradient_clip_algorithm: ``"norm"`` (default) or ``"value"``.
+        deterministic: use deterministic algorithms; ``"warn"`` warns where there is none.
+        benchmark: let cuDNN try out algorithms. Default: torch's own setting.
+        inference_mode: evaluate under ``torch.inference_mode`` rather than ``torch.no_grad`` (outside of ``fit``).
+        use_distributed_sampler: shard data over processes.
+        profiler: ``"simple"`` or ``"pytorch"``.
+        detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
+        barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
+        sync_batchnorm: convert batch norms to synchronised ones where there are several processes.
+        reload_dataloaders_every_n_epochs: make the loaders again every so many epochs; 0 for never.
+        default_root_dir: where logs and checkpoints go. Default: the working directory.
+        compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
+
+    Raises:
+        ValueError, TypeError: for arguments that are not as described.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        strategy: str | Strategy = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        precision: int | str | Precision = "32-true",
+        logger: Logger | list[Logger] | bool | None = None,
+        callbacks: Callback | list[Callback] | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | str | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: str | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        compile: bool | dict[str, Any] = False,
+    ) -> None:
+        configure()
+        for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
+            check_count(name, value, -1, (None,) if name == "max_epochs" else ())
+        for name, value in (("min_epochs", min_epochs), ("min_steps", min_steps)):
+            check_count(name, value, 0, (None,))
+        check_count("fast_dev_run", fast_dev_run, 0, (True, False))
+        check_count("check_val_every_n_epoch", check_val_every_n_epoch, 1, (None,))
+        check_count("num_sanity_val_steps", num_sanity_val_steps, -1, (None,))
+        check_count("log_every_n_steps", log_every_n_steps, 0, (None,))
+        check_count("accumulate_grad_batches", accumulate_grad_batches, 1)
+        check_count("reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, 0)
+        check_max_time(max_time)
+        check_choice("deterministic", deterministic, (None, True, False, "warn"))
+        check_choice("profiler", profiler, (None, "simple", "pytorch"))
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_algorithm = check_clipping(gradient_clip_val, gradient_clip_algorithm)
+        self.gradient_clip_val = gradient_clip_val
+        self.val_check_interval = check_interval(val_check_interval, check_val_every_n_epoch)
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.overfit_batches = check_limit("overfit_batches", overfit_batches)
+        if self.overfit_batches:
+            if limit_train_batches is not None:
+                raise ValueError("overfit_batches and limit_train_batches set the same; pass one of them")
+            limit_train_batches = self.overfit_batches
+            limit_val_batches = self.overfit_batches if limit_val_batches is None else limit_val_batches
+        self.limit_train_batches = check_limit("limit_train_batches", limit_train_batches)
+        self.limit_val_batches = check_limit("limit_val_batches", limit_val_batches)
+        self.limit_test_batches = check_limit("limit_test_batches", limit_test_batches)
+        self.limit_predict_batches = check_limit("limit_predict_batches", limit_predict_batches)
+        self.min_epochs, self.min_steps, self.max_steps = min_epochs, min_steps, max_steps
+        self.max_epochs = max_epochs
+        if max_epochs is None:
+            self.max_epochs = 1000 if max_steps == -1 and max_time is None else -1
+        self.num_sanity_val_steps = 2 if num_sanity_val_steps is None else num_sanity_val_steps
+        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps or INFINITE
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.inference_mode = inference_mode
+        self.use_distributed_sampler = use_distributed_sampler
+        self.sync_batchnorm = sync_batchnorm
+        self.detect_anomaly = detect_anomaly
+        self.deterministic, self.benchmark = deterministic, benchmark
+        self.compile = compile
+        self.barebones = barebones
+        self.fast_dev_run = int(fast_dev_run)
+        self.default_root_dir = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
+
+        switches = {
+            "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
+            "enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary,
+        }  # fmt: skip
+        if barebones and (asked := [name for name, value in switches.items() if value]):
+            raise ValueError(f"barebones=True switches {', '.join(asked)} off; do not ask for both")
+        quiet = barebones or self.fast_dev_run
+        if quiet:
+            self.num_sanity_val_steps = 0
+        if self.fast_dev_run:
+            self._limit_to(self.fast_dev_run)
+
+        self.engine = Engine(accelerator, devices, num_nodes, strategy, precision)
+        self.state = RunState()
+        self.should_stop = False
+        self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)
+        self.callbacks: list[Callback] = self._make_callbacks(
+            callbacks,
+            checkpointing=enable_checkpointing,
+            progress_bar=enable_progress_bar,
+            summary=enable_model_summary,
+            default=not barebones,
+            max_time=max_time,
+            profiler=profiler,
+        )
+
+        # Set while a run is prepared, by _run.
+        self.module: Module = None  # type: ignore[assignment] # None only before the first run
+        self.datamodule: DataModule | None = None
+        self.data: RunData = None  # type: ignore[assignment] # as above
+        self.bus: CallbackBus = None  # type: ignore[assignment] # as above
+        self.optimization: Optimization = None  # type: ignore[assignment] # None before the first fit
+        self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
+        self.fitted = False  # whether there is an optimization
+        self.ckpt_path: str | None = None
+        self.resumed: dict[str, Any] | None = None  # what of a checkpoint is applied when the loop has begun
+        self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
+        self._modes: dict[torch.nn.Module, bool] = {}
+
+    # -- arguments --------------------------------------------------------------------------------------------
+
+    def _limit_to(self, batches: int) -> None:
+        """Run ``batches`` of everything, once."""
+        self.limit_train_batches = self.limit_val_batches = batches
+        self.limit_test_batches = self.limit_predict_batches = batches
+        self.max_epochs, self.max_steps = 1, batches
+        self.val_check_interval, self.check_val_every_n_epoch = 1.0, 1
+
+    def _make_loggers(self, logger: Any) -> list[Logger]:
+        if logger is None or logger is True:
+            return [builtin_loggers.TensorBoardLogger(self.default_root_dir)]
+        if logger is False:
+            return []
+        loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
+        for item in loggers:
+            if not isinstance(item, Logger):
+                raise TypeError(f"logger must be a Logger, a list of them, True or False; got {item!r}")
+        return loggers
+
+    def _make_callbacks(
+        self, callbacks: Any, checkpointing: bool | None, progress_bar: bool | None, summary: bool | None,
+        default: bool, max_time: Any, profiler: str | None,
+    ) -> list[Callback]:  # fmt: skip
+        given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        for callback in given:
+            check_callback(callback)
+        wanted: list[tuple[str, str, bool | None, bool]] = [
+            ("ModelCheckpoint", "enable_checkpointing", checkpointing, not self.fast_dev_run),
+            ("ProgressBar", "enable_progress_bar", progress_bar, True),
+            ("ModelSummary", "enable_model_summary", summary, True),
+        ]
+        for name, argument, asked, usual in wanted:
+            kind = getattr(builtin_callbacks, name)
+            present = any(isinstance(callback, kind) for callback in given)
+            if present and asked is False:
+                raise ValueError(f"{argument}=False, but callbacks holds a {name}; leave one of them out")
+            if not present and default and usual and asked is not False:
+                made = builtin_callbacks.RichProgressBar if name == "ProgressBar" else kind
+                given.append(made())
+        if max_time is not None:
+            given.append(builtin_callbacks.Timer(max_time))
+        if profiler is not None:
+            name = {"simple": "SimpleProfiler", "pytorch": "PyTorchProfiler"}[profiler]
+            given.append(getattr(builtin_callbacks, name)())
+        _check_state_keys(given)
+        return order_callbacks(given)
+
+    # -- the four runs ----------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train ``model``.
+
+        Called again, it goes on from where the last call ended (raise ``trainer.max_epochs`` first).
+
+        Args:
+            model: the module.
+            train_dataloaders: a loader, or a list or dict of loaders that are read together; or a ``DataModule``.
+            val_dataloaders: a loader or a list of them.
+            datamodule: a ``DataModule`` instead of the loaders.
+            ckpt_path: resume exactly from this checkpoint: a path, ``"last"`` (the newest complete one; from the
+                beginning if there is none yet) or ``"best"``.
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+        """
+        given = {"train": train_dataloaders, "validate": val_dataloaders}
+        with self._run("fit", model, datamodule, given, ckpt_path, weights_only):
+            loops.fit(self)
+
+    def validate(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Validate once.
+
+        Args:
+            model: the module (default: that of the last run, from its best checkpoint if there is one).
+            dataloaders: a loader or a list of them; or a ``DataModule``.
+            ckpt_path: a checkpoint to load weights from: a path, ``"best"`` or ``"last"``.
+            verbose: print the results.
+            datamodule: a ``DataModule`` instead of the loaders.
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+
+        Returns:
+            For each loader, the logged values by name.
+        """
+        return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Test once; arguments and result as of :meth:`validate`."""
+        return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def _evaluate(
+        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any,
+        weights_only: bool | None,
+    ) -> list[dict[str, float]]:  # fmt: skip
+        limit = self.limit_val_batches if stage == "validate" else self.limit_test_batches
+        results: list[dict[str, float]] = []
+        with self._run(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only):
+            if self.data.load(stage, limit):
+                results = loops.evaluate(self, stage, self.data.loaders[stage], self.data.num_batches[stage])
+        if verbose and self.is_global_zero and results:
+            from .report import print_results
+
+            print_results(stage, results)
+        return results
+
+    def predict(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Predict once.
+
+        Args:
+            model: the module (default: that of the last run, from its best checkpoint if there is one).
+            dataloaders: a loader or a list of them; or a ``DataModule``.
+            datamodule: a ``DataModule`` instead of the loaders.
+            return_predictions: False keeps nothing and returns None (for writing them in a callback).
+            ckpt_path: a checkpoint to load weights from: a path, ``"best"`` or ``"last"``.
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+
+        Returns:
+            What ``predict_step`` returned, a list by batch; with several loaders, a list of such lists.
+        """
+        keep = return_predictions is not False
+        outputs: list[Any] = []
+        with self._run("predict", model, datamodule, {"predict": dataloaders}, ckpt_path, weights_only):
+            if self.data.load("predict", self.limit_predict_batches):
+                loaders, limits = self.data.loaders["predict"], self.data.num_batches["predict"]
+                outputs = loops.predict(self, loaders, limits, keep)
+        if not keep:
+            return None
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    # -- a run's beginning and end ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _run(
+        self, fn: str, model: Any, datamodule: Any, given: dict[str, Any], ckpt_path: Any, weights_only: bool | None
+    ) -> Iterator[None]:
+        """Prepare a run, hand over to its loop, and end it: normally, or with an exception's hooks."""
+        if weights_only not in (None, True, False):
+            raise ValueError(f"weights_only must be True, False or None; got {weights_only!r}")
+        first = next(iter(given))
+        if isinstance(given[first], DataModule):
+            given[first], datamodule = None, datamodule or given[first]
+        if datamodule is not None and any(value is not None for value in given.values()):
+            raise ValueError(f"{fn} takes loaders or a datamodule, not both")
+        if model is None:
+            if self.module is None:
+                raise ValueError(f"{fn} needs a model: this Trainer has not run one yet")
+            model = self.module
+            if ckpt_path is None and self.fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
+                ckpt_path = "best"
+        check_run(self, fn, model, datamodule, given)
+        self.state.fn, self.state.stage, self.state.status = fn, None, "running"
+        self.should_stop = False
+        self.unfinished = None
+        self.module, self.datamodule = model, datamodule
+        self.data = RunData(self, model, datamodule, given)
+        model.trainer = self
+        if datamodule is not None:
+            datamodule.trainer = self
+        configured = self.callbacks
+        self.callbacks = self._with_module_callbacks(configured, model)
+        self.bus = CallbackBus(self, model, self.callbacks)
+        try:
+            with torch.autograd.set_detect_anomaly(self.detect_anomaly) if self.detect_anomaly else _nothing():
+                self._prepare(fn, ckpt_path, weights_only)
+                yield
+            if fn == "fit":
+                for hook in self.bus.on_fit_end:
+                    hook()
+            self._teardown(fn)
+            self.state.status, self.state.stage = "finished", None
+            for logger in self.loggers:
+                logger.finalize("success")
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            self.callbacks = configured
+            self.state.stage = None
+            self.metrics.enter(None, None)
+
+    def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
+        module, datamodule, strategy = self.module, self.datamodule, self.strategy
+        _set_torch_flags(self.deterministic, self.benchmark)
+        for owner, base in ((datamodule, DataModule), (module, Module)):
+            if owner is not None and overrides(owner, "prepare_data", base):
+                owner.prepare_data()
+        if datamodule is not None:
+            datamodule.setup(fn)
+        for hook in self.bus.setup:
+            hook(fn)
+        with self.engine.precision.init_context():
+            module.configure_model()
+        if self.compile:
+            compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
+        self.engine.setup(module)
+        checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
+        if checkpoint is not None:
+            restore_module(self, checkpoint)
+        if fn != "fit":
+            return
+        optimizers, schedulers = parse_optimizers(module.configure_optimizers())
+        self._check_optimizers(optimizers)
+        optimizers = self.engine.setup_optimizers(optimizers)
+        self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
+        self.fitted = True
+        if checkpoint is not None:
+            restore_run(self, checkpoint)
+        self._announce()
+        self._log_hyperparameters()
+        for hook in self.bus.on_fit_start:
+            hook()
+
+    def _check_optimizers(self, optimizers: list[Any]) -> None:
+        if not self.module.automatic_optimization:
+            return
+        if not optimizers:
+            raise ValueError(
+                "configure_optimizers returned no optimizer, so there is nothing to train with; return one, or set "
+                "self.automatic_optimization = False in __init__ and do the steps in training_step"
+            )
+        if len(optimizers) > 1:
+            raise ValueError(
+                f"configure_optimizers returned {len(optimizers)} optimizers; automatic optimization steps one. Set "
+                "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
+            )
+
+    def _with_module_callbacks(self, configured: list[Callback], module: Module) -> list[Callback]:
+        own = module.configure_callbacks()
+        own = own if isinstance(own, (list, tuple)) else [own]
+        for callback in own:
+            check_callback(callback)
+        kinds = {type(callback) for callback in own}
+        merged = [callback for callback in configured if type(callback) not in kinds] + list(own)
+        _check_state_keys(merged)
+        return order_callbacks(merged)
+
+    def _announce(self) -> None:
+        """Say once what is in force."""
+        if self.barebones or not self.is_global_zero:
+            return
+        log.info(
+            "Training on %s (strategy %s, %d process%s) in %s%s", self.engine.device, self.strategy.name,
+            self.world_size, "" if self.world_size == 1 else "es", self.engine.precision.name,
+            f", {self.accumulate_grad_batches} batches per step" if self.accumulate_grad_batches > 1 else "",
+        )  # fmt: skip
+
+    def _log_hyperparameters(self) -> None:
+        owners = [owner for owner in (self.module, self.datamodule) if owner is not None and owner._log_hyperparams]
+        merged: dict[str, Any] = {}
+        for owner in owners:
+            merged.update(owner.hparams_initial)
+        for logger in self.loggers if self.is_global_zero else ():
+            if merged:
+                logger.log_hyperparams(merged)
+            logger.log_graph(self.module)
+
+    def _teardown(self, fn: str) -> None:
+        if self.datamodule is not None:
+            self.datamodule.teardown(fn)
+        for hook in self.bus.teardown:
+            hook(fn)
+        self.strategy.teardown()
+
+    def _fail(self, error: BaseException) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.state.status = "interrupted" if interrupted else "failed"
+        for hook in self.bus.on_exception:
+            hook(error)
+        if self.datamodule is not None:
+            self.datamodule.on_exception(error)
+        self.strategy.teardown()
+        for logger in self.loggers:
+            logger.finalize(self.state.status)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; when this returns, it is complete and on disk.
+
+        Inside an accumulation window the data cursor is put at the window's start: its batches are read again.
+
+        Args:
+            filepath: the directory to make, local or any fsspec URL.
+            weights_only: leave out all that only resuming needs.
+            storage_options: accepted for familiarity; must be None (fsspec is configured by its own means).
+
+        Raises:
+            RuntimeError: before the first run.
+            OSError: if it cannot be written; what was at ``filepath`` before is untouched.
+        """
+        if storage_options is not None:
+            raise ValueError(f"storage_options must be None; got {storage_options!r}")
+        if self.module is None:
+            raise RuntimeError("save_checkpoint: this Trainer has run nothing yet; call fit first")
+        save_run(self, os.fspath(filepath), bool(weights_only))
+
+    def checkpoint_is_complete(self, path: str) -> bool:
+        """Whether there is a complete checkpoint at ``path``."""
+        return is_complete(path)
+
+    def checkpoint_exists(self, path: str) -> bool:
+        """Whether there is anything at ``path``."""
+        return exists(path)
+
+    def remove_checkpoint(self, path: str) -> None:
+        """Delete a checkpoint, or a pointer to one."""
+        remove(path)
+
+    def write_pointer(self, path: str, target: str) -> None:
+        """Make the small file ``path`` name the checkpoint ``target``, all at once."""
+        write_pointer(path, target)
+
+    def progress(self) -> dict[str, Any]:
+        """The run's counters as a checkpoint keeps them: at the start of an open accumulation window."""
+        counters = self.state.state_dict()
+        if self.fitted and self.optimization.window_is_open:
+            behind = self.state.batch_idx - self.optimization.window_start
+            counters["batch_idx"] -= behind
+            counters["total_batches"] -= behind
+        return counters
+
+    # -- logging ----------------------------------------------------------------------------------------------
+
+    def log_row(self, values: dict[str, Any]) -> None:
+        """Write one row to the loggers, with the epoch in it and the global step as its step."""
+        if not values or not self.loggers or not self.is_global_zero:
+            return
+        row = {"epoch": self.state.epoch, **as_floats(values)}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.state.global_step)
+
+    def log_step(self) -> None:
+        """Write the running step's values to the loggers."""
+        if self.loggers:
+            self.log_row(self.metrics.step_results().logged)
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """All that was logged, as 0-dim tensors: the newest values by name."""
+        return as_tensors(self.metrics.current().callback)
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """What was logged for loggers."""
+        return as_tensors(self.metrics.current().logged)
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What was logged for the progress bar. Reading it waits for the device."""
+        return as_floats(self.metrics.current().progress_bar)
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def data_seed(self) -> int:
+        """The seed from which this run's data order is drawn: that of torch's generator when it was first asked."""
+        if self.state.seed is None:
+            self.state.seed = torch.initial_seed() % 2**63
+        return self.state.seed
+
+    def load_val_data(self) -> bool:
+        """Make the validation loaders if validation runs in this epoch; False if there is nothing to validate on."""
+        if not self.enable_validation:
+            return False
+        again = self.data.stale("validate", self.reload_dataloaders_every_n_epochs)
+        return self.data.load("validate", self.limit_val_batches, again)
+
+    def validation_due_in_epoch(self) -> bool:
+        """Whether the running epoch is one with validation."""
+        every = self.check_val_every_n_epoch
+        return self.enable_validation and (every is None or (self.state.epoch + 1) % every == 0)
+
+    def validation_interval(self) -> tuple[int | float, int]:
+        """Validate after batches ``i`` of the epoch (from 1) with ``(i + offset) % every == 0``; never if infinite."""
+        batches, interval = self.num_training_batches, self.val_check_interval
+        if self.check_val_every_n_epoch is None and isinstance(interval, int):
+            return interval, self.state.total_batches - self.state.batch_idx
+        if isinstance(interval, int):
+            if interval > batches:
+                raise ValueError(
+                    f"val_check_interval={interval} is more than the {batches} training batches of an epoch; for an "
+                    "interval over epochs, set check_val_every_n_epoch=None"
+                )
+            return interval, 0
+        if batches == INFINITE:
+            if interval != 1.0:
+                raise ValueError(
+                    f"val_check_interval={interval}: the training loader has no length to take a fraction of; pass a "
+                    "number of batches"
+                )
+            return INFINITE, 0
+        return max(1, int(batches * interval)), 0
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether ``fit`` validates: there is a loader, a ``validation_step`` and a limit above 0."""
+        return bool(self.limit_val_batches) and overrides(self.module, "validation_step", Module) and self.data.has(
+            "validate"
+        )
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Training batches in an epoch; infinite if the loader does not tell, or before it is made."""
+        return self.data.num_batches.get("train", INFINITE) if self.data is not None else INFINITE
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Validation batches of each loader."""
+        return self.data.num_batches.get("validate", []) if self.data is not None else []
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """Batches of each loader in the sanity check."""
+        limit = INFINITE if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
+        return [min(limit, batches) for batches in self.num_val_batches]
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        """Test batches of each loader."""
+        return self.data.num_batches.get("test", []) if self.data is not None else []
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        """Batches to predict of each loader."""
+        return self.data.num_batches.get("predict", []) if self.data is not None else []
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be."""
+        self.data.load_train()
+        batches = self.num_training_batches
+        if self.max_epochs in (None, -1) or batches == INFINITE:
+            return self.max_steps if self.max_steps != -1 else INFINITE
+        total = math.ceil(batches / self.accumulate_grad_batches) * self.max_epochs
+        return total if self.max_steps == -1 else min(total, self.max_steps)
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training loader, as the user gave it."""
+        return self.data.loaders.get("train") if self.data is not None else None
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation loader, or the list of several."""
+        return self._evaluation_loaders("validate")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """The test loader, or the list of several."""
+        return self._evaluation_loaders("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The loader to predict, or the list of several."""
+        return self._evaluation_loaders("predict")
+
+    def _evaluation_loaders(self, stage: str) -> Any:
+        loaders = self.data.loaders.get(stage) if self.data is not None else None
+        return loaders[0] if loaders is not None and len(loaders) == 1 else loaders
+
+    # -- the module's training mode, and a hook about gradients -----------------------------------------------
+
+    def remember_training_mode(self) -> None:
+        """Note for each submodule whether it is in training mode."""
+        self._modes = {module: module.training for module in self.module.modules()}
+
+    def restore_training_mode(self) -> None:
+        """Put each submodule back into the mode that was noted."""
+        for module, training in self._modes.items():
+            module.training = training
+
+    def zero_grad_hook(self) -> tuple[Any, ...]:
+        """The module's ``on_validation_model_zero_grad``, if it overrides it."""
+        overridden = overrides(self.module, "on_validation_model_zero_grad", Module)
+        return (self.module.on_validation_model_zero_grad,) if overridden else ()
+
+    # -- what callbacks and modules read ----------------------------------------------------------------------
+
+    @property
+    def model(self) -> Module:
+        """The running module."""
+        return self.module
+
+    @property
+    def lightning_module(self) -> Module:
+        """The running module."""
+        return self.module
+
+    @property
+    def current_epoch(self) -> int:
+        """Index of the running epoch; after it, the number of completed ones."""
+        return self.state.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Completed optimizer windows."""
+        return self.state.global_step
+
+    @property
+    def batch_idx(self) -> int:
+        """Micro-batches finished in the running epoch."""
+        return self.state.batch_idx
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the running training batch is its epoch's last, as far as the loader tells."""
+        return self.state.batch_idx + 1 >= self.num_training_batches
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy."""
+        return self.engine.strategy
+
+    @property
+    def precision(self) -> str:
+        """Name of the precision."""
+        return self.engine.precision.name
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.engine.strategy.world_size
+
+    @property
+    def global_rank(self) -> int:
+        """This process's index among all."""
+        return self.engine.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """This process's index on its machine."""
+        return self.engine.strategy.local_rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the main process."""
+        return self.engine.strategy.is_global_zero
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers."""
+        return self.engine.strategy.optimizers if self.fitted else []
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Any]) -> None:
+        self.optimization.replace_optimizers(self.engine.setup_optimizers(optimizers))
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """The schedulers and when they step."""
+        return self.optimization.schedulers if self.fitted else []
+
+    @property
+    def training(self) -> bool:
+        """Whether a training epoch runs."""
+        return self.state.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation runs."""
+        return self.state.stage == "validate"
+
+    @property
+    def testing(self) -> bool:
+        """Whether testing runs."""
+        return self.state.fn == "test" and self.state.status == "running"
+
+    @property
+    def predicting(self) -> bool:
+        """Whether prediction runs."""
+        return self.state.fn == "predict" and self.state.status == "running"
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether the sanity check runs."""
+        return self.state.stage == "sanity_check"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last run ended by Ctrl-C."""
+        return self.state.status == "interrupted"
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [] if logger is None else [logger]
+
+    @property
+    def log_dir(self) -> str:
+        """The first logger's folder of this run, or ``default_root_dir``."""
+        folder = self.logger.log_dir if self.logger is not None else None
+        return folder if folder is not None else self.default_root_dir
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first ``ModelCheckpoint``, or None."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        """All callbacks that persist."""
+        return [callback for callback in self.callbacks if callback.phase == "persist"]
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """The first ``EarlyStopping``, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """All ``EarlyStopping`` callbacks."""
+        return [callback for callback in self.callbacks if isinstance(callback, builtin_callbacks.EarlyStopping)]
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        """The progress bar, or None."""
+        return next((c for c in self.callbacks if isinstance(c, builtin_callbacks.ProgressBar)), None)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print in the main process only."""
+        if self.is_global_zero:
+            print(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
+        # The bus and the data hold functions bound to one run; a copy gets its own when it runs.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            copied.__dict__[name] = None if name in ("bus", "data") else deepcopy(value, memo)
+        return copied
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    if benchmark is not None:
+        if benchmark and deterministic:
+            warnings.warn("benchmark=True may choose algorithms that are not deterministic", stacklevel=2)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _check_state_keys(callbacks: list[Callback]) -> None:
+    seen: dict[str, Callback] = {}
+    for callback in callbacks:
+        if not overrides(callback, "state_dict", Callback):
+            continue
+        if (other := seen.get(callback.state_key)) is not None:
+            raise ValueError(
+                f"two callbacks keep their states under the same key {callback.state_key!r}: {type(other).__name__} and "
+                f"{type(callback).__name__}; give them different arguments, or override state_key"
+            )
+        seen[callback.state_key] = callback

@@ -1,0 +1,74 @@
+"""The logger contract: where the numbers of a run go."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..callbacks.base import Callback
+
+
+class Logger:
+    """A place that a run's metrics and hyperparameters are written to. Called in the main process only.
+
+    Override :attr:`name`, :attr:`version` and :meth:`log_metrics`; the rest has defaults that do nothing.
+    """
+
+    @property
+    def name(self) -> str | None:
+        """The experiment's name."""
+        return None
+
+    @property
+    def version(self) -> int | str | None:
+        """The run's version within the experiment."""
+        return None
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder under which the logger keeps its experiments."""
+        return None
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of this run; the Trainer keeps checkpoints in its ``checkpoints`` folder."""
+        return None
+
+    @property
+    def experiment(self) -> Any:
+        """The object of the library behind the logger, for what this contract does not cover."""
+        return None
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Write one row.
+
+        Args:
+            metrics: values by name, among them ``epoch``.
+            step: completed optimizer steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override log_metrics(metrics, step)")
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record the hyperparameters of the run."""
+
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Record the model's graph."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
+        """A checkpoint was committed by ``checkpoint_callback``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on in the same place, of JSON values."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned; called before the first row of a resumed run."""
+
+    def save(self) -> None:
+        """Write out what is buffered."""
+
+    def finalize(self, status: str) -> None:
+        """The run ended with ``status`` ``"success"``, ``"failed"`` or ``"interrupted"``; close files."""

@@ -1,0 +1,85 @@
+"""Which devices there are, and what torch.accelerator does not offer: seeds, RNG states, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The Trainer's names and the torch device types behind them; "auto" and "gpu" mean whatever this machine has.
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")
+
+
+def accelerator_type() -> str:
+    """The type of this machine's accelerator, or ``"cpu"``."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
+
+
+def select_devices(accelerator: str, devices: int | str | list[int]) -> list[torch.device]:
+    """Return the devices that the arguments ask for.
+
+    Args:
+        accelerator: one of :data:`ACCELERATORS`.
+        devices: a count, a list of indices, ``"auto"`` or -1 (all of them; one for the CPU), or
+            a string such as ``"2"`` (a count) or ``"0,2"`` (indices).
+
+    Raises:
+        ValueError: for an accelerator that is unknown or not there, or for more devices than there are.
+    """
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
+    found = accelerator_type()
+    kind = found if accelerator == "auto" else accelerator
+    if kind == "gpu":
+        if found == "cpu":
+            raise ValueError('accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"')
+        kind = found
+    if kind not in ("cpu", found):
+        raise ValueError(f'accelerator={accelerator!r}: this machine has {found!r} only; use accelerator="auto"')
+
+    count = torch.accelerator.device_count() if kind != "cpu" else None
+    wanted = _parse_devices(devices)
+    if isinstance(wanted, list):
+        if kind == "cpu":
+            raise ValueError(f'devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1')
+        for index in wanted:
+            if not 0 <= index < (count or 0):
+                raise ValueError(f"devices={devices!r}: index {index} is not below the {count} devices of this machine")
+        return [torch.device(kind, index) for index in wanted]
+    if kind == "cpu":
+        return [torch.device("cpu")] * (wanted or 1)
+    assert count is not None
+    if wanted is not None and wanted > count:
+        raise ValueError(f"devices={devices!r}: this machine has {count} of type {kind!r}")
+    return [torch.device(kind, index) for index in range(wanted or count)]
+
+
+def _parse_devices(devices: Any) -> int | list[int] | None:
+    """A count, indices, or None for all."""
+    wanted = devices
+    if isinstance(wanted, str) and wanted != "auto":
+        try:
+            numbers = [int(part) for part in wanted.split(",") if part.strip()]
+        except ValueError:
+            numbers = []
+        wanted = numbers if "," in wanted else (numbers[0] if numbers else None)
+    if wanted in ("auto", -1):
+        return None
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
+        return wanted
+    if isinstance(wanted, (list, tuple)) and wanted and all(isinstance(i, int) for i in wanted):
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"devices={devices!r} names a device twice")
+        return list(wanted)
+    raise ValueError(f'devices must be a count from 1, a list of indices, "auto" or -1; got {devices!r}')
+
+
+def device_rng_state(device: torch.device) -> torch.Tensor | None:
+    """The RNG state of an accelerator, or None for the CPU."""
+    return None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+def set_device_rng_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set what :func:`device_rng_state` returned."""
+    torch.get_device_module(device).set_rng_state(state.cpu(), device)

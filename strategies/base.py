@@ -1,0 +1,156 @@
+"""The strategy contract: where a module runs, in how many processes, and how its state goes in and out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.optim import Optimizer
+
+    from .precision import Precision
+
+
+class StepModule(nn.Module):
+    """Calls any step of a module through ``forward``, which is what DDP, FSDP and DeepSpeed intercept.
+
+    The user's module is wrapped, never patched: ``StepModule(module)("training_step", batch, 0)``.
+    """
+
+    def __init__(self, module: nn.Module, context: AbstractContextManager[Any] | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.context = context
+
+    def forward(self, step_name: str, *args: Any) -> Any:
+        if self.context is None:
+            return getattr(self.module, step_name)(*args)
+        with self.context:
+            return getattr(self.module, step_name)(*args)
+
+
+class Strategy(ABC):
+    """Where a module runs.
+
+    The order of calls in a run: :meth:`setup_environment`, :meth:`setup`, :meth:`load_model_state` (when a
+    checkpoint is given), :meth:`setup_optimizers`, :meth:`load_optimizer_state`, the steps, :meth:`teardown`.
+    States are keyed by parameter *name*, so that a checkpoint of one strategy loads under any other.
+
+    Attributes:
+        name: what it is called in messages and checkpoints.
+        equal_forwards: evaluation needs the same number of forward passes on all ranks.
+        owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
+        device: this process's device.
+        world_size, global_rank, local_rank, node_rank: this process among its peers.
+        module: the user's module, set by :meth:`setup`.
+        optimizers: set by :meth:`setup_optimizers`; readable and settable.
+    """
+
+    name = "strategy"
+    equal_forwards = False
+    owns_loss_scale = False
+
+    device = torch.device("cpu")
+    world_size = 1
+    global_rank = 0
+    local_rank = 0
+    node_rank = 0
+    module: nn.Module
+    optimizers: list[Optimizer]
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def setup_environment(self, devices: list[torch.device], num_nodes: int) -> None:
+        """Choose this process's device and join its peers.
+
+        Raises:
+            ValueError: if the strategy cannot run on these devices.
+        """
+
+    @abstractmethod
+    def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
+        """Move ``module`` to the device, convert and wrap it; return the module itself, unwrapped."""
+
+    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+        """Take the optimizers made for the module; return those that the loop shall step."""
+        self.optimizers = optimizers
+        return optimizers
+
+    def teardown(self) -> None:
+        """Release what :meth:`setup` took."""
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, step_name: str, *args: Any) -> Any:
+        """Call ``module.<step_name>(*args)`` for training: in the precision's context, synchronised with peers."""
+
+    def evaluate(self, step_name: str, *args: Any) -> Any:
+        """Call ``module.<step_name>(*args)`` for evaluation; by default as :meth:`forward`."""
+        return self.forward(step_name, *args)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Compute gradients."""
+        loss.backward(**kwargs)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """A context around forward and backward in which gradients stay local."""
+        return nullcontext()
+
+    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str) -> None:
+        """Clip gradients by their global ``"norm"``, or each by ``"value"``."""
+        if algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, value)
+        else:
+            nn.utils.clip_grad_norm_(parameters, value)
+
+    def step(self, optimizer: Optimizer) -> Any:
+        """Update the parameters."""
+        return optimizer.step()
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Any]:
+        """Parameters and buffers by name; tensors may be aliases of the living ones."""
+
+    @abstractmethod
+    def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
+        """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""
+
+    @abstractmethod
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``."""
+
+    @abstractmethod
+    def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Load what :meth:`optimizer_state` returned, matching parameters by name."""
+
+    # -- peers: with one process, each of these gives back what it got ------------------------------------------
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the main process."""
+        return self.global_rank == 0
+
+    def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
+        """``"mean"``, ``"sum"``, ``"min"`` or ``"max"`` over all processes."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        """The tensors of all processes, stacked along a new first dimension if there are several processes."""
+        return tensor
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """``value`` of process ``source``, on all processes."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all processes."""

@@ -1,0 +1,103 @@
+"""What every test gets: one thread, a seed, a directory of its own, and a check that it leaves nothing running."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+# Before torch is imported, and for the processes that tests start: one thread each, no compile workers that outlive a
+# test, and no usage reports from the libraries under test.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TORCHINDUCTOR_COMPILE_THREADS="1",
+    DO_NOT_TRACK="true",
+    WANDB_ERROR_REPORTING="false",
+    WANDB_MODE="offline",
+)
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+GRACE = 2.0  # seconds that threads and processes get to end after a test
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is more than a zombie, which only waits for its exit code to be read."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    return False
+
+
+def child_processes() -> set[int]:
+    """Process ids of our running children; on systems without /proc, none."""
+    children: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has just ended
+            children.update(pid for pid in map(int, file.read_text().split()) if is_running(pid))
+    # multiprocessing starts one tracker with the first spawn, and keeps it until the interpreter ends.
+    return children - {resource_tracker._resource_tracker._pid}
+
+
+def foreground_threads() -> set[threading.Thread]:
+    """Threads that would keep the interpreter from ending."""
+    return {thread for thread in threading.enumerate() if not thread.daemon}
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_running() -> Iterator[None]:
+    """Fail a test that leaves a process, a non-daemon thread or a process group behind."""
+    processes, threads = child_processes(), foreground_threads()
+    yield
+    group_open = torch.distributed.is_initialized()
+    if group_open:
+        torch.distributed.destroy_process_group()
+
+    deadline = time.monotonic() + GRACE
+    while (left := (child_processes() - processes, foreground_threads() - threads)) != (set(), set()):
+        if time.monotonic() > deadline:
+            break
+        gc.collect()  # ends the workers of an abandoned DataLoader iterator
+        time.sleep(0.02)
+    for pid in left[0]:
+        os.kill(pid, signal.SIGKILL)
+    found = [f"process {pid} (killed)" for pid in left[0]] + [f"thread {thread.name}" for thread in left[1]]
+    if group_open:
+        found.append("an open process group (closed)")
+    if found:
+        pytest.fail("the test left behind: " + ", ".join(found))
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Seed, and run in an empty directory; put RNG states and the environment back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    environment = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    os.environ.clear()
+    os.environ.update(environment)
