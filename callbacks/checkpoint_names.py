@@ -28,7 +28,9 @@ def fill(template: str, values: Mapping[str, Any], with_names: bool, equals: str
         try:
             text = format(value, spec)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"filename {template!r}: {name!r} is {value!r}, which cannot be formatted as {spec!r}") from error
+            raise ValueError(
+                f"filename {template!r}: {name!r} is {value!r}, which cannot be formatted as {spec!r}"
+            ) from error
         return f"{name}{equals}{text}" if with_names else text
 
     return _FIELD.sub(replace, template)

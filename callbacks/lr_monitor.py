@@ -92,7 +92,9 @@ class LearningRateMonitor(Callback):
 
 def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
     """Each scheduler's optimizer and those without: its name, itself, and the scheduler's interval or None."""
-    found = [(config.name, config.scheduler.optimizer, config.interval) for config in trainer.lr_scheduler_configs]
+    found: list[tuple[str | None, Optimizer, str | None]] = [
+        (config.name, config.scheduler.optimizer, config.interval) for config in trainer.lr_scheduler_configs
+    ]
     scheduled = [id(optimizer) for _, optimizer, _ in found]
     for optimizer in trainer.optimizers:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's and manual optimization's are wrapped

@@ -233,7 +233,7 @@ class ModelCheckpoint(Callback):
         self._last_step_seen = step
         due = self._interval.is_over(trainer) if self._interval else step % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
-            if self.monitor is not None and _validation_follows(trainer, batch_idx):
+            if self.monitor is not None and _validation_follows(trainer):
                 self._postponed = True  # the value logged until now is that of the validation before
             else:
                 self._save_due(trainer)
@@ -311,7 +311,9 @@ class ModelCheckpoint(Callback):
             name: value.detach().to("cpu", copy=True) for name, value in trainer.callback_metrics.items()
         }
         # Logged by the user, they are tensors of floats, which file names do not want.
-        values["epoch"] = int(values.get("epoch", trainer.current_epoch))
+        # After the last epoch, `current_epoch` counts the completed ones.
+        epoch = trainer.current_epoch - (trainer.batch_idx == 0 and trainer.current_epoch > 0)
+        values["epoch"] = int(values.get("epoch", epoch))
         values["step"] = int(values.get("step", trainer.global_step))
         return trainer.strategy.broadcast(values)  # a collective
 
@@ -449,9 +451,7 @@ class ModelCheckpoint(Callback):
         """A path for a new checkpoint or pointer: with a version number if the name is taken, but by ``reuse``."""
         path = self.format_checkpoint_name(values, template)
         version = self.STARTING_VERSION
-        while path == taken or (
-            self._enable_version_counter and path != reuse and self.file_exists(path, trainer)
-        ):
+        while path == taken or (self._enable_version_counter and path != reuse and self.file_exists(path, trainer)):
             path = self.format_checkpoint_name(values, template, ver=version)
             version += 1
         return path
@@ -484,12 +484,10 @@ def _default_dirpath(trainer: Trainer) -> str:
     return _absolute(os.path.join(*(str(part) for part in parts if part)))
 
 
-def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether this is an epoch's last batch, and validation comes before the epoch ends."""
-    if not trainer.enable_validation or batch_idx + 1 != trainer.num_training_batches:
-        return False
-    every = trainer.check_val_every_n_epoch
-    return every is None or (trainer.current_epoch + 1) % every == 0
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether validation comes right after the batch that has just ended."""
+    every, offset = trainer.validation_interval()
+    return trainer.validation_due_in_epoch() and (trainer.batch_idx + offset) % every == 0
 
 
 def _moment(trainer: Trainer) -> str:

@@ -140,7 +140,8 @@ class Summary:
     def __str__(self) -> str:
         table = [self.columns, *self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
+        lines = [" | ".join(row).rstrip() for row in padded]
         rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
         return "\n".join([lines[0], rule, *lines[1:], rule, *self.totals])
 
@@ -264,7 +265,12 @@ def _record_sizes(
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Put back training modes, buffers and random generators afterwards."""
     modes = [(layer, layer.training) for layer in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    buffers = [
+        (layer._buffers, name, buffer, buffer.detach().clone())
+        for layer in module.modules()
+        for name, buffer in layer._buffers.items()
+        if buffer is not None
+    ]
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type not in ("cpu", "meta")}
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
@@ -281,8 +287,9 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             for layer, training in modes:
                 layer.training = training
             with torch.no_grad():
-                for buffer, value in buffers:
+                for place, name, buffer, value in buffers:
                     buffer.copy_(value)
+                    place[name] = buffer  # where forward put another tensor instead of changing this one
 
 
 def _like_parameters(example: Any, module: nn.Module) -> Any:

@@ -146,7 +146,7 @@ class RichProgressBar(ProgressBar):
     ) -> None:
         self._evaluated += 1
         if monotonic() >= self._next_show:
-            self._show(trainer, module, self._evaluation, self._evaluated)
+            self._draw(self._evaluation, self._evaluated)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -164,7 +164,7 @@ class RichProgressBar(ProgressBar):
     ) -> None:
         self._evaluated += 1
         if monotonic() >= self._next_show:
-            self._show(trainer, module, self._evaluation, self._evaluated)
+            self._draw(self._evaluation, self._evaluated)
 
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
         self._end_evaluation(trainer, module)
@@ -177,7 +177,7 @@ class RichProgressBar(ProgressBar):
     ) -> None:
         self._evaluated += 1
         if monotonic() >= self._next_show:
-            self._show(trainer, module, self._evaluation, self._evaluated)
+            self._draw(self._evaluation, self._evaluated)
 
     def on_predict_end(self, trainer: Trainer, module: Module) -> None:
         self._end_evaluation(trainer, module)
@@ -218,13 +218,19 @@ class RichProgressBar(ProgressBar):
         self._next_show = monotonic() + self._display.interval
 
     def _show(self, trainer: Trainer, module: Module, stretch: Stretch | None, done: int) -> None:
-        if self._display is None or stretch is None or not self.is_enabled:
+        """Draw with the logged values, which waits for the device."""
+        if self._display is None or not self.is_enabled:
             return
         theme = self.theme
         metrics = theme.metrics_text_delimiter.join(
             f"{name}: {value if isinstance(value, str) else format(value, theme.metrics_format)}"
             for name, value in self.get_metrics(trainer, module).items()
         )
+        self._draw(stretch, done, metrics)
+
+    def _draw(self, stretch: Stretch | None, done: int, metrics: str = "") -> None:
+        if self._display is None or stretch is None or not self.is_enabled:
+            return
         self._display.show(stretch, done, metrics)
         self._next_show = monotonic() + self._display.interval
 

@@ -51,6 +51,10 @@ class Engine:
         self.precision.check(self.device)
         scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
         self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None  # pyright: ignore[reportPrivateImportUsage] # its documented name
+        # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
+        # evaluation: the strategy's own methods, without a frame between.
+        self.forward: Callable[..., Any] = self.strategy.forward
+        self.evaluate: Callable[..., Any] = self.strategy.evaluate
         self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
         self._stepped: set[int] = set()
 
@@ -81,16 +85,6 @@ class Engine:
         return batch if dtype is None else cast_batch(batch, dtype)
 
     # -- steps ------------------------------------------------------------------------------------------------
-
-    @property
-    def forward(self) -> Callable[..., Any]:
-        """``forward(step_name, *args)`` calls that step of the module for training."""
-        return self.strategy.forward
-
-    @property
-    def evaluate(self) -> Callable[..., Any]:
-        """``evaluate(step_name, *args)`` calls that step of the module for evaluation."""
-        return self.strategy.evaluate
 
     def backward(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         """Compute the gradients of ``loss``, scaled if the precision says so.

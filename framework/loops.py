@@ -112,7 +112,9 @@ def _train_epoch(trainer: Trainer) -> bool:
     validate_every, validate_offset = trainer.validation_interval()
     skipped = stopped = False
 
-    if state.batch_idx and (state.batch_idx + validate_offset) % validate_every == 0:
+    past = (state.batch_idx + validate_offset) % validate_every  # batches since the last validation
+    validate_next = state.batch_idx - past + validate_every
+    if state.batch_idx and past == 0:
         validate(trainer)  # due when the checkpoint was saved, and not done
     stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
 
@@ -141,8 +143,9 @@ def _train_epoch(trainer: Trainer) -> bool:
             trainer.log_step()
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
-        if (done + validate_offset) % validate_every == 0:
+        if done == validate_next:
             validate(trainer)
+            validate_next += validate_every
         if stepped and optimization.plateau_each_step:
             optimization.plateau_step(lambda: trainer.callback_metrics)
         if stepped and state.global_step >= max_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ..strategies.base import Strategy
 from .hooks import CallbackBus, overrides
 
 if TYPE_CHECKING:
@@ -187,7 +189,10 @@ class Optimization:
         self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         self.anomaly = trainer.detect_anomaly
         self.bus: CallbackBus = trainer.bus
-        # A default that nobody overrides is not called but done: each call saved is a tenth of a microsecond a step.
+        self._forward = engine.forward
+        self._arguments = step_arguments(module.training_step)
+        self._wants_outputs = bool(self.bus.on_train_batch_end or self.bus.on_train_batch_end_late)
+        # A hook or default that nobody overrides is not called but done: a frame costs 0.1 to 0.3 µs a step.
         self._backward = module.backward if overrides(module, "backward", base) else None
         self._optimizer_step = module.optimizer_step if overrides(module, "optimizer_step", base) else None
         self._zero_grad = module.optimizer_zero_grad if overrides(module, "optimizer_zero_grad", base) else None
@@ -199,22 +204,40 @@ class Optimization:
         self._each_step = [config for config in by_step if not config.reduce_on_plateau] if self.automatic else []
         self.plateau_each_step = [config for config in by_step if config.reduce_on_plateau] if self.automatic else []
         self._each_epoch = [config for config in schedulers if config.interval == "epoch"] if self.automatic else []
+        self._choose_short_ways()
 
-        self._forward = engine.forward
-        self._arguments = step_arguments(module.training_step)
         self._toggled: list[tuple[Tensor, bool]] = []
         self.stepped = False  # whether the last batch completed a window
-        self._wants_outputs = bool(self.bus.on_train_batch_end or self.bus.on_train_batch_end_late)
         # The open window: its first batch, its planned length, and what it has gathered.
         self.window_start = 0
-        self._length = 0
+        self._length = self.accumulate
         self._contributed = 0
         self._weight: float | Tensor | None = None
+
+    def _choose_short_ways(self) -> None:
+        """For each part of a step to which nobody adds anything, what to call directly."""
+        engine, bus = self.engine, self.bus
+        plain = engine.scaler is None
+        backward = self._backward is None and plain and engine.precision.compute is None
+        backward = backward and not bus.on_before_backward and not bus.on_after_backward
+        strategy = engine.strategy
+        self._compute_gradients = self.backward
+        if backward:
+            own = type(strategy).backward is not Strategy.backward
+            self._compute_gradients = strategy.backward if own else Tensor.backward
+        clear = self._zero_grad is None and not bus.on_before_zero_grad and len(self.optimizers) == 1
+        self._clear_gradients = self.optimizers[0].zero_grad if clear else None
+        step = self._optimizer_step is None and self._clip is None and plain and not bus.on_before_optimizer_step
+        self._step_directly = None
+        if step and len(self.optimizers) == 1:
+            own = type(strategy).step is not Strategy.step
+            self._step_directly = partial(strategy.step, self.optimizers[0]) if own else self.optimizers[0].step
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
         self.optimizers = optimizers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
+        self._choose_short_ways()
 
     # -- the training step, automatic -------------------------------------------------------------------------
 
@@ -229,16 +252,17 @@ class Optimization:
         Returns:
             ``{"loss": loss, ...}`` as the step returned it, or None if it skipped the batch.
         """
+        if self.accumulate == 1:
+            outputs = self._forward_backward(batch, batch_idx)
+            self.stepped = self.close_window(batch_idx)
+            return outputs
         position = batch_idx - self.window_start
-        if position == self._length:  # the window before is complete: open the next
+        if position >= self._length:  # the window before is complete: open the next
             self.open_window(batch_idx, num_batches)
             position = 0
         last = position + 1 == self._length
-        if last or self.accumulate == 1:
+        with nullcontext() if last else self.engine.no_sync():
             outputs = self._forward_backward(batch, batch_idx)
-        else:
-            with self.engine.no_sync():
-                outputs = self._forward_backward(batch, batch_idx)
         self.stepped = last and self.close_window(batch_idx)
         return outputs
 
@@ -269,6 +293,7 @@ class Optimization:
         """The epoch ended sooner than planned, at ``batch_idx``: step on what was gathered until there."""
         if self.automatic:
             self.stepped = self.close_window(batch_idx)
+            self._length = 0
             return
         for manual in self.manual:
             if manual._gathered:
@@ -295,7 +320,10 @@ class Optimization:
                 f"global step {self.state.global_step} (detect_anomaly=True)"
             )
         if self._contributed == 0:
-            self.zero_grad(batch_idx)
+            if self._clear_gradients is not None:
+                self._clear_gradients()
+            else:
+                self.zero_grad(batch_idx)
         elif (weight is None) != (self._weight is None):
             raise RuntimeError(
                 f"training_step gave a weight for some batches of a window and not for others (batch {batch_idx}); "
@@ -309,24 +337,35 @@ class Optimization:
                 share = loss * weight
         elif self._length > 1:
             share = loss / self._length
-        self.backward(share)
+        self._compute_gradients(share)
         if outputs is None and self._wants_outputs:
             outputs = {"loss": loss.detach()}
         return outputs
 
     def close_window(self, batch_idx: int) -> bool:
         """Step on what the window gathered, be it fewer batches than planned; False if it gathered nothing."""
-        contributed, length, self._length = self._contributed, self._length, 0
-        self.window_start = batch_idx + 1
+        contributed = self._contributed
         if not contributed:
             return False
+        if self._step_directly is not None and contributed == self._length and self._weight is None:
+            self._step_directly()
+        else:
+            self._step_window(self.optimizers[0], batch_idx)
         self._contributed = 0
-        optimizer = self.optimizers[0]
+        self._weight = None
+        self.state.global_step += 1
+        for config in self._each_step:
+            if self.state.global_step % config.frequency == 0:
+                self._step_scheduler(config, None)
+        return True
+
+    def _step_window(self, optimizer: Optimizer, batch_idx: int) -> None:
         self.engine.unscale(optimizer)
-        if self._weight is not None and length > 1:
+        if self._weight is None:
+            if self._contributed < self._length:
+                _scale_gradients(optimizer, self._length / self._contributed)
+        elif self._length > 1:
             _scale_gradients(optimizer, 1 / self._weight)
-        elif contributed < length and self._weight is None:
-            _scale_gradients(optimizer, length / contributed)
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
@@ -336,11 +375,6 @@ class Optimization:
         else:
             self.engine.step(optimizer)
         self.engine.end_window()
-        self.state.global_step += 1
-        for config in self._each_step:
-            if self.state.global_step % config.frequency == 0:
-                self._step_scheduler(config, None)
-        return True
 
     # -- the parts, shared with manual optimization -----------------------------------------------------------
 

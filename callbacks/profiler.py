@@ -1,0 +1,261 @@
+"""Where the time goes: by sections of the loop, or by operators."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from torch.profiler import ProfilerActivity, profile
+
+    from ..framework import Module, Trainer
+
+
+def _folder(trainer: Trainer) -> str:
+    """Where the results of all processes go. A collective: each might find another version number free."""
+    folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+class SimpleProfiler(Callback):
+    """Time the sections of the loop, and print a table of them at the end of the run.
+
+    Each moment of the run counts for exactly one section: the one that the next hook ends. So the sections add up
+    to the whole, and what a section is called for includes what other callbacks did in it. Give it last, so that
+    it sees checkpoints end. On an accelerator a section ends when its work is queued, not when it is done: for
+    that use :class:`PyTorchProfiler`.
+
+    The table is also written to ``profile-<stage>.txt`` in the Trainer's ``log_dir``.
+
+    Args:
+        filename: another name for that file; ``{stage}`` in it stands for the stage.
+
+    Attributes:
+        seconds: by section.
+        counts: how often each section ended.
+    """
+
+    phase = "persist"  # that is, after the callbacks that save
+
+    def __init__(self, filename: str = "profile-{stage}.txt") -> None:
+        self.filename = filename
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self._last = 0.0
+        self._saving = False
+
+    def _end(self, section: str) -> None:
+        """Count the time since the last call for ``section``."""
+        now = time.perf_counter()
+        if self._saving:
+            section, self._saving = "checkpoint", False
+        self.seconds[section] = self.seconds.get(section, 0.0) + now - self._last
+        self.counts[section] = self.counts.get(section, 0) + 1
+        self._last = time.perf_counter()
+
+    def table(self) -> str:
+        """The sections, the longest first."""
+        total = sum(self.seconds.values())
+        lines = [f"{'section':<28}{'seconds':>10}{'share':>8}{'count':>10}{'mean ms':>12}"]
+        for section, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
+            count = self.counts[section]
+            share, mean = seconds / total if total else 0.0, seconds / count * 1e3
+            lines.append(f"{section:<28}{seconds:>10.3f}{share:>8.1%}{count:>10}{mean:>12.3f}")
+        lines.append(f"{'total':<28}{total:>10.3f}")
+        return "\n".join(lines)
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self.seconds, self.counts = {}, {}
+        self._saving = False
+        self._last = time.perf_counter()
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._end("end of the run")
+        folder = _folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        print(f"Profile of {stage}:\n{self.table()}", flush=True)
+        with open(os.path.join(folder, self.filename.format(stage=stage)), "w", encoding="utf-8") as file:
+            file.write(self.table() + "\n")
+
+    # -- training: each hook says what has just ended ---------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._end("start of the run")
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        self._end("between epochs")
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        self._end("data loading")
+
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
+        self._end("forward")
+
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+        self._end("backward")
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._end("optimizer step")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        self._end("end of epoch")
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._end("end of the run")
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        self._end("checkpoint")
+        self._saving = True  # there is no hook at its end: it is what comes until the next one
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        self._end("start of the run" if trainer.sanity_checking else "before evaluation")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end("evaluation data loading")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end("evaluation step")
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        self._end("end of evaluation")
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
+
+
+class PyTorchProfiler(Callback):
+    """Trace a few steps with ``torch.profiler``, on the CPU and the accelerator.
+
+    A trace for chrome://tracing or Perfetto, ``trace-<stage>-rank<r>-<n>.json``, goes to the Trainer's ``log_dir``
+    for each profiled stretch, and a table of operators is printed at the end of the run. After ``repeat``
+    stretches the profiler costs next to nothing, and with ``wait`` the slow first steps are left out.
+
+    Args:
+        wait: batches to leave out before each stretch.
+        warmup: batches traced and thrown away, as the first ones are distorted.
+        active: batches to trace.
+        repeat: how many stretches; 0 goes on to the end.
+        activities: what to trace; by default the CPU and the accelerator, if there is one.
+        on_trace_ready: takes the place of writing a trace; gets the ``torch.profiler.profile``.
+        sort_by: column by which the table is sorted; by default the accelerator's own time, or the CPU's.
+        row_limit: rows of the table.
+        **profile_kwargs: further arguments of ``torch.profiler.profile``, such as ``record_shapes=True``,
+            ``profile_memory=True`` or ``with_stack=True``.
+
+    Attributes:
+        profiler: the ``torch.profiler.profile`` while one runs and after, or None.
+        trace_paths: the traces written.
+
+    Raises:
+        ValueError: if a count is not an int of at least 0 (``active``: 1).
+    """
+
+    def __init__(
+        self,
+        wait: int = 1,
+        warmup: int = 1,
+        active: int = 3,
+        repeat: int = 1,
+        activities: Iterable[ProfilerActivity] | None = None,
+        on_trace_ready: Callable[[profile], Any] | None = None,
+        sort_by: str | None = None,
+        row_limit: int = 20,
+        **profile_kwargs: Any,
+    ) -> None:
+        counts = (("wait", wait, 0), ("warmup", warmup, 0), ("active", active, 1), ("repeat", repeat, 0))
+        for name, value, least in counts:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an int of at least {least}; got {value!r}")
+        self._schedule = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat}
+        self._activities = activities
+        self._on_trace_ready = on_trace_ready
+        self._sort_by = sort_by
+        self._row_limit = row_limit
+        self._profile_kwargs = profile_kwargs
+        self._running = False
+        self.profiler: profile | None = None
+        self.trace_paths: list[str] = []
+
+    def _start(self, trainer: Trainer) -> None:
+        from torch.profiler import profile, schedule, supported_activities
+
+        folder = _folder(trainer)
+
+        def write(profiler: profile) -> None:
+            name = f"trace-{trainer.state.fn}-rank{trainer.global_rank}-{len(self.trace_paths)}.json"
+            self.trace_paths.append(os.path.join(folder, name))
+            profiler.export_chrome_trace(self.trace_paths[-1])
+
+        self.trace_paths = []
+        self.profiler = profile(
+            activities=list(self._activities or supported_activities()),
+            schedule=schedule(**self._schedule),
+            on_trace_ready=self._on_trace_ready or write,
+            **self._profile_kwargs,
+        )
+        self.profiler.start()
+        self._running = True
+
+    def _stop(self) -> None:
+        if self._running and self.profiler is not None:
+            self._running = False
+            self.profiler.stop()
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._stop()
+        if self.profiler is None or not trainer.is_global_zero:
+            return
+        try:
+            averages = self.profiler.key_averages()
+        except AssertionError:  # torch's way to say that there is no event
+            needed = self._schedule["wait"] + self._schedule["warmup"] + 1
+            print(f"PyTorchProfiler traced nothing: it needs at least {needed} batches.", flush=True)
+            return
+        on_device = any(getattr(average, "self_device_time_total", 0) for average in averages)
+        sort_by = self._sort_by or ("self_device_time_total" if on_device else "self_cpu_time_total")
+        print(averages.table(sort_by=sort_by, row_limit=self._row_limit), flush=True)
+        for path in self.trace_paths:
+            print(f"Trace: {path}", flush=True)
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        self._stop()
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.state.fn == "validate":
+            self._start(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn != "fit" and self.profiler is not None:  # inside fit, training sets the steps
+            self.profiler.step()
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        self._start(trainer)
+
+    on_predict_start = on_test_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end

@@ -1,0 +1,154 @@
+"""What the loggers that write files share: a numbered folder for each run, and its hyperparameters."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from .base import Logger
+
+
+class FolderLogger(Logger):
+    """The base of loggers that keep each run in a folder, ``save_dir/name/version_N``.
+
+    No folder is made before there is something to write. A resumed run goes on in the folder of the run that saved
+    the checkpoint, if it has the same ``save_dir`` and ``name`` and was not given another ``version``.
+
+    Args:
+        save_dir: under which all experiments are kept, a path or an fsspec URL.
+        name: the experiment; "" or None puts the runs into ``save_dir`` itself.
+        version: the run: a number, or a folder's name. By default one more than the highest number there is.
+        prefix: put before the name of each value, with a ``-``.
+        sub_dir: a folder inside that of the run.
+
+    Attributes:
+        hparams: what was recorded by ``log_hyperparams``.
+
+    Raises:
+        TypeError: if ``version`` is neither an int nor a str.
+    """
+
+    LOGGER_JOIN_CHAR = "-"
+    NAME_HPARAMS_FILE = "hparams.json"
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None,
+        version: int | str | None,
+        prefix: str,
+        sub_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if version is not None and (isinstance(version, bool) or not isinstance(version, (int, str))):
+            raise TypeError(f"version must be a number, a folder's name or None; got {version!r}")
+        self._save_dir = os.path.expanduser(os.path.expandvars(os.fspath(save_dir)))
+        self._name = name or ""
+        self._given_version = version
+        self._version = version
+        self._prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
+        self._sub_dir = "" if sub_dir is None else os.fspath(sub_dir)
+        self.hparams: dict[str, Any] = {}
+        self._hparams_written = True
+
+    # -- places -----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        if self._version is None:
+            self._version = _next_version(self.root_dir)
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """The folder of all versions."""
+        return os.path.join(self._save_dir, self._name) if self._name else self._save_dir
+
+    @property
+    def log_dir(self) -> str:
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return os.path.join(self.root_dir, version, self._sub_dir).rstrip("/")
+
+    # -- hyperparameters --------------------------------------------------------------------------------------
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record hyperparameters in ``hparams.json``, which is written with the first row."""
+        self.hparams.update(vars(params) if isinstance(params, Namespace) else params)
+        self._hparams_written = False
+
+    def _write_hparams(self) -> None:
+        """Write ``hparams.json`` if it is not up to date; what is no JSON goes in as its ``str``."""
+        if self._hparams_written:
+            return
+        text = json.dumps(self.hparams, indent=2, default=_plain) + "\n"
+        write_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
+        self._hparams_written = True
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"root_dir": _absolute(self.root_dir), "version": self.version}
+
+    def _takes_up(self, state_dict: dict[str, Any]) -> bool:
+        """Whether to go on in the folder of the run that had this state; if so, that is the version from now on."""
+        same_place = state_dict.get("root_dir") == _absolute(self.root_dir)
+        if not same_place or self._given_version not in (None, state_dict["version"]):
+            return False
+        self._version = state_dict["version"]
+        return True
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is no URL of another file system."""
+    return "://" not in path
+
+
+def filesystem(path: str) -> Any:
+    """The fsspec file system of a path or URL."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(path)[0]
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a whole file; a local one is replaced at once, so that an interruption loses nothing."""
+    if not is_local(path):
+        filesystem(path).pipe_file(path, text.encode())
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.tmp", "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
+
+
+def _absolute(path: str) -> str:
+    return os.path.realpath(path) if is_local(path) else path
+
+
+def _next_version(root: str) -> int:
+    """One more than the highest ``N`` of the ``version_N`` in ``root``; 0 if there is none."""
+    try:
+        names = os.listdir(root) if is_local(root) else filesystem(root).ls(root, detail=False)
+    except FileNotFoundError:
+        return 0
+    versions = [os.path.basename(name.rstrip("/")).split("version_") for name in names]
+    numbers = [int(parts[1]) for parts in versions if len(parts) == 2 and not parts[0] and parts[1].isdecimal()]
+    return max(numbers, default=-1) + 1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Namespace, Mapping)):
+        return dict(value) if isinstance(value, Mapping) else vars(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return str(value)

@@ -1,0 +1,196 @@
+"""Metrics for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from importlib.util import find_spec
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .folders import FolderLogger
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = getLogger("loopwright")
+
+
+class TensorBoardLogger(FolderLogger):
+    """Write TensorBoard's event files and ``hparams.json`` in a numbered folder for each run.
+
+    A resumed run hides the points that were logged after its checkpoint, so that none appears twice.
+
+    Args:
+        save_dir: under which all experiments are kept.
+        name: the experiment; "" or None puts the runs into ``save_dir`` itself.
+        version: the run: a number, or a folder's name. By default one more than the highest number there is.
+        log_graph: also draw the module's graph, from its ``example_input_array``.
+        default_hp_metric: show hyperparameters that come without a metric with one called ``hp_metric``, as
+            TensorBoard lists no others.
+        prefix: put before the name of each value, with a ``-``.
+        sub_dir: a folder inside that of the run.
+        **kwargs: further arguments of ``torch.utils.tensorboard.SummaryWriter``, such as ``flush_secs``.
+
+    Raises:
+        ModuleNotFoundError: if tensorboard is not installed.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "loopwright_logs",
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                "TensorBoardLogger needs tensorboard: pip install tensorboard; or pass logger=False or a CSVLogger"
+            )
+        super().__init__(save_dir, name, version, prefix, sub_dir)
+        self._log_graph = log_graph
+        self._default_hp_metric = default_hp_metric
+        self._kwargs = kwargs
+        self._experiment: SummaryWriter | None = None
+        self._last_step = -1  # the highest one logged
+        self._purge_step: int | None = None
+        self._hp_metrics: tuple[Mapping[str, float], int] | None = None  # to be shown with the hyperparameters
+
+    @property
+    def sub_dir(self) -> str | None:
+        """The folder inside that of the run."""
+        return self._sub_dir or None
+
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The ``SummaryWriter``, made when it is first asked for."""
+        if self._experiment is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge_step, self._purge_step = self._purge_step, None
+            self._experiment = SummaryWriter(self.log_dir, **{"purge_step": purge_step, **self._kwargs})
+            self._write_hparams()
+        return self._experiment
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore # made at run time
+
+        writer = self.experiment
+        values = []
+        for name, value in metrics.items():
+            tag = f"{self._prefix}{name}"
+            if isinstance(value, Mapping):
+                writer.add_scalars(tag, value, step)
+            else:
+                values.append(Summary.Value(tag=tag, simple_value=_number(tag, value)))
+        self._add(Summary(value=values), step)  # the whole row as one event costs as much as one add_scalar
+        self._last_step = max(self._last_step, step)
+
+    def _add(self, summary: Any, step: int) -> None:
+        file_writer = self.experiment.file_writer
+        assert file_writer is not None, "a SummaryWriter has one until it is closed"
+        file_writer.add_summary(summary, step)
+
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, float] | float | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Record hyperparameters, in ``hparams.json`` and for TensorBoard's HParams page.
+
+        Args:
+            params: by name; nested dicts are shown as ``outer/inner``.
+            metrics: results to list beside them, by name, or one number.
+            step: of ``metrics``.
+        """
+        super().log_hyperparams(params)
+        if metrics is not None:
+            self._hp_metrics = (metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}, step or 0)
+        elif self._hp_metrics is None and self._default_hp_metric and self._last_step < 0:
+            self._hp_metrics = ({"hp_metric": -1.0}, 0)  # a resumed run has shown it before
+        if self._experiment is not None:
+            self._write_hparams()
+
+    def _write_hparams(self) -> None:
+        if self._hparams_written:
+            return
+        super()._write_hparams()
+        if self._hp_metrics is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        (metrics, step), self._hp_metrics = self._hp_metrics, None
+        shown = {name: _showable(value) for name, value in _flat(self.hparams)}
+        for summary in hparams(shown, dict(metrics)):
+            self._add(summary, step)
+        self.log_metrics(dict(metrics), step)
+
+    def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
+        """Draw the graph of ``model``, if ``log_graph=True``."""
+        if not self._log_graph:
+            return
+        example = getattr(model, "example_input_array", None) if input_array is None else input_array
+        if not isinstance(example, (Tensor, tuple)):
+            log.warning("TensorBoardLogger(log_graph=True) needs module.example_input_array to be a tensor or a tuple")
+            return
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        tensors = (example,) if isinstance(example, Tensor) else example
+        with torch.random.fork_rng(devices=[]):
+            self.experiment.add_graph(model, tuple(t.to(device) if isinstance(t, Tensor) else t for t in tensors))
+
+    def save(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        if status == "success" and not self._hparams_written:
+            self.experiment  # noqa: B018 # making it writes them
+        if self._experiment is not None:
+            self._experiment.close()
+            self._experiment = None  # what comes later goes into a new file of the same folder
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        self.save()  # what the checkpoint knows of must not get lost after it
+        return {**super().state_dict(), "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._experiment is None and self._takes_up(state_dict):
+            self._last_step = state_dict["last_step"]
+            self._purge_step = self._last_step + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_experiment": None}
+
+
+def _number(tag: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"TensorBoardLogger takes numbers and dicts of numbers; {tag!r} is {value!r}") from None
+
+
+def _flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
+    """Nested dicts as ``outer/inner``."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in params.items():
+        nested = vars(value) if isinstance(value, Namespace) else value
+        pairs += _flat(nested, f"{path}{name}/") if isinstance(nested, Mapping) else [(f"{path}{name}", value)]
+    return pairs
+
+
+def _showable(value: Any) -> bool | int | float | str:
+    if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
