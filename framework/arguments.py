@@ -53,7 +53,8 @@ def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
             )
         return value
     raise ValueError(
-        f"val_check_interval must be a number of batches (int from 1) or a fraction of an epoch (up to 1.0); got {value!r}"
+        "val_check_interval must be a number of batches (int from 1) or a fraction of an epoch (up to 1.0); "
+        f"got {value!r}"
     )
 
 

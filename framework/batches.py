@@ -25,7 +25,8 @@ def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(map_tensors(value, function) for value in batch)  # pyright: ignore[reportCallIssue] # as sequences do
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: map_tensors(getattr(batch, f.name), function) for f in fields(batch) if f.init})
+        names = [field.name for field in fields(batch) if field.init]
+        return replace(batch, **{name: map_tensors(getattr(batch, name), function) for name in names})
     return batch
 
 

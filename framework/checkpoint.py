@@ -278,6 +278,7 @@ def read_manifest(path: str) -> dict[str, Any]:
     if not exists(name):
         raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing")
     content = read_bytes(name)
+    sealed: Any = None
     try:
         sealed = json.loads(content)
         valid = _dump(sealed) == content and zlib.crc32(_dump(sealed["body"])) == sealed["crc32"]

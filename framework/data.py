@@ -37,9 +37,7 @@ class RunData:
         num_batches: by stage, how many batches to run: a number for training, a list for the others.
     """
 
-    def __init__(
-        self, trainer: Trainer, module: Module, datamodule: DataModule | None, given: dict[str, Any]
-    ) -> None:
+    def __init__(self, trainer: Trainer, module: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
         self.trainer, self.module, self.datamodule, self.given = trainer, module, datamodule, given
         self.loaders: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
@@ -147,9 +145,13 @@ class RunData:
 
 def _holds_loaders(items: Any) -> bool:
     """Whether a list holds loaders, rather than being one: a list of batches."""
-    return bool(items) and all(hasattr(item, "__iter__") and not hasattr(item, "shape") for item in items) and any(
-        hasattr(item, "dataset") or hasattr(item, "__next__") or not isinstance(item, (list, tuple, dict, str))
-        for item in items
+    return (
+        bool(items)
+        and all(hasattr(item, "__iter__") and not hasattr(item, "shape") for item in items)
+        and any(
+            hasattr(item, "dataset") or hasattr(item, "__next__") or not isinstance(item, (list, tuple, dict, str))
+            for item in items
+        )
     )
 
 

@@ -110,9 +110,7 @@ class DataModule(HyperparametersMixin):
         def loader(dataset: Any, shuffle: bool) -> DataLoader[Any]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
             pin = torch.accelerator.is_available()
-            return DataLoader(
-                dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pin
-            )
+            return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pin)
 
         def loaders(datasets: Any) -> Any:
             if isinstance(datasets, (list, tuple)):

@@ -50,7 +50,7 @@ class Engine:
         self.strategy.setup_environment(chosen, num_nodes)
         self.precision.check(self.device)
         scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
-        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None  # pyright: ignore[reportPrivateImportUsage] # its documented name
+        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
         # evaluation: the strategy's own methods, without a frame between.
         self.forward: Callable[..., Any] = self.strategy.forward

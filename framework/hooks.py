@@ -42,10 +42,11 @@ class CallbackBus:
         ordered = order_callbacks(callbacks)
         observers = [callback for callback in ordered if callback.phase == "observe"]
         late = ordered[len(observers) :]
-        base = _module_base(module)
+        from .module import Module as ModuleBase  # which imports the Trainer's parts in turn
+
         for name in HOOKS:
             first = [partial(getattr(c, name), trainer, module) for c in observers if overrides(c, name, Callback)]
-            if hasattr(base, name) and overrides(module, name, base):
+            if hasattr(ModuleBase, name) and overrides(module, name, ModuleBase):
                 first.append(getattr(module, name))
             last = [partial(getattr(c, name), trainer, module) for c in late if overrides(c, name, Callback)]
             if name in SPLIT:
@@ -90,9 +91,3 @@ def check_hook_names(obj: object, known: Iterable[str]) -> None:
                 f"{type(obj).__name__}.{name} would never be called; did you mean {close[0]!r}? "
                 "(A method that is no hook needs a name less like one.)"
             )
-
-
-def _module_base(module: Module) -> type:
-    from .module import Module as base
-
-    return base

@@ -16,7 +16,8 @@ class AttributeDict(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no hyperparameter {name!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
+            known = ", ".join(map(str, self)) or "none"
+            raise AttributeError(f"no hyperparameter {name!r}; there are: {known}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

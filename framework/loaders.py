@@ -40,7 +40,7 @@ class EpochLoader:
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
         if not isinstance(loader, Iterable):
             raise TypeError(f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}")
-        self.loader = loader
+        self.loader: Any = loader
         self.seed = seed
         self.length = loader_length(loader)
         self._stateful = _has_state(loader)
@@ -107,7 +107,7 @@ class IndexPlan:
         self.sampler: Any = loader.batch_sampler if self.batched else loader.sampler
         self.batch_size: int | None = None
         self.drop_last = False
-        inner = self.sampler
+        inner: Any = self.sampler
         if self.batched and type(inner) is BatchSampler:
             self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
             inner = inner.sampler
@@ -151,7 +151,7 @@ class IndexPlan:
         if self.random is None:
             return range(self.size)
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        population = len(self.random.data_source)  # pyright: ignore[reportArgumentType] # RandomSampler needs a length
+        population = len(self.random.data_source)
         if self.random.replacement:
             return torch.randint(population, (self.size,), generator=generator).tolist()
         order: list[int] = []

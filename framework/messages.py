@@ -9,14 +9,14 @@ from typing import Any
 log = logging.getLogger("loopwright")
 
 
-class _StandardError(logging.StreamHandler):  # type: ignore[type-arg] # generic in the stubs only
+class _StandardError(logging.StreamHandler):
     """Writes to what ``sys.stderr`` is now: a progress bar may have replaced it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> Any:  # type: ignore[override] # an attribute there
+    def stream(self) -> Any:
         return sys.stderr
 
 

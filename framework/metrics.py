@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from ..strategies.base import Strategy
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-_REDUCTION_FUNCTIONS = {torch.mean: "mean", torch.sum: "sum", torch.min: "min", torch.max: "max", min: "min", max: "max"}
+_REDUCTION_FUNCTIONS = {
+    torch.mean: "mean",
+    torch.sum: "sum",
+    torch.min: "min",
+    torch.max: "max",
+    min: "min",
+    max: "max",
+}
 
 # So many values of an epoch are kept as they came before they are folded into their sum: folding each at once would
 # cost several kernels a step, folding none would grow without bound.
@@ -146,7 +153,9 @@ class Metrics:
         entry = self.values.get((name, index))
         if entry is None:
             entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
-        elif (on_step is not None and on_step != entry.on_step) or (on_epoch is not None and on_epoch != entry.on_epoch):
+        elif (on_step is not None and on_step != entry.on_step) or (
+            on_epoch is not None and on_epoch != entry.on_epoch
+        ):
             raise ValueError(
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
                 f"on_epoch={entry.on_epoch} before in this epoch; use another name"
@@ -191,9 +200,7 @@ class Metrics:
         if reduction not in REDUCTIONS:
             raise ValueError(f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}")
         metric = is_metric(value)
-        entry = LoggedValue(
-            name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, is_metric=metric
-        )
+        entry = LoggedValue(name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, is_metric=metric)
         self.values[name, index] = entry
         return entry
 
@@ -320,19 +327,22 @@ def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
 
 
+def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
+    return [(name, metric) for name, metric in module.named_modules() if is_metric(metric)]
+
+
 def metric_states(module: torch.nn.Module) -> dict[str, Any]:
     """The states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
     return {
         name: {"update_count": metric._update_count, "state": dict(metric.metric_state)}
-        for name, metric in module.named_modules()
-        if is_metric(metric)
+        for name, metric in _metrics_of(module)
     }
 
 
 def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
     """Take back :func:`metric_states`."""
-    for name, metric in module.named_modules():
-        if is_metric(metric) and name in states:
+    for name, metric in _metrics_of(module):
+        if name in states:
             metric._update_count = states[name]["update_count"]
             metric._computed = None
             for key, value in states[name]["state"].items():

@@ -177,7 +177,7 @@ class Optimization:
         optimizers: list[Optimizer],
         schedulers: list[LRSchedulerConfig],
     ) -> None:
-        from .module import Module as base
+        from .module import Module as ModuleBase  # which imports this module for its types
 
         self.engine, self.module = engine, module
         self.state = trainer.state
@@ -193,12 +193,12 @@ class Optimization:
         self._arguments = step_arguments(module.training_step)
         self._wants_outputs = bool(self.bus.on_train_batch_end or self.bus.on_train_batch_end_late)
         # A hook or default that nobody overrides is not called but done: a frame costs 0.1 to 0.3 µs a step.
-        self._backward = module.backward if overrides(module, "backward", base) else None
-        self._optimizer_step = module.optimizer_step if overrides(module, "optimizer_step", base) else None
-        self._zero_grad = module.optimizer_zero_grad if overrides(module, "optimizer_zero_grad", base) else None
-        clip = overrides(module, "configure_gradient_clipping", base)
+        self._backward = module.backward if overrides(module, "backward", ModuleBase) else None
+        self._optimizer_step = module.optimizer_step if overrides(module, "optimizer_step", ModuleBase) else None
+        self._zero_grad = module.optimizer_zero_grad if overrides(module, "optimizer_zero_grad", ModuleBase) else None
+        clip = overrides(module, "configure_gradient_clipping", ModuleBase)
         self._clip = module.configure_gradient_clipping if clip or self.clip_value else None
-        step = overrides(module, "lr_scheduler_step", base)
+        step = overrides(module, "lr_scheduler_step", ModuleBase)
         self._scheduler_step = module.lr_scheduler_step if step else None
         by_step = [config for config in schedulers if config.interval == "step"]
         self._each_step = [config for config in by_step if not config.reduce_on_plateau] if self.automatic else []

@@ -61,4 +61,4 @@ def _require_loader(
 ) -> None:
     made = overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
     if given.get(stage) is None and not made:
-        raise ValueError(f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or DataModule")
+        raise ValueError(f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or its data")

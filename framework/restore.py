@@ -25,7 +25,6 @@ from .metrics import as_floats, metric_states
 from .seed import rng_state
 
 if TYPE_CHECKING:
-    from .module import Module
     from .trainer import Trainer
 
 
@@ -178,7 +177,7 @@ def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, 
 
 def module_from_checkpoint(
     cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
-) -> Module:
+) -> Any:
     """``Module.load_from_checkpoint``."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only, map_location)
@@ -203,6 +202,6 @@ def module_from_checkpoint(
         module.to(map_location)
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
-    strict = module.strict_loading if strict is None else strict
-    load_weights(lambda state, s: module.load_state_dict(state, strict=s), module, checkpoint, path, strict)
+    exact = module.strict_loading if strict is None else strict
+    load_weights(lambda state, s: module.load_state_dict(state, strict=s), module, checkpoint, path, exact)
     return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
@@ -20,6 +18,7 @@ from ..callbacks.base import Callback
 from ..loggers.base import Logger
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
+from .attributes import TrainerAttributes
 from .checkpoint import exists, is_complete, remove, write_pointer
 from .compilation import compile_submodules
 from .data import RunData
@@ -28,9 +27,9 @@ from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log
-from .metrics import Metrics, as_floats, as_tensors
+from .metrics import Metrics, as_floats
 from .module import Module
-from .optimization import LRSchedulerConfig, Optimization, parse_optimizers
+from .optimization import Optimization, parse_optimizers
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, save_run
 from .state import RunState
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
 
 
-class Trainer:
+class Trainer(TrainerAttributes):
     """Runs a :class:`~loopwright.framework.Module` on data.
 
     Args:
@@ -428,7 +427,7 @@ class Trainer:
             self.metrics.enter(None, None)
 
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
-        module, datamodule, strategy = self.module, self.datamodule, self.strategy
+        module, datamodule = self.module, self.datamodule
         _set_torch_flags(self.deterministic, self.benchmark)
         for owner, base in ((datamodule, DataModule), (module, Module)):
             if owner is not None and overrides(owner, "prepare_data", base):
@@ -585,21 +584,6 @@ class Trainer:
         if self.loggers:
             self.log_row(self.metrics.step_results().logged)
 
-    @property
-    def callback_metrics(self) -> dict[str, Tensor]:
-        """All that was logged, as 0-dim tensors: the newest values by name."""
-        return as_tensors(self.metrics.current().callback)
-
-    @property
-    def logged_metrics(self) -> dict[str, Tensor]:
-        """What was logged for loggers."""
-        return as_tensors(self.metrics.current().logged)
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """What was logged for the progress bar. Reading it waits for the device."""
-        return as_floats(self.metrics.current().progress_bar)
-
     # -- data -------------------------------------------------------------------------------------------------
 
     def data_seed(self) -> int:
@@ -644,69 +628,11 @@ class Trainer:
     @property
     def enable_validation(self) -> bool:
         """Whether ``fit`` validates: there is a loader, a ``validation_step`` and a limit above 0."""
-        return bool(self.limit_val_batches) and overrides(self.module, "validation_step", Module) and self.data.has(
-            "validate"
+        return (
+            bool(self.limit_val_batches)
+            and overrides(self.module, "validation_step", Module)
+            and self.data.has("validate")
         )
-
-    @property
-    def num_training_batches(self) -> int | float:
-        """Training batches in an epoch; infinite if the loader does not tell, or before it is made."""
-        return self.data.num_batches.get("train", INFINITE) if self.data is not None else INFINITE
-
-    @property
-    def num_val_batches(self) -> list[int | float]:
-        """Validation batches of each loader."""
-        return self.data.num_batches.get("validate", []) if self.data is not None else []
-
-    @property
-    def num_sanity_val_batches(self) -> list[int | float]:
-        """Batches of each loader in the sanity check."""
-        limit = INFINITE if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
-        return [min(limit, batches) for batches in self.num_val_batches]
-
-    @property
-    def num_test_batches(self) -> list[int | float]:
-        """Test batches of each loader."""
-        return self.data.num_batches.get("test", []) if self.data is not None else []
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        """Batches to predict of each loader."""
-        return self.data.num_batches.get("predict", []) if self.data is not None else []
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be."""
-        self.data.load_train()
-        batches = self.num_training_batches
-        if self.max_epochs in (None, -1) or batches == INFINITE:
-            return self.max_steps if self.max_steps != -1 else INFINITE
-        total = math.ceil(batches / self.accumulate_grad_batches) * self.max_epochs
-        return total if self.max_steps == -1 else min(total, self.max_steps)
-
-    @property
-    def train_dataloader(self) -> Any:
-        """The training loader, as the user gave it."""
-        return self.data.loaders.get("train") if self.data is not None else None
-
-    @property
-    def val_dataloaders(self) -> Any:
-        """The validation loader, or the list of several."""
-        return self._evaluation_loaders("validate")
-
-    @property
-    def test_dataloaders(self) -> Any:
-        """The test loader, or the list of several."""
-        return self._evaluation_loaders("test")
-
-    @property
-    def predict_dataloaders(self) -> Any:
-        """The loader to predict, or the list of several."""
-        return self._evaluation_loaders("predict")
-
-    def _evaluation_loaders(self, stage: str) -> Any:
-        loaders = self.data.loaders.get(stage) if self.data is not None else None
-        return loaders[0] if loaders is not None and len(loaders) == 1 else loaders
 
     # -- the module's training mode, and a hook about gradients -----------------------------------------------
 
@@ -723,152 +649,6 @@ class Trainer:
         """The module's ``on_validation_model_zero_grad``, if it overrides it."""
         overridden = overrides(self.module, "on_validation_model_zero_grad", Module)
         return (self.module.on_validation_model_zero_grad,) if overridden else ()
-
-    # -- what callbacks and modules read ----------------------------------------------------------------------
-
-    @property
-    def model(self) -> Module:
-        """The running module."""
-        return self.module
-
-    @property
-    def lightning_module(self) -> Module:
-        """The running module."""
-        return self.module
-
-    @property
-    def current_epoch(self) -> int:
-        """Index of the running epoch; after it, the number of completed ones."""
-        return self.state.epoch
-
-    @property
-    def global_step(self) -> int:
-        """Completed optimizer windows."""
-        return self.state.global_step
-
-    @property
-    def batch_idx(self) -> int:
-        """Micro-batches finished in the running epoch."""
-        return self.state.batch_idx
-
-    @property
-    def is_last_batch(self) -> bool:
-        """Whether the running training batch is its epoch's last, as far as the loader tells."""
-        return self.state.batch_idx + 1 >= self.num_training_batches
-
-    @property
-    def strategy(self) -> Strategy:
-        """The strategy."""
-        return self.engine.strategy
-
-    @property
-    def precision(self) -> str:
-        """Name of the precision."""
-        return self.engine.precision.name
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.engine.strategy.world_size
-
-    @property
-    def global_rank(self) -> int:
-        """This process's index among all."""
-        return self.engine.strategy.global_rank
-
-    @property
-    def local_rank(self) -> int:
-        """This process's index on its machine."""
-        return self.engine.strategy.local_rank
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is the main process."""
-        return self.engine.strategy.is_global_zero
-
-    @property
-    def optimizers(self) -> list[Any]:
-        """The optimizers."""
-        return self.engine.strategy.optimizers if self.fitted else []
-
-    @optimizers.setter
-    def optimizers(self, optimizers: list[Any]) -> None:
-        self.optimization.replace_optimizers(self.engine.setup_optimizers(optimizers))
-
-    @property
-    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
-        """The schedulers and when they step."""
-        return self.optimization.schedulers if self.fitted else []
-
-    @property
-    def training(self) -> bool:
-        """Whether a training epoch runs."""
-        return self.state.stage == "train"
-
-    @property
-    def validating(self) -> bool:
-        """Whether validation runs."""
-        return self.state.stage == "validate"
-
-    @property
-    def testing(self) -> bool:
-        """Whether testing runs."""
-        return self.state.fn == "test" and self.state.status == "running"
-
-    @property
-    def predicting(self) -> bool:
-        """Whether prediction runs."""
-        return self.state.fn == "predict" and self.state.status == "running"
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Whether the sanity check runs."""
-        return self.state.stage == "sanity_check"
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the last run ended by Ctrl-C."""
-        return self.state.status == "interrupted"
-
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger."""
-        return self.loggers[0] if self.loggers else None
-
-    @logger.setter
-    def logger(self, logger: Logger | None) -> None:
-        self.loggers = [] if logger is None else [logger]
-
-    @property
-    def log_dir(self) -> str:
-        """The first logger's folder of this run, or ``default_root_dir``."""
-        folder = self.logger.log_dir if self.logger is not None else None
-        return folder if folder is not None else self.default_root_dir
-
-    @property
-    def checkpoint_callback(self) -> Any:
-        """The first ``ModelCheckpoint``, or None."""
-        return next(iter(self.checkpoint_callbacks), None)
-
-    @property
-    def checkpoint_callbacks(self) -> list[Any]:
-        """All callbacks that persist."""
-        return [callback for callback in self.callbacks if callback.phase == "persist"]
-
-    @property
-    def early_stopping_callback(self) -> Any:
-        """The first ``EarlyStopping``, or None."""
-        return next(iter(self.early_stopping_callbacks), None)
-
-    @property
-    def early_stopping_callbacks(self) -> list[Any]:
-        """All ``EarlyStopping`` callbacks."""
-        return [callback for callback in self.callbacks if isinstance(callback, builtin_callbacks.EarlyStopping)]
-
-    @property
-    def progress_bar_callback(self) -> Any:
-        """The progress bar, or None."""
-        return next((c for c in self.callbacks if isinstance(c, builtin_callbacks.ProgressBar)), None)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print in the main process only."""
@@ -907,7 +687,7 @@ def _check_state_keys(callbacks: list[Callback]) -> None:
             continue
         if (other := seen.get(callback.state_key)) is not None:
             raise ValueError(
-                f"two callbacks keep their states under the same key {callback.state_key!r}: {type(other).__name__} and "
-                f"{type(callback).__name__}; give them different arguments, or override state_key"
+                f"two callbacks keep their states under the same key {callback.state_key!r}: {type(other).__name__} "
+                f"and {type(callback).__name__}; give them different arguments, or override state_key"
             )
         seen[callback.state_key] = callback

@@ -42,7 +42,7 @@ def select_devices(accelerator: str, devices: int | str | list[int]) -> list[tor
     wanted = _parse_devices(devices)
     if isinstance(wanted, list):
         if kind == "cpu":
-            raise ValueError(f'devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1')
+            raise ValueError(f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1")
         for index in wanted:
             if not 0 <= index < (count or 0):
                 raise ValueError(f"devices={devices!r}: index {index} is not below the {count} devices of this machine")

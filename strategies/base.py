@@ -29,6 +29,7 @@ class StepModule(nn.Module):
         self.context = context
 
     def forward(self, step_name: str, *args: Any) -> Any:
+        """Call the step in the precision's context."""
         if self.context is None:
             return getattr(self.module, step_name)(*args)
         with self.context:
