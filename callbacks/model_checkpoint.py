@@ -297,7 +297,7 @@ class ModelCheckpoint(Callback):
         score = candidates.get(self.monitor)
         if score is None:
             if not trainer.enable_validation or self._validated:
-                raise not_logged(self, self.monitor, candidates)
+                raise not_logged(self, self.monitor, trainer.callback_metrics)
             self._postponed = True
             return
         ranked = self.check_monitor_top_k(trainer, score)

@@ -197,7 +197,7 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
         summary.layers.append(LayerSummary(_NO_LAYER, "", sum(map(_count, rest)), lazy=lazy))
     summary.trainable = sum(_count(parameter) for parameter in owners.values() if parameter.requires_grad)
     summary.frozen = sum(_count(parameter) for parameter in owners.values() if not parameter.requires_grad)
-    summary.bytes = sum(_count(parameter) * parameter.element_size() for parameter in owners.values())
+    summary.bytes = sum(_count(parameter) * parameter.dtype.itemsize for parameter in owners.values())
     return summary
 
 

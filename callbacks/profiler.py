@@ -185,7 +185,8 @@ class PyTorchProfiler(Callback):
         self._on_trace_ready = on_trace_ready
         self._sort_by = sort_by
         self._row_limit = row_limit
-        self._profile_kwargs = profile_kwargs
+        # The table is to cover all stretches, unless there is no end to them.
+        self._profile_kwargs = {"acc_events": repeat != 0, **profile_kwargs}
         self._running = False
         self.profiler: profile | None = None
         self.trace_paths: list[str] = []

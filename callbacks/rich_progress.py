@@ -114,6 +114,10 @@ class RichProgressBar(ProgressBar):
 
     # -- training ---------------------------------------------------------------------------------------------
 
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.batch_idx:  # inside an epoch, which had its start before the run was resumed
+            self.on_train_epoch_start(trainer, module)
+
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         if self.leave:
             self._close()

@@ -23,7 +23,7 @@ def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(value, function) for value in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(value, function) for value in batch)  # pyright: ignore[reportCallIssue] # as sequences do
+        return type(batch)(map_tensors(value, function) for value in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
         names = [field.name for field in fields(batch) if field.init]
         return replace(batch, **{name: map_tensors(getattr(batch, name), function) for name in names})

@@ -57,6 +57,7 @@ class Engine:
         self.evaluate: Callable[..., Any] = self.strategy.evaluate
         self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
         self._stepped: set[int] = set()
+        self._updated = False  # whether the last scaled step took place
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +72,19 @@ class Engine:
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Take the module's optimizers; returns those to step."""
-        return self.strategy.setup_optimizers(optimizers)
+        optimizers = self.strategy.setup_optimizers(optimizers)
+        if self.scaler is not None:
+            for optimizer in optimizers:
+                optimizer.register_step_post_hook(self._note_step)
+        return optimizers
+
+    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._updated = True
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
+        return self.scaler is not None and not self._updated
 
     @property
     def moves_batches(self) -> bool:
@@ -142,6 +155,7 @@ class Engine:
                 f'(precision={self.precision.name!r}); use precision="bf16-mixed" or "32-true"'
             )
         self.unscale(optimizer)
+        self._updated = False
         result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
         self._unscaled.discard(id(optimizer))
         self._stepped.add(id(optimizer))

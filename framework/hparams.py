@@ -28,7 +28,7 @@ class HyperparametersMixin:
 
     _log_hyperparams = True
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 # as every class's
         # Python hands the constructor's arguments to __new__ too: recorded here, none is ever guessed from a frame.
         instance = super().__new__(cls)
         instance.__dict__["_constructor_call"] = (args, kwargs)

@@ -82,6 +82,11 @@ class EpochLoader:
                 return iter(loader)
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
+    def close(self) -> None:
+        """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
+        if self._indices is not None:
+            self._copy.__dict__["_iterator"] = None
+
     def state_dict(self) -> dict[str, Any] | None:
         """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``)."""
         return self.loader.state_dict() if self._stateful else None
@@ -214,10 +219,14 @@ def _isolated(source: Iterable[Any], seed: int) -> Iterator[Any]:
 
 
 def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
-    """A shallow copy with another index sampler. (Setting it is refused after construction; so past __setattr__.)"""
-    changed = copy.copy(loader)
+    """A shallow copy with another index sampler."""
+    changed = copy.copy(loader)  # past __setattr__, which refuses a new sampler after construction
     name = "batch_sampler" if indices.batched else "sampler"
     changed.__dict__.update({name: indices, "_iterator": None})
+    if loader.persistent_workers:
+        # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
+        # it makes no difference whether a process begins with the first epoch or with a later one.
+        changed.__dict__["generator"] = torch.Generator().manual_seed(indices.seed)
     return changed
 
 
@@ -322,6 +331,11 @@ class CombinedEpochLoader:
         yield from first
         for loader in rest:
             yield from loader.iterate(epoch)
+
+    def close(self) -> None:
+        """End the workers of the loaders' copies."""
+        for loader in self.loaders:
+            loader.close()
 
     def state_dict(self) -> list[Any]:
         """The loaders' states."""

@@ -222,11 +222,11 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
         return
     if asked and not trainer.validation_due_in_epoch():
         return
-    if not trainer.load_val_data():
-        return
     if not trainer.optimization.window_is_open:
         for hook in trainer.zero_grad_hook():
             hook()
+    if not trainer.load_val_data():
+        return
     before = trainer.metrics.enter(None, None)
     state.stage = "validate"
     evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
@@ -255,9 +255,9 @@ def evaluate(
     name, metrics, state, bus = _NAMES[stage], trainer.metrics, trainer.state, trainer.bus
     module = trainer.module
     trainer.remember_training_mode()
-    getattr(module, f"on_{name}_model_eval")()
-    metrics.enter(name, "epoch")
     with _no_gradients(trainer):
+        getattr(module, f"on_{name}_model_eval")()
+        metrics.enter(name, "epoch")
         for hook in (*getattr(bus, f"on_{name}_start"), *getattr(bus, f"on_{name}_epoch_start")):
             hook()
         metrics.moment = "batch"
@@ -275,7 +275,7 @@ def evaluate(
             state.validated = state.batch_idx
         for hook in bus.on_validation_end_late if name == "validation" else ():
             hook()
-    getattr(module, f"on_{name}_model_train")()
+        getattr(module, f"on_{name}_model_train")()
     metrics.enter(None, None)
     return metrics.by_loader(results, len(loaders))
 
@@ -284,9 +284,9 @@ def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], kee
     """Run the prediction loop, as :func:`evaluate` does; returns what ``predict_step`` returned, by loader."""
     bus, module = trainer.bus, trainer.module
     trainer.remember_training_mode()
-    module.on_predict_model_eval()
     outputs: list[list[Any]] = [[] for _ in loaders]
     with _no_gradients(trainer):
+        module.on_predict_model_eval()
         for hook in (*bus.on_predict_start, *bus.on_predict_epoch_start):
             hook()
         _run_batches(trainer, "predict", loaders, limits, outputs if keep else None)

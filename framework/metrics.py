@@ -42,7 +42,7 @@ class LoggedValue:
     on_epoch: bool
     reduction: str
     value: Any = None  # the last one: a 0-dim tensor, a number or a torchmetrics Metric
-    is_metric: bool = False
+    metric: str | None = None  # the Metric's name among the module's submodules
     total: Any = None  # folded values: a float64 sum (float32 where the device has no float64), or the minimum/maximum
     weight: float = 0.0
     pending: list[Any] = field(default_factory=list)
@@ -109,6 +109,7 @@ class Metrics:
     Attributes:
         results: the epoch values of the stages that have ended, and their last step values.
         moment: ``"batch"``, ``"epoch"`` or None: what the loop is in, which sets the defaults of ``log``.
+        module: the running module, whose torchmetrics may be logged.
         batch: the batch in work, whose first dimension weights epoch means.
         dataloader_idx: index of the evaluation loader in work, if there are several.
     """
@@ -116,6 +117,7 @@ class Metrics:
     def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
         self.strategy = strategy
         self.enabled = enabled
+        self.module: torch.nn.Module | None = None
         self.results = Results()
         self.stages: dict[str, dict[Any, LoggedValue]] = {}
         self.stage: str | None = None
@@ -169,7 +171,7 @@ class Metrics:
                 value = value.squeeze()
             if sync_dist and self.strategy.world_size > 1:
                 value = self.strategy.reduce(value, entry.reduction)
-        elif entry.is_metric:
+        elif entry.metric is not None:
             entry.value = value
             return
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -199,10 +201,20 @@ class Metrics:
         reduction = reduce_fx if isinstance(reduce_fx, str) else _REDUCTION_FUNCTIONS.get(reduce_fx)
         if reduction not in REDUCTIONS:
             raise ValueError(f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}")
-        metric = is_metric(value)
-        entry = LoggedValue(name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, is_metric=metric)
+        metric = self._find_metric(name, value) if is_metric(value) else None
+        entry = LoggedValue(name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, metric=metric)
         self.values[name, index] = entry
         return entry
+
+    def _find_metric(self, name: str, metric: Any) -> str:
+        assert self.module is not None
+        for path, module in self.module.named_modules():
+            if module is metric:
+                return path
+        raise ValueError(
+            f"log({name!r}): the {type(metric).__name__} must be an attribute of the module (in an nn.ModuleList or "
+            "nn.ModuleDict if there are several), or a checkpoint would miss its state"
+        )
 
     def _weight(self, name: str, batch_size: int | None) -> float:
         if batch_size is not None:
@@ -218,7 +230,7 @@ class Metrics:
         results = Results()
         for entry in self.values.values():
             if entry.on_step and entry.value is not None:
-                value = getattr(entry.value, "_forward_cache", None) if entry.is_metric else entry.value
+                value = getattr(entry.value, "_forward_cache", None) if entry.metric is not None else entry.value
                 if value is None:
                     continue
                 results.add(entry, entry.names()[0], value)
@@ -237,15 +249,15 @@ class Metrics:
         """Reduce the running stage's epoch values, keep them as results, and begin anew."""
         results = Results()
         self.results.update(self.step_results())
-        totals = [(entry, *entry.folded()) for entry in self.values.values() if entry.on_epoch and not entry.is_metric]
+        totals = [(entry, *entry.folded()) for entry in self.values.values() if entry.on_epoch and entry.metric is None]
         for entry, total, weight in self._reduce(totals):
             value = total / weight if entry.reduction == "mean" and weight else total
             self._show(results, entry, value)
         for entry in self.values.values():
-            if entry.is_metric and entry.on_epoch and entry.value is not None:
+            if entry.metric is not None and entry.on_epoch and entry.value is not None:
                 self._show(results, entry, entry.value.compute())
         for entry in self.values.values():
-            if entry.is_metric and entry.value is not None:
+            if entry.metric is not None and entry.value is not None:
                 entry.value.reset()
         self.values.clear()
         self.results.update(results)
@@ -284,7 +296,7 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """The running training epoch's values, and the results of the stages that ended."""
         values = [
-            {**vars(entry), "value": None if entry.is_metric else entry.value, "pending": list(entry.pending)}
+            {**vars(entry), "value": None if entry.metric is not None else entry.value, "pending": list(entry.pending)}
             for entry in self.stages.get("train", {}).values()
         ]
         return {"train": values, "results": {key: dict(value) for key, value in vars(self.results).items()}}
@@ -292,6 +304,10 @@ class Metrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back :meth:`state_dict`."""
         entries = [LoggedValue(**values) for values in state["train"]]
+        for entry in entries:
+            if entry.metric is not None:
+                assert self.module is not None
+                entry.value = self.module.get_submodule(entry.metric)
         train = self.stages.setdefault("train", {})
         train.clear()
         train.update({(entry.name, entry.dataloader_idx): entry for entry in entries})

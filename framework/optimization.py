@@ -354,7 +354,7 @@ class Optimization:
         self._contributed = 0
         self._weight = None
         self.state.global_step += 1
-        for config in self._each_step:
+        for config in self._each_step if not self.engine.step_was_skipped else ():
             if self.state.global_step % config.frequency == 0:
                 self._step_scheduler(config, None)
         return True

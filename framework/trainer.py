@@ -401,6 +401,7 @@ class Trainer(TrainerAttributes):
         self.unfinished = None
         self.module, self.datamodule = model, datamodule
         self.data = RunData(self, model, datamodule, given)
+        self.metrics.module = model
         model.trainer = self
         if datamodule is not None:
             datamodule.trainer = self
@@ -422,6 +423,8 @@ class Trainer(TrainerAttributes):
             self._fail(error)
             raise
         finally:
+            if self.data.train is not None:
+                self.data.train.close()
             self.callbacks = configured
             self.state.stage = None
             self.metrics.enter(None, None)

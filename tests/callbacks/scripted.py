@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from loopwright.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from loopwright.framework import Module, Trainer
 
 BATCHES = 4  # in an epoch
@@ -48,21 +49,28 @@ def loader(batches: int = BATCHES) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=2)
 
 
-def trainer(*callbacks: Any, **kwargs: Any) -> Trainer:
-    """A Trainer for three epochs on the CPU that shows nothing."""
+def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
+    """A Trainer for three epochs on the CPU that shows and saves nothing but by these callbacks."""
+
+    def unless_given(kind: type) -> bool | None:
+        return None if any(isinstance(callback, kind) for callback in callbacks) else False
+
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
         "max_epochs": 3,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": None if any(callback.phase == "persist" for callback in callbacks) else False,
+        "enable_progress_bar": unless_given(ProgressBar),
+        "enable_model_summary": unless_given(ModelSummary),
+        "enable_checkpointing": unless_given(ModelCheckpoint),
         "log_every_n_steps": 1,
     }
     return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
 
 
-def fit(*callbacks: Any, module: Module | None = None, validate: bool = True, ckpt_path: Any = None, **kwargs: Any) -> Trainer:
+def fit(
+    *callbacks: Callback, module: Module | None = None, validate: bool = True, ckpt_path: Any = None, **kwargs: Any
+) -> Trainer:
+    """Fit a :class:`Scripted` module; returns the Trainer."""
     made = trainer(*callbacks, **kwargs)
     made.fit(module or Scripted(), loader(), loader(2) if validate else None, ckpt_path=ckpt_path)
     return made

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Module
 from loopwright.framework.checkpoint import is_complete, load_checkpoint, resolve
 from loopwright.loggers import CSVLogger, Logger
+from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 FALLING, RISING = (3.0, 2.0, 1.0), (1.0, 2.0, 3.0)
 
@@ -25,7 +25,7 @@ def target(pointer: str) -> str:
     return os.path.basename(resolve(pointer))
 
 
-# -- what is kept, and how it is called ---------------------------------------------------------------------------------
+# -- what is kept, and how it is called -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,11 @@ def test_checkpoints_called_as_pointers_are_stay_checkpoints(filename: str):
         ({"ver": 2}, {"epoch": 1, "step": 5}, "epoch=1-step=5-v2.ckpt"),
         ({"prefix": "p", "filename": "{epoch}"}, {"epoch": 1}, "p-epoch=1.ckpt"),
         ({"filename": "{val/loss:.1f}"}, {"val/loss": torch.tensor(0.25)}, "val/loss=0.2.ckpt"),
-        ({"filename": "{a.b}-{epoch_test}-{epoch}"}, {"a.b": 1, "epoch_test": 2, "epoch": 3}, "a.b=1-epoch_test=2-epoch=3.ckpt"),
+        (
+            {"filename": "{a.b}-{epoch_test}-{epoch}"},
+            {"a.b": 1, "epoch_test": 2, "epoch": 3},
+            "a.b=1-epoch_test=2-epoch=3.ckpt",
+        ),
         ({"filename": "{missing:d}"}, {}, "missing=0.ckpt"),
     ],
 )
@@ -150,7 +154,7 @@ def test_a_value_that_does_not_take_its_format_is_named():
         ModelCheckpoint(filename="{val_loss:d}").format_checkpoint_name({"val_loss": torch.tensor(1.5)})
 
 
-# -- where -------------------------------------------------------------------------------------------------------------
+# -- where ------------------------------------------------------------------------------------------------------------
 
 
 def test_default_folders(tmp_path: Path):
@@ -173,7 +177,7 @@ def test_a_logger_without_folder_names_one_below_the_root(tmp_path: Path):
     assert callback.dirpath == str(tmp_path / "project" / "version_7" / "checkpoints")
 
 
-# -- pointers and removal ----------------------------------------------------------------------------------------------
+# -- pointers and removal ---------------------------------------------------------------------------------------------
 
 
 def test_last_points_to_the_newest_though_it_is_not_among_the_best():
@@ -244,7 +248,7 @@ def test_a_failed_save_raises_and_changes_nothing():
     assert callback.best_model_score == 3.0
 
 
-# -- when --------------------------------------------------------------------------------------------------------------
+# -- when -------------------------------------------------------------------------------------------------------------
 
 
 class Saves(Callback):
@@ -345,7 +349,7 @@ def test_the_end_of_training_saves_what_no_validation_came_to_rank():
     ],
 )
 def test_a_monitor_that_was_never_logged_is_an_error(arguments: dict[str, Any], run: dict[str, Any]):
-    with pytest.raises(RuntimeError, match=r"monitor='val_los'.*logged so far: .*'train_loss'"):
+    with pytest.raises(RuntimeError, match=r"monitor='val_los'.*logged so far: '(train|val)_loss'"):
         fit(ModelCheckpoint(monitor="val_los", **arguments), **run)
 
 
@@ -354,7 +358,7 @@ def test_the_nearest_name_is_suggested():
         fit(ModelCheckpoint(monitor="val_los"))
 
 
-# -- resuming ----------------------------------------------------------------------------------------------------------
+# -- resuming ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -411,7 +415,7 @@ def test_weights_only_checkpoints_load_but_do_not_resume():
         fit(ModelCheckpoint("other"), ckpt_path=callback.best_model_path)
 
 
-# -- arguments ---------------------------------------------------------------------------------------------------------
+# -- arguments --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,316 @@
+"""Wrong use ends with an error that names the cause and the way out, before training where it can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loopwright.framework import CheckpointError, DataModule, Module, Trainer
+from loopwright.strategies import Precision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(Module):
+    """A layer; it counts its training steps."""
+
+    def __init__(self, width: int = 4, note: object = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(3, width)
+        self.steps = 0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.steps += 1
+        loss = self.layer(batch).square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val_loss", self.layer(batch).square().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def batches(count: int = 3) -> list[Tensor]:
+    return list(torch.randn(count, 2, 3))
+
+
+def trainer(**arguments) -> Trainer:
+    arguments = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **arguments}
+    return Trainer(enable_progress_bar=False, enable_model_summary=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"accelerator": "tpu"}, ["accelerator", "'tpu'", "cpu"]),
+        ({"accelerator": "cuda"}, ["accelerator='cuda'", "'cpu'"]),
+        ({"devices": 0}, ["devices", "0"]),
+        ({"devices": "two"}, ["devices", "'two'"]),
+        ({"devices": 2}, ["devices=2", "one process"]),
+        ({"num_nodes": 0}, ["num_nodes", "0"]),
+        ({"strategy": "dpp"}, ["strategy", "'dpp'", "single"]),
+        ({"strategy": "dp"}, ['strategy="dp"', '"ddp"']),
+        ({"precision": "8-bit"}, ["precision", "'8-bit'", "bf16-mixed"]),
+        ({"max_epochs": -2}, ["max_epochs", "-2"]),
+        ({"max_epochs": 1.5}, ["max_epochs", "1.5"]),
+        ({"max_steps": "7"}, ["max_steps", "'7'"]),
+        ({"limit_train_batches": 1.5}, ["limit_train_batches", "1.5", "fraction"]),
+        ({"limit_val_batches": -1}, ["limit_val_batches", "-1"]),
+        ({"overfit_batches": 1, "limit_train_batches": 1}, ["overfit_batches", "limit_train_batches"]),
+        ({"accumulate_grad_batches": 0}, ["accumulate_grad_batches", "0"]),
+        ({"gradient_clip_val": -1}, ["gradient_clip_val", "-1"]),
+        ({"gradient_clip_algorithm": "sum"}, ["gradient_clip_algorithm", "'sum'", "norm", "value"]),
+        ({"val_check_interval": 0}, ["val_check_interval", "0"]),
+        ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, ["val_check_interval", "0.5", "int"]),
+        ({"check_val_every_n_epoch": 0}, ["check_val_every_n_epoch", "0"]),
+        ({"log_every_n_steps": -1}, ["log_every_n_steps", "-1"]),
+        ({"profiler": "quick"}, ["profiler", "'quick'", "simple"]),
+        ({"deterministic": "yes"}, ["deterministic", "'yes'", "warn"]),
+        ({"max_time": "soon"}, ["soon", "DD:HH:MM:SS"]),
+        ({"callbacks": [ModelCheckpoint]}, ["callbacks", "ModelCheckpoint"]),
+        ({"logger": "csv"}, ["logger", "'csv'"]),
+        ({"callbacks": ModelCheckpoint(), "enable_checkpointing": False}, ["enable_checkpointing", "ModelCheckpoint"]),
+        ({"callbacks": [EarlyStopping("a"), EarlyStopping("a")]}, ["EarlyStopping", "state_key"]),
+    ],
+)
+def test_unknown_argument_values(arguments, words) -> None:
+    """The argument, what is accepted, and what came."""
+    with pytest.raises((ValueError, TypeError)) as error:
+        trainer(**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unknown_argument() -> None:
+    """A misspelt argument is Python's own error."""
+    with pytest.raises(TypeError, match="max_epoch"):
+        Trainer(max_epoch=3)
+
+
+def test_no_training_step() -> None:
+    """It names the method, and one that looks like it."""
+
+    class Nameless(Module):
+        def train_step(self, batch, batch_idx): ...
+
+    with pytest.raises(ValueError, match=r"Nameless has no training_step.*did you mean its 'train_step'"):
+        trainer().fit(Nameless(), batches())
+
+
+def test_no_optimizer() -> None:
+    """Whether configure_optimizers is missing or returns none."""
+
+    class Bare(Module):
+        training_step = Net.training_step
+
+    with pytest.raises(ValueError, match=r"no configure_optimizers.*automatic_optimization = False"):
+        trainer().fit(Bare(), batches())
+    module = Net()
+    module.configure_optimizers = lambda: None
+    with pytest.raises(ValueError, match=r"returned no optimizer.*automatic_optimization = False"):
+        trainer().fit(module, batches())
+    assert module.steps == 0
+
+
+def test_several_optimizers_need_manual_mode() -> None:
+    """Automatic optimization steps one."""
+    module = Net()
+    module.configure_optimizers = lambda: [torch.optim.SGD(module.parameters(), 0.1) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"2 optimizers.*opt.update"):
+        trainer().fit(module, batches())
+
+
+@pytest.mark.parametrize(
+    "loader", [[], DataLoader(TensorDataset(torch.randn(3, 3)), batch_size=4, drop_last=True), iter([])]
+)
+def test_empty_training_loader(loader) -> None:
+    """Empty by its length, or found empty."""
+    module = Net()
+    with pytest.raises((ValueError, RuntimeError), match=r"training loader (is empty|gave no batch)"):
+        trainer().fit(module, loader)
+    assert module.steps == 0
+
+
+def test_empty_validation_loader() -> None:
+    """Found before training by the sanity check."""
+    module = Net()
+    with pytest.raises(ValueError, match="validate loader 0 is empty"):
+        trainer().fit(module, batches(), [])
+    assert module.steps == 0
+
+
+def test_an_iterator_that_can_be_read_once() -> None:
+    """The second epoch says what is the matter."""
+    with pytest.raises(RuntimeError, match=r"no batch in epoch 1.*begun again"):
+        trainer(max_epochs=2).fit(Net(), iter(batches()))
+
+
+def test_no_loader() -> None:
+    """It names the argument and the method."""
+    with pytest.raises(ValueError, match=r"train_dataloaders=.*train_dataloader\(\)"):
+        trainer().fit(Net())
+    with pytest.raises(ValueError, match="loaders or a datamodule, not both"):
+        trainer().fit(Net(), batches(), datamodule=DataModule())
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping("val_los"), ModelCheckpoint("saved", monitor="val_los")])
+def test_monitor_that_was_never_logged(callback) -> None:
+    """It lists what was logged."""
+    with pytest.raises(RuntimeError) as error:
+        trainer(callbacks=callback, enable_checkpointing=None).fit(Net(), batches(), batches())
+    for word in ("val_los", "val_loss", "train_loss"):
+        assert word in str(error.value)
+
+
+def test_monitor_of_a_scheduler_that_was_never_logged() -> None:
+    """The same for ReduceLROnPlateau; and a missing monitor is found before training."""
+
+    def with_plateau(**options) -> Net:
+        module = Net()
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        plateau = {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), **options}
+        module.configure_optimizers = lambda: {"optimizer": optimizer, "lr_scheduler": plateau}
+        return module
+
+    with pytest.raises(RuntimeError, match=r"monitors 'val_los'.*train_loss, val_loss"):
+        trainer().fit(with_plateau(monitor="val_los"), batches(), batches())
+    module = with_plateau()
+    with pytest.raises(ValueError, match=r'ReduceLROnPlateau needs "monitor"'):
+        trainer().fit(module, batches(), batches())
+    assert module.steps == 0
+
+
+def test_loss_that_is_not_finite() -> None:
+    """detect_anomaly names epoch, batch and step."""
+
+    class Breaking(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+
+    with pytest.raises(RuntimeError, match=r"loss nan at epoch 0, batch 2, global step 2"):
+        trainer(detect_anomaly=True).fit(Breaking(), batches())
+
+
+def test_precision_that_the_device_lacks() -> None:
+    """Found by computing something in it, before anything is set up."""
+    with pytest.raises(ValueError, match=r"precision='float4-true'.*'cpu' has no kernels.*use precision"):
+        trainer(precision=Precision("float4-true", parameters=torch.float8_e4m3fn))
+
+
+def test_wrong_returns_of_training_step() -> None:
+    """What it may return, and what it did."""
+    module = Net()
+    module.training_step = lambda batch, batch_idx: {"los": 1}
+    with pytest.raises(TypeError, match=r"must return the loss.*got \{'los': 1\}"):
+        trainer().fit(module, batches())
+
+
+def test_misspelt_hooks() -> None:
+    """In callbacks when the Trainer gets them, in modules when it runs them; other names are the user's business."""
+
+    class Typo(Callback):
+        def on_train_epoch_ends(self, trainer, module): ...
+
+    class Own(Callback):
+        def on_my_own_business(self): ...
+        def helper(self): ...
+
+    with pytest.raises(ValueError, match=r"Typo.on_train_epoch_ends would never be called.*'on_train_epoch_end'"):
+        trainer(callbacks=[Typo()])
+    trainer(callbacks=[Own()])
+
+    class Misspelt(Net):
+        def on_validation_epoch_ended(self): ...
+
+    with pytest.raises(ValueError, match=r"did you mean 'on_validation_epoch_end'"):
+        trainer().fit(Misspelt(), batches())
+
+
+class Opaque:
+    """An object that is neither tensor nor JSON."""
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A checkpoint of a run whose hyperparameters hold an object."""
+    run = trainer()
+    run.fit(Net(note=Opaque()), batches())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    return tmp_path / "run.ckpt"
+
+
+def test_checkpoint_that_needs_its_objects(checkpoint, monkeypatch) -> None:
+    """Resuming does not need them; constructing from them does, and says how."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a pickle was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pickle.loads", refuse)
+        patch.setattr("torch.load", refuse)
+        trainer(max_epochs=2).fit(Net(), batches(), ckpt_path=checkpoint)
+        with pytest.raises(CheckpointError, match=r"hyper_parameters.note.*weights_only=False"):
+            Net.load_from_checkpoint(checkpoint)
+        assert Net.load_from_checkpoint(checkpoint, note="mine").hparams.note == "mine"
+    assert isinstance(Net.load_from_checkpoint(checkpoint, weights_only=False).hparams.note, Opaque)
+
+
+def test_every_file_of_a_checkpoint_is_verified(checkpoint) -> None:
+    """One altered byte, a truncated file, a missing one: named before training."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    assert len(files) >= 7
+    for file in files:
+        weights_only = False if file.name == "objects.pkl" else None
+        content = file.read_bytes()
+        altered = bytearray(content)
+        altered[len(content) // 2] ^= 1
+        for damaged in (bytes(altered), content[:-1], None):
+            file.unlink()
+            if damaged is not None:
+                file.write_bytes(damaged)
+            module = Net()
+            with pytest.raises(CheckpointError, match=file.name):
+                trainer(max_epochs=2).fit(module, batches(), ckpt_path=checkpoint, weights_only=weights_only)
+            assert module.steps == 0
+            file.write_bytes(content)
+
+
+def test_checkpoint_for_another_architecture(checkpoint) -> None:
+    """It names the parameters and the module that saved it."""
+    with pytest.raises(CheckpointError, match=r"of Net.*another architecture(.|\n)*layer.weight(.|\n)*strict_loading"):
+        Net.load_from_checkpoint(checkpoint, width=5, note=None)
+    module = Net(width=5)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        trainer(max_epochs=2).fit(module, batches(), ckpt_path=checkpoint)
+    assert module.steps == 0
+
+
+def test_checkpoints_that_are_none(tmp_path) -> None:
+    """A missing path, a file of something else, a directory without a manifest, one of a later format."""
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        trainer().fit(Net(), batches(), ckpt_path=tmp_path / "nowhere.ckpt")
+    (tmp_path / "foreign.ckpt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="another framework"):
+        trainer().fit(Net(), batches(), ckpt_path=tmp_path / "foreign.ckpt")
+    (tmp_path / "half.ckpt").mkdir()
+    with pytest.raises(CheckpointError, match=r"manifest.json is missing"):
+        trainer().fit(Net(), batches(), ckpt_path=tmp_path / "half.ckpt")
+    with pytest.raises(ValueError, match='ckpt_path="best"'):
+        trainer().fit(Net(), batches(), ckpt_path="best")
+
+
+def test_weights_alone_cannot_resume(tmp_path) -> None:
+    """A checkpoint saved with weights_only=True loads into a module, but does not resume."""
+    run = trainer()
+    run.fit(Net(), batches())
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    assert Net.load_from_checkpoint(tmp_path / "weights.ckpt").hparams.width == 4
+    assert "optimizer_states" not in json.loads((tmp_path / "weights.ckpt" / "state.json").read_text())
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        trainer(max_epochs=2).fit(Net(), batches(), ckpt_path=tmp_path / "weights.ckpt")

@@ -1,0 +1,217 @@
+"""A run that is stopped and resumed ends with the weights of one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopwright.callbacks import EarlyStopping, ModelCheckpoint
+from loopwright.framework import Module, Trainer, seed_everything
+from loopwright.framework.encoding import encode
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchmetrics import MeanMetric
+
+BATCHES, EPOCHS = 5, 3
+
+
+class Augmented(Dataset):
+    """Samples with random augmentation from all three generators."""
+
+    def __len__(self) -> int:
+        return BATCHES * 4 - 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        noise = torch.rand(8) + random.random() + float(np.random.rand())
+        return noise + torch.arange(8.0) * index / 10
+
+
+class Stream(IterableDataset):
+    """The same, readable from its start only, in an order drawn when it is begun."""
+
+    def __iter__(self):
+        samples = Augmented()
+        for index in torch.randperm(len(samples)).tolist():
+            yield samples[index]
+
+
+class Noisy(Module):
+    """Dropout, a step-wise schedule, an epoch-wise one on a monitored value, values and a metric over the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 1))
+        self.mean_loss = MeanMetric()
+        self.seen: list[float] = []
+        self.epoch_means: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.append(batch.sum().item())
+        loss = (self.net(batch) - batch.mean()).square().mean()
+        self.mean_loss.update(loss)
+        self.log("train_loss", loss, on_epoch=True)
+        self.log("metric", self.mean_loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val_loss", self.net(batch).square().mean())
+
+    def on_train_epoch_start(self) -> None:
+        torch.rand(3)  # a hook may draw random numbers too
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
+        return [optimizer], [
+            {"scheduler": warm, "interval": "step"},
+            {"scheduler": plateau, "monitor": "val_loss"},
+        ]
+
+
+def train(
+    root: Path,
+    loader: DataLoader,
+    max_steps: int = -1,
+    ckpt_path: str | None = None,
+    seed: int = 3,
+    callbacks=(),
+    **arguments,
+) -> tuple[Trainer, Noisy]:
+    """One run in fresh objects, as in a new process."""
+    seed_everything(seed, verbose=False)
+    module = Noisy()
+    validation = [torch.arange(32.0).reshape(4, 8) / 32]
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        max_steps=max_steps,
+        default_root_dir=root,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **{"enable_checkpointing": bool(callbacks), **arguments},
+    )
+    trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def flat(state: dict) -> tuple:
+    """Nested state with its tensors as lists, to compare."""
+    tensors: dict[str, Tensor] = {}
+    encoded = encode(state, "", tensors, {})
+    return encoded, {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def assert_same(resumed: tuple[Trainer, Noisy], whole: tuple[Trainer, Noisy]) -> None:
+    """Equal weights, optimizer states, schedules, logged values, and the same batches at the end."""
+    for (name, mine), (_, theirs) in zip(resumed[1].state_dict().items(), whole[1].state_dict().items(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert resumed[1].seen == whole[1].seen[len(whole[1].seen) - len(resumed[1].seen) :]
+    assert flat(resumed[0].optimization.state_dict()) == flat(whole[0].optimization.state_dict())
+    assert (resumed[0].current_epoch, resumed[0].global_step) == (whole[0].current_epoch, whole[0].global_step)
+    assert flat(resumed[0].callback_metrics) == flat(whole[0].callback_metrics)
+
+
+LOADERS = {
+    "shuffled": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True),
+    "workers": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=2),
+    "persistent": lambda: DataLoader(Augmented(), 4, shuffle=True, num_workers=2, persistent_workers=True),
+    "stream": lambda: DataLoader(Stream(), batch_size=4),
+    "stream-workers": lambda: DataLoader(Stream(), batch_size=4, num_workers=1),
+}
+
+
+@pytest.mark.parametrize("stop", range(1, BATCHES * EPOCHS))
+def test_stopped_after_any_step(tmp_path, stop) -> None:
+    """max_steps=k, save, and go on in new objects with other random numbers around."""
+    whole = train(tmp_path, LOADERS["shuffled"]())
+    cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=stop)
+    assert cut.global_step == stop
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99)
+    assert len(resumed[1].seen) == BATCHES * EPOCHS - stop
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("kind", ["workers", "persistent", "stream", "stream-workers"])
+@pytest.mark.parametrize("stop", [2, BATCHES, 2 * BATCHES + 3])
+def test_stopped_with_every_kind_of_loader(tmp_path, kind, stop) -> None:
+    """Random augmentation in workers, and loaders that can only be read from their start."""
+    whole = train(tmp_path, LOADERS[kind]())
+    cut, _ = train(tmp_path, LOADERS[kind](), max_steps=stop)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    assert_same(train(tmp_path, LOADERS[kind](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole)
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path) -> None:
+    """A run cut with two workers and resumed with one equals the whole one."""
+    whole = train(tmp_path, LOADERS["workers"]())
+    cut, _ = train(tmp_path, LOADERS["workers"](), max_steps=7)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    one = DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=1)
+    assert_same(train(tmp_path, one, ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole)
+
+
+def test_from_each_checkpoint_that_a_run_saved(tmp_path) -> None:
+    """Saved inside hooks: after steps, after validations in the middle of an epoch, at its end."""
+    options = {"val_check_interval": 2, "accumulate_grad_batches": 2}
+    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, monitor=None)
+    ends = ModelCheckpoint(tmp_path / "ends", save_top_k=-1, every_n_epochs=1, monitor=None)
+    whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save, ends], **options)
+    checkpoints = sorted((tmp_path / "saved").glob("*.ckpt")) + sorted((tmp_path / "ends").glob("*.ckpt"))
+    assert len(checkpoints) >= 3 * EPOCHS
+    for path in checkpoints:
+        resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options)
+        assert_same(resumed, whole)
+
+
+def test_loss_scale_goes_on(tmp_path) -> None:
+    """Under 16-mixed the GradScaler's scale and growth are part of the state."""
+    whole = train(tmp_path, LOADERS["shuffled"](), precision="16-mixed")
+    cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=8, precision="16-mixed")
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    path = str(tmp_path / "cut.ckpt")
+    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, precision="16-mixed")
+    assert_same(resumed, whole)
+    assert resumed[0].engine.scaler.state_dict() == whole[0].engine.scaler.state_dict()
+
+
+def test_early_stopping_keeps_its_patience(tmp_path) -> None:
+    """A resumed run stops in the epoch in which the whole one stopped."""
+
+    def stopper() -> EarlyStopping:
+        return EarlyStopping("val_loss", patience=1, mode="max", min_delta=100.0)  # never improves after the first
+
+    whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[stopper()])
+    assert whole[0].current_epoch == 2
+    cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=BATCHES + 1, callbacks=[stopper()])
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    resumed = train(
+        tmp_path, LOADERS["shuffled"](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99, callbacks=[stopper()]
+    )
+    assert_same(resumed, whole)
+
+
+def test_last_finds_the_newest_and_passes_over_a_damaged_one(tmp_path, caplog) -> None:
+    """ckpt_path="last" starts from nothing, from the newest checkpoint, or from the one before a damaged one."""
+    folder = tmp_path / "checkpoints"
+
+    def save() -> ModelCheckpoint:
+        return ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1)
+
+    whole = train(tmp_path / "whole", LOADERS["shuffled"]())
+    fresh = train(tmp_path, LOADERS["shuffled"](), ckpt_path="last", callbacks=[save()])
+    assert_same(fresh, whole)
+    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2]))
+    weights = newest / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path="last", seed=99, callbacks=[save()])
+    assert len(resumed[1].seen) == BATCHES  # one epoch again
+    assert_same(resumed, whole)
+    assert str(newest) in caplog.text
