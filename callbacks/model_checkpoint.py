@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Callback
-from .checkpoint_names import fill
+from .checkpoint_paths import absolute, default_dirpath, fill
 from .interval import Interval
 from .monitor import check_mode, not_logged, validates_at_epoch_ends
 
@@ -116,7 +116,7 @@ class ModelCheckpoint(Callback):
                 "give one of every_n_train_steps, train_time_interval and every_n_epochs (for several, use several "
                 f"ModelCheckpoints); got {every_n_train_steps!r}, {train_time_interval!r} and {every_n_epochs!r}"
             )
-        self.dirpath = None if dirpath is None else _absolute(os.fspath(dirpath))
+        self.dirpath = None if dirpath is None else absolute(os.fspath(dirpath))
         self.filename = filename
         self.monitor = monitor
         self.verbose = verbose
@@ -217,7 +217,7 @@ class ModelCheckpoint(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if self.dirpath is None:
             # A collective: another process could find another version number free.
-            self.dirpath = trainer.strategy.broadcast(_default_dirpath(trainer))
+            self.dirpath = trainer.strategy.broadcast(default_dirpath(trainer))
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._last_step_seen = trainer.global_step
@@ -260,7 +260,8 @@ class ModelCheckpoint(Callback):
         if self._should_skip_saving_checkpoint(trainer):
             return
         if self._postponed:
-            # No validation came to say how good it is; nothing is lost if it counts as the worst.
+            # No validation came to say how good it is. It is kept all the same, as the worst.
+            log.warning("ModelCheckpoint(monitor=%r): training ended without a validation", self.monitor)
             candidates = self._monitor_candidates(trainer)
             score = candidates.get(str(self.monitor), self._worst_value())
             self._commit(trainer, candidates, score, ranked=self.check_monitor_top_k(trainer, score))
@@ -359,9 +360,9 @@ class ModelCheckpoint(Callback):
         except BaseException:
             self.__dict__.update(before)
             raise
-        self._point(trainer, self.last_model_path, self._last_checkpoint_saved, old_last)
-        self._point(trainer, self._best_pointer, self.best_model_path, old_best)
         if trainer.is_global_zero:
+            _point(trainer, self.last_model_path, self._last_checkpoint_saved, old_last)
+            _point(trainer, self._best_pointer, self.best_model_path, old_best)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
             if self.verbose:
@@ -407,14 +408,15 @@ class ModelCheckpoint(Callback):
         if self.save_last:
             needed.add(self._last_checkpoint_saved)
         if trainer.ckpt_path:  # what this fit was resumed from; a later one removes it
-            needed.add(_absolute(str(trainer.ckpt_path)))
+            needed.add(absolute(str(trainer.ckpt_path)))
         for path in self._removable.copy():
             if path not in needed:
                 self._remove_checkpoint(trainer, path)
                 self._removable.remove(path)
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        trainer.remove_checkpoint(filepath)
+        if trainer.is_global_zero:
+            trainer.remove_checkpoint(filepath)
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -456,32 +458,17 @@ class ModelCheckpoint(Callback):
             version += 1
         return path
 
-    def _point(self, trainer: Trainer, pointer: str, target: str, previous: str) -> None:
-        """Let ``pointer`` name the checkpoint ``target``. A pointer's name may hold the epoch: an old one goes."""
-        if pointer:
-            trainer.write_pointer(pointer, target)
-        if previous not in ("", pointer):
-            trainer.remove_checkpoint(previous)
+
+def _point(trainer: Trainer, pointer: str, target: str, previous: str) -> None:
+    """Let ``pointer`` name the checkpoint ``target``. A pointer's name may hold the epoch: an old one goes."""
+    if pointer:
+        trainer.write_pointer(pointer, target)
+    if previous not in ("", pointer):
+        trainer.remove_checkpoint(previous)
 
 
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _absolute(path: str) -> str:
-    """Local paths without links and ``~``; URLs as they are."""
-    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
-
-
-def _default_dirpath(trainer: Trainer) -> str:
-    if not trainer.loggers:
-        return _absolute(os.path.join(trainer.default_root_dir, "checkpoints"))
-    logger = trainer.loggers[0]
-    if logger.log_dir is not None:
-        return _absolute(os.path.join(logger.log_dir, "checkpoints"))
-    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
-    parts = (logger.save_dir or trainer.default_root_dir, logger.name, version, "checkpoints")
-    return _absolute(os.path.join(*(str(part) for part in parts if part)))
 
 
 def _validation_follows(trainer: Trainer) -> bool:

@@ -124,6 +124,8 @@ class Metrics:
         self.values: dict[Any, LoggedValue] = {}  # those of the stage
         self.moment: str | None = None
         self.batch: Any = None
+        self._sized: Any = None  # the batch whose size was found last
+        self._size = 1
         self.dataloader_idx: int | None = None
 
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
@@ -155,9 +157,7 @@ class Metrics:
         entry = self.values.get((name, index))
         if entry is None:
             entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
-        elif (on_step is not None and on_step != entry.on_step) or (
-            on_epoch is not None and on_epoch != entry.on_epoch
-        ):
+        elif on_step not in (None, entry.on_step) or on_epoch not in (None, entry.on_epoch):
             raise ValueError(
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
                 f"on_epoch={entry.on_epoch} before in this epoch; use another name"
@@ -165,8 +165,8 @@ class Metrics:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"log({name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
-            if not enable_graph and value.requires_grad:
-                value = value.detach()
+            if not enable_graph:
+                value = value.detach().clone()  # what the step does to its tensor afterwards is not logged
             if value.dim():
                 value = value.squeeze()
             if sync_dist and self.strategy.world_size > 1:
@@ -221,7 +221,9 @@ class Metrics:
             return batch_size
         if self.moment != "batch" or self.batch is None:
             return 1
-        return batch_size_of(self.batch, name)
+        if self._sized is not self.batch:
+            self._size, self._sized = batch_size_of(self.batch, name), self.batch
+        return self._size
 
     # -- reading ----------------------------------------------------------------------------------------------
 

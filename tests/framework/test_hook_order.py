@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import DataModule, Module, Trainer
@@ -365,6 +367,22 @@ def test_validation_every_second_epoch() -> None:
     """)
 
 
+def test_validation_inside_a_window() -> None:
+    """on_validation_model_zero_grad does not fire while gradients wait for a step."""
+    prepare(accumulate_grad_batches=4, val_check_interval=2).fit().assert_order("""
+        <BEGIN>
+        on_train_epoch_start
+        <FIRST_OF_WINDOW>
+        <INSIDE_WINDOW>
+        <EVALUATION>
+        <INSIDE_WINDOW>
+        <LAST_OF_WINDOW>
+        <VALIDATION>
+        on_train_epoch_end
+        <END>
+    """)
+
+
 WITHOUT_DATAMODULE = {
     **BLOCKS,
     "<SETUP>": """
@@ -404,6 +422,21 @@ def test_transfer_hooks_of_the_module_beside_a_datamodule() -> None:
     moved = [event for event in run.recorder.events if "transfer" in event]
     assert moved == expand("6 x <TRANSFER>", WITHOUT_DATAMODULE)
     assert not [event for event in recorder.events if "transfer" in event]
+
+
+class Unsized(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("skip_at", [None, 2])
+def test_loader_without_length(skip_at: int | None) -> None:
+    """Validation runs when the loader has ended, unless the epoch's rest was skipped."""
+    run = prepare(module={"skip_at": skip_at})
+    run.trainer.fit(run.module, DataLoader(Unsized(), batch_size=1), samples(2))
+    skipped, whole = "2 x <TRAIN_BATCH>\n <TRANSFER>\n on_train_batch_start", "3 x <TRAIN_BATCH>\n <VALIDATION>"
+    epoch = f"on_train_epoch_start\n {whole if skip_at is None else skipped}\n on_train_epoch_end"
+    run.assert_order(f"<BEGIN>\n {epoch}\n <END>", {**WITHOUT_DATAMODULE, "<LOADERS>": ""})
 
 
 NO_EPOCH = "<BEFORE_FIT>\n datamodule.train_dataloader\n <NO_EPOCH>"

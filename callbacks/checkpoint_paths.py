@@ -1,10 +1,14 @@
-"""How checkpoints are called: templates such as ``{epoch}-{val_loss:.2f}``, filled with what was logged."""
+"""Where checkpoints go and how they are called."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..framework import Trainer
 
 _FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")  # {name} or {name:format}
 
@@ -34,3 +38,20 @@ def fill(template: str, values: Mapping[str, Any], with_names: bool, equals: str
         return f"{name}{equals}{text}" if with_names else text
 
     return _FIELD.sub(replace, template)
+
+
+def absolute(path: str) -> str:
+    """Local paths without links and ``~``; URLs as they are."""
+    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
+
+
+def default_dirpath(trainer: Trainer) -> str:
+    """``checkpoints`` in the first logger's folder of this run, or in ``default_root_dir``."""
+    if not trainer.loggers:
+        return absolute(os.path.join(trainer.default_root_dir, "checkpoints"))
+    logger = trainer.loggers[0]
+    if logger.log_dir is not None:
+        return absolute(os.path.join(logger.log_dir, "checkpoints"))
+    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
+    parts = (logger.save_dir or trainer.default_root_dir, logger.name, version, "checkpoints")
+    return absolute(os.path.join(*(str(part) for part in parts if part)))
