@@ -92,8 +92,10 @@ class HyperparametersMixin:
         return arguments
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy or pickle of the object needs neither the raw arguments nor the Trainer that runs it now.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_constructor_call", "_trainer")}
+        # A copy or pickle of the object needs neither the raw arguments nor the Trainer that runs it now; and compiled
+        # code, which a module inside another may have, cannot be pickled.
+        left_out = ("_constructor_call", "_trainer", "_compiled_call_impl")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
 
 def _copy(hparams: AttributeDict) -> AttributeDict:

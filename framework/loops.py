@@ -48,6 +48,9 @@ def fit(trainer: Trainer) -> None:
         return
     if trainer.validation_due_in_epoch():
         trainer.load_val_data()
+    if trainer.resumed is not None and state.batch_idx:
+        assert trainer.data.train is not None
+        trainer.data.train.load_state_dict(trainer.resumed["loader"])
     state.stage = "train"
     trainer.metrics.enter("train", "epoch")
     for hook in bus.on_train_start:
@@ -183,7 +186,7 @@ def _end_epoch(trainer: Trainer, complete: bool) -> None:
     state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
     if not complete:
         # The epoch goes on in another run, which needs the values gathered so far.
-        trainer.unfinished = {"metrics": metrics.state_dict(), "metric_states": metric_states(trainer.module)}
+        trainer.unfinished = trainer.unreduced()
     metrics.enter("train", "epoch")
     for hook in bus.on_train_epoch_end:
         hook()

@@ -131,6 +131,7 @@ class Metrics:
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
         before = self.stage, self.moment
+        self._sized = None
         self.stage, self.moment = stage, moment
         self.values = self.stages.setdefault(stage, {}) if stage is not None else {}
         return before

@@ -21,7 +21,7 @@ from .datamodule import DataModule
 from .encoding import find_sealed, require_unsealed
 from .hooks import overrides
 from .messages import log
-from .metrics import as_floats, metric_states
+from .metrics import as_floats
 from .seed import rng_state
 
 if TYPE_CHECKING:
@@ -60,13 +60,7 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
         if trainer.fitted:
             checkpoint.update(trainer.optimization.state_dict())
         checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
-        unfinished = trainer.unfinished or {}
-        checkpoint["run"] = {
-            "state": trainer.progress(),
-            "loader": trainer.data.train.state_dict() if trainer.data.train is not None else None,
-            "metrics": unfinished.get("metrics", trainer.metrics.state_dict()),
-            "metric_states": unfinished.get("metric_states", metric_states(module)),
-        }
+        checkpoint["run"] = {"state": trainer.progress(), **(trainer.unfinished or trainer.unreduced())}
         if (datamodule := trainer.datamodule) is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
     for hook in trainer.bus.on_save_checkpoint:

@@ -27,7 +27,7 @@ from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log
-from .metrics import Metrics, as_floats
+from .metrics import Metrics, as_floats, metric_states
 from .module import Module
 from .optimization import Optimization, parse_optimizers
 from .requirements import check_run
@@ -398,7 +398,8 @@ class Trainer(TrainerAttributes):
         check_run(self, fn, model, datamodule, given)
         self.state.fn, self.state.stage, self.state.status = fn, None, "running"
         self.should_stop = False
-        self.unfinished = None
+        if fn == "fit" and self.unfinished is not None and ckpt_path is None:
+            self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
         self.module, self.datamodule = model, datamodule
         self.data = RunData(self, model, datamodule, given)
         self.metrics.module = model
@@ -456,6 +457,7 @@ class Trainer(TrainerAttributes):
         self.fitted = True
         if checkpoint is not None:
             restore_run(self, checkpoint)
+        self.unfinished = None
         self._announce()
         self._log_hyperparameters()
         for hook in self.bus.on_fit_start:
@@ -571,6 +573,14 @@ class Trainer(TrainerAttributes):
             counters["batch_idx"] -= behind
             counters["total_batches"] -= behind
         return counters
+
+    def unreduced(self) -> dict[str, Any]:
+        """What the running epoch has gathered: the values to be reduced at its end, and the loader's own state."""
+        return {
+            "metrics": self.metrics.state_dict(),
+            "metric_states": metric_states(self.module),
+            "loader": self.data.train.state_dict() if self.data.train is not None else None,
+        }
 
     # -- logging ----------------------------------------------------------------------------------------------
 

@@ -77,9 +77,13 @@ def _parse_devices(devices: Any) -> int | list[int] | None:
 
 def device_rng_state(device: torch.device) -> torch.Tensor | None:
     """The RNG state of an accelerator, or None for the CPU."""
-    return None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
 
 
 def set_device_rng_state(device: torch.device, state: torch.Tensor) -> None:
     """Set what :func:`device_rng_state` returned."""
-    torch.get_device_module(device).set_rng_state(state.cpu(), device)
+    module = torch.get_device_module(device)
+    module.set_rng_state(state.cpu()) if device.type == "mps" else module.set_rng_state(state.cpu(), device)

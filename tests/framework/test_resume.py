@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loopwright.callbacks import EarlyStopping, ModelCheckpoint
-from loopwright.framework import Module, Trainer, seed_everything
-from loopwright.framework.encoding import encode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
+
+from loopwright.callbacks import EarlyStopping, ModelCheckpoint
+from loopwright.framework import Module, Trainer, seed_everything
+from loopwright.framework.encoding import encode
 
 BATCHES, EPOCHS = 5, 3
 
@@ -36,6 +37,25 @@ class Stream(IterableDataset):
         samples = Augmented()
         for index in torch.randperm(len(samples)).tolist():
             yield samples[index]
+
+
+class Stateful:
+    """A loader that keeps its own place, as torchdata's StatefulDataLoader does."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def __iter__(self):
+        for index in range(self.place, BATCHES):
+            self.place = index + 1
+            yield torch.stack([torch.full((8,), float(index)), torch.arange(8.0)])
+        self.place = 0
+
+    def state_dict(self) -> dict:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.place = state["place"]
 
 
 class Noisy(Module):
@@ -121,6 +141,7 @@ LOADERS = {
     "workers": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=2),
     "persistent": lambda: DataLoader(Augmented(), 4, shuffle=True, num_workers=2, persistent_workers=True),
     "stream": lambda: DataLoader(Stream(), batch_size=4),
+    "stateful": Stateful,
     "stream-workers": lambda: DataLoader(Stream(), batch_size=4, num_workers=1),
 }
 
@@ -137,7 +158,7 @@ def test_stopped_after_any_step(tmp_path, stop) -> None:
     assert_same(resumed, whole)
 
 
-@pytest.mark.parametrize("kind", ["workers", "persistent", "stream", "stream-workers"])
+@pytest.mark.parametrize("kind", ["workers", "persistent", "stream", "stream-workers", "stateful"])
 @pytest.mark.parametrize("stop", [2, BATCHES, 2 * BATCHES + 3])
 def test_stopped_with_every_kind_of_loader(tmp_path, kind, stop) -> None:
     """Random augmentation in workers, and loaders that can only be read from their start."""
@@ -167,6 +188,30 @@ def test_from_each_checkpoint_that_a_run_saved(tmp_path) -> None:
     for path in checkpoints:
         resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options)
         assert_same(resumed, whole)
+
+
+def test_fit_again_goes_on_inside_the_epoch(tmp_path) -> None:
+    """Counters, data order and the values of the unfinished epoch go on in a second call of fit."""
+    module = Noisy()
+    trainer = Trainer(
+        max_epochs=1,
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = [torch.randn(2, 8) for _ in range(BATCHES)]
+    losses: list[float] = []
+    module.on_train_batch_end = lambda outputs, batch, batch_idx: losses.append(outputs["loss"].item())
+    trainer.fit(module, loader, loader[:1])
+    assert (trainer.current_epoch, trainer.batch_idx, trainer.global_step) == (0, 3, 3)
+    trainer.max_steps = -1
+    trainer.fit(module, loader, loader[:1])
+    assert (trainer.current_epoch, trainer.global_step) == (1, BATCHES)
+    assert module.seen == [batch.sum().item() for batch in loader]
+    assert trainer.callback_metrics["train_loss_epoch"].item() == pytest.approx(sum(losses) / BATCHES)
+    assert trainer.callback_metrics["metric"].item() == pytest.approx(sum(losses) / BATCHES)
 
 
 def test_loss_scale_goes_on(tmp_path) -> None:
