@@ -218,7 +218,7 @@ class Optimization:
         """For each part of a step to which nobody adds anything, what to call directly."""
         engine, bus = self.engine, self.bus
         plain = engine.scaler is None
-        backward = self._backward is None and plain and engine.precision.compute is None
+        backward = self._backward is None and plain and not self.anomaly and engine.precision.compute is None
         backward = backward and not bus.on_before_backward and not bus.on_after_backward
         strategy = engine.strategy
         self._compute_gradients = self.backward
@@ -314,11 +314,6 @@ class Optimization:
             return None
         else:
             loss, weight, outputs = _unpack(output)
-        if self.anomaly and not bool(torch.isfinite(loss).all()):  # a host–device sync, asked for by detect_anomaly
-            raise RuntimeError(
-                f"training_step returned the loss {loss.item()} at epoch {self.state.epoch}, batch {batch_idx}, "
-                f"global step {self.state.global_step} (detect_anomaly=True)"
-            )
         if self._contributed == 0:
             if self._clear_gradients is not None:
                 self._clear_gradients()
@@ -354,8 +349,8 @@ class Optimization:
         self._contributed = 0
         self._weight = None
         self.state.global_step += 1
-        for config in self._each_step if not self.engine.step_was_skipped else ():
-            if self.state.global_step % config.frequency == 0:
+        for config in self._each_step:
+            if not self.engine.step_was_skipped and self.state.global_step % config.frequency == 0:
                 self._step_scheduler(config, None)
         return True
 
@@ -390,6 +385,11 @@ class Optimization:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, between its hooks."""
+        if self.anomaly and not bool(torch.isfinite(loss).all()):  # a host–device sync, asked for by detect_anomaly
+            raise RuntimeError(
+                f"the loss is {loss.item()} at epoch {self.state.epoch}, batch {self.state.batch_idx}, global step "
+                f"{self.state.global_step}: look at this batch and at what the step computes (detect_anomaly=True)"
+            )
         for hook in self.bus.on_before_backward:
             hook(loss)
         self.engine.backward(loss, *args, run=self._backward, **kwargs)

@@ -396,8 +396,9 @@ class Trainer(TrainerAttributes):
             if ckpt_path is None and self.fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
                 ckpt_path = "best"
         check_run(self, fn, model, datamodule, given)
-        self.state.fn, self.state.stage, self.state.status = fn, None, "running"
+        self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.should_stop = False
+        self.ckpt_path = None
         if fn == "fit" and self.unfinished is not None and ckpt_path is None:
             self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
         self.module, self.datamodule = model, datamodule

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import CheckpointError, DataModule, Module, Trainer
 from loopwright.strategies import Precision
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(Module):
@@ -193,7 +194,7 @@ def test_loss_that_is_not_finite() -> None:
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
 
-    with pytest.raises(RuntimeError, match=r"loss nan at epoch 0, batch 2, global step 2"):
+    with pytest.raises(RuntimeError, match=r"loss is nan at epoch 0, batch 2, global step 2"):
         trainer(detect_anomaly=True).fit(Breaking(), batches())
 
 
