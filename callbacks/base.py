@@ -50,13 +50,13 @@ class Callback:
         """A run begins. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """A run ended, also after an exception."""
+        """A run ended normally; after an exception, :meth:`on_exception` is called instead."""
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """An exception ends the run; it is raised again afterwards."""
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        """The model is on its device; optimizers come next."""
+        """The model is on its device, optimizers are made, and a checkpoint, if any, is loaded."""
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         """Fitting ended normally."""

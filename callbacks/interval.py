@@ -53,10 +53,12 @@ class Interval:
         over = left <= 0
         if trainer.world_size > 1:
             now = time.monotonic()
-            steps_per_second = (step - self._looked[0]) / max(now - self._looked[1], 1e-6)
+            steps, seconds = step - self._looked[0], max(now - self._looked[1], 1e-6)
+            wait = steps / seconds * min(1.0, left if left > 0 else self._seconds)
             self._looked = step, now
-            wait = max(1, int(steps_per_second * min(1.0, left if left > 0 else self._seconds)))
-            over, self._next_look = trainer.strategy.broadcast((over, step + wait))  # a collective
+            # At most twice as far as the last time, as the first steps tell little about the speed.
+            next_look = step + max(1, min(int(wait), 2 * steps))
+            over, self._next_look = trainer.strategy.broadcast((over, next_look))  # a collective
         if over:
             self._start = time.monotonic()
         return over

@@ -47,11 +47,13 @@ class SimpleProfiler(Callback):
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self._last = 0.0
+        self._interrupted = ""  # the section that a checkpoint ends
         self._saving = False
 
-    def _end(self, section: str) -> None:
-        """Count the time since the last call for ``section``."""
+    def _end(self, section: str, then: str = "other") -> None:
+        """Count the time since the last call for ``section``; ``then`` is what it is followed by until a checkpoint."""
         now = time.perf_counter()
+        self._interrupted = then
         if self._saving:
             section, self._saving = "checkpoint", False
         self.seconds[section] = self.seconds.get(section, 0.0) + now - self._last
@@ -98,10 +100,10 @@ class SimpleProfiler(Callback):
         self._end("forward")
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
-        self._end("backward")
+        self._end("backward", then="optimizer step")
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._end("optimizer step")
+        self._end("optimizer step", then="end of epoch")
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         self._end("end of epoch")
@@ -110,7 +112,7 @@ class SimpleProfiler(Callback):
         self._end("end of the run")
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
-        self._end("checkpoint")
+        self._end(self._interrupted, then="checkpoint")
         self._saving = True  # there is no hook at its end: it is what comes until the next one
 
     # -- evaluation -------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class SimpleProfiler(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._end("evaluation step")
+        self._end("evaluation step", then="end of evaluation")
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         self._end("end of evaluation")

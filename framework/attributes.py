@@ -170,8 +170,8 @@ class TrainerAttributes:
 
     @property
     def checkpoint_callbacks(self) -> list[Any]:
-        """All callbacks that persist."""
-        return [callback for callback in self.callbacks if callback.phase == "persist"]
+        """All ``ModelCheckpoint`` callbacks."""
+        return [callback for callback in self.callbacks if isinstance(callback, builtin_callbacks.ModelCheckpoint)]
 
     @property
     def early_stopping_callback(self) -> Any:

@@ -57,6 +57,15 @@ def join(path: str, *parts: str) -> str:
     return os.path.join(path, *parts) if is_local(path) else "/".join([path.rstrip("/"), *parts])
 
 
+def _replaced(path: str) -> str | None:
+    """The complete checkpoint that was moved aside, if the process was killed just before the new one took its place."""
+    parent, name = os.path.split(path.rstrip("/"))
+    if not os.path.isdir(parent or "."):
+        return None
+    aside = [other for other in os.listdir(parent or ".") if other.startswith(f".{name}.") and other.endswith(".old")]
+    return next((found for other in aside if is_complete(found := os.path.join(parent, other))), None)
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a local or remote file."""
     if is_local(path):
@@ -125,6 +134,8 @@ def resolve(path: str) -> str:
         CheckpointError: if there is none.
     """
     path = os.fspath(path)
+    if not exists(path) and is_local(path) and (replaced := _replaced(path)) is not None:
+        return replaced
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path!r}")
     is_file = os.path.isfile(path) if is_local(path) else _filesystem(path).isfile(path)
@@ -181,7 +192,12 @@ def _move_into_place(temporary: str, path: str) -> None:
     if os.path.lexists(path):
         replaced = join(parent, f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.old")
         os.rename(path, replaced)
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        if replaced is not None:
+            os.rename(replaced, path)
+        raise
     _sync_directory(parent)
     if replaced is not None:
         remove(replaced)
@@ -244,6 +260,7 @@ def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
     own: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[Any, str] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
@@ -252,8 +269,10 @@ def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
             continue
         seen[place] = name
         tensor = tensor.to("cpu").contiguous()
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        own[name] = tensor if whole else tensor.clone()  # a view of a larger buffer would be refused
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in storages
+        own[name] = tensor if whole else tensor.clone()  # two views of one buffer, or one of a larger, would be refused
+        storages.add(own[name].untyped_storage().data_ptr())
     return save(own, metadata={"aliases": json.dumps(aliases)} if aliases else None)
 
 
@@ -379,7 +398,9 @@ def find_checkpoints(directory: str) -> list[str]:
     found = []
     for name in names:
         path = join(directory, name)
-        if not name.startswith(".") and exists(join(path, MANIFEST)):
+        # One moved aside counts only while nothing has taken its place.
+        aside = name.startswith(".") and not (name.endswith(".old") and not exists(join(directory, name[1:-13])))
+        if not aside and exists(join(path, MANIFEST)):
             try:
                 manifest = read_manifest(path)
             except CheckpointError:

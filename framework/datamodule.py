@@ -42,7 +42,7 @@ class DataModule(HyperparametersMixin):
         """Make datasets. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
 
     def teardown(self, stage: str) -> None:
-        """A run ended, also after an exception."""
+        """A run ended normally; not called after an exception."""
 
     def train_dataloader(self) -> Any:
         """Return the training loader, or a list or dict of them."""

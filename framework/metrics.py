@@ -228,10 +228,11 @@ class Metrics:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def step_results(self) -> Results:
-        """The last values of the running stage's steps."""
+    def step_results(self, stage: str | None = None) -> Results:
+        """The last values of a stage's steps; by default of the running one."""
         results = Results()
-        for entry in self.values.values():
+        values = self.values if stage is None else self.stages.get(stage, {})
+        for entry in values.values():
             if entry.on_step and entry.value is not None:
                 value = getattr(entry.value, "_forward_cache", None) if entry.metric is not None else entry.value
                 if value is None:
@@ -245,6 +246,8 @@ class Metrics:
         """Everything that is known now."""
         results = Results()
         results.update(self.results)
+        if self.stage != "train":  # validation inside a training epoch
+            results.update(self.step_results("train"))
         results.update(self.step_results())
         return results
 
@@ -351,11 +354,19 @@ def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
 
 
 def metric_states(module: torch.nn.Module) -> dict[str, Any]:
-    """The states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
+    """Copies of the states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
+    # A metric adds to its tensors in place, and its reset clears its lists in place.
     return {
-        name: {"update_count": metric._update_count, "state": dict(metric.metric_state)}
+        name: {
+            "update_count": metric._update_count,
+            "state": {key: _copy_state(value) for key, value in metric.metric_state.items()},
+        }
         for name, metric in _metrics_of(module)
     }
+
+
+def _copy_state(value: Any) -> Any:
+    return [_copy_state(item) for item in value] if isinstance(value, list) else value.detach().clone()
 
 
 def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:

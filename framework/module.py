@@ -357,7 +357,7 @@ class Module(HyperparametersMixin, nn.Module):
         """A run begins. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
 
     def teardown(self, stage: str) -> None:
-        """A run ended, also after an exception."""
+        """A run ended normally; not called after an exception."""
 
     def configure_model(self) -> None:
         """Create large submodules here: in the run's precision and, later, right on their devices.
@@ -372,7 +372,7 @@ class Module(HyperparametersMixin, nn.Module):
     # -- hooks ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """The model is on its device; optimizers come next."""
+        """The model is on its device, optimizers are made, and a checkpoint, if any, is loaded."""
 
     def on_fit_end(self) -> None:
         """Fitting ended normally."""

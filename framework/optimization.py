@@ -272,6 +272,8 @@ class Optimization:
             self.open_window(batch_idx, num_batches)
         self.stepped = False
         output = self._forward("training_step", *(batch, batch_idx)[: self._arguments])
+        if batch_idx - self.window_start + 1 == self._length:
+            self._finish_updates()  # of optimizers that had no update(loss) in the window's last batch
         if self.stepped:
             self.engine.end_window()
             self.state.global_step += 1
@@ -295,9 +297,7 @@ class Optimization:
             self.stepped = self.close_window(batch_idx)
             self._length = 0
             return
-        for manual in self.manual:
-            if manual._gathered:
-                self._finish_update(manual)
+        self._finish_updates()
         self._length = 0
         self.engine.end_window()
         self.state.global_step += 1
@@ -428,6 +428,11 @@ class Optimization:
         manual._gathered += 1
         if last:
             self._finish_update(manual)
+
+    def _finish_updates(self) -> None:
+        for manual in self.manual:
+            if manual._gathered:
+                self._finish_update(manual)
 
     def _finish_update(self, manual: ManualOptimizer) -> None:
         optimizer = manual.optimizer

@@ -109,8 +109,14 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
     path = find_run(trainer, ckpt_path)
     if path is None:
         return None
-    trainer.ckpt_path = path
-    return load_checkpoint(path, weights_only)
+    trainer.ckpt_path = resolve(path)
+    return load_checkpoint(trainer.ckpt_path, weights_only)
+
+
+def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let the loggers go on where they were."""
+    for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
+        logger.load_state_dict(state)
 
 
 def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -147,8 +153,6 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
     trainer.state.load_state_dict(run["state"])
-    for logger, state in zip(trainer.loggers, checkpoint["loggers"], strict=False):
-        logger.load_state_dict(state)
     trainer.resumed = {**run, "rng": checkpoint["rng"]}
     log.info("Resuming from %s: epoch %d, step %d", trainer.ckpt_path, trainer.state.epoch, trainer.state.global_step)
 

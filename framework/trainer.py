@@ -31,7 +31,7 @@ from .metrics import Metrics, as_floats, metric_states
 from .module import Module
 from .optimization import Optimization, parse_optimizers
 from .requirements import check_run
-from .restore import read_run, restore_module, restore_run, save_run
+from .restore import read_run, restore_loggers, restore_module, restore_run, save_run
 from .state import RunState
 
 if TYPE_CHECKING:
@@ -434,6 +434,9 @@ class Trainer(TrainerAttributes):
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
         module, datamodule = self.module, self.datamodule
         _set_torch_flags(self.deterministic, self.benchmark)
+        checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
+        if checkpoint is not None and fn == "fit":
+            restore_loggers(self, checkpoint)  # before anybody asks them for their folder
         for owner, base in ((datamodule, DataModule), (module, Module)):
             if owner is not None and overrides(owner, "prepare_data", base):
                 owner.prepare_data()
@@ -446,7 +449,6 @@ class Trainer(TrainerAttributes):
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
         self.engine.setup(module)
-        checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None:
             restore_module(self, checkpoint)
         if fn != "fit":

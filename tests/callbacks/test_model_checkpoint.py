@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loopwright.callbacks import Callback, ModelCheckpoint
+from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import Module
 from loopwright.framework.checkpoint import is_complete, load_checkpoint, resolve
 from loopwright.loggers import CSVLogger, Logger
@@ -264,14 +264,26 @@ class Saves(Callback):
 
 
 def test_nothing_is_saved_outside_of_training():
-    callback = ModelCheckpoint("kept", monitor="val_loss", save_last=True, save_on_train_epoch_end=False)
     saves = Saves()
-    run = trainer(callback, saves, max_epochs=1, num_sanity_val_steps=2)
+    callback = ModelCheckpoint("kept", monitor="val_loss", every_n_epochs=2, save_on_train_epoch_end=False)
+    run = trainer(callback, saves, max_epochs=1)
     run.validate(Scripted(), loader(), verbose=False)
     run.test(Scripted(), loader(), verbose=False)
-    assert saves.steps == []
     run.fit(Scripted(), loader(), loader())
-    run.validate(Scripted(), loader(), verbose=False)
+    run.validate(Scripted(), loader(), verbose=False)  # at a step that was not saved, in what would be epoch 1
+    assert saves.steps == []
+
+
+def test_the_sanity_check_of_a_resumed_run_saves_nothing():
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint("cut.ckpt")
+
+    fit(Stops(), max_epochs=1)
+    saves = Saves()
+    callback = ModelCheckpoint(save_on_train_epoch_end=False)
+    fit(callback, saves, max_epochs=1, num_sanity_val_steps=2, ckpt_path="cut.ckpt")
     assert saves.steps == [4]
 
 
@@ -287,10 +299,18 @@ def test_inside_an_accumulation_window_nothing_is_saved():
     assert saves.batches == [2, 4]
 
 
-def test_a_step_between_two_that_are_due_saves_nothing():
-    saves = Saves()
-    fit(ModelCheckpoint(every_n_train_steps=3, monitor="train_loss"), saves, accumulate_grad_batches=2, validate=False)
-    assert saves.steps == [3, 6]
+def test_a_window_that_was_not_among_the_best_is_not_tried_again_inside_the_next():
+    class Scored(Scripted):
+        scores = (9.0, 1.0, 0.5, 2.0, 0.0, 3.0, 0.0, 4.0)  # of each batch; every second one ends a window
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.log("score", self.scores[self.trainer.current_epoch * 4 + batch_idx])
+            return super().training_step(batch, batch_idx)
+
+    saves, callback = Saves(), ModelCheckpoint(every_n_train_steps=1, monitor="score")
+    fit(callback, saves, module=Scored(), accumulate_grad_batches=2, max_epochs=2, validate=False)
+    assert (saves.steps, saves.batches) == ([1], [2])
+    assert callback.best_model_score == 1.0
 
 
 def test_an_interval_of_no_time_saves_each_step():
@@ -301,11 +321,13 @@ def test_an_interval_of_no_time_saves_each_step():
 
 def test_a_long_interval_saves_nothing_and_goes_on_in_a_resumed_run():
     callback = ModelCheckpoint("kept", train_time_interval=timedelta(hours=1))
-    saved = {**callback.state_dict(), "interval_elapsed": 3600.0}
+    assert callback.state_dict()["interval_elapsed"] == 0.0
     assert fit(callback, max_epochs=1).global_step == 4
     assert names("kept") == set()
+    saved = callback.state_dict()
+    assert saved["interval_elapsed"] > 0.0
     resumed, saves = ModelCheckpoint("kept", train_time_interval=timedelta(hours=1)), Saves()
-    resumed.load_state_dict(saved)
+    resumed.load_state_dict({**saved, "interval_elapsed": 3600.0})
     fit(resumed, saves, max_epochs=1)
     assert saves.steps == [1]  # the hour was over; the next one begins
 
@@ -329,6 +351,18 @@ def test_the_value_is_that_of_the_validation_at_the_same_step():
     # At step 2 there is no value yet: that checkpoint is saved after the validation at step 4.
     assert saves.steps == [4, 6, 8]
     assert [value.item() for value in callback.best_k_models.values()] == [3.0, 3.0, 2.0]
+
+
+def test_a_value_of_the_epoch_is_waited_for():
+    class Averages(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.log("mean", float(batch_idx), on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    saves, callback = Saves(), ModelCheckpoint(monitor="mean", every_n_train_steps=2)
+    fit(callback, saves, module=Averages(), max_epochs=2, check_val_every_n_epoch=3)
+    assert saves.steps == [4]
+    assert callback.best_model_score == 1.5
 
 
 def test_the_end_of_training_saves_what_no_validation_came_to_rank():
@@ -368,6 +402,7 @@ def test_the_nearest_name_is_suggested():
         {"monitor": "val_loss", "mode": "max"},
         {"every_n_train_steps": 3, "save_top_k": -1},
         {"monitor": "val_loss", "every_n_train_steps": 3, "save_last": True},
+        {"monitor": "val_loss", "every_n_train_steps": 3, "save_top_k": -1},
     ],
 )
 @pytest.mark.parametrize("cut", [4, 6, 8])
@@ -395,6 +430,31 @@ def test_a_resumed_run_keeps_the_same_as_the_uninterrupted_one(arguments: dict[s
     assert {k: v for k, v in state.items() if k != "interval_elapsed"} == {
         k: v for k, v in expected.items() if k != "interval_elapsed"
     }
+
+
+def test_a_resumed_run_goes_on_in_the_default_folder():
+    fit(ModelCheckpoint(monitor="val_loss", save_top_k=2), logger=CSVLogger("logs"), max_epochs=1)
+    resumed = ModelCheckpoint(monitor="val_loss", save_top_k=2)
+    folder = "logs/loopwright_logs/version_0/checkpoints"
+    fit(resumed, logger=CSVLogger("logs"), ckpt_path=f"{folder}/epoch=0-step=4.ckpt")
+    assert os.listdir("logs/loopwright_logs") == ["version_0"]
+    assert names(folder) == {f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(3)} | {"best.ckpt"}
+
+
+def test_what_a_pointer_resumed_from_is_kept_too():
+    fit(ModelCheckpoint("kept", save_last=True), max_epochs=1)
+    fit(ModelCheckpoint("kept", save_last=True), ckpt_path="kept/last.ckpt")
+    assert names("kept") == {"epoch=0-step=4.ckpt", "epoch=2-step=12.ckpt", "last.ckpt"}
+
+
+def test_a_run_that_ends_as_soon_as_it_is_resumed_saves_nothing_again():
+    def callbacks() -> list[Callback]:
+        return [EarlyStopping("val_loss", patience=1), ModelCheckpoint("kept", save_last=True)]
+
+    fit(*callbacks(), module=Scripted(RISING))
+    before = names("kept")
+    fit(*callbacks(), module=Scripted(RISING), ckpt_path="kept/epoch=1-step=8.ckpt")
+    assert names("kept") == before
 
 
 def test_a_new_folder_begins_a_new_list():

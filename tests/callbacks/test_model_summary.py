@@ -78,6 +78,21 @@ def test_measuring_sizes_leaves_no_trace():
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_it_is_called_for_evaluation():
+    class Checks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)  # which refuses a single sample in training
+            self.example_input_array = torch.zeros(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            return self.norm(x)
+
+    summary = summarize(Checks())
+    assert (summary.layers[0].out_size, summary.note) == ([1, 3], "")
+
+
 def test_shared_parameters_count_once():
     net = nn.ModuleDict({"encoder": nn.Embedding(10, 4), "decoder": nn.Linear(4, 10)})
     net["decoder"].weight = net["encoder"].weight

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity
 
 from loopwright.callbacks import ModelCheckpoint, PyTorchProfiler, SimpleProfiler
@@ -15,12 +16,12 @@ from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 def test_sections_are_counted_and_add_up():
     profiler = SimpleProfiler()
-    fit(ModelCheckpoint(save_top_k=-1), profiler)
+    fit(ModelCheckpoint(every_n_train_steps=1), profiler)
     counts = profiler.counts
     assert (counts["data loading"], counts["forward"], counts["backward"], counts["optimizer step"]) == (12, 12, 12, 12)
     assert counts["evaluation step"] == 3 * 2 + 2  # with the sanity check
     assert counts["end of evaluation"] == 4
-    assert counts["checkpoint"] == 3 * 2  # collecting it and writing it
+    assert counts["checkpoint"] == 12
     assert all(seconds >= 0 for seconds in profiler.seconds.values())
     rows = [line.split() for line in profiler.table().splitlines()]
     assert float(rows[-1][1]) == pytest.approx(sum(profiler.seconds.values()), abs=1e-3)
@@ -56,6 +57,7 @@ def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):
         names = {event.get("name") for event in events}
         assert {name for name in names if str(name).startswith("ProfilerStep#")} == {f"ProfilerStep#{s}" for s in steps}
         assert "aten::linear" in names
+    assert profiler.profiler.step_num == 12  # batches of training; those of validation are no steps
     printed = capsys.readouterr().out
     assert "Self CPU" in printed
     assert profiler.trace_paths[0] in printed
@@ -89,7 +91,8 @@ def test_an_exception_ends_the_trace():
 
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(PyTorchProfiler(wait=0, warmup=1, active=9), module=Fails())
-    fit(profiler := PyTorchProfiler(wait=0, warmup=1, active=1))  # torch allows one at a time
+    assert not torch.autograd._profiler_enabled()
+    fit(profiler := PyTorchProfiler(wait=0, warmup=1, active=1))
     assert len(profiler.trace_paths) == 1
 
 

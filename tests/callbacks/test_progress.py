@@ -164,10 +164,10 @@ def test_get_metrics_can_be_overridden(screen: Screen):
         def get_metrics(self, trainer: Any, module: Any) -> dict[str, Any]:
             metrics = super().get_metrics(trainer, module)
             metrics.pop("train_loss", None)
-            return {**metrics, "phase": "warm-up [1]"}
+            return {**metrics, "phase": "[red] zone"}
 
     fit(Mine(refresh_rate=1e9, console_kwargs={"file": screen, "force_terminal": True, "width": 150}), max_epochs=1)
-    assert screen.of("Epoch 0/0")[-1].endswith("val_loss: 3 phase: warm-up [1]")
+    assert screen.of("Epoch 0/0")[-1].endswith("val_loss: 3 phase: [red] zone")
 
 
 # -- elsewhere --------------------------------------------------------------------------------------------------------
@@ -180,6 +180,16 @@ def test_without_a_terminal_an_epoch_is_a_line(capsys: pytest.CaptureFixture[str
     assert [line.split(" batches in ")[0] for line in lines] == ["Epoch 0/1: 4/4", "Epoch 1/1: 4/4", "Test: 4/4"]
     assert all("val_loss: " in line and "it/s" in line for line in lines[:2])
     assert not any("\x1b" in line for line in lines)
+
+
+def test_the_line_has_the_values_of_the_whole_epoch(capsys: pytest.CaptureFixture[str]):
+    class Counts(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.log("batches", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", prog_bar=True)
+            return super().training_step(batch, batch_idx)
+
+    fit(RichProgressBar(), module=Counts(), max_epochs=1)
+    assert "batches: 4" in capsys.readouterr().out
 
 
 def test_a_validation_inside_an_epoch_is_a_line_too(capsys: pytest.CaptureFixture[str]):

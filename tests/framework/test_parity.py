@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loopwright.framework import Module, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from loopwright.framework import Module, Trainer, seed_everything
 
 STEPS = 200
 

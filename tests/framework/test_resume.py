@@ -260,3 +260,30 @@ def test_last_finds_the_newest_and_passes_over_a_damaged_one(tmp_path, caplog) -
     assert len(resumed[1].seen) == BATCHES  # one epoch again
     assert_same(resumed, whole)
     assert str(newest) in caplog.text
+
+
+def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> None:
+    """Killed between moving the old one aside and the new one into place, the old one is found."""
+    import os
+
+    path = tmp_path / "same.ckpt"
+    trainer, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=2)
+    trainer.save_checkpoint(path)
+    moves: list[str] = []
+
+    def killed(source, target) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            os._exit(9)
+        os.replace(source, target)
+
+    monkeypatch.setattr("os.rename", killed)
+    if (child := os.fork()) == 0:
+        trainer.save_checkpoint(path)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert not path.exists()
+    whole = train(tmp_path, LOADERS["shuffled"]())
+    assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99), whole)
+    trainer.save_checkpoint(path)
+    assert path.exists()

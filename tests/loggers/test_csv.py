@@ -160,8 +160,10 @@ def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(saved_at: str):
 def test_a_resumed_run_elsewhere_begins_anew(arguments: dict[str, Any]):
     first = CSVLogger("logs")
     fit(ModelCheckpoint("kept"), logger=first, max_epochs=1)
+    os.makedirs("others/loopwright_logs/version_0")
     resumed = CSVLogger(**{"save_dir": "logs", **arguments})
     fit(ModelCheckpoint("kept"), logger=resumed, max_epochs=2, ckpt_path="kept/epoch=0-step=4.ckpt")
+    assert os.listdir("others/loopwright_logs/version_0") == []
     assert {row["step"] for row in read(first)} == {"1", "2", "3", "4"}
     assert {row["step"] for row in read(resumed)} == {"5", "6", "7", "8"}
 

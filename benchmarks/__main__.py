@@ -1,0 +1,67 @@
+"""Run the benchmarks and print their figures as tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch.
+os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
+
+from . import calls, checkpoint, imports, size, step_overhead
+from .contenders import missing, settle
+from .report import Table, machine, put_into
+
+BENCHMARKS = ("step", "calls", "import", "checkpoint", "size")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("benchmark", nargs="*", choices=[[], *BENCHMARKS], help="which ones (default: all)")
+    parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
+    rounds = options.rounds or (3 if options.quick else 7)
+    wanted = options.benchmark or BENCHMARKS
+    if "step" in wanted:
+        for full in (False, True):
+            step_rounds = options.rounds or (step_overhead.PAIRS if options.quick else 15)
+            yield f"step_{'full' if full else 'bare'}", step_overhead.compare(full, step_rounds, options.quick)
+    if "calls" in wanted:
+        yield "calls", calls.compare()
+    if "import" in wanted:
+        yield "import", imports.compare(rounds)
+    if "checkpoint" in wanted:
+        yield "checkpoint", checkpoint.compare(rounds)
+    if "size" in wanted:
+        yield "size", size.compare()
+
+
+def main() -> None:
+    options = parse()
+    settle()
+    about = [f"Measured in {machine()}."]
+    about += [f"{name} is not installed and is left out." for name in missing()]
+    print(*about, sep="\n")
+    tables: dict[str, Table] = {}
+    for name, table in run(options):
+        tables[name] = table
+        print(f"\n{table}", flush=True)
+    if options.json:
+        figures = {"about": about, **{name: table.figures for name, table in tables.items()}}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.markdown:
+        put_into(options.markdown, "\n\n".join(map(str, (*about, *tables.values()))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Tables of figures: the same text reads well in a terminal and as Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+@dataclass
+class Table:
+    """One benchmark's outcome."""
+
+    title: str
+    header: Sequence[str]
+    rows: list[Sequence[str]]
+    figures: dict[str, Any]  # what --json writes
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        cells = [list(self.header), *map(list, self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        lines = []
+        for row in (cells[0], rule, *cells[1:]):
+            first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("| " + " | ".join((row[0].ljust(len(first)), *others)) + " |")
+        return "\n".join((f"### {self.title}", "", *lines, *("\n" + note for note in self.notes)))
+
+
+def verdict(value: float, target: float | None, unit: str = "", noisy: bool = False) -> tuple[str, str]:
+    """A target and whether it is met."""
+    if target is None:
+        return "", ""
+    return f"≤ {target:g}{unit}", "noisy" if noisy else "pass" if value <= target else "FAIL"
+
+
+def machine() -> str:
+    """What the figures were taken on, in general words."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{date.today():%B %Y}; {platform.system()} {platform.machine()}, {cpus} CPU cores; "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def put_into(file: Path, text: str) -> None:
+    """Replace what stands between the two marks in a Markdown file."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{file} has no lines {BEGIN} and {END} to put the tables between")
+    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

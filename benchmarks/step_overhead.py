@@ -1,0 +1,175 @@
+"""What a step costs over that of a raw loop, in microseconds.
+
+Each contender is measured in processes of its own, beside a raw loop in the same process: other contenders' imports
+and settings cannot disturb it, and what differs from process to process (memory layout, hash seeds) is the same for
+both loops of a pair and averages out over the processes. A process is pinned to one CPU, computes in one thread and
+writes to a pseudo-terminal, so that progress bars draw as they would for a user; the parent reads it on another CPU.
+The module itself notes the time at two of its steps. The two loops take turns in going first. Garbage collection is on,
+as it is for users, and each run begins with a full one.
+
+The raw loop is a contender as well: what it costs over itself is what these figures leave to chance.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .contenders import RUN, Work, installed, settle, title
+from .report import Table, verdict
+
+FIRST = 300  # the step at which the clock starts
+PAIRS = 5  # in one process
+DISTURBED = 0.02  # of its time, in which a run waited
+TARGETS = {False: 5.0, True: 15.0}  # µs, bare and full
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# -- in a process of its own ----------------------------------------------------------------------------------
+
+
+def measure(name: str, steps: int, full: bool) -> tuple[float, float]:
+    """Wall-clock and CPU time of one step, in µs."""
+    marks: list[tuple[float, float]] = []
+
+    def mark() -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        gc.collect()
+        RUN[name](Work(steps, full, folder, {FIRST: mark, steps - 1: mark}))
+    first, last = marks
+    wall, cpu = ((end - start) / (steps - 1 - FIRST) * 1e6 for start, end in zip(first, last, strict=True))
+    return wall, cpu
+
+
+def measure_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]:
+    """(raw, contender) pairs of what `measure` gives."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    settle()
+    for warmed in ("raw", name):
+        measure(warmed, 2 * FIRST, full)
+    pairs = []
+    for turn in range(PAIRS):
+        order = ("raw", name) if turn % 2 == 0 else (name, "raw")
+        figures = [measure(each, steps, full) for each in order]
+        pairs.append(figures if turn % 2 == 0 else figures[::-1])
+    return pairs
+
+
+# -- in the parent --------------------------------------------------------------------------------------------
+
+
+def start_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]:
+    """`measure_pairs` in a fresh process with a terminal of its own."""
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DO_NOT_TRACK": "1",
+        "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "pairs.json")
+        command = (sys.executable, "-m", __name__, json.dumps([name, steps, full, cpu]), str(result))
+        master, slave = os.openpty()
+        resize(slave, rows=30, columns=100)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        shown = drain(master)
+        os.close(master)
+        if process.wait() != 0:
+            raise RuntimeError(f"{title(name)} failed:\n{shown}")
+        return json.loads(result.read_text())
+
+
+def resize(terminal: int, rows: int, columns: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def drain(terminal: int) -> str:
+    """Read until the other side is closed; returns the last of it."""
+    shown = b""
+    while True:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # how Linux says that nobody holds the other side any more
+            data = b""
+        if not data:
+            return shown.decode(errors="replace")
+        shown = (shown + data)[-4000:]
+
+
+def choose_cpu() -> int | None:
+    """The CPU for those who are measured; this process moves to the others."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(cpus) < 2:
+        return None
+    os.sched_setaffinity(0, cpus - {max(cpus)})
+    return max(cpus)
+
+
+def compare(full: bool, rounds: int, quick: bool = False) -> Table:
+    steps = {(False, False): 4000, (False, True): 1500, (True, False): 6000, (True, True): 2500}[full, quick]
+    names = installed()
+    pairs: dict[str, list[Any]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cpu = choose_cpu()
+    try:
+        while any(len(pairs[name]) < rounds for name in names if name not in failed):
+            for name in names:
+                try:
+                    pairs[name] += start_pairs(name, steps, full, cpu)
+                except RuntimeError as error:
+                    failed[name] = str(error)
+                    print(error, file=sys.stderr)
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+    return tabulate(full, steps, {name: pairs[name] for name in names if name not in failed}, list(failed))
+
+
+def tabulate(full: bool, steps: int, pairs: dict[str, list[Any]], failed: Sequence[str]) -> Table:
+    rows, figures = [], {}
+    for name, found in pairs.items():
+        low, median, high = statistics.quantiles([run[0] - raw[0] for raw, run in found], n=4)
+        cpu = statistics.median(run[1] - raw[1] for raw, run in found)
+        disturbed = sum(any(wall > cpu * (1 + DISTURBED) for wall, cpu in pair) for pair in found)
+        target = TARGETS[full] if name == "loopwright" else None
+        rows.append([
+            title(name), f"{median:.1f}", f"{low:.1f} – {high:.1f}", f"{cpu:.1f}", f"{disturbed} of {len(found)}",
+            *verdict(median, target, " µs", noisy=disturbed > len(found) / 2),
+        ])  # fmt: skip
+        figures[name] = {
+            "overhead_us": median, "quartiles_us": [low, high], "cpu_overhead_us": cpu, "target_us": target,
+            "disturbed": disturbed, "pairs_us": found,
+        }  # fmt: skip
+    raw = statistics.median(pair[0][0] for found in pairs.values() for pair in found)
+    kind = "with TensorBoard, progress bar and checkpointing" if full else "bare"
+    return Table(
+        f"Time of a step over the raw loop's, {kind}",
+        ("", "µs", "quartiles", "CPU µs", "disturbed", "target", ""),
+        rows,
+        {"raw_us": raw, "steps": steps, "contenders": figures},
+        [
+            f"The raw loop's step takes {raw:.1f} µs. Medians over pairs of runs of {steps} steps; a pair is disturbed "
+            f"if a run got no CPU for more than {DISTURBED:.0%} of its time.",
+            *(f"{title(name)} failed and is left out." for name in failed),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(measure_pairs(*json.loads(sys.argv[1]))))

@@ -1,0 +1,83 @@
+"""A program that is killed by the operating system, and started again, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+# The example's model and data, checkpoints every 7 steps, and an end by SIGKILL at a given step (0: none).
+PROGRAM = """
+import os, signal, sys
+
+sys.path.insert(0, {examples!r})
+from digits import ConvNet, Digits
+
+from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loopwright.framework import Trainer, seed_everything
+from loopwright.loggers import CSVLogger
+
+
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+seed_everything(3)
+module = ConvNet(channels=8)
+trainer = Trainer(
+    max_epochs=4,
+    logger=CSVLogger("logs"),
+    callbacks=[
+        ModelCheckpoint("checkpoints", monitor="val_loss", filename="best"),
+        ModelCheckpoint("checkpoints", every_n_train_steps=7),
+        EarlyStopping("val_loss"),
+        Kill(),
+    ],
+    log_every_n_steps=5,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
+trainer.fit(module, datamodule=Digits(num_workers=int(sys.argv[2])), ckpt_path="last")
+trainer.save_checkpoint("end.ckpt")
+"""
+
+
+def run(folder: Path, kill_at: int, workers: int) -> int:
+    """The exit status of the program, run in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", PROGRAM.format(examples=str(EXAMPLES)), str(kill_at), str(workers)]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "workers"),
+    [
+        ((33,), 0),  # in the second epoch of 20 steps
+        ((13, 47), 2),  # twice, with worker processes
+    ],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, steps: tuple[int, ...], workers: int):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, 0, workers) == 0
+    for step in steps:
+        assert run(killed, step, workers) == -signal.SIGKILL
+    assert run(killed, 0, workers) == 0
+
+    for file in ("model/model.safetensors", "optimizer/optimizer.safetensors"):
+        expected, got = (load_file(folder / "end.ckpt" / file) for folder in (whole, killed))
+        assert expected.keys() == got.keys()
+        assert all(expected[name].equal(got[name]) for name in expected), file
+    # The rows that were logged, once each.
+    rows, after_kills = (list((folder / "logs").rglob("metrics.csv")) for folder in (whole, killed))
+    assert [file.read_text() for file in rows] == [file.read_text() for file in after_kills]

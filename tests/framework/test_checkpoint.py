@@ -1,0 +1,505 @@
+"""Checkpoints on disk: tensors and JSON, complete or not there, and any damage is noticed and named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter, OrderedDict, defaultdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from loopwright.framework import CheckpointError, Module
+from loopwright.framework import checkpoint as module_under_test
+from loopwright.framework.checkpoint import (
+    find_checkpoints,
+    is_complete,
+    load_checkpoint,
+    read_manifest,
+    remove,
+    resolve,
+    save_checkpoint,
+    write_pointer,
+)
+from loopwright.framework.encoding import decode, encode
+from tests.framework.models import Evaluated, Linear, loader, quiet, weights
+
+FACTS = {"created": 1.0, "global_step": 3}
+
+
+class Adam(Evaluated):
+    """A module whose optimizer has a state."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+
+def saved(path: str | Path = "a.ckpt", module: Module | None = None, weights_only: bool = False) -> str:
+    """A checkpoint of a short run."""
+    trainer = quiet()
+    trainer.fit(module or Adam(), loader())
+    trainer.save_checkpoint(path, weights_only=weights_only)
+    return str(path)
+
+
+def files(path: str | Path) -> set[str]:
+    return {str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file()}
+
+
+ALL = {
+    "manifest.json", "model/model.safetensors", "optimizer/optimizer.safetensors", "rng/rank-0.json",
+    "rng/rank-0.safetensors", "state.json", "state.safetensors",
+}  # fmt: skip
+
+# -- what is on disk ------------------------------------------------------------------------------------------------
+
+
+def test_layout() -> None:
+    """The documented files; with weights_only, those that hold weights and hyperparameters."""
+    assert files(saved("whole.ckpt")) == ALL
+    only = saved("weights.ckpt", weights_only=True)
+    assert files(only) == {"manifest.json", "model/model.safetensors", "state.json", "state.safetensors"}
+    assert is_complete(only)
+    assert list(Path.cwd().iterdir()) != []
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith(".")]  # no temporary left
+
+
+def test_safetensors_reads_the_files() -> None:
+    """Weights under their own names, optimizer states by parameter name."""
+    module = Adam()
+    path = saved(module=module)
+    model = load_file(f"{path}/model/model.safetensors")
+    assert model.keys() == {"layer.weight", "layer.bias"}
+    assert torch.equal(model["layer.weight"], module.layer.weight)
+    optimizer = load_file(f"{path}/optimizer/optimizer.safetensors")
+    assert {f"optimizer_states.0.state.layer.weight.{name}" for name in ("exp_avg", "exp_avg_sq", "step")} <= set(
+        optimizer
+    )
+
+
+def test_manifest() -> None:
+    """Facts about the run, and each file's size."""
+    path = saved()
+    manifest = read_manifest(path)
+    assert (manifest["epoch"], manifest["global_step"], manifest["world_size"]) == (1, 4, 1)
+    assert (manifest["strategy"], manifest["precision"], manifest["module"]) == ("single", "32-true", "Adam")
+    assert manifest["torch"] == torch.__version__
+    assert manifest["files"].keys() == ALL - {"manifest.json"}
+    for name, expected in manifest["files"].items():
+        assert Path(path, name).stat().st_size == expected["size"]
+
+
+def test_state_is_json() -> None:
+    """Counters can be read by anything."""
+    state = json.loads(Path(saved(), "state.json").read_text())
+    assert state["run"]["state"]["global_step"] == 4
+    assert state["epoch"] == 1
+
+
+class Tied(Linear):
+    """Weights shared between two layers, a view as a buffer, an empty and a half-precision one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(2, 1)
+        self.other.weight = self.layer.weight
+        base = torch.arange(12.0).reshape(3, 4)
+        self.register_buffer("view", base[1])
+        self.register_buffer("transposed", base.T)
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("short", torch.ones(2, dtype=torch.bfloat16))
+        self.register_buffer("scalar", torch.tensor(7))
+        self.register_buffer("flags", torch.tensor([True, False]))
+
+
+def test_shared_tensors_and_views() -> None:
+    """All names come back with their values; what is shared is stored once."""
+    module = Tied()
+    path = saved(module=module)
+    loaded = load_checkpoint(path)["state_dict"]
+    assert loaded.keys() == module.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+        assert loaded[name].dtype == tensor.dtype
+    assert len(load_file(f"{path}/model/model.safetensors")) == len(loaded) - 1
+    twin = Tied.load_from_checkpoint(path)
+    assert twin.other.weight is twin.layer.weight
+    with torch.no_grad():
+        twin.view.fill_(5)
+    assert torch.equal(twin.short, module.short)
+
+
+def test_names_of_equal_place_but_other_shape() -> None:
+    """Views of one buffer are told apart by their shapes."""
+    base = torch.arange(6.0)
+    state = {"whole": base, "first": base[:3], "matrix": base.view(2, 3), "last": base[3:]}
+    save_checkpoint({"state_dict": state}, "a.ckpt", FACTS, None)
+    loaded = load_checkpoint("a.ckpt")["state_dict"]
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_loaded_tensors_can_be_changed() -> None:
+    """Each by itself: nothing shares memory with a file or another entry."""
+    save_checkpoint({"state_dict": {"w": torch.ones(2)}, "x": {"a": torch.ones(2)}}, "a.ckpt", FACTS, None)
+    loaded = load_checkpoint("a.ckpt")
+    loaded["state_dict"]["w"].zero_()
+    assert torch.equal(loaded["x"]["a"], torch.ones(2))
+
+
+def test_extra_state() -> None:
+    """What a module adds to its state_dict beside tensors."""
+
+    class Extra(Linear):
+        def get_extra_state(self) -> Any:
+            return {"version": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.version = state["version"]
+
+    assert Extra.load_from_checkpoint(saved(module=Extra())).version == 3
+
+
+@pytest.mark.parametrize("fn", ["fit", "test"])
+def test_memory_filesystem(fn: str) -> None:
+    """Any fsspec URL is a place for a checkpoint."""
+    url = f"memory://{fn}/a.ckpt"
+    module, trainer = Adam(), quiet()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(url)
+    assert is_complete(url)
+    assert trainer.checkpoint_exists(url)
+    twin = Adam.load_from_checkpoint(url)
+    assert all(map(torch.equal, weights(module), weights(twin)))
+    if fn == "fit":
+        resumed = quiet(max_epochs=2)
+        resumed.fit(Adam(), loader(), ckpt_path=url)
+        assert resumed.global_step == 8
+    else:
+        quiet().test(Adam(), loader(), ckpt_path=url, verbose=False)
+    trainer.save_checkpoint(url)  # again, over what is there
+    assert find_checkpoints(f"memory://{fn}") == [url]
+    write_pointer(f"memory://{fn}/last.ckpt", url)
+    assert resolve(f"memory://{fn}/last.ckpt") == url
+    filesystem = fsspec.filesystem("memory")
+    filesystem.rm_file(f"/{fn}/a.ckpt/state.json")
+    assert not is_complete(url)
+    remove(url)
+    assert not trainer.checkpoint_exists(url)
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize(
+    "damage", ["first byte", "middle byte", "last byte", "truncated", "longer", "missing", "empty"]
+)
+def test_damage_is_noticed_and_named(name: str, damage: str) -> None:
+    """Each file, each kind of damage: loading says which file of which checkpoint."""
+    save_checkpoint(
+        {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [{"m": torch.ones(3)}], "t": torch.ones(2)},
+        "a.ckpt", FACTS, {"torch": torch.get_rng_state()},
+    )  # fmt: skip
+    file = Path("a.ckpt", name)
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    else:
+        place = {"first byte": 0, "middle byte": len(content) // 2, "last byte": -1}.get(damage)
+        if place is not None:
+            content[place] ^= 1
+        content = {"truncated": content[:-1], "longer": content + b" ", "empty": bytearray()}.get(damage, content)
+        file.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt") as caught:
+        load_checkpoint("a.ckpt")
+    assert name in str(caught.value)
+    assert any(word in str(caught.value) for word in ("damaged", "no complete checkpoint"))
+    if "byte" not in damage or name == "manifest.json":
+        assert not is_complete("a.ckpt")
+        assert find_checkpoints(".") == [] or name != "manifest.json"
+
+
+def test_every_byte_of_the_manifest_counts() -> None:
+    """Any one flipped bit is noticed."""
+    save_checkpoint({"state_dict": {}}, "a.ckpt", FACTS, None)
+    file = Path("a.ckpt/manifest.json")
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        assert not is_complete("a.ckpt"), content[place : place + 1]
+    file.write_bytes(content)
+    assert is_complete("a.ckpt")
+
+
+def test_a_later_format_is_refused() -> None:
+    """With what this version reads."""
+    save_checkpoint({"state_dict": {}}, "a.ckpt", {**FACTS, "format": 99}, None)
+    with pytest.raises(CheckpointError, match="has format 99, this version reads up to 1; upgrade"):
+        load_checkpoint("a.ckpt")
+
+
+def test_nothing_there() -> None:
+    """A missing path, a file of another kind, a folder that is no checkpoint."""
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at 'none\.ckpt'"):
+        load_checkpoint("none.ckpt")
+    torch.save({"state_dict": {}}, "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"neither a checkpoint directory nor a pointer.*another framework"):
+        load_checkpoint("other.ckpt")
+    Path("folder").mkdir()
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint: manifest\.json is missing"):
+        load_checkpoint("folder")
+    assert not is_complete("none.ckpt")
+    assert not is_complete("other.ckpt")
+    assert not is_complete("folder")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_save_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it fails at: what was there stays, and no temporary is left."""
+    save_checkpoint({"state_dict": {"w": torch.ones(1)}}, "a.ckpt", FACTS, None)
+    write = module_under_test._write_bytes
+    for fail_at in range(4):
+        left = [fail_at]
+
+        def failing(path: str, content: bytes, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError("disk full")
+            write(path, content)
+
+        monkeypatch.setattr(module_under_test, "_write_bytes", failing)  # a full disk cannot be had otherwise
+        with pytest.raises(OSError, match="disk full"):
+            save_checkpoint({"state_dict": {"w": torch.zeros(1)}}, "a.ckpt", FACTS, None)
+        assert torch.equal(load_checkpoint("a.ckpt")["state_dict"]["w"], torch.ones(1))
+        assert [path.name for path in Path.cwd().iterdir()] == ["a.ckpt"]
+
+
+def test_overwriting() -> None:
+    """The new one is there whole, without files of the old one."""
+    saved("a.ckpt")
+    saved("a.ckpt", module=Linear(), weights_only=True)
+    assert "optimizer/optimizer.safetensors" not in files("a.ckpt")
+    assert [path.name for path in Path.cwd().iterdir()] == ["a.ckpt"]
+    assert is_complete("a.ckpt")
+
+
+def test_pointers(tmp_path: Path) -> None:
+    """A small file names a checkpoint: relative where it stands beside it, so that a folder can be moved."""
+    saved(tmp_path / "runs" / "a.ckpt")
+    write_pointer(str(tmp_path / "runs" / "last.ckpt"), str(tmp_path / "runs" / "a.ckpt"))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert resolve(str(tmp_path / "moved" / "last.ckpt")) == str(tmp_path / "moved" / "a.ckpt")
+    write_pointer(str(tmp_path / "far.ckpt"), str(tmp_path / "moved" / "a.ckpt"))
+    assert resolve(str(tmp_path / "far.ckpt")) == str(tmp_path / "moved" / "a.ckpt")
+    assert is_complete(str(tmp_path / "moved" / "a.ckpt"))
+    assert isinstance(Adam.load_from_checkpoint(tmp_path / "moved" / "last.ckpt"), Adam)
+    remove(str(tmp_path / "far.ckpt"))
+    assert not (tmp_path / "far.ckpt").exists()
+    assert (tmp_path / "moved" / "a.ckpt").exists()
+
+
+def test_finding() -> None:
+    """Complete ones, newest first: by step, then by time."""
+    for name, created, step in (("old", 3.0, 1), ("new", 2.0, 5), ("newer", 4.0, 5)):
+        save_checkpoint({"state_dict": {}}, f"{name}.ckpt", {"created": created, "global_step": step}, None)
+    Path("broken.ckpt").mkdir()
+    write_pointer("last.ckpt", "new.ckpt")
+    assert [Path(path).name for path in find_checkpoints(".")] == ["newer.ckpt", "new.ckpt", "old.ckpt"]
+    assert find_checkpoints("nowhere") == []
+
+
+def test_save_checkpoint_before_a_run() -> None:
+    """There is nothing to save."""
+    with pytest.raises(RuntimeError, match="has run nothing yet"):
+        quiet().save_checkpoint("a.ckpt")
+
+
+def test_weights_only_cannot_resume() -> None:
+    """It says so, and what it is good for."""
+    path = saved(weights_only=True)
+    with pytest.raises(CheckpointError, match="weights_only=True: it cannot resume a run; load its weights with"):
+        quiet(max_epochs=2).fit(Adam(), loader(), ckpt_path=path)
+    quiet().test(Adam(), loader(), ckpt_path=path, verbose=False)
+
+
+# -- what users put in ----------------------------------------------------------------------------------------------
+
+
+class Thing:
+    """Neither tensor nor JSON."""
+
+    def __init__(self, value: int = 1) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Thing) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment] # compared only
+
+
+class Unpicklable:
+    """Refuses."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not me")
+
+
+class Takes(Linear):
+    """Hyperparameters of any kind."""
+
+    def __init__(self, thing: Any = None, number: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.thing = thing
+
+
+def test_objects_in_hyperparameters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Are pickled apart, told, and opened only when asked to."""
+    path = saved(module=Takes(Thing(5), number=3))
+    assert files(path) == {*ALL, "objects.pkl"}
+    captured = capsys.readouterr()
+    assert "hyper_parameters.thing" in captured.out + captured.err
+
+    with pytest.raises(CheckpointError, match=r"hyper_parameters.thing.*weights_only=False if you trust it"):
+        Takes.load_from_checkpoint(path)
+    assert Takes.load_from_checkpoint(path, weights_only=False).thing == Thing(5)
+    assert Takes.load_from_checkpoint(path, thing="another").hparams == {"thing": "another", "number": 3}
+
+
+def test_loading_runs_no_code() -> None:
+    """Not even where the file was replaced by one that would, unless told to."""
+
+    class Harms:
+        def __reduce__(self) -> Any:
+            return Path.touch, (Path("harm"),)
+
+    path = saved(module=Takes(Harms()))
+    Path("harm").unlink(missing_ok=True)  # the hyperparameters were copied
+    checkpoint = load_checkpoint(path)
+    assert not Path("harm").exists()
+    sealed = checkpoint["hyper_parameters"]["thing"]
+    assert "not loaded" in repr(sealed)
+    for use in (lambda: sealed.anything, lambda: sealed()):
+        with pytest.raises(CheckpointError, match="weights_only=False"):
+            use()
+    load_checkpoint(path, weights_only=False)
+    assert Path("harm").exists()
+
+
+def test_an_object_that_cannot_be_pickled(capsys: pytest.CaptureFixture[str]) -> None:
+    """Is left out and named; the others, and the checkpoint, are saved."""
+    path = saved(module=Takes([Unpicklable(), Thing(2)]))
+    captured = capsys.readouterr()
+    assert "hyper_parameters.thing.0 could not be pickled" in captured.out + captured.err
+    checkpoint = load_checkpoint(path, weights_only=False)
+    assert checkpoint["hyper_parameters"]["thing"][1] == Thing(2)
+    with pytest.raises(CheckpointError, match="could not be pickled when the checkpoint was saved"):
+        checkpoint["hyper_parameters"]["thing"][0].value  # noqa: B018 # reading is the test
+    assert isinstance(Takes.load_from_checkpoint(path, thing=1), Takes)
+
+
+def test_damage_of_the_objects() -> None:
+    """Is noticed where they are loaded."""
+    path = saved(module=Takes(Thing()))
+    Path(path, "objects.pkl").write_bytes(pickle.dumps({}))
+    with pytest.raises(CheckpointError, match=r"damaged: objects\.pkl"):
+        load_checkpoint(path, weights_only=False)
+
+
+def test_resuming_does_not_need_the_objects() -> None:
+    """Hyperparameters are for constructing; a run that has its module goes on without them."""
+    path = saved(module=Takes(Thing()))
+    trainer = quiet(max_epochs=2)
+    trainer.fit(Takes(Thing()), loader(), ckpt_path=path)
+    assert trainer.global_step == 8
+
+
+def test_what_hooks_add() -> None:
+    """on_save_checkpoint's keys reach on_load_checkpoint, tensors and nested values too."""
+
+    class Adds(Linear):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["mine"] = {"a": torch.arange(3), "b": (1, {2: "x"})}
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            self.found = checkpoint["mine"]
+
+    path = saved(module=Adds())
+    found = Adds.load_from_checkpoint(path).found
+    assert torch.equal(found["a"], torch.arange(3))
+    assert found["b"] == (1, {2: "x"})
+
+
+# -- encoding -------------------------------------------------------------------------------------------------------
+
+
+def there_and_back(value: Any) -> Any:
+    """Through JSON."""
+    tensors: dict[str, Tensor] = {}
+    objects: dict[str, Any] = {}
+    encoded = json.loads(json.dumps(encode(value, "x", tensors, objects)))
+    return decode(encoded, tensors, objects)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 0, -1.5, "text", "ünï\n", "", [], {}, (), [1, [2, (3,)]], (1, (2, [3])), {"a": {"b": [1, 2]}},
+        {1: "int", "1": "str"}, {(1, 2): 3}, {None: 1, True: 2}, {"$tensor": "not one"}, {"$": {"$items": []}},
+        Counter({"a": 2}), Counter({1: 2}), OrderedDict([("b", 1), ("a", 2)]), OrderedDict([(1, (2,))]),
+        {1, 2}, frozenset("ab"), set(), torch.Size([2, 3]), torch.float16, torch.device("cpu"),
+        timedelta(seconds=90, microseconds=1), float("inf"), 10**30, defaultdict(list, {"a": [1]}), b"bytes",
+        complex(1, 2), range(3), Thing(4), [Thing(1), {"t": Thing(2)}],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_values_come_back(value: Any) -> None:
+    """Equal, and of the same type."""
+    back = there_and_back(value)
+    assert back == value
+    assert type(back) is type(value)
+    if isinstance(value, OrderedDict):
+        assert list(back) == list(value)
+
+
+def test_types_inside_come_back() -> None:
+    """Tuples stay tuples and ints stay ints, however deep."""
+    value = {"a": [(1, {2: (3.0, "x")})]}
+    assert repr(there_and_back(value)) == repr(value)
+
+
+def test_nan_comes_back() -> None:
+    """As NaN."""
+    assert str(there_and_back([float("nan"), {"a": float("-inf")}])) == "[nan, {'a': -inf}]"
+
+
+def test_numpy_comes_back() -> None:
+    """Arrays as arrays, scalars as numbers."""
+    array = there_and_back({"a": np.arange(6, dtype=np.int16).reshape(2, 3)})["a"]
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.int16
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert there_and_back(np.float32(1.5)) == 1.5
+    assert there_and_back(np.array(["a", "b"])).tolist() == ["a", "b"]
+
+
+def test_tensors_come_back() -> None:
+    """Under names that do not collide."""
+    value = {"a": {"b": torch.tensor(1)}, "a.b": torch.tensor(2), "l": [torch.tensor(3)], "l.0": torch.tensor(4),
+             1: torch.tensor(5), "1": torch.tensor(6)}  # fmt: skip
+    back = there_and_back(value)
+    assert [back["a"]["b"], back["a.b"], back["l"][0], back["l.0"], back[1], back["1"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_paths_come_back_as_text() -> None:
+    """A pathlib path becomes a str: that is what the next machine can use."""
+    assert there_and_back({"p": Path("a/b")}) == {"p": "a/b"}

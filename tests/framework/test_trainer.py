@@ -1,0 +1,774 @@
+"""What the Trainer's arguments do, and what can be read from it while it runs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from loopwright.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    SimpleProfiler,
+    Timer,
+)
+from loopwright.framework import DataModule, Module, Trainer
+from loopwright.loggers import CSVLogger, Logger, TensorBoardLogger
+from tests.framework.models import Evaluated, Linear, data, loader, quiet, weights
+
+
+class Watch(Callback):
+    """Notes ``read(trainer)`` at each hook named."""
+
+    def __init__(self, read: Any, *hooks: str) -> None:
+        self.found: list[tuple[str, Any]] = []
+        for hook in hooks:
+            setattr(self, hook, lambda trainer, *_, hook=hook: self.found.append((hook, read(trainer))))
+
+    def values(self, hook: str) -> list[Any]:
+        return [value for name, value in self.found if name == hook]
+
+
+class Rows(Logger):
+    """Keeps its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append((step, metrics))
+
+
+class Data(DataModule):
+    """Counts how often each loader is made."""
+
+    def __init__(self, batches: int = 4) -> None:
+        super().__init__()
+        self.batches = batches
+        self.made: list[str] = []
+
+    def make(self, name: str) -> DataLoader[Any]:
+        self.made.append(name)
+        return loader(self.batches)
+
+    def train_dataloader(self) -> Any:
+        return self.make("train")
+
+    def val_dataloader(self) -> Any:
+        return self.make("val")
+
+    def test_dataloader(self) -> Any:
+        return self.make("test")
+
+    def predict_dataloader(self) -> Any:
+        return self.make("predict")
+
+
+class Stream(IterableDataset[Any]):
+    """Six samples without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data(6))
+
+
+# -- what can be read -----------------------------------------------------------------------------------------------
+
+
+def test_attributes_before_a_run(tmp_path: Path) -> None:
+    """Everything is readable at once, so that other packages can look."""
+    trainer = quiet(default_root_dir=tmp_path)
+    assert (trainer.current_epoch, trainer.global_step) == (0, 0)
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.is_global_zero) == (1, 0, 0, True)
+    assert trainer.num_training_batches == float("inf")
+    assert trainer.num_val_batches == trainer.num_test_batches == trainer.num_predict_batches == []
+    assert not any(
+        (trainer.training, trainer.validating, trainer.testing, trainer.predicting, trainer.sanity_checking,
+         trainer.should_stop, trainer.interrupted)
+    )  # fmt: skip
+    assert trainer.callback_metrics == trainer.logged_metrics == trainer.progress_bar_metrics == {}
+    assert trainer.optimizers == trainer.lr_scheduler_configs == trainer.loggers == trainer.callbacks == []
+    assert trainer.train_dataloader is trainer.val_dataloaders is trainer.test_dataloaders is None
+    assert trainer.predict_dataloaders is trainer.datamodule is trainer.ckpt_path is trainer.logger is None
+    assert trainer.module is trainer.model is trainer.lightning_module is None
+    assert trainer.checkpoint_callback is trainer.early_stopping_callback is trainer.progress_bar_callback is None
+    assert (trainer.strategy.name, trainer.precision, trainer.state.status) == ("single", "32-true", "initializing")
+    assert trainer.default_root_dir == trainer.log_dir == str(tmp_path)
+
+
+def test_default_root_dir_is_the_working_directory() -> None:
+    """Unless it is given."""
+    assert quiet().default_root_dir == str(Path.cwd())
+
+
+def test_attributes_inside_fit() -> None:
+    """Module, data and optimizer, from the moment at which they are there."""
+    module, datamodule = Evaluated(), Data()
+
+    def read(trainer: Trainer) -> Any:
+        assert trainer.module is trainer.model is trainer.lightning_module is module
+        assert module.trainer is datamodule.trainer is trainer
+        assert trainer.datamodule is datamodule
+        return {
+            "optimizers": [type(optimizer) for optimizer in trainer.optimizers],
+            "train": trainer.num_training_batches,
+            "val": trainer.num_val_batches,
+            "loader": trainer.train_dataloader is not None,
+            "counters": (trainer.current_epoch, trainer.global_step, module.current_epoch, module.global_step),
+            "status": (trainer.state.fn, trainer.state.status),
+        }
+
+    hooks = ("setup", "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_end")
+    watch = Watch(read, *hooks)
+    trainer = quiet(watch, limit_val_batches=2)
+    trainer.fit(module, datamodule=datamodule)
+    status = ("fit", "running")
+    sgd = [torch.optim.SGD]
+    whole = {"optimizers": sgd, "train": 4, "val": [2], "loader": True, "status": status}
+    assert watch.values("setup")[0]["status"] == status
+    assert watch.values("on_fit_start")[0]["optimizers"] == sgd
+    assert watch.values("on_train_start") == [{**whole, "counters": (0, 0, 0, 0)}]
+    assert [found["counters"] for found in watch.values("on_train_batch_end")] == [(0, i, 0, i) for i in (1, 2, 3, 4)]
+    assert watch.values("on_train_end") == [{**whole, "counters": (1, 4, 1, 4)}]
+    assert isinstance(trainer.train_dataloader, DataLoader)
+    assert isinstance(trainer.val_dataloaders, DataLoader)
+    assert (trainer.state.fn, trainer.state.status, trainer.state.stage) == ("fit", "finished", None)
+
+
+def test_val_dataloaders_of_several() -> None:
+    """One is given as it is, several as a list: the user's own objects."""
+    trainer, given = quiet(), [loader(2), loader(1)]
+    trainer.fit(Evaluated(), loader(), given)
+    assert len(trainer.val_dataloaders) == 2
+    assert all(mine is theirs for mine, theirs in zip(trainer.val_dataloaders, given, strict=True))
+    assert trainer.num_val_batches == [2, 1]
+
+
+FLAGS = ("sanity_checking", "training", "validating", "testing", "predicting")
+
+
+def flags(trainer: Trainer) -> list[str]:
+    return [name for name in FLAGS if getattr(trainer, name)]
+
+
+def test_stage_flags() -> None:
+    """At each moment, exactly the right one is set; afterwards, none."""
+    hooks = ("on_validation_batch_start", "on_train_batch_start", "on_test_batch_start", "on_predict_batch_start")
+    watch = Watch(flags, *hooks, "on_train_epoch_end", "on_sanity_check_start")
+    trainer, datamodule, module = quiet(watch, num_sanity_val_steps=1), Data(1), Evaluated()
+    trainer.fit(module, datamodule=datamodule)
+    assert watch.found == [
+        ("on_sanity_check_start", ["sanity_checking"]),
+        ("on_validation_batch_start", ["sanity_checking"]),
+        ("on_train_batch_start", ["training"]),
+        ("on_validation_batch_start", ["validating"]),
+        ("on_train_epoch_end", ["training"]),
+    ]
+    assert flags(trainer) == []
+    for fn, flag in (("validate", "validating"), ("test", "testing"), ("predict", "predicting")):
+        watch.found.clear()
+        getattr(trainer, fn)(module, datamodule=datamodule)
+        assert [value for _, value in watch.found] == [[flag]]
+        assert flags(trainer) == []
+
+
+def test_metrics_inside_fit() -> None:
+    """callback_, logged_ and progress_bar_metrics show what was logged where."""
+
+    class Logs(Evaluated):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("a", float(batch_idx), prog_bar=True)
+            self.log("b", 2 * batch_idx, logger=False)
+            return super().training_step(batch, batch_idx)
+
+    def read(trainer: Trainer) -> Any:
+        floats = [{k: float(v) for k, v in m.items()} for m in (trainer.callback_metrics, trainer.logged_metrics)]
+        return *floats, trainer.progress_bar_metrics
+
+    watch = Watch(read, "on_train_batch_end", "on_train_end")
+    trainer = quiet(watch)
+    trainer.fit(Logs(), loader(2), loader(1))
+    assert watch.values("on_train_batch_end") == [
+        ({"a": 0.0, "b": 0.0}, {"a": 0.0}, {"a": 0.0}),
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0}, {"a": 1.0}),
+    ]
+    ((callback, logged, bar),) = watch.values("on_train_end")
+    assert set(callback) == {"a", "b", "val_loss"}
+    assert set(logged) == {"a", "val_loss"}
+    assert bar == {"a": 1.0}
+    assert all(isinstance(value, Tensor) and value.dim() == 0 for value in trainer.callback_metrics.values())
+
+
+def test_callbacks_by_kind() -> None:
+    """The first ModelCheckpoint, EarlyStopping and progress bar can be found."""
+    checkpoint, stopping = ModelCheckpoint("saved"), EarlyStopping("val_loss")
+    trainer = Trainer(callbacks=[checkpoint, stopping], logger=False)
+    assert trainer.checkpoint_callback is checkpoint
+    assert trainer.checkpoint_callbacks == [checkpoint]
+    assert trainer.early_stopping_callback is stopping
+    assert trainer.early_stopping_callbacks == [stopping]
+    assert isinstance(trainer.progress_bar_callback, ProgressBar)
+
+
+def test_default_callbacks() -> None:
+    """A checkpoint callback, a bar and a summary, unless switched off."""
+    kinds = (ModelCheckpoint, ProgressBar, ModelSummary)
+    made = Trainer(logger=False).callbacks
+    assert all(any(isinstance(callback, kind) for callback in made) for kind in kinds)
+    off = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    assert Trainer(logger=False, **off).callbacks == []
+
+
+def test_loggers(tmp_path: Path) -> None:
+    """None means TensorBoard; several are a list; log_dir is the first one's."""
+    assert isinstance(quiet(logger=None, default_root_dir=tmp_path).logger, TensorBoardLogger)
+    first, second = CSVLogger(tmp_path), Rows()
+    trainer = quiet(logger=[first, second])
+    assert trainer.loggers == [first, second]
+    assert trainer.logger is first
+    assert trainer.log_dir == first.log_dir
+    module = Linear()
+    trainer.fit(module, loader())
+    assert module.logger is first
+    assert module.loggers == [first, second]
+
+
+def test_ckpt_path_of_a_resumed_run() -> None:
+    """It names the checkpoint, and is None in a run without."""
+    trainer, module = quiet(), Evaluated()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint("a.ckpt")
+    trainer.test(module, loader(), ckpt_path="a.ckpt", verbose=False)
+    assert trainer.ckpt_path == "a.ckpt"
+    trainer.test(module, loader(), verbose=False)
+    assert trainer.ckpt_path is None
+
+
+@pytest.mark.parametrize(("error", "interrupted"), [(KeyboardInterrupt, True), (RuntimeError, False)])
+def test_state_after_an_exception(error: type[BaseException], interrupted: bool) -> None:
+    """``interrupted`` tells Ctrl-C from a failure; the Trainer can run again."""
+
+    class Raises(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            raise error
+
+    trainer = quiet(Raises())
+    with pytest.raises(error):
+        trainer.fit(Linear(), loader())
+    assert trainer.interrupted is interrupted
+    assert trainer.state.status == ("interrupted" if interrupted else "failed")
+    assert flags(trainer) == []
+    trainer.callbacks.clear()
+    trainer.fit(Linear(), loader())
+    assert not trainer.interrupted
+
+
+class Estimates(Linear):
+    """Reads the length of the run where schedulers are made."""
+
+    def configure_optimizers(self) -> Any:
+        self.estimated = self.trainer.estimated_stepping_batches
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_epochs": 3}, 12),
+        ({"max_epochs": 3, "accumulate_grad_batches": 3}, 6),
+        ({"max_epochs": 3, "max_steps": 5}, 5),
+        ({"max_epochs": 2, "limit_train_batches": 0.5}, 4),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+    ],
+)
+def test_estimated_stepping_batches(arguments: dict[str, Any], steps: int) -> None:
+    """The number of optimizer steps of the run, known in configure_optimizers, and true."""
+    module, datamodule = Estimates(), Data()
+    trainer = quiet(**arguments)
+    trainer.fit(module, datamodule=datamodule)
+    assert module.estimated == trainer.global_step == steps
+    assert datamodule.made == ["train"]
+
+
+def test_estimate_without_end_or_length() -> None:
+    """Infinite if nothing tells."""
+
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    for train, arguments in ((loader(), {"max_epochs": -1}), (DataLoader(Stream()), {"max_epochs": 2})):
+        module = Estimates()
+        quiet(Stops(), **arguments).fit(module, train)
+        assert module.estimated == float("inf")
+
+
+# -- how long -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs", "steps"),
+    [
+        ({"max_epochs": 2}, 2, 8),
+        ({"max_steps": 6, "max_epochs": None}, 1, 6),
+        ({"max_steps": 8, "max_epochs": None}, 2, 8),
+        ({"max_steps": 100, "max_epochs": 1}, 1, 4),
+        ({"max_steps": 3, "max_epochs": -1, "accumulate_grad_batches": 2}, 1, 3),
+    ],
+)
+def test_max_epochs_and_steps(arguments: dict[str, Any], epochs: int, steps: int) -> None:
+    """Whichever is first ends the run; steps are optimizer steps."""
+    trainer = quiet(**arguments)
+    trainer.fit(Linear(), loader())
+    assert (trainer.current_epoch, trainer.global_step) == (epochs, steps)
+
+
+def test_default_max_epochs() -> None:
+    """1000, or no limit where another limit is given."""
+    assert quiet(max_epochs=None).max_epochs == 1000
+    assert quiet(max_epochs=None, max_steps=3).max_epochs == -1
+    assert quiet(max_epochs=None, max_time="00:00:01:00").max_epochs == -1
+
+
+class StopsAtOnce(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [({}, 1), ({"min_epochs": 2}, 8), ({"min_steps": 6}, 6), ({"min_epochs": 1, "min_steps": 2}, 4)],
+)
+def test_min_epochs_and_steps(arguments: dict[str, Any], steps: int) -> None:
+    """Whoever asks to stop, so much is trained."""
+    trainer = quiet(StopsAtOnce(), max_epochs=5, **arguments)
+    trainer.fit(Linear(), loader())
+    assert trainer.global_step == steps
+
+
+@pytest.mark.parametrize("max_time", [timedelta(microseconds=1), {"seconds": 0}, "00:00:00:00"])
+def test_max_time(max_time: Any) -> None:
+    """A run whose time is over ends, without any other limit."""
+    trainer = quiet(max_epochs=None, max_time=max_time)
+    assert any(isinstance(callback, Timer) for callback in trainer.callbacks)
+    trainer.fit(Linear(), loader())
+    assert trainer.global_step <= 4
+    assert trainer.should_stop
+
+
+def test_a_second_fit_goes_on() -> None:
+    """Two epochs in two calls are two epochs in one: the same shuffled batches, the same weights."""
+    whole, parts = Linear(), Linear()
+    parts.load_state_dict(whole.state_dict())
+    torch.manual_seed(5)
+    quiet(max_epochs=2).fit(whole, loader(shuffle=True))
+    torch.manual_seed(5)
+    trainer, shuffled = quiet(), loader(shuffle=True)
+    trainer.fit(parts, shuffled)
+    trainer.fit(parts, shuffled)  # nothing is left to do
+    assert trainer.global_step == 4
+    trainer.max_epochs = 2
+    trainer.fit(parts, shuffled)
+    assert (trainer.current_epoch, trainer.global_step) == (2, 8)
+    assert torch.equal(torch.stack(whole.seen), torch.stack(parts.seen))
+    assert all(map(torch.equal, weights(whole), weights(parts)))
+
+
+def test_a_fit_after_should_stop_goes_on() -> None:
+    """A stop in mid-epoch is not for ever: the next call finishes the epoch."""
+    trainer, module = quiet(StopsAtOnce(), max_epochs=1), Linear()
+    trainer.fit(module, loader())
+    assert (trainer.current_epoch, trainer.global_step) == (0, 1)
+    trainer.callbacks.clear()
+    trainer.fit(module, loader())
+    assert (trainer.current_epoch, trainer.global_step) == (1, 4)
+    assert torch.equal(torch.cat(module.seen), data().tensors[0])
+
+
+# -- how many batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(None, 4), (3, 3), (100, 4), (0.5, 2), (1.0, 4), (0, 0), (0.0, 0)])
+@pytest.mark.parametrize("fn", ["train", "val", "test", "predict"])
+def test_limits(fn: str, limit: int | float | None, batches: int) -> None:
+    """A number of batches, a fraction, or none at all, for each kind of loader."""
+    hook = {"val": "on_validation_batch_end"}.get(fn, f"on_{fn}_batch_end")
+    watch = Watch(lambda _: None, hook)
+    trainer, module = quiet(watch, **{f"limit_{fn}_batches": limit}), Evaluated()
+    if fn in ("train", "val"):
+        trainer.fit(module, loader(), loader())
+    else:
+        getattr(trainer, fn)(module, loader())
+    assert len(watch.found) == batches
+    count = trainer.num_training_batches if fn == "train" else getattr(trainer, f"num_{fn}_batches")
+    assert count == (batches if fn == "train" else [batches] if batches else [])
+
+
+def test_limit_of_a_loader_without_length() -> None:
+    """A number works; its fraction is not known."""
+    module = Linear()
+    quiet(limit_train_batches=2).fit(module, DataLoader(Stream(), batch_size=2))
+    assert len(module.seen) == 2
+    with pytest.raises(ValueError, match=r"limit_train_batches=0.5.*pass a number of batches"):
+        quiet(limit_train_batches=0.5).fit(Linear(), DataLoader(Stream(), batch_size=2))
+
+
+@pytest.mark.parametrize("overfit", [2, 0.5])
+def test_overfit_batches(overfit: int | float) -> None:
+    """The same batches in the same order in each epoch, though the loader shuffles; validation as many."""
+    watch = Watch(lambda _: None, "on_validation_batch_end")
+    module = Evaluated()
+    quiet(watch, overfit_batches=overfit, max_epochs=2).fit(module, loader(shuffle=True), loader())
+    assert torch.equal(torch.cat(module.seen), data().tensors[0][:4].repeat(2, 1))
+    assert len(watch.found) == 4
+
+
+@pytest.mark.parametrize("count", [True, 3])
+def test_fast_dev_run(count: bool | int) -> None:
+    """So many batches of everything, one epoch; no logger, no checkpoint, no sanity check."""
+    hooks = ("on_train_batch_end", "on_validation_batch_end", "on_sanity_check_start")
+    watch = Watch(lambda _: None, *hooks)
+    trainer = Trainer(
+        fast_dev_run=count, callbacks=[watch, ModelCheckpoint("saved")], max_epochs=10, enable_progress_bar=False
+    )
+    trainer.fit(Evaluated(), loader(), loader())
+    assert [len(watch.values(hook)) for hook in hooks] == [int(count), int(count), 0]
+    assert trainer.global_step == int(count)
+    assert trainer.loggers == []
+    assert not Path("saved").exists()
+
+
+@pytest.mark.parametrize(("steps", "batches"), [(None, 2), (0, 0), (1, 1), (-1, 4), (100, 4)])
+def test_sanity_check(steps: int | None, batches: int) -> None:
+    """So many validation batches before training, none of whose values stay."""
+    watch = Watch(lambda trainer: trainer.sanity_checking, "on_validation_batch_end")
+    metrics = Watch(lambda trainer: trainer.callback_metrics, "on_train_start")
+    quiet(watch, metrics, num_sanity_val_steps=steps).fit(Evaluated(), loader(), loader())
+    assert watch.values("on_validation_batch_end").count(True) == batches
+    assert metrics.values("on_train_start") == [{}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after"),
+    [
+        ({}, [4, 8]),
+        ({"val_check_interval": 2}, [2, 4, 6, 8]),
+        ({"val_check_interval": 3}, [3, 7]),
+        ({"val_check_interval": 0.25}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"check_val_every_n_epoch": 2}, [8]),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 6]),
+        ({"val_check_interval": 6, "check_val_every_n_epoch": None}, [6]),
+        ({"val_check_interval": 2, "check_val_every_n_epoch": 2}, [6, 8]),
+    ],
+)
+def test_when_validation_runs(arguments: dict[str, Any], after: list[int]) -> None:
+    """After which steps, of two epochs of four."""
+    watch = Watch(lambda trainer: trainer.global_step, "on_validation_start")
+    quiet(watch, max_epochs=2, **arguments).fit(Evaluated(), loader(), loader(1))
+    assert watch.values("on_validation_start") == after
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6]), (0, []), (None, [])])
+def test_log_every_n_steps(every: int | None, steps: list[int]) -> None:
+    """Step values reach the loggers after so many optimizer steps; 0 never; the default is 50."""
+
+    class Logs(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("loss", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    rows = Rows()
+    trainer = quiet(logger=rows, log_every_n_steps=every, max_epochs=2)
+    trainer.fit(Logs(), loader())
+    assert [step for step, _ in rows.rows] == steps
+    assert [row["epoch"] for _, row in rows.rows] == [(step - 1) // 4 for step in steps]
+
+
+@pytest.mark.parametrize(("every", "made"), [(0, 1), (1, 4), (2, 2)])
+def test_reload_dataloaders(every: int, made: int) -> None:
+    """The loaders are made again every so many epochs."""
+    datamodule = Data()
+    quiet(reload_dataloaders_every_n_epochs=every, max_epochs=4).fit(Evaluated(), datamodule=datamodule)
+    assert (datamodule.made.count("train"), datamodule.made.count("val")) == (made, made)
+
+
+# -- the other arguments --------------------------------------------------------------------------------------------
+
+
+def test_barebones() -> None:
+    """Nothing but the loop: ``log`` does nothing either."""
+    watch = Watch(lambda trainer: trainer.sanity_checking, "on_validation_start")
+    trainer = Trainer(barebones=True, max_epochs=1, callbacks=watch)
+    module = Evaluated()
+    trainer.fit(module, loader(), loader())
+    assert trainer.callbacks == [watch]
+    assert trainer.loggers == []
+    assert watch.values("on_validation_start") == [False]
+    assert trainer.callback_metrics == {}
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_detect_anomaly() -> None:
+    """A loss that is not finite ends the run at its batch; autograd's detection is on, and off again afterwards."""
+
+    class Breaks(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            assert torch.is_anomaly_enabled()
+            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+
+    with pytest.raises(RuntimeError, match="nan at epoch 0, batch 2, global step 2"):
+        quiet(detect_anomaly=True).fit(Breaks(), loader())
+    assert not torch.is_anomaly_enabled()
+
+
+@pytest.mark.parametrize("deterministic", [True, "warn"])
+def test_deterministic(deterministic: bool | str) -> None:
+    """Sets torch's flag."""
+    watch = Watch(
+        lambda _: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        "on_train_start",
+    )
+    try:
+        quiet(watch, deterministic=deterministic).fit(Linear(), loader())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert watch.values("on_train_start") == [(True, deterministic == "warn")]
+
+
+def test_profiler(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name makes the callback, which reports at the end."""
+    trainer = quiet(profiler="simple")
+    assert any(isinstance(callback, SimpleProfiler) for callback in trainer.callbacks)
+    trainer.fit(Linear(), loader())
+    captured = capsys.readouterr()
+    assert "backward" in captured.out + captured.err
+
+
+def test_gradient_clipping() -> None:
+    """By norm and by value, as torch does it."""
+    for algorithm, clip in (("norm", nn.utils.clip_grad_norm_), ("value", nn.utils.clip_grad_value_)):
+        module, raw = Linear(), Linear()
+        raw.load_state_dict(module.state_dict())
+        quiet(gradient_clip_val=0.01, gradient_clip_algorithm=algorithm).fit(module, loader(1))
+        raw.loss(next(iter(loader(1)))).backward()
+        clip(raw.parameters(), 0.01)
+        torch.optim.SGD(raw.parameters(), lr=0.1).step()
+        assert all(map(torch.equal, weights(module), weights(raw)))
+
+
+def test_compile() -> None:
+    """The compiled code is what runs, and the checkpoint's keys stay as they are without."""
+    runs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            runs.append(1)
+            return graph.forward(*args)
+
+        return run
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).tanh()
+
+    class Nested(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return self.layer(x)
+
+    module, plain = Nested(), Nested()
+    plain.load_state_dict(module.state_dict())
+    keys = list(module.state_dict())
+    trainer = quiet(compile={"backend": backend})
+    trainer.fit(module, loader())
+    torch._dynamo.reset()
+    quiet().fit(plain, loader())
+    assert len(runs) == 4 + 2 * 4  # four batches; the torch layers as one, each block by itself
+    assert list(module.state_dict()) == keys == list(plain.state_dict())
+    for mine, theirs in zip(weights(module), weights(plain), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    trainer.save_checkpoint("compiled.ckpt")
+    assert list(Nested.load_from_checkpoint("compiled.ckpt").state_dict()) == keys
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_inference_mode(inference_mode: bool) -> None:
+    """Outside of fit only: what a module keeps of a validation inside fit may meet autograd later."""
+    watch = Watch(lambda _: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()), "on_validation_batch_end")
+    trainer, module = quiet(watch, inference_mode=inference_mode), Evaluated()
+    trainer.fit(module, loader(1), loader(1))
+    trainer.validate(module, loader(1), verbose=False)
+    assert watch.values("on_validation_batch_end") == [(False, False), (inference_mode, False)]
+
+
+def test_results_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    """validate and test give, and print, a dict for each loader; predict what the steps returned."""
+    trainer, module = quiet(), Evaluated()
+    results = trainer.validate(module, [loader(2), loader(1)])
+    losses = [[module.loss(batch).item() for batch in made] for made in (loader(2), loader(1))]
+    expected = [
+        {f"val_loss/dataloader_idx_{i}": pytest.approx(sum(values) / len(values))} for i, values in enumerate(losses)
+    ]
+    assert results == expected
+    assert "val_loss" in capsys.readouterr().out
+    assert set(trainer.test(module, loader(1), verbose=False)[0]) == {"test_loss"}
+    assert capsys.readouterr().out == ""
+
+    with torch.no_grad():
+        outputs = [module(batch[0]) for batch in loader(2)]
+    predicted = trainer.predict(module, loader(2))
+    assert predicted is not None
+    assert all(map(torch.equal, predicted, outputs))
+    several = trainer.predict(module, [loader(2), loader(1)])
+    assert several is not None
+    assert [len(part) for part in several] == [2, 1]
+    assert trainer.predict(module, loader(2), return_predictions=False) is None
+
+
+def test_modes_of_submodules_stay() -> None:
+    """A part that the user put into evaluation mode stays so through validation."""
+
+    class Frozen(Evaluated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Dropout()
+            self.frozen.eval()
+
+    module = Frozen()
+    watch = Watch(lambda _: (module.training, module.frozen.training), "on_validation_start", "on_train_batch_start")
+    quiet(watch, max_epochs=2).fit(module, loader(1), loader(1))
+    assert watch.values("on_train_batch_start") == [(True, False)] * 2
+    assert watch.values("on_validation_start") == [(False, False)] * 2
+    assert (module.training, module.frozen.training) == (True, False)
+
+
+# -- what people build on it ----------------------------------------------------------------------------------------
+
+
+class MyTrainer(Trainer):
+    """A Trainer with an argument of its own."""
+
+    def __init__(self, *args: Any, note: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.note = note
+
+
+def test_subclasses_and_further_attributes() -> None:
+    """Trainer, Module and DataModule take attributes and override public methods such as log."""
+
+    class Mine(Evaluated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logged: list[str] = []
+
+        def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+            self.logged.append(name)
+            super().log(name, *args, **kwargs)
+
+    quiet_arguments = {
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False
+    }  # fmt: skip
+    trainer, module, datamodule = MyTrainer(note="mine", max_epochs=1, **quiet_arguments), Mine(), Data(1)
+    trainer.extra = module.extra = datamodule.extra = "more"  # type: ignore[attr-defined] # any name may be added
+    trainer.fit(module, datamodule=datamodule)
+    assert trainer.note == "mine"
+    assert module.logged == ["val_loss", "val_loss"]  # the sanity check's, too
+    assert trainer.extra == module.extra == datamodule.extra == "more"
+
+
+def test_deepcopy_before_and_after_a_run() -> None:
+    """A copy runs by itself, and the original goes on."""
+    trainer, module, datamodule = quiet(ModelCheckpoint("saved")), Evaluated(), Data()
+    early = copy.deepcopy(trainer)
+    early.fit(copy.deepcopy(module), datamodule=datamodule)
+    assert (early.global_step, trainer.global_step) == (4, 0)
+    trainer.fit(module, datamodule=datamodule)
+
+    late, twin = copy.deepcopy(trainer), copy.deepcopy(module)
+    late.max_epochs = 2
+    late.fit(twin, datamodule=copy.deepcopy(datamodule))
+    assert (late.global_step, trainer.global_step) == (8, 4)
+    assert not any(map(torch.equal, weights(module), weights(twin)))
+    assert module.trainer is trainer
+    assert twin.trainer is late
+    trainer.max_epochs = 3
+    trainer.fit(module, datamodule=datamodule)
+    assert trainer.global_step == 12
+
+
+def test_a_fitted_module_can_be_pickled() -> None:
+    """Without its Trainer: as it goes to other processes."""
+    module = Evaluated()
+    quiet().fit(module, loader())
+    twin = pickle.loads(pickle.dumps(module))
+    assert all(map(torch.equal, weights(module), weights(twin)))
+    with pytest.raises(RuntimeError, match="not attached to a Trainer"):
+        _ = twin.trainer
+    quiet().fit(twin, loader())
+
+
+def test_settable_attributes() -> None:
+    """max_epochs, should_stop, logger and optimizers take new values."""
+
+    class Replaces(Callback):
+        def on_train_start(self, trainer: Trainer, module: Module) -> None:
+            trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.0)]
+
+    trainer, module, rows = quiet(Replaces()), Linear(), Rows()
+    before = weights(module)
+    trainer.logger = rows
+    assert trainer.loggers == [rows]
+    trainer.fit(module, loader())
+    assert all(map(torch.equal, before, weights(module)))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0
+
+
+def test_configure_callbacks_of_the_module() -> None:
+    """They join for the run, replace those of their type, and are gone afterwards."""
+
+    class Own(Callback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.ran = False
+
+        def on_train_start(self, trainer: Trainer, module: Module) -> None:
+            self.ran = True
+            assert [c.name for c in trainer.callbacks if isinstance(c, Own)] == ["module"]
+
+    class Brings(Linear):
+        def configure_callbacks(self) -> Callback:
+            return own
+
+    own, given = Own("module"), Own("trainer")
+    trainer = quiet(given)
+    trainer.fit(Brings(), loader())
+    assert (own.ran, given.ran) == (True, False)
+    assert trainer.callbacks == [given]
+
+
+def test_print(capsys: pytest.CaptureFixture[str]) -> None:
+    """Trainer.print and Module.print write in the main process."""
+    trainer, module = quiet(), Linear()
+    trainer.print("from the trainer")
+    module.print("from the module")
+    assert capsys.readouterr().out == "from the trainer\nfrom the module\n"
