@@ -91,13 +91,19 @@ class RichProgressBar(ProgressBar):
     def configure_columns(self, trainer: Trainer) -> Sequence[ProgressColumn]:
         """The parts of a bar; override it to show others. Tasks have the fields ``speed_text`` and ``metrics``."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
 
         theme = self.theme
 
-        def text(template: str, style: str) -> TextColumn:
-            return TextColumn(template, style=style or "none", markup=False)
+        def whole() -> Column:
+            return Column(no_wrap=True)  # in a narrow terminal it is the metrics that go on in the next line
+
+        def text(template: str, style: str, column: Column | None = None) -> TextColumn:
+            return TextColumn(template, style=style or "none", markup=False, table_column=column or whole())
 
         bar = BarColumn(
+            bar_width=20,
+            table_column=whole(),
             complete_style=theme.progress_bar,
             finished_style=theme.progress_bar_finished,
             pulse_style=theme.progress_bar_pulse,
@@ -105,11 +111,11 @@ class RichProgressBar(ProgressBar):
         return (
             text("{task.description}", theme.description),
             bar,
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=whole()),
+            TimeElapsedColumn(table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
             text("{task.fields[speed_text]}", theme.processing_speed),
-            text("{task.fields[metrics]}", theme.metrics),
+            text("{task.fields[metrics]}", theme.metrics, Column(ratio=1)),
         )
 
     # -- training ---------------------------------------------------------------------------------------------

@@ -236,6 +236,8 @@ class TrainerAttributes:
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be."""
+        if self.data is None:
+            raise RuntimeError("estimated_stepping_batches is known inside fit, such as in configure_optimizers")
         self.data.load_train()
         batches = self.num_training_batches
         if self.max_epochs in (None, -1) or batches == INFINITE:

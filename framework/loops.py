@@ -188,6 +188,7 @@ def _end_epoch(trainer: Trainer, complete: bool) -> None:
         # The epoch goes on in another run, which needs the values gathered so far.
         trainer.unfinished = trainer.unreduced()
     metrics.enter("train", "epoch")
+    metrics.reduce_epoch()
     for hook in bus.on_train_epoch_end:
         hook()
     trainer.log_row(metrics.end_epoch().logged)
@@ -261,11 +262,13 @@ def evaluate(
     with _no_gradients(trainer):
         getattr(module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
+        metrics.discard()  # what an evaluation left that an exception ended
         for hook in (*getattr(bus, f"on_{name}_start"), *getattr(bus, f"on_{name}_epoch_start")):
             hook()
         metrics.moment = "batch"
         _run_batches(trainer, name, loaders, limits, None)
         metrics.moment = "epoch"
+        metrics.reduce_epoch()
         for hook in getattr(bus, f"on_{name}_epoch_end"):
             hook()
         results = metrics.end_epoch()

@@ -47,6 +47,7 @@ class LoggedValue:
     weight: float = 0.0
     pending: list[Any] = field(default_factory=list)
     pending_weights: list[float] = field(default_factory=list)
+    reduced: bool = False  # whether the epoch's value has been shown since the last value came
 
     def add(self, weight: float) -> None:
         """Take the last value into the epoch's."""
@@ -119,6 +120,7 @@ class Metrics:
         self.enabled = enabled
         self.module: torch.nn.Module | None = None
         self.results = Results()
+        self.epoch_results = Results()  # of the running epoch or evaluation, once it is reduced
         self.stages: dict[str, dict[Any, LoggedValue]] = {}
         self.stage: str | None = None
         self.values: dict[Any, LoggedValue] = {}  # those of the stage
@@ -174,10 +176,12 @@ class Metrics:
                 value = self.strategy.reduce(value, entry.reduction)
         elif entry.metric is not None:
             entry.value = value
+            entry.reduced = False
             return
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             value = _as_number(name, value)
         entry.value = value
+        entry.reduced = False
         if entry.on_epoch:
             entry.add(1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
 
@@ -251,26 +255,35 @@ class Metrics:
         results.update(self.step_results())
         return results
 
-    def end_epoch(self) -> Results:
-        """Reduce the running stage's epoch values, keep them as results, and begin anew."""
-        results = Results()
+    def reduce_epoch(self) -> None:
+        """Reduce the running stage's epoch values and show them; they can still be added to."""
+        results = self.epoch_results
         self.results.update(self.step_results())
-        totals = [(entry, *entry.folded()) for entry in self.values.values() if entry.on_epoch and entry.metric is None]
-        for entry, total, weight in self._reduce(totals):
-            value = total / weight if entry.reduction == "mean" and weight else total
-            self._show(results, entry, value)
-        for entry in self.values.values():
-            if entry.metric is not None and entry.on_epoch and entry.value is not None:
+        due = [entry for entry in self.values.values() if entry.on_epoch and not entry.reduced]
+        for entry, total, weight in self._reduce([(e, *e.folded()) for e in due if e.metric is None]):
+            self._show(results, entry, total / weight if entry.reduction == "mean" and weight else total)
+        for entry in due:
+            if entry.metric is not None and entry.value is not None:
                 self._show(results, entry, entry.value.compute())
+            entry.reduced = True
+        self.results.update(results)
+
+    def end_epoch(self) -> Results:
+        """Reduce what has come since :meth:`reduce_epoch`; return all values of the epoch, and begin anew."""
+        self.reduce_epoch()
+        results, self.epoch_results = self.epoch_results, Results()
+        self.discard()
+        return results
+
+    def discard(self) -> None:
+        """Drop the running stage's values, and reset its torchmetrics."""
         for entry in self.values.values():
             if entry.metric is not None and entry.value is not None:
                 entry.value.reset()
         self.values.clear()
-        self.results.update(results)
-        return results
 
     def _reduce(self, totals: list[Any]) -> Iterable[Any]:
-        """Reduce over processes; each total becomes a 0-dim float32 tensor, or float64 if a value was that."""
+        """Reduce over processes."""
         for entry, total, weight in totals:
             if total is not None:
                 yield entry, total, weight

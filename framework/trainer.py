@@ -337,7 +337,7 @@ class Trainer(TrainerAttributes):
         with self._run(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only):
             if self.data.load(stage, limit):
                 results = loops.evaluate(self, stage, self.data.loaders[stage], self.data.num_batches[stage])
-        if verbose and self.is_global_zero and results:
+        if verbose and self.is_global_zero and any(results):
             from .report import print_results
 
             print_results(stage, results)
@@ -404,6 +404,8 @@ class Trainer(TrainerAttributes):
         self.module, self.datamodule = model, datamodule
         self.data = RunData(self, model, datamodule, given)
         self.metrics.module = model
+        if fn != "fit":
+            self.metrics.results.progress_bar.clear()  # what a fit before showed is not of this run
         model.trainer = self
         if datamodule is not None:
             datamodule.trainer = self

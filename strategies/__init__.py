@@ -16,6 +16,9 @@ _MODULES = {"SingleDeviceStrategy": "single_device"}
 # What `Trainer(strategy=...)` takes, and the class behind each name.
 STRATEGIES = {"auto": "SingleDeviceStrategy", "single": "SingleDeviceStrategy"}
 
+# Families of names that people will ask for; this version says so rather than calling them unknown.
+_LATER = ("ddp", "fsdp", "deepspeed")
+
 __all__ = ["STRATEGIES", "Precision", "SingleDeviceStrategy", "Strategy", "create_strategy"]
 
 
@@ -31,7 +34,15 @@ def create_strategy(strategy: str | Strategy) -> Strategy:
     if not isinstance(strategy, str):
         raise TypeError(f"strategy must be a name or a Strategy, got {strategy!r}")
     if strategy == "dp":
-        raise ValueError('strategy="dp" (torch.nn.DataParallel) is not supported; use strategy="ddp"')
+        raise ValueError(
+            'strategy="dp" (torch.nn.DataParallel) is not supported: it is slow, and torch advises against it; '
+            'strategy="ddp" is what takes its place'
+        )
+    if strategy.startswith(_LATER):
+        raise ValueError(
+            f"strategy={strategy!r} is not part of this version yet, which runs in one process on one device; "
+            'use strategy="single"'
+        )
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be a Strategy or one of {', '.join(STRATEGIES)}; got {strategy!r}")
     return __getattr__(STRATEGIES[strategy])()

@@ -221,6 +221,8 @@ def test_damage_is_noticed_and_named(name: str, damage: str) -> None:
         load_checkpoint("a.ckpt")
     assert name in str(caught.value)
     assert any(word in str(caught.value) for word in ("damaged", "no complete checkpoint"))
+    if damage in ("truncated", "longer", "empty") and name != "manifest.json":
+        assert "bytes" in str(caught.value)  # says the two sizes
     if "byte" not in damage or name == "manifest.json":
         assert not is_complete("a.ckpt")
         assert find_checkpoints(".") == [] or name != "manifest.json"

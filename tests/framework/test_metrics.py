@@ -344,6 +344,29 @@ def test_validate_and_test_do_not_mix() -> None:
     assert trainer.test(module, values(), verbose=False) == [{"y": pytest.approx(MEAN)}]
 
 
+def test_after_a_failed_evaluation() -> None:
+    """What it had logged is not in the next one's mean, nor in its metrics."""
+
+    class Fails(Logs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.total = SumMetric()
+            self.fails = True
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.total.update(batch[0])
+            self.log("x", batch[0].mean())
+            self.log("total", self.total)
+            if self.fails and batch_idx == 1:
+                raise RuntimeError("once")
+
+    trainer, module = quiet(), Fails()
+    with pytest.raises(RuntimeError, match="once"):
+        trainer.validate(module, values(), verbose=False)
+    module.fails = False
+    assert trainer.validate(module, values(), verbose=False) == [{"x": pytest.approx(MEAN), "total": 31}]
+
+
 # -- torchmetrics ---------------------------------------------------------------------------------------------------
 
 
@@ -464,3 +487,49 @@ def test_without_a_trainer() -> None:
     module = Logs(lambda m, x, i: m.log("x", 1.0))
     with pytest.warns(UserWarning, match="without a Trainer has no effect"):
         module.training_step([VALUES], 0)
+
+
+def test_epoch_values_are_there_in_the_hooks_of_the_epochs_end() -> None:
+    """For training and for validation; what is logged in the hook itself joins the same row."""
+    seen: list[tuple[str, float]] = []
+
+    class Reads(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.seen_metric = MeanMetric()
+
+        def training_step(self, batch, batch_idx):
+            self.log("x", float(batch_idx + 10 * self.current_epoch), on_step=False, on_epoch=True, batch_size=1)
+            return self.weight.sum()
+
+        def on_train_epoch_end(self):
+            seen.append(("train", float(self.trainer.callback_metrics["x"])))
+
+        def validation_step(self, batch, batch_idx):
+            self.seen_metric.update(batch_idx)
+            self.log("metric", self.seen_metric, batch_size=1)
+
+        def on_validation_epoch_end(self):
+            seen.append(("val", float(self.trainer.callback_metrics["metric"])))
+            assert float(self.seen_metric.compute()) == 0.5  # not reset yet
+            self.log("late", 7.0)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    logger = CSVLogger(".")
+    trainer = Trainer(
+        max_epochs=2,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    batches = [torch.ones(1)] * 2
+    trainer.fit(Reads(), batches, batches)
+    assert seen == [("val", 0.5), ("train", 0.5), ("val", 0.5), ("train", 10.5)]
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["late"]]
+    assert [(row["metric"], row["late"]) for row in rows] == [("0.5", "7.0")] * 2

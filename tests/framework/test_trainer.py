@@ -313,6 +313,12 @@ def test_estimate_without_end_or_length() -> None:
         assert module.estimated == float("inf")
 
 
+def test_estimate_before_a_run() -> None:
+    """Says where it is known."""
+    with pytest.raises(RuntimeError, match="is known inside fit"):
+        _ = quiet().estimated_stepping_batches
+
+
 # -- how long -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,390 @@
+"""A Module by itself: hyperparameters, loading from a checkpoint, freezing, and use without a Trainer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loopwright.framework import CheckpointError, DataModule, Module
+from loopwright.loggers import CSVLogger, Logger
+from tests.framework.models import Linear, loader, quiet, weights
+
+# -- hyperparameters ------------------------------------------------------------------------------------------------
+
+
+class Plain(Linear):
+    """Keeps what the test says."""
+
+    def __init__(self, width: int, depth: int = 2, *, keep: Any = (), **options: Any) -> None:
+        super().__init__()
+        names, kwargs = keep if keep and isinstance(keep[-1], dict) else (keep, {})
+        self.save_hyperparameters(*names, **kwargs)
+        self.width, self.depth, self.options = width, depth, options
+
+
+class All(Linear):
+    """Keeps everything."""
+
+    def __init__(self, width: int, depth: int = 2, **options: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.width, self.depth = width, depth
+
+
+def test_all_arguments() -> None:
+    """Given by place or name, defaults too; those of ``**kwargs`` one by one; also read as attributes."""
+    assert All(3).hparams == {"width": 3, "depth": 2}
+    module = All(3, depth=4, extra="x")
+    assert module.hparams == {"width": 3, "depth": 4, "extra": "x"}
+    assert module.hparams.extra == "x"
+    with pytest.raises(AttributeError, match="no hyperparameter 'heads'; there are: width, depth, extra"):
+        _ = module.hparams.heads
+
+
+def test_some_arguments() -> None:
+    """By name, or all but some."""
+    assert Plain(3, keep=(("width",), {})).hparams == {"width": 3}
+    assert Plain(3, keep=((), {"ignore": "keep"})).hparams == {"width": 3, "depth": 2}
+    assert Plain(3, other=5, keep=((), {"ignore": ["keep", "depth"]})).hparams == {"width": 3, "other": 5}
+
+
+@pytest.mark.parametrize("given", [{"lr": 0.1, "deep": {"a": 1}}, Namespace(lr=0.1, deep={"a": 1})])
+def test_a_dict_or_namespace(given: Any) -> None:
+    """Instead of the arguments."""
+
+    class Config(Linear):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters(config)
+
+    assert Config(given).hparams == {"lr": 0.1, "deep": {"a": 1}}
+
+
+def test_wrong_names() -> None:
+    """Are refused, with those that there are."""
+    with pytest.raises(ValueError, match=r"widht is no argument of Plain; its arguments are: width, depth, keep"):
+        Plain(3, keep=(("widht",), {}))
+    with pytest.raises(TypeError, match="takes names of arguments, or one dict or Namespace; got"):
+        Plain(3, keep=((3,), {}))
+
+
+class Child(All):
+    """Takes an argument more, and passes others on."""
+
+    def __init__(self, heads: int, **kwargs: Any) -> None:
+        super().__init__(width=heads * 2, **kwargs)
+        self.heads = heads
+
+
+def test_inheritance() -> None:
+    """The arguments of the class that was constructed: those that construct it again."""
+    module = Child(4, depth=3)
+    assert (module.width, module.depth) == (8, 3)
+    assert module.hparams == {"heads": 4, "depth": 3}
+    assert Child(**module.hparams).width == 8
+
+
+def test_both_save() -> None:
+    """A parent's and a child's call add up."""
+
+    class Both(All):
+        def __init__(self, heads: int, width: int = 1) -> None:
+            super().__init__(width)
+            self.save_hyperparameters({"heads": heads * 10})
+
+    assert Both(3).hparams == {"heads": 30, "width": 1}
+
+
+def test_initial_hyperparameters_stay() -> None:
+    """hparams can be changed; hparams_initial is what was kept."""
+    module = All(3, layers=[1])
+    module.hparams.width = 5
+    module.hparams["layers"].append(2)
+    assert module.hparams == {"width": 5, "depth": 2, "layers": [1, 2]}
+    assert module.hparams_initial == {"width": 3, "depth": 2, "layers": [1]}
+
+
+def test_none_kept() -> None:
+    """Is an empty dict."""
+    assert Linear().hparams == {}
+    assert Linear().hparams_initial == {}
+
+
+def test_data_modules_have_them_too() -> None:
+    """And both reach the loggers, unless told not to."""
+
+    class Data(DataModule):
+        def __init__(self, batch_size: int, root: str = "here") -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            return loader()
+
+    class Silent(Linear):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.save_hyperparameters(logger=False)
+
+    class Keeps(Logger):
+        def __init__(self) -> None:
+            self.params: list[Any] = []
+
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            self.params.append(dict(params))
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            pass
+
+    assert Data(4).hparams == {"batch_size": 4, "root": "here"}
+    for module, expected in (
+        (All(3), {"width": 3, "depth": 2, "batch_size": 4, "root": "here"}),
+        (Silent(3), {"batch_size": 4, "root": "here"}),
+    ):
+        logger = Keeps()
+        quiet(logger=logger).fit(module, datamodule=Data(4))
+        assert logger.params == [expected]
+
+
+# -- load_from_checkpoint -------------------------------------------------------------------------------------------
+
+
+class Sized(Module):
+    """A layer of a size that is a hyperparameter."""
+
+    def __init__(self, size: int, activation: str = "relu", table: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, size)
+        self.activation = activation
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.layer(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def saved() -> tuple[Sized, str]:
+    module, trainer = Sized(5, table={"a": (1, 2)}), quiet()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint("a.ckpt")
+    return module, "a.ckpt"
+
+
+def test_load_from_checkpoint(saved: tuple[Sized, str]) -> None:
+    """Constructed as it was, with its weights, on the CPU, in training mode."""
+    module, path = saved
+    for where in (path, Path(path), Path(path).absolute()):
+        twin = Sized.load_from_checkpoint(where)
+        assert twin.hparams == module.hparams == {"size": 5, "activation": "relu", "table": {"a": (1, 2)}}
+        assert all(map(torch.equal, weights(module), weights(twin)))
+        assert twin.training
+    assert Sized.load_from_checkpoint(path, map_location="cpu").device == torch.device("cpu")
+
+
+def test_overrides(saved: tuple[Sized, str]) -> None:
+    """Win over what was saved."""
+    assert Sized.load_from_checkpoint(saved[1], activation="tanh").activation == "tanh"
+
+
+def test_overrides_of_another_architecture(saved: tuple[Sized, str]) -> None:
+    """Are an error that names the parameters."""
+    with pytest.raises(CheckpointError, match=r"is for another architecture than Sized(.|\n)*layer\.weight"):
+        Sized.load_from_checkpoint(saved[1], size=7)
+
+
+def test_strict(saved: tuple[Sized, str]) -> None:
+    """Missing parameters are an error, unless strict is False, by argument or by the module."""
+
+    class More(Sized):
+        def __init__(self, size: int, lenient: bool = False) -> None:
+            super().__init__(size)
+            self.more = nn.Linear(1, 1)
+            self.strict_loading = not lenient
+
+    with pytest.raises(CheckpointError, match="more"):
+        More.load_from_checkpoint(saved[1])
+    for twin in (More.load_from_checkpoint(saved[1], strict=False), More.load_from_checkpoint(saved[1], lenient=True)):
+        assert torch.equal(twin.layer.weight, saved[0].layer.weight)
+    with pytest.raises(CheckpointError, match="more"):
+        More.load_from_checkpoint(saved[1], lenient=True, strict=True)
+
+
+def test_a_subclass_with_kwargs(saved: tuple[Sized, str]) -> None:
+    """Gets all hyperparameters; one without gets those that it takes."""
+
+    class Passes(Sized):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    class Fewer(Sized):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+
+    assert Passes.load_from_checkpoint(saved[1]).hparams["table"] == {"a": (1, 2)}
+    assert Fewer.load_from_checkpoint(saved[1]).hparams["size"] == 5
+
+
+def test_missing_hyperparameters() -> None:
+    """Are named, with the two ways out."""
+
+    class Unsaved(Linear):
+        def __init__(self, width: int, *, depth: int) -> None:
+            super().__init__()
+
+    trainer = quiet()
+    trainer.fit(Unsaved(1, depth=2), loader())
+    trainer.save_checkpoint("a.ckpt")
+    with pytest.raises(CheckpointError, match=r"no hyperparameters width, depth for Unsaved: pass them to.*save_hyper"):
+        Unsaved.load_from_checkpoint("a.ckpt")
+    assert isinstance(Unsaved.load_from_checkpoint("a.ckpt", width=1, depth=2), Unsaved)
+
+
+def test_configure_model_before_loading() -> None:
+    """Submodules that are made there are there when the weights come."""
+
+    class Late(Sized):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.late: nn.Linear | None = None
+
+        def configure_model(self) -> None:
+            if self.late is None:
+                self.late = nn.Linear(2, 2)
+
+    module, trainer = Late(3), quiet()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint("a.ckpt")
+    twin = Late.load_from_checkpoint("a.ckpt")
+    assert module.late is not None
+    assert twin.late is not None
+    assert torch.equal(twin.late.weight, module.late.weight)
+
+
+def test_hparams_file_is_refused() -> None:
+    """With what to do instead."""
+    with pytest.raises(ValueError, match="a checkpoint holds its hyperparameters; pass overrides"):
+        Linear.load_from_checkpoint("a.ckpt", hparams_file="hparams.yaml")
+
+
+# -- without a Trainer ----------------------------------------------------------------------------------------------
+
+
+def test_properties_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    """A module is a plain nn.Module too."""
+    module = Linear()
+    assert (module.current_epoch, module.global_step, module.global_rank, module.local_rank) == (0, 0, 0, 0)
+    assert module.logger is None
+    assert module.loggers == []
+    assert (module.device, module.dtype) == (torch.device("cpu"), torch.float32)
+    assert module.double().dtype == torch.float64
+    module.print("here")
+    assert capsys.readouterr().out == "here\n"
+    with pytest.raises(RuntimeError, match="Linear is not attached to a Trainer: pass it to fit"):
+        _ = module.trainer
+
+
+def test_device_and_dtype_of_odd_modules() -> None:
+    """Of buffers where there is no parameter; the default where there is nothing."""
+
+    class Empty(Module):
+        pass
+
+    assert (Empty().device, Empty().dtype) == (torch.device("cpu"), torch.float32)
+    module = Empty()
+    module.register_buffer("count", torch.zeros((), dtype=torch.int64, device="meta"))
+    module.register_buffer("scale", torch.zeros((), dtype=torch.float16))
+    assert (module.device, module.dtype) == (torch.device("meta"), torch.float16)
+
+
+def test_properties_inside_a_trainer() -> None:
+    """Are the Trainer's."""
+    module, logger = Linear(), CSVLogger("logs")
+    trainer = quiet(logger=logger, max_epochs=2)
+    trainer.fit(module, loader())
+    assert module.trainer is trainer
+    assert (module.current_epoch, module.global_step, module.logger) == (2, 8, logger)
+
+
+def test_the_trainer_is_no_submodule() -> None:
+    """It appears in neither parameters nor state_dict nor copies."""
+    module = Linear()
+    quiet().fit(module, loader())
+    assert list(module.state_dict()) == ["layer.weight", "layer.bias"]
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert all(map(torch.equal, weights(module), weights(twin)))
+        with pytest.raises(RuntimeError, match="not attached"):
+            _ = twin.trainer
+
+
+def test_freezing() -> None:
+    """freeze switches gradients off and to evaluation mode; unfreeze back."""
+    module = Linear()
+    module.freeze()
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    module.unfreeze()
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_modules_inside_modules() -> None:
+    """A Module may be a part of another, and is trained with it."""
+
+    class Outer(Linear):
+        def __init__(self, inner: Linear) -> None:
+            super().__init__()
+            self.layer = inner
+
+    inner = Linear()
+    before = weights(inner)
+    quiet().fit(Outer(inner), loader())
+    assert not any(map(torch.equal, before, weights(inner)))
+
+
+def test_all_gather_of_one_process() -> None:
+    """Gives back what it got."""
+    found: list[Any] = []
+
+    class Gathers(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            found.append(self.all_gather({"x": batch[0], "n": 3}))
+            return super().training_step(batch, batch_idx)
+
+    quiet().fit(Gathers(), loader(1))
+    assert found[0]["n"] == 3
+    assert found[0]["x"].shape == (2, 2)
+
+
+def test_steps_of_few_arguments() -> None:
+    """Steps that take the batch alone are given the batch alone."""
+
+    class Short(Linear):
+        def training_step(self, batch: Any) -> Tensor:  # type: ignore[override] # on purpose
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any) -> None:  # type: ignore[override] # on purpose
+            self.log("val", self.loss(batch))
+
+    trainer = quiet()
+    trainer.fit(Short(), loader(), [loader(), loader()])
+    assert set(trainer.callback_metrics) == {"val/dataloader_idx_0", "val/dataloader_idx_1"}
+
+
+def test_predict_step_by_default() -> None:
+    """Calls the module on the batch."""
+
+    class Forward(Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    assert quiet().predict(Forward(), [torch.ones(1)]) == [torch.full((1,), 2.0)]
