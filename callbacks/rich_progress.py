@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class RichProgressBar(ProgressBar):
             return TextColumn(template, style=style or "none", markup=False, table_column=column or whole())
 
         bar = BarColumn(
-            bar_width=20,
+            bar_width=20 if get_terminal_size().columns >= 110 else 8,
             table_column=whole(),
             complete_style=theme.progress_bar,
             finished_style=theme.progress_bar_finished,

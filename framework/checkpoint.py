@@ -58,7 +58,7 @@ def join(path: str, *parts: str) -> str:
 
 
 def _replaced(path: str) -> str | None:
-    """The complete checkpoint that was moved aside, if the process was killed just before the new one took its place."""
+    """The complete checkpoint that was moved aside, if the process was killed before the new one took its place."""
     parent, name = os.path.split(path.rstrip("/"))
     if not os.path.isdir(parent or "."):
         return None

@@ -57,7 +57,7 @@ def require_unsealed(value: Any) -> None:
 
 
 def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
-    """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths at which they stand."""
+    """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths where they stand."""
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
     while path in tensors or path in objects:
