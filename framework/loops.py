@@ -110,7 +110,7 @@ def _train_epoch(trainer: Trainer) -> bool:
     step = optimization.automatic_step if optimization.automatic else optimization.manual_step
     transfer = trainer.data.transfer()
     on_start, on_end, on_end_late = bus.on_train_batch_start, bus.on_train_batch_end, bus.on_train_batch_end_late
-    log_every = trainer.log_every_n_steps
+    log_every, plateau_each_step = trainer.log_every_n_steps, optimization.plateau_each_step
     max_steps = trainer.max_steps if trainer.max_steps != -1 else INFINITE
     validate_every, validate_offset = trainer.validation_interval()
     skipped = stopped = False
@@ -135,23 +135,22 @@ def _train_epoch(trainer: Trainer) -> bool:
         outputs = step(batch, batch_idx, num_batches)
 
         state.batch_idx = done = batch_idx + 1
-        state.total_batches += 1
         if done >= num_batches:
             optimization.end_epoch()
             ended = True
         for hook in on_end:
             hook(outputs, batch, batch_idx)
-        stepped = optimization.stepped
-        if stepped and state.global_step % log_every == 0:
+        stepped, global_step = optimization.stepped, state.global_step
+        if stepped and global_step % log_every == 0:
             trainer.log_step()
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
         if done == validate_next:
             validate(trainer)
             validate_next += validate_every
-        if stepped and optimization.plateau_each_step:
+        if stepped and plateau_each_step:
             optimization.plateau_step(lambda: trainer.callback_metrics)
-        if stepped and state.global_step >= max_steps:
+        if stepped and global_step >= max_steps:
             stopped = True
         elif trainer.should_stop and not optimization.window_is_open:
             stopped = _may_stop(trainer, state.epoch + ended)

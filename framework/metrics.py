@@ -169,7 +169,12 @@ class Metrics:
             if value.numel() != 1:
                 raise ValueError(f"log({name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
             if not enable_graph:
-                value = value.detach().clone()  # what the step does to its tensor afterwards is not logged
+                # A copy: what the step does to its tensor afterwards is not logged. Into the same memory if it may be.
+                value, last = value.detach(), entry.value
+                if entry.on_epoch or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
+                    value = value.clone()
+                else:
+                    value = last.copy_(value)
             if value.dim():
                 value = value.squeeze()
             if sync_dist and self.strategy.world_size > 1:
@@ -358,8 +363,8 @@ def as_floats(values: dict[str, Any]) -> dict[str, float]:
 
 
 def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
-    """Values as 0-dim tensors."""
-    return {name: value if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
+    """Values as 0-dim tensors of their own."""
+    return {name: value.clone() if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
 
 
 def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -189,8 +189,9 @@ class Optimization:
         self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         self.anomaly = trainer.detect_anomaly
         self.bus: CallbackBus = trainer.bus
-        self._forward = engine.forward
-        self._arguments = step_arguments(module.training_step)
+        forward = engine.forward
+        takes_index = step_arguments(module.training_step) > 1
+        self._call_step = partial(forward, "training_step") if takes_index else _without_index(forward)
         self._wants_outputs = bool(self.bus.on_train_batch_end or self.bus.on_train_batch_end_late)
         # A hook or default that nobody overrides is not called but done: a frame costs 0.1 to 0.3 µs a step.
         self._backward = module.backward if overrides(module, "backward", ModuleBase) else None
@@ -232,6 +233,8 @@ class Optimization:
         if step and len(self.optimizers) == 1:
             own = type(strategy).step is not Strategy.step
             self._step_directly = partial(strategy.step, self.optimizers[0]) if own else self.optimizers[0].step
+        # Whether a step is these three calls and nothing else.
+        self._short = backward and clear and self._step_directly is not None and not self._each_step
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
@@ -253,7 +256,15 @@ class Optimization:
             ``{"loss": loss, ...}`` as the step returned it, or None if it skipped the batch.
         """
         if self.accumulate == 1:
-            outputs = self._forward_backward(batch, batch_idx)
+            output = self._call_step(batch, batch_idx)
+            if self._short and isinstance(output, Tensor):
+                self._clear_gradients()  # pyright: ignore[reportOptionalCall] # what _short says
+                self._compute_gradients(output)
+                self._step_directly()  # pyright: ignore[reportOptionalCall] # as above
+                self.state.global_step += 1
+                self.stepped = True
+                return {"loss": output.detach()} if self._wants_outputs else None
+            outputs = self._gather(output, batch_idx)
             self.stepped = self.close_window(batch_idx)
             return outputs
         position = batch_idx - self.window_start
@@ -262,7 +273,7 @@ class Optimization:
             position = 0
         last = position + 1 == self._length
         with nullcontext() if last else self.engine.no_sync():
-            outputs = self._forward_backward(batch, batch_idx)
+            outputs = self._gather(self._call_step(batch, batch_idx), batch_idx)
         self.stepped = last and self.close_window(batch_idx)
         return outputs
 
@@ -271,7 +282,7 @@ class Optimization:
         if batch_idx - self.window_start >= self._length:
             self.open_window(batch_idx, num_batches)
         self.stepped = False
-        output = self._forward("training_step", *(batch, batch_idx)[: self._arguments])
+        output = self._call_step(batch, batch_idx)
         if batch_idx - self.window_start + 1 == self._length:
             self._finish_updates()  # of optimizers that had no update(loss) in the window's last batch
         if self.stepped:
@@ -302,11 +313,8 @@ class Optimization:
         self.engine.end_window()
         self.state.global_step += 1
 
-    def _forward_backward(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
-        if self._arguments == 1:
-            output = self._forward("training_step", batch)
-        else:
-            output = self._forward("training_step", batch, batch_idx)
+    def _gather(self, output: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Add the gradients of a step's output to the window's."""
         weight = None
         if isinstance(output, Tensor):
             loss, outputs = output, None
@@ -554,6 +562,10 @@ def _scale_gradients(optimizer: Optimizer, factor: Any) -> None:
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+
+
+def _without_index(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda batch, batch_idx: forward("training_step", batch)
 
 
 def step_arguments(step: Callable[..., Any]) -> int:

@@ -16,7 +16,7 @@ class RunState:
     Attributes:
         epoch: index of the running epoch, which is the number of completed ones.
         batch_idx: micro-batches finished in this epoch: the data cursor.
-        total_batches: micro-batches finished in the run.
+        past_batches: micro-batches finished in the epochs before.
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
@@ -28,7 +28,7 @@ class RunState:
 
     epoch: int = 0
     batch_idx: int = 0
-    total_batches: int = 0
+    past_batches: int = 0
     global_step: int = 0
     validated: int = -1
     epoch_done: bool = False
@@ -37,9 +37,15 @@ class RunState:
     stage: str | None = None
     status: str = "initializing"
 
+    @property
+    def total_batches(self) -> int:
+        """Micro-batches finished in the run."""
+        return self.past_batches + self.batch_idx
+
     def next_epoch(self) -> None:
         """Go on to the next epoch's first batch."""
         self.epoch += 1
+        self.past_batches += self.batch_idx
         self.batch_idx = 0
         self.validated = -1
         self.epoch_done = False

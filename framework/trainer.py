@@ -576,7 +576,6 @@ class Trainer(TrainerAttributes):
         if self.fitted and self.optimization.window_is_open:
             behind = self.state.batch_idx - self.optimization.window_start
             counters["batch_idx"] -= behind
-            counters["total_batches"] -= behind
         return counters
 
     def unreduced(self) -> dict[str, Any]:
@@ -626,7 +625,7 @@ class Trainer(TrainerAttributes):
         """Validate after batches ``i`` of the epoch (from 1) with ``(i + offset) % every == 0``; never if infinite."""
         batches, interval = self.num_training_batches, self.val_check_interval
         if self.check_val_every_n_epoch is None and isinstance(interval, int):
-            return interval, self.state.total_batches - self.state.batch_idx
+            return interval, self.state.past_batches
         if isinstance(interval, int):
             if interval > batches:
                 raise ValueError(

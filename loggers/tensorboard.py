@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from importlib.util import find_spec
 from logging import getLogger
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = getLogger("loopwright")
+
+WRITE_EVERY = 1.0  # seconds
 
 
 class TensorBoardLogger(FolderLogger):
@@ -62,6 +65,8 @@ class TensorBoardLogger(FolderLogger):
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
         self._last_step = -1  # the highest one logged
+        self._rows: list[tuple[dict[str, Any], int, float]] = []  # values, step and time of rows not yet written
+        self._write_at = 0.0  # on the monotonic clock
         self._purge_step: int | None = None
         self._hp_metrics: tuple[Mapping[str, float], int] | None = None  # to be shown with the hyperparameters
 
@@ -77,28 +82,44 @@ class TensorBoardLogger(FolderLogger):
             from torch.utils.tensorboard import SummaryWriter
 
             purge_step, self._purge_step = self._purge_step, None
+            if purge_step is not None:
+                _wait_for_a_later_name(self.log_dir)
             self._experiment = SummaryWriter(self.log_dir, **{"purge_step": purge_step, **self._kwargs})
             self._write_hparams()
         return self._experiment
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        row: dict[str, Any] = {}
+        for name, value in metrics.items():
+            tag = f"{self._prefix}{name}"
+            row[tag] = dict(value) if isinstance(value, Mapping) else _number(tag, value)
+        self._rows.append((row, step, time()))
+        self._last_step = max(self._last_step, step)
+        if monotonic() >= self._write_at:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        """Hand over the rows that wait.
+
+        Each time, the writer's thread takes the interpreter from the training step and leaves it cold caches: for
+        steps of 0.1 ms, a row at a time made every step 7 µs slower, a second's rows together 1 µs.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore # made at run time
 
         writer = self.experiment
-        values = []
-        for name, value in metrics.items():
-            tag = f"{self._prefix}{name}"
-            if isinstance(value, Mapping):
-                writer.add_scalars(tag, value, step)
-            else:
-                values.append(Summary.Value(tag=tag, simple_value=_number(tag, value)))
-        self._add(Summary(value=values), step)  # the whole row as one event costs as much as one add_scalar
-        self._last_step = max(self._last_step, step)
+        rows, self._rows = self._rows, []
+        for row, step, moment in rows:
+            for tag, value in row.items():
+                if isinstance(value, dict):
+                    writer.add_scalars(tag, value, step, moment)
+            values = [Summary.Value(tag=t, simple_value=v) for t, v in row.items() if not isinstance(v, dict)]
+            self._add(Summary(value=values), step, moment)  # a row as one event costs as much as one add_scalar
+        self._write_at = monotonic() + WRITE_EVERY
 
-    def _add(self, summary: Any, step: int) -> None:
+    def _add(self, summary: Any, step: int, moment: float | None = None) -> None:
         file_writer = self.experiment.file_writer
         assert file_writer is not None, "a SummaryWriter has one until it is closed"
-        file_writer.add_summary(summary, step)
+        file_writer.add_summary(summary, step, moment)
 
     def log_hyperparams(
         self,
@@ -149,10 +170,14 @@ class TensorBoardLogger(FolderLogger):
             self.experiment.add_graph(model, tuple(t.to(device) if isinstance(t, Tensor) else t for t in tensors))
 
     def save(self) -> None:
+        if self._rows:
+            self._write_rows()
         if self._experiment is not None:
             self._experiment.flush()
 
     def finalize(self, status: str) -> None:
+        if self._rows:
+            self._write_rows()
         if status == "success" and not self._hparams_written:
             self.experiment  # noqa: B018 # making it writes them
         if self._experiment is not None:
@@ -172,6 +197,17 @@ class TensorBoardLogger(FolderLogger):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_experiment": None}
+
+
+def _wait_for_a_later_name(folder: str) -> None:
+    """Wait until the next event file sorts behind those in ``folder``, as only then it can hide their points.
+
+    Files of one second are sorted by process and number, which tell nothing.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    seconds = [int(name.split(".")[3]) for name in names if name.startswith("events.out.tfevents.")]
+    while seconds and time() < max(seconds) + 1:
+        sleep(0.05)
 
 
 def _number(tag: str, value: Any) -> float:
