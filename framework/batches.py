@@ -38,9 +38,11 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     stream = _copy_stream(device)
 
     def move(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):  # its tensors are out of reach for record_stream
+            with torch.cuda.stream(current):
+                return tensor.to(device)
         moved = tensor.to(device, non_blocking=True)
-        if isinstance(moved, Tensor):
-            moved.record_stream(current)  # its memory is reused only after the step that reads it
+        moved.record_stream(current)  # its memory is reused only after the step that reads it
         return moved
 
     with torch.cuda.stream(stream):

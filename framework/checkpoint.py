@@ -76,7 +76,9 @@ def read_bytes(path: str) -> bytes:
 
 def _write_bytes(path: str, content: bytes) -> None:
     if not is_local(path):
-        _filesystem(path).pipe_file(path, content)
+        filesystem = _filesystem(path)
+        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        filesystem.pipe_file(path, content)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "wb") as file:
@@ -148,7 +150,10 @@ def resolve(path: str) -> str:
             f"{path!r} is neither a checkpoint directory nor a pointer to one"
             " (a checkpoint of another framework, or a damaged pointer?)"
         ) from None
-    return target if os.path.isabs(target) or "://" in target else join(os.path.dirname(path), target)
+    target = target if os.path.isabs(target) or "://" in target else join(os.path.dirname(path), target)
+    if not exists(target) and is_local(target):
+        return _replaced(target) or target
+    return target
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -164,7 +169,8 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any]
         rng: this process's random generators.
 
     Raises:
-        OSError: if it could not be written; what was there before is untouched.
+        OSError: if it could not be written. Locally, what was there before is untouched; an object store cannot
+            rename, so there what was at ``path`` is removed first: give checkpoints names of their own.
     """
     path = os.fspath(path).rstrip("/")
     target = path
@@ -388,22 +394,24 @@ def _read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:
 
 
 def find_checkpoints(directory: str) -> list[str]:
-    """The complete checkpoints in a directory, newest first: by global step, then by when they were written."""
+    """The complete checkpoints in a directory and its folders, the one written last first."""
     if not exists(directory):
         return []
     if is_local(directory):
-        names = os.listdir(directory)
+        folders = [folder for folder, _, files in os.walk(directory) if MANIFEST in files]
     else:
-        names = [os.path.basename(name.rstrip("/")) for name in _filesystem(directory).ls(directory, detail=False)]
+        filesystem = _filesystem(directory)
+        root = filesystem._strip_protocol(directory)
+        manifests = [name for name in filesystem.find(directory) if name.endswith("/" + MANIFEST)]
+        folders = [join(directory, n.removesuffix("/" + MANIFEST)[len(root) :].lstrip("/")) for n in manifests]
     found = []
-    for name in names:
-        path = join(directory, name)
+    for path in folders:
+        parent, name = path.rpartition("/")[::2]
         # One moved aside counts only while nothing has taken its place.
-        aside = name.startswith(".") and not (name.endswith(".old") and not exists(join(directory, name[1:-13])))
-        if not aside and exists(join(path, MANIFEST)):
-            try:
-                manifest = read_manifest(path)
-            except CheckpointError:
-                continue
-            found.append((manifest["global_step"], manifest["created"], path))
-    return [path for _, _, path in sorted(found, reverse=True)]
+        if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, name[1:-13]))):
+            continue
+        try:
+            found.append((read_manifest(path)["created"], path))
+        except CheckpointError:
+            continue
+    return [path for _, path in sorted(found, reverse=True)]

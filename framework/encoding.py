@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
 from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
         return value
     while path in tensors or path in objects:
         path += "'"  # {"a": {"b": x}, "a.b": y} gives one path twice
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and _is_plain(value):
         tensors[path] = value
         return {"$tensor": path}
     if type(value) is list:
@@ -87,6 +87,11 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
         return _encode_numpy(value, path, tensors, objects)
     objects[path] = value
     return {"$object": path}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether safetensors can hold it."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.dtype != torch.complex128
 
 
 def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
@@ -139,7 +144,7 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
     if tag == "$dict":
         return _CONTAINERS[content](decode(value["$value"], tensors, objects))
     plain = {
-        "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": str,
+        "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": Path,
         "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: getattr(torch, name),
     }  # fmt: skip
     return plain[tag](content)

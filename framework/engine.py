@@ -127,10 +127,12 @@ class Engine:
         if self.scaler is None or id(optimizer) in self._unscaled:
             return
         if id(optimizer) in self._stepped:
-            # A second step in one window: begin anew at the same scale, which other gradients may still carry.
-            # (scale() of a one is the scale as a tensor: no host–device sync.)
-            self.scaler.update(self.scaler.scale(torch.ones((), device=self.device)))
-            self._stepped.clear()
+            # A second step in one window: this optimizer begins anew, at the same scale, which other gradients still
+            # carry. GradScaler has no call for that; what it noted of the first step is kept under another key, so
+            # that update() takes its overflow into account.
+            states = self.scaler._per_optimizer_states
+            states[len(states)] = states.pop(id(optimizer))
+            self._stepped.discard(id(optimizer))
         self.scaler.unscale_(optimizer)
         self._unscaled.add(id(optimizer))
 

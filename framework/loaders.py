@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from .messages import log
 from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
 
 INFINITE = float("inf")
@@ -64,7 +65,7 @@ class EpochLoader:
             return islice(iter(self.loader), start, None) if start else iter(self.loader)
         batches = self._iterate_stream(epoch)
         if start:
-            print(f"Resuming inside an epoch of a loader without state: reading {start} batches again to skip them.")
+            log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
             for _ in islice(batches, start):
                 pass
         return batches
@@ -157,6 +158,8 @@ class IndexPlan:
             return range(self.size)
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         population = len(self.random.data_source)
+        if population == 0:
+            raise ValueError("the training loader is empty: its sampler draws from a dataset without samples")
         if self.random.replacement:
             return torch.randint(population, (self.size,), generator=generator).tolist()
         order: list[int] = []
@@ -169,7 +172,8 @@ class IndexPlan:
         set_epoch(self.sampler, self.epoch)
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
-        return islice(_isolated(self.sampler, mix_seeds(self.seed, self.epoch)), self.start, None)
+        batches = _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
+        return islice(batches, self.start, None)
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         for cursor, indices in enumerate(batches, self.start):
@@ -196,15 +200,21 @@ def _seed_and_unwrap(indices: Any, seed: int) -> Any:
     return indices
 
 
-def _isolated(source: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone."""
+def _isolated(source: Iterable[Any], seed: int, at_once: bool = False) -> Iterator[Any]:
+    """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone.
+
+    To swap all generators' states costs about 0.1 ms; ``at_once`` reads everything at the first item, with one swap.
+    """
     outside = rng_state()
     seed_batch(seed)
     try:
-        iterator = iter(source)
+        iterator = iter(list(source) if at_once else source)
         inside = rng_state()
     finally:
         set_rng_state(outside)
+    if at_once:
+        yield from iterator
+        return
     while True:
         outside = rng_state()
         set_rng_state(inside)
@@ -306,6 +316,12 @@ class CombinedEpochLoader:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate epoch ``epoch`` from batch ``start``. What this draws at random, it draws before it returns."""
+        if start and any(loader.length == INFINITE for loader in self.loaders):
+            log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
+            batches = self.iterate(epoch)
+            for _ in islice(batches, start):
+                pass
+            return batches
         if self.loader.mode == "sequential":
             rest = list(self.loaders)
             while len(rest) > 1 and start >= rest[0].length:  # never where the length is not known

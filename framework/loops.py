@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +49,8 @@ def fit(trainer: Trainer) -> None:
         return
     if trainer.validation_due_in_epoch():
         trainer.load_val_data()
-    if trainer.resumed is not None and state.batch_idx:
+    # A loader that tells its length begins every epoch anew; one that does not may go on where it was.
+    if trainer.resumed is not None and (state.batch_idx or trainer.num_training_batches == INFINITE):
         assert trainer.data.train is not None
         trainer.data.train.load_state_dict(trainer.resumed["loader"])
     state.stage = "train"
@@ -96,7 +98,7 @@ def _train_epoch(trainer: Trainer) -> bool:
     state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
     loader, num_batches = trainer.data.train, trainer.num_training_batches
     assert loader is not None
-    ended = state.batch_idx >= num_batches  # resumed from a checkpoint of the epoch's very end
+    ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
     if state.batch_idx == 0:
         _restore_progress(trainer)
         metrics.enter("train", "epoch")
@@ -136,7 +138,7 @@ def _train_epoch(trainer: Trainer) -> bool:
 
         state.batch_idx = done = batch_idx + 1
         if done >= num_batches:
-            optimization.end_epoch()
+            _end_batches(trainer)
             ended = True
         for hook in on_end:
             hook(outputs, batch, batch_idx)
@@ -178,7 +180,12 @@ def _end_early(trainer: Trainer, skipped: bool) -> None:
         raise RuntimeError(f"the training loader gave no batch in epoch {state.epoch}{again}")
     if optimization.window_is_open:
         optimization.close_open_window(state.batch_idx - 1)
-    optimization.end_epoch()
+    _end_batches(trainer)
+
+
+def _end_batches(trainer: Trainer) -> None:
+    trainer.optimization.end_epoch()
+    trainer.state.batches_done = True
 
 
 def _end_epoch(trainer: Trainer, complete: bool) -> None:
@@ -314,7 +321,7 @@ def _run_batches(
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
         batch_idx = -1
-        for batch_idx, batch in enumerate(loader) if limit else ():
+        for batch_idx, batch in enumerate(_begin(loader)) if limit else ():
             if transfer is not None:
                 batch = transfer(batch, index)
             metrics.batch = batch
@@ -331,6 +338,13 @@ def _run_batches(
             raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")
     metrics.dataloader_idx = None
     metrics.batch = None
+
+
+def _begin(loader: Any) -> Iterator[Any]:
+    # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed one:
+    # that must not take a number from the training's generator.
+    with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
+        return iter(loader)
 
 
 def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:

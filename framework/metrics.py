@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .batches import batch_size_of
+from .batches import batch_size_of, map_tensors
 
 if TYPE_CHECKING:
     from ..strategies.base import Strategy
@@ -320,14 +320,16 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """The running training epoch's values, and the results of the stages that ended."""
         values = [
-            {**vars(entry), "value": None if entry.metric is not None else entry.value, "pending": list(entry.pending)}
+            {**vars(entry), "value": None if entry.metric is not None else entry.value, "pending": list(entry.pending),
+                "pending_weights": list(entry.pending_weights)}
             for entry in self.stages.get("train", {}).values()
         ]
         return {"train": values, "results": {key: dict(value) for key, value in vars(self.results).items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back :meth:`state_dict`."""
-        entries = [LoggedValue(**values) for values in state["train"]]
+        device = self.strategy.device  # where the values to come will be
+        entries = [LoggedValue(**map_tensors(values, lambda tensor: tensor.to(device))) for values in state["train"]]
         for entry in entries:
             if entry.metric is not None:
                 assert self.module is not None
@@ -394,4 +396,4 @@ def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
             metric._update_count = states[name]["update_count"]
             metric._computed = None
             for key, value in states[name]["state"].items():
-                setattr(metric, key, value)
+                setattr(metric, key, map_tensors(value, lambda tensor: tensor.to(metric.device)))

@@ -141,6 +141,8 @@ class ManualOptimizer:
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step: unscale, hooks, optimizer."""
+        if kwargs:
+            raise TypeError(f"step takes a closure only; got {', '.join(kwargs)}")
         return self._optimization.step(self.optimizer, closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -213,7 +215,8 @@ class Optimization:
         self.window_start = 0
         self._length = self.accumulate
         self._contributed = 0
-        self._weight: float | Tensor | None = None
+        self._weight: Any = None  # the sum of the weights, numbers or tensors, if the step gives any
+        self._unit: Any = 1  # the first of them, in which the others are measured
 
     def _choose_short_ways(self) -> None:
         """For each part of a step to which nobody adds anything, what to call directly."""
@@ -318,7 +321,7 @@ class Optimization:
         weight = None
         if isinstance(output, Tensor):
             loss, outputs = output, None
-        elif output is None:
+        elif output is None or (isinstance(output, dict) and _is_zero(output.get("weight"))):
             return None
         else:
             loss, weight, outputs = _unpack(output)
@@ -333,13 +336,13 @@ class Optimization:
                 'return {"loss": …, "weight": …} for all of them or for none'
             )
         self._contributed += 1
-        share = loss
+        share = loss / self._length if self._length > 1 else loss
         if weight is not None:
-            self._weight = weight if self._weight is None else self._weight + weight
+            if self._weight is None:
+                self._weight, self._unit = 0, _nonzero(weight)
+            self._weight = self._weight + weight
             if self._length > 1:
-                share = loss * weight
-        elif self._length > 1:
-            share = loss / self._length
+                share = share * (weight / self._unit)  # of the size of a loss, which half precision can hold
         self._compute_gradients(share)
         if outputs is None and self._wants_outputs:
             outputs = {"loss": loss.detach()}
@@ -368,7 +371,8 @@ class Optimization:
             if self._contributed < self._length:
                 _scale_gradients(optimizer, self._length / self._contributed)
         elif self._length > 1:
-            _scale_gradients(optimizer, 1 / self._weight)
+            # Where all weights are zero, so are the gradients.
+            _scale_gradients(optimizer, self._length * self._unit / _nonzero(self._weight))
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
@@ -384,12 +388,15 @@ class Optimization:
     def zero_grad(self, batch_idx: int) -> None:
         """Clear the gradients of the last window."""
         for optimizer in self.optimizers:
-            for hook in self.bus.on_before_zero_grad:
-                hook(optimizer)
-            if self._zero_grad is not None:
-                self._zero_grad(self.state.epoch, batch_idx, optimizer)
-            else:
-                optimizer.zero_grad()
+            self._zero_grad_of(optimizer, batch_idx)
+
+    def _zero_grad_of(self, optimizer: Optimizer, batch_idx: int) -> None:
+        for hook in self.bus.on_before_zero_grad:
+            hook(optimizer)
+        if self._zero_grad is not None:
+            self._zero_grad(self.state.epoch, batch_idx, optimizer)
+        else:
+            optimizer.zero_grad()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, between its hooks."""
@@ -427,9 +434,7 @@ class Optimization:
             )
         manual._updated = self.state.total_batches
         if manual._gathered == 0:
-            for hook in self.bus.on_before_zero_grad:
-                hook(optimizer)
-            optimizer.zero_grad()
+            self._zero_grad_of(optimizer, batch_idx)
         last = batch_idx - self.window_start + 1 == self._length
         with nullcontext() if last else self.engine.no_sync():
             self.backward(loss / self._length if self._length > 1 else loss)
@@ -448,8 +453,12 @@ class Optimization:
         if manual._gathered < self._length:
             _scale_gradients(optimizer, self._length / manual._gathered)
         manual._gathered = 0
-        self.engine.clip_gradients(optimizer, self.clip_value, self.clip_algorithm)
-        self.step(optimizer)
+        for hook in self.bus.on_before_optimizer_step:
+            hook(optimizer)
+        if self._clip is not None:
+            self._clip(optimizer, gradient_clip_val=self.clip_value, gradient_clip_algorithm=self.clip_algorithm)
+        self.stepped = True
+        self.engine.step(optimizer)
 
     def toggle(self, optimizer: Any) -> None:
         """Let only this optimizer's parameters require gradients."""
@@ -545,7 +554,8 @@ def _unpack(output: Any) -> tuple[Tensor, Any, dict[str, Any]]:
             f"got {output!r}. If it runs the optimizer itself, set self.automatic_optimization = False"
         )
     outputs = {key: value for key, value in output.items() if key != "loss"}
-    return output["loss"], output.get("weight"), {"loss": output["loss"].detach(), **outputs}
+    detached = {key: value.detach() if isinstance(value, Tensor) else value for key, value in outputs.items()}
+    return output["loss"], output.get("weight"), {"loss": output["loss"].detach(), **detached}
 
 
 def _outputs(output: Any) -> Any:
@@ -555,6 +565,16 @@ def _outputs(output: Any) -> Any:
     if isinstance(output, dict) and isinstance(output.get("loss"), Tensor):
         return {**output, "loss": output["loss"].detach()}
     return output
+
+
+def _is_zero(weight: Any) -> bool:
+    """Whether a weight is the number zero; a tensor is not read, as that would wait for the device."""
+    return isinstance(weight, (int, float)) and weight == 0
+
+
+def _nonzero(weight: Any) -> Any:
+    """``weight``, or 1 in the place of zero."""
+    return torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight or 1
 
 
 def _scale_gradients(optimizer: Optimizer, factor: Any) -> None:

@@ -68,48 +68,56 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
     return checkpoint
 
 
-def find_run(trainer: Trainer, ckpt_path: str) -> str | None:
-    """The checkpoint that ``ckpt_path`` means: a path, ``"best"`` or ``"last"``; None if ``"last"`` finds none."""
-    if ckpt_path == "best":
-        callback = trainer.checkpoint_callback
-        best = getattr(callback, "best_model_path", "") if callback is not None else ""
-        if not best:
-            raise ValueError(
-                'ckpt_path="best": no checkpoint was saved as best yet; fit with a ModelCheckpoint, or pass a path'
-            )
-        return best
-    if ckpt_path != "last":
-        return os.fspath(ckpt_path)
+def best_checkpoint(trainer: Trainer) -> str:
+    """The best checkpoint of the first ``ModelCheckpoint``."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not best:
+        raise ValueError(
+            'ckpt_path="best": no checkpoint was saved as best yet; fit with a ModelCheckpoint, or pass a path'
+        )
+    return best
+
+
+def newest_checkpoints(trainer: Trainer) -> list[str]:
+    """The complete checkpoints in the folders that the callbacks were given, newest first.
+
+    Of a callback that was given none, in the default ones: those of the loggers, where each run has a folder of its
+    own beside those of earlier runs, and of the Trainer; there, only what a module of this class saved.
+    """
+    given = {str(c.dirpath) for c in trainer.checkpoint_callbacks if c.dirpath is not None}
+    found = {path for folder in given for path in find_checkpoints(folder)}
+    if len(given) < len(trainer.checkpoint_callbacks) or not given:
+        roots = {join(str(trainer.default_root_dir), "checkpoints")}
+        for logger in trainer.loggers:
+            root = getattr(logger, "root_dir", None) or logger.log_dir
+            roots.update([str(root)] if root else [])
+        own = type(trainer.module).__qualname__
+        others = {path for root in roots for path in find_checkpoints(root)}
+        found |= {path for path in others if read_manifest(path)["module"] == own}
+    return sorted(found, key=lambda path: read_manifest(path)["created"], reverse=True)
+
+
+def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
+    """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
     for path in (candidates := newest_checkpoints(trainer)):
         try:
-            load_checkpoint(path)  # reads all of it: a damaged one must not be found out after training went on
-            return path
+            checkpoint = load_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
             log.warning("%s; trying the one before", error)
+            continue
+        trainer.ckpt_path = path
+        return checkpoint
     if candidates:
         raise CheckpointError(f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged')
     log.info('ckpt_path="last": there is no checkpoint yet; starting from the beginning')
     return None
 
 
-def newest_checkpoints(trainer: Trainer) -> list[str]:
-    """The complete checkpoints of this run's folders and of earlier runs beside them, newest first."""
-    folders = {str(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
-    folders.add(join(str(trainer.default_root_dir), "checkpoints"))
-    for logger in trainer.loggers:
-        root = getattr(logger, "root_dir", None)
-        if root is not None and os.path.isdir(root):
-            folders.update(os.path.join(root, version, "checkpoints") for version in os.listdir(root))
-    found = [path for folder in folders for path in find_checkpoints(folder)]
-    return sorted(found, key=lambda path: read_manifest(path)["created"], reverse=True)
-
-
 def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dict[str, Any] | None:
     """Find and read the checkpoint for a run; None where there is nothing to resume."""
-    path = find_run(trainer, ckpt_path)
-    if path is None:
-        return None
-    trainer.ckpt_path = resolve(path)
+    if ckpt_path == "last":
+        return read_last(trainer, weights_only)
+    trainer.ckpt_path = resolve(best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path))
     return load_checkpoint(trainer.ckpt_path, weights_only)
 
 
@@ -130,21 +138,24 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.callbacks:
         if overrides(callback, "on_load_checkpoint", Callback):
             callback.on_load_checkpoint(trainer, module, checkpoint)
+    if trainer.state.fn != "fit":
+        return  # an evaluation must not set back what a fit has found, such as the best checkpoints
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
         if callback.state_key in states:
             require_unsealed(states[callback.state_key])
             callback.load_state_dict(states[callback.state_key])
     known = {callback.state_key for callback in trainer.callbacks}
-    if trainer.state.fn == "fit" and (absent := sorted(set(states) - known)):
+    if (absent := sorted(set(states) - known)):
         log.warning("The checkpoint holds states of callbacks that this Trainer lacks: %s", ", ".join(absent))
 
 
 def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Optimizers, counters, the data cursor; random generators and metrics follow when the loop has begun."""
-    if "run" not in checkpoint:
+    if "run" not in checkpoint or "optimizer_states" not in checkpoint:
         raise CheckpointError(
-            f"checkpoint {trainer.ckpt_path!r} was saved with weights_only=True: it cannot resume a run; "
+            f"checkpoint {trainer.ckpt_path!r} was saved with weights_only=True, or without a fit: it cannot resume "
+            "a run; "
             "load its weights with Module.load_from_checkpoint"
         )
     run = checkpoint["run"]

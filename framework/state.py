@@ -19,6 +19,7 @@ class RunState:
         past_batches: micro-batches finished in the epochs before.
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
+        batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
         fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
@@ -31,6 +32,7 @@ class RunState:
     past_batches: int = 0
     global_step: int = 0
     validated: int = -1
+    batches_done: bool = False
     epoch_done: bool = False
     seed: int | None = None
     fn: str | None = None
@@ -48,7 +50,7 @@ class RunState:
         self.past_batches += self.batch_idx
         self.batch_idx = 0
         self.validated = -1
-        self.epoch_done = False
+        self.batches_done = self.epoch_done = False
 
     def state_dict(self) -> dict[str, Any]:
         """The counters."""

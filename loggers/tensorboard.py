@@ -206,8 +206,11 @@ def _wait_for_a_later_name(folder: str) -> None:
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
     seconds = [int(name.split(".")[3]) for name in names if name.startswith("events.out.tfevents.")]
-    while seconds and time() < max(seconds) + 1:
-        sleep(0.05)
+    latest = max(seconds, default=0)
+    if latest > time():
+        log.warning("TensorBoardLogger: a file in %s is of a later time than now; its points may show twice", folder)
+    elif time() < latest + 1:
+        sleep(latest + 1 - time())
 
 
 def _number(tag: str, value: Any) -> float:

@@ -97,9 +97,9 @@ class Strategy(ABC):
         """Call ``module.<step_name>(*args)`` for evaluation; by default as :meth:`forward`."""
         return self.forward(step_name, *args)
 
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients."""
-        loss.backward(**kwargs)
+        loss.backward(*args, **kwargs)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local."""

@@ -14,6 +14,8 @@ training_step gives None    that batch fires neither zero_grad nor a step, and c
                             rather than drop its gradients
 should_stop                 ends at the next complete window (Lightning drops an open one), and as soon as min_steps
                             are done (Lightning: at the epoch's end); the epoch left is not counted as completed
+evaluation with ckpt_path   leaves the callbacks' states alone: a test of an old checkpoint must not set back which is
+                            the best
 KeyboardInterrupt           is raised again as itself (Lightning: SystemExit)
 val_dataloader              of the sanity check is called with gradients enabled, as any other time
 ==========================  =========================================================================================
@@ -909,12 +911,14 @@ def test_resume_at_the_end(saved: dict[str, str]) -> None:
 
 
 def test_test_with_a_checkpoint(saved: dict[str, str]) -> None:
-    """Evaluation loads the states of data and callbacks too."""
+    """Evaluation loads the data's state; unlike Lightning, not those of callbacks."""
     run = prepare()
     run.trainer.test(run.module, datamodule=run.datamodule, ckpt_path=saved["end"], verbose=False)
     run.assert_order("""
         <SETUP>
-        <LOAD>
+        module.on_load_checkpoint
+        datamodule.load_state_dict
+        callback.on_load_checkpoint
         datamodule.test_dataloader
         <TEST>
         <TEARDOWN>

@@ -368,14 +368,14 @@ def test_iterable_dataset_in_workers() -> None:
     assert numbers_of(whole[8:]) == numbers_of(resumed)
 
 
-def test_skipping_in_a_stream_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipping_in_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Reading again takes time, so a line says so; jumping says nothing."""
-    list(EpochLoader(KINDS["iterable dataset"](Numbers()), 1).iterate(0, 2))
-    captured = capsys.readouterr()
-    assert "reading 2 batches again" in captured.out + captured.err
-    list(EpochLoader(KINDS["shuffled"](Numbers()), 1).iterate(0, 2))
-    captured = capsys.readouterr()
-    assert captured.out + captured.err == ""
+    with caplog.at_level("INFO"):
+        list(EpochLoader(KINDS["iterable dataset"](Numbers()), 1).iterate(0, 2))
+        assert "reading 2 batches again" in caplog.text
+        caplog.clear()
+        list(EpochLoader(KINDS["shuffled"](Numbers()), 1).iterate(0, 2))
+        assert caplog.text == ""
 
 
 def test_persistent_workers() -> None:
