@@ -5,7 +5,8 @@ and settings cannot disturb it, and what differs from process to process (memory
 both loops of a pair and averages out over the processes. A process is pinned to one CPU, computes in one thread and
 writes to a pseudo-terminal, so that progress bars draw as they would for a user; the parent reads it on another CPU.
 The module itself notes the time at two of its steps. The two loops take turns in going first. Garbage collection is on,
-as it is for users, and each run begins with a full one.
+as it is for users, and each run begins with a full one. Runs are long enough for what happens only now and then: a bar
+that is drawn ten times a second, rows of values that are written once a second.
 
 The raw loop is a contender as well: what it costs over itself is what these figures leave to chance.
 """
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ from .contenders import RUN, Work, installed, settle, title
 from .report import Table, verdict
 
 FIRST = 300  # the step at which the clock starts
+LEAST = 1000  # steps that are timed, at least
 PAIRS = 5  # in one process
+SECONDS = {False: 0.4, True: 2.5}  # that a run is timed, bare and full
+RAW_SECONDS = 0.8  # that the raw loop is, at most
 DISTURBED = 0.02  # of its time, in which a run waited
 TARGETS = {False: 5.0, True: 15.0}  # µs, bare and full
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # -- in a process of its own ----------------------------------------------------------------------------------
 
 
-def measure(name: str, steps: int, full: bool) -> tuple[float, float]:
-    """Wall-clock and CPU time of one step, in µs."""
+def measure(name: str, full: bool, timed: int = LEAST) -> tuple[float, float]:
+    """Wall-clock and CPU time of one step, in µs, over `timed` steps."""
     marks: list[tuple[float, float]] = []
 
     def mark() -> None:
@@ -47,31 +50,37 @@ def measure(name: str, steps: int, full: bool) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
-        RUN[name](Work(steps, full, folder, {FIRST: mark, steps - 1: mark}))
-    first, last = marks
-    wall, cpu = ((end - start) / (steps - 1 - FIRST) * 1e6 for start, end in zip(first, last, strict=True))
+        RUN[name](Work(FIRST + timed + 1, full, folder, {FIRST: mark, FIRST + timed: mark}))
+    wall, cpu = ((end - start) / timed * 1e6 for start, end in zip(*marks, strict=True))
     return wall, cpu
 
 
-def measure_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]:
+def measure_pairs(name: str, full: bool, shorter: float, cpu: int | None) -> list[Any]:
     """(raw, contender) pairs of what `measure` gives."""
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     settle()
-    for warmed in ("raw", name):
-        measure(warmed, 2 * FIRST, full)
+    contenders = ("raw", name)
+    # A first run each imports what will be needed, and tells how many steps the others take.
+    timed = [max(LEAST, int(duration(each, full) / shorter / measure(each, full)[0] * 1e6)) for each in contenders]
     pairs = []
     for turn in range(PAIRS):
-        order = ("raw", name) if turn % 2 == 0 else (name, "raw")
-        figures = [measure(each, steps, full) for each in order]
-        pairs.append(figures if turn % 2 == 0 else figures[::-1])
+        pair: list[Any] = [None, None]
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            pair[which] = measure(contenders[which], full, timed[which])
+        pairs.append(pair)
     return pairs
+
+
+def duration(name: str, full: bool) -> float:
+    """For how many seconds to time a run."""
+    return min(SECONDS[full], RAW_SECONDS) if name == "raw" else SECONDS[full]
 
 
 # -- in the parent --------------------------------------------------------------------------------------------
 
 
-def start_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]:
+def start_pairs(*arguments: Any) -> list[Any]:
     """`measure_pairs` in a fresh process with a terminal of its own."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DO_NOT_TRACK": "1",
@@ -79,7 +88,7 @@ def start_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "pairs.json")
-        command = (sys.executable, "-m", __name__, json.dumps([name, steps, full, cpu]), str(result))
+        command = (sys.executable, "-m", __name__, json.dumps(arguments), str(result))
         master, slave = os.openpty()
         resize(slave, rows=30, columns=100)
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
@@ -87,7 +96,7 @@ def start_pairs(name: str, steps: int, full: bool, cpu: int | None) -> list[Any]
         shown = drain(master)
         os.close(master)
         if process.wait() != 0:
-            raise RuntimeError(f"{title(name)} failed:\n{shown}")
+            raise RuntimeError(f"{title(arguments[0])} failed:\n{shown}")
         return json.loads(result.read_text())
 
 
@@ -121,27 +130,20 @@ def choose_cpu() -> int | None:
 
 
 def compare(full: bool, rounds: int, quick: bool = False) -> Table:
-    steps = {(False, False): 4000, (False, True): 1500, (True, False): 6000, (True, True): 2500}[full, quick]
-    names = installed()
-    pairs: dict[str, list[Any]] = {name: [] for name in names}
-    failed: dict[str, str] = {}
+    pairs: dict[str, list[Any]] = {name: [] for name in installed()}
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     cpu = choose_cpu()
     try:
-        while any(len(pairs[name]) < rounds for name in names if name not in failed):
-            for name in names:
-                try:
-                    pairs[name] += start_pairs(name, steps, full, cpu)
-                except RuntimeError as error:
-                    failed[name] = str(error)
-                    print(error, file=sys.stderr)
+        while any(len(found) < rounds for found in pairs.values()):
+            for name, found in pairs.items():
+                found += start_pairs(name, full, 4 if quick else 1, cpu)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
-    return tabulate(full, steps, {name: pairs[name] for name in names if name not in failed}, list(failed))
+    return tabulate(full, pairs)
 
 
-def tabulate(full: bool, steps: int, pairs: dict[str, list[Any]], failed: Sequence[str]) -> Table:
+def tabulate(full: bool, pairs: dict[str, list[Any]]) -> Table:
     rows, figures = [], {}
     for name, found in pairs.items():
         low, median, high = statistics.quantiles([run[0] - raw[0] for raw, run in found], n=4)
@@ -162,11 +164,10 @@ def tabulate(full: bool, steps: int, pairs: dict[str, list[Any]], failed: Sequen
         f"Time of a step over the raw loop's, {kind}",
         ("", "µs", "quartiles", "CPU µs", "disturbed", "target", ""),
         rows,
-        {"raw_us": raw, "steps": steps, "contenders": figures},
+        {"raw_us": raw, "contenders": figures},
         [
-            f"The raw loop's step takes {raw:.1f} µs. Medians over pairs of runs of {steps} steps; a pair is disturbed "
-            f"if a run got no CPU for more than {DISTURBED:.0%} of its time.",
-            *(f"{title(name)} failed and is left out." for name in failed),
+            f"The raw loop's step takes {raw:.1f} µs. Medians over pairs of runs; a pair is disturbed if a run got "
+            f"no CPU for more than {DISTURBED:.0%} of its time.",
         ],
     )
 

@@ -52,7 +52,7 @@ class LearningRateMonitor(Callback):
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if not trainer.loggers:
+        if not trainer.loggers and not trainer.fast_dev_run:
             raise RuntimeError("LearningRateMonitor needs a logger: Trainer(logger=...) must not be False")
         self._every = 0 if self.logging_interval == "epoch" else trainer.log_every_n_steps
         self._logged_step = trainer.global_step

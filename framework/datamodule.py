@@ -84,6 +84,22 @@ class DataModule(HyperparametersMixin):
         """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
 
     @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, weights_only: bool | None = None, **overrides: Any) -> Self:
+        """Construct the data from a checkpoint's hyperparameters, and give it back its state.
+
+        Args:
+            checkpoint_path: a checkpoint directory or a pointer to one, local or any fsspec URL.
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+            **overrides: constructor arguments instead of the checkpoint's, or beside them.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or lacks an argument.
+        """
+        from .restore import datamodule_from_checkpoint
+
+        return datamodule_from_checkpoint(cls, checkpoint_path, weights_only, overrides)
+
+    @classmethod
     def from_datasets(
         cls,
         train_dataset: Any = None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -28,16 +29,17 @@ class HyperparametersMixin:
 
     _log_hyperparams = True
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 # as every class's
-        # Python hands the constructor's arguments to __new__ too: recorded here, none is ever guessed from a frame.
-        instance = super().__new__(cls)
-        instance.__dict__["_constructor_call"] = (args, kwargs)
-        return instance
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Each class's constructor notes what it is called with; so nothing is ever guessed from a frame.
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)
 
     def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] | None = None, logger: bool = True) -> None:
         """Keep the constructor's arguments in :attr:`hparams`, in checkpoints and in the loggers.
 
-        Call it in ``__init__``. Arguments taken by ``**kwargs`` count one by one.
+        Call it in ``__init__``, of the class or of a base class: what subclasses pass to their bases counts too, the
+        outermost value of a name first. Arguments taken by ``**kwargs`` count one by one.
 
         Args:
             *args: names of arguments to keep (default: all); or one dict or ``argparse.Namespace`` to keep instead.
@@ -60,6 +62,7 @@ class HyperparametersMixin:
             chosen = {name: recorded[name] for name in args} if args else recorded
         else:
             raise TypeError(f"save_hyperparameters takes names of arguments, or one dict or Namespace; got {args!r}")
+        self._note_call(args[0] if len(args) == 1 else None)
         left_out = {ignore} if isinstance(ignore, str) else set(ignore or ())
         self._log_hyperparams = logger
         self.hparams.update({name: value for name, value in chosen.items() if name not in left_out})
@@ -75,27 +78,54 @@ class HyperparametersMixin:
         """A copy of :attr:`hparams` as they were when kept."""
         return self.__dict__.get("_hparams_initial", AttributeDict())
 
-    def _constructor_arguments(self) -> dict[str, Any]:
-        """The arguments of the most derived constructor by name, defaults included."""
-        call = self.__dict__.get("_constructor_call")
-        if call is None:
+    def _note_call(self, kept: Any) -> None:
+        """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""
+        if running := self.__dict__.get("_constructor_calls"):
+            own = self._constructor_arguments(running[:1])
+            whole = next(([n, type(v).__name__] for n, v in own.items() if v is kept and not isinstance(v, str)), None)
+            self.__dict__["_hparams_call"] = {"arguments": list(own), "whole": whole}
+
+    @property
+    def hparams_call(self) -> dict[str, Any] | None:
+        """How to construct the object again: names of its arguments, and the one that holds all hyperparameters."""
+        return self.__dict__.get("_hparams_call")
+
+    def _constructor_arguments(self, running: Any = None) -> dict[str, Any]:
+        """The arguments of the constructors that are running, by name, defaults included."""
+        running = running or self.__dict__.get("_constructor_calls")
+        if not running:
             raise RuntimeError(f"{type(self).__name__}: the constructor's arguments are known in __init__ only")
-        signature = inspect.signature(type(self).__init__)
-        bound = signature.bind(self, *call[0], **call[1])
-        bound.apply_defaults()
         arguments: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
-            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                arguments.update(value)
-            else:
-                arguments[name] = value
+        for init, args, kwargs in reversed(running):
+            signature = inspect.signature(init)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            for name, value in list(bound.arguments.items())[1:]:
+                kind = signature.parameters[name].kind
+                if kind is inspect.Parameter.VAR_KEYWORD:
+                    arguments.update(value)
+                elif kind is not inspect.Parameter.VAR_POSITIONAL:
+                    arguments[name] = value
         return arguments
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle of the object needs neither the raw arguments nor the Trainer that runs it now; and compiled
         # code, which a module inside another may have, cannot be pickled.
-        left_out = ("_constructor_call", "_trainer", "_compiled_call_impl")
+        left_out = ("_constructor_calls", "_trainer", "_compiled_call_impl")
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def record(self: Any, *args: Any, **kwargs: Any) -> None:
+        running = self.__dict__.setdefault("_constructor_calls", [])
+        running.append((init, args, kwargs))
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            running.pop()
+
+    return record
 
 
 def _copy(hparams: AttributeDict) -> AttributeDict:

@@ -320,8 +320,12 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """The running training epoch's values, and the results of the stages that ended."""
         values = [
-            {**vars(entry), "value": None if entry.metric is not None else entry.value, "pending": list(entry.pending),
-                "pending_weights": list(entry.pending_weights)}
+            {
+                **vars(entry),
+                "value": None if entry.metric is not None else entry.value,
+                "pending": list(entry.pending),
+                "pending_weights": list(entry.pending_weights),
+            }
             for entry in self.stages.get("train", {}).values()
         ]
         return {"train": values, "results": {key: dict(value) for key, value in vars(self.results).items()}}
@@ -395,5 +399,6 @@ def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
         if name in states:
             metric._update_count = states[name]["update_count"]
             metric._computed = None
+            device = metric.device
             for key, value in states[name]["state"].items():
-                setattr(metric, key, map_tensors(value, lambda tensor: tensor.to(metric.device)))
+                setattr(metric, key, map_tensors(value, lambda tensor, device=device: tensor.to(device)))

@@ -215,6 +215,8 @@ class Module(HyperparametersMixin, nn.Module):
         Args:
             use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
         """
+        if not self.trainer.fitted:
+            raise RuntimeError("there are no optimizers before fit has called configure_optimizers")
         optimization = self.trainer.optimization
         optimizers: list[Any] = list(optimization.manual if use_pl_optimizer else optimization.optimizers)
         return optimizers[0] if len(optimizers) == 1 else optimizers

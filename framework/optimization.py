@@ -186,6 +186,8 @@ class Optimization:
         self.trainer = trainer
         self.optimizers, self.schedulers = optimizers, schedulers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
+        # What configure_optimizers asked for, before anything was trained or loaded.
+        self.configured = repr([engine.strategy.optimizer_state(o)["param_groups"] for o in optimizers])
         self.automatic = module.automatic_optimization
         self.accumulate = trainer.accumulate_grad_batches
         self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm

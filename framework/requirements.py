@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .datamodule import DataModule
 from .hooks import check_hook_names, overrides
 from .module import Module
+from .optimization import step_arguments
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -34,6 +35,11 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
             raise ValueError(
                 f"{type(module).__name__} has no configure_optimizers: return an optimizer from it, such as "
                 "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
+            )
+        if overrides(module, "optimizer_step", Module) and step_arguments(module.optimizer_step) > 3:
+            raise ValueError(
+                f"{type(module).__name__}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
+                "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
             )
         if trainer.limit_train_batches:
             _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")

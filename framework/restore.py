@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
@@ -20,6 +21,7 @@ from .checkpoint import (
 from .datamodule import DataModule
 from .encoding import find_sealed, require_unsealed
 from .hooks import overrides
+from .hparams import AttributeDict
 from .messages import log
 from .metrics import as_floats
 from .seed import rng_state
@@ -55,6 +57,7 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
     for owner, key in ((module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
         if owner is not None and owner.hparams:
             checkpoint[key] = dict(owner.hparams)
+            checkpoint[f"{key}_call"] = owner.hparams_call
     if not weights_only:
         checkpoint["callbacks"] = {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())}
         if trainer.fitted:
@@ -121,8 +124,10 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
     return load_checkpoint(trainer.ckpt_path, weights_only)
 
 
-def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let the loggers go on where they were."""
+def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Set the counters and the seed, and let the loggers go on where they were."""
+    if "run" in checkpoint:
+        trainer.state.load_state_dict(checkpoint["run"]["state"])
     for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
         logger.load_state_dict(state)
 
@@ -146,7 +151,7 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             require_unsealed(states[callback.state_key])
             callback.load_state_dict(states[callback.state_key])
     known = {callback.state_key for callback in trainer.callbacks}
-    if (absent := sorted(set(states) - known)):
+    if absent := sorted(set(states) - known):
         log.warning("The checkpoint holds states of callbacks that this Trainer lacks: %s", ", ".join(absent))
 
 
@@ -184,16 +189,17 @@ def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, 
         ) from error
 
 
-def module_from_checkpoint(
-    cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
-) -> Any:
-    """``Module.load_from_checkpoint``."""
-    path = resolve(os.fspath(path))
-    checkpoint = load_checkpoint(path, weights_only, map_location)
+def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, overrides: dict[str, Any]) -> Any:
+    """Construct ``cls`` from the hyperparameters that a checkpoint holds under ``key``."""
     parameters = inspect.signature(cls.__init__).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    saved = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if takes_any or k in parameters}
-    arguments = {**saved, **overrides}
+    saved = checkpoint.get(key, {})
+    call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
+    if call["whole"] is not None:
+        name, kind = call["whole"]
+        saved = {name: Namespace(**saved) if kind == "Namespace" else AttributeDict(saved)}
+    kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
+    arguments = {**kept, **overrides}
     if (sealed := find_sealed(arguments)) is not None:
         raise sealed._error()
     missing = [
@@ -206,7 +212,27 @@ def module_from_checkpoint(
             f"checkpoint {path!r} has no hyperparameters {', '.join(missing)} for {cls.__name__}: pass them to "
             "load_from_checkpoint, or call self.save_hyperparameters() in __init__ before training"
         )
-    module = cls(**arguments)
+    return cls(**arguments)
+
+
+def datamodule_from_checkpoint(cls: type[Any], path: Any, weights_only: bool | None, overrides: dict[str, Any]) -> Any:
+    """``DataModule.load_from_checkpoint``."""
+    path = resolve(os.fspath(path))
+    checkpoint = load_checkpoint(path, weights_only)
+    datamodule = construct(cls, path, checkpoint, "datamodule_hyper_parameters", overrides)
+    if "datamodule" in checkpoint:
+        require_unsealed(checkpoint["datamodule"])
+        datamodule.load_state_dict(checkpoint["datamodule"])
+    return datamodule
+
+
+def module_from_checkpoint(
+    cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
+) -> Any:
+    """``Module.load_from_checkpoint``."""
+    path = resolve(os.fspath(path))
+    checkpoint = load_checkpoint(path, weights_only, map_location)
+    module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
     if map_location is not None:
         module.to(map_location)
     module.configure_model()

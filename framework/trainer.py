@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from .metrics import Metrics, as_floats, metric_states
 from .module import Module
 from .optimization import Optimization, parse_optimizers
 from .requirements import check_run
-from .restore import read_run, restore_loggers, restore_module, restore_run, save_run
+from .restore import read_run, restore_module, restore_run, restore_start, save_run
 from .state import RunState
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ class Trainer(TrainerAttributes):
         deterministic: use deterministic algorithms; ``"warn"`` warns where there is none.
         benchmark: let cuDNN try out algorithms. Default: torch's own setting.
         inference_mode: evaluate under ``torch.inference_mode`` rather than ``torch.no_grad`` (outside of ``fit``).
-        use_distributed_sampler: shard data over processes.
+        use_distributed_sampler: shard data over processes; in one process it has no effect.
         profiler: ``"simple"`` or ``"pytorch"``.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
-        sync_batchnorm: convert batch norms to synchronised ones where there are several processes.
+        sync_batchnorm: convert batch norms to synchronised ones where there are several processes; in one process it
+            has no effect.
         reload_dataloaders_every_n_epochs: make the loaders again every so many epochs; 0 for never.
         default_root_dir: where logs and checkpoints go. Default: the working directory.
         compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
@@ -175,7 +176,7 @@ class Trainer(TrainerAttributes):
         self.compile = compile
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
-        self.default_root_dir = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
+        self.default_root_dir = os.path.expanduser(os.fspath(default_root_dir or os.getcwd()))
 
         switches = {
             "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
@@ -214,6 +215,7 @@ class Trainer(TrainerAttributes):
         self.ckpt_path: str | None = None
         self.resumed: dict[str, Any] | None = None  # what of a checkpoint is applied when the loop has begun
         self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
+        self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
         self._modes: dict[torch.nn.Module, bool] = {}
 
     # -- arguments --------------------------------------------------------------------------------------------
@@ -277,7 +279,9 @@ class Trainer(TrainerAttributes):
     ) -> None:
         """Train ``model``.
 
-        Called again, it goes on from where the last call ended (raise ``trainer.max_epochs`` first).
+        Called again with the same module, it goes on from where the last call ended (raise ``trainer.max_epochs``
+        first): with the optimizers' and schedulers' states, unless ``configure_optimizers`` now returns others, such as
+        with another learning rate. Another module begins at the beginning.
 
         Args:
             model: the module.
@@ -399,6 +403,9 @@ class Trainer(TrainerAttributes):
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.should_stop = False
         self.ckpt_path = None
+        if fn == "fit" and self.fitted and self.optimization.module is not model:
+            # Another module begins at the beginning.
+            self.state, self.fitted, self.unfinished = RunState(fn=fn, status="running"), False, None
         if fn == "fit" and self.unfinished is not None and ckpt_path is None:
             self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
         self.module, self.datamodule = model, datamodule
@@ -409,11 +416,10 @@ class Trainer(TrainerAttributes):
         model.trainer = self
         if datamodule is not None:
             datamodule.trainer = self
-        configured = self.callbacks
-        self.callbacks = self._with_module_callbacks(configured, model)
+        self.callbacks = self._with_module_callbacks(model)
         self.bus = CallbackBus(self, model, self.callbacks)
         try:
-            with torch.autograd.set_detect_anomaly(self.detect_anomaly) if self.detect_anomaly else _nothing():
+            with torch.autograd.set_detect_anomaly(True) if self.detect_anomaly else nullcontext():
                 self._prepare(fn, ckpt_path, weights_only)
                 yield
             if fn == "fit":
@@ -429,7 +435,6 @@ class Trainer(TrainerAttributes):
         finally:
             if self.data.train is not None:
                 self.data.train.close()
-            self.callbacks = configured
             self.state.stage = None
             self.metrics.enter(None, None)
 
@@ -438,7 +443,7 @@ class Trainer(TrainerAttributes):
         _set_torch_flags(self.deterministic, self.benchmark)
         checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None and fn == "fit":
-            restore_loggers(self, checkpoint)  # before anybody asks them for their folder
+            restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
         for owner, base in ((datamodule, DataModule), (module, Module)):
             if owner is not None and overrides(owner, "prepare_data", base):
                 owner.prepare_data()
@@ -458,10 +463,13 @@ class Trainer(TrainerAttributes):
         optimizers, schedulers = parse_optimizers(module.configure_optimizers())
         self._check_optimizers(optimizers)
         optimizers = self.engine.setup_optimizers(optimizers)
+        earlier = self.optimization if self.fitted else None
         self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
         self.fitted = True
         if checkpoint is not None:
             restore_run(self, checkpoint)
+        elif earlier is not None and earlier.configured == self.optimization.configured:
+            self.optimization.load_state_dict(earlier.state_dict())
         self.unfinished = None
         self._announce()
         self._log_hyperparameters()
@@ -482,13 +490,19 @@ class Trainer(TrainerAttributes):
                 "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
             )
 
-    def _with_module_callbacks(self, configured: list[Callback], module: Module) -> list[Callback]:
-        own = module.configure_callbacks()
-        own = own if isinstance(own, (list, tuple)) else [own]
+    def _with_module_callbacks(self, module: Module) -> list[Callback]:
+        """The Trainer's callbacks and the module's; a module that runs again keeps those of its first run."""
+        returned = module.configure_callbacks()
+        own = list(returned) if isinstance(returned, (list, tuple)) else [returned]
         for callback in own:
             check_callback(callback)
+        before, earlier = self._module_callbacks
+        if before is module:
+            return order_callbacks(self.callbacks)
+        configured = [callback for callback in self.callbacks if callback not in earlier]
+        self._module_callbacks = (module, own)
         kinds = {type(callback) for callback in own}
-        merged = [callback for callback in configured if type(callback) not in kinds] + list(own)
+        merged = [callback for callback in configured if type(callback) not in kinds] + own
         _check_state_keys(merged)
         return order_callbacks(merged)
 
@@ -522,10 +536,13 @@ class Trainer(TrainerAttributes):
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         self.state.status = "interrupted" if interrupted else "failed"
-        for hook in self.bus.on_exception:
-            hook(error)
-        if self.datamodule is not None:
-            self.datamodule.on_exception(error)
+        try:
+            for hook in self.bus.on_exception:
+                hook(error)
+            if self.datamodule is not None:
+                self.datamodule.on_exception(error)
+        except Exception:
+            log.exception("A hook on_exception raised in turn; what ended the run follows")
         self.strategy.teardown()
         for logger in self.loggers:
             logger.finalize(self.state.status)
@@ -679,11 +696,6 @@ class Trainer(TrainerAttributes):
         for name, value in vars(self).items():
             copied.__dict__[name] = None if name in ("bus", "data") else deepcopy(value, memo)
         return copied
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:

@@ -84,11 +84,31 @@ class Child(All):
 
 
 def test_inheritance() -> None:
-    """The arguments of the class that was constructed: those that construct it again."""
+    """The arguments of the class that was constructed and of the base that keeps them; the first construct it again."""
     module = Child(4, depth=3)
     assert (module.width, module.depth) == (8, 3)
-    assert module.hparams == {"heads": 4, "depth": 3}
-    assert Child(**module.hparams).width == 8
+    assert module.hparams == {"heads": 4, "depth": 3, "width": 8}
+    run = quiet()
+    run.fit(module, loader())
+    run.save_checkpoint("a.ckpt")
+    again = Child.load_from_checkpoint("a.ckpt")
+    assert (again.width, again.depth, again.hparams) == (8, 3, module.hparams)
+
+
+@pytest.mark.parametrize("config", [{"width": 3}, Namespace(width=3)])
+def test_one_argument_kept_as_a_whole(config: Any) -> None:
+    """A dict or Namespace that was the constructor's argument is given back as that argument."""
+
+    class Configured(Linear):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters(config)
+
+    run = quiet()
+    run.fit(Configured(config), loader())
+    run.save_checkpoint("a.ckpt")
+    again = Configured.load_from_checkpoint("a.ckpt")
+    assert again.hparams == {"width": 3}
 
 
 def test_both_save() -> None:
@@ -99,7 +119,7 @@ def test_both_save() -> None:
             super().__init__(width)
             self.save_hyperparameters({"heads": heads * 10})
 
-    assert Both(3).hparams == {"heads": 30, "width": 1}
+    assert Both(3).hparams == {"heads": 30, "width": 1, "depth": 2}
 
 
 def test_initial_hyperparameters_stay() -> None:

@@ -164,3 +164,69 @@ def test_two_optimizers_in_manual_mode_equal_a_hand_written_loop() -> None:
             optimizer.step()
             losses.append(loss.detach())
     assert_equal_runs(ours, losses, raw)
+
+
+class Weighted(Regression):
+    """Gives each batch a weight."""
+
+    def __init__(self, weights: list) -> None:
+        super().__init__()
+        self.net[2] = nn.Identity()
+        self.weights = weights
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> dict:
+        return {"loss": self.loss(batch), "weight": self.weights[batch_idx]}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_large_weights_do_not_overflow(precision) -> None:
+    """Weights such as token counts act by their ratio, so that half precision can hold the losses."""
+    results = []
+    for weights in ([4096, 2048] * 4, [2, 1] * 4):
+        seed_everything(7, verbose=False)
+        module = Weighted(weights)
+        run = trainer(max_epochs=3, accumulate_grad_batches=2, precision=precision)
+        run.fit(module, loader(8))
+        if run.engine.scaler is not None:
+            assert not run.engine.step_was_skipped
+        results.append(module.net[0].weight.detach())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0)])
+def test_a_window_whose_weights_are_zero_changes_nothing(zero) -> None:
+    """All tokens masked: no NaN."""
+    seed_everything(7, verbose=False)
+    module = Weighted([zero] * 4)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
+    before = module.net[0].weight.detach().clone()
+    trainer(max_epochs=1, accumulate_grad_batches=2).fit(module, loader(4))
+    assert torch.equal(module.net[0].weight, before)
+
+
+def test_a_second_step_in_a_batch_leaves_other_gradients_scaled_once() -> None:
+    """Under 16-mixed in manual optimization, as in full precision."""
+
+    class Twice(Adversaries):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            generator, critic = self.optimizers()
+            generator.zero_grad()
+            critic.zero_grad()
+            self.manual_backward(self.generator_loss(batch[0]) / 1000)  # small, so that no gradient overflows
+            self.clip_gradients(critic, 100.0)
+            generator.step()
+            generator.zero_grad()
+            self.manual_backward((self.generator(batch[0]) - batch[0]).square().mean() / 1000)
+            generator.step()
+            critic.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=100.0) for part in (self.generator, self.critic)]
+
+    weights = []
+    for precision in ("32-true", "16-mixed"):
+        seed_everything(7, verbose=False)
+        module = Twice()
+        trainer(max_epochs=1, precision=precision).fit(module, loader(1))
+        weights.append(module.critic.weight.detach())
+    torch.testing.assert_close(*weights, rtol=0.01, atol=1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import EarlyStopping, ModelCheckpoint
@@ -287,3 +287,97 @@ def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> N
     assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99), whole)
     trainer.save_checkpoint(path)
     assert path.exists()
+
+
+class Planned(Noisy):
+    """Asks for the number of steps while optimizers are made, as a OneCycleLR does."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == BATCHES * EPOCHS
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+
+def fit_planned(root: Path, loader, module: Noisy, seed: int = 3, ckpt_path=None, **arguments) -> Trainer:
+    seed_everything(seed, verbose=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=EPOCHS, default_root_dir=root, **quiet, **arguments)
+    trainer.fit(module, loader, [torch.ones(2, 8)], ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_data_order_when_the_loader_is_made_early(tmp_path) -> None:
+    """estimated_stepping_batches makes the training loader before the optimizers: with the checkpoint's seed."""
+    whole, resumed = Planned(), Planned()
+    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=4)
+    fit_planned(tmp_path, LOADERS["shuffled"](), whole, callbacks=save)
+    path = tmp_path / "saved" / "epoch=1-step=8.ckpt"
+    fit_planned(tmp_path, LOADERS["shuffled"](), resumed, seed=99, ckpt_path=path, enable_checkpointing=False)
+    assert resumed.seen == whole.seen[8:]
+
+
+def test_epoch_wise_schedulers_step_once_where_the_length_is_unknown(tmp_path) -> None:
+    """A checkpoint of the last validation of an epoch whose end was only found by reading."""
+
+    class Halving(Noisy):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, save_on_train_epoch_end=False)
+    whole, resumed = Halving(), Halving()
+    expected = fit_planned(tmp_path, LOADERS["stream"](), whole, callbacks=save)
+    path = tmp_path / "saved" / f"epoch=0-step={BATCHES}.ckpt"
+    found = fit_planned(tmp_path, LOADERS["stream"](), resumed, seed=99, ckpt_path=path, enable_checkpointing=False)
+    assert found.optimizers[0].param_groups[0]["lr"] == expected.optimizers[0].param_groups[0]["lr"]
+    assert resumed.seen == whole.seen[BATCHES:]
+
+
+def test_persistent_validation_workers_take_no_number_from_the_training(tmp_path) -> None:
+    """They draw their seed when they start, in the first validation of a process."""
+
+    def validation() -> DataLoader:
+        return DataLoader(TensorDataset(torch.ones(4, 8)), 2, num_workers=1, persistent_workers=True, collate_fn=first)
+
+    def run(**arguments) -> Noisy:
+        module = Noisy()
+        seed = arguments.pop("seed", 3)
+        seed_everything(seed, verbose=False)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        path = arguments.pop("ckpt_path", None)
+        trainer = Trainer(max_epochs=2, num_sanity_val_steps=0, **quiet, **arguments)
+        trainer.fit(module, LOADERS["shuffled"](), validation(), ckpt_path=path)
+        return module
+
+    whole = run(callbacks=ModelCheckpoint(tmp_path, save_top_k=-1))
+    resumed = run(seed=99, ckpt_path=tmp_path / f"epoch=0-step={BATCHES}.ckpt", enable_checkpointing=False)
+    for (name, mine), theirs in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def first(samples: list) -> Tensor:
+    """A collate function: the first tensors of the samples, stacked."""
+    return torch.stack([sample[0] for sample in samples])
+
+
+def test_fit_again_keeps_moments_and_schedules(tmp_path) -> None:
+    """Two calls of fit end where one ends; another learning rate begins anew, another module at the beginning."""
+
+    def run(*epochs: int, lr: float | None = None) -> tuple[Trainer, Noisy]:
+        seed_everything(3, verbose=False)
+        module = Noisy()
+        trainer = Trainer(
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        )
+        batches = [torch.randn(2, 8, generator=torch.Generator().manual_seed(i)) for i in range(BATCHES)]
+        for count in epochs:
+            trainer.max_epochs = count
+            trainer.fit(module, batches, batches[:1])
+        return trainer, module
+
+    (once, whole), (twice, parts) = run(3), run(1, 3)
+    assert flat(once.optimization.state_dict()) == flat(twice.optimization.state_dict())
+    assert torch.equal(whole.net[0].weight, parts.net[0].weight)
+    other = Noisy()
+    twice.fit(other, [torch.randn(2, 8)], [torch.randn(2, 8)])
+    assert (len(other.seen), twice.current_epoch) == (3, 3)

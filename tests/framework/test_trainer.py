@@ -769,7 +769,7 @@ def test_configure_callbacks_of_the_module() -> None:
     trainer = quiet(given)
     trainer.fit(Brings(), loader())
     assert (own.ran, given.ran) == (True, False)
-    assert trainer.callbacks == [given]
+    assert trainer.callbacks == [own]  # where its results can be read, and a test finds the best checkpoint
 
 
 def test_print(capsys: pytest.CaptureFixture[str]) -> None:
@@ -778,3 +778,31 @@ def test_print(capsys: pytest.CaptureFixture[str]) -> None:
     trainer.print("from the trainer")
     module.print("from the module")
     assert capsys.readouterr().out == "from the trainer\nfrom the module\n"
+
+
+def test_what_a_modules_own_checkpoint_callback_found_is_kept() -> None:
+    """After fit its best checkpoint can be read and tested; a test of another checkpoint does not set it back."""
+
+    class Brings(Evaluated):
+        def configure_callbacks(self) -> Callback:
+            return ModelCheckpoint("kept", save_top_k=-1)
+
+    trainer = quiet(max_epochs=2)
+    trainer.fit(Brings(), loader(), loader())
+    best = trainer.checkpoint_callback.best_model_path
+    assert best.endswith("epoch=1-step=8.ckpt")
+    trainer.test(dataloaders=loader(), ckpt_path=best.replace("epoch=1-step=8", "epoch=0-step=4"), verbose=False)
+    assert trainer.checkpoint_callback.best_model_path == best
+
+
+def test_a_raising_exception_hook_does_not_hide_the_error() -> None:
+    """What ended the run is raised, and loggers are closed."""
+
+    class Raises(Callback):
+        def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+            raise KeyError("another")
+
+    module = Linear()
+    module.training_step = lambda batch, batch_idx: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        quiet(Raises()).fit(module, loader())
