@@ -14,19 +14,25 @@ os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
 from . import calls, checkpoint, imports, size, step_overhead
 from .contenders import missing, settle
-from .report import Table, machine, put_into
+from .report import BEGIN, END, Table, has_marks, machine, put_into
 
 BENCHMARKS = ("step", "calls", "import", "checkpoint", "size")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", nargs="*", choices=[[], *BENCHMARKS], help="which ones (default: all)")
+    names = ", ".join(BENCHMARKS)
+    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all)")
     parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.benchmark) - set(BENCHMARKS):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}")
+    if options.markdown and not has_marks(options.markdown):
+        parser.error(f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between")
+    return options
 
 
 def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:

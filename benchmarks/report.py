@@ -52,10 +52,12 @@ def machine() -> str:
     )
 
 
+def has_marks(file: Path) -> bool:
+    return END in file.read_text(encoding="utf-8").partition(BEGIN)[2]
+
+
 def put_into(file: Path, text: str) -> None:
     """Replace what stands between the two marks in a Markdown file."""
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no lines {BEGIN} and {END} to put the tables between")
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
     file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
