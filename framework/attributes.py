@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
     from ..strategies import Strategy
+    from .control import Control
     from .data import RunData
     from .engine import Engine
     from .metrics import Metrics
@@ -29,6 +30,7 @@ class TrainerAttributes:
     if TYPE_CHECKING:
         accumulate_grad_batches: int
         callbacks: list[Callback]
+        control: Control
         data: RunData
         default_root_dir: str
         engine: Engine
@@ -73,6 +75,35 @@ class TrainerAttributes:
     def is_last_batch(self) -> bool:
         """Whether the running training batch is its epoch's last, as far as the loader tells."""
         return self.state.batch_idx + 1 >= self.num_training_batches
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to end the training after this step. If any process sets it, all end, about a second later."""
+        return self.control.wants_stop or self.control.stop
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        self.control.ask_to_stop(stop)
+
+    @property
+    def sync_batchnorm(self) -> bool:
+        """Whether batch norms compute their statistics over all processes."""
+        return self.engine.strategy.sync_batchnorm
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of machines."""
+        return self.engine.place.num_nodes if self.engine.place is not None else 1
+
+    @property
+    def num_devices(self) -> int:
+        """Number of processes on this machine."""
+        return self.world_size // self.num_nodes
+
+    @property
+    def node_rank(self) -> int:
+        """This machine's index."""
+        return self.engine.strategy.node_rank
 
     @property
     def strategy(self) -> Strategy:

@@ -159,14 +159,14 @@ def resolve(path: str) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: dict[str, Any] | None) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
     """Write ``checkpoint`` to the directory ``path``; when this returns, it is complete and on disk.
 
     Args:
         checkpoint: ``state_dict``, ``optimizer_states`` and anything else, nested as users may nest it.
         path: the directory, local or any fsspec URL. One that is there is replaced only by the complete new one.
         facts: JSON values for the manifest.
-        rng: this process's random generators.
+        rng: each process's random generators, by rank.
 
     Raises:
         OSError: if it could not be written. Locally, what was there before is untouched; an object store cannot
@@ -209,7 +209,7 @@ def _move_into_place(temporary: str, path: str) -> None:
         remove(replaced)
 
 
-def _write_files(checkpoint: dict[str, Any], target: str, facts: dict[str, Any], rng: dict[str, Any] | None) -> None:
+def _write_files(checkpoint: dict[str, Any], target: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
     files: dict[str, Any] = {}
     objects: dict[str, Any] = {}
 
@@ -234,10 +234,10 @@ def _write_files(checkpoint: dict[str, Any], target: str, facts: dict[str, Any],
         write("optimizer/optimizer.safetensors", tensors_to_bytes(optimizer_tensors))
     write("state.json", json.dumps(encoded).encode())
     write("state.safetensors", tensors_to_bytes(tensors))
-    if rng is not None:
+    for rank, generators in enumerate(rng or ()):
         tensors = {}
-        write("rng/rank-0.json", json.dumps(encode(rng, "rng", tensors, objects)).encode())
-        write("rng/rank-0.safetensors", tensors_to_bytes(tensors))
+        write(f"rng/rank-{rank}.json", json.dumps(encode(generators, "rng", tensors, objects)).encode())
+        write(f"rng/rank-{rank}.safetensors", tensors_to_bytes(tensors))
     if objects:
         _pickle_objects(objects, write)
     body = {"format": FORMAT, "torch": torch.__version__, "files": files, **facts}
@@ -378,7 +378,8 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
 
     checkpoint: dict[str, Any] = state("state", tensors("optimizer/optimizer.safetensors"))
     checkpoint["state_dict"] = {**tensors("model/model.safetensors"), **checkpoint.pop("model_extra_state", {})}
-    checkpoint["rng"] = state("rng/rank-0", {}) if "rng/rank-0.json" in content else None
+    ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
+    checkpoint["rng"] = [state(f"rng/rank-{rank}", {}) for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
 

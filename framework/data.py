@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from .batches import map_tensors
 from .datamodule import DataModule
+from .dealing import SharedLoader, is_dealt_already
 from .hooks import overrides
 from .loaders import (
     INFINITE,
@@ -14,7 +17,9 @@ from .loaders import (
     EpochLoader,
     loader_length,
 )
+from .messages import log
 from .module import Module
+from .seed import isolated_rng
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -34,15 +39,19 @@ class RunData:
         given: the loaders passed to ``fit``, ``test`` and so on, by stage.
         loaders: by stage, the user's loaders as they are: one object for training, a list for the others.
         train: the training loader as the loop iterates it.
-        num_batches: by stage, how many batches to run: a number for training, a list for the others.
+        num_batches: by stage, how many batches to run here: a number for training, a list for the others.
+        alone: whether the running evaluation step is one that other processes have no batch for.
     """
 
     def __init__(self, trainer: Trainer, module: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
         self.trainer, self.module, self.datamodule, self.given = trainer, module, datamodule, given
         self.loaders: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
-        self.train: EpochLoader | CombinedEpochLoader | None = None
+        self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
+        self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
         self.loaded_in_epoch: dict[str, int] = {}
+        self.alone = False
+        self._limits: dict[str, list[int | float]] = {}  # by stage, how many batches all processes run together
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``."""
@@ -75,20 +84,37 @@ class RunData:
         assert source is not None, "checked before the run"
         loaders = self.loaders["train"] = source()
         self.loaded_in_epoch["train"] = trainer.state.epoch
-        seed, shuffle = trainer.data_seed(), not trainer.overfit_batches
         combined = loaders
         if isinstance(loaders, dict) or (isinstance(loaders, (list, tuple)) and _holds_loaders(loaders)):
             combined = CombinedLoader(loaders, "max_size_cycle")
-        if isinstance(combined, CombinedLoader):
-            parts = [EpochLoader(loader, seed + i, shuffle) for i, loader in enumerate(combined.flattened)]
-            self.train = CombinedEpochLoader(combined, parts)
-        else:
-            self.train = EpochLoader(combined, seed, shuffle)
+        self.train = self._by_epochs(combined, shuffle=not trainer.overfit_batches)
+        if trainer.world_size > 1:
+            self.train = SharedLoader(self.train, trainer.strategy, self._deals(combined))
         self.num_batches["train"] = limited(self.train.length, trainer.limit_train_batches, "limit_train_batches")
         if self.train.length == 0:
             raise ValueError(
                 "the training loader is empty (its length is 0): check its dataset, and batch_size with drop_last=True"
             )
+
+    def _by_epochs(self, loader: Any, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
+        seed = self.trainer.data_seed()
+        if not isinstance(loader, CombinedLoader):
+            return EpochLoader(loader, seed, shuffle)
+        parts = [EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)]
+        return CombinedEpochLoader(loader, parts)
+
+    def _deals(self, loader: Any) -> bool:
+        """Whether a loader's batches are dealt out to the processes, rather than its own in each of them."""
+        parts = loader.flattened if isinstance(loader, CombinedLoader) else [loader]
+        if not self.trainer.use_distributed_sampler or any(map(is_dealt_already, parts)):
+            return False
+        if any(loader_length(part) == INFINITE for part in parts):
+            log.info(
+                "A loader without length: each of the %d processes reads all of it and takes every %d-th batch. If it "
+                "gives each process its own part, pass Trainer(use_distributed_sampler=False)",
+                self.trainer.world_size, self.trainer.world_size,
+            )  # fmt: skip
+        return True
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
@@ -111,12 +137,66 @@ class RunData:
                 loaders = [loaders]
             self.loaders[stage] = list(loaders)
             self.loaded_in_epoch[stage] = self.trainer.state.epoch
+            self._close(stage)
+            if self.trainer.world_size > 1:
+                self._parts[stage] = [
+                    self._by_epochs(loader) if self._deals(loader) else None for loader in self.loaders[stage]
+                ]
         lengths = [loader_length(loader) for loader in self.loaders[stage]]
-        if 0 in lengths:
-            raise ValueError(f"{stage} loader {lengths.index(0)} is empty (its length is 0): check its dataset")
+        parts = self._parts.get(stage, [None] * len(lengths))
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        for index, (length, part) in enumerate(zip(lengths, parts, strict=True)):
+            if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
+                raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
         name = f"limit_{'val' if stage == 'validate' else stage}_batches"
-        self.num_batches[stage] = [limited(length, limit, name) for length in lengths]
+        limits = self._limits[stage] = [limited(length, limit, name) for length in lengths]
+        self.num_batches[stage] = [
+            count if part is None or count == INFINITE else len(range(rank, int(count), world_size))
+            for count, part in zip(limits, parts, strict=True)
+        ]
         return bool(lengths)
+
+    def batches_in_all(self, stage: str) -> list[int | float]:
+        """How many batches of each evaluation loader every process has; infinite where nobody knows."""
+        limits = self._limits[stage]
+        parts = self._parts.get(stage, [None] * len(limits))
+        return [
+            INFINITE if part is None or limit == INFINITE else limit // self.trainer.world_size
+            for limit, part in zip(limits, parts, strict=True)
+        ]
+
+    def begin(self, stage: str, index: int) -> Iterator[Any]:
+        """Iterate an evaluation loader: all of it, or this process's part: every ``world_size``-th batch."""
+        loader, parts = self.loaders[stage][index], self._parts.get(stage)
+        part = parts[index] if parts else None
+        # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
+        # one: that must not take a number from the training's generator.
+        with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
+            return iter(loader) if part is None else part.iterate(0, self.trainer.global_rank, self.trainer.world_size)
+
+    def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
+        """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""
+        found = self.trainer.strategy.gather_objects(map_tensors(outputs, lambda tensor: tensor.detach().cpu()))
+        merged = []
+        for index, by_rank in enumerate(zip(*found, strict=True)):
+            if self._parts[stage][index] is None:
+                merged.append([output for own in by_rank for output in own])
+            else:
+                rounds = max(map(len, by_rank))
+                merged.append([own[i] for i in range(rounds) for own in by_rank if i < len(own)])
+        return merged
+
+    def close(self) -> None:
+        """End the workers of our copies of loaders."""
+        if self.train is not None:
+            self.train.close()
+        for stage in self._parts:
+            self._close(stage)
+
+    def _close(self, stage: str) -> None:
+        for part in self._parts.get(stage, ()):
+            if part is not None:
+                part.close()
 
     def stale(self, stage: str, every_n_epochs: int) -> bool:
         """Whether the loaders of ``stage`` are to be made again for this epoch."""

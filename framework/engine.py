@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..strategies import Precision, Strategy, create_strategy
 from ..strategies.accelerator import select_devices
+from ..strategies.launch import check_place, detect
 from ..strategies.precision import create_precision
 from .batches import cast_batch, map_tensors, move_batch
 
@@ -24,9 +25,10 @@ class Engine:
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
         devices: a count, a list of indices, ``"auto"`` or -1.
-        num_nodes: number of machines.
+        num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         strategy: a name or a :class:`~loopwright.strategies.Strategy`.
         precision: a name or a :class:`~loopwright.strategies.Precision`.
+        sync_batchnorm: let batch norms compute their statistics over all processes.
 
     Raises:
         ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
@@ -36,19 +38,21 @@ class Engine:
         self,
         accelerator: str = "auto",
         devices: int | str | list[int] = "auto",
-        num_nodes: int = 1,
+        num_nodes: int | str = "auto",
         strategy: str | Strategy = "auto",
         precision: int | str | Precision = "32-true",
+        sync_batchnorm: bool = False,
     ) -> None:
-        if not isinstance(num_nodes, int) or num_nodes < 1:
-            raise ValueError(f"num_nodes must be an integer from 1; got {num_nodes!r}")
-        self.strategy = create_strategy(strategy)
+        self._asked = accelerator, devices, num_nodes
         self.precision = create_precision(precision)
-        chosen = select_devices(accelerator, devices)
-        if devices == "auto" and strategy in ("auto", "single"):
+        chosen, num_nodes = self._choose_devices()
+        if devices == "auto" and strategy == "single" and self.place is None:
             chosen = chosen[:1]
-        self.strategy.setup_environment(chosen, num_nodes)
-        self.precision.check(self.device)
+        self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
+        self.strategy.sync_batchnorm |= sync_batchnorm
+        self.strategy.setup_environment(chosen, num_nodes, self.place)
+        if not self.must_launch:  # else it is done in those processes, and takes no memory of a device here
+            self.precision.check(self.device)
         scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
         self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
@@ -59,10 +63,37 @@ class Engine:
         self._stepped: set[int] = set()
         self._updated = False  # whether the last scaled step took place
 
+    def _choose_devices(self) -> tuple[list[torch.device], int]:
+        """The devices of this machine's processes, and the number of machines."""
+        accelerator, devices, asked = self._asked
+        if asked != "auto" and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
+            raise ValueError(f'num_nodes must be an integer from 1, or "auto"; got {asked!r}')
+        self.place = place = detect()
+        if place is not None:
+            check_place(place, None, None if asked == "auto" else int(asked))
+            return select_devices(accelerator, devices, place), place.num_nodes
+        if asked not in ("auto", 1):
+            raise ValueError(
+                f"num_nodes={asked}: start the program on each of the machines, such as with torchrun --nnodes {asked} "
+                f"--nproc-per-node {devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT script.py, or with srun"
+            )
+        return select_devices(accelerator, devices), 1
+
+    def find_place(self) -> None:
+        """Look once more where this process stands: it was started with this engine in its hands."""
+        devices, num_nodes = self._choose_devices()
+        self.strategy.setup_environment(devices, num_nodes, self.place)
+        self.precision.check(self.device)
+
     @property
     def device(self) -> torch.device:
         """This process's device."""
         return self.strategy.device
+
+    @property
+    def must_launch(self) -> bool:
+        """Whether the processes of this engine are still to be started."""
+        return self.place is None and self.strategy.world_size > 1
 
     # -- modules, batches -------------------------------------------------------------------------------------
 
@@ -111,6 +142,8 @@ class Engine:
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         run = run or self.strategy.backward
+        if self.strategy.in_step:
+            self.strategy.prepare_backward(loss)
         if self.precision.compute is not None and torch.is_autocast_enabled(self.device.type):
             # Manual optimization calls this inside the step: backward repeats each operation in its forward's type.
             with torch.autocast(self.device.type, enabled=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -36,7 +36,15 @@ class EpochLoader:
         loader: any iterable that can be iterated again.
         seed: the run's seed.
         shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
+
+    Attributes:
+        length: number of batches; infinite if the loader does not tell.
+        drop_last: whether the loader leaves out what does not fill a batch.
+        last_fraction: size of the last batch, as a fraction of the others'.
+        share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
     """
+
+    share = 1.0
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
         if not isinstance(loader, Iterable):
@@ -50,29 +58,33 @@ class EpochLoader:
         if not self._stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = _replace_sampler(loader, self._indices)
+        self.drop_last = bool(getattr(loader, "drop_last", False))
+        self.last_fraction = 1.0 if self._indices is None else self._indices.last_fraction
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Iterate epoch ``epoch`` from batch ``start``."""
+    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
+        """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
         set_epoch(self.loader, epoch)
+        if self._indices is not None:
+            self._indices.place(epoch, start, step)
+            return iter(self._copy)
         if self._resumed is not None and self._stateful:
             self.loader.load_state_dict(self._resumed)
             self._resumed = None
-            return iter(self.loader)
-        if self._indices is not None:
-            self._indices.place(epoch, start)
-            return iter(self._copy)
-        if isinstance(self.loader, Sequence):
-            return islice(iter(self.loader), start, None) if start else iter(self.loader)
-        batches = self._iterate_stream(epoch)
-        if start:
-            log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
-            for _ in islice(batches, start):
-                pass
-        return batches
+            batches, start = iter(self.loader), step - 1 if start >= step else start
+        elif isinstance(self.loader, Sequence):
+            batches = iter(self.loader)
+        else:
+            batches = self._iterate_stream(epoch, own_seed=step > 1)
+            if start >= step:
+                log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
+                for _ in islice(batches, start):
+                    pass
+                start = 0
+        return batches if start == 0 and step == 1 else islice(batches, start, None, step)
 
-    def _iterate_stream(self, epoch: int) -> Iterator[Any]:
+    def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        if self._stateful:
+        if self._stateful and not own_seed:
             return iter(self.loader)
         loader = self.loader
         if isinstance(loader, DataLoader):
@@ -107,7 +119,7 @@ class IndexPlan:
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self.seed = seed
         self.length = len(loader) if loader_length(loader) != INFINITE else None
-        self.epoch = self.start = 0
+        self.epoch, self.start, self.step = 0, 0, 1
         self.in_workers = loader.num_workers > 0
         self.batched = loader.batch_sampler is not None
         self.sampler: Any = loader.batch_sampler if self.batched else loader.sampler
@@ -122,13 +134,16 @@ class IndexPlan:
         self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
         if self.random is not None and self.random.generator is not None:
             self.seed = mix_seeds(seed, self.random.generator.initial_seed())
+        self.last_fraction = 1.0
+        if self.planned and self.batch_size and not self.drop_last and self.size:
+            self.last_fraction = (self.size % self.batch_size or self.batch_size) / self.batch_size
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
         self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
 
-    def place(self, epoch: int, start: int) -> None:
-        """Set where the next iteration begins."""
-        self.epoch, self.start = epoch, start
+    def place(self, epoch: int, start: int, step: int) -> None:
+        """Set where the next iteration begins, and every how many batches it gives one."""
+        self.epoch, self.start, self.step = epoch, start, step
 
     def __len__(self) -> int:
         if self.length is None:
@@ -144,12 +159,19 @@ class IndexPlan:
     def _planned(self) -> Iterator[Any]:
         order = self._order()
         if not self.batched:
-            yield from order[self.start :]
+            yield from order[self.start :: self.step]
             return
-        assert self.batch_size is not None
-        last = len(order) - self.batch_size + 1 if self.drop_last else len(order)
-        for first in range(self.start * self.batch_size, last, self.batch_size):
-            yield list(order[first : first + self.batch_size])
+        size = self.batch_size
+        assert size is not None
+        if self.step > 1:
+            firsts = range(self.start * size, len(order), self.step * size)
+            indices = iter([index for first in firsts for index in order[first : first + size]])
+        else:
+            indices = iter(order[self.start * size :])
+        while batch := [*islice(indices, size)]:
+            if self.drop_last and len(batch) < size:
+                return
+            yield batch
 
     def _order(self) -> Sequence[int]:
         """The epoch's sample indices."""
@@ -173,11 +195,11 @@ class IndexPlan:
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
         batches = _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
-        return islice(batches, self.start, None)
+        return islice(batches, self.start, None, self.step)
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for cursor, indices in enumerate(batches, self.start):
-            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, cursor))
+        for place, indices in enumerate(batches):
+            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, self.start + place * self.step))
 
 
 class _SeededIndices:
@@ -297,8 +319,8 @@ class _Again:
         self.loader = loader
         self.length = loader_length(loader)
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        return islice(iter(self.loader), start, None)
+    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
+        return islice(iter(self.loader), start, None, step)
 
 
 def combined_length(lengths: list[int | float], mode: str) -> int | float:
@@ -309,26 +331,25 @@ def combined_length(lengths: list[int | float], mode: str) -> int | float:
 class CombinedEpochLoader:
     """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
 
+    share = 1.0
+    last_fraction = 1.0
+
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
         self.loader = combined
         self.loaders = loaders
         self.length = combined_length([loader.length for loader in loaders], combined.mode)
+        self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Iterate epoch ``epoch`` from batch ``start``. What this draws at random, it draws before it returns."""
-        if start and any(loader.length == INFINITE for loader in self.loaders):
-            log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
-            batches = self.iterate(epoch)
-            for _ in islice(batches, start):
-                pass
-            return batches
+    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
+        """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
+        if (start or step > 1) and any(loader.length == INFINITE for loader in self.loaders):
+            if start >= step:
+                log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
+            return islice(self.iterate(epoch), start, None, step)
         if self.loader.mode == "sequential":
-            rest = list(self.loaders)
-            while len(rest) > 1 and start >= rest[0].length:  # never where the length is not known
-                start -= int(rest.pop(0).length)
-            return self._sequential(rest[0].iterate(epoch, start), rest[1:], epoch)
+            return self._sequential(list(self.loaders), epoch, start, step)
         cycle = self.loader.mode == "max_size_cycle"
-        return self._together([_Stream(loader, epoch, start, cycle) for loader in self.loaders])
+        return self._together([_Stream(loader, epoch, start, step, cycle) for loader in self.loaders])
 
     def _together(self, streams: list[_Stream]) -> Iterator[Any]:
         shortest = self.loader.mode == "min_size"
@@ -343,10 +364,20 @@ class CombinedEpochLoader:
             yield batch if self.loader.keys is None else dict(zip(self.loader.keys, batch, strict=True))
 
     @staticmethod
-    def _sequential(first: Iterator[Any], rest: list[Any], epoch: int) -> Iterator[Any]:
-        yield from first
-        for loader in rest:
-            yield from loader.iterate(epoch)
+    def _sequential(rest: list[Any], epoch: int, start: int, step: int) -> Iterator[Any]:
+        while len(rest) > 1 and start >= rest[0].length:  # never where the length is not known
+            start -= int(rest.pop(0).length)
+        first = rest[0].iterate(epoch, start, step)
+
+        def batches() -> Iterator[Any]:
+            nonlocal start
+            yield from first
+            for before, loader in pairwise(rest):
+                # Where every step-th batch goes on in the next loader; each batch does at its beginning.
+                start = 0 if step == 1 else (start - int(before.length)) % step
+                yield from loader.iterate(epoch, start, step)
+
+        return batches()
 
     def close(self) -> None:
         """End the workers of the loaders' copies."""
@@ -366,8 +397,8 @@ class CombinedEpochLoader:
 class _Stream:
     """One loader among several: begun again as often as needed, each time in another order."""
 
-    def __init__(self, loader: Any, epoch: int, start: int, cycle: bool) -> None:
-        self.loader, self.epoch, self.cycle = loader, epoch, cycle
+    def __init__(self, loader: Any, epoch: int, start: int, step: int, cycle: bool) -> None:
+        self.loader, self.epoch, self.step, self.cycle = loader, epoch, step, cycle
         self.ended = False  # whether it has been read to its end at least once
         self.round = 0
         if cycle and start and loader.length not in (0, INFINITE):
@@ -376,7 +407,8 @@ class _Stream:
                 # The round before is over, but its end is only seen by the next read.
                 self.round, start = self.round - 1, int(loader.length)
             self.ended = self.round > 0
-        self.iterator = loader.iterate(self._epoch(), start)
+        self.position = start  # of the next batch in its round
+        self.iterator = loader.iterate(self._epoch(), start, step)
 
     def _epoch(self) -> int:
         # Further rounds need orders of their own; no training has this many epochs.
@@ -384,13 +416,18 @@ class _Stream:
 
     def next(self) -> Any:
         """The next batch, or None when there is no more."""
-        for _ in range(2):
+        while True:
             try:
-                return next(self.iterator)
+                batch = next(self.iterator)
             except StopIteration:
                 self.ended = True
                 if not self.cycle:
                     return None
+                if self.position == 0:
+                    raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
+                self.position = 0 if self.step == 1 else max(0, self.position - int(self.loader.length))
                 self.round += 1
-                self.iterator = self.loader.iterate(self._epoch())
-        raise RuntimeError(f"a loader gave no batch when it was begun again: {self.loader.loader!r}")
+                self.iterator = self.loader.iterate(self._epoch(), self.position, self.step)
+            else:
+                self.position += self.step
+                return batch

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +46,7 @@ def fit(trainer: Trainer) -> None:
     if not trainer.num_training_batches or _limit_reached(trainer):
         _restore_progress(trainer)
         return
+    trainer.announce_batches()
     if trainer.validation_due_in_epoch():
         trainer.load_val_data()
     # A loader that tells its length begins every epoch anew; one that does not may go on where it was.
@@ -57,6 +57,7 @@ def fit(trainer: Trainer) -> None:
     trainer.metrics.enter("train", "epoch")
     for hook in bus.on_train_start:
         hook()
+    trainer.control.agree(state.batch_idx)
     while not _limit_reached(trainer) and not _may_stop(trainer):
         if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
             trainer.data.load_train(again=True)
@@ -76,7 +77,7 @@ def _limit_reached(trainer: Trainer) -> bool:
 
 def _may_stop(trainer: Trainer, epochs_done: int | None = None) -> bool:
     """Whether somebody asked to stop and the minimum has been trained."""
-    if not trainer.should_stop:
+    if not trainer.control.stop:
         return False
     epochs_done = trainer.state.epoch if epochs_done is None else epochs_done
     return epochs_done >= (trainer.min_epochs or 0) and trainer.state.global_step >= (trainer.min_steps or 0)
@@ -96,7 +97,7 @@ def _restore_progress(trainer: Trainer) -> None:
 def _train_epoch(trainer: Trainer) -> bool:
     """Train an epoch from the data cursor on; False if it was left before its end."""
     state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
-    loader, num_batches = trainer.data.train, trainer.num_training_batches
+    loader, num_batches, control = trainer.data.train, trainer.num_training_batches, trainer.control
     assert loader is not None
     ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
     if state.batch_idx == 0:
@@ -104,6 +105,7 @@ def _train_epoch(trainer: Trainer) -> bool:
         metrics.enter("train", "epoch")
         for hook in bus.on_train_epoch_start:
             hook()
+    trainer.strategy.start_epoch()
     batches = iter(()) if ended else loader.iterate(state.epoch, state.batch_idx)
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
@@ -122,6 +124,8 @@ def _train_epoch(trainer: Trainer) -> bool:
     if state.batch_idx and past == 0:
         validate(trainer)  # due when the checkpoint was saved, and not done
     stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
+    several = trainer.world_size > 1
+    control.begin_epoch(state.batch_idx)
 
     for batch in batches if not stopped else ():
         batch_idx = state.batch_idx
@@ -132,9 +136,14 @@ def _train_epoch(trainer: Trainer) -> bool:
             if hook(batch, batch_idx) == -1:
                 skipped = True
         if skipped:
-            break
+            if not several:
+                break
+            control.wants_skip, skipped = True, False  # the others go on until all know
 
-        outputs = step(batch, batch_idx, num_batches)
+        if several and loader.share == 0.0:
+            outputs = _idle_step(trainer, step, batch, batch_idx)
+        else:
+            outputs = step(batch, batch_idx, num_batches)
 
         state.batch_idx = done = batch_idx + 1
         if done >= num_batches:
@@ -152,11 +161,16 @@ def _train_epoch(trainer: Trainer) -> bool:
             validate_next += validate_every
         if stepped and plateau_each_step:
             optimization.plateau_step(lambda: trainer.callback_metrics)
+        if done >= control.due:
+            control.agree(done)
         if stepped and global_step >= max_steps:
             stopped = True
-        elif trainer.should_stop and not optimization.window_is_open:
+        elif control.stop and not optimization.window_is_open:
             stopped = _may_stop(trainer, state.epoch + ended)
         if ended or stopped:
+            break
+        if control.skip:
+            skipped = True
             break
 
     metrics.batch = None
@@ -164,12 +178,24 @@ def _train_epoch(trainer: Trainer) -> bool:
     if not ended and not stopped:
         _end_early(trainer, skipped)
         ended = True
-    if stopped and not ended and trainer.should_stop and state.validated != state.batch_idx:
+    if stopped and not ended and control.stop and state.validated != state.batch_idx:
         validate(trainer, asked=False)
     if validate_every == INFINITE and not skipped and not (stopped and not ended):
         validate(trainer)
     _end_epoch(trainer, complete=ended)
+    control.agree(state.batch_idx)
     return ended
+
+
+def _idle_step(trainer: Trainer, step: Any, batch: Any, batch_idx: int) -> Any:
+    """A step that only keeps this process in step with its peers: neither its loss nor what it logs counts."""
+    kept = metric_states(trainer.module)
+    trainer.metrics.muted = True
+    try:
+        return step(batch, batch_idx, trainer.num_training_batches)
+    finally:
+        trainer.metrics.muted = False
+        load_metric_states(trainer.module, kept)
 
 
 def _end_early(trainer: Trainer, skipped: bool) -> None:
@@ -192,7 +218,7 @@ def _end_epoch(trainer: Trainer, complete: bool) -> None:
     state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
     if not complete:
         # The epoch goes on in another run, which needs the values gathered so far.
-        trainer.unfinished = trainer.unreduced()
+        trainer.unfinished = trainer.gathered()
     metrics.enter("train", "epoch")
     metrics.reduce_epoch()
     for hook in bus.on_train_epoch_end:
@@ -242,6 +268,7 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
     evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
     state.stage = "train"
     trainer.metrics.enter(*before)
+    trainer.control.agree(state.batch_idx)
 
 
 def evaluate(
@@ -265,6 +292,7 @@ def evaluate(
     name, metrics, state, bus = _NAMES[stage], trainer.metrics, trainer.state, trainer.bus
     module = trainer.module
     trainer.remember_training_mode()
+    trainer.strategy.start_evaluation()
     with _no_gradients(trainer):
         getattr(module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
@@ -296,6 +324,7 @@ def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], kee
     """Run the prediction loop, as :func:`evaluate` does; returns what ``predict_step`` returned, by loader."""
     bus, module = trainer.bus, trainer.module
     trainer.remember_training_mode()
+    trainer.strategy.start_evaluation()
     outputs: list[list[Any]] = [[] for _ in loaders]
     with _no_gradients(trainer):
         module.on_predict_model_eval()
@@ -317,14 +346,18 @@ def _run_batches(
     takes = step_arguments(getattr(trainer.module, step_name))
     transfer, forward = trainer.data.transfer(), trainer.engine.evaluate
     several = len(loaders) > 1
-    for index, (loader, limit) in enumerate(zip(loaders, limits, strict=True)):
+    stage = "validate" if name == "validation" else name
+    metrics.without_batch = set()
+    in_all = trainer.data.batches_in_all(stage)
+    for index, limit in enumerate(limits):
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
         batch_idx = -1
-        for batch_idx, batch in enumerate(_begin(loader)) if limit else ():
+        for batch_idx, batch in enumerate(trainer.data.begin(stage, index)) if limit else ():
             if transfer is not None:
                 batch = transfer(batch, index)
             metrics.batch = batch
+            trainer.data.alone = batch_idx >= in_all[index]
             for hook in on_start:
                 hook(batch, batch_idx, *place)
             output = forward(step_name, *(batch, batch_idx, *place)[:takes])
@@ -334,17 +367,13 @@ def _run_batches(
                 keep[index].append(output)
             if batch_idx + 1 >= limit:
                 break
-        if limit and batch_idx < 0:
-            raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")
+        if batch_idx < 0:
+            if limit and trainer.world_size == 1:
+                raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")
+            metrics.without_batch.add(metrics.dataloader_idx)
     metrics.dataloader_idx = None
     metrics.batch = None
-
-
-def _begin(loader: Any) -> Iterator[Any]:
-    # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed one:
-    # that must not take a number from the training's generator.
-    with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
-        return iter(loader)
+    trainer.data.alone = False
 
 
 def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:

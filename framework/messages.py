@@ -26,3 +26,9 @@ def configure() -> None:
         log.addHandler(_StandardError())
         if log.level == logging.NOTSET:
             log.setLevel(logging.INFO)
+
+
+def silence() -> None:
+    """Keep information to the main process: this is another one."""
+    if any(isinstance(handler, _StandardError) for handler in log.handlers):
+        log.setLevel(logging.WARNING)

@@ -48,10 +48,11 @@ class LoggedValue:
     pending: list[Any] = field(default_factory=list)
     pending_weights: list[float] = field(default_factory=list)
     reduced: bool = False  # whether the epoch's value has been shown since the last value came
+    rank_zero_only: bool = False
 
-    def add(self, weight: float) -> None:
-        """Take the last value into the epoch's."""
-        self.pending.append(self.value)
+    def add(self, value: Any, weight: float) -> None:
+        """Take a value into the epoch's."""
+        self.pending.append(value)
         self.pending_weights.append(weight)
         if len(self.pending) == CHUNK:
             self.total, self.weight = self.folded()
@@ -72,6 +73,16 @@ class LoggedValue:
             values = values * torch.tensor(self.pending_weights, dtype=dtype, device=device)
         total = values.sum() if self.total is None else self.total + values.sum()
         return total, self.weight + sum(self.pending_weights)
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """Under which it is kept."""
+        return self.name, self.dataloader_idx
+
+    def facts(self) -> dict[str, Any]:
+        """What another process needs to make the same entry."""
+        names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
+        return {name: getattr(self, name) for name in names}
 
     def names(self) -> tuple[str, str]:
         """Its name as a step's value and as the epoch's."""
@@ -113,6 +124,8 @@ class Metrics:
         module: the running module, whose torchmetrics may be logged.
         batch: the batch in work, whose first dimension weights epoch means.
         dataloader_idx: index of the evaluation loader in work, if there are several.
+        muted: the step that runs only keeps this process in step with its peers: what it logs does not count.
+        without_batch: the evaluation loaders that gave this process no batch, by index; None if there is only one.
     """
 
     def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
@@ -129,6 +142,8 @@ class Metrics:
         self._sized: Any = None  # the batch whose size was found last
         self._size = 1
         self.dataloader_idx: int | None = None
+        self.muted = False
+        self.without_batch: set[int | None] = set()
 
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
@@ -160,6 +175,7 @@ class Metrics:
         entry = self.values.get((name, index))
         if entry is None:
             entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
+            entry.rank_zero_only = rank_zero_only
         elif on_step not in (None, entry.on_step) or on_epoch not in (None, entry.on_epoch):
             raise ValueError(
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
@@ -177,18 +193,21 @@ class Metrics:
                     value = last.copy_(value)
             if value.dim():
                 value = value.squeeze()
-            if sync_dist and self.strategy.world_size > 1:
-                value = self.strategy.reduce(value, entry.reduction)
         elif entry.metric is not None:
             entry.value = value
             entry.reduced = False
             return
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             value = _as_number(name, value)
+        own = value
+        if sync_dist and entry.on_step and self.stage == "train" and self.strategy.world_size > 1:
+            value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # a collective, asked for
+        if self.muted:
+            return
         entry.value = value
         entry.reduced = False
         if entry.on_epoch:
-            entry.add(1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
+            entry.add(own, 1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
 
     def _create(
         self, name: str, index: int | None, value: Any, prog_bar: bool, logger: bool | None, on_step: bool | None,
@@ -265,6 +284,8 @@ class Metrics:
         results = self.epoch_results
         self.results.update(self.step_results())
         due = [entry for entry in self.values.values() if entry.on_epoch and not entry.reduced]
+        if self.strategy.world_size > 1:
+            due = self._agree(due)
         for entry, total, weight in self._reduce([(e, *e.folded()) for e in due if e.metric is None]):
             self._show(results, entry, total / weight if entry.reduction == "mean" and weight else total)
         for entry in due:
@@ -287,11 +308,63 @@ class Metrics:
                 entry.value.reset()
         self.values.clear()
 
+    def _agree(self, due: list[LoggedValue]) -> list[LoggedValue]:
+        """The entries that all processes are about to reduce, in one order. A collective.
+
+        A process that had no batch takes part in what the others logged, with nothing.
+
+        Raises:
+            RuntimeError: if a process that had batches did not log what another one did; on all of them.
+        """
+        own = {entry.key: entry for entry in due if not entry.rank_zero_only}
+        told = self.strategy.gather_objects(
+            (self.without_batch, {key: (entry.facts(), list_states(entry)) for key, entry in own.items()})
+        )
+        known = {key: facts for _, entries in reversed(told) for key, (facts, _) in entries.items()}
+        for key in known:
+            lacking = [rank for rank, (without, entries) in enumerate(told) if key not in entries]
+            if any(not told[rank][0] for rank in lacking):
+                having = [rank for rank, (_, entries) in enumerate(told) if key in entries]
+                names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, (_, entries) in enumerate(told))
+                raise RuntimeError(
+                    f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
+                    f"{self.stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
+                    "all of them, or pass rank_zero_only=True to keep rank 0's own"
+                )
+        agreed = []
+        for key in sorted(known, key=repr):
+            if (entry := own.get(key)) is None:
+                entry = self.values[key] = LoggedValue(*key, **known[key])
+                if entry.metric is not None:
+                    assert self.module is not None
+                    entry.value = self.module.get_submodule(entry.metric)
+            if entry.metric is not None:
+                fill_list_states(entry, [entries[key][1] for _, entries in told if key in entries])
+            agreed.append(entry)
+        return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
+
     def _reduce(self, totals: list[Any]) -> Iterable[Any]:
-        """Reduce over processes."""
-        for entry, total, weight in totals:
-            if total is not None:
-                yield entry, total, weight
+        """Reduce over processes, in one collective."""
+        several = self.strategy.world_size > 1
+        shared = [item for item in totals if several and not item[0].rank_zero_only]
+        own = [item for item in totals if not several or item[0].rank_zero_only]
+        yield from (item for item in own if item[1] is not None)
+        if not shared:
+            return
+        device = self.strategy.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        nothing = {"min": torch.inf, "max": -torch.inf}
+        rows = [
+            torch.stack([torch.as_tensor(number, dtype=dtype, device=device) for number in (total, weight)])
+            for entry, total, weight in (
+                (entry, nothing.get(entry.reduction, 0.0) if total is None else total, weight)
+                for entry, total, weight in shared
+            )
+        ]
+        everywhere = self.strategy.all_gather(torch.stack(rows))  # (world_size, entries, 2)
+        weights = everywhere[:, :, 1].sum(0).tolist()
+        for (entry, _, _), column, weight in zip(shared, everywhere[:, :, 0].unbind(1), weights, strict=True):
+            yield entry, {"min": column.amin, "max": column.amax}.get(entry.reduction, column.sum)(), weight
 
     @staticmethod
     def _show(results: Results, entry: LoggedValue, value: Any) -> None:
@@ -375,6 +448,52 @@ def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
 
 def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
     return [(name, metric) for name, metric in module.named_modules() if is_metric(metric)]
+
+
+def list_states(entry: LoggedValue) -> dict[tuple[int, str], tuple[int, Any, Any]]:
+    """The states of a torchmetrics ``Metric`` that are lists: length, dtype and shape of an element, by place."""
+    states = {}
+    for place, metric in enumerate(_parts_of(entry)):
+        for name, value in metric.metric_state.items():
+            if isinstance(value, list):
+                first = value[0] if value else None
+                states[place, name] = (len(value), first.dtype, tuple(first.shape)) if value else (0, None, None)
+    return states
+
+
+def fill_list_states(entry: LoggedValue, told: list[dict[tuple[int, str], tuple[int, Any, Any]]]) -> None:
+    """Put an empty tensor into each list that is empty here only: torchmetrics gathers equal types and dimensions.
+
+    Raises:
+        RuntimeError: for lists that are gathered element by element and whose lengths differ.
+    """
+    for place, metric in enumerate(_parts_of(entry)):
+        for name, value in metric.metric_state.items():
+            if not isinstance(value, list):
+                continue
+            lengths = [states.get((place, name), (0, None, None))[0] for states in told]
+            if getattr(metric._reductions[name], "__name__", "") != "dim_zero_cat":
+                if len(set(lengths)) > 1:
+                    raise RuntimeError(
+                        f"log({entry.name!r}): the {type(metric).__name__} keeps a list {name!r} that torchmetrics "
+                        f"gathers element by element, and its lengths by rank are {lengths}; they must be equal"
+                    )
+            elif not value and any(lengths):
+                dtype, shape = next(states[place, name][1:] for states in told if states[place, name][0])
+                value.append(torch.empty((0, *shape[1:]), dtype=dtype, device=metric.device))
+
+
+def _parts_of(entry: LoggedValue) -> list[Any]:
+    """A logged Metric and those inside it."""
+    return [part for part in entry.value.modules() if is_metric(part)] if entry.metric is not None else []
+
+
+def _names(entries: Iterable[tuple[str, int | None]]) -> str:
+    return ", ".join(sorted({repr(name) for name, _ in entries})) or "nothing"
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def metric_states(module: torch.nn.Module) -> dict[str, Any]:

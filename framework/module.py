@@ -129,6 +129,11 @@ class Module(HyperparametersMixin, nn.Module):
         """
         if group is not None:
             raise ValueError(f"all_gather: group must be None (all processes); got {group!r}")
+        if self.trainer.data is not None and self.trainer.data.alone:
+            raise RuntimeError(
+                "all_gather in an evaluation step whose batch some processes have no counterpart for, as their number "
+                "does not divide the loader's batches: keep the values and gather them in the epoch's end hook"
+            )
         return self.trainer.engine.all_gather(data, sync_grads=sync_grads)
 
     # -- logging ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -192,6 +193,7 @@ class Optimization:
         self.accumulate = trainer.accumulate_grad_batches
         self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         self.anomaly = trainer.detect_anomaly
+        self._several = engine.strategy.world_size > 1
         self.bus: CallbackBus = trainer.bus
         forward = engine.forward
         takes_index = step_arguments(module.training_step) > 1
@@ -218,7 +220,8 @@ class Optimization:
         self._length = self.accumulate
         self._contributed = 0
         self._weight: Any = None  # the sum of the weights, numbers or tensors, if the step gives any
-        self._unit: Any = 1  # the first of them, in which the others are measured
+        self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
+        self._weighted: bool | None = None  # whether the steps give weights, once several processes agree about it
 
     def _choose_short_ways(self) -> None:
         """For each part of a step to which nobody adds anything, what to call directly."""
@@ -240,6 +243,7 @@ class Optimization:
             self._step_directly = partial(strategy.step, self.optimizers[0]) if own else self.optimizers[0].step
         # Whether a step is these three calls and nothing else.
         self._short = backward and clear and self._step_directly is not None and not self._each_step
+        self._short = self._short and not self._several
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
@@ -309,6 +313,9 @@ class Optimization:
 
     def close_open_window(self, batch_idx: int) -> None:
         """The epoch ended sooner than planned, at ``batch_idx``: step on what was gathered until there."""
+        for optimizer in self.optimizers if self._several and self.accumulate > 1 else ():
+            # No backward of the window's last batch has averaged them over the processes.
+            self.engine.strategy.sync_gradients([p for group in optimizer.param_groups for p in group["params"]])
         if self.automatic:
             self.stepped = self.close_window(batch_idx)
             self._length = 0
@@ -323,10 +330,18 @@ class Optimization:
         weight = None
         if isinstance(output, Tensor):
             loss, outputs = output, None
-        elif output is None or (isinstance(output, dict) and _is_zero(output.get("weight"))):
+        elif output is None and self._several:
+            raise RuntimeError(
+                f"training_step returned None on rank {self.engine.strategy.global_rank}, batch {batch_idx}: with several "
+                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch out, "
+                'return {"loss": loss, "weight": 0} for it, and weights for all the others'
+            )
+        elif output is None or (isinstance(output, dict) and not self._several and _is_zero(output.get("weight"))):
             return None
         else:
             loss, weight, outputs = _unpack(output)
+        if self._several and (weight is not None) is not self._weighted:
+            self._agree_on_weights(weight, batch_idx)
         if self._contributed == 0:
             if self._clear_gradients is not None:
                 self._clear_gradients()
@@ -340,15 +355,47 @@ class Optimization:
         self._contributed += 1
         share = loss / self._length if self._length > 1 else loss
         if weight is not None:
+            if self._several:
+                weight = weight * bool(self._share)
             if self._weight is None:
-                self._weight, self._unit = 0, _nonzero(weight)
+                self._weight = 0
+                self._unit = self._unit if self._several else _nonzero(weight)
             self._weight = self._weight + weight
-            if self._length > 1:
+            if self._length > 1 or self._several:
                 share = share * (weight / self._unit)  # of the size of a loss, which half precision can hold
+        elif self._several and self._share != 1.0:
+            share = share * self._share
         self._compute_gradients(share)
         if outputs is None and self._wants_outputs:
             outputs = {"loss": loss.detach()}
         return outputs
+
+    @property
+    def _share(self) -> float:
+        """What the running batch counts beside those of the other processes."""
+        train = self.trainer.data.train
+        assert train is not None, "made before the first step"
+        return train.share
+
+    def _agree_on_weights(self, weight: Any, batch_idx: int) -> None:
+        """In a fit's first batch: whether the steps give weights, and the unit to measure them in. A collective."""
+        strategy = self.engine.strategy
+        if self._weighted is None:
+            # A power of two: to multiply by it changes no digit, whichever weight came first.
+            unit = None if weight is None else 2.0 ** round(math.log2(abs(float(weight)) or 1.0))
+            units = strategy.gather_objects(unit)
+            if None in units and any(units):
+                without = [rank for rank, unit in enumerate(units) if unit is None]
+                raise RuntimeError(
+                    f"training_step gave a weight on some ranks and none on rank {', '.join(map(str, without))} (batch "
+                    f'{batch_idx}); return {{"loss": …, "weight": …}} on all of them or on none'
+                )
+            self._weighted, self._unit = weight is not None, units[0] or 1
+            return
+        raise RuntimeError(
+            f"training_step gave a weight for some batches and not for others (rank {strategy.global_rank}, batch "
+            f'{batch_idx}); with several processes, return {{"loss": …, "weight": …}} for all of them or for none'
+        )
 
     def close_window(self, batch_idx: int) -> bool:
         """Step on what the window gathered, be it fewer batches than planned; False if it gathered nothing."""
@@ -372,9 +419,12 @@ class Optimization:
         if self._weight is None:
             if self._contributed < self._length:
                 _scale_gradients(optimizer, self._length / self._contributed)
-        elif self._length > 1:
+        elif self._length > 1 or self._several:
             # Where all weights are zero, so are the gradients.
-            _scale_gradients(optimizer, self._length * self._unit / _nonzero(self._weight))
+            weight = self._weight
+            if self._several:  # a collective, of one number, for those that give weights
+                weight = self.engine.strategy.reduce(torch.as_tensor(weight, dtype=torch.float64), "mean")
+            _scale_gradients(optimizer, self._length * self._unit / _nonzero(weight))
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
@@ -407,6 +457,8 @@ class Optimization:
                 f"the loss is {loss.item()} at epoch {self.state.epoch}, batch {self.state.batch_idx}, global step "
                 f"{self.state.global_step}: look at this batch and at what the step computes (detect_anomaly=True)"
             )
+        if self._several and not self.automatic and self._share != 1.0:
+            loss = loss * self._share
         for hook in self.bus.on_before_backward:
             hook(loss)
         self.engine.backward(loss, *args, run=self._backward, **kwargs)

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 
 def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
-    """Write a checkpoint of the run as it stands."""
+    """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
     checkpoint = collect(trainer, weights_only)
+    rng = None if weights_only else trainer.strategy.gather_objects(rng_state(trainer.engine.device))
+    if not weights_only and trainer.world_size > 1:
+        checkpoint["run"]["peers"] = trainer.strategy.gather_objects(trainer.gathered())[1:]
     facts = {
         "created": time.time(),
         "epoch": checkpoint["epoch"],
@@ -43,7 +46,17 @@ def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
         "module": type(trainer.module).__qualname__,
         "metrics": as_floats(trainer.callback_metrics),
     }
-    save_checkpoint(checkpoint, path, facts, None if weights_only else rng_state(trainer.engine.device))
+    failed: BaseException | None = None
+    if trainer.is_global_zero:
+        try:
+            save_checkpoint(checkpoint, path, facts, rng)
+        except Exception as error:
+            failed = error
+    told = trainer.strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
+    if failed is not None:
+        raise failed
+    if told is not None:
+        raise OSError(f"rank 0 could not save {path!r}: {told}")
 
 
 def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
         if trainer.fitted:
             checkpoint.update(trainer.optimization.state_dict())
         checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
-        checkpoint["run"] = {"state": trainer.progress(), **(trainer.unfinished or trainer.unreduced())}
+        checkpoint["run"] = {"state": trainer.progress(), **trainer.gathered()}
         if (datamodule := trainer.datamodule) is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
     for hook in trainer.bus.on_save_checkpoint:
@@ -102,7 +115,8 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
 
 def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
     """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
-    for path in (candidates := newest_checkpoints(trainer)):
+    # All processes go by what the main one finds, and read the same files.
+    for path in (candidates := trainer.strategy.broadcast(trainer.is_global_zero and newest_checkpoints(trainer))):
         try:
             checkpoint = load_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
@@ -120,7 +134,8 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
     """Find and read the checkpoint for a run; None where there is nothing to resume."""
     if ckpt_path == "last":
         return read_last(trainer, weights_only)
-    trainer.ckpt_path = resolve(best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path))
+    path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)
+    trainer.ckpt_path = resolve(path)
     return load_checkpoint(trainer.ckpt_path, weights_only)
 
 
@@ -128,8 +143,22 @@ def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
         trainer.state.load_state_dict(checkpoint["run"]["state"])
+        _fit_cursor(trainer, checkpoint["manifest"]["world_size"])
     for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
         logger.load_state_dict(state)
+
+
+def _fit_cursor(trainer: Trainer, world_size: int) -> None:
+    """Count the epoch's batches as this number of processes does: a step of ``world_size`` took one in each."""
+    state, now = trainer.state, trainer.world_size
+    if state.batches_done or world_size == now or not state.batch_idx:
+        return
+    state.batch_idx, rest = divmod(state.batch_idx * world_size, now)
+    if rest:
+        raise CheckpointError(
+            f"checkpoint {trainer.ckpt_path!r} was saved by {world_size} processes inside an epoch, after a number of "
+            f"batches that {now} processes cannot share; resume it with {world_size}, or from an epoch's end"
+        )
 
 
 def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -169,7 +198,12 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
     trainer.state.load_state_dict(run["state"])
-    trainer.resumed = {**run, "rng": checkpoint["rng"]}
+    _fit_cursor(trainer, checkpoint["manifest"]["world_size"])
+    rank, ranks = trainer.global_rank, [run, *run.get("peers", [])]
+    trainer.resumed = {
+        **(ranks[rank] if len(ranks) == trainer.world_size else run),
+        "rng": checkpoint["rng"][rank % len(checkpoint["rng"])] if checkpoint["rng"] else None,
+    }
     log.info("Resuming from %s: epoch %d, step %d", trainer.ckpt_path, trainer.state.epoch, trainer.state.global_step)
 
 

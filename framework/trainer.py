@@ -6,9 +6,8 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -16,20 +15,23 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
+from ..strategies.launch import note
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
 from .attributes import TrainerAttributes
 from .checkpoint import exists, is_complete, remove, write_pointer
 from .compilation import compile_submodules
+from .control import Control
 from .data import RunData
 from .datamodule import DataModule
 from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
-from .messages import configure, log
+from .messages import configure, log, silence
 from .metrics import Metrics, as_floats, metric_states
 from .module import Module
 from .optimization import Optimization, parse_optimizers
+from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
 from .state import RunState
@@ -44,8 +46,8 @@ class Trainer(TrainerAttributes):
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
         strategy: a name, or a :class:`~loopwright.strategies.Strategy`.
-        devices: a count, a list of indices, ``"auto"`` or -1 (all).
-        num_nodes: number of machines.
+        devices: a count, a list of indices, ``"auto"`` or -1 (all). With several, there is a process for each.
+        num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or a
             :class:`~loopwright.strategies.Precision`.
         logger: a logger, a list of them, True (TensorBoard under ``default_root_dir``) or False.
@@ -57,8 +59,9 @@ class Trainer(TrainerAttributes):
         max_steps: stop after so many optimizer steps; -1 for no limit.
         min_steps: train at least so many optimizer steps.
         max_time: stop after this time: ``"DD:HH:MM:SS"``, a ``timedelta``, or a dict of its arguments.
-        limit_train_batches: run so many batches an epoch (int), or this fraction of them (float). Default: all.
-        limit_val_batches: the same for validation, for each loader.
+        limit_train_batches: run so many batches an epoch (int), or this fraction of them (float), in each process.
+            Default: all.
+        limit_val_batches: the same for validation, for each loader; here, of all processes together.
         limit_test_batches: the same for testing.
         limit_predict_batches: the same for prediction.
         overfit_batches: train and validate on so many batches (int) or this fraction (float), unshuffled.
@@ -75,12 +78,12 @@ class Trainer(TrainerAttributes):
         deterministic: use deterministic algorithms; ``"warn"`` warns where there is none.
         benchmark: let cuDNN try out algorithms. Default: torch's own setting.
         inference_mode: evaluate under ``torch.inference_mode`` rather than ``torch.no_grad`` (outside of ``fit``).
-        use_distributed_sampler: shard data over processes; in one process it has no effect.
+        use_distributed_sampler: deal the batches of each loader out to the processes; False if each process makes a
+            loader for its own part of the data.
         profiler: ``"simple"`` or ``"pytorch"``.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
-        sync_batchnorm: convert batch norms to synchronised ones where there are several processes; in one process it
-            has no effect.
+        sync_batchnorm: let batch norms compute their statistics over all processes.
         reload_dataloaders_every_n_epochs: make the loaders again every so many epochs; 0 for never.
         default_root_dir: where logs and checkpoints go. Default: the working directory.
         compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
@@ -95,7 +98,7 @@ class Trainer(TrainerAttributes):
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         devices: int | str | list[int] = "auto",
-        num_nodes: int = 1,
+        num_nodes: int | str = "auto",
         precision: int | str | Precision = "32-true",
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: Callback | list[Callback] | None = None,
@@ -170,7 +173,6 @@ class Trainer(TrainerAttributes):
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.inference_mode = inference_mode
         self.use_distributed_sampler = use_distributed_sampler
-        self.sync_batchnorm = sync_batchnorm
         self.detect_anomaly = detect_anomaly
         self.deterministic, self.benchmark = deterministic, benchmark
         self.compile = compile
@@ -190,9 +192,9 @@ class Trainer(TrainerAttributes):
         if self.fast_dev_run:
             self._limit_to(self.fast_dev_run)
 
-        self.engine = Engine(accelerator, devices, num_nodes, strategy, precision)
+        self.engine = Engine(accelerator, devices, num_nodes, strategy, precision, sync_batchnorm)
         self.state = RunState()
-        self.should_stop = False
+        self.control = Control(self.engine.strategy)
         self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)
         self.callbacks: list[Callback] = self._make_callbacks(
             callbacks,
@@ -212,6 +214,7 @@ class Trainer(TrainerAttributes):
         self.optimization: Optimization = None  # type: ignore[assignment] # None before the first fit
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
         self.fitted = False  # whether there is an optimization
+        self.carried: CarriedFit | None = None  # what another process left of the last fit, if it did not run here
         self.ckpt_path: str | None = None
         self.resumed: dict[str, Any] | None = None  # what of a checkpoint is applied when the loop has begun
         self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
@@ -293,8 +296,7 @@ class Trainer(TrainerAttributes):
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
         """
         given = {"train": train_dataloaders, "validate": val_dataloaders}
-        with self._run("fit", model, datamodule, given, ckpt_path, weights_only):
-            loops.fit(self)
+        self.execute(self._plan("fit", model, datamodule, given, ckpt_path, weights_only))
 
     def validate(
         self,
@@ -336,11 +338,7 @@ class Trainer(TrainerAttributes):
         self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any,
         weights_only: bool | None,
     ) -> list[dict[str, float]]:  # fmt: skip
-        limit = self.limit_val_batches if stage == "validate" else self.limit_test_batches
-        results: list[dict[str, float]] = []
-        with self._run(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only):
-            if self.data.load(stage, limit):
-                results = loops.evaluate(self, stage, self.data.loaders[stage], self.data.num_batches[stage])
+        results = self.execute(self._plan(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only))
         if verbose and self.is_global_zero and any(results):
             from .report import print_results
 
@@ -352,7 +350,7 @@ class Trainer(TrainerAttributes):
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
-        return_predictions: bool | None = None,
+        return_predictions: bool | Literal["all"] | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
     ) -> list[Any] | None:
@@ -362,30 +360,33 @@ class Trainer(TrainerAttributes):
             model: the module (default: that of the last run, from its best checkpoint if there is one).
             dataloaders: a loader or a list of them; or a ``DataModule``.
             datamodule: a ``DataModule`` instead of the loaders.
-            return_predictions: False keeps nothing and returns None (for writing them in a callback).
+            return_predictions: False keeps nothing and returns None (for writing them in a callback). With several
+                processes, True (the default) keeps those of each process in it, and ``"all"`` gives all of them to each
+                process, on the CPU, in the order of the loader's batches; in a notebook that is the default.
             ckpt_path: a checkpoint to load weights from: a path, ``"best"`` or ``"last"``.
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
 
         Returns:
             What ``predict_step`` returned, a list by batch; with several loaders, a list of such lists.
         """
-        keep = return_predictions is not False
-        outputs: list[Any] = []
-        with self._run("predict", model, datamodule, {"predict": dataloaders}, ckpt_path, weights_only):
-            if self.data.load("predict", self.limit_predict_batches):
-                loaders, limits = self.data.loaders["predict"], self.data.num_batches["predict"]
-                outputs = loops.predict(self, loaders, limits, keep)
-        if not keep:
+        check_choice("return_predictions", return_predictions, (None, True, False, "all"))
+        keep = {None: "all" if self.engine.must_launch else "own", True: "own", False: "none"}
+        given = {"predict": dataloaders}
+        plan = self._plan(
+            "predict", model, datamodule, given, ckpt_path, weights_only, keep.get(return_predictions, "all")
+        )
+        outputs = self.execute(plan)
+        if return_predictions is False:
             return None
         return outputs[0] if len(outputs) == 1 else outputs
 
     # -- a run's beginning and end ----------------------------------------------------------------------------
 
-    @contextmanager
-    def _run(
-        self, fn: str, model: Any, datamodule: Any, given: dict[str, Any], ckpt_path: Any, weights_only: bool | None
-    ) -> Iterator[None]:
-        """Prepare a run, hand over to its loop, and end it: normally, or with an exception's hooks."""
+    def _plan(
+        self, fn: str, model: Any, datamodule: Any, given: dict[str, Any], ckpt_path: Any, weights_only: bool | None,
+        keep: str = "own",
+    ) -> Run:  # fmt: skip
+        """Check the arguments of a run, before anything is set up or started."""
         if weights_only not in (None, True, False):
             raise ValueError(f"weights_only must be True, False or None; got {weights_only!r}")
         first = next(iter(given))
@@ -400,27 +401,51 @@ class Trainer(TrainerAttributes):
             if ckpt_path is None and self.fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
                 ckpt_path = "best"
         check_run(self, fn, model, datamodule, given)
+        return Run(fn, model, datamodule, given, ckpt_path, weights_only, keep)
+
+    def execute(self, run: Run) -> Any:
+        """Run: here, or in processes that are started for it."""
+        if self.engine.must_launch:
+            return run_in_processes(self, run)
+        with self._run(run):
+            if run.fn == "fit":
+                return loops.fit(self)
+            limits = {"validate": self.limit_val_batches, "test": self.limit_test_batches}
+            if not self.data.load(run.fn, limits.get(run.fn, self.limit_predict_batches)):
+                return []
+            loaders, batches = self.data.loaders[run.fn], self.data.num_batches[run.fn]
+            if run.fn != "predict":
+                return loops.evaluate(self, run.fn, loaders, batches)
+            outputs = loops.predict(self, loaders, batches, run.keep != "none")
+            return self.data.in_order("predict", outputs) if run.keep == "all" and self.world_size > 1 else outputs
+
+    @contextmanager
+    def _run(self, run: Run) -> Iterator[None]:
+        """Prepare a run, hand over to its loop, and end it: normally, or with an exception's hooks."""
+        fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
-        self.should_stop = False
+        self.control.begin()
         self.ckpt_path = None
-        if fn == "fit" and self.fitted and self.optimization.module is not model:
+        fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
+        if fn == "fit" and fitted not in (None, model):
             # Another module begins at the beginning.
             self.state, self.fitted, self.unfinished = RunState(fn=fn, status="running"), False, None
+            self.carried = None
         if fn == "fit" and self.unfinished is not None and ckpt_path is None:
             self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
         self.module, self.datamodule = model, datamodule
-        self.data = RunData(self, model, datamodule, given)
+        self.data = RunData(self, model, datamodule, run.given)
         self.metrics.module = model
         if fn != "fit":
             self.metrics.results.progress_bar.clear()  # what a fit before showed is not of this run
         model.trainer = self
         if datamodule is not None:
             datamodule.trainer = self
-        self.callbacks = self._with_module_callbacks(model)
+        self.callbacks = self.with_module_callbacks(model)
         self.bus = CallbackBus(self, model, self.callbacks)
         try:
             with torch.autograd.set_detect_anomaly(True) if self.detect_anomaly else nullcontext():
-                self._prepare(fn, ckpt_path, weights_only)
+                self._prepare(fn, ckpt_path, run.weights_only)
                 yield
             if fn == "fit":
                 for hook in self.bus.on_fit_end:
@@ -433,20 +458,26 @@ class Trainer(TrainerAttributes):
             self._fail(error)
             raise
         finally:
-            if self.data.train is not None:
-                self.data.train.close()
+            self.data.close()
             self.state.stage = None
             self.metrics.enter(None, None)
 
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
         module, datamodule = self.module, self.datamodule
         _set_torch_flags(self.deterministic, self.benchmark)
+        self.strategy.connect()
+        if not self.is_global_zero:
+            silence()
         checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None and fn == "fit":
             restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
+        if self.world_size > 1:
+            self._share_places()
         for owner, base in ((datamodule, DataModule), (module, Module)):
             if owner is not None and overrides(owner, "prepare_data", base):
-                owner.prepare_data()
+                if self.local_rank == 0:
+                    owner.prepare_data()
+                self.strategy.barrier()
         if datamodule is not None:
             datamodule.setup(fn)
         for hook in self.bus.setup:
@@ -463,7 +494,7 @@ class Trainer(TrainerAttributes):
         optimizers, schedulers = parse_optimizers(module.configure_optimizers())
         self._check_optimizers(optimizers)
         optimizers = self.engine.setup_optimizers(optimizers)
-        earlier = self.optimization if self.fitted else None
+        earlier = self.optimization if self.fitted else self.carried
         self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
         self.fitted = True
         if checkpoint is not None:
@@ -475,6 +506,14 @@ class Trainer(TrainerAttributes):
         self._log_hyperparameters()
         for hook in self.bus.on_fit_start:
             hook()
+
+    def _share_places(self) -> None:
+        """Let all processes draw the data's order from one seed, and know the folders of the main process's loggers."""
+        if self.state.seed is None:
+            self.state.seed = self.strategy.broadcast(self.data_seed())
+        places = self.strategy.broadcast([builtin_loggers.place_of(logger) for logger in self.loggers])
+        if not self.is_global_zero:
+            self.loggers = [builtin_loggers.SilentLogger(place) for place in places]
 
     def _check_optimizers(self, optimizers: list[Any]) -> None:
         if not self.module.automatic_optimization:
@@ -490,7 +529,7 @@ class Trainer(TrainerAttributes):
                 "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
             )
 
-    def _with_module_callbacks(self, module: Module) -> list[Callback]:
+    def with_module_callbacks(self, module: Module) -> list[Callback]:
         """The Trainer's callbacks and the module's; a module that runs again keeps those of its first run."""
         returned = module.configure_callbacks()
         own = list(returned) if isinstance(returned, (list, tuple)) else [returned]
@@ -511,10 +550,22 @@ class Trainer(TrainerAttributes):
         if self.barebones or not self.is_global_zero:
             return
         log.info(
-            "Training on %s (strategy %s, %d process%s) in %s%s", self.engine.device, self.strategy.name,
-            self.world_size, "" if self.world_size == 1 else "es", self.engine.precision.name,
+            "Training on %s (strategy %s, %d process%s%s) in %s%s", self.engine.device, self.strategy.name,
+            self.world_size, "" if self.world_size == 1 else "es",
+            f" launched by {self.engine.place.launcher}" if self.engine.place is not None else "",
+            self.engine.precision.name,
             f", {self.accumulate_grad_batches} batches per step" if self.accumulate_grad_batches > 1 else "",
         )  # fmt: skip
+
+    def announce_batches(self) -> None:
+        """Say how much data a step takes, where that is more than a batch."""
+        batch_size = getattr(self.train_dataloader, "batch_size", None)
+        if self.barebones or not self.is_global_zero or not isinstance(batch_size, int):
+            return
+        factors = ((self.world_size, "processes"), (self.accumulate_grad_batches, "batches"))
+        if several := [f" × {count} {what}" for count, what in factors if count > 1]:
+            total = batch_size * self.world_size * self.accumulate_grad_batches
+            log.info("Effective batch size: %d samples%s = %d", batch_size, "".join(several), total)
 
     def _log_hyperparameters(self) -> None:
         owners = [owner for owner in (self.module, self.datamodule) if owner is not None and owner._log_hyperparams]
@@ -532,9 +583,14 @@ class Trainer(TrainerAttributes):
         for hook in self.bus.teardown:
             hook(fn)
         self.strategy.teardown()
+        # What follows finds the last checkpoint complete. Also, gloo's threads must not hold the last tensors of a run
+        # when the interpreter ends: that aborts the process.
+        self.strategy.barrier()
 
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
+        state = self.state
+        note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
         self.state.status = "interrupted" if interrupted else "failed"
         try:
             for hook in self.bus.on_exception:
@@ -595,9 +651,9 @@ class Trainer(TrainerAttributes):
             counters["batch_idx"] -= behind
         return counters
 
-    def unreduced(self) -> dict[str, Any]:
+    def gathered(self) -> dict[str, Any]:
         """What the running epoch has gathered: the values to be reduced at its end, and the loader's own state."""
-        return {
+        return self.unfinished or {
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module),
             "loader": self.data.train.state_dict() if self.data.train is not None else None,
@@ -689,13 +745,9 @@ class Trainer(TrainerAttributes):
         if self.is_global_zero:
             print(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
+    def __getstate__(self) -> dict[str, Any]:
         # The bus and the data hold functions bound to one run; a copy gets its own when it runs.
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        for name, value in vars(self).items():
-            copied.__dict__[name] = None if name in ("bus", "data") else deepcopy(value, memo)
-        return copied
+        return {**self.__dict__, "bus": None, "data": None}
 
 
 def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:

@@ -9,11 +9,17 @@ from .base import Logger
 
 if TYPE_CHECKING:
     from .csv import CSVLogger
+    from .silent import SilentLogger, place_of
     from .tensorboard import TensorBoardLogger
 
-_MODULES = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard"}
+_MODULES = {
+    "CSVLogger": "csv",
+    "SilentLogger": "silent",
+    "TensorBoardLogger": "tensorboard",
+    "place_of": "silent",
+}
 
-__all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]
+__all__ = ["CSVLogger", "Logger", "SilentLogger", "TensorBoardLogger", "place_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,21 +9,30 @@ from .base import Strategy
 from .precision import Precision
 
 if TYPE_CHECKING:
+    from .ddp import DDPStrategy
     from .single_device import SingleDeviceStrategy
 
-_MODULES = {"SingleDeviceStrategy": "single_device"}
+_MODULES = {"DDPStrategy": "ddp", "SingleDeviceStrategy": "single_device"}
 
-# What `Trainer(strategy=...)` takes, and the class behind each name.
-STRATEGIES = {"auto": "SingleDeviceStrategy", "single": "SingleDeviceStrategy"}
+# What `Trainer(strategy=...)` takes beside "auto": the class behind each name, and its arguments.
+STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("SingleDeviceStrategy", {}),
+    "ddp": ("DDPStrategy", {}),
+    "ddp_find_unused_parameters_true": ("DDPStrategy", {"find_unused_parameters": True}),
+}
 
 # Families of names that people will ask for; this version says so rather than calling them unknown.
-_LATER = ("ddp", "fsdp", "deepspeed")
+_LATER = ("fsdp", "deepspeed")
 
-__all__ = ["STRATEGIES", "Precision", "SingleDeviceStrategy", "Strategy", "create_strategy"]
+__all__ = ["STRATEGIES", "DDPStrategy", "Precision", "SingleDeviceStrategy", "Strategy", "create_strategy"]
 
 
-def create_strategy(strategy: str | Strategy) -> Strategy:
+def create_strategy(strategy: str | Strategy, several: bool = False) -> Strategy:
     """Return the strategy of that name, or the object itself.
+
+    Args:
+        strategy: a key of :data:`STRATEGIES`, or ``"auto"``: ``"ddp"`` for several processes and else ``"single"``.
+        several: whether there are several processes.
 
     Raises:
         ValueError: for a name that is not known.
@@ -38,14 +47,17 @@ def create_strategy(strategy: str | Strategy) -> Strategy:
             'strategy="dp" (torch.nn.DataParallel) is not supported: it is slow, and torch advises against it; '
             'strategy="ddp" is what takes its place'
         )
+    if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise ValueError(f'strategy={strategy!r}: use "ddp", which works in scripts and in notebooks alike')
     if strategy.startswith(_LATER):
         raise ValueError(
-            f"strategy={strategy!r} is not part of this version yet, which runs in one process on one device; "
-            'use strategy="single"'
+            f'strategy={strategy!r} is not part of this version yet; use strategy="ddp", or "single" on one device'
         )
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be a Strategy or one of {', '.join(STRATEGIES)}; got {strategy!r}")
-    return __getattr__(STRATEGIES[strategy])()
+    name = ("ddp" if several else "single") if strategy == "auto" else strategy
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy must be a Strategy, auto or one of {', '.join(STRATEGIES)}; got {strategy!r}")
+    kind, arguments = STRATEGIES[name]
+    return __getattr__(kind)(**arguments)
 
 
 def __getattr__(name: str) -> Any:

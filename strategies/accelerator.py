@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .launch import Place, check_place
+
 # The Trainer's names and the torch device types behind them; "auto" and "gpu" mean whatever this machine has.
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")
 
@@ -16,16 +18,18 @@ def accelerator_type() -> str:
     return accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
 
 
-def select_devices(accelerator: str, devices: int | str | list[int]) -> list[torch.device]:
-    """Return the devices that the arguments ask for.
+def select_devices(accelerator: str, devices: int | str | list[int], place: Place | None = None) -> list[torch.device]:
+    """Return the devices that the arguments ask for: one for each process of this machine.
 
     Args:
         accelerator: one of :data:`ACCELERATORS`.
         devices: a count, a list of indices, ``"auto"`` or -1 (all of them; one for the CPU), or
             a string such as ``"2"`` (a count) or ``"0,2"`` (indices).
+        place: this process's place, if a launcher has started it; then its count holds.
 
     Raises:
-        ValueError: for an accelerator that is unknown or not there, or for more devices than there are.
+        ValueError: for an accelerator that is unknown or not there, for more devices than there are, or for another
+            number than the launcher's.
     """
     if accelerator not in ACCELERATORS:
         raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
@@ -40,6 +44,12 @@ def select_devices(accelerator: str, devices: int | str | list[int]) -> list[tor
 
     count = torch.accelerator.device_count() if kind != "cpu" else None
     wanted = _parse_devices(devices)
+    if place is not None:
+        check_place(place, len(wanted) if isinstance(wanted, list) else wanted, None)
+        if not isinstance(wanted, list):
+            wanted = place.local_world_size
+            if count == 1:  # the launcher has given each process a device of its own
+                return [torch.device(kind, 0)] * wanted
     if isinstance(wanted, list):
         if kind == "cpu":
             raise ValueError(f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1")

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .optimizer_state import number_optimizer_state, parameter_names, rename_optimizer_state
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch.optim import Optimizer
 
+    from .launch import Place
     from .precision import Precision
 
 
@@ -39,16 +42,20 @@ class StepModule(nn.Module):
 class Strategy(ABC):
     """Where a module runs.
 
-    The order of calls in a run: :meth:`setup_environment`, :meth:`setup`, :meth:`load_model_state` (when a
-    checkpoint is given), :meth:`setup_optimizers`, :meth:`load_optimizer_state`, the steps, :meth:`teardown`.
+    The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
+    :meth:`setup`, :meth:`load_model_state` (when a checkpoint is given), :meth:`setup_optimizers` (in ``fit``),
+    :meth:`load_optimizer_state`, the steps, :meth:`teardown`.
     States are keyed by parameter *name*, so that a checkpoint of one strategy loads under any other.
 
     Attributes:
         name: what it is called in messages and checkpoints.
         equal_forwards: evaluation needs the same number of forward passes on all ranks.
         owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
+        sync_batchnorm: whether batch norms compute their statistics over all processes.
+        max_restarts: how often processes that we started are started again when one fails.
         device: this process's device.
         world_size, global_rank, local_rank, node_rank: this process among its peers.
+        in_step: whether a training step is running; then :meth:`prepare_backward` is called before each backward.
         module: the user's module, set by :meth:`setup`.
         optimizers: set by :meth:`setup_optimizers`; readable and settable.
     """
@@ -56,28 +63,43 @@ class Strategy(ABC):
     name = "strategy"
     equal_forwards = False
     owns_loss_scale = False
+    sync_batchnorm = False
+    max_restarts = 0
 
     device = torch.device("cpu")
     world_size = 1
     global_rank = 0
     local_rank = 0
     node_rank = 0
+    in_step = False
     module: nn.Module
     optimizers: list[Optimizer]
 
     # -- life -------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def setup_environment(self, devices: list[torch.device], num_nodes: int) -> None:
-        """Choose this process's device and join its peers.
+    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+        """Choose this process's device, and learn its place among its peers.
+
+        Args:
+            devices: one for each process of this machine.
+            num_nodes: number of machines.
+            place: what a launcher told this process; None before the others are started, or if there are none.
 
         Raises:
             ValueError: if the strategy cannot run on these devices.
         """
 
-    @abstractmethod
+    def connect(self) -> None:
+        """Join the peers, once in a process; collectives may follow."""
+
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
-        """Move ``module`` to the device, convert and wrap it; return the module itself, unwrapped."""
+        """Move ``module`` to the device and convert it; return it. What wraps it is the strategy's own affair."""
+        self.module = module
+        module.to(self.device)
+        precision.convert_module(module)
+        self._context = precision.forward_context(self.device)
+        return module
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Take the optimizers made for the module; return those that the loop shall step."""
@@ -85,7 +107,7 @@ class Strategy(ABC):
         return optimizers
 
     def teardown(self) -> None:
-        """Release what :meth:`setup` took."""
+        """Undo what :meth:`setup` did to the module beside moving it."""
 
     # -- steps ------------------------------------------------------------------------------------------------
 
@@ -94,16 +116,32 @@ class Strategy(ABC):
         """Call ``module.<step_name>(*args)`` for training: in the precision's context, synchronised with peers."""
 
     def evaluate(self, step_name: str, *args: Any) -> Any:
-        """Call ``module.<step_name>(*args)`` for evaluation; by default as :meth:`forward`."""
-        return self.forward(step_name, *args)
+        """Call ``module.<step_name>(*args)`` for evaluation, by default on the bare module: without collectives."""
+        # As StepModule does, without the frames of nn.Module.__call__: there is nothing here to intercept it.
+        if self._context is None:
+            return getattr(self.module, step_name)(*args)
+        with self._context:
+            return getattr(self.module, step_name)(*args)
+
+    def start_epoch(self) -> None:
+        """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
+
+    def start_evaluation(self) -> None:
+        """All ranks are about to evaluate: make equal what training leaves different."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients."""
         loss.backward(*args, **kwargs)
 
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Inside a training step (manual optimization), the gradients of ``loss`` are about to be computed."""
+
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local."""
         return nullcontext()
+
+    def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
 
     def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str) -> None:
         """Clip gradients by their global ``"norm"``, or each by ``"value"``."""
@@ -118,21 +156,21 @@ class Strategy(ABC):
 
     # -- state ------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def model_state(self) -> dict[str, Any]:
         """Parameters and buffers by name; tensors may be aliases of the living ones."""
+        return self.module.state_dict()
 
-    @abstractmethod
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
         """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""
+        return self.module.load_state_dict(state, strict=strict)
 
-    @abstractmethod
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``."""
+        return rename_optimizer_state(optimizer.state_dict(), parameter_names(self.module, optimizer))
 
-    @abstractmethod
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Load what :meth:`optimizer_state` returned, matching parameters by name."""
+        optimizer.load_state_dict(number_optimizer_state(state, parameter_names(self.module, optimizer)))
 
     # -- peers: with one process, each of these gives back what it got ------------------------------------------
 
@@ -148,6 +186,10 @@ class Strategy(ABC):
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         """The tensors of all processes, stacked along a new first dimension if there are several processes."""
         return tensor
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank: anything that can be pickled."""
+        return [value]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """``value`` of process ``source``, on all processes."""

@@ -1,0 +1,173 @@
+"""How the batches of a run are dealt out to its processes, so that all of them take the same number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, DistributedSampler
+
+from .loaders import INFINITE, CombinedEpochLoader, EpochLoader
+from .seed import isolated_rng
+
+if TYPE_CHECKING:
+    from ..strategies import Strategy
+
+# Where nobody knows how many batches there are, the processes tell each other after so many steps how far they can see.
+LOOK_AHEAD = 8
+
+_NONE = object()  # a batch that is not there
+
+
+class SharedLoader:
+    """A training loader as one of several processes reads it.
+
+    The batches of the user's loader are dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, *r + 2W*, … So each
+    process has batches of the loader's own size, and each sample is read once. If the last round is incomplete, the
+    processes without a batch run their last one again, with a :attr:`share` of 0, to stay in step; those that have one
+    weigh by size, so that the gradient is the mean over the round's samples. With ``drop_last``, that round is left out.
+
+    A loader that each process has for its own (``deal=False``) is read to its end, and the others wait in the same way.
+
+    Args:
+        loader: the loader, as it is in each process.
+        strategy: tells this process's rank, and lets it talk to the others.
+        deal: whether all processes have the same loader.
+
+    Attributes:
+        length: steps of an epoch, the same in all processes; infinite if the loader does not tell.
+        share: what the loss of the batch given last is to be multiplied with, before the processes' gradients are averaged.
+
+    Raises:
+        ValueError: if a loader that is to be dealt out has different lengths.
+    """
+
+    def __init__(self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool) -> None:
+        self.loader, self.strategy, self.deal = loader, strategy, deal
+        self.rank, self.world_size = strategy.global_rank, strategy.world_size
+        self.lengths: list[int | float] = strategy.gather_objects(loader.length)  # a collective
+        self.share = 1.0
+        self._block: Any = None  # the loader's own state when the steps were agreed on last
+        self._given = 0  # steps since then
+        self._skip = 0  # steps to leave out, as the state that was loaded is behind
+        if deal and len(set(self.lengths)) > 1:
+            told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(self.lengths))
+            raise ValueError(
+                f"the training loader has {told}: the same data must be there in all processes, which are given their "
+                "parts of it; if each has its own data, pass Trainer(use_distributed_sampler=False)"
+            )
+        self.length = max(self.lengths)
+        if deal and self.length != INFINITE:
+            rounds, rest = divmod(int(self.length), self.world_size)
+            self.length = rounds + (rest > 0 and not loader.drop_last)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
+        if self.length == INFINITE:
+            size = self.world_size if self.deal else 1
+            batches = self.loader.iterate(epoch, start * size)
+            behind, self._skip = self._skip * size, 0
+            for _ in islice(batches, behind):
+                pass
+            return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
+        if not self.deal:
+            return self._planned(self.loader.iterate(epoch, start), epoch, start)
+        first = start * self.world_size + self.rank
+        return self._planned(self.loader.iterate(epoch, first, self.world_size), epoch, start)
+
+    # -- known lengths ----------------------------------------------------------------------------------------
+
+    def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
+        last = _NONE
+        for step in range(start, int(self.length)):
+            self.share = self._share_of(step)
+            batch = next(batches, _NONE)
+            if batch is _NONE:
+                if self.share:
+                    raise RuntimeError(
+                        f"rank {self.rank}: the training loader has no batch {step} of the {self.length} that its "
+                        "length promised; the other processes count on it"
+                    )
+                batch = self._borrow(epoch) if last is _NONE else last
+            if step == self.length - 2 or not self.deal:
+                last = batch
+            yield batch
+
+    def _share_of(self, step: int) -> float:
+        if not self.deal:
+            present = sum(length > step for length in self.lengths)
+            return self.world_size / present if step < self.lengths[self.rank] else 0.0
+        present = min(self.world_size, int(self.lengths[0]) - step * self.world_size)
+        if step < self.length - 1:
+            return 1.0
+        if self.rank >= present:
+            return 0.0
+        whole = present - 1 + self.loader.last_fraction
+        return self.world_size * (self.loader.last_fraction if self.rank == present - 1 else 1.0) / whole
+
+    def _borrow(self, epoch: int) -> Any:
+        """A batch of another process, for one that has none to run again."""
+        with isolated_rng():
+            batch = next(iter(self.loader.iterate(epoch)), _NONE)
+        if batch is _NONE:
+            raise RuntimeError(f"rank {self.rank}: the training loader gave no batch")
+        return batch
+
+    # -- unknown lengths --------------------------------------------------------------------------------------
+
+    def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, int]]:
+        """This process's batch of each round, or another's if it has none, and how many batches the round has."""
+        while round_ := list(islice(batches, self.world_size)):
+            yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
+
+    def _agree(self, ahead: Iterator[tuple[Any, int]]) -> Iterator[Any]:
+        """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
+        last = _NONE
+        while True:
+            self._block, self._given = self.loader.state_dict(), 0
+            mine = list(islice(ahead, LOOK_AHEAD))
+            seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
+            if self.deal and any(counts != seen[0] for counts in seen):
+                raise RuntimeError(
+                    "the processes read different streams from what should be one training loader; if the dataset gives "
+                    "each process its own part, pass Trainer(use_distributed_sampler=False)"
+                )
+            steps = max(map(len, seen))
+            for step in range(steps):
+                present = seen[0][step] if self.deal else sum(len(counts) > step for counts in seen)
+                own = self.rank < present if self.deal else step < len(mine)
+                self.share = self.world_size / present if own else 0.0
+                last = mine[step][0] if step < len(mine) else last
+                if last is _NONE:
+                    raise RuntimeError(f"rank {self.rank}: the training loader gave no batch, while others have some")
+                self._given += 1
+                yield last
+            if steps < LOOK_AHEAD:
+                return
+
+    # -- as the loader ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End its workers."""
+        self.loader.close()
+
+    def state_dict(self) -> Any:
+        """The loader's own state, if it keeps one."""
+        if self._block is None:
+            return self.loader.state_dict()
+        return {"block": self._block, "given": self._given}  # it has read ahead
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take back :meth:`state_dict`."""
+        if isinstance(state, dict) and state.keys() == {"block", "given"}:
+            state, self._skip = state["block"], state["given"]
+        self.loader.load_state_dict(state)
+
+
+def is_dealt_already(loader: Any) -> bool:
+    """Whether the user has given a loader its part of the data, by torch's ``DistributedSampler``."""
+    if not isinstance(loader, DataLoader):
+        return False
+    samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    return any(isinstance(sampler, DistributedSampler) for sampler in samplers)

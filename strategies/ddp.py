@@ -1,0 +1,191 @@
+"""A replica of the module in each process, whose gradients torch's DistributedDataParallel averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .base import StepModule
+from .launch import Place
+from .precision import Precision
+from .process_group import ProcessGroupStrategy
+
+
+class DDPStrategy(ProcessGroupStrategy):
+    """Trains replicas of the module on several devices or machines, with averaged gradients.
+
+    Evaluation runs on the bare module, without collectives, so that processes may evaluate different numbers of batches.
+    With one process there is nothing to wrap, and it trains as on a single device.
+
+    Args:
+        find_unused_parameters: look in each step for parameters that the loss does not depend on. Needed if there are
+            any, as with several optimizers in manual optimization; it costs time.
+        static_graph: promise that each step uses the same parameters in the same order.
+        gradient_as_bucket_view: let gradients be views of the buffers that are communicated: no copies, less memory.
+        bucket_cap_mb: size of these buffers in MB (default: torch's 25).
+        broadcast_buffers: give all processes rank 0's buffers (such as running statistics) before each forward.
+        ddp_comm_hook: how gradients are communicated: a hook of ``torch.distributed.algorithms.ddp_comm_hooks``.
+        ddp_comm_state: the hook's state.
+        ddp_comm_wrapper: wraps the hook, such as ``fp16_compress_wrapper``.
+        sync_batchnorm: let batch norms compute their statistics over all processes (not on the CPU).
+        process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
+        timeout: how long a collective waits for the slowest process before the run is given up.
+        max_restarts: how often processes that we started are started again when one fails (with ``ckpt_path="last"``,
+            the run goes on).
+        **kwargs: further arguments of ``DistributedDataParallel``.
+    """
+
+    name = "ddp"
+
+    def __init__(
+        self,
+        *,
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        gradient_as_bucket_view: bool = True,
+        bucket_cap_mb: float | None = None,
+        broadcast_buffers: bool = True,
+        ddp_comm_hook: Callable[..., Any] | None = None,
+        ddp_comm_state: Any = None,
+        ddp_comm_wrapper: Callable[..., Any] | None = None,
+        sync_batchnorm: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+        max_restarts: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(process_group_backend, timeout, max_restarts)
+        self.options = {
+            "find_unused_parameters": find_unused_parameters,
+            "static_graph": static_graph,
+            "gradient_as_bucket_view": gradient_as_bucket_view,
+            "bucket_cap_mb": bucket_cap_mb,
+            **kwargs,
+        }
+        if not broadcast_buffers:  # torch 2.13 gave it another name
+            renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+            self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
+        self.comm_hook, self.comm_state, self.comm_wrapper = ddp_comm_hook, ddp_comm_state, ddp_comm_wrapper
+        self.sync_batchnorm = sync_batchnorm
+        self._ddp: DistributedDataParallel | None = None
+        self._local = False  # inside no_sync, in a step
+        self._prepared = False  # whether a backward has run in this step
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []  # batch norms: parent, name, the user's own
+
+    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+        super().setup_environment(devices, num_nodes, place)
+        if self.sync_batchnorm and self.world_size > 1 and self.device.type == "cpu":
+            raise ValueError(
+                "sync_batchnorm=True: torch has no synchronised batch norm for the CPU; leave it out there"
+            )
+
+    def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
+        super().setup(module, precision)
+        if self.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+            if self.sync_batchnorm:
+                self._convert_batchnorms(module)
+        return module
+
+    def _convert_batchnorms(self, module: nn.Module) -> None:
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+                    self._replaced.append((parent, name, child))
+                    setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # has the same tensors
+
+    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+        if self.world_size > 1:
+            # As late as this, when it is known which parameters are trained.
+            self._wrap()
+        return super().setup_optimizers(optimizers)
+
+    def _trainable(self) -> list[int]:
+        return [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def start_epoch(self) -> None:
+        if self._ddp is not None and self._wrapped != self._trainable():
+            self._wrap()  # DDP would not average what was frozen when it was made
+
+    def _wrap(self) -> None:
+        self._wrapped = self._trainable()
+        device_ids = None if self.device.type == "cpu" else [self.device.index]
+        self._ddp = DistributedDataParallel(
+            StepModule(self.module, self._context), device_ids=device_ids, **self.options
+        )
+        if self.comm_hook is not None:
+            hook = self.comm_hook if self.comm_wrapper is None else self.comm_wrapper(self.comm_hook)
+            self._ddp.register_comm_hook(self.comm_state, hook)
+
+    def teardown(self) -> None:
+        self._ddp = None
+        for parent, name, own in self._replaced:
+            setattr(parent, name, own.train(getattr(parent, name).training))
+        self._replaced.clear()
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    def forward(self, step_name: str, *args: Any) -> Any:
+        ddp = self._ddp
+        if ddp is None:
+            return self.evaluate(step_name, *args)
+        self.in_step = True
+        try:
+            return ddp(step_name, *args)
+        finally:
+            self.in_step = False
+            if self._prepared:
+                self._prepared = False
+                ddp.require_backward_grad_sync = ddp.require_forward_param_sync = True
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        # DDP prepares for a backward at the end of its forward; here it comes before, and must not be prepared for then.
+        ddp = self._ddp
+        if ddp is None:
+            return
+        if not self._local:
+            ddp.reducer.prepare_for_backward([loss] if ddp.find_unused_parameters else [])
+        ddp.require_backward_grad_sync = False
+        self._prepared = True
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        if self._ddp is None:
+            yield
+        elif self.in_step:
+            self._local = True
+            try:
+                yield
+            finally:
+                self._local = False
+        else:
+            with self._ddp.no_sync():
+                yield
+
+    def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
+        if self.world_size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        used = self.reduce(torch.tensor([float(parameter.grad is not None) for parameter in trained]), "max")
+        for parameter, somewhere in zip(trained, used.tolist(), strict=True):
+            if somewhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
+    def start_evaluation(self) -> None:
+        if self.world_size > 1:
+            # Running statistics are each process's own since the last forward began.
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, 0)

@@ -1,0 +1,405 @@
+"""The processes of a run: adopting those that a launcher has started, and starting them.
+
+Who is already launched (by torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob, Ray Train) is found by :func:`detect`.
+Otherwise a script that asks for several processes becomes torchelastic's agent itself, which runs the same command line
+in each of them (:func:`rerun_script`). Where there is no script to run again, as in a notebook, a function is sent to
+fresh processes (:func:`call_in_processes`); they are spawned, never forked, as a fork hangs after OpenMP and fails after
+CUDA were used. Watching, stopping and restarting processes is torchelastic's business in both cases.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from multiprocessing import parent_process
+from typing import Any, NoReturn
+
+SWITCH = "LOOPWRIGHT_LAUNCH"  # "off": whatever launched this process is not looked for
+AGENT = "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the one that did
+
+_STARTED_IN = os.getcwd()  # a program may go elsewhere before it trains; its command line is relative to this
+# What programs are called that run others in a way of their own: their command line must not be run again.
+_RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
+# In messages of errors that only say that another process has gone, or is stuck.
+_PEER_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store->get", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among its peers, as its launcher says.
+
+    Attributes:
+        launcher: who started it, in words.
+        rank, local_rank, node_rank: its index among all, on its machine, and that of its machine.
+        world_size, local_world_size: number of processes in all and on this machine.
+        address, port: where the processes meet, on the machine of rank 0.
+        elastic: torchelastic started it, even if it is the only one.
+    """
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    address: str
+    port: int
+    elastic: bool = False
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of machines, if each has as many processes."""
+        return -(-self.world_size // self.local_world_size)
+
+
+# -- adopting ---------------------------------------------------------------------------------------------------------
+
+
+def detect() -> Place | None:
+    """This process's place, if it was launched as one of several (or by torchelastic, as one of any number).
+
+    Raises:
+        ValueError: if a launcher's variables contradict each other, or one is missing.
+    """
+    if os.environ.get(SWITCH) == "off":
+        return None
+    for find in (_from_variables, _from_slurm, _from_mpi):
+        place = find(os.environ)
+        if place is not None and (place.world_size > 1 or place.elastic):
+            return place
+    return None
+
+
+def _from_variables(env: Mapping[str, str]) -> Place | None:
+    """torchrun, PyTorchJob, Ray Train, and our own processes."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        return None
+    rank, local_size = int(env["RANK"]), int(env.get("LOCAL_WORLD_SIZE", 1))
+    elastic = "TORCHELASTIC_RUN_ID" in env
+    own = "this program" if AGENT in env else "torchrun"
+    return Place(
+        launcher=own if elastic else "the environment (RANK, WORLD_SIZE)",
+        rank=rank,
+        world_size=int(env["WORLD_SIZE"]),
+        local_rank=int(env.get("LOCAL_RANK", 0)),
+        local_world_size=local_size,
+        node_rank=int(env.get("GROUP_RANK", env.get("NODE_RANK", rank // local_size))),
+        address=env["MASTER_ADDR"],
+        port=int(env["MASTER_PORT"]),
+        elastic=elastic,
+    )
+
+
+def _from_slurm(env: Mapping[str, str]) -> Place | None:
+    # Only srun sets the number of a step's tasks; a batch script that srun did not start runs alone.
+    if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
+        return None
+    tasks = [  # on each machine: "4(x2),3" means 4, 4, 3
+        int(count)
+        for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    node = int(env["SLURM_NODEID"])
+    return Place(
+        launcher="SLURM's srun",
+        rank=int(env["SLURM_PROCID"]),
+        world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(env["SLURM_LOCALID"]),
+        local_world_size=tasks[node],
+        node_rank=node,
+        address=env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"]),
+        port=int(env.get("MASTER_PORT") or 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000),
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first of a SLURM node list, such as ``gpu[003-007,012],login1``."""
+    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    if found is None:
+        raise ValueError(f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR")
+    return "".join(part or "" for part in found.groups())
+
+
+def _from_mpi(env: Mapping[str, str]) -> Place | None:
+    for names in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ):
+        if set(names) <= env.keys():
+            rank, size, local_rank, local_size = (int(env[name]) for name in names)
+            address = env.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
+            if address is None:
+                raise ValueError(
+                    f"MPI started {size} processes, {local_size} of them on this machine, and MASTER_ADDR is not set: "
+                    "set it to the address of rank 0's machine (mpirun -x MASTER_ADDR=…)"
+                )
+            port = int(env.get("MASTER_PORT", 29500))
+            return Place("MPI", rank, size, local_rank, local_size, rank // local_size, address, port)
+    return None
+
+
+def check_place(place: Place, devices: int | None, num_nodes: int | None) -> None:
+    """Refuse counts that are not those of the launcher; None accepts any.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    for argument, wanted, found, what in (
+        ("devices", devices, place.local_world_size, "processes on this machine"),
+        ("num_nodes", num_nodes, place.num_nodes, "machines"),
+    ):
+        if wanted not in (None, found):
+            raise ValueError(
+                f"{argument} asks for {wanted}, but {place.launcher} started {found} {what}: make them equal, leave "
+                f'{argument}="auto", or set {SWITCH}=off to ignore the launcher'
+            )
+
+
+def adopt() -> None:
+    """Make this process a good one among several: its errors are recorded, and it does not outlive its agent."""
+    global _previous_hook
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and sys.excepthook is not _report_uncaught:
+        _previous_hook, sys.excepthook = sys.excepthook, _report_uncaught
+    if AGENT in os.environ:
+        _die_with(int(os.environ[AGENT]))
+
+
+def _die_with(agent: int) -> None:
+    """Let the system kill this process when the agent dies (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+        if os.getppid() != agent:  # it died before
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+# -- reporting an error -----------------------------------------------------------------------------------------------
+
+_noted: tuple[BaseException, str] | None = None
+
+
+def note(error: BaseException, where: str) -> None:
+    """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
+    global _noted
+    _noted = error, where
+
+
+def _report(error: BaseException) -> None:
+    """Write ``error`` to torchelastic's error file, if it started this process."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None or not isinstance(error, Exception):
+        return
+    now = time.time()
+    callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    message = f"{type(error).__name__}: {error}"
+    lost = type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER_LOST.search(message))
+    extra = {"py_callstack": callstack, "timestamp": str(int(now))}
+    where = _noted[1] if _noted is not None and _noted[0] is error else ""
+    content = {"message": {"message": message, "extraInfo": extra}, "where": where, "lost": bool(lost), "time": now}
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    from torch.distributed import destroy_process_group
+
+    atexit.unregister(destroy_process_group)  # peers that wait in a collective would keep this process from ending
+    _report(error)
+    if AGENT not in os.environ or not isinstance(error, Exception):  # else the agent prints it, the guilty rank's first
+        _previous_hook(kind, error, trace)
+
+
+_previous_hook = sys.excepthook
+
+
+def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> str:
+    """What failed, in the order of guilt: those that merely lost a peer come last."""
+    found: list[tuple[tuple[bool, float], int, str]] = []
+    attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
+    for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        rank, extra = int(os.path.basename(os.path.dirname(path))), content["message"]["extraInfo"]
+        order = bool(content.get("lost")), float(content.get("time", extra["timestamp"]))
+        at = f" at {content['where']}" if content.get("where") else ""
+        if order[0]:
+            text = f"Rank {rank} of {processes} lost its peers{at}: {content['message']['message']}"
+        else:
+            text = f"Rank {rank} of {processes} failed{at}:\n{extra['py_callstack'].rstrip()}"
+        found.append((order, rank, text))
+    told = {rank for _, rank, _ in found}
+    for rank, failure in failures.items():
+        if rank not in told and failure.exitcode != -signal.SIGTERM:  # by which the agent ends the others
+            how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
+            found.append(((False, failure.timestamp), rank, f"Rank {rank} of {processes} ended with {how}"))
+    found.sort()
+    if all(lost for (lost, _), _, _ in found):
+        silent = sorted(set(range(processes)) - told)
+        if silent:
+            found.insert(0, ((True, 0.0), silent[0], f"Rank {silent[0]} of {processes} did not answer: it hung"))
+    return "\n\n".join(text for _, _, text in found)
+
+
+# -- starting ---------------------------------------------------------------------------------------------------------
+
+
+def can_rerun() -> bool:
+    """Whether this program is one whose command line can be run again in other processes."""
+    main = sys.modules["__main__"]
+    runner = getattr(getattr(main, "__spec__", None), "name", "").partition(".")[0]
+    interactive = hasattr(sys, "ps1") or sys.flags.interactive or hasattr(builtins, "__IPYTHON__")
+    in_test = "PYTEST_CURRENT_TEST" in os.environ and "_pytest" in sys.modules
+    alone = parent_process() is None
+    return hasattr(main, "__file__") and alone and not interactive and not in_test and runner not in _RUNNERS
+
+
+def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
+    """Run this program's command line in ``processes`` processes, and leave with the job's exit code."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir(_STARTED_IN)
+    code = 0
+    with _agent(processes, max_restarts) as (launch, folder):
+        try:
+            launch(sys.executable)("-u", *sys.orig_argv[1:])
+        except ChildFailedError as error:
+            print(_failure_text(error.failures, folder, processes), file=sys.stderr)
+            code = next(iter(error.failures.values())).exitcode
+            code = 128 - code if code < 0 else code or 1
+        except SignalException as error:
+            code = 128 + error.sigval
+    raise SystemExit(code)
+
+
+def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> Any:
+    """Call ``function(*args)`` in ``processes`` fresh processes; returns what it returns in rank 0.
+
+    Both are sent by cloudpickle, so what a notebook defines may be in them.
+
+    Raises:
+        TypeError: if they cannot be pickled.
+        RuntimeError: if a process failed; with the rank that did first, and its traceback.
+    """
+    import cloudpickle
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    with _agent(processes) as (launch, folder):
+        payload, result = os.path.join(folder, "call.pkl"), os.path.join(folder, "result.pkl")
+        try:
+            with open(payload, "wb") as file:
+                cloudpickle.dump((function, args), file)
+        except Exception as error:
+            raise TypeError(
+                f"{processes} processes get the module, its data and the Trainer by pickle here, as there is no script "
+                f"to run again, and something in them cannot be pickled: {error}"
+            ) from error
+        try:
+            with _without_main():
+                launch(_call)(payload, result)
+        except ChildFailedError as error:
+            text = _failure_text(error.failures, folder, processes)
+            raise RuntimeError(f"a process failed\n\n{text}") from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
+        with open(result, "rb") as file:
+            return pickle.load(file)
+
+
+def _call(payload: str, result: str) -> None:
+    """What each of the fresh processes runs."""
+    import cloudpickle
+    import torch.distributed as dist
+
+    adopt()
+    try:
+        with open(payload, "rb") as file:
+            function, args = pickle.load(file)
+        value = function(*args)
+        if os.environ["RANK"] == "0":
+            with open(result, "wb") as file:
+                cloudpickle.dump(value, file)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except Exception as error:
+        _report(error)
+        os._exit(1)  # without waiting for threads or for peers
+
+
+@contextmanager
+def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[..., Any], str]]:
+    """torchelastic's agent, ready to launch, and a folder for what it leaves; puts everything back afterwards."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    folder = tempfile.mkdtemp(prefix="loopwright_")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=max_restarts,
+        monitor_interval=0.05,  # seconds between two looks at the processes
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    environment = dict(os.environ)
+    os.environ[AGENT] = str(os.getpid())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Processes that are started again must not read the addresses of those before them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # its tables name the process that was seen first to fail, not the guilty one
+    try:
+        yield lambda entrypoint: elastic_launch(config, entrypoint), folder
+    finally:
+        logger.setLevel(level)
+        if threading.current_thread() is threading.main_thread():  # else torchelastic has set none
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module from multiprocessing, which would import it in each spawned process."""
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)

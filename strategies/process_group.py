@@ -1,0 +1,131 @@
+"""What strategies with several processes share: the process group, and collectives on it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .base import Strategy
+from .launch import Place, adopt
+
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+class ProcessGroupStrategy(Strategy):
+    """The base of strategies whose processes meet in torch's default process group. One process needs none.
+
+    Args:
+        process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
+        timeout: how long a collective waits for the slowest process before the run is given up.
+        max_restarts: how often processes that we started are started again when one fails.
+    """
+
+    def __init__(self, process_group_backend: str | None, timeout: timedelta, max_restarts: int) -> None:
+        if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
+            raise ValueError(f"timeout must be a datetime.timedelta above 0; got {timeout!r}")
+        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
+            raise ValueError(f"max_restarts must be an integer from 0; got {max_restarts!r}")
+        self.process_group_backend, self.timeout, self.max_restarts = process_group_backend, timeout, max_restarts
+        self.place: Place | None = None
+
+    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+        self.place = place
+        self.world_size = len(devices) * num_nodes
+        if place is not None:
+            self.world_size, self.global_rank = place.world_size, place.rank
+            self.local_rank, self.node_rank = place.local_rank, place.node_rank
+            adopt()
+        self.device = devices[self.local_rank]
+
+    def connect(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.set_device_index(self.device.index)
+        if self.world_size == 1:
+            return
+        if not dist.is_initialized():
+            assert self.place is not None, "several processes have been launched"
+            meeting = {
+                "MASTER_ADDR": self.place.address,
+                "MASTER_PORT": str(self.place.port),
+                "RANK": str(self.global_rank),
+                "LOCAL_RANK": str(self.local_rank),
+                "WORLD_SIZE": str(self.world_size),
+            }
+            os.environ.update(meeting)
+            dist.init_process_group(self._backend(), timeout=self.timeout)
+            atexit.register(dist.destroy_process_group)
+        if dist.get_world_size() != self.world_size:
+            raise RuntimeError(
+                f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
+                f"{self.world_size}: leave the group to the Trainer, or make them equal"
+            )
+
+    def _backend(self) -> str:
+        if self.process_group_backend is not None:
+            return self.process_group_backend
+        kind = self.device.type
+        own = dist.get_default_backend_for_device(kind)
+        return own if kind == "cpu" else f"cpu:gloo,{kind}:{own}"
+
+    # -- collectives ------------------------------------------------------------------------------------------
+
+    def _reachable(self, tensor: Tensor) -> Tensor:
+        """The tensor where the backend can read it: one for CUDA alone cannot read the CPU."""
+        reachable = f"{tensor.device.type}:" in dist.get_backend_config()
+        return tensor if reachable else tensor.to(self.device)
+
+    def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        if op == "mean" and not tensor.is_floating_point():
+            tensor = tensor.float()
+        reduced = self._reachable(tensor.detach()).clone()
+        dist.all_reduce(reduced, _OPERATIONS[op])
+        return (reduced / self.world_size if op == "mean" else reduced).to(tensor.device)
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        if sync_grads and torch.is_grad_enabled():
+            return _AllGather.apply(tensor, self)
+        mine = self._reachable(tensor.detach()).contiguous()
+        gathered = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(gathered, mine)
+        return torch.stack(gathered).to(tensor.device)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        if self.world_size == 1:
+            return value
+        holder = [value if self.global_rank == source else None]
+        dist.broadcast_object_list(holder, source)
+        return holder[0]
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+class _AllGather(torch.autograd.Function):
+    """Gathering that passes gradients back: each process's part gets the sum of what all of them say about it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, strategy: ProcessGroupStrategy) -> Tensor:
+        ctx.strategy = strategy
+        return strategy.all_gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.strategy.reduce(gradients[0], "sum")[ctx.strategy.global_rank], None

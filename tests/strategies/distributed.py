@@ -1,0 +1,28 @@
+"""Running a function in several processes, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from loopwright.framework import Trainer
+from loopwright.strategies.launch import call_in_processes
+
+
+def in_processes(processes: int, function: Callable[..., Any], *args: Any) -> Any:
+    """What ``function(*args)`` returns in rank 0 of so many processes; with one, it is called here."""
+    return call_in_processes(_quietly, (function, args), processes) if processes > 1 else function(*args)
+
+
+def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return function(*args)
+
+
+def quiet(**arguments: Any) -> Trainer:
+    """A Trainer that adopts the processes it finds, and shows and saves nothing."""
+    arguments = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **arguments}
+    return Trainer(accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, **arguments)

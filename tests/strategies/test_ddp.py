@@ -1,0 +1,263 @@
+"""Training with DDP in real gloo groups equals training in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+
+from loopwright.framework import CombinedLoader, Module
+from loopwright.strategies import DDPStrategy
+from tests.strategies.distributed import in_processes, quiet
+
+FEATURES = 6
+
+
+def data(samples: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, FEATURES, generator=generator)
+    return TensorDataset(x, x.mean(1, keepdim=True) + 0.1 * torch.randn(samples, 1, generator=generator))
+
+
+class Net(Module):
+    """Keeps each step's loss, its number of samples, and the samples."""
+
+    def __init__(self, weighted: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 12), nn.Tanh(), nn.Linear(12, 1))
+        self.weighted = weighted
+        self.steps: list[tuple[float, int]] = []
+        self.samples: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        errors = (self.net(x) - y).square()
+        self.log("loss", errors.mean(), on_step=False, on_epoch=True)
+        share = self.trainer.data.train.share
+        if share:
+            self.samples += x[:, 0].tolist()
+        if self.weighted:  # as with tokens: some samples count more, and processes hold unequal sums
+            weights = 1 + (x[:, :1] > 0) * 3.0
+            self.steps.append(((errors * weights).sum().item(), weights.sum().item() if share else 0))
+            return {"loss": (errors * weights).sum() / weights.sum(), "weight": weights.sum()}
+        self.steps.append((errors.sum().item(), len(x) if share else 0))
+        return errors.mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.8)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def outcome(module: Net, trainer: Any) -> dict[str, Any]:
+    """What the processes have come to: losses by step over all of them, samples, weights."""
+    gather = trainer.strategy.gather_objects
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    told = gather((module.steps, module.samples, weights))
+    losses = [
+        sum(loss for loss, count in steps if count) / sum(count for _, count in steps)
+        for steps in zip(*(steps for steps, _, _ in told), strict=True)
+    ]
+    assert all(weights.equal(other) for _, _, other in told), "the replicas have drifted apart"
+    return {
+        "losses": losses,
+        "samples": [samples for _, samples, _ in told],
+        "weights": weights,
+        "loss": float(trainer.callback_metrics["loss"]),
+        "steps": trainer.global_step,
+    }
+
+
+def train(samples: int, batch_size: int, weighted: bool, options: dict[str, Any]) -> dict[str, Any]:
+    module, trainer = Net(weighted), quiet(**options)
+    trainer.fit(module, DataLoader(data(samples), batch_size, shuffle=True))
+    return outcome(module, trainer)
+
+
+def assert_equal(one: dict[str, Any], several: dict[str, Any]) -> None:
+    assert several["steps"] == one["steps"]
+    assert several["losses"] == pytest.approx(one["losses"], abs=1e-6)
+    torch.testing.assert_close(several["weights"], one["weights"], atol=2e-6, rtol=0)
+    assert several["loss"] == pytest.approx(one["loss"], abs=1e-6)
+    assert sorted(sum(several["samples"], [])) == sorted(sum(one["samples"], []))  # each sample once in each epoch
+
+
+def cases(*arguments: tuple[Any, ...]) -> list[Any]:
+    """``train`` with several arguments, in one start of processes."""
+    return [train(*each) for each in arguments]
+
+
+def test_several_processes_train_as_one_with_the_global_batch():
+    """100 steps and more; accumulation, clipping, short last windows, last batches and last rounds; weights."""
+    plain = {"max_epochs": 15}
+    windows = {"max_epochs": 43, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}  # 7 batches: 3, 3, 1
+    value = {"max_epochs": 2, "gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
+    sizes = [(104, False, plain), (104, False, windows), (101, False, windows), (109, True, windows), (99, True, value)]
+    one = cases(*((samples, 16, *rest) for samples, *rest in sizes))
+    two = in_processes(2, cases, *((samples, 8, *rest) for samples, *rest in sizes))
+    assert one[0]["steps"] >= 100
+    assert one[1]["steps"] >= 100
+    for expected, got in zip(one, two, strict=True):
+        assert_equal(expected, got)
+
+
+def test_weights_give_the_global_weighted_mean():
+    """One window over both processes against the gradient computed by hand."""
+    got = in_processes(2, weighted_gradient)
+    module, (x, y) = Net(), data(32).tensors
+    torch.manual_seed(0)
+    module = Net()
+    weights = 1 + (x[:, :1] > 0) * 3.0
+    ((module.net(x) - y).square() * weights).sum().div(weights.sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in module.parameters()])
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def weighted_gradient() -> Tensor:
+    torch.manual_seed(0)
+    module, trainer = Net(weighted=True), quiet(accumulate_grad_batches=2)
+    trainer.fit(module, DataLoader(data(32), 8))
+    return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples: int) -> None:
+        self.dataset = data(samples)
+
+    def __iter__(self):
+        yield from (self.dataset[i] for i in range(len(self.dataset)))
+
+
+class Loader(DataLoader):
+    """A subclass whose constructor takes other arguments."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(data(samples), batch_size=4, shuffle=True)
+
+
+def batches_of(samples: int, size: int) -> list[Any]:
+    return list(DataLoader(data(samples), size))
+
+
+LOADERS = {
+    "shuffled, incomplete round": lambda: DataLoader(data(53), 4, shuffle=True),
+    "workers": lambda: DataLoader(data(53), 4, num_workers=1),
+    "drop_last": lambda: DataLoader(data(54), 4, drop_last=True),
+    "one batch": lambda: DataLoader(data(3), 4),
+    "subclass": lambda: Loader(50),
+    "batch sampler": lambda: DataLoader(data(50), batch_sampler=BatchSampler(RandomSampler(data(50)), 4, False)),
+    "list": lambda: batches_of(50, 4),
+    "stream": lambda: DataLoader(Stream(70), 2),
+    "several": lambda: {"a": DataLoader(data(50), 4, shuffle=True), "b": DataLoader(data(10), 4, shuffle=True)},
+    "sequential": lambda: CombinedLoader([DataLoader(data(26), 4), DataLoader(data(13), 4)], "sequential"),
+}
+
+
+class Reads(Module):
+    """Keeps the first number of each sample that counts, and how much it counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, 1)
+        self.read: list[tuple[int, float, list[float]]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = (batch["a"] if isinstance(batch, dict) else batch)[0]
+        self.read.append((batch_idx, self.trainer.data.train.share, x[:, 0].tolist()))
+        return self.layer(x).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def read_all(names: list[str]) -> list[Any]:
+    read = []
+    for name in names:
+        module, trainer = Reads(), quiet()
+        torch.manual_seed(5)
+        trainer.fit(module, LOADERS[name]())
+        read.append(trainer.strategy.gather_objects(module.read))
+    return read
+
+
+def test_each_sample_is_read_once_in_steps_of_equal_number():
+    one, three = read_all(list(LOADERS)), in_processes(3, read_all, list(LOADERS))
+    for name, (alone,), shared in zip(LOADERS, one, three, strict=True):
+        assert len({len(steps) for steps in shared}) == 1, name
+        counted = [sample for steps in shared for _, share, samples in steps if share for sample in samples]
+        expected = [sample for *_, samples in alone for sample in samples]
+        if name == "drop_last":  # 13 batches of 4 make four rounds of three
+            assert len(counted) == 48
+            assert set(counted) <= set(expected)
+        else:
+            assert sorted(counted) == sorted(expected), name
+        # The batches are those of one process, dealt out in turn.
+        dealt = [steps[i][2] for i in range(len(shared[0])) for steps in shared if steps[i][1]]
+        assert dealt == [samples for *_, samples in alone][: len(dealt)], name
+        for i, shares in enumerate(zip(*([share for _, share, _ in steps] for steps in shared), strict=True)):
+            assert sum(shares) == pytest.approx(3), f"{name}, step {i}: the gradient must be a mean"
+
+
+# -- hooks into DDP ---------------------------------------------------------------------------------------------------
+
+
+class Manual(Module):
+    """Two optimizers, as a GAN has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.first, self.second = nn.Linear(FEATURES, 1), nn.Linear(FEATURES, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        for optimizer, layer in zip(self.optimizers(), (self.first, self.second), strict=True):
+            optimizer.update((layer(x) - y).square().mean())
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in (self.first, self.second)]
+
+
+def manual(batch_size: int, accumulate: int) -> Tensor:
+    torch.manual_seed(0)
+    module = Manual()
+    trainer = quiet(
+        accumulate_grad_batches=accumulate, max_epochs=3, strategy="ddp_find_unused_parameters_true",
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data(112), batch_size))
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert all(weights.equal(other) for other in trainer.strategy.gather_objects(weights))
+    return weights
+
+
+def manual_and_options() -> list[Any]:
+    results: list[Any] = [manual(8, 1), manual(8, 3)]
+    # A communication hook, and the other options of DDP.
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    torch.manual_seed(0)
+    strategy = DDPStrategy(
+        ddp_comm_hook=fp16_compress_hook, static_graph=True, bucket_cap_mb=1, broadcast_buffers=False
+    )
+    module, trainer = Net(), quiet(strategy=strategy)
+    trainer.fit(module, DataLoader(data(64), 8))
+    results.append(outcome(module, trainer)["weights"])
+    return results
+
+
+def test_manual_optimization_and_the_options_of_ddp():
+    one = [manual(16, 1), manual(16, 3)]
+    torch.manual_seed(0)
+    two = in_processes(2, manual_and_options)
+    for expected, got in zip(one, two, strict=False):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    torch.manual_seed(0)
+    plain = train(64, 16, False, {})["weights"]
+    difference = (two[2] - plain).abs().max()
+    assert 0 < difference < 5e-2, "gradients were compressed to float16 on their way, and else as usual"

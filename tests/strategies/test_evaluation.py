@@ -1,0 +1,138 @@
+"""Validation, test and prediction give the same at any number of processes, to the last sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
+
+from loopwright.framework import Module
+from tests.strategies.distributed import in_processes, quiet
+
+SAMPLES, FEATURES, CLASSES = 101, 5, 3
+
+
+def data(samples: int = SAMPLES) -> TensorDataset:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(samples, FEATURES, generator=generator)
+    return TensorDataset(x, torch.randint(CLASSES, (samples,), generator=generator), torch.arange(samples))
+
+
+class Net(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.norm = nn.BatchNorm1d(FEATURES)
+        self.auroc = nn.ModuleList(BinaryAUROC() for _ in range(2))  # keeps all predictions in lists
+        self.metrics = MetricCollection(
+            {"acc": MulticlassAccuracy(CLASSES, average="micro"), "f1": MulticlassF1Score(CLASSES)}
+        )
+        self.mean = MeanMetric()
+
+    def evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        x, y, _ = batch
+        logits = self.layer(self.norm(x))
+        self.log("loss", nn.functional.cross_entropy(logits, y), sync_dist=True)
+        self.log("lowest", logits.min(), reduce_fx="min")
+        self.log("highest", logits.max(), reduce_fx="max")
+        self.log("samples", float(len(y)), reduce_fx="sum", on_step=True, on_epoch=True, sync_dist=True)
+        self.auroc[dataloader_idx].update(logits[:, 0].sigmoid(), (y == 0).long())
+        self.log("auroc", self.auroc[dataloader_idx])
+        self.mean.update(logits)
+        if dataloader_idx == 0:
+            self.metrics.update(logits, y)
+            self.log_dict(self.metrics, add_dataloader_idx=False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.layer(self.norm(batch[0])), batch[1])
+
+    validation_step = test_step = evaluate
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("mean", self.mean)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {"logits": self.layer(self.norm(batch[0])), "index": batch[2]}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from data()
+
+
+def loaders(samples: int = SAMPLES) -> list[DataLoader]:
+    return [DataLoader(data(samples), 8), DataLoader(data(20), 6, num_workers=1)]
+
+
+def evaluate() -> dict[str, Any]:
+    module, trainer = Net(), quiet()
+    results: dict[str, Any] = {
+        "validate": trainer.validate(module, loaders(), verbose=False),
+        "test": trainer.test(module, loaders(), verbose=False),
+        "shuffled": trainer.test(module, DataLoader(data(), 8, shuffle=True), verbose=False),
+        "stream": trainer.test(module, DataLoader(Stream(), 8), verbose=False),
+        "few": trainer.test(module, loaders(samples=3), verbose=False),  # fewer batches than processes
+        "limited": quiet(limit_test_batches=5).test(module, loaders(), verbose=False),
+        "predict": trainer.predict(module, loaders(), return_predictions="all"),
+        "predict one": trainer.predict(module, loaders()[0], return_predictions="all"),
+    }
+    own = trainer.predict(module, loaders()[0])
+    results["own"] = trainer.strategy.gather_objects([batch["index"].tolist() for batch in own])
+    results["ranks agree"] = all(
+        str(other) == str(results["validate"]) for other in trainer.strategy.gather_objects(results["validate"])
+    )
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluation_is_exact_at_any_number_of_processes(processes: int):
+    one, several = evaluate(), in_processes(processes, evaluate)
+    assert several.pop("ranks agree")
+    shards, all_ = several.pop("own"), one.pop("own")[0]
+    one.pop("ranks agree")
+    assert len(one["validate"]) == 2
+    assert one["validate"][0]["samples_epoch/dataloader_idx_0"] == SAMPLES
+    for name in one:
+        if name.startswith("predict"):
+            flat_one, flat_several = (_flat(found[name]) for found in (one, several))
+            assert len(flat_one) == len(flat_several)
+            assert all(a.equal(b) for a, b in zip(flat_one, flat_several, strict=True)), name
+        elif name == "shuffled":  # in another order, so that sums round otherwise
+            assert several[name] == [pytest.approx(one[name][0], rel=1e-6)]
+        else:
+            assert several[name] == one[name], name
+    assert shards == [all_[rank::processes] for rank in range(processes)]
+
+
+def _flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value
+    return [tensor for child in children for tensor in _flat(child)]
+
+
+def fit_with_validation() -> list[Any]:
+    module, trainer = Net(), quiet(max_epochs=2, limit_val_batches=4)
+    trainer.fit(module, DataLoader(data(96), 8), loaders())
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "samples_step" not in name}
+    alone = quiet().validate(module, loaders()[0], verbose=False)
+    return trainer.strategy.gather_objects((logged, buffers, alone))
+
+
+def test_running_statistics_are_the_same_everywhere_when_it_is_validated():
+    (logged, buffers, alone), (logged_1, buffers_1, alone_1) = in_processes(2, fit_with_validation)
+    assert logged == logged_1
+    assert alone == alone_1
+    assert all(buffers[name].equal(buffers_1[name]) for name in buffers)
+    assert buffers["norm.running_mean"].abs().max() > 0

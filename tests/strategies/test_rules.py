@@ -1,0 +1,292 @@
+"""What happens when the processes do not do the same: each case ends or goes on by a rule, and none hangs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+
+from loopwright.callbacks import Callback, EarlyStopping
+from loopwright.framework import Module
+from loopwright.framework.dealing import LOOK_AHEAD
+from tests.strategies.distributed import in_processes, quiet
+
+
+def data(samples: int = 40) -> TensorDataset:
+    return TensorDataset(torch.arange(samples).float()[:, None] / samples)
+
+
+class Net(Module):
+    """Does on one rank what ``way`` says, from batch 2 on."""
+
+    def __init__(self, way: str = "", rank: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(1, 1)
+        self.way, self.rank = way, rank
+        self.read: list[tuple[float, list[float]]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x = batch[0] if isinstance(batch, (list, tuple)) else batch
+        train = self.trainer.data.train
+        self.read.append((train.share, x.flatten().tolist()))
+        loss = (self.layer(x) - 1).square().mean()
+        self.log("loss", loss, on_epoch=True)
+        odd = self.global_rank == self.rank and batch_idx >= 2
+        if odd and self.way == "other key":
+            self.log("mine", 1.0, on_epoch=True)
+        if odd and self.way == "none":
+            return None
+        if odd and self.way == "raise":
+            raise ValueError("a bad sample")
+        if odd and self.way == "stop":
+            self.trainer.should_stop = True
+        if odd and self.way == "main only":
+            self.log("main", 1.0, on_epoch=True, rank_zero_only=True)
+        if self.way == "weights" and not (self.global_rank == self.rank):
+            return {"loss": loss, "weight": 2}
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.layer(batch[0]).mean())
+        if self.way == "gather":
+            self.all_gather(batch[0])
+        if self.way == "validation key" and self.global_rank == self.rank:
+            self.log("other", 1.0)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if self.way == "skip" and self.global_rank == self.rank and batch_idx >= 2 else None
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
+    module, trainer = Net(way, rank), quiet(**options)
+    trainer.fit(module, DataLoader(data(), 2), DataLoader(data(10), 2))
+    steps = trainer.global_step, trainer.current_epoch, len(module.read)
+    return trainer.strategy.gather_objects((steps, {k: float(v) for k, v in trainer.callback_metrics.items()}))
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("other key", ["'mine'", "on rank 1 and not on rank 0", "train epoch"]),
+        ("validation key", ["'other'", "on rank 1 and not on rank 0", "validation epoch"]),
+        ("none", ["returned None on rank 1, batch 2"]),
+        ("raise", ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
+        ("weights", ["weight", "none on rank 1"]),
+        ("gather", ["all_gather", "batch", "Rank 0"]),
+    ],
+)
+def test_what_ends_with_an_error(way: str, words: list[str]):
+    with pytest.raises(RuntimeError) as error:
+        in_processes(2, fit, way, 1, {})
+    for word in words:
+        assert word in str(error.value)
+    if "rank 0" not in words[-1]:  # the guilty one comes first
+        assert re.search(r"Rank (\d)", str(error.value))
+
+
+def proceeds() -> list[Any]:
+    slow = {"max_epochs": 3, "num_sanity_val_steps": 0}
+    return [fit("stop", 1, slow), fit("skip", 1, slow), fit("main only", 0, slow)]
+
+
+def test_what_one_process_asks_for_happens_in_all_at_the_same_step():
+    stop, skip, main = in_processes(2, proceeds)
+    for (steps, _), (steps_1, _) in (stop, skip, main):
+        assert steps == steps_1
+    assert stop[0][0][1] == 0, "it stopped in the first epoch or right after it"
+    assert skip[0][0][0] < 3 * 10, "each epoch was cut short"
+    assert "main" in main[0][1]
+    assert "main" not in main[1][1]
+
+
+# -- loaders that differ ----------------------------------------------------------------------------------------------
+
+
+class Own(IterableDataset):
+    """A stream of which each process gives another part."""
+
+    def __init__(self, lengths: tuple[int, ...], rank: int) -> None:
+        self.length, self.rank = lengths[rank], rank
+
+    def __iter__(self):
+        yield from (torch.tensor([100.0 * self.rank + i]) for i in range(self.length))
+
+
+def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
+    """Loaders of unequal length, sized and unsized, in each process its own; then those that may not differ."""
+    found: list[Any] = []
+    for kind in ("sized", "stream"):
+        module, trainer = Net(), quiet(use_distributed_sampler=False)
+        rank = dist.get_rank() if dist.is_initialized() else trainer.global_rank
+        own = Own(lengths, rank)
+        loader: Any = [*own] if kind == "sized" else own
+        loader = DataLoader(torch.stack(loader), 1) if kind == "sized" else DataLoader(loader, 1)
+        trainer.fit(module, loader)
+        found.append(trainer.strategy.gather_objects(module.read))
+    module, trainer = Net(), quiet()
+    with pytest.raises(ValueError, match=r"5 batches on rank 0, 6 batches on rank 1.*use_distributed_sampler=False"):
+        trainer.fit(module, DataLoader(data(10 + 2 * trainer.global_rank), 2))
+    module, trainer = Net(), quiet()
+    with pytest.raises(RuntimeError, match="different streams"):
+        trainer.fit(module, DataLoader(Own(lengths, trainer.global_rank), 1))
+    return found
+
+
+@pytest.mark.parametrize("lengths", [(LOOK_AHEAD + 3, 2), (1, 2 * LOOK_AHEAD)])
+def test_a_process_that_runs_out_of_batches_waits_for_the_others(lengths: tuple[int, ...]):
+    for read in in_processes(2, own_loaders, lengths):
+        assert [len(steps) for steps in read] == [max(lengths)] * 2
+        for rank, steps in enumerate(read):
+            own = [100.0 * rank + i for i in range(lengths[rank])]
+            assert [sample for share, samples in steps if share for sample in samples] == own
+            for i, (share, _) in enumerate(steps):
+                present = sum(length > i for length in lengths)
+                assert share == (2 / present if i < lengths[rank] else 0)
+
+
+class Lies(Dataset):
+    """One that raises at its end, and a loader whose length promises more batches than there are."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ones(1)
+
+
+class Short(DataLoader):
+    def __len__(self) -> int:
+        return 10
+
+
+def lying() -> None:
+    quiet().fit(Net(), Short(Lies(), 1))
+
+
+def distributed_sampler() -> list[Any]:
+    """The user's own DistributedSampler is left alone, in training and evaluation; and a rank without any batch."""
+    found = []
+    module, trainer = Net(), quiet()
+    sampler = DistributedSampler(data(20), trainer.world_size, trainer.global_rank, shuffle=False)
+    trainer.fit(module, DataLoader(data(20), 2, sampler=sampler))
+    found.append([sample for _, samples in module.read for sample in samples])
+    trainer.validate(module, DataLoader(data(2), 2), verbose=False)
+    found.append(float(trainer.callback_metrics["val_loss"]))
+    own = DataLoader(data(4 if trainer.global_rank == 0 else 0), 2)
+    quiet(use_distributed_sampler=False).validate(module, own, verbose=False)
+    found.append(float(module.trainer.callback_metrics["val_loss"]))
+    return trainer.strategy.gather_objects(found)
+
+
+def test_own_samplers_and_ranks_without_a_batch():
+    first, second = in_processes(2, distributed_sampler)
+    assert first[0] == pytest.approx([i / 20 for i in range(0, 20, 2)])
+    assert second[0] == pytest.approx([i / 20 for i in range(1, 20, 2)])
+    assert first[1:] == second[1:]
+
+
+def test_a_loader_that_promises_too_much_ends_the_run():
+    with pytest.raises(RuntimeError, match="no batch 4 of the 5 that its length promised"):
+        in_processes(2, lying)
+
+
+# -- callbacks and collectives ----------------------------------------------------------------------------------------
+
+
+class Count(Callback):
+    """How often Python called for a collective in each batch."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.by_batch: list[list[str]] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.calls = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.by_batch.append(self.calls)
+
+
+def count() -> list[list[str]]:
+    counter = Count()
+    for name in (
+        "all_reduce",
+        "all_gather",
+        "broadcast",
+        "barrier",
+        "all_gather_object",
+        "broadcast_object_list",
+        "reduce",
+    ):
+
+        def counted(*args: Any, name: str = name, original: Any = getattr(dist, name), **kwargs: Any) -> Any:
+            counter.calls.append(name)
+            return original(*args, **kwargs)
+
+        setattr(dist, name, counted)
+    trainer = quiet(callbacks=[counter, EarlyStopping("loss", patience=5)], accumulate_grad_batches=2, max_epochs=1)
+    trainer.fit(Net(), DataLoader(data(2000), 2))
+    return counter.by_batch
+
+
+def test_a_step_has_no_collective_but_those_of_ddp():
+    by_batch = in_processes(2, count)
+    assert len(by_batch) == 500
+    # The control word, after batches 1, 3, 7, 15, …: as far again each time, until a second is reached. In the first
+    # batch the processes also tell each other whether there are weights.
+    calls = [calls for calls in by_batch[1:-1] if calls]  # the last one has those of the epoch's end
+    assert all(found == ["all_reduce"] for found in calls)
+    assert len(calls) <= 10
+
+
+class Unfreeze(Callback):
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        module.layer.weight.requires_grad_(trainer.current_epoch > 0)
+
+
+def finetune() -> list[Tensor]:
+    module, trainer = Net(), quiet(callbacks=[Unfreeze()], max_epochs=2)
+    module.layer.weight.requires_grad_(False)
+    trainer.fit(module, DataLoader(data(), 2))
+    return trainer.strategy.gather_objects(torch.cat([p.detach().flatten() for p in module.parameters()]))
+
+
+def test_parameters_that_are_unfrozen_later_stay_equal():
+    first, second = in_processes(2, finetune)
+    assert first.equal(second)
+    assert first[0] != Net().layer.weight.item()
+
+
+def stop_early() -> Any:
+    module = Net()
+    stopping = EarlyStopping("val_loss", patience=1, mode="max", min_delta=100)
+    trainer = quiet(callbacks=[stopping], max_epochs=20)
+    trainer.fit(module, DataLoader(data(), 2), DataLoader(data(10), 2))
+    sync = module.all_gather(torch.tensor([float(trainer.global_rank)], requires_grad=True), sync_grads=True)
+    weight = torch.tensor([1.0, 10.0])
+    leaf = torch.tensor([2.0 + trainer.global_rank], requires_grad=True)
+    ((module.all_gather(leaf, sync_grads=True).squeeze(1) ** 2) * weight).sum().backward()
+    reduced = [
+        float(trainer.strategy.reduce(torch.tensor(1 + trainer.global_rank), op))
+        for op in ("mean", "sum", "min", "max")
+    ]
+    return trainer.strategy.gather_objects(
+        (trainer.current_epoch, stopping.wait_count, sync.detach().flatten().tolist(), float(leaf.grad), reduced)
+    )
+
+
+def test_early_stopping_and_the_collectives_of_a_module():
+    first, second = in_processes(2, stop_early)
+    assert first[:2] == second[:2] == (2, 1)
+    assert first[2] == second[2] == [0.0, 1.0]
+    assert (first[3], second[3]) == (2 * 2 * 1 * 2, 2 * 3 * 10 * 2)  # of the sum over both processes' losses
+    assert first[4] == second[4] == [1.5, 3, 1, 2]
