@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,21 +15,12 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
-class DataModule(HyperparametersMixin):
-    """Prepares data and makes loaders. Override what you need; a loader that is not made is a stage that does not run.
-
-    Attributes:
-        allow_zero_length_dataloader_with_multiple_devices: accepted for familiarity.
-    """
-
-    allow_zero_length_dataloader_with_multiple_devices = False
-
-    def __init__(self) -> None:
-        super().__init__()
+class DataHooks:
+    """What a :class:`DataModule` and a :class:`Module` can both do: prepare data, make loaders, move batches."""
 
     @property
     def trainer(self) -> Trainer | None:
-        """The Trainer that uses this data, if any."""
+        """The Trainer that runs with this object, if any."""
         return self.__dict__.get("_trainer")
 
     @trainer.setter
@@ -39,13 +31,13 @@ class DataModule(HyperparametersMixin):
         """Download and prepare; called in one process per machine. Set no state here."""
 
     def setup(self, stage: str) -> None:
-        """Make datasets. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        """A run begins: make datasets. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
 
     def teardown(self, stage: str) -> None:
         """A run ended normally; not called after an exception."""
 
     def train_dataloader(self) -> Any:
-        """Return the training loader, or a list or dict of them."""
+        """Return the training loader (or a list or dict of them), unless ``fit`` is given one."""
         raise NotImplementedError
 
     def val_dataloader(self) -> Any:
@@ -72,6 +64,19 @@ class DataModule(HyperparametersMixin):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch after it moved to the device."""
         return batch
+
+
+class DataModule(DataHooks, HyperparametersMixin):
+    """Prepares data and makes loaders. Override what you need; a loader that is not made is a stage that does not run.
+
+    Attributes:
+        allow_zero_length_dataloader_with_multiple_devices: accepted for familiarity.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = False
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def on_exception(self, exception: BaseException) -> None:
         """An exception ends the run; it is raised again afterwards."""
@@ -136,10 +141,7 @@ class DataModule(HyperparametersMixin):
         instance = cls(**kwargs)
         if train_dataset is not None:
             instance.train_dataloader = lambda: loader(train_dataset, shuffle=True)
-        if val_dataset is not None:
-            instance.val_dataloader = lambda: loaders(val_dataset)
-        if test_dataset is not None:
-            instance.test_dataloader = lambda: loaders(test_dataset)
-        if predict_dataset is not None:
-            instance.predict_dataloader = lambda: loaders(predict_dataset)
+        for name, datasets in (("val", val_dataset), ("test", test_dataset), ("predict", predict_dataset)):
+            if datasets is not None:
+                setattr(instance, f"{name}_dataloader", partial(loaders, datasets))
         return instance

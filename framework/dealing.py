@@ -23,10 +23,10 @@ _NONE = object()  # a batch that is not there
 class SharedLoader:
     """A training loader as one of several processes reads it.
 
-    The batches of the user's loader are dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, *r + 2W*, … So each
-    process has batches of the loader's own size, and each sample is read once. If the last round is incomplete, the
-    processes without a batch run their last one again, with a :attr:`share` of 0, to stay in step; those that have one
-    weigh by size, so that the gradient is the mean over the round's samples. With ``drop_last``, that round is left out.
+    The batches of the user's loader are dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, *r + 2W*, … So
+    each process has batches of the loader's own size, and each sample is read once. If the last round is incomplete,
+    the processes without a batch run their last one again, with a :attr:`share` of 0, to stay in step; those that have
+    one weigh by size, so that the gradient is the mean over the round's samples. ``drop_last`` leaves that round out.
 
     A loader that each process has for its own (``deal=False``) is read to its end, and the others wait in the same way.
 
@@ -37,7 +37,7 @@ class SharedLoader:
 
     Attributes:
         length: steps of an epoch, the same in all processes; infinite if the loader does not tell.
-        share: what the loss of the batch given last is to be multiplied with, before the processes' gradients are averaged.
+        share: what to multiply the loss of the batch given last with, before the processes' gradients are averaged.
 
     Raises:
         ValueError: if a loader that is to be dealt out has different lengths.
@@ -130,8 +130,8 @@ class SharedLoader:
             seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
             if self.deal and any(counts != seen[0] for counts in seen):
                 raise RuntimeError(
-                    "the processes read different streams from what should be one training loader; if the dataset gives "
-                    "each process its own part, pass Trainer(use_distributed_sampler=False)"
+                    "the processes read different streams from what should be one training loader; if the dataset "
+                    "gives each process its own part, pass Trainer(use_distributed_sampler=False)"
                 )
             steps = max(map(len, seen))
             for step in range(steps):
@@ -160,7 +160,7 @@ class SharedLoader:
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
-        if isinstance(state, dict) and state.keys() == {"block", "given"}:
+        if isinstance(self.loader, EpochLoader) and isinstance(state, dict) and state.keys() == {"block", "given"}:
             state, self._skip = state["block"], state["given"]
         self.loader.load_state_dict(state)
 

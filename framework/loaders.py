@@ -388,7 +388,7 @@ class CombinedEpochLoader:
         """The loaders' states."""
         return [loader.state_dict() for loader in self.loaders]
 
-    def load_state_dict(self, state: list[Any] | None) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
         for loader, own in zip(self.loaders, state or [], strict=False):
             loader.load_state_dict(own)

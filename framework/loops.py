@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .loaders import INFINITE
-from .metrics import load_metric_states, metric_states
+from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
 from .seed import isolated_rng, set_rng_state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .batches import batch_size_of, map_tensors
+from .metric_states import fill_list_states, is_metric, list_states
 
 if TYPE_CHECKING:
     from ..strategies.base import Strategy
@@ -84,6 +84,10 @@ class LoggedValue:
         names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
         return {name: getattr(self, name) for name in names}
 
+    def list_states(self) -> dict[Any, Any]:
+        """What another process needs to know of the Metric, if it is one."""
+        return {} if self.metric is None or self.value is None else list_states(self.value)
+
     def names(self) -> tuple[str, str]:
         """Its name as a step's value and as the epoch's."""
         suffix = "" if self.dataloader_idx is None else f"/dataloader_idx_{self.dataloader_idx}"
@@ -149,6 +153,8 @@ class Metrics:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
         before = self.stage, self.moment
         self._sized = None
+        if stage is None:
+            self.without_batch = set()
         self.stage, self.moment = stage, moment
         self.values = self.stages.setdefault(stage, {}) if stage is not None else {}
         return before
@@ -318,7 +324,7 @@ class Metrics:
         """
         own = {entry.key: entry for entry in due if not entry.rank_zero_only}
         told = self.strategy.gather_objects(
-            (self.without_batch, {key: (entry.facts(), list_states(entry)) for key, entry in own.items()})
+            (self.without_batch, {key: (entry.facts(), entry.list_states()) for key, entry in own.items()})
         )
         known = {key: facts for _, entries in reversed(told) for key, (facts, _) in entries.items()}
         for key in known:
@@ -339,7 +345,7 @@ class Metrics:
                     assert self.module is not None
                     entry.value = self.module.get_submodule(entry.metric)
             if entry.metric is not None:
-                fill_list_states(entry, [entries[key][1] for _, entries in told if key in entries])
+                fill_list_states(entry.value, [entries[key][1] for _, entries in told if key in entries])
             agreed.append(entry)
         return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
 
@@ -424,12 +430,6 @@ def _as_number(name: str, value: Any) -> float:
         raise TypeError(f"log({name!r}): value must be a number, a tensor or a Metric; got {value!r}") from None
 
 
-def is_metric(value: Any) -> bool:
-    """Whether ``value`` is a torchmetrics ``Metric``; torchmetrics is not imported to find out."""
-    torchmetrics = sys.modules.get("torchmetrics")
-    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
-
-
 def as_floats(values: dict[str, Any]) -> dict[str, float]:
     """Read values into Python numbers: one host–device sync for all of them."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -446,78 +446,9 @@ def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.clone() if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
 
 
-def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
-    return [(name, metric) for name, metric in module.named_modules() if is_metric(metric)]
-
-
-def list_states(entry: LoggedValue) -> dict[tuple[int, str], tuple[int, Any, Any]]:
-    """The states of a torchmetrics ``Metric`` that are lists: length, dtype and shape of an element, by place."""
-    states = {}
-    for place, metric in enumerate(_parts_of(entry)):
-        for name, value in metric.metric_state.items():
-            if isinstance(value, list):
-                first = value[0] if value else None
-                states[place, name] = (len(value), first.dtype, tuple(first.shape)) if value else (0, None, None)
-    return states
-
-
-def fill_list_states(entry: LoggedValue, told: list[dict[tuple[int, str], tuple[int, Any, Any]]]) -> None:
-    """Put an empty tensor into each list that is empty here only: torchmetrics gathers equal types and dimensions.
-
-    Raises:
-        RuntimeError: for lists that are gathered element by element and whose lengths differ.
-    """
-    for place, metric in enumerate(_parts_of(entry)):
-        for name, value in metric.metric_state.items():
-            if not isinstance(value, list):
-                continue
-            lengths = [states.get((place, name), (0, None, None))[0] for states in told]
-            if getattr(metric._reductions[name], "__name__", "") != "dim_zero_cat":
-                if len(set(lengths)) > 1:
-                    raise RuntimeError(
-                        f"log({entry.name!r}): the {type(metric).__name__} keeps a list {name!r} that torchmetrics "
-                        f"gathers element by element, and its lengths by rank are {lengths}; they must be equal"
-                    )
-            elif not value and any(lengths):
-                dtype, shape = next(states[place, name][1:] for states in told if states[place, name][0])
-                value.append(torch.empty((0, *shape[1:]), dtype=dtype, device=metric.device))
-
-
-def _parts_of(entry: LoggedValue) -> list[Any]:
-    """A logged Metric and those inside it."""
-    return [part for part in entry.value.modules() if is_metric(part)] if entry.metric is not None else []
-
-
 def _names(entries: Iterable[tuple[str, int | None]]) -> str:
     return ", ".join(sorted({repr(name) for name, _ in entries})) or "nothing"
 
 
 def _listed(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
-
-
-def metric_states(module: torch.nn.Module) -> dict[str, Any]:
-    """Copies of the states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
-    # A metric adds to its tensors in place, and its reset clears its lists in place.
-    return {
-        name: {
-            "update_count": metric._update_count,
-            "state": {key: _copy_state(value) for key, value in metric.metric_state.items()},
-        }
-        for name, metric in _metrics_of(module)
-    }
-
-
-def _copy_state(value: Any) -> Any:
-    return [_copy_state(item) for item in value] if isinstance(value, list) else value.detach().clone()
-
-
-def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
-    """Take back :func:`metric_states`."""
-    for name, metric in _metrics_of(module):
-        if name in states:
-            metric._update_count = states[name]["update_count"]
-            metric._computed = None
-            device = metric.device
-            for key, value in states[name]["state"].items():
-                setattr(metric, key, map_tensors(value, lambda tensor, device=device: tensor.to(device)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .datamodule import DataHooks
 from .hparams import HyperparametersMixin
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
-class Module(HyperparametersMixin, nn.Module):
+class Module(DataHooks, HyperparametersMixin, nn.Module):
     """A ``torch.nn.Module`` with the steps and hooks of a training run.
 
     Override :meth:`training_step` and :meth:`configure_optimizers` to train, the other steps to evaluate, and any
@@ -325,46 +326,7 @@ class Module(HyperparametersMixin, nn.Module):
         """``predict_step(batch, batch_idx, dataloader_idx=0)``: predict a batch; by default, call the module on it."""
         return self(args[0])
 
-    # -- data -------------------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download and prepare; called in one process per machine. Set no state here."""
-
-    def train_dataloader(self) -> Any:
-        """Return the training loader (or a list or dict of them), unless ``fit`` is given one."""
-        raise NotImplementedError
-
-    def val_dataloader(self) -> Any:
-        """Return the validation loader, or a list of them."""
-        raise NotImplementedError
-
-    def test_dataloader(self) -> Any:
-        """Return the test loader, or a list of them."""
-        raise NotImplementedError
-
-    def predict_dataloader(self) -> Any:
-        """Return the loader to predict, or a list of them."""
-        raise NotImplementedError
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch before it moves to the device."""
-        return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the device."""
-        return self.trainer.engine.to_device(batch)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch after it moved to the device."""
-        return batch
-
     # -- set-up -----------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        """A run begins. ``stage`` is ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
-
-    def teardown(self, stage: str) -> None:
-        """A run ended normally; not called after an exception."""
 
     def configure_model(self) -> None:
         """Create large submodules here: in the run's precision and, later, right on their devices.

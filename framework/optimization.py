@@ -332,9 +332,9 @@ class Optimization:
             loss, outputs = output, None
         elif output is None and self._several:
             raise RuntimeError(
-                f"training_step returned None on rank {self.engine.strategy.global_rank}, batch {batch_idx}: with several "
-                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch out, "
-                'return {"loss": loss, "weight": 0} for it, and weights for all the others'
+                f"training_step returned None on rank {self.engine.strategy.global_rank}, batch {batch_idx}: with "
+                "several processes each gives a loss for each batch, as the others wait for its gradients. To leave a "
+                'batch out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
             )
         elif output is None or (isinstance(output, dict) and not self._several and _is_zero(output.get("weight"))):
             return None

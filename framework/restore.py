@@ -144,8 +144,9 @@ def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if "run" in checkpoint:
         trainer.state.load_state_dict(checkpoint["run"]["state"])
         _fit_cursor(trainer, checkpoint["manifest"]["world_size"])
-    for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
-        logger.load_state_dict(state)
+    if trainer.is_global_zero:  # which alone writes
+        for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
+            logger.load_state_dict(state)
 
 
 def _fit_cursor(trainer: Trainer, world_size: int) -> None:

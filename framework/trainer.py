@@ -28,7 +28,8 @@ from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log, silence
-from .metrics import Metrics, as_floats, metric_states
+from .metric_states import metric_states
+from .metrics import Metrics, as_floats
 from .module import Module
 from .optimization import Optimization, parse_optimizers
 from .processes import CarriedFit, Run, run_in_processes

@@ -23,8 +23,8 @@ from .process_group import ProcessGroupStrategy
 class DDPStrategy(ProcessGroupStrategy):
     """Trains replicas of the module on several devices or machines, with averaged gradients.
 
-    Evaluation runs on the bare module, without collectives, so that processes may evaluate different numbers of batches.
-    With one process there is nothing to wrap, and it trains as on a single device.
+    Evaluation runs on the bare module, without collectives: processes may evaluate different numbers of batches. With
+    one process there is nothing to wrap, and it trains as on a single device.
 
     Args:
         find_unused_parameters: look in each step for parameters that the loss does not depend on. Needed if there are
@@ -149,7 +149,7 @@ class DDPStrategy(ProcessGroupStrategy):
                 ddp.require_backward_grad_sync = ddp.require_forward_param_sync = True
 
     def prepare_backward(self, loss: Tensor) -> None:
-        # DDP prepares for a backward at the end of its forward; here it comes before, and must not be prepared for then.
+        # DDP prepares for a backward at the end of its forward. This one comes before; then there must be no other.
         ddp = self._ddp
         if ddp is None:
             return

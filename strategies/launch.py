@@ -3,8 +3,8 @@
 Who is already launched (by torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob, Ray Train) is found by :func:`detect`.
 Otherwise a script that asks for several processes becomes torchelastic's agent itself, which runs the same command line
 in each of them (:func:`rerun_script`). Where there is no script to run again, as in a notebook, a function is sent to
-fresh processes (:func:`call_in_processes`); they are spawned, never forked, as a fork hangs after OpenMP and fails after
-CUDA were used. Watching, stopping and restarting processes is torchelastic's business in both cases.
+fresh processes (:func:`call_in_processes`); they are spawned, never forked, as a fork hangs after OpenMP has run and
+fails after CUDA has. Watching, stopping and restarting processes is torchelastic's business in both cases.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def detect() -> Place | None:
     Raises:
         ValueError: if a launcher's variables contradict each other, or one is missing.
     """
-    if os.environ.get(SWITCH) == "off":
+    if os.environ.get(SWITCH) == "off" or _started_by_a_rank():
         return None
     for find in (_from_variables, _from_slurm, _from_mpi):
         place = find(os.environ)
@@ -180,6 +180,18 @@ def adopt() -> None:
         _previous_hook, sys.excepthook = sys.excepthook, _report_uncaught
     if AGENT in os.environ:
         _die_with(int(os.environ[AGENT]))
+
+
+def _started_by_a_rank() -> bool:
+    """Whether one of our processes has started this one for something else, and it has inherited the variables."""
+    agent = int(os.environ.get(AGENT, os.getppid()))
+    if os.getppid() == agent:
+        return False
+    try:
+        os.kill(agent, 0)  # asks whether it lives
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)  # as it would have, had it lived a little longer
+    return True
 
 
 def _die_with(agent: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
-from loopwright.framework import CombinedLoader, Module
+from loopwright.framework import CombinedLoader, Module, Trainer
 from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import in_processes, quiet
 
@@ -82,7 +83,7 @@ def assert_equal(one: dict[str, Any], several: dict[str, Any]) -> None:
     assert several["losses"] == pytest.approx(one["losses"], abs=1e-6)
     torch.testing.assert_close(several["weights"], one["weights"], atol=2e-6, rtol=0)
     assert several["loss"] == pytest.approx(one["loss"], abs=1e-6)
-    assert sorted(sum(several["samples"], [])) == sorted(sum(one["samples"], []))  # each sample once in each epoch
+    assert sorted(chain(*several["samples"])) == sorted(chain(*one["samples"]))  # each sample once in each epoch
 
 
 def cases(*arguments: tuple[Any, ...]) -> list[Any]:
@@ -102,6 +103,36 @@ def test_several_processes_train_as_one_with_the_global_batch():
     assert one[1]["steps"] >= 100
     for expected, got in zip(one, two, strict=True):
         assert_equal(expected, got)
+
+
+def test_mixed_precision_trains_in_several_processes():
+    options = [{"precision": precision, "max_epochs": 3} for precision in ("bf16-mixed", "16-mixed", "bf16-true")]
+    one = cases(*((101, 16, False, each) for each in options))
+    two = in_processes(2, cases, *((101, 8, False, each) for each in options))
+    for expected, got in zip(one, two, strict=True):
+        assert got["steps"] == expected["steps"]
+        assert got["losses"] == pytest.approx(expected["losses"], abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nccl_and_synchronised_batch_norm():
+    module, trainer = in_processes(2, on_gpus)
+    assert module == trainer
+
+
+def on_gpus() -> list[dict[str, Tensor]]:
+    module = Net()
+    module.net.insert(1, nn.BatchNorm1d(12))
+    trainer = Trainer(
+        accelerator="gpu", precision="bf16-mixed", sync_batchnorm=True, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, max_epochs=2,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data(101), 8, shuffle=True))
+    assert isinstance(module.net[1], nn.BatchNorm1d), "the user's own is back"
+    assert not isinstance(module.net[1], nn.SyncBatchNorm)
+    sums = {name: float(tensor.sum()) for name, tensor in module.state_dict().items()}
+    return trainer.strategy.gather_objects(sums)
 
 
 def test_weights_give_the_global_weighted_mean():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ class Net(Module):
             self.trainer.should_stop = True
         if odd and self.way == "main only":
             self.log("main", 1.0, on_epoch=True, rank_zero_only=True)
-        if self.way == "weights" and not (self.global_rank == self.rank):
+        if self.way == "weights" and self.global_rank != self.rank:
             return {"loss": loss, "weight": 2}
         return loss
 
@@ -216,23 +217,15 @@ class Count(Callback):
         self.by_batch.append(self.calls)
 
 
+def counted(counter: Count, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    counter.calls.append(name)
+    return original(*args, **kwargs)
+
+
 def count() -> list[list[str]]:
     counter = Count()
-    for name in (
-        "all_reduce",
-        "all_gather",
-        "broadcast",
-        "barrier",
-        "all_gather_object",
-        "broadcast_object_list",
-        "reduce",
-    ):
-
-        def counted(*args: Any, name: str = name, original: Any = getattr(dist, name), **kwargs: Any) -> Any:
-            counter.calls.append(name)
-            return original(*args, **kwargs)
-
-        setattr(dist, name, counted)
+    for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
+        setattr(dist, name, partial(counted, counter, name, getattr(dist, name)))
     trainer = quiet(callbacks=[counter, EarlyStopping("loss", patience=5)], accumulate_grad_batches=2, max_epochs=1)
     trainer.fit(Net(), DataLoader(data(2000), 2))
     return counter.by_batch

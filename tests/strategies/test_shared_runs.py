@@ -131,7 +131,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_processes(tmp_path: Path):
     at_an_epochs_end, inside = folder / "epoch=1-step=8.ckpt", folder / "epoch=1-step=6.ckpt"
     assert resume_elsewhere(str(at_an_epochs_end))[1] == 4
     assert resume_elsewhere(str(inside))[1] == 4  # after 4 batches in each of two: after 8 in one
-    with pytest.raises(RuntimeError, match="saved by 2 processes.*3 processes cannot share"):
+    with pytest.raises(RuntimeError, match=r"saved by 2 processes.*3 processes cannot share"):
         in_processes(3, resume_elsewhere, str(inside))
     assert in_processes(3, resume_elsewhere, str(at_an_epochs_end))[1] == 4
 
@@ -190,7 +190,7 @@ def test_files_are_written_once_and_all_know_where():
 def test_what_ddp_cannot_do_is_refused():
     with pytest.raises(ValueError, match="sync_batchnorm"):
         quiet(devices=2, sync_batchnorm=True)
-    with pytest.raises(ValueError, match="timeout must be a datetime.timedelta"):
+    with pytest.raises(ValueError, match=r"timeout must be a datetime.timedelta"):
         DDPStrategy(timeout=30)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_restarts must be an integer from 0"):
         DDPStrategy(max_restarts=-1)
@@ -201,7 +201,7 @@ def test_what_ddp_cannot_do_is_refused():
 def fail_to_save(path: str) -> Any:
     trainer = quiet()
     trainer.fit(Net(), DataLoader(Noisy(), 3))
-    with pytest.raises(OSError, match="File exists.*file"):  # on both ranks
+    with pytest.raises(OSError, match=r"File exists.*file"):  # on both ranks
         trainer.save_checkpoint(path)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         trainer.fit(Net(), DataLoader(Noisy(), 3), ckpt_path="nothing.ckpt")
