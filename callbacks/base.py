@@ -99,74 +99,33 @@ class Callback:
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """The window's gradients are complete and unscaled, not yet clipped."""
 
-    # -- validation -------------------------------------------------------------------------------------------
+    # -- validation, testing and prediction, whose hooks are alike ----------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        """Validation begins; the module is in evaluation mode."""
+        """Validation, testing or prediction begins; the module is in evaluation mode."""
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        """Validation ended; its metrics are in ``trainer.callback_metrics``."""
+        """Validation, testing or prediction ended; its metrics are in ``trainer.callback_metrics``."""
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first validation batch."""
+        """Before the first batch."""
 
     def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last validation batch; values may still be logged."""
+        """After the last batch; values may still be logged (not in prediction)."""
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before a validation step."""
+        """Before a validation, test or predict step."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """After a validation step; ``outputs`` is what it returned."""
+        """After a validation, test or predict step; ``outputs`` is what it returned."""
 
-    # -- test -------------------------------------------------------------------------------------------------
-
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        """Testing begins."""
-
-    def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        """Testing ended."""
-
-    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first test batch."""
-
-    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last test batch; values may still be logged."""
-
-    def on_test_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Before a test step."""
-
-    def on_test_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """After a test step; ``outputs`` is what it returned."""
-
-    # -- predict ----------------------------------------------------------------------------------------------
-
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        """Prediction begins."""
-
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        """Prediction ended."""
-
-    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first batch to predict."""
-
-    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last batch to predict."""
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Before a predict step."""
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """After a predict step; ``outputs`` is what it returned."""
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end

@@ -14,23 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stretch:
-    """An epoch or an evaluation that is under way.
+    """An epoch or an evaluation that is under way."""
 
-    Attributes:
-        label: what it is called.
-        total: batches; infinite if unknown.
-        first: batches that were done before, in the run that this one goes on from.
-        began: on the monotonic clock, in seconds.
-        paused: seconds that something else took meanwhile.
-        bar: its bar, if there are bars.
-    """
-
-    label: str
-    total: float
-    first: int = 0
-    began: float = field(default_factory=monotonic)
-    paused: float = 0.0
-    bar: TaskID | None = None
+    label: str  # what it is called
+    total: float  # batches; infinite if unknown
+    first: int = 0  # batches that were done before, in the run that this one goes on from
+    began: float = field(default_factory=monotonic)  # on the monotonic clock, in seconds
+    paused: float = 0.0  # seconds that something else took meanwhile
+    bar: TaskID | None = None  # its bar, if there are bars
 
     @property
     def seconds(self) -> float:

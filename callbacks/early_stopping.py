@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .arguments import require_int, require_mode
 from .base import Callback
-from .monitor import check_mode, not_logged, validates_at_epoch_ends
+from .monitor import acts_at_epoch_ends, not_logged
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -81,9 +82,8 @@ class EarlyStopping(Callback):
         check_on_train_epoch_end: bool | None = None,
         log_rank_zero_only: bool = False,
     ) -> None:
-        check_mode(mode)
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
-            raise ValueError(f"patience must be a number of checks, an int of at least 0; got {patience!r}")
+        require_mode(mode)
+        require_int("patience", patience, 0, "a number of checks, an int of at least 0")
         self.monitor = monitor
         self.min_delta = min_delta
         self.patience = patience
@@ -147,16 +147,13 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         # An epoch that was left before its end is not done: its check comes when the run is resumed.
-        if trainer.state.epoch_done and self._checks_on_train_epoch_end(trainer):
+        if trainer.state.epoch_done and acts_at_epoch_ends(trainer, self._check_on_train_epoch_end):
             self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self._checks_on_train_epoch_end(trainer):
+        in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if in_epoch and not acts_at_epoch_ends(trainer, self._check_on_train_epoch_end):
             self._check(trainer)
-
-    def _checks_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        given = self._check_on_train_epoch_end
-        return validates_at_epoch_ends(trainer) if given is None else given
 
     # -- what to decide ---------------------------------------------------------------------------------------
 
@@ -165,6 +162,8 @@ class EarlyStopping(Callback):
             return
         logged = trainer.callback_metrics
         value = logged.get(self.monitor)
+        # A collective: all processes go on with the main process's value, so that their counts stay the same.
+        value = trainer.strategy.broadcast(value if value is None else value.detach().squeeze().to("cpu", copy=True))
         if value is None:
             missing = not_logged(self, self.monitor, logged)
             if self.strict:
@@ -172,9 +171,7 @@ class EarlyStopping(Callback):
             self._say(trainer, f"{missing} This check is skipped.", only_if_verbose=True)
             return
 
-        # A collective: all processes go on with the main process's value, so that their counts stay the same.
-        current = trainer.strategy.broadcast(value.detach().squeeze().to("cpu", copy=True))
-        reason, message = self._judge(current)
+        reason, message = self._judge(value)
         if reason is EarlyStoppingReason.NOT_STOPPED:
             if message:
                 self._say(trainer, message, only_if_verbose=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from .arguments import require
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class LearningRateMonitor(Callback):
         log_momentum: bool = False,
         log_weight_decay: bool = False,
     ) -> None:
-        if logging_interval not in (None, "step", "epoch"):
-            raise ValueError(f"logging_interval must be 'step', 'epoch' or None; got {logging_interval!r}")
+        valid = logging_interval in (None, "step", "epoch")
+        require(valid, "logging_interval", "'step', 'epoch' or None", logging_interval)
         self.logging_interval = logging_interval
         self.log_momentum = log_momentum
         self.log_weight_decay = log_weight_decay

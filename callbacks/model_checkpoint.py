@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from copy import copy
 from datetime import timedelta
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,15 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .arguments import require, require_int, require_mode
 from .base import Callback
 from .checkpoint_paths import absolute, default_dirpath, fill
 from .interval import Interval
-from .monitor import check_mode, not_logged, validates_at_epoch_ends
+from .monitor import acts_at_epoch_ends, not_logged
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
 
 log = getLogger("loopwright")
+
+# Attributes that a checkpoint holds: those that always count, and those that only do in the same folder.
+_RUN_STATE = ("best_model_path", "_last_global_step_saved", "_postponed")
+_FOLDER_STATE = (
+    "best_model_score", "current_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path",
+    "_last_checkpoint_saved", "_best_pointer", "_removable",
+)  # fmt: skip
 
 
 class ModelCheckpoint(Callback):
@@ -98,20 +107,18 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
     ) -> None:
-        check_mode(mode)
-        if save_last not in (None, True, False, "link"):
-            raise ValueError(f"save_last must be True, False, None or 'link'; got {save_last!r}")
-        if not _is_count(save_top_k, least=-1):
-            raise ValueError(f"save_top_k must be an int of at least 0, or -1 for all; got {save_top_k!r}")
+        require_mode(mode)
+        require(save_last in (None, True, False, "link"), "save_last", "True, False, None or 'link'", save_last)
+        require_int("save_top_k", save_top_k, -1, "an int of at least 0, or -1 for all")
         if monitor is None and save_top_k > 1:
             raise ValueError(f"save_top_k={save_top_k} needs a monitor to rank by; without one it is 1, -1 or 0")
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None and not _is_count(value, least=0):
-                raise ValueError(f"{name} must be an int of at least 0, or None; got {value!r}")
+            if value is not None:
+                require_int(name, value, 0, "an int of at least 0, or None")
         interval = train_time_interval
-        if interval is not None and not (isinstance(interval, timedelta) and interval >= timedelta(0)):
-            raise ValueError(f"train_time_interval must be a datetime.timedelta of 0 or more; got {interval!r}")
-        if sum([bool(every_n_train_steps), train_time_interval is not None, bool(every_n_epochs)]) > 1:
+        valid = interval is None or (isinstance(interval, timedelta) and interval >= timedelta(0))
+        require(valid, "train_time_interval", "a datetime.timedelta of 0 or more", interval)
+        if sum([bool(every_n_train_steps), interval is not None, bool(every_n_epochs)]) > 1:
             raise ValueError(
                 "give one of every_n_train_steps, train_time_interval and every_n_epochs (for several, use several "
                 f"ModelCheckpoints); got {every_n_train_steps!r}, {train_time_interval!r} and {every_n_epochs!r}"
@@ -173,44 +180,23 @@ class ModelCheckpoint(Callback):
         return {
             "dirpath": self.dirpath,
             "monitor": self.monitor,
-            "best_model_path": self.best_model_path,
-            "best_model_score": self.best_model_score,
-            "current_score": self.current_score,
-            "best_k_models": dict(self.best_k_models),
-            "kth_best_model_path": self.kth_best_model_path,
-            "kth_value": self.kth_value,
-            "last_model_path": self.last_model_path,
-            "last_global_step_saved": self._last_global_step_saved,
-            "last_checkpoint_saved": self._last_checkpoint_saved,
-            "best_pointer": self._best_pointer,
-            "removable": list(self._removable),
-            "postponed": self._postponed,
             "interval_elapsed": self._interval.elapsed if self._interval else None,  # seconds
+            **{name.removeprefix("_"): copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back a state; if ``dirpath`` is another one now, only ``best_model_path``."""
-        self.best_model_path = state_dict["best_model_path"]
-        self._last_global_step_saved = state_dict["last_global_step_saved"]
-        self._postponed = state_dict["postponed"]
+        same_folder = state_dict["dirpath"] == self.dirpath
+        for name in (*_RUN_STATE, *(_FOLDER_STATE if same_folder else ())):
+            setattr(self, name, copy(state_dict[name.removeprefix("_")]))
         if self._interval:
             self._interval.elapsed = state_dict["interval_elapsed"]
-        if state_dict["dirpath"] != self.dirpath:
+        if not same_folder:
             warnings.warn(
                 f"ModelCheckpoint's dirpath was {state_dict['dirpath']!r} and is now {self.dirpath!r}: of its state "
                 "only best_model_path is taken over; the list of the best checkpoints begins anew.",
                 stacklevel=2,
             )
-            return
-        self.best_model_score = state_dict["best_model_score"]
-        self.current_score = state_dict["current_score"]
-        self.best_k_models = dict(state_dict["best_k_models"])
-        self.kth_best_model_path = state_dict["kth_best_model_path"]
-        self.kth_value = torch.as_tensor(state_dict["kth_value"])
-        self.last_model_path = state_dict["last_model_path"]
-        self._last_checkpoint_saved = state_dict["last_checkpoint_saved"]
-        self._best_pointer = state_dict["best_pointer"]
-        self._removable = list(state_dict["removable"])
 
     # -- when to save -----------------------------------------------------------------------------------------
 
@@ -241,20 +227,10 @@ class ModelCheckpoint(Callback):
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._validated = True
-        if self._should_skip_saving_checkpoint(trainer):
-            return
-        if self._postponed:
-            self._save_due(trainer)
-        elif not self._should_save_on_train_epoch_end(trainer):
-            self._save_for_epoch(trainer)
+        self._save_for_epoch(trainer, not self._should_save_on_train_epoch_end(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        if self._should_skip_saving_checkpoint(trainer):
-            return
-        if self._postponed:  # the validation did not come
-            self._save_due(trainer)
-        elif self._should_save_on_train_epoch_end(trainer):
-            self._save_for_epoch(trainer)
+        self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         if self._should_skip_saving_checkpoint(trainer):
@@ -268,10 +244,14 @@ class ModelCheckpoint(Callback):
         elif self.save_last:
             self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
 
-    def _save_for_epoch(self, trainer: Trainer) -> None:
-        if self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+    def _save_for_epoch(self, trainer: Trainer, is_moment: bool) -> None:
+        """Save what was postponed; or, if this is the moment for it, what is due once in an epoch."""
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        epoch_is_due = self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if self._postponed or (is_moment and epoch_is_due):
             self._save_due(trainer)
-        elif self.save_last and not self._within_epochs:
+        elif is_moment and self.save_last and not self._within_epochs:
             self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
@@ -283,8 +263,7 @@ class ModelCheckpoint(Callback):
         )
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        given = self._save_on_train_epoch_end
-        return validates_at_epoch_ends(trainer) if given is None else given
+        return acts_at_epoch_ends(trainer, self._save_on_train_epoch_end)
 
     # -- what to save -----------------------------------------------------------------------------------------
 
@@ -421,11 +400,7 @@ class ModelCheckpoint(Callback):
     # -- names ------------------------------------------------------------------------------------------------
 
     def format_checkpoint_name(
-        self,
-        metrics: Mapping[str, Any],
-        filename: str | None = None,
-        ver: int | None = None,
-        prefix: str | None = None,
+        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
     ) -> str:
         """The path of a checkpoint.
 
@@ -465,10 +440,6 @@ def _point(trainer: Trainer, pointer: str, target: str, previous: str) -> None:
         trainer.write_pointer(pointer, target)
     if previous not in ("", pointer):
         trainer.remove_checkpoint(previous)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _validation_follows(trainer: Trainer) -> bool:

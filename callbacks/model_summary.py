@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from .arguments import require_int
 from .base import Callback
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
 
+_DEPTHS = "-1 (all), 0 (nothing) or a positive int"
 _NO_LAYER = "other params"  # those that hang directly on the root module
 
 
@@ -32,7 +34,8 @@ class ModelSummary(Callback):
     """
 
     def __init__(self, max_depth: int = 1) -> None:
-        self._max_depth = _check_depth(max_depth)
+        require_int("max_depth", max_depth, -1, _DEPTHS)
+        self._max_depth = max_depth
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if self._max_depth == 0:
@@ -61,46 +64,28 @@ class ModelSummary(Callback):
 
 @dataclass
 class LayerSummary:
-    """One row of a summary.
+    """One row of a summary."""
 
-    Attributes:
-        name: as in ``named_modules``.
-        type: the class's name.
-        parameters: how many numbers in its own parameters, without those that stand in an earlier layer already.
-        shared: whether it has such parameters.
-        lazy: whether it has parameters that get their shape with the first batch.
-        training: whether it is in training mode; None if that has no meaning.
-        in_size, out_size: shapes of what it took and returned for ``example_input_array``; None if not known.
-    """
-
-    name: str
-    type: str
-    parameters: int
-    shared: bool = False
-    lazy: bool = False
-    training: bool | None = None
-    in_size: Any = None
-    out_size: Any = None
+    name: str  # as in `named_modules`
+    type: str  # the class's name
+    parameters: int  # how many numbers in its own parameters, without those that stand in an earlier layer already
+    shared: bool = False  # whether it has such parameters
+    lazy: bool = False  # whether it has parameters that get their shape with the first batch
+    training: bool | None = None  # whether it is in training mode; None if that has no meaning
+    in_size: Any = None  # shape of what it took for `example_input_array`; None if not known
+    out_size: Any = None  # shape of what it returned
 
 
 @dataclass
 class Summary:
-    """The layers of a module and their sum; its ``str`` is a table.
+    """The layers of a module and their sum; its ``str`` is a table."""
 
-    Attributes:
-        layers: down to the depth asked for, in the order of ``named_modules``.
-        trainable, frozen: numbers in the parameters with and without ``requires_grad``, shared ones counted once.
-        bytes: memory that the parameters take.
-        sizes_shown: whether there was an ``example_input_array``.
-        note: why sizes are missing although there was, or "".
-    """
-
-    layers: list[LayerSummary] = field(default_factory=list)
-    trainable: int = 0
-    frozen: int = 0
-    bytes: int = 0
-    sizes_shown: bool = False
-    note: str = ""
+    layers: list[LayerSummary] = field(default_factory=list)  # to the depth asked for, in the order of `named_modules`
+    trainable: int = 0  # numbers in the parameters with `requires_grad`, shared ones counted once
+    frozen: int = 0  # and in those without
+    bytes: int = 0  # memory that the parameters take
+    sizes_shown: bool = False  # whether there was an `example_input_array`
+    note: str = ""  # why sizes are missing although there was, or ""
 
     @property
     def total_parameters(self) -> int:
@@ -159,7 +144,7 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     Raises:
         ValueError: if ``max_depth`` is less than -1.
     """
-    _check_depth(max_depth)
+    require_int("max_depth", max_depth, -1, _DEPTHS)
     summary = Summary()
     layers = {
         name: layer
@@ -176,35 +161,24 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     owners = dict(module.named_parameters())
     first_names = {id(parameter): name for name, parameter in owners.items()}
     for name, layer in layers.items():
-        own = {id(parameter): parameter for parameter in layer.parameters()}
-        counted = [p for key, p in own.items() if first_names[key].startswith(f"{name}.")]
-        in_size, out_size = sizes.get(name, (None, None))
-        summary.layers.append(
-            LayerSummary(
-                name=name,
-                type=type(layer).__name__,
-                parameters=sum(map(_count, counted)),
-                shared=len(counted) < len(own),
-                lazy=any(isinstance(parameter, UninitializedParameter) for parameter in own.values()),
-                training=layer.training,
-                in_size=in_size,
-                out_size=out_size,
-            )
-        )
+        own = list(layer.parameters())
+        counted = [parameter for parameter in own if first_names[id(parameter)].startswith(f"{name}.")]
+        row = LayerSummary(name, type(layer).__name__, sum(map(_count, counted)), training=layer.training)
+        row.shared = len(counted) < len(own)
+        row.lazy = _any_lazy(own)
+        row.in_size, row.out_size = sizes.get(name, (None, None))
+        summary.layers.append(row)
     rest = [parameter for name, parameter in owners.items() if "." not in name]
     if rest and layers:
-        lazy = any(isinstance(parameter, UninitializedParameter) for parameter in rest)
-        summary.layers.append(LayerSummary(_NO_LAYER, "", sum(map(_count, rest)), lazy=lazy))
+        summary.layers.append(LayerSummary(_NO_LAYER, "", sum(map(_count, rest)), lazy=_any_lazy(rest)))
     summary.trainable = sum(_count(parameter) for parameter in owners.values() if parameter.requires_grad)
     summary.frozen = sum(_count(parameter) for parameter in owners.values() if not parameter.requires_grad)
     summary.bytes = sum(_count(parameter) * parameter.dtype.itemsize for parameter in owners.values())
     return summary
 
 
-def _check_depth(max_depth: int) -> int:
-    if isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < -1:
-        raise ValueError(f"max_depth must be -1 (all), 0 (nothing) or a positive int; got {max_depth!r}")
-    return max_depth
+def _any_lazy(parameters: Iterable[Tensor]) -> bool:
+    return any(isinstance(parameter, UninitializedParameter) for parameter in parameters)
 
 
 def _count(parameter: Tensor) -> int:
@@ -230,7 +204,7 @@ def _record_sizes(
     module: nn.Module, layers: dict[str, nn.Module], example: Any
 ) -> tuple[dict[str, tuple[Any, Any]], str]:
     """Call the module with its example and note shapes; or say why that was not done."""
-    if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
+    if _any_lazy(module.parameters()):
         # A forward pass would initialise them now, with other random numbers than without a summary.
         return {}, "Sizes are not shown, as they depend on lazy parameters that the first batch initialises."
     sizes: dict[str, tuple[Any, Any]] = {}

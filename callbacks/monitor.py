@@ -10,18 +10,6 @@ if TYPE_CHECKING:
     from ..framework import Trainer
     from .base import Callback
 
-MODES = ("min", "max")
-
-
-def check_mode(mode: str) -> None:
-    """Refuse what is neither ``"min"`` nor ``"max"``.
-
-    Raises:
-        ValueError: if so.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode must be 'min' (less is better) or 'max' (more is better); got {mode!r}")
-
 
 def not_logged(callback: Callback, monitor: str, logged: Iterable[str]) -> RuntimeError:
     """The error for a ``monitor`` that nobody logged, with the names that were."""
@@ -35,8 +23,13 @@ def not_logged(callback: Callback, monitor: str, logged: Iterable[str]) -> Runti
     )
 
 
-def validates_at_epoch_ends(trainer: Trainer) -> bool:
-    """Whether each epoch's end is the one moment with fresh values: also true without any validation."""
+def acts_at_epoch_ends(trainer: Trainer, asked: bool | None) -> bool:
+    """Whether to act when an epoch ends, rather than when a validation does: as asked for.
+
+    If that is left open, it is so where each epoch's end is the one moment with fresh values: also without validation.
+    """
+    if asked is not None:
+        return asked
     if not trainer.enable_validation:
         return True
     interval = trainer.val_check_interval

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .arguments import require_int
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ def _folder(trainer: Trainer) -> str:
     folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
     os.makedirs(folder, exist_ok=True)
     return folder
+
+
+def _ends(section: str, then: str = "other") -> Callable[..., None]:
+    """A hook of :class:`SimpleProfiler` that ends ``section``."""
+
+    def hook(self: SimpleProfiler, trainer: Trainer, module: Module, *_: Any) -> None:
+        self._end(section, then)
+
+    return hook
 
 
 class SimpleProfiler(Callback):
@@ -85,58 +95,31 @@ class SimpleProfiler(Callback):
         with open(os.path.join(folder, self.filename.format(stage=stage)), "w", encoding="utf-8") as file:
             file.write(self.table() + "\n")
 
-    # -- training: each hook says what has just ended ---------------------------------------------------------
+    # -- each hook says what has just ended -------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._end("start of the run")
+    on_train_start = _ends("start of the run")
+    on_train_epoch_start = _ends("between epochs")
+    on_train_batch_start = _ends("data loading")
+    on_before_backward = _ends("forward")
+    on_after_backward = _ends("backward", then="optimizer step")
+    on_train_batch_end = _ends("optimizer step", then="end of epoch")
+    on_train_epoch_end = _ends("end of epoch")
+    on_train_end = _ends("end of the run")
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        self._end("between epochs")
-
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        self._end("data loading")
-
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
-        self._end("forward")
-
-    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
-        self._end("backward", then="optimizer step")
-
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._end("optimizer step", then="end of epoch")
-
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self._end("end of epoch")
-
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        self._end("end of the run")
-
-    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
-        self._end(self._interrupted, then="checkpoint")
-        self._saving = True  # there is no hook at its end: it is what comes until the next one
-
-    # -- evaluation -------------------------------------------------------------------------------------------
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _ends("evaluation data loading")
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _ends(
+        "evaluation step", then="end of evaluation"
+    )
+    on_validation_end = on_test_end = on_predict_end = _ends("end of evaluation")
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         self._end("start of the run" if trainer.sanity_checking else "before evaluation")
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._end("evaluation data loading")
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._end("evaluation step", then="end of evaluation")
-
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        self._end("end of evaluation")
-
     on_test_start = on_predict_start = on_validation_start
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-    on_test_end = on_predict_end = on_validation_end
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        self._end(self._interrupted, then="checkpoint")
+        self._saving = True  # there is no hook at its end: it is what comes until the next one
 
 
 class PyTorchProfiler(Callback):
@@ -178,11 +161,9 @@ class PyTorchProfiler(Callback):
         row_limit: int = 20,
         **profile_kwargs: Any,
     ) -> None:
-        counts = (("wait", wait, 0), ("warmup", warmup, 0), ("active", active, 1), ("repeat", repeat, 0))
-        for name, value, least in counts:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an int of at least {least}; got {value!r}")
         self._schedule = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat}
+        for name, count in self._schedule.items():
+            require_int(name, count, least=1 if name == "active" else 0)
         self._activities = activities
         self._on_trace_ready = on_trace_ready
         self._sort_by = sort_by

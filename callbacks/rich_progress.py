@@ -10,6 +10,7 @@ from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .arguments import require
 from .displays import Bars, Lines, Stretch
 from .progress import ProgressBar
 
@@ -21,31 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RichProgressBarTheme:
-    """Styles, in rich's syntax, of the parts of :class:`RichProgressBar`.
+    """Styles, in rich's syntax, of the parts of :class:`RichProgressBar`."""
 
-    Attributes:
-        description: what is running.
-        progress_bar: the part of the bar that is done.
-        progress_bar_finished: a full bar.
-        progress_bar_pulse: the bar when the number of batches is unknown.
-        batch_progress: batches done and to do.
-        time: elapsed and remaining.
-        processing_speed: batches a second.
-        metrics: logged values.
-        metrics_text_delimiter: stands between two of them.
-        metrics_format: how they are formatted, in Python's syntax.
-    """
-
-    description: str = ""
-    progress_bar: str = "cyan"
-    progress_bar_finished: str = "green"
-    progress_bar_pulse: str = "cyan"
-    batch_progress: str = ""
-    time: str = "dim"
-    processing_speed: str = "dim"
-    metrics: str = "italic"
-    metrics_text_delimiter: str = " "
-    metrics_format: str = ".4g"
+    description: str = ""  # what is running
+    progress_bar: str = "cyan"  # the part of the bar that is done
+    progress_bar_finished: str = "green"  # a full bar
+    progress_bar_pulse: str = "cyan"  # the bar when the number of batches is unknown
+    batch_progress: str = ""  # batches done and to do
+    time: str = "dim"  # elapsed and remaining
+    processing_speed: str = "dim"  # batches a second
+    metrics: str = "italic"  # logged values
+    metrics_text_delimiter: str = " "  # stands between two of them
+    metrics_format: str = ".4g"  # how they are formatted, in Python's syntax
 
 
 class RichProgressBar(ProgressBar):
@@ -72,8 +60,7 @@ class RichProgressBar(ProgressBar):
         theme: RichProgressBarTheme | None = None,
         console_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if refresh_rate < 0:
-            raise ValueError(f"refresh_rate must be a number of times a second, 0 or more; got {refresh_rate!r}")
+        require(refresh_rate >= 0, "refresh_rate", "a number of times a second, 0 or more", refresh_rate)
         super().__init__()
         self.refresh_rate = refresh_rate
         self.leave = leave
@@ -170,28 +157,14 @@ class RichProgressBar(ProgressBar):
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
         self._begin_evaluation(trainer, self.test_description, trainer.num_test_batches)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluated += 1
-        if monotonic() >= self._next_show:
-            self._draw(self._evaluation, self._evaluated)
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin_evaluation(trainer, self.predict_description, trainer.num_predict_batches)
 
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
         self._end_evaluation(trainer, module)
 
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_evaluation(trainer, self.predict_description, trainer.num_predict_batches)
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluated += 1
-        if monotonic() >= self._next_show:
-            self._draw(self._evaluation, self._evaluated)
-
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        self._end_evaluation(trainer, module)
+    on_predict_end = on_test_end
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def _begin_evaluation(self, trainer: Trainer, label: str, limits: list[int | float]) -> None:
         self._evaluation, self._evaluated = Stretch(label, sum(limits)), 0

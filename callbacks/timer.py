@@ -10,6 +10,7 @@ from datetime import timedelta
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
+from .arguments import require
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class Timer(Callback):
         interval: str = "step",
         verbose: bool = True,
     ) -> None:
-        if interval not in ("step", "epoch"):
-            raise ValueError(f"interval must be 'step' or 'epoch'; got {interval!r}")
+        require(interval in ("step", "epoch"), "interval", "'step' or 'epoch'", interval)
         self._duration = None if duration is None else _seconds(duration)
         self._interval = interval
         self._verbose = verbose
@@ -109,7 +109,7 @@ class Timer(Callback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        self._finish("train")
+        self._end["train"] = time.monotonic()
 
     def _stop(self, trainer: Trainer) -> None:
         trainer.should_stop = True
@@ -120,34 +120,21 @@ class Timer(Callback):
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin("sanity_check" if trainer.sanity_checking else "validate")
+        self._begin(str(trainer.state.stage))
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        self._finish("sanity_check" if trainer.sanity_checking else "validate")
+        self._end[str(trainer.state.stage)] = time.monotonic()
 
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin("test")
-
-    def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        self._finish("test")
-
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin("predict")
-
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        self._finish("predict")
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     def _begin(self, stage: str) -> None:
         self._start[stage] = time.monotonic()
         self._end.pop(stage, None)
 
-    def _finish(self, stage: str) -> None:
-        self._end[stage] = time.monotonic()
-
 
 def _known(stage: str) -> str:
-    if stage not in _STAGES:
-        raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}")
+    require(stage in _STAGES, "stage", f"one of {', '.join(map(repr, _STAGES))}", stage)
     return stage
 
 

@@ -51,10 +51,7 @@ class TrainerAttributes:
         """The running module."""
         return self.module
 
-    @property
-    def lightning_module(self) -> Module:
-        """The running module."""
-        return self.module
+    lightning_module = model
 
     @property
     def current_epoch(self) -> int:

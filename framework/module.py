@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +67,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def trainer(self, trainer: Trainer | None) -> None:
         self.__dict__["_trainer"] = trainer
 
+    def _of_trainer(self, name: str, default: Any) -> Any:
+        trainer = self.__dict__.get("_trainer")
+        return default if trainer is None else getattr(trainer, name)
+
     @property
     def device(self) -> torch.device:
         """The device of the module's first parameter or buffer (the CPU if it has none)."""
@@ -79,38 +84,32 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     @property
     def current_epoch(self) -> int:
         """Index of the running epoch; 0 without a Trainer."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.current_epoch if trainer is not None else 0
+        return self._of_trainer("current_epoch", 0)
 
     @property
     def global_step(self) -> int:
         """Completed optimizer windows; 0 without a Trainer."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.global_step if trainer is not None else 0
+        return self._of_trainer("global_step", 0)
 
     @property
     def global_rank(self) -> int:
         """This process's index among all."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.global_rank if trainer is not None else 0
+        return self._of_trainer("global_rank", 0)
 
     @property
     def local_rank(self) -> int:
         """This process's index on its machine."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.local_rank if trainer is not None else 0
+        return self._of_trainer("local_rank", 0)
 
     @property
     def logger(self) -> Logger | None:
         """The first logger."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.logger if trainer is not None else None
+        return self._of_trainer("logger", None)
 
     @property
     def loggers(self) -> list[Logger]:
         """All loggers."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.loggers if trainer is not None else []
+        return self._of_trainer("loggers", [])
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print in the main process only."""
@@ -259,10 +258,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             self.untoggle_optimizer(optimizer)
 
     def clip_gradients(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradients of an optimizer's parameters.
 
@@ -278,10 +274,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         self.trainer.engine.strategy.backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients as the Trainer's arguments say; override to clip otherwise."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -376,82 +369,45 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The window's gradients are complete and unscaled, not yet clipped."""
 
+    # -- hooks of evaluation: those of validation, testing and prediction are alike ------------------------------
+
     def on_validation_start(self) -> None:
-        """Validation begins."""
+        """Validation, testing or prediction begins."""
 
     def on_validation_end(self) -> None:
-        """Validation ended; its metrics are in ``trainer.callback_metrics``."""
+        """Validation, testing or prediction ended; its metrics are in ``trainer.callback_metrics``."""
 
     def on_validation_epoch_start(self) -> None:
-        """Before the first validation batch."""
+        """Before the first batch."""
 
     def on_validation_epoch_end(self) -> None:
-        """After the last validation batch; values may still be logged."""
+        """After the last batch; values may still be logged (not in prediction)."""
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before a validation step."""
+        """Before a validation, test or predict step."""
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After a validation step; ``outputs`` is what it returned."""
+        """After a validation, test or predict step; ``outputs`` is what it returned."""
 
     def on_validation_model_zero_grad(self) -> None:
         """Free gradients before validation; by default they are kept (they live until the next window)."""
 
     def on_validation_model_eval(self) -> None:
-        """Put the module into evaluation mode for validation."""
+        """Put the module into evaluation mode for validation, testing or prediction."""
         self.eval()
 
     def on_validation_model_train(self) -> None:
-        """Put the module back as it was before validation."""
+        """Put the module back as it was before validation or testing."""
         self.trainer.restore_training_mode()
 
-    def on_test_start(self) -> None:
-        """Testing begins."""
-
-    def on_test_end(self) -> None:
-        """Testing ended."""
-
-    def on_test_epoch_start(self) -> None:
-        """Before the first test batch."""
-
-    def on_test_epoch_end(self) -> None:
-        """After the last test batch; values may still be logged."""
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before a test step."""
-
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After a test step; ``outputs`` is what it returned."""
-
-    def on_test_model_eval(self) -> None:
-        """Put the module into evaluation mode for testing."""
-        self.eval()
-
-    def on_test_model_train(self) -> None:
-        """Put the module back as it was before testing."""
-        self.trainer.restore_training_mode()
-
-    def on_predict_start(self) -> None:
-        """Prediction begins."""
-
-    def on_predict_end(self) -> None:
-        """Prediction ended."""
-
-    def on_predict_epoch_start(self) -> None:
-        """Before the first batch to predict."""
-
-    def on_predict_epoch_end(self) -> None:
-        """After the last batch to predict."""
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before a predict step."""
-
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """After a predict step; ``outputs`` is what it returned."""
-
-    def on_predict_model_eval(self) -> None:
-        """Put the module into evaluation mode for prediction."""
-        self.eval()
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
+    on_test_model_train = on_validation_model_train
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
@@ -504,8 +460,5 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
 
 def _first_tensor(module: nn.Module, floating: bool = False) -> Tensor:
-    for tensors in (module.parameters(), module.buffers()):
-        for tensor in tensors:
-            if not floating or tensor.is_floating_point():
-                return tensor
-    return torch.empty(0)
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor for tensor in tensors if not floating or tensor.is_floating_point()), torch.empty(0))

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..strategies.launch import call_in_processes, can_rerun, rerun_script
 from .batches import map_tensors
+from .messages import configure
 from .seed import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def run_in_processes(trainer: Trainer, run: Run) -> Any:
 
 def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]:
     """What each of the fresh processes does; the main one's result goes back."""
+    configure()
     set_rng_state(rng)
     trainer.engine.find_place()
     returned = trainer.execute(run)

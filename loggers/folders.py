@@ -17,12 +17,7 @@ class FolderLogger(Logger):
     No folder is made before there is something to write. A resumed run goes on in the folder of the run that saved
     the checkpoint, if it has the same ``save_dir`` and ``name`` and was not given another ``version``.
 
-    Args:
-        save_dir: under which all experiments are kept, a path or an fsspec URL.
-        name: the experiment; "" or None puts the runs into ``save_dir`` itself.
-        version: the run: a number, or a folder's name. By default one more than the highest number there is.
-        prefix: put before the name of each value, with a ``-``.
-        sub_dir: a folder inside that of the run.
+    Its arguments are described by the loggers that derive from it.
 
     Attributes:
         hparams: what was recorded by ``log_hyperparams``.

@@ -6,8 +6,24 @@ from typing import Any
 
 from .base import Logger
 
+_PLACE = ("name", "version", "save_dir", "log_dir")
 
-class SilentLogger(Logger):
+
+class _Nothing:
+    """Can be called, read, indexed and entered; all of it gives the same nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python asks for when copying
+            raise AttributeError(name)
+        return _Nothing()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
+
+    __getitem__ = __setitem__ = __enter__ = __exit__ = __call__
+
+
+class SilentLogger(_Nothing, Logger):
     """Says where the main process logs to, and takes everything without doing anything.
 
     So code that calls ``self.logger.experiment.add_image(...)`` runs in every process and writes once.
@@ -42,36 +58,7 @@ class SilentLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         pass
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # what Python asks for when copying
-            raise AttributeError(name)
-        return _Nothing()  # a method that a logger has beyond the contract
-
-
-class _Nothing:
-    """Can be called, read and indexed, and entered; all of it gives the same nothing."""
-
-    def __getattr__(self, name: str) -> _Nothing:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
-        return self
-
-    def __getitem__(self, key: Any) -> _Nothing:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __enter__(self) -> _Nothing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
 
 def place_of(logger: Logger) -> dict[str, Any]:
     """Where a logger writes to."""
-    return {name: getattr(logger, name) for name in ("name", "version", "save_dir", "log_dir")}
+    return {key: getattr(logger, key) for key in _PLACE}

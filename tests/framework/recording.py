@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from loopwright.callbacks import Callback
 from loopwright.framework import DataModule, Module
+from loopwright.framework.datamodule import DataHooks
 
 # What users call or read; everything else that is public is called by the Trainer.
 _NO_HOOKS = {
@@ -47,7 +48,9 @@ def recording(cls: type, base: type, owner: str, recorder: Recorder, without: tu
     """A subclass of ``cls`` that overrides each hook of the contract ``base`` and records it."""
     names = [
         name
-        for name, value in vars(base).items()
+        for contract in (base, DataHooks)
+        if issubclass(base, contract)
+        for name, value in vars(contract).items()
         if inspect.isfunction(value) and not name.startswith("_") and name not in (*_NO_HOOKS[base], *without)
     ]
     recorded = type(f"Recording{cls.__name__}", (cls,), {})

@@ -1,0 +1,26 @@
+"""Checks of callbacks' arguments: each error names the argument, what is accepted and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def require(valid: bool, name: str, accepted: str, value: Any) -> None:
+    """Refuse the value of the argument ``name`` unless it is valid.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not valid:
+        raise ValueError(f"{name} must be {accepted}; got {value!r}")
+
+
+def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
+    """Refuse what is no integer from ``least``."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(valid, name, accepted or f"an int of at least {least}", value)
+
+
+def require_mode(mode: str) -> None:
+    """Refuse what is neither ``"min"`` nor ``"max"``."""
+    require(mode in ("min", "max"), "mode", "'min' (less is better) or 'max' (more is better)", mode)
