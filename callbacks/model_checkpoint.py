@@ -208,7 +208,7 @@ class ModelCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._last_step_seen = trainer.global_step
         if self._interval:
-            self._interval.start(trainer.global_step)
+            self._interval.start(trainer.control.clock)
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self._within_epochs:
@@ -217,7 +217,7 @@ class ModelCheckpoint(Callback):
         if step == self._last_step_seen:  # inside an accumulation window
             return
         self._last_step_seen = step
-        due = self._interval.is_over(trainer) if self._interval else step % self._every_n_train_steps == 0
+        due = self._interval.is_over() if self._interval else step % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
             if self.monitor is not None and _validation_follows(trainer):
                 self._postponed = True  # the value logged until now is that of the validation before

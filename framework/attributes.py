@@ -93,16 +93,6 @@ class TrainerAttributes:
         return self.engine.place.num_nodes if self.engine.place is not None else 1
 
     @property
-    def num_devices(self) -> int:
-        """Number of processes on this machine."""
-        return self.world_size // self.num_nodes
-
-    @property
-    def node_rank(self) -> int:
-        """This machine's index."""
-        return self.engine.strategy.node_rank
-
-    @property
     def strategy(self) -> Strategy:
         """The strategy."""
         return self.engine.strategy

@@ -18,7 +18,7 @@ SECONDS = 1.0  # between two agreements
 class Control:
     """Requests of this process, and what all have agreed on. In one process, a request is an agreement.
 
-    Several processes agree about once a second, in one all-reduce of three numbers: the word. They do so at the same
+    Several processes agree about once a second, in one all-reduce of four numbers: the word. They do so at the same
     step, as the word says when the next one is due: sooner or later as steps are slow or quick.
 
     Attributes:
@@ -34,6 +34,11 @@ class Control:
         self._interval = 1  # steps
         self._counted = 0  # the batches at the last agreement, and its time
         self._time = 0.0
+        self._began = self._clock = 0.0
+
+    def clock(self) -> float:
+        """Seconds since the run began; with several processes, at the last agreement, and so the same in all of them."""
+        return time.monotonic() - self._began if self.strategy.world_size == 1 else self._clock
 
     def ask_to_stop(self, stop: bool) -> None:
         """Ask to end the training, or take that back."""
@@ -44,6 +49,7 @@ class Control:
     def begin(self) -> None:
         """A run begins: nobody has asked for anything."""
         self.wants_stop = self.stop = False
+        self._began, self._clock = time.monotonic(), 0.0
 
     def begin_epoch(self, batches: int) -> None:
         """An epoch begins at batch ``batches``."""
@@ -61,7 +67,8 @@ class Control:
             # At most twice as far as the last time, as the first steps tell little about the speed.
             self._interval = max(1, min(int(steps / seconds * SECONDS), 2 * steps))
         self._counted, self._time = batches, now
-        word = torch.tensor([self.wants_stop, self.wants_skip, -self._interval], dtype=torch.int64)
-        stop, skip, interval = self.strategy.reduce(word, "max").tolist()
-        self.stop, self.skip, self._interval = bool(stop), bool(skip), -interval
+        milliseconds = int((now - self._began) * 1000)
+        word = torch.tensor([self.wants_stop, self.wants_skip, -self._interval, milliseconds], dtype=torch.int64)
+        stop, skip, interval, milliseconds = self.strategy.reduce(word, "max").tolist()
+        self.stop, self.skip, self._interval, self._clock = bool(stop), bool(skip), -interval, milliseconds / 1000
         self.due = batches + self._interval
