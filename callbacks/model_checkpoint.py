@@ -201,9 +201,8 @@ class ModelCheckpoint(Callback):
     # -- when to save -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        if self.dirpath is None:
-            # A collective: another process could find another version number free.
-            self.dirpath = trainer.strategy.broadcast(default_dirpath(trainer))
+        # A collective: another process could find another version number free, or have a folder named by the time.
+        self.dirpath = trainer.strategy.broadcast(self.dirpath or default_dirpath(trainer))
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._last_step_seen = trainer.global_step

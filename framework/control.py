@@ -37,7 +37,7 @@ class Control:
         self._began = self._clock = 0.0
 
     def clock(self) -> float:
-        """Seconds since the run began; with several processes, at the last agreement, and so the same in all of them."""
+        """Seconds since the run began; with several processes, at the last agreement: the same in all of them."""
         return time.monotonic() - self._began if self.strategy.world_size == 1 else self._clock
 
     def ask_to_stop(self, stop: bool) -> None:

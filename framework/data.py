@@ -51,7 +51,7 @@ class RunData:
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
         self.loaded_in_epoch: dict[str, int] = {}
         self.alone = False
-        self._limits: dict[str, list[int | float]] = {}  # by stage, how many batches all processes run together
+        self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``."""
@@ -149,21 +149,22 @@ class RunData:
             if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
                 raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
         name = f"limit_{'val' if stage == 'validate' else stage}_batches"
-        limits = self._limits[stage] = [limited(length, limit, name) for length in lengths]
+        limits = [limited(length, limit, name) for length in lengths]
         self.num_batches[stage] = [
             count if part is None or count == INFINITE else len(range(rank, int(count), world_size))
             for count, part in zip(limits, parts, strict=True)
         ]
+        by_rank = self.trainer.strategy.gather_objects(self.num_batches[stage])  # a collective
+        # Where nobody knows, there is none that each process is sure to have.
+        self._in_all[stage] = [
+            INFINITE if world_size == 1 else 0 if INFINITE in counts else min(counts)
+            for counts in zip(*by_rank, strict=True)
+        ]
         return bool(lengths)
 
     def batches_in_all(self, stage: str) -> list[int | float]:
-        """How many batches of each evaluation loader every process has; infinite where nobody knows."""
-        limits = self._limits[stage]
-        parts = self._parts.get(stage, [None] * len(limits))
-        return [
-            INFINITE if part is None or limit == INFINITE else limit // self.trainer.world_size
-            for limit, part in zip(limits, parts, strict=True)
-        ]
+        """How many batches of each evaluation loader every process is sure to have."""
+        return self._in_all[stage]
 
     def begin(self, stage: str, index: int) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every ``world_size``-th batch."""

@@ -125,7 +125,8 @@ class SharedLoader:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
         last = _NONE
         while True:
-            self._block, self._given = self.loader.state_dict(), 0
+            self._block = self.loader.state_dict() if isinstance(self.loader, EpochLoader) else None
+            self._given = 0
             mine = list(islice(ahead, LOOK_AHEAD))
             seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
             if self.deal and any(counts != seen[0] for counts in seen):

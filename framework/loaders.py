@@ -84,8 +84,8 @@ class EpochLoader:
 
     def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        if self._stateful and not own_seed:
-            return iter(self.loader)
+        if self._stateful:  # the loader itself, which is to know how far it has been read
+            return _isolated(self.loader, mix_seeds(self.seed, epoch)) if own_seed else iter(self.loader)
         loader = self.loader
         if isinstance(loader, DataLoader):
             loader = copy.copy(loader)

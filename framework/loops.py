@@ -132,6 +132,8 @@ def _train_epoch(trainer: Trainer) -> bool:
         if transfer is not None:
             batch = transfer(batch, 0)
         metrics.batch = batch
+        if several:
+            metrics.muted = loader.share == 0.0  # neither the loss of such a batch nor what is logged about it counts
         for hook in on_start:
             if hook(batch, batch_idx) == -1:
                 skipped = True
@@ -140,10 +142,10 @@ def _train_epoch(trainer: Trainer) -> bool:
                 break
             control.wants_skip, skipped = True, False  # the others go on until all know
 
-        if several and loader.share == 0.0:
-            outputs = _idle_step(trainer, step, batch, batch_idx)
-        else:
-            outputs = step(batch, batch_idx, num_batches)
+        kept = metric_states(trainer.module) if metrics.muted else None
+        outputs = step(batch, batch_idx, num_batches)
+        if kept is not None:
+            load_metric_states(trainer.module, kept)
 
         state.batch_idx = done = batch_idx + 1
         if done >= num_batches:
@@ -173,7 +175,7 @@ def _train_epoch(trainer: Trainer) -> bool:
             skipped = True
             break
 
-    metrics.batch = None
+    metrics.batch, metrics.muted = None, False
     del batches  # end its workers
     if not ended and not stopped:
         _end_early(trainer, skipped)
@@ -185,17 +187,6 @@ def _train_epoch(trainer: Trainer) -> bool:
     _end_epoch(trainer, complete=ended)
     control.agree(state.batch_idx)
     return ended
-
-
-def _idle_step(trainer: Trainer, step: Any, batch: Any, batch_idx: int) -> Any:
-    """A step that only keeps this process in step with its peers: neither its loss nor what it logs counts."""
-    kept = metric_states(trainer.module)
-    trainer.metrics.muted = True
-    try:
-        return step(batch, batch_idx, trainer.num_training_batches)
-    finally:
-        trainer.metrics.muted = False
-        load_metric_states(trainer.module, kept)
 
 
 def _end_early(trainer: Trainer, skipped: bool) -> None:

@@ -175,6 +175,8 @@ class Metrics:
         rank_zero_only: bool,
     ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
+        if rank_zero_only and is_metric(value) and self.strategy.world_size > 1:
+            raise ValueError(f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes")
         if not self.enabled or (rank_zero_only and self.strategy.global_rank != 0):
             return
         index = self.dataloader_idx if add_dataloader_idx else None
@@ -187,6 +189,11 @@ class Metrics:
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
                 f"on_epoch={entry.on_epoch} before in this epoch; use another name"
             )
+        shared = sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
+        if self.muted:
+            if shared and self.strategy.world_size > 1:
+                self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)  # the others wait for it
+            return
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"log({name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
@@ -206,10 +213,8 @@ class Metrics:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             value = _as_number(name, value)
         own = value
-        if sync_dist and entry.on_step and self.stage == "train" and self.strategy.world_size > 1:
+        if shared and self.strategy.world_size > 1:
             value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # a collective, asked for
-        if self.muted:
-            return
         entry.value = value
         entry.reduced = False
         if entry.on_epoch:
@@ -360,13 +365,10 @@ class Metrics:
         device = self.strategy.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         nothing = {"min": torch.inf, "max": -torch.inf}
-        rows = [
-            torch.stack([torch.as_tensor(number, dtype=dtype, device=device) for number in (total, weight)])
-            for entry, total, weight in (
-                (entry, nothing.get(entry.reduction, 0.0) if total is None else total, weight)
-                for entry, total, weight in shared
-            )
-        ]
+        rows = []
+        for entry, total, weight in shared:
+            total = nothing.get(entry.reduction, 0.0) if total is None else total
+            rows.append(torch.stack([torch.as_tensor(n, dtype=dtype, device=device) for n in (total, weight)]))
         everywhere = self.strategy.all_gather(torch.stack(rows))  # (world_size, entries, 2)
         weights = everywhere[:, :, 1].sum(0).tolist()
         for (entry, _, _), column, weight in zip(shared, everywhere[:, :, 0].unbind(1), weights, strict=True):

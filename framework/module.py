@@ -131,8 +131,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             raise ValueError(f"all_gather: group must be None (all processes); got {group!r}")
         if self.trainer.data is not None and self.trainer.data.alone:
             raise RuntimeError(
-                "all_gather in an evaluation step whose batch some processes have no counterpart for, as their number "
-                "does not divide the loader's batches: keep the values and gather them in the epoch's end hook"
+                "all_gather in an evaluation step for whose batch other processes may have no counterpart, as the "
+                "loader's batches cannot be dealt out evenly: keep the values, and gather them when the epoch ends"
             )
         return self.trainer.engine.all_gather(data, sync_grads=sync_grads)
 

@@ -553,8 +553,9 @@ class Optimization:
         for config in due:
             logged = values()
             assert config.monitor is not None
-            if config.monitor in logged:
-                self._step_scheduler(config, logged[config.monitor])
+            value = self.engine.strategy.broadcast(logged.get(config.monitor))  # a step's value is each process's own
+            if value is not None:
+                self._step_scheduler(config, value)
             elif config.strict:
                 raise RuntimeError(
                     f"{type(config.scheduler).__name__} monitors {config.monitor!r}, which was not logged by the time "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 from torch import nn
+from torch.optim import Optimizer
 
 from ..strategies.launch import call_in_processes, can_rerun, rerun_script
+from .attributes import TrainerAttributes
 from .batches import map_tensors
+from .datamodule import DataHooks
 from .messages import configure
 from .seed import rng_state, set_rng_state
 
@@ -75,7 +81,8 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
     left = {
         "returned": returned,
         "weights": trainer.strategy.model_state(),
-        "module": _portable(run.model, vars(nn.Module())),
+        "buffers": dict(run.model.named_buffers()),  # those that are no part of the state, too
+        "modules": {name: _portable(module) for name, module in run.model.named_modules()},
         "callbacks": [(type(callback), _portable(callback)) for callback in trainer.callbacks],
         "loggers": [_portable(logger) for logger in trainer.loggers],
         "state": trainer.state,
@@ -88,21 +95,32 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
     return map_tensors(left, lambda tensor: tensor.to("cpu"))
 
 
-def _portable(obj: Any, without: Any = ()) -> dict[str, Any]:
-    """The attributes of an object that can be pickled, such as what a callback has recorded."""
-    import cloudpickle
-
+def _portable(obj: Any) -> dict[str, bytes]:
+    """The attributes of an object that can be sent, such as what a callback has recorded, each by itself."""
     state = obj.__getstate__() if hasattr(obj, "__getstate__") else vars(obj)
+    own = vars(nn.Module()) if isinstance(obj, nn.Module) else {}
     kept = {}
     for name, value in (state or {}).items():
-        if name in without:
-            continue
+        file = io.BytesIO()
         try:
-            cloudpickle.dumps(value)
-        except Exception:  # an open file, a lock: it stays where it was made
+            if name not in own:
+                _AttributePickler(file).dump(value)
+                kept[name] = file.getvalue()
+        except Exception:  # an open file, a lock, a part of the module: it stays where it was made
             continue
-        kept[name] = value
     return kept
+
+
+class _AttributePickler(cloudpickle.Pickler):
+    """Refuses what is no value of its own: copies of modules, parameters and the like would part from the originals."""
+
+    def persistent_id(self, obj: Any) -> None:
+        if isinstance(obj, (nn.Module, nn.Parameter, Optimizer, TrainerAttributes, DataHooks)):
+            raise pickle.PicklingError(f"{type(obj).__name__} stays where it is")
+
+
+def _set_attributes(obj: Any, attributes: dict[str, bytes]) -> None:
+    vars(obj).update({name: pickle.loads(value) for name, value in attributes.items()})
 
 
 def _take_back(trainer: Trainer, run: Run, left: dict[str, Any]) -> None:
@@ -113,12 +131,15 @@ def _take_back(trainer: Trainer, run: Run, left: dict[str, Any]) -> None:
             module.configure_model()  # what it makes was made there only
     trainer.engine.precision.convert_module(module)
     module.load_state_dict(left["weights"])
-    vars(module).update(left["module"])
+    for name, buffer in module.named_buffers():
+        buffer.data = left["buffers"][name].to(buffer.device, copy=True)
+    for name, part in module.named_modules():
+        _set_attributes(part, left["modules"].get(name, {}))
     for callback, (kind, attributes) in zip(trainer.callbacks, left["callbacks"], strict=True):
         if type(callback).__qualname__ == kind.__qualname__:
-            vars(callback).update(attributes)
+            _set_attributes(callback, attributes)
     for logger, attributes in zip(trainer.loggers, left["loggers"], strict=True):
-        vars(logger).update(attributes)
+        _set_attributes(logger, attributes)
     trainer.module, trainer.datamodule = module, run.datamodule
     module.trainer = trainer
     trainer.state, trainer.unfinished, trainer.ckpt_path = left["state"], left["unfinished"], left["ckpt_path"]

@@ -135,7 +135,7 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
     if ckpt_path == "last":
         return read_last(trainer, weights_only)
     path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)
-    trainer.ckpt_path = resolve(path)
+    trainer.ckpt_path = resolve(trainer.strategy.broadcast(path))
     return load_checkpoint(trainer.ckpt_path, weights_only)
 
 
@@ -143,22 +143,19 @@ def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
         trainer.state.load_state_dict(checkpoint["run"]["state"])
-        _fit_cursor(trainer, checkpoint["manifest"]["world_size"])
+        _check_world_size(trainer, checkpoint["manifest"]["world_size"])
     if trainer.is_global_zero:  # which alone writes
         for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
             logger.load_state_dict(state)
 
 
-def _fit_cursor(trainer: Trainer, world_size: int) -> None:
-    """Count the epoch's batches as this number of processes does: a step of ``world_size`` took one in each."""
-    state, now = trainer.state, trainer.world_size
-    if state.batches_done or world_size == now or not state.batch_idx:
-        return
-    state.batch_idx, rest = divmod(state.batch_idx * world_size, now)
-    if rest:
+def _check_world_size(trainer: Trainer, saved_by: int) -> None:
+    """Inside an epoch, each process goes on with its own batches and values: there must be as many as there were."""
+    state = trainer.state
+    if state.batch_idx and not state.epoch_done and saved_by != trainer.world_size:
         raise CheckpointError(
-            f"checkpoint {trainer.ckpt_path!r} was saved by {world_size} processes inside an epoch, after a number of "
-            f"batches that {now} processes cannot share; resume it with {world_size}, or from an epoch's end"
+            f"checkpoint {trainer.ckpt_path!r} was saved by {saved_by} processes inside an epoch, and this run has "
+            f"{trainer.world_size}: resume it with {saved_by}, or take a checkpoint of an epoch's end"
         )
 
 
@@ -199,7 +196,6 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
     trainer.state.load_state_dict(run["state"])
-    _fit_cursor(trainer, checkpoint["manifest"]["world_size"])
     rank, ranks = trainer.global_rank, [run, *run.get("peers", [])]
     trainer.resumed = {
         **(ranks[rank] if len(ranks) == trainer.world_size else run),

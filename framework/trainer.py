@@ -399,7 +399,8 @@ class Trainer(TrainerAttributes):
             if self.module is None:
                 raise ValueError(f"{fn} needs a model: this Trainer has not run one yet")
             model = self.module
-            if ckpt_path is None and self.fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
+            fitted = self.fitted or self.carried is not None
+            if ckpt_path is None and fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
                 ckpt_path = "best"
         check_run(self, fn, model, datamodule, given)
         return Run(fn, model, datamodule, given, ckpt_path, weights_only, keep)
@@ -512,7 +513,8 @@ class Trainer(TrainerAttributes):
         """Let all processes draw the data's order from one seed, and know the folders of the main process's loggers."""
         if self.state.seed is None:
             self.state.seed = self.strategy.broadcast(self.data_seed())
-        places = self.strategy.broadcast([builtin_loggers.place_of(logger) for logger in self.loggers])
+        own = self.loggers if self.is_global_zero else []  # to ask another process's may begin a run there
+        places = self.strategy.broadcast([builtin_loggers.place_of(logger) for logger in own])
         if not self.is_global_zero:
             self.loggers = [builtin_loggers.SilentLogger(place) for place in places]
 
@@ -593,6 +595,7 @@ class Trainer(TrainerAttributes):
         state = self.state
         note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
         self.state.status = "interrupted" if interrupted else "failed"
+        self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
         try:
             for hook in self.bus.on_exception:
                 hook(error)
@@ -600,6 +603,8 @@ class Trainer(TrainerAttributes):
                 self.datamodule.on_exception(error)
         except Exception:
             log.exception("A hook on_exception raised in turn; what ended the run follows")
+        finally:
+            self.strategy.failed = False
         self.strategy.teardown()
         for logger in self.loggers:
             logger.finalize(self.state.status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .base import Logger
@@ -10,7 +11,7 @@ _PLACE = ("name", "version", "save_dir", "log_dir")
 
 
 class _Nothing:
-    """Can be called, read, indexed and entered; all of it gives the same nothing."""
+    """Can be called, read, indexed and entered; all of it gives the same nothing. It holds nothing, too."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # what Python asks for when copying
@@ -21,6 +22,15 @@ class _Nothing:
         return self
 
     __getitem__ = __setitem__ = __enter__ = __exit__ = __call__
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class SilentLogger(_Nothing, Logger):

@@ -55,6 +55,7 @@ class Strategy(ABC):
         max_restarts: how often processes that we started are started again when one fails.
         device: this process's device.
         world_size, global_rank, local_rank, node_rank: this process among its peers.
+        failed: whether hooks run after an exception: in them, there are no collectives.
         in_step: whether a training step is running; then :meth:`prepare_backward` is called before each backward.
         module: the user's module, set by :meth:`setup`.
         optimizers: set by :meth:`setup_optimizers`; readable and settable.
@@ -72,6 +73,7 @@ class Strategy(ABC):
     local_rank = 0
     node_rank = 0
     in_step = False
+    failed = False
     module: nn.Module
     optimizers: list[Optimizer]
 

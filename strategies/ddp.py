@@ -71,6 +71,7 @@ class DDPStrategy(ProcessGroupStrategy):
             "bucket_cap_mb": bucket_cap_mb,
             **kwargs,
         }
+        self.broadcast_buffers = broadcast_buffers
         if not broadcast_buffers:  # torch 2.13 gave it another name
             renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
             self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
@@ -78,6 +79,8 @@ class DDPStrategy(ProcessGroupStrategy):
         self.sync_batchnorm = sync_batchnorm
         self._ddp: DistributedDataParallel | None = None
         self._local = False  # inside no_sync, in a step
+        self._first = True  # until the first backward after DDP was made
+        self._wrapped: list[int] = []  # what was trained then
         self._prepared = False  # whether a backward has run in this step
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []  # batch norms: parent, name, the user's own
 
@@ -91,8 +94,7 @@ class DDPStrategy(ProcessGroupStrategy):
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         super().setup(module, precision)
         if self.world_size > 1:
-            for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.detach(), 0)
+            _equalize((*module.parameters(), *module.buffers()))
             if self.sync_batchnorm:
                 self._convert_batchnorms(module)
         return module
@@ -114,15 +116,17 @@ class DDPStrategy(ProcessGroupStrategy):
         return [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
 
     def start_epoch(self) -> None:
-        if self._ddp is not None and self._wrapped != self._trainable():
+        if self.world_size > 1 and self._wrapped != self._trainable():
             self._wrap()  # DDP would not average what was frozen when it was made
 
     def _wrap(self) -> None:
         self._wrapped = self._trainable()
-        device_ids = None if self.device.type == "cpu" else [self.device.index]
-        self._ddp = DistributedDataParallel(
-            StepModule(self.module, self._context), device_ids=device_ids, **self.options
-        )
+        self._first = True
+        self._ddp = None
+        if not self._wrapped:
+            return  # DDP refuses a module of which nothing is trained
+        # Without device_ids: DDP would move batches that are where they belong.
+        self._ddp = DistributedDataParallel(StepModule(self.module, self._context), **self.options)
         if self.comm_hook is not None:
             hook = self.comm_hook if self.comm_wrapper is None else self.comm_wrapper(self.comm_hook)
             self._ddp.register_comm_hook(self.comm_state, hook)
@@ -160,7 +164,10 @@ class DDPStrategy(ProcessGroupStrategy):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        if self._ddp is None:
+        if self._ddp is None or (self._first and self._ddp.static_graph):
+            # Under static_graph, DDP learns the graph in its first backward, which must not be a local one. To average
+            # the window's first gradients twice changes nothing.
+            self._first = False
             yield
         elif self.in_step:
             self._local = True
@@ -181,11 +188,18 @@ class DDPStrategy(ProcessGroupStrategy):
             if somewhere:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.world_size
+                parameter.grad.copy_(self.reduce(parameter.grad))
 
     def start_evaluation(self) -> None:
-        if self.world_size > 1:
+        if self.world_size > 1 and self.broadcast_buffers:
             # Running statistics are each process's own since the last forward began.
-            for buffer in self.module.buffers():
-                dist.broadcast(buffer, 0)
+            _equalize(self.module.buffers())
+
+
+def _equalize(tensors: Iterable[Tensor]) -> None:
+    """Give all processes rank 0's values."""
+    for tensor in tensors:
+        dense = tensor.detach().contiguous()  # what backends can send
+        dist.broadcast(dense, 0)
+        if dense.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(dense)

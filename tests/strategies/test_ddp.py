@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,6 +236,53 @@ def test_each_sample_is_read_once_in_steps_of_equal_number():
             assert sum(shares) == pytest.approx(3), f"{name}, step {i}: the gradient must be a mean"
 
 
+class Stateful(DataLoader):
+    """Keeps its own place, as torchdata's StatefulDataLoader does."""
+
+    read = 0
+
+    def __iter__(self):
+        for batch in islice(super().__iter__(), self.read, None):
+            self.read += 1
+            yield batch
+        self.read = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"read": self.read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.read = state["read"]
+
+
+class Unsized(Stateful):
+    def __len__(self) -> int:
+        raise TypeError
+
+
+def cut_and_resumed(folder: str) -> list[Any]:
+    """The samples read by a stateful loader: of a run, and of one that is cut after two steps and of its rest."""
+    read = []
+    for kind in (Stateful, Unsized):
+        for name, max_steps, ckpt_path in (("whole", -1, None), ("cut", 2, None), ("rest", -1, f"{folder}/cut.ckpt")):
+            module, trainer = Reads(), quiet(max_steps=max_steps)
+            trainer.fit(module, kind(data(23), 2), ckpt_path=ckpt_path)
+            if name == "cut":
+                trainer.save_checkpoint(f"{folder}/cut.ckpt")
+            counted = [sample for _, share, samples in module.read if share for sample in samples]
+            read.append(trainer.strategy.gather_objects(counted))
+    return read
+
+
+def test_loaders_that_keep_their_own_state_go_on_in_each_process(tmp_path: Path):
+    for whole, cut, rest in batched(in_processes(2, cut_and_resumed, str(tmp_path)), 3):
+        assert sorted(chain(*whole)) == sorted(data(23).tensors[0][:, 0].tolist())
+        assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
+
+
+def batched(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 # -- hooks into DDP ---------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +327,11 @@ def manual_and_options() -> list[Any]:
     module, trainer = Net(), quiet(strategy=strategy)
     trainer.fit(module, DataLoader(data(64), 8))
     results.append(outcome(module, trainer)["weights"])
+    strategy = DDPStrategy(static_graph=True)
+    torch.manual_seed(0)
+    module, trainer = Net(), quiet(strategy=strategy, accumulate_grad_batches=2)
+    trainer.fit(module, DataLoader(data(64), 8))
+    results.append(outcome(module, trainer)["weights"])
     return results
 
 
@@ -289,6 +342,13 @@ def test_manual_optimization_and_the_options_of_ddp():
     for expected, got in zip(one, two, strict=False):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     torch.manual_seed(0)
-    plain = train(64, 16, False, {})["weights"]
+    accumulated = Net()
+    quiet(accumulate_grad_batches=2).fit(accumulated, DataLoader(data(64), 16))
+    expected = torch.cat([p.detach().flatten() for p in accumulated.parameters()])
+    torch.testing.assert_close(two[3], expected, atol=1e-6, rtol=0)
+    torch.manual_seed(0)
+    module = Net()
+    quiet().fit(module, DataLoader(data(64), 16))
+    plain = torch.cat([p.detach().flatten() for p in module.parameters()])
     difference = (two[2] - plain).abs().max()
     assert 0 < difference < 5e-2, "gradients were compressed to float16 on their way, and else as usual"

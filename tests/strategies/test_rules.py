@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
@@ -29,6 +30,7 @@ class Net(Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(1, 1)
+        self.metric = MeanMetric()
         self.way, self.rank = way, rank
         self.read: list[tuple[float, list[float]]] = []
 
@@ -43,7 +45,9 @@ class Net(Module):
             self.log("mine", 1.0, on_epoch=True)
         if odd and self.way == "none":
             return None
-        if odd and self.way == "raise":
+        if self.way == "metric":
+            self.log("metric", self.metric, rank_zero_only=True)
+        if odd and self.way in ("raise", "save after it"):
             raise ValueError("a bad sample")
         if odd and self.way == "stop":
             self.trainer.should_stop = True
@@ -67,8 +71,13 @@ class Net(Module):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class SaveAfterIt(Callback):
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        trainer.save_checkpoint("after.ckpt")  # the others will not come
+
+
 def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
-    module, trainer = Net(way, rank), quiet(**options)
+    module, trainer = Net(way, rank), quiet(**options, callbacks=[SaveAfterIt()] if way == "save after it" else [])
     trainer.fit(module, DataLoader(data(), 2), DataLoader(data(10), 2))
     steps = trainer.global_step, trainer.current_epoch, len(module.read)
     return trainer.strategy.gather_objects((steps, {k: float(v) for k, v in trainer.callback_metrics.items()}))
@@ -83,6 +92,8 @@ def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
         ("raise", ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
         ("weights", ["weight", "none on rank 1"]),
         ("gather", ["all_gather", "batch", "Rank 0"]),
+        ("metric", ["rank_zero_only=True", "Metric"]),
+        ("save after it", ["ValueError: a bad sample"]),
     ],
 )
 def test_what_ends_with_an_error(way: str, words: list[str]):
@@ -257,6 +268,43 @@ def test_parameters_that_are_unfrozen_later_stay_equal():
     first, second = in_processes(2, finetune)
     assert first.equal(second)
     assert first[0] != Net().layer.weight.item()
+
+
+class Plateau(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("apart", torch.full((2, 3), 1.0 + dist.get_rank())[:, ::2])  # with gaps in memory
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("own", float(self.global_rank * batch_idx), rank_zero_only=False)
+        self.log("main", 1.0, rank_zero_only=True, sync_dist=True, on_step=True)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("batches", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "own"}}
+
+
+def plateau() -> Any:
+    trainer = quiet(max_epochs=3, callbacks=[EarlyStopping("main", strict=False, patience=9)])
+    dist.init_process_group("gloo")
+    module = Plateau()
+    trainer.fit(module, DataLoader(data(10), 2))
+    batches = float(trainer.callback_metrics["batches"])
+    return trainer.strategy.gather_objects(
+        (trainer.optimizers[0].param_groups[0]["lr"], module.apart.tolist(), batches)
+    )
+
+
+def test_values_of_one_process_decide_for_all():
+    first, second = in_processes(2, plateau)
+    assert first == second
+    assert first[1] == [[1.0, 1.0], [1.0, 1.0]]
+    assert first[2] == 5, "the batch that keeps a process in step does not count, in hooks either"
 
 
 def stop_early() -> Any:
