@@ -158,6 +158,7 @@ def _train_epoch(trainer: Trainer) -> bool:
             trainer.log_step()
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
+        metrics.muted = False
         if done == validate_next:
             validate(trainer)
             validate_next += validate_every
@@ -175,7 +176,7 @@ def _train_epoch(trainer: Trainer) -> bool:
             skipped = True
             break
 
-    metrics.batch, metrics.muted = None, False
+    metrics.batch = None
     del batches  # end its workers
     if not ended and not stopped:
         _end_early(trainer, skipped)

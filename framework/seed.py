@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..strategies.accelerator import device_rng_state, set_device_rng_state
+from ..strategies.launch import AGENT
 
 SEED_VARIABLE = "LOOPWRIGHT_SEED"
 
@@ -23,7 +24,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     Args:
         seed: from 0 to 2**32 - 1; by default that of the environment's ``LOOPWRIGHT_SEED``, else 0.
         workers: accepted for familiarity; DataLoader workers are always seeded, from this seed, by batch.
-        verbose: print the seed.
+        verbose: print the seed, once for all processes.
 
     Returns:
         The seed.
@@ -38,7 +39,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         number = -1
     if not 0 <= number < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {value!r}")
-    if verbose:
+    if verbose and AGENT not in os.environ and os.environ.get("RANK", "0") == "0":
         print(f"Seed set to {number}")
     os.environ[SEED_VARIABLE] = str(number)
     _seed_libraries(number)

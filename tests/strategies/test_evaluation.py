@@ -123,9 +123,11 @@ def _flat(value: Any) -> list[Tensor]:
 
 def fit_with_validation() -> list[Any]:
     module, trainer = Net(), quiet(max_epochs=2, limit_val_batches=4)
-    trainer.fit(module, DataLoader(data(96), 8), loaders())
+    trainer.fit(module, DataLoader(data(88), 8), loaders())  # 11 batches: the last round has one process idle
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "samples_step" not in name}
+    again = quiet(limit_val_batches=4).validate(module, loaders(), verbose=False)
+    assert {**again[0], **again[1]}.items() <= logged.items(), "an idle process validates"
     alone = quiet().validate(module, loaders()[0], verbose=False)
     return trainer.strategy.gather_objects((logged, buffers, alone))
 

@@ -1,0 +1,148 @@
+"""examples/docstrings.py, as a user runs it: what it reaches, what it prints, what it leaves behind, and its data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.examples.test_digits import curves, printed
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "docstrings.py"
+
+
+def run(*arguments: str, timeout: float = 110) -> tuple[int, str]:
+    """The example's exit status and standard output."""
+    command = [sys.executable, str(EXAMPLE), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.returncode, ended.stdout
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """The example as a module."""
+    spec = importlib.util.spec_from_file_location("docstrings", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_short_run_leaves_curves_and_a_model_that_loads(example: Any, devices: int):
+    shortened = ("--limit", "3000", "--epochs", "4", "--seed", "1", "--dir", "out")
+    status, output = run(*shortened, "--devices", str(devices))
+
+    # Printed once, whatever the number of processes.
+    assert output.count("Val. accuracy") == output.count("Best model") == 1
+    assert printed("Docstrings", output) == "3000: 2550 to train on, 450 to validate"
+    accuracy = printed("Val. accuracy", output)
+    guessing = float(printed("Largest topic", output).split()[0])
+    assert float(accuracy) > guessing + 0.2
+    assert status == (float(accuracy) < 0.65)
+
+    assert printed("to see them", output) == "tensorboard --logdir out/docstrings"
+    folder = printed("Curves", output)
+    assert [path.name for path in Path("out/docstrings").glob("version_*")] == [Path(folder).name]
+    points = curves(folder)
+    assert points["train_acc"] == 4  # one an epoch
+    assert points["val_loss"] == points["val_acc"] == 5  # and one of the best model
+    assert points["train_loss"] == points["lr-AdamW"] == 16  # 320 steps of 32 docstrings in all, every 20th
+    hparams = json.loads((Path(folder) / "hparams.json").read_text())
+    assert hparams["batch_size"] == 32 // devices
+
+    best = Path(printed("Best model", output))
+    assert best.parent == (Path(folder) / "checkpoints").resolve()
+    assert re.search(rf"Classifier\.load_from_checkpoint\({str(best)!r}\)", printed("to load it", output))
+    model = example.Classifier.load_from_checkpoint(best).eval()
+    assert f"{measured(model, example):.4f}" == accuracy
+    assert set(model.classify(["Send a request to the server.", "Draw."])) <= set(example.NAMES)
+
+
+def measured(model: Any, example: Any) -> float:
+    """The validation accuracy of a loaded model on the run's data, without a Trainer."""
+    data = example.Docstrings("out/docstrings")
+    data.setup("validate")
+    texts, labels = zip(*data.val, strict=True)
+    predicted = model.classify(list(texts))
+    return sum(name == example.NAMES[label] for name, label in zip(predicted, labels, strict=True)) / len(labels)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_it_reaches_the_accuracy_that_it_promises_in_the_time_that_it_promises():
+    status, output = run("--seed", "7", timeout=180)
+    assert float(printed("Val. accuracy", output)) >= 0.65
+    assert status == 0
+    assert Path(printed("Curves", output)) == Path("logs/docstrings/version_0")
+
+
+@pytest.fixture(scope="module")
+def found(example: Any) -> list[tuple[str, int]]:
+    """What there is to learn from in this Python's library."""
+    return example.collect()
+
+
+def test_every_topic_has_docstrings_and_none_outweighs_the_others(example: Any, found: list[tuple[str, int]]):
+    assert len(found) > 3000
+    counts = Counter(label for _, label in found)
+    assert sorted(counts) == list(range(len(example.NAMES)))
+    assert min(counts.values()) >= 30
+    assert max(counts.values()) / len(found) <= 0.44
+
+
+def test_each_docstring_is_there_once(found: list[tuple[str, int]]):
+    texts = [text for text, _ in found]
+    assert len(set(texts)) == len(texts)
+    assert all(text == " ".join(text.lower().split()) for text in texts)
+
+
+def test_no_module_stands_under_two_topics(example: Any):
+    modules = " ".join(example.TOPICS.values()).split()
+    assert len(set(modules)) == len(modules)
+
+
+def test_source_files_are_parsed_and_not_run(example: Any, tmp_path: Path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        '"""What  the\n  Module does."""\n'
+        "raise SystemExit\n"
+        "class A:\n"
+        "    'Too short.'\n"
+        "    async def f(self):\n"
+        "        'Wait for it.'\n"
+    )
+    assert sorted(example.docstrings(file)) == ["wait for it.", "what the module does."]
+
+
+def test_the_split_is_always_the_same_and_shares_nothing(example: Any):
+    for seed, folder in ((1, "a"), (2, "b")):
+        torch.manual_seed(seed)
+        example.Docstrings(folder, limit=1000).prepare_data()
+    for name in ("docstrings.json", "tokenizer.json"):
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
+
+    data = example.Docstrings("a")
+    data.setup("fit")
+    train, val = ({text for text, _ in part} for part in (data.train, data.val))
+    assert (len(train), len(val)) == (850, 150)
+    assert not train & val
+
+
+def test_a_batch_is_padded_cut_and_masked(example: Any, found: list[tuple[str, int]]):
+    tokenizer = example.train_tokenizer([text for text, _ in found[:500]])
+    batch = example.encode(tokenizer, ["wait", "wait " * 100, "wait for it"])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, example.LENGTH)
+    assert batch["attention_mask"].sum(1).tolist() == [3, example.LENGTH, 5]  # the first and last tokens are special
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
