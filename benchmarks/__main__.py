@@ -12,11 +12,11 @@ from pathlib import Path
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
-from . import calls, checkpoint, imports, size, step_overhead
+from . import calls, checkpoint, ddp, imports, launch, size, step_overhead
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-BENCHMARKS = ("step", "calls", "import", "checkpoint", "size")
+BENCHMARKS = ("step", "calls", "import", "checkpoint", "size", "ddp", "launch")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page; others stay")
     options = parser.parse_args(arguments)
     if unknown := set(options.benchmark) - set(BENCHMARKS):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}")
@@ -50,6 +50,10 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "checkpoint", checkpoint.compare(rounds)
     if "size" in wanted:
         yield "size", size.compare()
+    if "ddp" in wanted:
+        yield "ddp", ddp.compare(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick)
+    if "launch" in wanted:
+        yield "launch", launch.compare(rounds)
 
 
 def main() -> None:
@@ -66,7 +70,7 @@ def main() -> None:
         figures = {"about": about, **{name: table.figures for name, table in tables.items()}}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.markdown:
-        put_into(options.markdown, "\n\n".join(map(str, (*about, *tables.values()))))
+        put_into(options.markdown, about, list(tables.values()), keep=bool(options.benchmark))
 
 
 if __name__ == "__main__":

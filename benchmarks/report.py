@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -56,8 +57,18 @@ def has_marks(file: Path) -> bool:
     return END in file.read_text(encoding="utf-8").partition(BEGIN)[2]
 
 
-def put_into(file: Path, text: str) -> None:
-    """Replace what stands between the two marks in a Markdown file."""
+def put_into(file: Path, about: Sequence[str], tables: Sequence[Table], keep: bool) -> None:
+    """Put tables between the two marks in a Markdown file.
+
+    With `keep`, each replaces the one with its title, and the others stay. Where the introduction, which stays with
+    them, does not hold for a new table, that says itself what it was measured on.
+    """
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
+    old, _, after = rest.partition(END)
+    intro, *sections = re.split(r"^(?=### )", old, flags=re.MULTILINE) if keep else [""]
+    texts = {section.splitlines()[0]: section.strip() for section in sections}
+    intro = intro.strip() or "\n\n".join(about)
+    for table in tables:
+        texts[f"### {table.title}"] = str(table) if about[0] in intro else f"{table}\n\n{about[0]}"
+    text = "\n\n".join((intro, *texts.values()))
     file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

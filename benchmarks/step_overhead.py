@@ -17,8 +17,6 @@ import gc
 import json
 import os
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from typing import Any
 
 from .contenders import RUN, Work, installed, settle, title
 from .report import Table, verdict
+from .terminal import run_in_terminal
 
 FIRST = 300  # the step at which the clock starts
 LEAST = 1000  # steps that are timed, at least
@@ -35,7 +34,6 @@ SECONDS = {False: 0.4, True: 2.5}  # that a run is timed, bare and full
 RAW_SECONDS = 0.8  # that the raw loop is, at most
 DISTURBED = 0.02  # of its time, in which a run waited
 TARGETS = {False: 5.0, True: 15.0}  # µs, bare and full
-ROOT = Path(__file__).resolve().parents[1]
 
 
 # -- in a process of its own ----------------------------------------------------------------------------------
@@ -82,42 +80,10 @@ def duration(name: str, full: bool) -> float:
 
 def start_pairs(*arguments: Any) -> list[Any]:
     """`measure_pairs` in a fresh process with a terminal of its own."""
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DO_NOT_TRACK": "1",
-        "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30",
-    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "pairs.json")
-        command = (sys.executable, "-m", __name__, json.dumps(arguments), str(result))
-        master, slave = os.openpty()
-        resize(slave, rows=30, columns=100)
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
-        os.close(slave)
-        shown = drain(master)
-        os.close(master)
-        if process.wait() != 0:
-            raise RuntimeError(f"{title(arguments[0])} failed:\n{shown}")
+        run_in_terminal(title(arguments[0]), (sys.executable, "-m", __name__, json.dumps(arguments), str(result)))
         return json.loads(result.read_text())
-
-
-def resize(terminal: int, rows: int, columns: int) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def drain(terminal: int) -> str:
-    """Read until the other side is closed; returns the last of it."""
-    shown = b""
-    while True:
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:  # how Linux says that nobody holds the other side any more
-            data = b""
-        if not data:
-            return shown.decode(errors="replace")
-        shown = (shown + data)[-4000:]
 
 
 def choose_cpu() -> int | None:

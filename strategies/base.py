@@ -44,8 +44,7 @@ class Strategy(ABC):
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
     :meth:`setup`, :meth:`load_model_state` (when a checkpoint is given), :meth:`setup_optimizers` (in ``fit``),
-    :meth:`load_optimizer_state`, the steps, :meth:`teardown`.
-    States are keyed by parameter *name*, so that a checkpoint of one strategy loads under any other.
+    :meth:`load_optimizer_state`, the steps, :meth:`teardown`. States are keyed by parameter *name*.
 
     Attributes:
         name: what it is called in messages and checkpoints.
@@ -55,8 +54,8 @@ class Strategy(ABC):
         max_restarts: how often processes that we started are started again when one fails.
         device: this process's device.
         world_size, global_rank, local_rank, node_rank: this process among its peers.
-        failed: whether hooks run after an exception: in them, there are no collectives.
-        in_step: whether a training step is running; then :meth:`prepare_backward` is called before each backward.
+        failed: whether hooks run after an exception: no collectives there.
+        in_step: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
         module: the user's module, set by :meth:`setup`.
         optimizers: set by :meth:`setup_optimizers`; readable and settable.
     """
@@ -136,7 +135,7 @@ class Strategy(ABC):
         loss.backward(*args, **kwargs)
 
     def prepare_backward(self, loss: Tensor) -> None:
-        """Inside a training step (manual optimization), the gradients of ``loss`` are about to be computed."""
+        """Inside a step (manual optimization), the gradients of ``loss`` are about to be computed."""
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local."""
@@ -167,7 +166,7 @@ class Strategy(ABC):
         return self.module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``."""
+        """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``, for any strategy."""
         return rename_optimizer_state(optimizer.state_dict(), parameter_names(self.module, optimizer))
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:

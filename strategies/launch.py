@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import gc
 import json
 import os
 import pickle
@@ -33,13 +34,11 @@ from typing import Any, NoReturn
 SWITCH = "LOOPWRIGHT_LAUNCH"  # "off": whatever launched this process is not looked for
 AGENT = "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the one that did
 
-_STARTED_IN = os.getcwd()  # a program may go elsewhere before it trains; its command line is relative to this
+_IMPORTED_IN = os.getcwd()
 # What programs are called that run others in a way of their own: their command line must not be run again.
 _RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
 # In messages of errors that only say that another process has gone, or is stuck.
-_PEER_LOST = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store->get", re.IGNORECASE
-)
+_PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,20 @@ def _from_variables(env: Mapping[str, str]) -> Place | None:
     """torchrun, PyTorchJob, Ray Train, and our own processes."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return None
-    rank, local_size = int(env["RANK"]), int(env.get("LOCAL_WORLD_SIZE", 1))
+    rank, local_rank, local_size = (
+        int(env.get(name, usual)) for name, usual in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    if local_rank >= local_size:
+        raise ValueError(
+            f"LOCAL_RANK is {local_rank} and LOCAL_WORLD_SIZE {env.get('LOCAL_WORLD_SIZE')}: set the latter"
+        )
     elastic = "TORCHELASTIC_RUN_ID" in env
     own = "this program" if AGENT in env else "torchrun"
     return Place(
         launcher=own if elastic else "the environment (RANK, WORLD_SIZE)",
         rank=rank,
         world_size=int(env["WORLD_SIZE"]),
-        local_rank=int(env.get("LOCAL_RANK", 0)),
+        local_rank=local_rank,
         local_world_size=local_size,
         node_rank=int(env.get("GROUP_RANK", env.get("NODE_RANK", rank // local_size))),
         address=env["MASTER_ADDR"],
@@ -132,10 +137,10 @@ def _from_slurm(env: Mapping[str, str]) -> Place | None:
 
 def first_host(nodes: str) -> str:
     """The first of a SLURM node list, such as ``gpu[003-007,012],login1``."""
-    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    found = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)  # up to a comma outside of brackets
     if found is None:
         raise ValueError(f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR")
-    return "".join(part or "" for part in found.groups())
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found.group())
 
 
 def _from_mpi(env: Mapping[str, str]) -> Place | None:
@@ -194,6 +199,15 @@ def _started_by_a_rank() -> bool:
     return True
 
 
+def leave() -> None:
+    """Leave the process group, and so end gloo's threads: one that drops a tensor as the interpreter ends aborts it."""
+    import torch.distributed as dist
+
+    gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _die_with(agent: int) -> None:
     """Let the system kill this process when the agent dies (Linux)."""
     if sys.platform == "linux":
@@ -206,13 +220,13 @@ def _die_with(agent: int) -> None:
 
 # -- reporting an error -----------------------------------------------------------------------------------------------
 
-_noted: tuple[BaseException, str] | None = None
+_noted: tuple[int, str] | None = None  # the id of an exception: to hold it would keep alive what its frames hold
 
 
 def note(error: BaseException, where: str) -> None:
     """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
     global _noted
-    _noted = error, where
+    _noted = id(error), where
 
 
 def _report(error: BaseException) -> None:
@@ -225,7 +239,7 @@ def _report(error: BaseException) -> None:
     message = f"{type(error).__name__}: {error}"
     lost = type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER_LOST.search(message))
     extra = {"py_callstack": callstack, "timestamp": str(int(now))}
-    where = _noted[1] if _noted is not None and _noted[0] is error else ""
+    where = _noted[1] if _noted is not None and _noted[0] == id(error) else ""
     content = {"message": {"message": message, "extraInfo": extra}, "where": where, "lost": bool(lost), "time": now}
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -233,9 +247,7 @@ def _report(error: BaseException) -> None:
 
 
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    from torch.distributed import destroy_process_group
-
-    atexit.unregister(destroy_process_group)  # peers that wait in a collective would keep this process from ending
+    atexit.unregister(leave)  # peers that wait in a collective would keep this process from ending
     _report(error)
     if AGENT not in os.environ or not isinstance(error, Exception):  # else the agent prints it, the guilty rank's first
         _previous_hook(kind, error, trace)
@@ -268,7 +280,8 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> s
     if all(lost for (lost, _), _, _ in found):
         silent = sorted(set(range(processes)) - told)
         if silent:
-            found.insert(0, ((True, 0.0), silent[0], f"Rank {silent[0]} of {processes} did not answer: it hung"))
+            how = "it hung, or had ended without an error"
+            found.insert(0, ((True, 0.0), silent[0], f"Rank {silent[0]} of {processes} did not answer: {how}"))
     return "\n\n".join(text for _, _, text in found)
 
 
@@ -282,7 +295,21 @@ def can_rerun() -> bool:
     interactive = hasattr(sys, "ps1") or sys.flags.interactive or hasattr(builtins, "__IPYTHON__")
     in_test = "PYTEST_CURRENT_TEST" in os.environ and "_pytest" in sys.modules
     alone = parent_process() is None
-    return hasattr(main, "__file__") and alone and not interactive and not in_test and runner not in _RUNNERS
+    gone = getattr(main, "__file__", "<string>").startswith(("<", "/dev/"))  # it was read from standard input, or -c
+    return not gone and alone and not interactive and not in_test and runner not in _RUNNERS
+
+
+def _started_in() -> str:
+    """The folder to which this program's command line is relative. It may have left it before it imported us."""
+    main = sys.modules["__main__"]
+    file = main.__file__ or ""
+    if main.__spec__ is None:  # a script: Python notes its absolute path
+        for given in sys.orig_argv[1:]:
+            if file.endswith(os.sep + given.removeprefix("./")):
+                return file.removesuffix(given.removeprefix("./"))
+    elif file.startswith(sys.path[0] + os.sep):  # -m: Python has put it there
+        return sys.path[0]
+    return _IMPORTED_IN
 
 
 def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
@@ -292,7 +319,7 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
 
     sys.stdout.flush()
     sys.stderr.flush()
-    os.chdir(_STARTED_IN)
+    os.chdir(_started_in())
     code = 0
     with _agent(processes, max_restarts) as (launch, folder):
         try:
@@ -346,7 +373,6 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
 def _call(payload: str, result: str) -> None:
     """What each of the fresh processes runs."""
     import cloudpickle
-    import torch.distributed as dist
 
     adopt()
     try:
@@ -356,8 +382,7 @@ def _call(payload: str, result: str) -> None:
         if os.environ["RANK"] == "0":
             with open(result, "wb") as file:
                 cloudpickle.dump(value, file)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
     except Exception as error:
         _report(error)
         os._exit(1)  # without waiting for threads or for peers

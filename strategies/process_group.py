@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .base import Strategy
-from .launch import Place, adopt
+from .launch import Place, adopt, leave
 
+_LAST: list[Any] = []  # the work of the last barrier
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
 
@@ -58,8 +62,9 @@ class ProcessGroupStrategy(Strategy):
                 "WORLD_SIZE": str(self.world_size),
             }
             os.environ.update(meeting)
+            import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group alive
             dist.init_process_group(self._backend(), timeout=self.timeout)
-            atexit.register(dist.destroy_process_group)
+            atexit.register(leave)
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
@@ -75,13 +80,25 @@ class ProcessGroupStrategy(Strategy):
 
     # -- collectives ------------------------------------------------------------------------------------------
 
+    def _is_alone(self) -> bool:
+        """Whether there is nobody to meet.
+
+        Raises:
+            RuntimeError: after an exception.
+        """
+        if self.failed and self.world_size > 1:
+            raise RuntimeError(
+                "an exception has ended the run: its hooks cannot do what takes all processes, such as saving"
+            )
+        return self.world_size == 1
+
     def _reachable(self, tensor: Tensor) -> Tensor:
         """The tensor where the backend can read it: one for CUDA alone cannot read the CPU."""
         reachable = f"{tensor.device.type}:" in dist.get_backend_config()
         return tensor if reachable else tensor.to(self.device)
 
     def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
-        if self.world_size == 1:
+        if self._is_alone():
             return tensor
         if op == "mean" and not tensor.is_floating_point():
             tensor = tensor.float()
@@ -90,7 +107,7 @@ class ProcessGroupStrategy(Strategy):
         return (reduced / self.world_size if op == "mean" else reduced).to(tensor.device)
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        if self.world_size == 1:
+        if self._is_alone():
             return tensor
         if sync_grads and torch.is_grad_enabled():
             return _AllGather.apply(tensor, self)
@@ -100,22 +117,24 @@ class ProcessGroupStrategy(Strategy):
         return torch.stack(gathered).to(tensor.device)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        if self.world_size == 1:
+        if self._is_alone():
             return [value]
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered
+        dist.all_gather_object(gathered, cloudpickle.dumps(value))  # which takes what a notebook defines
+        return [pickle.loads(each) for each in gathered]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        if self.world_size == 1:
+        if self._is_alone():
             return value
-        holder = [value if self.global_rank == source else None]
+        holder = [cloudpickle.dumps(value) if self.global_rank == source else None]
         dist.broadcast_object_list(holder, source)
-        return holder[0]
+        return pickle.loads(holder[0])  # pyright: ignore[reportArgumentType] # it has been filled
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
+        if not self._is_alone():
+            # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
+            _LAST[:] = [dist.barrier(async_op=True)]
+            _LAST[0].wait()
 
 
 class _AllGather(torch.autograd.Function):
