@@ -181,7 +181,7 @@ def check_place(place: Place, devices: int | None, num_nodes: int | None) -> Non
 def adopt() -> None:
     """Make this process a good one among several: its errors are recorded, and it does not outlive its agent."""
     global _previous_hook
-    if "TORCHELASTIC_ERROR_FILE" in os.environ and sys.excepthook is not _report_uncaught:
+    if sys.excepthook is not _report_uncaught:
         _previous_hook, sys.excepthook = sys.excepthook, _report_uncaught
     if AGENT in os.environ:
         _die_with(int(os.environ[AGENT]))
@@ -199,10 +199,14 @@ def _started_by_a_rank() -> bool:
     return True
 
 
+LAST_WORK: list[Any] = []  # the last barrier's
+
+
 def leave() -> None:
     """Leave the process group, and so end gloo's threads: one that drops a tensor as the interpreter ends aborts it."""
     import torch.distributed as dist
 
+    LAST_WORK.clear()
     gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -227,12 +231,14 @@ def note(error: BaseException, where: str) -> None:
     """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
     global _noted
     _noted = id(error), where
+    if isinstance(error, SystemExit):  # Python has no hook for it, and peers end sooner than this process
+        _report(error)
 
 
 def _report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None or not isinstance(error, Exception):
+    if path is None or not isinstance(error, (Exception, SystemExit)):
         return
     now = time.time()
     callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -247,17 +253,26 @@ def _report(error: BaseException) -> None:
 
 
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    atexit.unregister(leave)  # peers that wait in a collective would keep this process from ending
     _report(error)
     if AGENT not in os.environ or not isinstance(error, Exception):  # else the agent prints it, the guilty rank's first
         _previous_hook(kind, error, trace)
+    if isinstance(error, Exception):
+        # `leave` might wait for peers; and without it, the end of the interpreter is not safe.
+        atexit.unregister(leave)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 _previous_hook = sys.excepthook
 
 
-def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> str:
-    """What failed, in the order of guilt: those that merely lost a peer come last."""
+def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tuple[str, int]:
+    """What failed, in the order of guilt: those that merely lost a peer come last; and the exit code of the first."""
+    # By SIGTERM the agent ends those that are left; if there is nothing else, the first had it from elsewhere.
+    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
+    own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
     found: list[tuple[tuple[bool, float], int, str]] = []
     attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
     for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
@@ -272,17 +287,18 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> s
             text = f"Rank {rank} of {processes} failed{at}:\n{extra['py_callstack'].rstrip()}"
         found.append((order, rank, text))
     told = {rank for _, rank, _ in found}
-    for rank, failure in failures.items():
-        if rank not in told and failure.exitcode != -signal.SIGTERM:  # by which the agent ends the others
+    for rank, failure in own.items():
+        if rank not in told:
             how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
             found.append(((False, failure.timestamp), rank, f"Rank {rank} of {processes} ended with {how}"))
     found.sort()
     if all(lost for (lost, _), _, _ in found):
         silent = sorted(set(range(processes)) - told)
         if silent:
-            how = "it hung, or had ended without an error"
-            found.insert(0, ((True, 0.0), silent[0], f"Rank {silent[0]} of {processes} did not answer: {how}"))
-    return "\n\n".join(text for _, _, text in found)
+            text = f"Rank {silent[0]} of {processes} did not answer: it hung, or had ended"
+            found.insert(0, ((True, 0.0), silent[0], text))
+    code = next(own[rank].exitcode for _, rank, _ in found if rank in own)
+    return "\n\n".join(text for _, _, text in found), 128 - code if code < 0 else code or 1
 
 
 # -- starting ---------------------------------------------------------------------------------------------------------
@@ -325,9 +341,8 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
         try:
             launch(sys.executable)("-u", *sys.orig_argv[1:])
         except ChildFailedError as error:
-            print(_failure_text(error.failures, folder, processes), file=sys.stderr)
-            code = next(iter(error.failures.values())).exitcode
-            code = 128 - code if code < 0 else code or 1
+            text, code = _failure_text(error.failures, folder, processes)
+            print(text, file=sys.stderr)
         except SignalException as error:
             code = 128 + error.sigval
     raise SystemExit(code)
@@ -360,7 +375,7 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
             with _without_main():
                 launch(_call)(payload, result)
         except ChildFailedError as error:
-            text = _failure_text(error.failures, folder, processes)
+            text, _ = _failure_text(error.failures, folder, processes)
             raise RuntimeError(f"a process failed\n\n{text}") from None
         except SignalException as error:
             if error.sigval == signal.SIGINT:

@@ -15,9 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .base import Strategy
-from .launch import Place, adopt, leave
+from .launch import LAST_WORK, Place, adopt, leave
 
-_LAST: list[Any] = []  # the work of the last barrier
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
 
@@ -133,8 +132,8 @@ class ProcessGroupStrategy(Strategy):
     def barrier(self) -> None:
         if not self._is_alone():
             # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
-            _LAST[:] = [dist.barrier(async_op=True)]
-            _LAST[0].wait()
+            LAST_WORK[:] = [dist.barrier(async_op=True)]
+            LAST_WORK[0].wait()
 
 
 class _AllGather(torch.autograd.Function):

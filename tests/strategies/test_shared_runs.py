@@ -95,7 +95,8 @@ def run(folder: Path, workers: int, stop: int = 0, ckpt_path: str | None = None)
 
 def cut_and_resumed(folder: Path, workers: int) -> list[Any]:
     runs = [run(folder / "whole", workers)]
-    for stop in (5, 9):  # in the second and in the third epoch of 4 windows, the last of which is short
+    # In the second and in the third epoch of 4 windows, the last of which is short; with workers in one of them.
+    for stop in (5, 9)[workers:]:
         run(folder / f"cut{stop}", workers, stop)
         runs.append(run(folder / f"cut{stop}", workers, ckpt_path="last"))
     return runs
