@@ -120,6 +120,11 @@ def write_pointer(path: str, target: str) -> None:
     """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
     relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
     content = json.dumps({"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}).encode()
+    write_file(path, content)
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a file all at once: what is at ``path`` is the old content or the new."""
     if not is_local(path):
         _write_bytes(path, content)
         return

@@ -1,10 +1,14 @@
-"""The level below the Trainer: a device, a strategy and a precision, and the steps taken on them."""
+"""The level below the Trainer: a device, a strategy and a precision, for loops of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +16,44 @@ from torch.optim import Optimizer
 
 from ..strategies import Precision, Strategy, create_strategy
 from ..strategies.accelerator import select_devices
-from ..strategies.launch import check_place, detect
+from ..strategies.launch import can_rerun, check_place, detect, rerun_script
 from ..strategies.precision import create_precision
+from . import peers
+from .arguments import check_count
 from .batches import cast_batch, map_tensors, move_batch
+from .call_check import CallCheck
+from .messages import configure, silence
+from .prepared import (
+    PreparedLoader,
+    PreparedOptimizer,
+    PreparedScheduler,
+    SkippedLoader,
+    is_loader,
+    prepare_module,
+    unwrap,
+)
+from .window import Window, scale_gradients
+
+if TYPE_CHECKING:
+    from ..loggers.base import Logger
 
 
 class Engine:
-    """Runs steps of a module on the chosen devices, with the chosen strategy and precision.
+    """Runs a training loop of your own on the chosen devices, with the chosen strategy and precision.
 
-    The Trainer's loops are written on these methods.
+    ::
+
+        engine = Engine(devices=2, strategy="ddp", precision="bf16-mixed")
+        model, optimizer, loader = engine.prepare(model, optimizer, loader)
+        for inputs, targets in loader:
+            loss = loss_function(model(inputs), targets)
+            engine.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    With several devices, a plain script is run again in a process for each from the line that makes the engine, as
+    under torchrun; in a notebook, give a function that makes the engine to :func:`~loopwright.framework.launch`. The
+    Trainer's loops are written on the same methods.
 
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
@@ -28,11 +61,26 @@ class Engine:
         num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         strategy: a name or a :class:`~loopwright.strategies.Strategy`.
         precision: a name or a :class:`~loopwright.strategies.Precision`.
+        gradient_accumulation_steps: micro-batches per optimizer step inside :meth:`accumulate`.
+        logger: a logger, or a list of them, for :meth:`log`.
         sync_batchnorm: let batch norms compute their statistics over all processes.
+        debug: let the processes compare each collective call before they make it: one that differs, or does not come,
+            is an error that names file and line on each rank, not a hang. Default: whether the environment's
+            ``LOOPWRIGHT_DEBUG`` is 1.
+        launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
+
+    Attributes:
+        gradient_accumulation_steps: as given.
+        sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
+        global_step: windows in which an optimizer has stepped.
+        loggers: as given.
 
     Raises:
         ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
+        RuntimeError: for several devices where there is no script to run again.
     """
+
+    living: ClassVar[WeakSet[Engine]] = WeakSet()  # all engines of this process
 
     def __init__(
         self,
@@ -41,8 +89,13 @@ class Engine:
         num_nodes: int | str = "auto",
         strategy: str | Strategy = "auto",
         precision: int | str | Precision = "32-true",
+        gradient_accumulation_steps: int = 1,
+        logger: Logger | list[Logger] | None = None,
         sync_batchnorm: bool = False,
+        debug: bool | None = None,
+        launch: bool = True,
     ) -> None:
+        check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
         self._asked = accelerator, devices, num_nodes
         self.precision = create_precision(precision)
         chosen, num_nodes = self._choose_devices()
@@ -62,6 +115,35 @@ class Engine:
         self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
         self._stepped: set[int] = set()
         self._updated = False  # whether the last scaled step took place
+
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.loggers: list[Logger] = [] if logger is None else list(logger) if isinstance(logger, list) else [logger]
+        self.window = Window(self.strategy)
+        self.sync_gradients = True
+        self.global_step = 0
+        self._completed: set[int] = set()  # optimizers whose gradients are those of their step
+        self._accumulating = False  # inside accumulate()
+        self._window_ended = False  # an optimizer has stepped in the window
+        self._strategies: list[Strategy] = []  # one for each prepared module
+        self._optimizers: list[PreparedOptimizer] = []
+        self._schedulers: list[PreparedScheduler] = []
+        self._loaders: list[PreparedLoader] = []
+        self._running: list[PreparedLoader] = []  # those that are being iterated, the innermost last
+        self._opened = 0  # micro-batches of the window that have begun, and their loader
+        self._window_loader: PreparedLoader | None = None
+        self._data_seed: int | None = None
+        self._registered: list[Any] = []
+        self._triggered = False
+        self._calls: CallCheck | None = None
+        self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
+        Engine.living.add(self)
+        if launch:
+            configure()
+            if self.must_launch:
+                self._launch()
+            self.connect()
+
+    # -- processes --------------------------------------------------------------------------------------------
 
     def _choose_devices(self) -> tuple[list[torch.device], int]:
         """The devices of this machine's processes, and the number of machines."""
@@ -86,31 +168,207 @@ class Engine:
         self.precision.check(self.device)
 
     @property
+    def must_launch(self) -> bool:
+        """Whether the processes of this engine are still to be started."""
+        return self.place is None and self.strategy.world_size > 1
+
+    def _launch(self) -> None:
+        processes = self.num_processes
+        if not can_rerun():
+            raise RuntimeError(
+                f"Engine(devices={self._asked[1]!r}) needs {processes} processes, and there is no script here to run "
+                "again in them: write a function that makes the engine and trains, and call "
+                f"launch(function, num_processes={processes}) from loopwright.framework"
+            )
+        rerun_script(processes, self.strategy.max_restarts)
+
+    def connect(self) -> None:
+        """Join the other processes, if that is not done."""
+        self.strategy.connect()
+        if self._debug and self.num_processes > 1:
+            self._calls = CallCheck(self.process_index, self.num_processes)
+        if not self.is_main_process:
+            silence()
+
+    @property
     def device(self) -> torch.device:
         """This process's device."""
         return self.strategy.device
 
     @property
-    def must_launch(self) -> bool:
-        """Whether the processes of this engine are still to be started."""
-        return self.place is None and self.strategy.world_size > 1
+    def num_processes(self) -> int:
+        """Number of processes."""
+        return self.strategy.world_size
 
-    # -- modules, batches -------------------------------------------------------------------------------------
+    @property
+    def process_index(self) -> int:
+        """This process's index among all."""
+        return self.strategy.global_rank
 
-    def setup(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and into the precision."""
-        return self.strategy.setup(module, self.precision)
+    @property
+    def local_process_index(self) -> int:
+        """This process's index on its machine."""
+        return self.strategy.local_rank
 
-    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
-        """Take the module's optimizers; returns those to step."""
-        optimizers = self.strategy.setup_optimizers(optimizers)
-        if self.scaler is not None:
-            for optimizer in optimizers:
-                optimizer.register_step_post_hook(self._note_step)
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is process 0."""
+        return self.strategy.is_global_zero
+
+    @property
+    def is_local_main_process(self) -> bool:
+        """Whether this is its machine's process 0."""
+        return self.strategy.local_rank == 0
+
+    @property
+    def is_last_process(self) -> bool:
+        """Whether this is the last process."""
+        return self.process_index == self.num_processes - 1
+
+    @contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """The main process runs the context before the others begin it (to fill a cache that they read)."""
+        yield from self._first(self.is_main_process)
+
+    @contextmanager
+    def local_main_process_first(self) -> Iterator[None]:
+        """Each machine's main process runs the context before its others begin it."""
+        yield from self._first(self.is_local_main_process)
+
+    def _first(self, is_first: bool) -> Iterator[None]:
+        if not is_first:
+            self._meet("main_process_first")
+        try:
+            yield
+        except BaseException:
+            self.strategy.failed = True
+            raise
+        if is_first:
+            self._meet("main_process_first")
+
+    def on_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in the main process only; elsewhere it returns None."""
+        return self._only(function, lambda: self.is_main_process)
+
+    def on_local_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in each machine's main process only."""
+        return self._only(function, lambda: self.is_local_main_process)
+
+    def on_last_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in the last process only."""
+        return self._only(function, lambda: self.is_last_process)
+
+    def on_process(self, function: Callable[..., Any] | None = None, process_index: int = 0) -> Callable[..., Any]:
+        """Decorate a function to run in one process only: ``@engine.on_process(process_index=1)``."""
+        if function is None:
+            return lambda given: self.on_process(given, process_index)
+        return self._only(function, lambda: self.process_index == process_index)
+
+    @staticmethod
+    def _only(function: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs) if here() else None
+
+        return run
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print, once on each machine."""
+        if self.is_local_main_process:
+            print(*args, **kwargs)
+
+    # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------
+
+    def prepare(self, *objects: Any) -> Any:
+        """Make modules, optimizers, loaders and schedulers ready, in any order and number.
+
+        - A module is moved to the device, and what is returned computes in the precision and with synchronised
+          gradients when it is called with gradients enabled; without, the bare module runs. It is the module in all
+          else: it has its class, its attributes, its ``state_dict``.
+        - An optimizer and a scheduler do nothing until the window of :meth:`accumulate` is complete. Give an optimizer
+          together with its module, or later.
+        - A loader's batches are dealt out to the processes (rank *r* gets batches *r*, *r + W*, …) and moved to the
+          device; see :class:`~loopwright.framework.prepared.PreparedLoader`.
+
+        Returns:
+            One object for each, in the order given; anything else comes back as it is.
+        """
+        optimizers = [item for item in objects if isinstance(item, Optimizer)]
+        modules = {id(item): self._prepare_module(item, optimizers) for item in objects if isinstance(item, nn.Module)}
+        for optimizer in optimizers:  # of a module that was prepared before
+            if not isinstance(optimizer, PreparedOptimizer) and self._prepared(optimizer) is None:
+                self._take_optimizers([optimizer])
+        prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
+        return prepared[0] if len(prepared) == 1 else prepared
+
+    def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
+        if unwrap(module) is not module or any(strategy.module is module for strategy in self._strategies):
+            return module
+        strategy = copy.copy(self.strategy) if self._strategies else self.strategy
+        self._strategies.append(strategy)
+        own = {id(parameter) for parameter in module.parameters()}
+        self.setup(module, strategy)
+        trained = [
+            optimizer
+            for optimizer in optimizers
+            if not isinstance(optimizer, PreparedOptimizer)
+            and self._prepared(optimizer) is None
+            and any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+        ]
+        self._take_optimizers(trained, strategy)
+        return module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
+
+    def _take_optimizers(self, optimizers: list[Optimizer], strategy: Strategy | None = None) -> None:
+        if strategy is not None:
+            optimizers = self.setup_optimizers(optimizers, strategy)
+        else:
+            self._watch(optimizers)
+        self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in optimizers]
+
+    def _prepared(self, optimizer: Any) -> PreparedOptimizer | None:
+        return next((own for own in self._optimizers if own.optimizer is optimizer or own is optimizer), None)
+
+    def _prepare_other(self, item: Any) -> Any:
+        if isinstance(item, (PreparedLoader, PreparedScheduler)):
+            return item
+        if isinstance(item, Optimizer):
+            return self._prepared(item)
+        if callable(getattr(item, "step", None)) and callable(getattr(item, "state_dict", None)):
+            self._schedulers.append(PreparedScheduler(item, self))
+            return self._schedulers[-1]
+        if is_loader(item):
+            self._loaders.append(PreparedLoader(item, self))
+            return self._loaders[-1]
+        return item
+
+    def setup(self, module: nn.Module, strategy: Strategy | None = None) -> nn.Module:
+        """Move a module to the device and into the precision; by default with the engine's own strategy object."""
+        return (strategy or self.strategy).setup(module, self.precision)
+
+    def setup_optimizers(self, optimizers: list[Optimizer], strategy: Strategy | None = None) -> list[Optimizer]:
+        """Take the optimizers of a module that was set up; returns those to step."""
+        optimizers = (strategy or self.strategy).setup_optimizers(optimizers)
+        self._watch(optimizers)
         return optimizers
+
+    def _watch(self, optimizers: list[Optimizer]) -> None:
+        for optimizer in optimizers if self.scaler is not None else ():
+            optimizer.register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._updated = True
+
+    def unwrap_model(self, model: nn.Module) -> nn.Module:
+        """The module that was given to :meth:`prepare`."""
+        return unwrap(model)
+
+    def start_epoch(self) -> None:
+        """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
+        self.strategy.start_epoch()
+
+    def start_evaluation(self) -> None:
+        """All processes are about to evaluate: make equal what training leaves different. A collective."""
+        self.strategy.start_evaluation()
 
     @property
     def step_was_skipped(self) -> bool:
@@ -128,10 +386,110 @@ class Engine:
         dtype = self.precision.input_dtype
         return batch if dtype is None else cast_batch(batch, dtype)
 
+    def data_seed(self) -> int:
+        """The seed from which the order of prepared loaders is drawn: that of process 0's generator, first asked."""
+        if self._data_seed is None:
+            self._data_seed = int(self.strategy.broadcast(torch.initial_seed() % 2**63))
+        return self._data_seed
+
+    def set_data_seed(self, seed: int) -> None:
+        """Draw the order of prepared loaders from this seed. All processes call this."""
+        if seed != self._data_seed:
+            self._data_seed = seed
+            for loader in self._loaders:
+                loader.read_in_order_of(seed)
+
+    def enter_loader(self, loader: PreparedLoader) -> None:
+        """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
+        self._running.append(loader)
+        self.window.loader = loader
+        for strategy in self._strategies:
+            if strategy.module.training:
+                strategy.start_epoch()
+            else:
+                strategy.start_evaluation()
+
+    def leave_loader(self, loader: PreparedLoader) -> None:
+        """Its iteration has ended."""
+        if loader in self._running:
+            self._running.remove(loader)
+        self.window.loader = self.running_loader
+
+    def batches_of_open_window(self, loader: PreparedLoader) -> int:
+        """How many of a loader's batches wait in a window that has not ended."""
+        return self._opened if not self.sync_gradients and self._window_loader is loader else 0
+
+    def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
+        """The loader without this process's first batches, which are not loaded if it is a prepared one.
+
+        After :meth:`load_state` a prepared loader needs no such thing: it goes on where it was.
+        """
+        check_count("num_batches", num_batches, 0)
+        return SkippedLoader(dataloader, num_batches)
+
     # -- steps ------------------------------------------------------------------------------------------------
 
-    def backward(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
-        """Compute the gradients of ``loss``, scaled if the precision says so.
+    @contextmanager
+    def accumulate(self, *models: nn.Module) -> Iterator[None]:
+        """Around a micro-batch: prepared optimizers step after ``gradient_accumulation_steps`` of them.
+
+        Until then gradients stay local to the process, and ``step()`` and ``zero_grad()`` of prepared optimizers and
+        ``step()`` of prepared schedulers do nothing. The last window of an epoch, if it is shorter, divides by what it
+        holds.
+
+        Args:
+            *models: the prepared models that it trains (default: all).
+        """
+        self._begin_micro_batch()
+        try:
+            if self.sync_gradients:
+                yield
+            else:
+                with self.no_sync(*models):
+                    yield
+        finally:
+            self._accumulating = False
+
+    def _begin_micro_batch(self) -> None:
+        loader, window = self.running_loader, self.window
+        if self.sync_gradients:  # the window before is complete: open the next
+            self.end_window()
+            left = self.gradient_accumulation_steps
+            if loader is not None:
+                left = min(left, loader.length - loader.batches + 1)
+            window.open(0 if loader is None else loader.batches - 1, int(left))
+            self._opened, self._window_loader = 0, loader
+        self._opened += 1
+        self._accumulating = True
+        self.sync_gradients = self._opened >= window.length or (loader is not None and loader.end_of_dataloader)
+
+    def new_window(self) -> Window:
+        """Forget the open window, and whether there are weights."""
+        self.window = Window(self.strategy)
+        return self.window
+
+    @property
+    def running_loader(self) -> PreparedLoader | None:
+        """The prepared loader that is being iterated; of several, the innermost."""
+        return self._running[-1] if self._running else None
+
+    def backward(self, loss: Tensor, weight: Any = None, **kwargs: Any) -> None:
+        """Compute the gradients of ``loss``, as its window asks: divided by its length, and scaled in half precision.
+
+        Args:
+            loss: the mean over the batch.
+            weight: what the batch counts beside the others of its window and of the other processes, such as its number
+                of tokens: for all batches or for none.
+            **kwargs: for ``Tensor.backward``.
+        """
+        if not self._accumulating and self._window_ended:
+            self.end_window()
+        if self._calls is not None:
+            self._calls.check("backward" if self.sync_gradients else "backward (local)")
+        self.compute_gradients(self.window.add(loss, weight), **kwargs)
+
+    def compute_gradients(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
 
         Args:
             loss: a scalar.
@@ -151,9 +509,47 @@ class Engine:
         else:
             run(loss, *args, **kwargs)
 
-    def no_sync(self) -> AbstractContextManager[Any]:
-        """A context around forward and backward in which gradients stay local to the process."""
-        return self.strategy.no_sync()
+    def plain_backward(self) -> Callable[[Tensor], Any] | None:
+        """What does the work of :meth:`compute_gradients` alone, if there is nothing else to it."""
+        if self.scaler is not None or self.precision.compute is not None:
+            return None
+        return Tensor.backward if type(self.strategy).backward is Strategy.backward else self.strategy.backward
+
+    def no_sync(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """A context around forward and backward in which gradients stay local to the process.
+
+        Args:
+            *models: prepared models (default: all).
+        """
+        if len(self._strategies) <= 1:
+            return self.strategy.no_sync()
+        chosen = {id(unwrap(model)) for model in models}
+        stack = ExitStack()
+        for strategy in self._strategies:
+            if not models or id(strategy.module) in chosen:
+                stack.enter_context(strategy.no_sync())
+        return stack
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context that computes in the engine's precision, for what is done outside of a prepared model."""
+        return self.precision.forward_context(self.device) or nullcontext()
+
+    def keep_gradients_local(self) -> None:
+        """Before :meth:`setup_optimizers`: gradients are to be averaged by :meth:`sync_gradients_of` alone.
+
+        Raises:
+            ValueError: if the strategy cannot do that.
+        """
+        if self.strategy.keeps_gradients_local is None and self.num_processes > 1:
+            raise ValueError(
+                f'micro_batch with {self.num_processes} processes takes strategy="ddp"; {self.strategy.name!r} lets '
+                "processes meet in the middle of a step, where one that ran out of memory would not come"
+            )
+        self.strategy.keeps_gradients_local = True
+
+    def sync_gradients_of(self, optimizer: Optimizer) -> None:
+        """Average the gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
+        self.strategy.sync_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring an optimizer's gradients back to their true size, once per step."""
@@ -169,6 +565,15 @@ class Engine:
         self.scaler.unscale_(optimizer)
         self._unscaled.add(id(optimizer))
 
+    def complete_gradients(self, optimizer: Optimizer) -> None:
+        """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
+        if id(optimizer) in self._completed:
+            return
+        self.unscale(optimizer)
+        self._completed.add(id(optimizer))
+        if (factor := self.window.factor()) is not None:
+            scale_gradients(optimizer, factor)
+
     def clip_gradients(self, optimizer: Any, value: float | None, algorithm: str = "norm") -> None:
         """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
         if not value:
@@ -179,6 +584,32 @@ class Engine:
         self.unscale(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.strategy.clip_gradients(parameters, value, algorithm)
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2.0) -> Tensor | None:
+        """Clip gradients by their global norm, and return it; None inside a window, where nothing is done.
+
+        Args:
+            parameters: a tensor or an iterable of them.
+            max_norm: the largest norm to leave.
+            norm_type: which norm; ``inf`` is the largest absolute value.
+        """
+        if not self.sync_gradients:
+            return None
+        parameters = self._complete_for(parameters)
+        return self.strategy.clip_gradients(parameters, max_norm, "norm", norm_type)
+
+    def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
+        """Clip each gradient to -``clip_value`` … ``clip_value``; inside a window, nothing is done."""
+        if self.sync_gradients:
+            self.strategy.clip_gradients(self._complete_for(parameters), clip_value, "value")
+
+    def _complete_for(self, parameters: Any) -> list[Tensor]:
+        found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        wanted = {id(parameter) for parameter in found}
+        for prepared in self._optimizers:
+            if any(id(parameter) in wanted for group in prepared.param_groups for parameter in group["params"]):
+                self.complete_gradients(prepared.optimizer)
+        return found
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Step an optimizer; under loss scaling, not if a gradient overflowed."""
@@ -196,15 +627,271 @@ class Engine:
         self._stepped.add(id(optimizer))
         return result
 
+    def plain_step(self, optimizer: Optimizer) -> Callable[[], Any] | None:
+        """What does the work of :meth:`step` alone, if there is nothing else to it."""
+        if self.scaler is not None:
+            return None
+        if type(self.strategy).step is Strategy.step:
+            return optimizer.step
+        return lambda: self.strategy.step(optimizer)
+
+    def step_of_was_skipped(self, optimizer: Any) -> bool:
+        """Whether the last step of a scheduler's optimizer was skipped."""
+        prepared = self._prepared(optimizer)
+        return prepared is not None and prepared.step_was_skipped
+
+    def note_step(self) -> None:
+        """A prepared optimizer has stepped in the window, which ends when the next one begins."""
+        if not self._window_ended:
+            self._window_ended = True
+            self.global_step += 1
+
     def end_window(self) -> None:
         """All optimizers of a window have stepped: adapt the loss scale."""
         if self.scaler is not None and self._stepped:
             self.scaler.update()
             self._stepped.clear()
             self._unscaled.clear()
+        self._completed.clear()
+        self._window_ended = False
+        self.window.close()
 
     # -- peers ------------------------------------------------------------------------------------------------
 
+    def _meet(self, call: str, data: Any = None) -> None:
+        """A barrier, or in debug mode a comparison of the calls, which is one."""
+        if self._calls is not None:
+            self._calls.check(call, data)
+        self.strategy.barrier()
+
+    def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
+        if self._calls is not None:
+            self._calls.check(call, data, sizes)
+
+    def wait_for_everyone(self) -> None:
+        """Wait for all processes."""
+        self._meet("wait_for_everyone")
+
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
         """Gather the tensors in ``data`` from all processes, stacked along a new first dimension."""
+        self._check("all_gather", data)
         return map_tensors(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))
+
+    def gather(self, data: Any) -> Any:
+        """Gather the tensors in ``data`` from all processes, concatenated along the first dimension by rank.
+
+        Numbers (0-dim tensors) become one dimension. Other shapes must be alike: see :meth:`pad_across_processes`.
+        """
+        self._check("gather", data)
+        return map_tensors(data, lambda tensor: peers.concatenate(self.strategy, tensor))
+
+    def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
+        """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
+
+        Batches of different sizes are gathered as they are; results of a batch that only kept a process in step with
+        the others are left out.
+
+        Args:
+            data: tensors, the first dimension being the batch's, or numbers, nested at will; anything else that can be
+                pickled, as a list.
+            use_gather_object: gather by pickling, whatever it is.
+        """
+        loader = self.running_loader
+        mine = loader is None or loader.share != 0.0
+        self._check("gather_for_metrics", data, sizes=False)
+        if use_gather_object or not peers.is_tensors(data):
+            found = self.strategy.gather_objects(data if mine else None)
+            present = self.strategy.gather_objects(mine)
+            return peers.flatten([each for each, there in zip(found, present, strict=True) if there])
+        return map_tensors(data, lambda tensor: peers.concatenate_uneven(self.strategy, tensor, mine))
+
+    def gather_object(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank: anything that can be pickled."""
+        self._check("gather_object")
+        return self.strategy.gather_objects(value)
+
+    def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        """Reduce the tensors in ``data`` over all processes.
+
+        Args:
+            data: tensors of the same shapes everywhere.
+            reduction: ``"sum"``, ``"mean"``, ``"min"``, ``"max"`` or ``"none"``.
+            scale: what to multiply the result with.
+        """
+        if reduction not in ("sum", "mean", "min", "max", "none"):
+            raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
+        self._check("reduce", data)
+
+        def reduce(tensor: Tensor) -> Tensor:
+            reduced = tensor if reduction == "none" else self.strategy.reduce(tensor, reduction)
+            return reduced if scale == 1.0 else reduced * scale
+
+        return map_tensors(data, reduce)
+
+    def broadcast(self, value: Any, from_process: int = 0) -> Any:
+        """The ``value`` of one process, on all: anything that can be pickled; its tensors come to each one's device."""
+        self._check("broadcast")
+        if self.num_processes == 1:
+            return value
+        sent = map_tensors(value, lambda tensor: tensor.cpu()) if self.process_index == from_process else None
+        received = self.strategy.broadcast(sent, from_process)
+        return value if self.process_index == from_process else map_tensors(received, lambda t: t.to(self.device))
+
+    def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
+        """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
+        self._check("pad_across_processes", data, sizes=False)
+        return map_tensors(data, lambda tensor: peers.pad(self.strategy, tensor, dim, pad_index, pad_first))
+
+    @contextmanager
+    def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:
+        """This process's part of ``inputs``: consecutive ones, the first processes having one more where uneven.
+
+        Args:
+            inputs: a list, tuple, tensor, dict of such of one length, or dataset.
+            apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
+        """
+        yield peers.split(inputs, self.process_index, self.num_processes, apply_padding)
+
+    def set_trigger(self) -> None:
+        """Raise a flag that :meth:`check_trigger` lowers in all processes."""
+        self._triggered = True
+
+    def check_trigger(self) -> bool:
+        """Whether any process has called :meth:`set_trigger` since the last time. A collective."""
+        self._check("check_trigger")
+        flag = self.strategy.reduce(torch.tensor(int(self._triggered)), "max")
+        found, self._triggered = bool(flag.item()), False
+        return found
+
+    # -- logging ----------------------------------------------------------------------------------------------
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers, from the main process; tensors with one element are read.
+
+        Args:
+            values: numbers by name.
+            step: of the row (default: the number of optimizer steps).
+        """
+        if not self.loggers or not self.is_main_process:
+            return
+        from .metrics import as_floats
+
+        row = as_floats(values)
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.global_step if step is None else step)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """An optimizer's state by parameter names."""
+        strategy, optimizer = self._strategy_of(optimizer)
+        return strategy.optimizer_state(optimizer)
+
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Take back :meth:`optimizer_state`."""
+        strategy, optimizer = self._strategy_of(optimizer)
+        strategy.load_optimizer_state(optimizer, state)
+
+    def _strategy_of(self, optimizer: Any) -> tuple[Strategy, Any]:
+        optimizer = optimizer.optimizer if isinstance(optimizer, PreparedOptimizer) else optimizer
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for strategy in self._strategies:
+            if any(id(parameter) in own for parameter in strategy.module.parameters()):
+                return strategy, optimizer
+        return self.strategy, optimizer
+
+    def register_for_checkpointing(self, *objects: Any) -> None:
+        """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
+        for item in objects:
+            if not all(callable(getattr(item, name, None)) for name in ("state_dict", "load_state_dict")):
+                raise ValueError(
+                    f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
+                )
+        self._registered.extend(objects)
+
+    def save_state(self, output_dir: str | os.PathLike[str]) -> str:
+        """Write a checkpoint of everything that was prepared or registered, and of the random generators.
+
+        It has the Trainer's format: ``Module.load_from_checkpoint`` reads its weights, under any strategy. All
+        processes call this.
+
+        Args:
+            output_dir: the directory to make, local or any fsspec URL; one that is there is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        from .engine_state import save_state
+
+        self._check("save_state")
+        return save_state(self, os.fspath(output_dir))
+
+    def load_state(self, input_dir: str | os.PathLike[str], weights_only: bool | None = None) -> None:
+        """Load what :meth:`save_state` wrote, or a Trainer's checkpoint; prepared loaders go on where they were.
+
+        Args:
+            input_dir: the directory, local or any fsspec URL.
+            weights_only: False lets pickled objects be loaded, which can run code.
+
+        Raises:
+            CheckpointError: if it is damaged, or does not fit.
+        """
+        from .engine_state import load_state
+
+        self._check("load_state")
+        load_state(self, os.fspath(input_dir), weights_only)
+
+    def save_model(self, model: nn.Module, save_directory: str | os.PathLike[str]) -> str:
+        """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path."""
+        from .engine_state import save_model
+
+        self._check("save_model")
+        return save_model(self, model, os.fspath(save_directory))
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def free_memory(self, *objects: Any) -> list[None]:
+        """Forget everything that was prepared, and free what memory that frees.
+
+        Returns:
+            None for each argument: ``model, optimizer = engine.free_memory(model, optimizer)``.
+        """
+        from .memory import free_memory
+
+        for strategy in self._strategies:
+            strategy.teardown()
+            vars(strategy).pop("module", None)
+            vars(strategy).pop("optimizers", None)
+        for loader in self._loaders:
+            loader.close()
+        self.window.loader = None
+        for mine in (
+            self._running,
+            self._strategies,
+            self._optimizers,
+            self._schedulers,
+            self._loaders,
+            self._registered,
+        ):
+            mine.clear()
+        count = len(objects)
+        del objects
+        self.end_window()
+        self.sync_gradients = True
+        free_memory(self.device)
+        return [None] * count
+
+    clear = free_memory
+
+    def end_training(self) -> None:
+        """Close the loggers, forget what was prepared, and leave the process group. All processes call this."""
+        for logger in self.loggers if self.is_main_process else ():
+            logger.finalize("success")
+        self._meet("end_training")
+        if self._calls is not None:
+            self._calls.end()
+        self.free_memory()
+        self.strategy.disconnect()

@@ -99,13 +99,14 @@ def _train_epoch(trainer: Trainer) -> bool:
     state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
     loader, num_batches, control = trainer.data.train, trainer.num_training_batches, trainer.control
     assert loader is not None
+    trainer.engine.window.loader = loader
     ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
     if state.batch_idx == 0:
         _restore_progress(trainer)
         metrics.enter("train", "epoch")
         for hook in bus.on_train_epoch_start:
             hook()
-    trainer.strategy.start_epoch()
+    trainer.engine.start_epoch()
     batches = iter(()) if ended else loader.iterate(state.epoch, state.batch_idx)
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
@@ -284,7 +285,7 @@ def evaluate(
     name, metrics, state, bus = _NAMES[stage], trainer.metrics, trainer.state, trainer.bus
     module = trainer.module
     trainer.remember_training_mode()
-    trainer.strategy.start_evaluation()
+    trainer.engine.start_evaluation()
     with _no_gradients(trainer):
         getattr(module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
@@ -316,7 +317,7 @@ def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], kee
     """Run the prediction loop, as :func:`evaluate` does; returns what ``predict_step`` returned, by loader."""
     bus, module = trainer.bus, trainer.module
     trainer.remember_training_mode()
-    trainer.strategy.start_evaluation()
+    trainer.engine.start_evaluation()
     outputs: list[list[Any]] = [[] for _ in loaders]
     with _no_gradients(trainer):
         module.on_predict_model_eval()

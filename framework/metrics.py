@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,6 +129,7 @@ class Metrics:
         batch: the batch in work, whose first dimension weights epoch means.
         dataloader_idx: index of the evaluation loader in work, if there are several.
         muted: the step that runs only keeps this process in step with its peers: what it logs does not count.
+        part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
         without_batch: the evaluation loaders that gave this process no batch, by index; None if there is only one.
     """
 
@@ -147,6 +148,7 @@ class Metrics:
         self._size = 1
         self.dataloader_idx: int | None = None
         self.muted = False
+        self.part: tuple[float, bool] | None = None
         self.without_batch: set[int | None] = set()
 
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
@@ -200,7 +202,8 @@ class Metrics:
             if not enable_graph:
                 # A copy: what the step does to its tensor afterwards is not logged. Into the same memory if it may be.
                 value, last = value.detach(), entry.value
-                if entry.on_epoch or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
+                fresh = entry.on_epoch or self.part is not None
+                if fresh or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
                     value = value.clone()
                 else:
                     value = last.copy_(value)
@@ -213,6 +216,8 @@ class Metrics:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             value = _as_number(name, value)
         own = value
+        if self.part is not None and entry.on_step:
+            value = _join(entry, value, *self.part)
         if shared and self.strategy.world_size > 1:
             value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # a collective, asked for
         entry.value = value
@@ -264,6 +269,18 @@ class Metrics:
         if self._sized is not self.batch:
             self._size, self._sized = batch_size_of(self.batch, name), self.batch
         return self._size
+
+    def copies(self) -> dict[Any, LoggedValue]:
+        """The running stage's values as they are, for :meth:`put_back`."""
+        return {
+            key: replace(entry, pending=[*entry.pending], pending_weights=[*entry.pending_weights])
+            for key, entry in self.values.items()
+        }
+
+    def put_back(self, copies: dict[Any, LoggedValue]) -> None:
+        """Forget what was logged since :meth:`copies`."""
+        self.values.clear()
+        self.values.update(copies)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -423,6 +440,16 @@ class Metrics:
         train.clear()
         train.update({(entry.name, entry.dataloader_idx): entry for entry in entries})
         self.results = Results(**{key: dict(value) for key, value in state["results"].items()})
+
+
+def _join(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
+    """The step's value so far, of a batch that is run in parts."""
+    before = entry.value
+    if entry.reduction in ("min", "max"):
+        choose = min if entry.reduction == "min" else max
+        return value if first else choose(before, value)
+    part = value * fraction if entry.reduction == "mean" else value
+    return part if first else before + part
 
 
 def _as_number(name: str, value: Any) -> float:

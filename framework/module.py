@@ -271,7 +271,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run ``loss.backward()``; override to change how."""
-        self.trainer.engine.strategy.backward(loss, *args, **kwargs)
+        self.trainer.strategy.backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..strategies.base import Strategy
 from .hooks import CallbackBus, overrides
+from .window import scale_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .engine import Engine
+    from .micro_batches import MicroBatches
     from .module import Module
     from .trainer import Trainer
 
@@ -188,12 +188,12 @@ class Optimization:
         self.optimizers, self.schedulers = optimizers, schedulers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
         # What configure_optimizers asked for, before anything was trained or loaded.
-        self.configured = repr([engine.strategy.optimizer_state(o)["param_groups"] for o in optimizers])
+        self.configured = repr([engine.optimizer_state(o)["param_groups"] for o in optimizers])
         self.automatic = module.automatic_optimization
         self.accumulate = trainer.accumulate_grad_batches
         self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         self.anomaly = trainer.detect_anomaly
-        self._several = engine.strategy.world_size > 1
+        self._several = engine.num_processes > 1
         self.bus: CallbackBus = trainer.bus
         forward = engine.forward
         takes_index = step_arguments(module.training_step) > 1
@@ -215,32 +215,25 @@ class Optimization:
 
         self._toggled: list[tuple[Tensor, bool]] = []
         self.stepped = False  # whether the last batch completed a window
-        # The open window: its first batch, its planned length, and what it has gathered.
-        self.window_start = 0
-        self._length = self.accumulate
-        self._contributed = 0
-        self._weight: Any = None  # the sum of the weights, numbers or tensors, if the step gives any
-        self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
-        self._weighted: bool | None = None  # whether the steps give weights, once several processes agree about it
+        self.window = engine.new_window()
+        self.micro: MicroBatches | None = None
+        if trainer.micro_batch is not None:
+            from .micro_batches import MicroBatches
+
+            self.micro = MicroBatches(self, trainer.micro_batch)
 
     def _choose_short_ways(self) -> None:
         """For each part of a step to which nobody adds anything, what to call directly."""
         engine, bus = self.engine, self.bus
-        plain = engine.scaler is None
-        backward = self._backward is None and plain and not self.anomaly and engine.precision.compute is None
+        plain = engine.plain_backward()
+        backward = self._backward is None and plain is not None and not self.anomaly
         backward = backward and not bus.on_before_backward and not bus.on_after_backward
-        strategy = engine.strategy
-        self._compute_gradients = self.backward
-        if backward:
-            own = type(strategy).backward is not Strategy.backward
-            self._compute_gradients = strategy.backward if own else Tensor.backward
+        self._compute_gradients = plain if backward and plain is not None else self.backward
         clear = self._zero_grad is None and not bus.on_before_zero_grad and len(self.optimizers) == 1
         self._clear_gradients = self.optimizers[0].zero_grad if clear else None
-        step = self._optimizer_step is None and self._clip is None and plain and not bus.on_before_optimizer_step
-        self._step_directly = None
-        if step and len(self.optimizers) == 1:
-            own = type(strategy).step is not Strategy.step
-            self._step_directly = partial(strategy.step, self.optimizers[0]) if own else self.optimizers[0].step
+        step = self._optimizer_step is None and self._clip is None and not bus.on_before_optimizer_step
+        step = step and len(self.optimizers) == 1
+        self._step_directly = engine.plain_step(self.optimizers[0]) if step else None
         # Whether a step is these three calls and nothing else.
         self._short = backward and clear and self._step_directly is not None and not self._each_step
         self._short = self._short and not self._several
@@ -264,6 +257,8 @@ class Optimization:
         Returns:
             ``{"loss": loss, ...}`` as the step returned it, or None if it skipped the batch.
         """
+        if self.micro is not None:
+            return self._step_in_parts(batch, batch_idx, num_batches)
         if self.accumulate == 1:
             output = self._call_step(batch, batch_idx)
             if self._short and isinstance(output, Tensor):
@@ -276,23 +271,36 @@ class Optimization:
             outputs = self._gather(output, batch_idx)
             self.stepped = self.close_window(batch_idx)
             return outputs
-        position = batch_idx - self.window_start
-        if position >= self._length:  # the window before is complete: open the next
+        position = batch_idx - self.window.start
+        if position >= self.window.length:  # the window before is complete: open the next
             self.open_window(batch_idx, num_batches)
             position = 0
-        last = position + 1 == self._length
+        last = position + 1 == self.window.length
         with nullcontext() if last else self.engine.no_sync():
             outputs = self._gather(self._call_step(batch, batch_idx), batch_idx)
         self.stepped = last and self.close_window(batch_idx)
         return outputs
 
+    def _step_in_parts(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
+        """As :meth:`automatic_step`, with parts of the batch one after the other."""
+        assert self.micro is not None
+        if batch_idx - self.window.start >= self.window.length:
+            self.open_window(batch_idx, num_batches)
+        outputs = self.micro.gather(batch, batch_idx, self._gather_part)
+        self.stepped = batch_idx - self.window.start + 1 == self.window.length and self.close_window(batch_idx)
+        return outputs
+
+    def _gather_part(self, part: Any, batch_idx: int, fraction: float, first: bool) -> dict[str, Any] | None:
+        """Run the step on a part of a batch, and add its gradients."""
+        return self._gather(self._call_step(part, batch_idx), batch_idx, (fraction, first))
+
     def manual_step(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
         """Call the step, which does the rest itself."""
-        if batch_idx - self.window_start >= self._length:
+        if batch_idx - self.window.start >= self.window.length:
             self.open_window(batch_idx, num_batches)
         self.stepped = False
         output = self._call_step(batch, batch_idx)
-        if batch_idx - self.window_start + 1 == self._length:
+        if batch_idx - self.window.start + 1 == self.window.length:
             self._finish_updates()  # of optimizers that had no update(loss) in the window's last batch
         if self.stepped:
             self.engine.end_window()
@@ -301,113 +309,65 @@ class Optimization:
 
     def open_window(self, batch_idx: int, num_batches: int | float) -> None:
         """Begin a window at ``batch_idx``."""
-        self.window_start = batch_idx
-        self._length = int(min(self.accumulate, num_batches - batch_idx))
-        self._contributed = 0
-        self._weight = None
+        self.window.open(batch_idx, int(min(self.accumulate, num_batches - batch_idx)))
 
     @property
     def window_is_open(self) -> bool:
         """Whether gradients wait for a step."""
-        return self._contributed > 0 or any(manual._gathered for manual in self.manual)
+        return self.window.count > 0 or any(manual._gathered for manual in self.manual)
 
     def close_open_window(self, batch_idx: int) -> None:
         """The epoch ended sooner than planned, at ``batch_idx``: step on what was gathered until there."""
-        for optimizer in self.optimizers if self._several and self.accumulate > 1 else ():
+        for optimizer in self.optimizers if self._several and self.accumulate > 1 and self.micro is None else ():
             # No backward of the window's last batch has averaged them over the processes.
-            self.engine.strategy.sync_gradients([p for group in optimizer.param_groups for p in group["params"]])
+            self.engine.sync_gradients_of(optimizer)
         if self.automatic:
             self.stepped = self.close_window(batch_idx)
-            self._length = 0
+            self.window.length = 0
             return
         self._finish_updates()
-        self._length = 0
+        self.window.length = 0
         self.engine.end_window()
         self.state.global_step += 1
 
-    def _gather(self, output: Any, batch_idx: int) -> dict[str, Any] | None:
-        """Add the gradients of a step's output to the window's."""
+    def _gather(self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None) -> dict[str, Any] | None:
+        """Add the gradients of a step's output to the window's; of a part, which is a fraction of the batch."""
         weight = None
         if isinstance(output, Tensor):
             loss, outputs = output, None
         elif output is None and self._several:
             raise RuntimeError(
-                f"training_step returned None on rank {self.engine.strategy.global_rank}, batch {batch_idx}: with "
-                "several processes each gives a loss for each batch, as the others wait for its gradients. To leave a "
-                'batch out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
+                f"training_step returned None on rank {self.engine.process_index}, batch {batch_idx}: with several "
+                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch "
+                'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
             )
         elif output is None or (isinstance(output, dict) and not self._several and _is_zero(output.get("weight"))):
             return None
         else:
             loss, weight, outputs = _unpack(output)
-        if self._several and (weight is not None) is not self._weighted:
-            self._agree_on_weights(weight, batch_idx)
-        if self._contributed == 0:
+        if self.window.count == 0:
             if self._clear_gradients is not None:
                 self._clear_gradients()
             else:
                 self.zero_grad(batch_idx)
-        elif (weight is None) != (self._weight is None):
-            raise RuntimeError(
-                f"training_step gave a weight for some batches of a window and not for others (batch {batch_idx}); "
-                'return {"loss": …, "weight": …} for all of them or for none'
-            )
-        self._contributed += 1
-        share = loss / self._length if self._length > 1 else loss
-        if weight is not None:
-            if self._several:
-                weight = weight * bool(self._share)
-            if self._weight is None:
-                self._weight = 0
-                self._unit = self._unit if self._several else _nonzero(weight)
-            self._weight = self._weight + weight
-            if self._length > 1 or self._several:
-                share = share * (weight / self._unit)  # of the size of a loss, which half precision can hold
-        elif self._several and self._share != 1.0:
-            share = share * self._share
-        self._compute_gradients(share)
-        if outputs is None and self._wants_outputs:
+        window = self.window
+        self._compute_gradients(window.add(loss, weight) if part is None else window.add_part(loss, weight, *part))
+        if outputs is None and (self._wants_outputs or part is not None):
             outputs = {"loss": loss.detach()}
         return outputs
 
-    @property
-    def _share(self) -> float:
-        """What the running batch counts beside those of the other processes."""
-        train = self.trainer.data.train
-        assert train is not None, "made before the first step"
-        return train.share
-
-    def _agree_on_weights(self, weight: Any, batch_idx: int) -> None:
-        """In a fit's first batch: whether the steps give weights, and the unit to measure them in. A collective."""
-        strategy = self.engine.strategy
-        if self._weighted is None:
-            # A power of two: to multiply by it changes no digit, whichever weight came first.
-            unit = None if weight is None else 2.0 ** round(math.log2(abs(float(weight)) or 1.0))
-            units = strategy.gather_objects(unit)
-            if None in units and any(units):
-                without = [rank for rank, unit in enumerate(units) if unit is None]
-                raise RuntimeError(
-                    f"training_step gave a weight on some ranks and none on rank {', '.join(map(str, without))} (batch "
-                    f'{batch_idx}); return {{"loss": …, "weight": …}} on all of them or on none'
-                )
-            self._weighted, self._unit = weight is not None, units[0] or 1
-            return
-        raise RuntimeError(
-            f"training_step gave a weight for some batches and not for others (rank {strategy.global_rank}, batch "
-            f'{batch_idx}); with several processes, return {{"loss": …, "weight": …}} for all of them or for none'
-        )
-
     def close_window(self, batch_idx: int) -> bool:
         """Step on what the window gathered, be it fewer batches than planned; False if it gathered nothing."""
-        contributed = self._contributed
-        if not contributed:
+        window = self.window
+        if not window.count:
             return False
-        if self._step_directly is not None and contributed == self._length and self._weight is None:
+        if self.micro is not None and self._several:
+            self.engine.sync_gradients_of(self.optimizers[0])
+        if self._step_directly is not None and window.is_complete:
             self._step_directly()
         else:
             self._step_window(self.optimizers[0], batch_idx)
-        self._contributed = 0
-        self._weight = None
+        window.close()
         self.state.global_step += 1
         for config in self._each_step:
             if not self.engine.step_was_skipped and self.state.global_step % config.frequency == 0:
@@ -415,16 +375,7 @@ class Optimization:
         return True
 
     def _step_window(self, optimizer: Optimizer, batch_idx: int) -> None:
-        self.engine.unscale(optimizer)
-        if self._weight is None:
-            if self._contributed < self._length:
-                _scale_gradients(optimizer, self._length / self._contributed)
-        elif self._length > 1 or self._several:
-            # Where all weights are zero, so are the gradients.
-            weight = self._weight
-            if self._several:  # a collective, of one number, for those that give weights
-                weight = self.engine.strategy.reduce(torch.as_tensor(weight, dtype=torch.float64), "mean")
-            _scale_gradients(optimizer, self._length * self._unit / _nonzero(weight))
+        self.engine.complete_gradients(optimizer)
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
@@ -457,11 +408,11 @@ class Optimization:
                 f"the loss is {loss.item()} at epoch {self.state.epoch}, batch {self.state.batch_idx}, global step "
                 f"{self.state.global_step}: look at this batch and at what the step computes (detect_anomaly=True)"
             )
-        if self._several and not self.automatic and self._share != 1.0:
-            loss = loss * self._share
+        if self._several and not self.automatic and self.window.share != 1.0:
+            loss = loss * self.window.share
         for hook in self.bus.on_before_backward:
             hook(loss)
-        self.engine.backward(loss, *args, run=self._backward, **kwargs)
+        self.engine.compute_gradients(loss, *args, run=self._backward, **kwargs)
         for hook in self.bus.on_after_backward:
             hook()
 
@@ -489,9 +440,10 @@ class Optimization:
         manual._updated = self.state.total_batches
         if manual._gathered == 0:
             self._zero_grad_of(optimizer, batch_idx)
-        last = batch_idx - self.window_start + 1 == self._length
+        length = self.window.length
+        last = batch_idx - self.window.start + 1 == length
         with nullcontext() if last else self.engine.no_sync():
-            self.backward(loss / self._length if self._length > 1 else loss)
+            self.backward(loss / length if length > 1 else loss)
         manual._gathered += 1
         if last:
             self._finish_update(manual)
@@ -504,8 +456,8 @@ class Optimization:
     def _finish_update(self, manual: ManualOptimizer) -> None:
         optimizer = manual.optimizer
         self.engine.unscale(optimizer)
-        if manual._gathered < self._length:
-            _scale_gradients(optimizer, self._length / manual._gathered)
+        if manual._gathered < self.window.length:
+            scale_gradients(optimizer, self.window.length / manual._gathered)
         manual._gathered = 0
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
@@ -553,7 +505,7 @@ class Optimization:
         for config in due:
             logged = values()
             assert config.monitor is not None
-            value = self.engine.strategy.broadcast(logged.get(config.monitor))  # a step's value is each process's own
+            value = self.engine.broadcast(logged.get(config.monitor))  # a step's value is each process's own
             if value is not None:
                 self._step_scheduler(config, value)
             elif config.strict:
@@ -575,9 +527,8 @@ class Optimization:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers by parameter names, schedulers, and the loss scale."""
-        strategy = self.engine.strategy
         state: dict[str, Any] = {
-            "optimizer_states": [strategy.optimizer_state(optimizer) for optimizer in self.optimizers],
+            "optimizer_states": [self.engine.optimizer_state(optimizer) for optimizer in self.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in self.schedulers],
         }
         if self.engine.scaler is not None:
@@ -594,7 +545,7 @@ class Optimization:
             if len(state[name]) != len(now):
                 raise ValueError(f"the checkpoint has {len(state[name])} {name}, configure_optimizers made {len(now)}")
         for optimizer, saved in zip(self.optimizers, state["optimizer_states"], strict=True):
-            self.engine.strategy.load_optimizer_state(optimizer, saved)
+            self.engine.load_optimizer_state(optimizer, saved)
         for config, saved in zip(self.schedulers, state["lr_schedulers"], strict=True):
             config.scheduler.load_state_dict(saved)
         if self.engine.scaler is not None and "scaler" in state:
@@ -625,18 +576,6 @@ def _outputs(output: Any) -> Any:
 def _is_zero(weight: Any) -> bool:
     """Whether a weight is the number zero; a tensor is not read, as that would wait for the device."""
     return isinstance(weight, (int, float)) and weight == 0
-
-
-def _nonzero(weight: Any) -> Any:
-    """``weight``, or 1 in the place of zero."""
-    return torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight or 1
-
-
-def _scale_gradients(optimizer: Optimizer, factor: Any) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
 
 
 def _without_index(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..strategies.launch import call_in_processes, can_rerun, rerun_script
+from ..strategies.launch import call_in_processes, can_rerun, detect, rerun_script
+from .arguments import check_count
 from .attributes import TrainerAttributes
 from .batches import map_tensors
 from .datamodule import DataHooks
@@ -56,6 +59,34 @@ class CarriedFit:
     def state_dict(self) -> dict[str, Any]:
         """The states of optimizers and schedulers."""
         return self.state
+
+
+def launch(function: Callable[..., Any], args: tuple[Any, ...] = (), num_processes: int | None = None) -> Any:
+    """Call a function that makes an :class:`~loopwright.framework.Engine` in several processes, as from a notebook.
+
+    In a process that a launcher has started already, the function is just called.
+
+    Args:
+        function: may be defined in a notebook; it and its arguments are sent by cloudpickle.
+        args: its arguments.
+        num_processes: how many (default: the accelerators of this machine, or 1).
+
+    Returns:
+        What it returned in the main process.
+
+    Raises:
+        TypeError: if something cannot be pickled.
+        RuntimeError: if a process failed; with the rank that did first, and its traceback.
+    """
+    check_count("num_processes", num_processes, 1, (None,))
+    count = num_processes or max(1, torch.accelerator.device_count())
+    if detect() is not None or count == 1:
+        return function(*args)
+    return call_in_processes(_portable_result, (function, args), count)
+
+
+def _portable_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return map_tensors(function(*args), lambda tensor: tensor.to("cpu"))
 
 
 def run_in_processes(trainer: Trainer, run: Run) -> Any:

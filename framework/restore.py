@@ -6,6 +6,7 @@ import inspect
 import os
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
@@ -27,6 +28,7 @@ from .metrics import as_floats
 from .seed import rng_state
 
 if TYPE_CHECKING:
+    from ..strategies import Strategy
     from .trainer import Trainer
 
 
@@ -37,22 +39,36 @@ def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
     if not weights_only and trainer.world_size > 1:
         checkpoint["run"]["peers"] = trainer.strategy.gather_objects(trainer.gathered())[1:]
     facts = {
-        "created": time.time(),
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
-        "world_size": trainer.world_size,
-        "strategy": trainer.strategy.name,
         "precision": trainer.engine.precision.name,
         "module": type(trainer.module).__qualname__,
         "metrics": as_floats(trainer.callback_metrics),
     }
+    write_together(trainer.strategy, checkpoint, path, facts, rng)
+
+
+def write_together(
+    strategy: Strategy, checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None
+) -> None:
+    """Write a checkpoint from the main process; if it fails, it fails in all of them."""
+    about = {"created": time.time(), "world_size": strategy.world_size, "strategy": strategy.name}
+    in_main_process(strategy, path, lambda: save_checkpoint(checkpoint, path, {**about, **facts}, rng))
+
+
+def in_main_process(strategy: Strategy, path: str, write: Callable[[], None]) -> None:
+    """Let the main process write ``path``. A collective.
+
+    Raises:
+        Exception: in the main process, what ``write`` raised; in the others, an OSError that tells of it.
+    """
     failed: BaseException | None = None
-    if trainer.is_global_zero:
+    if strategy.is_global_zero:
         try:
-            save_checkpoint(checkpoint, path, facts, rng)
+            write()
         except Exception as error:
             failed = error
-    told = trainer.strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
+    told = strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
     if failed is not None:
         raise failed
     if told is not None:

@@ -22,6 +22,7 @@ class RunState:
         batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
+        micro_batch: samples that a training step takes at once, if batches are run in parts.
         fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         status: ``"initializing"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"interrupted"``.
@@ -35,6 +36,7 @@ class RunState:
     batches_done: bool = False
     epoch_done: bool = False
     seed: int | None = None
+    micro_batch: int | None = None
     fn: str | None = None
     stage: str | None = None
     status: str = "initializing"
@@ -64,4 +66,4 @@ class RunState:
         """
         for field in fields(self):
             if field.name not in _TRANSIENT:
-                setattr(self, field.name, state[field.name])
+                setattr(self, field.name, state.get(field.name) if field.default is None else state[field.name])

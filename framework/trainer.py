@@ -27,7 +27,7 @@ from .datamodule import DataModule
 from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
-from .messages import configure, log, silence
+from .messages import configure, log
 from .metric_states import metric_states
 from .metrics import Metrics, as_floats
 from .module import Module
@@ -74,6 +74,9 @@ class Trainer(TrainerAttributes):
         enable_progress_bar: show a progress bar. Default: True.
         enable_model_summary: print a table of the model before training. Default: True.
         accumulate_grad_batches: micro-batches per optimizer step; the last window of an epoch holds what is left.
+        micro_batch: run each batch in parts of at most so many samples, one after the other, with the gradient of the
+            whole batch; ``"auto"`` begins with all of it and halves the part whenever memory runs out, in all processes
+            together. For automatic optimization, under the strategies "single" and "ddp".
         gradient_clip_val: clip gradients to this.
         gradient_clip_algorithm: ``"norm"`` (default) or ``"value"``.
         deterministic: use deterministic algorithms; ``"warn"`` warns where there is none.
@@ -122,6 +125,7 @@ class Trainer(TrainerAttributes):
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
         accumulate_grad_batches: int = 1,
+        micro_batch: int | str | None = None,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | str | None = None,
@@ -146,6 +150,8 @@ class Trainer(TrainerAttributes):
         check_count("num_sanity_val_steps", num_sanity_val_steps, -1, (None,))
         check_count("log_every_n_steps", log_every_n_steps, 0, (None,))
         check_count("accumulate_grad_batches", accumulate_grad_batches, 1)
+        check_count("micro_batch", micro_batch, 1, (None, "auto"))
+        self.micro_batch = micro_batch
         check_count("reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, 0)
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
@@ -193,7 +199,11 @@ class Trainer(TrainerAttributes):
         if self.fast_dev_run:
             self._limit_to(self.fast_dev_run)
 
-        self.engine = Engine(accelerator, devices, num_nodes, strategy, precision, sync_batchnorm)
+        self.engine = Engine(
+            accelerator, devices, num_nodes, strategy, precision, sync_batchnorm=sync_batchnorm, launch=False
+        )
+        if micro_batch is not None:
+            self.engine.keep_gradients_local()
         self.state = RunState()
         self.control = Control(self.engine.strategy)
         self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)
@@ -467,9 +477,7 @@ class Trainer(TrainerAttributes):
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
         module, datamodule = self.module, self.datamodule
         _set_torch_flags(self.deterministic, self.benchmark)
-        self.strategy.connect()
-        if not self.is_global_zero:
-            silence()
+        self.engine.connect()
         checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None and fn == "fit":
             restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
@@ -653,7 +661,7 @@ class Trainer(TrainerAttributes):
         """The run's counters as a checkpoint keeps them: at the start of an open accumulation window."""
         counters = self.state.state_dict()
         if self.fitted and self.optimization.window_is_open:
-            behind = self.state.batch_idx - self.optimization.window_start
+            behind = self.state.batch_idx - self.optimization.window.start
             counters["batch_idx"] -= behind
         return counters
 

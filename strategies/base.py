@@ -21,22 +21,19 @@ if TYPE_CHECKING:
 
 
 class StepModule(nn.Module):
-    """Calls any step of a module through ``forward``, which is what DDP, FSDP and DeepSpeed intercept.
-
-    The user's module is wrapped, never patched: ``StepModule(module)("training_step", batch, 0)``.
-    """
+    """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept."""
 
     def __init__(self, module: nn.Module, context: AbstractContextManager[Any] | None = None) -> None:
         super().__init__()
         self.module = module
         self.context = context
 
-    def forward(self, step_name: str, *args: Any) -> Any:
+    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the step in the precision's context."""
         if self.context is None:
-            return getattr(self.module, step_name)(*args)
+            return getattr(self.module, step_name)(*args, **kwargs)
         with self.context:
-            return getattr(self.module, step_name)(*args)
+            return getattr(self.module, step_name)(*args, **kwargs)
 
 
 class Strategy(ABC):
@@ -44,11 +41,13 @@ class Strategy(ABC):
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
     :meth:`setup`, :meth:`load_model_state` (when a checkpoint is given), :meth:`setup_optimizers` (in ``fit``),
-    :meth:`load_optimizer_state`, the steps, :meth:`teardown`. States are keyed by parameter *name*.
+    :meth:`load_optimizer_state`, the steps, :meth:`teardown`. States are keyed by parameter *name*. For a module beside
+    the first, the Engine takes a ``copy.copy`` made after :meth:`connect`.
 
     Attributes:
         name: what it is called in messages and checkpoints.
         equal_forwards: evaluation needs the same number of forward passes on all ranks.
+        keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
         owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
         sync_batchnorm: whether batch norms compute their statistics over all processes.
         max_restarts: how often processes that we started are started again when one fails.
@@ -62,6 +61,7 @@ class Strategy(ABC):
 
     name = "strategy"
     equal_forwards = False
+    keeps_gradients_local: bool | None = None
     owns_loss_scale = False
     sync_batchnorm = False
     max_restarts = 0
@@ -76,8 +76,6 @@ class Strategy(ABC):
     module: nn.Module
     optimizers: list[Optimizer]
 
-    # -- life -------------------------------------------------------------------------------------------------
-
     @abstractmethod
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         """Choose this process's device, and learn its place among its peers.
@@ -86,16 +84,21 @@ class Strategy(ABC):
             devices: one for each process of this machine.
             num_nodes: number of machines.
             place: what a launcher told this process; None before the others are started, or if there are none.
-
-        Raises:
-            ValueError: if the strategy cannot run on these devices.
         """
 
     def connect(self) -> None:
-        """Join the peers, once in a process; collectives may follow."""
+        """Join the peers, if that is not done; collectives may follow."""
+
+    def disconnect(self) -> None:
+        """Undo :meth:`connect`. All processes do."""
+
+    @property
+    def is_transparent(self) -> bool:
+        """After :meth:`setup`: whether a step is a call of the module and nothing else."""
+        return self._context is None and self.world_size == 1
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
-        """Move ``module`` to the device and convert it; return it. What wraps it is the strategy's own affair."""
+        """Move ``module`` to the device and convert it; return it."""
         self.module = module
         module.to(self.device)
         precision.convert_module(module)
@@ -113,16 +116,16 @@ class Strategy(ABC):
     # -- steps ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def forward(self, step_name: str, *args: Any) -> Any:
+    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call ``module.<step_name>(*args)`` for training: in the precision's context, synchronised with peers."""
 
-    def evaluate(self, step_name: str, *args: Any) -> Any:
+    def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call ``module.<step_name>(*args)`` for evaluation, by default on the bare module: without collectives."""
         # As StepModule does, without the frames of nn.Module.__call__: there is nothing here to intercept it.
         if self._context is None:
-            return getattr(self.module, step_name)(*args)
+            return getattr(self.module, step_name)(*args, **kwargs)
         with self._context:
-            return getattr(self.module, step_name)(*args)
+            return getattr(self.module, step_name)(*args, **kwargs)
 
     def start_epoch(self) -> None:
         """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
@@ -144,18 +147,15 @@ class Strategy(ABC):
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
 
-    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str) -> None:
-        """Clip gradients by their global ``"norm"``, or each by ``"value"``."""
+    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
+        """Clip gradients by their global ``"norm"``, which is returned, or each by ``"value"``."""
         if algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, value)
-        else:
-            nn.utils.clip_grad_norm_(parameters, value)
+            return nn.utils.clip_grad_value_(parameters, value)
+        return nn.utils.clip_grad_norm_(parameters, value, norm)
 
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""
         return optimizer.step()
-
-    # -- state ------------------------------------------------------------------------------------------------
 
     def model_state(self) -> dict[str, Any]:
         """Parameters and buffers by name; tensors may be aliases of the living ones."""

@@ -19,6 +19,8 @@ from .launch import Place
 from .precision import Precision
 from .process_group import ProcessGroupStrategy
 
+_BUCKET = 2**23  # numbers that are averaged in one collective
+
 
 class DDPStrategy(ProcessGroupStrategy):
     """Trains replicas of the module on several devices or machines, with averaged gradients.
@@ -45,6 +47,7 @@ class DDPStrategy(ProcessGroupStrategy):
     """
 
     name = "ddp"
+    keeps_gradients_local = False
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class DDPStrategy(ProcessGroupStrategy):
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         super().setup(module, precision)
+        self._replaced = []
         if self.world_size > 1:
             _equalize((*module.parameters(), *module.buffers()))
             if self.sync_batchnorm:
@@ -123,7 +127,7 @@ class DDPStrategy(ProcessGroupStrategy):
         self._wrapped = self._trainable()
         self._first = True
         self._ddp = None
-        if not self._wrapped:
+        if not self._wrapped or self.keeps_gradients_local:
             return  # DDP refuses a module of which nothing is trained
         # Without device_ids: DDP would move batches that are where they belong.
         self._ddp = DistributedDataParallel(StepModule(self.module, self._context), **self.options)
@@ -139,13 +143,13 @@ class DDPStrategy(ProcessGroupStrategy):
 
     # -- steps ------------------------------------------------------------------------------------------------
 
-    def forward(self, step_name: str, *args: Any) -> Any:
+    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         ddp = self._ddp
         if ddp is None:
-            return self.evaluate(step_name, *args)
+            return self.evaluate(step_name, *args, **kwargs)
         self.in_step = True
         try:
-            return ddp(step_name, *args)
+            return ddp(step_name, *args, **kwargs)
         finally:
             self.in_step = False
             if self._prepared:
@@ -184,11 +188,18 @@ class DDPStrategy(ProcessGroupStrategy):
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         used = self.reduce(torch.tensor([float(parameter.grad is not None) for parameter in trained]), "max")
+        buckets: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+        numbers = 0
         for parameter, somewhere in zip(trained, used.tolist(), strict=True):
             if somewhere:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.copy_(self.reduce(parameter.grad))
+                numbers += parameter.numel()
+                buckets.setdefault((parameter.dtype, numbers // _BUCKET), []).append(parameter.grad)
+        for gradients in buckets.values():
+            means = self.reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     def start_evaluation(self) -> None:
         if self.world_size > 1 and self.broadcast_buffers:

@@ -200,9 +200,10 @@ def _started_by_a_rank() -> bool:
 
 
 LAST_WORK: list[Any] = []  # the last barrier's
+STORE: list[Any] = []  # where the processes meet: kept for the next process group, which must not meet in another
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leave the process group, and so end gloo's threads: one that drops a tensor as the interpreter ends aborts it."""
     import torch.distributed as dist
 
@@ -210,6 +211,12 @@ def leave() -> None:
     gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Leave the process group for good."""
+    leave_group()
+    STORE.clear()
 
 
 def _die_with(agent: int) -> None:

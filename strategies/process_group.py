@@ -13,9 +13,11 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from .base import Strategy
-from .launch import LAST_WORK, Place, adopt, leave
+from .launch import LAST_WORK, STORE, Place, adopt, leave, leave_group
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
@@ -36,6 +38,7 @@ class ProcessGroupStrategy(Strategy):
             raise ValueError(f"max_restarts must be an integer from 0; got {max_restarts!r}")
         self.process_group_backend, self.timeout, self.max_restarts = process_group_backend, timeout, max_restarts
         self.place: Place | None = None
+        self._made_group = False  # else somebody else did, who will leave it
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         self.place = place
@@ -53,22 +56,25 @@ class ProcessGroupStrategy(Strategy):
             return
         if not dist.is_initialized():
             assert self.place is not None, "several processes have been launched"
-            meeting = {
-                "MASTER_ADDR": self.place.address,
-                "MASTER_PORT": str(self.place.port),
-                "RANK": str(self.global_rank),
-                "LOCAL_RANK": str(self.local_rank),
-                "WORLD_SIZE": str(self.world_size),
-            }
-            os.environ.update(meeting)
             import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group alive
-            dist.init_process_group(self._backend(), timeout=self.timeout)
-            atexit.register(leave)
+            dist.init_process_group(
+                self._backend(),
+                timeout=self.timeout,
+                store=_next_store(self.place, self.timeout),
+                rank=self.global_rank,
+                world_size=self.world_size,
+            )
+            self._made_group = True
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
                 f"{self.world_size}: leave the group to the Trainer, or make them equal"
             )
+
+    def disconnect(self) -> None:
+        if self._made_group and dist.is_initialized():
+            leave_group()
+        self._made_group = False
 
     def _backend(self) -> str:
         if self.process_group_backend is not None:
@@ -134,6 +140,32 @@ class ProcessGroupStrategy(Strategy):
             # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
             LAST_WORK[:] = [dist.barrier(async_op=True)]
             LAST_WORK[0].wait()
+
+
+_groups = 0  # that this process has been in
+
+
+def meet(place: Place, timeout: timedelta) -> Store:
+    """The store in which the processes find each other: one for all groups, and for what needs none."""
+    if not STORE:
+        meeting = {
+            "MASTER_ADDR": place.address,
+            "MASTER_PORT": str(place.port),
+            "RANK": str(place.rank),
+            "LOCAL_RANK": str(place.local_rank),
+            "WORLD_SIZE": str(place.world_size),
+        }
+        os.environ.update(meeting)
+        STORE.append(next(rendezvous("env://", timeout=timeout))[0])
+        atexit.register(leave)
+    return STORE[0]
+
+
+def _next_store(place: Place, timeout: timedelta) -> Store:
+    """A part of the store of its own for each group: addresses in the one before are no longer true."""
+    global _groups
+    _groups += 1
+    return PrefixStore(f"loopwright/{_groups}", meet(place, timeout))
 
 
 class _AllGather(torch.autograd.Function):

@@ -350,7 +350,7 @@ def test_weights_for_some_batches_only() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return self.loss(batch) if batch_idx else {"loss": self.loss(batch), "weight": 2}
 
-    with pytest.raises(RuntimeError, match=r"a weight for some batches of a window and not for others \(batch 1\)"):
+    with pytest.raises(RuntimeError, match=r"some batches of a window have a weight and others have none \(batch 1\)"):
         quiet(accumulate_grad_batches=2).fit(Mixed(), loader())
 
 

@@ -1,0 +1,133 @@
+"""What ``Engine.save_state`` writes, and how it is taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .checkpoint import CheckpointError, join, load_checkpoint, resolve, tensors_to_bytes, write_file
+from .prepared import unwrap
+from .restore import in_main_process, load_weights, write_together
+from .seed import rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .engine import Engine
+
+
+def save_state(engine: Engine, path: str) -> str:
+    """``Engine.save_state``."""
+    strategies = engine._strategies
+    states = [strategy.model_state() for strategy in strategies]
+    checkpoint: dict[str, Any] = {
+        "epoch": engine._loaders[0].epoch if engine._loaders else 0,
+        "global_step": engine.global_step,
+        "state_dict": states[0] if states else {},
+        "more_state_dicts": states[1:],
+        "optimizer_states": [engine.optimizer_state(optimizer) for optimizer in engine._optimizers],
+        "lr_schedulers": [scheduler.state_dict() for scheduler in engine._schedulers],
+        "loaders": engine.strategy.gather_objects([loader.state_dict() for loader in engine._loaders]),
+        "data_seed": engine._data_seed,
+        "registered": [item.state_dict() for item in engine._registered],
+    }
+    if engine.scaler is not None:
+        checkpoint["scaler"] = engine.scaler.state_dict()
+    facts = {
+        "epoch": checkpoint["epoch"],
+        "global_step": engine.global_step,
+        "precision": engine.precision.name,
+        "module": type(strategies[0].module).__qualname__ if strategies else "none",
+        "metrics": {},
+    }
+    rng = engine.strategy.gather_objects(rng_state(engine.device))
+    write_together(engine.strategy, checkpoint, path, facts, rng)
+    return path
+
+
+def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
+    """``Engine.load_state``."""
+    path = resolve(path)
+    checkpoint = load_checkpoint(path, weights_only)
+    _check_counts(engine, checkpoint, path)
+    states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
+    for strategy, state in zip(engine._strategies, states, strict=False):
+        load_weights(strategy.load_model_state, strategy.module, {**checkpoint, "state_dict": state}, path, strict=True)
+    try:
+        for optimizer, state in zip(engine._optimizers, checkpoint.get("optimizer_states", []), strict=True):
+            engine.load_optimizer_state(optimizer, state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
+    for scheduler, state in zip(engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True):
+        scheduler.load_state_dict(state)
+    for item, state in zip(engine._registered, checkpoint.get("registered", []), strict=True):
+        item.load_state_dict(state)
+    if engine.scaler is not None and "scaler" in checkpoint:
+        engine.scaler.load_state_dict(checkpoint["scaler"])
+    engine.global_step = checkpoint["global_step"]
+    _place_loaders(engine, checkpoint, path)
+    if rng := checkpoint["rng"]:
+        set_rng_state(rng[engine.process_index % len(rng)], engine.device)
+    engine.end_window()
+    engine.sync_gradients = True
+
+
+def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
+    """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
+    models = 1 + len(checkpoint.get("more_state_dicts", ())) if checkpoint["state_dict"] else 0
+    for name, saved, now in (
+        ("models", models, engine._strategies),
+        ("optimizers", len(checkpoint.get("optimizer_states", ())), engine._optimizers),
+        ("schedulers", len(checkpoint.get("lr_schedulers", ())), engine._schedulers),
+        ("registered objects", len(checkpoint.get("registered", ())), engine._registered),
+    ):
+        if saved != len(now):
+            raise CheckpointError(
+                f"checkpoint {path!r} holds {saved} {name}, and this engine has {len(now)}: prepare and register the "
+                "same, in the same order, before load_state"
+            )
+
+
+def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
+    places = _places(checkpoint)
+    if places is None:
+        return
+    if len(places[0]) != len(engine._loaders):
+        raise CheckpointError(
+            f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
+            f"{len(engine._loaders)}: prepare the same before load_state"
+        )
+    inside = any(place["batches"] for place in places[0])
+    if inside and len(places) != engine.num_processes:
+        raise CheckpointError(
+            f"checkpoint {path!r} was saved by {len(places)} processes inside an epoch, and there are now "
+            f"{engine.num_processes}: resume it with {len(places)}, or take a checkpoint of an epoch's end"
+        )
+    if (seed := checkpoint.get("data_seed")) is not None:
+        engine.set_data_seed(seed)
+    for loader, place in zip(engine._loaders, places[engine.process_index % len(places)], strict=True):
+        loader.load_state_dict(place)
+
+
+def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
+    """Where each process's loaders were; of a Trainer's checkpoint, its training loader."""
+    if "loaders" in checkpoint and "registered" in checkpoint:
+        return checkpoint["loaders"]
+    if "run" not in checkpoint:
+        return None
+    run, state = checkpoint["run"], checkpoint["run"]["state"]
+    epoch, batches = (state["epoch"] + 1, 0) if state["epoch_done"] else (state["epoch"], state["batch_idx"])
+    checkpoint["data_seed"] = state["seed"]
+    return [[{"epoch": epoch, "batches": batches, "loader": own["loader"]}] for own in (run, *run.get("peers", ()))]
+
+
+def save_model(engine: Engine, model: nn.Module, directory: str) -> str:
+    """``Engine.save_model``."""
+    module = unwrap(model)
+    strategy = next((own for own in engine._strategies if own.module is module), None)
+    state = module.state_dict() if strategy is None else strategy.model_state()
+    path = join(directory, "model.safetensors")
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    in_main_process(engine.strategy, path, lambda: write_file(path, tensors_to_bytes(tensors)))
+    return path

@@ -1,0 +1,193 @@
+"""Going on after a device ran out of memory."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore
+
+from ..strategies.launch import detect, leave_group
+from ..strategies.process_group import meet
+from .engine import Engine
+from .messages import log
+from .seed import rng_state, set_rng_state
+
+# What the libraries say that raise plain RuntimeErrors.
+_SIGNS = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_not_supported")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not enough."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what nothing refers to any more."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.memory.empty_cache()
+
+
+def find_executable_batch_size(
+    function: Callable[..., Any] | None = None,
+    starting_batch_size: int = 128,
+    reduce_batch_size_fn: Callable[[int], int] | None = None,
+) -> Any:
+    """Decorate a function to be called again with a smaller batch size when memory runs out.
+
+    ::
+
+        @find_executable_batch_size(starting_batch_size=256)
+        def train(batch_size):
+            engine.free_memory()
+            model, optimizer = engine.prepare(*create(batch_size))
+            ...
+
+
+        train()
+
+    Each call begins with the random numbers of the first, and what engines had prepared is forgotten before it. With
+    several processes, all of them call the function; if one of them runs out of memory, wherever the others are, all
+    leave it and call it again with the same smaller size.
+
+    Args:
+        function: takes the batch size as its first argument.
+        starting_batch_size: of the first call.
+        reduce_batch_size_fn: gives the next size of the last one (default: half of it).
+
+    Raises:
+        RuntimeError: if memory does not suffice for one sample.
+        TypeError: if a batch size is passed to the decorated function.
+    """
+    if function is None:
+        return partial(
+            find_executable_batch_size,
+            starting_batch_size=starting_batch_size,
+            reduce_batch_size_fn=reduce_batch_size_fn,
+        )
+    reduce_size = reduce_batch_size_fn or (lambda size: size // 2)
+    parameters = list(inspect.signature(function).parameters)
+    if not parameters:
+        raise TypeError(f"{function.__name__} must take the batch size as its first argument")
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if parameters[0] in kwargs or len(args) >= len(parameters) > 0:
+            raise TypeError(
+                f"{function.__name__} gets its {parameters[0]} from find_executable_batch_size: leave it out"
+            )
+        size, state = starting_batch_size, rng_state()
+        while size > 0:
+            set_rng_state(state)
+            result = None
+            with _Attempt() as attempt:
+                result = function(size, *args, **kwargs)
+            if not attempt.failed:
+                return result
+            for engine in list(Engine.living):
+                engine.free_memory()
+            attempt.leave()
+            smaller = reduce_size(size)
+            log.info("Out of memory with a batch size of %d: trying %d", size, smaller)
+            size = smaller
+        raise RuntimeError(
+            f"{function.__name__} runs out of memory with the smallest batch size that was tried (it began with "
+            f"{starting_batch_size})"
+        )
+
+    return call
+
+
+_attempts = 0  # of this process, and so of its peers: they make the same calls
+
+
+class _Attempt:
+    """One call of the function, whose end all processes tell each other through the store in which they met.
+
+    A process that ran out of memory says so there and leaves the process group. That ends the collectives in which
+    others wait for it, with errors, of which they see there what was the reason.
+
+    Attributes:
+        failed: whether any process ran out of memory.
+    """
+
+    def __init__(self) -> None:
+        global _attempts
+        _attempts += 1
+        self.failed = False
+        self.place = place = detect()
+        self.several = place is not None and place.world_size > 1
+        self.store: Any = None
+        self._over = threading.Event()
+        if self.several:
+            assert place is not None
+            self.store = PrefixStore(f"attempt/{_attempts}", meet(place, timedelta(minutes=30)))
+
+    def __enter__(self) -> _Attempt:
+        if self.several and torch.distributed.is_initialized() and torch.distributed.is_nccl_available():
+            threading.Thread(target=self._abort_with_peers, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self._over.set()
+        if error is not None and not isinstance(error, Exception):
+            return False
+        ran_out = error is not None and is_out_of_memory(error)
+        if not self.several:
+            self.failed = ran_out
+            return ran_out
+        if ran_out:
+            self.store.set("ran_out", "")
+        elif error is not None and not self.store.check(["ran_out"]):
+            return False  # an error of its own
+        self._tell("failed" if error is not None else "done")
+        if error is None:
+            self.failed = self._any_failed()
+        else:
+            self.failed = True
+        return self.failed
+
+    def _tell(self, status: str) -> None:
+        assert self.place is not None
+        self.store.set(f"{self.place.rank}", status)
+
+    def _any_failed(self) -> bool:
+        """Wait until all have told how it ended, or one that it ran out of memory."""
+        assert self.place is not None
+        waiting = [str(rank) for rank in range(self.place.world_size)]
+        while not self.store.check(waiting):
+            if self.store.check(["ran_out"]):
+                return True
+            try:
+                self.store.wait([waiting[-1]], timedelta(seconds=0.2))
+                waiting = waiting[:-1] or waiting
+            except torch.distributed.DistStoreError:
+                continue
+        return self.store.check(["ran_out"])
+
+    def _abort_with_peers(self) -> None:
+        """NCCL's collectives do not notice that a peer has left: end them."""
+        while not self._over.wait(1.0):
+            if self.store.check(["ran_out"]):
+                self._over.wait(1.0)
+                if not self._over.is_set():
+                    torch.distributed.distributed_c10d._abort_process_group()
+                return
+
+    def leave(self) -> None:
+        """Leave the process group, if there are others, and join a new one where engines had one."""
+        free_memory(torch.device("cpu") if not Engine.living else next(iter(Engine.living)).device)
+        if not self.several:
+            return
+        leave_group()
+        for engine in list(Engine.living):
+            engine.connect()

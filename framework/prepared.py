@@ -1,0 +1,310 @@
+"""What ``Engine.prepare`` returns: modules, optimizers, schedulers and loaders for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .batches import map_tensors
+from .dealing import SharedLoader, is_dealt_already
+from .loaders import INFINITE, EpochLoader
+
+if TYPE_CHECKING:
+    from ..strategies.base import Strategy
+    from ..strategies.precision import Precision
+    from .engine import Engine
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+class _PreparedModule:
+    """A module's second face: it shares its attributes, and is called through a strategy.
+
+    :func:`prepare_module` makes a class of this and the module's own, whose instance has the module's ``__dict__``: so
+    it is the module in all but its call, without a name more in its ``state_dict``. Copying or pickling it gives the
+    module.
+    """
+
+    _original: Any
+    _run: tuple[Callable[..., Any], Callable[..., Any]]
+    _single: bool  # whether what it returns is to be converted back from half precision
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        train, evaluate = self._run
+        output = (train if torch.is_grad_enabled() else evaluate)("__call__", *args, **kwargs)
+        return map_tensors(output, _to_single) if self._single else output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._original.__reduce_ex__(protocol)
+
+
+def _to_single(tensor: Any) -> Any:
+    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) -> Any:
+    """A face of ``module`` whose call is the strategy's step; under autocast it returns float32, as Accelerate does."""
+    kind = type(module)
+    members = {
+        "_original": module,
+        "_run": (strategy.forward, strategy.evaluate),
+        "_single": precision.compute is not None,
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "__qualname__": kind.__qualname__,
+    }
+    face = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
+    object.__setattr__(face, "__dict__", module.__dict__)
+    return face
+
+
+def unwrap(module: Any) -> Any:
+    """The module behind a prepared one."""
+    return module._original if isinstance(module, _PreparedModule) else module
+
+
+# -- optimizers and schedulers ----------------------------------------------------------------------------------------
+
+
+class PreparedOptimizer(Optimizer):
+    """An optimizer that steps once a window. Everything else is the optimizer's own.
+
+    Attributes:
+        optimizer: the optimizer.
+        step_was_skipped: whether its last step was left out, as a gradient overflowed in half precision.
+    """
+
+    def __init__(self, optimizer: Optimizer, engine: Engine) -> None:  # not Optimizer's: it is the other's face
+        self.optimizer = optimizer
+        self.engine = engine
+        self.step_was_skipped = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "optimizer":  # not there yet, as while unpickling
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] # as Optimizer says it, but read only
+        """The optimizer's."""
+        return self.optimizer.state
+
+    @property
+    def param_groups(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] # as above
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> Any:
+        """The optimizer's."""
+        return self.optimizer.defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as ``Optimizer.add_param_group``."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the optimizer's state."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def train(self) -> Any:
+        """Call the optimizer's own ``train``, where it has one (schedule-free optimizers)."""
+        return getattr(self.optimizer, "train", lambda: None)()
+
+    def eval(self) -> Any:
+        """Call the optimizer's own ``eval``, where it has one."""
+        return getattr(self.optimizer, "eval", lambda: None)()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients; inside a window, nothing is done."""
+        if self.engine.sync_gradients:
+            self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step on the window's gradients; inside a window, nothing is done."""
+        engine = self.engine
+        if not engine.sync_gradients:
+            return None
+        engine.complete_gradients(self.optimizer)
+        result = engine.step(self.optimizer, closure)
+        self.step_was_skipped = engine.step_was_skipped
+        engine.note_step()
+        return result
+
+    def __repr__(self) -> str:
+        return repr(self.optimizer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.optimizer.__reduce_ex__(protocol)
+
+
+class PreparedScheduler:
+    """A scheduler that steps once a window, and not where its optimizer's step was skipped.
+
+    It steps once however many processes there are: its schedule counts optimizer steps.
+
+    Attributes:
+        scheduler: the scheduler; its attributes can be read through this.
+    """
+
+    def __init__(self, scheduler: Any, engine: Engine) -> None:
+        self.scheduler = scheduler
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "scheduler":
+            raise AttributeError(name)
+        return getattr(self.scheduler, name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, with the scheduler's own arguments; inside a window, nothing is done."""
+        if self.engine.sync_gradients and not self.engine.step_of_was_skipped(
+            getattr(self.scheduler, "optimizer", None)
+        ):
+            self.scheduler.step(*args, **kwargs)
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+
+class PreparedLoader:
+    """A loader as one of several processes reads it, epoch after epoch, with a place from which it can go on.
+
+    The batches are those of the loader given, dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, …; each
+    process gets as many. One that has none in the last round gets its last again, which counts nothing in
+    ``Engine.backward`` and ``Engine.gather_for_metrics``. The order of a shuffled loader follows from torch's seed
+    (``seed_everything``) and the epoch.
+
+    Attributes of the loader itself, such as ``dataset``, can be read through it.
+
+    Attributes:
+        loader: the loader given.
+        epoch: how often it has been read to its end; :meth:`set_epoch` sets it.
+        batches: batches given in this epoch.
+        length: batches of an epoch, in each process; infinite if the loader does not tell.
+        share: what the running batch counts beside those of the other processes.
+        end_of_dataloader: whether the running batch is the epoch's last.
+    """
+
+    def __init__(self, loader: Any, engine: Engine) -> None:
+        self.loader, self.engine = loader, engine
+        self.read_in_order_of(engine.data_seed())
+        self.length = self.source.length
+        # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
+        self._looks_ahead = self.length == INFINITE and not callable(getattr(loader, "state_dict", None))
+        self.epoch = self.batches = 0
+        self.share = 1.0
+        self.end_of_dataloader = False
+        self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        if self.length == INFINITE:
+            raise TypeError("the loader has no length")
+        return int(self.length)
+
+    def read_in_order_of(self, seed: int) -> None:
+        """Draw the order of a shuffled loader from ``seed``."""
+        self.source: EpochLoader | SharedLoader = EpochLoader(self.loader, seed)
+        if self.engine.num_processes > 1:
+            self.source = SharedLoader(self.source, self.engine.strategy, deal=not is_dealt_already(self.loader))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin with the first batch of ``epoch`` when iterated next."""
+        self.epoch, self.batches, self._goes_on = epoch, 0, False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterate()
+
+    def iterate(self, start: int = 0) -> Iterator[Any]:
+        """Iterate the epoch from batch ``start``, or from where a checkpoint was saved."""
+        if self._goes_on:
+            start, self._goes_on = self.batches, False
+        elif self.batches:
+            self.epoch += 1  # the last one was left before its end
+        self.batches = start
+        engine = self.engine
+        engine.enter_loader(self)
+        try:
+            transfer = engine.to_device if engine.moves_batches else None
+            batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
+            for batch in self._with_end(batches):
+                self.batches += 1
+                yield batch if transfer is None else transfer(batch)
+            self.epoch += 1
+            self.batches = 0
+        finally:
+            engine.leave_loader(self)
+
+    def _with_end(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, with ``share`` and ``end_of_dataloader`` as they are for each."""
+        source, length = self.source, self.length
+        self.end_of_dataloader = False
+        if not self._looks_ahead:
+            for batch in batches:
+                self.share = source.share
+                if self.batches + 1 >= length:
+                    self.end_of_dataloader = True
+                yield batch
+            return
+        ahead = [(batch, source.share) for batch in islice(batches, 1)]
+        while ahead:
+            batch, share = ahead.pop()
+            ahead = [(following, source.share) for following in islice(batches, 1)]
+            self.share, self.end_of_dataloader = share, not ahead
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
+        behind = self.engine.batches_of_open_window(self)
+        own = None if self._looks_ahead else self.source.state_dict()
+        return {"epoch": self.epoch, "batches": self.batches - behind, "loader": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there when iterated next."""
+        self.epoch, self.batches, self._goes_on = state["epoch"], state["batches"], True
+        if state["batches"] and state["loader"] is not None:
+            self.source.load_state_dict(state["loader"])
+
+    def close(self) -> None:
+        """End the workers."""
+        self.source.close()
+
+
+class SkippedLoader:
+    """A loader without its first batches, in each iteration."""
+
+    def __init__(self, loader: Any, skipped: int) -> None:
+        self.loader, self.skipped = loader, skipped
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.skipped)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.loader, PreparedLoader):
+            return self.loader.iterate(self.skipped)
+        return islice(iter(self.loader), self.skipped, None)
+
+
+def is_loader(item: Any) -> bool:
+    """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
+    return hasattr(item, "__iter__") and hasattr(item, "dataset") and not isinstance(item, PreparedLoader)
