@@ -362,6 +362,34 @@ class Engine:
         """The module that was given to :meth:`prepare`."""
         return unwrap(model)
 
+    def dispatch_model(self, model: nn.Module, device_map: str | dict[str, Any] = "auto", **options: Any) -> nn.Module:
+        """Spread a model that is too big for one device over devices, CPU and disk, for inference in one process.
+
+        Accelerate does it (``pip install loopwright[big-models]``), by hooks on the model's parts.
+
+        Args:
+            model: the model, on the CPU.
+            device_map: where each part goes, as ``accelerate.dispatch_model`` takes it (devices, ``"cpu"``,
+                ``"disk"``), or ``"auto"``: as ``accelerate.infer_auto_device_map`` finds.
+            **options: ``max_memory`` and ``no_split_module_classes`` for the latter; the others (``offload_dir``,
+                ``main_device`` …) for the former.
+
+        Returns:
+            The model, to be called under ``torch.no_grad()``.
+
+        Raises:
+            ImportError: if accelerate is not installed.
+            ValueError: with several processes.
+        """
+        from .big_models import dispatch_model
+
+        if self.num_processes > 1:
+            raise ValueError(
+                f"dispatch_model uses all devices from one process, and this engine has {self.num_processes}: "
+                'make Engine(devices=1, strategy="single")'
+            )
+        return dispatch_model(model, device_map, options)
+
     def start_epoch(self) -> None:
         """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
         self.strategy.start_epoch()
@@ -482,8 +510,8 @@ class Engine:
                 of tokens: for all batches or for none.
             **kwargs: for ``Tensor.backward``.
         """
-        if not self._accumulating and self._window_ended:
-            self.end_window()
+        if not self._accumulating:
+            self.end_stepped_window()
         if self._calls is not None:
             self._calls.check("backward" if self.sync_gradients else "backward (local)")
         self.compute_gradients(self.window.add(loss, weight), **kwargs)
@@ -645,6 +673,11 @@ class Engine:
         if not self._window_ended:
             self._window_ended = True
             self.global_step += 1
+
+    def end_stepped_window(self) -> None:
+        """End the window if an optimizer has stepped in it."""
+        if self._window_ended:
+            self.end_window()
 
     def end_window(self) -> None:
         """All optimizers of a window have stepped: adapt the loss scale."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def save_state(engine: Engine, path: str) -> str:
     """``Engine.save_state``."""
+    engine.end_stepped_window()  # its loss scale belongs to the state
     strategies = engine._strategies
     states = [strategy.model_state() for strategy in strategies]
     checkpoint: dict[str, Any] = {

@@ -81,9 +81,7 @@ class MicroBatches:
             state.micro_batch = -(-size // 2)
             log.info("Out of memory with %d samples at once: going on with %d", size, state.micro_batch)
 
-    def _run(
-        self, batch: Any, batch_idx: int, whole: int, size: int, add: _Add
-    ) -> Any:
+    def _run(self, batch: Any, batch_idx: int, whole: int, size: int, add: _Add) -> Any:
         metrics = self.trainer.metrics
         outputs, fractions = [], []
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from .batches import map_tensors
 from .dealing import SharedLoader, is_dealt_already
 from .loaders import INFINITE, EpochLoader
+from .seed import isolated_rng
 
 if TYPE_CHECKING:
     from ..strategies.base import Strategy
@@ -41,7 +43,11 @@ class _PreparedModule:
         return map_tensors(output, _to_single) if self._single else output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._original.__reduce_ex__(protocol)
+        return _same, (self._original,)
+
+
+def _same(module: Any) -> Any:
+    return module
 
 
 def _to_single(tensor: Any) -> Any:
@@ -145,7 +151,7 @@ class PreparedOptimizer(Optimizer):
         return repr(self.optimizer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.optimizer.__reduce_ex__(protocol)
+        return _same, (self.optimizer,)
 
 
 class PreparedScheduler:
@@ -232,6 +238,7 @@ class PreparedLoader:
 
     def iterate(self, start: int = 0) -> Iterator[Any]:
         """Iterate the epoch from batch ``start``, or from where a checkpoint was saved."""
+        inside = self._goes_on and self.batches > 0
         if self._goes_on:
             start, self._goes_on = self.batches, False
         elif self.batches:
@@ -241,7 +248,8 @@ class PreparedLoader:
         engine.enter_loader(self)
         try:
             transfer = engine.to_device if engine.moves_batches else None
-            batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
+            with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
+                batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
             for batch in self._with_end(batches):
                 self.batches += 1
                 yield batch if transfer is None else transfer(batch)

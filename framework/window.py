@@ -36,6 +36,7 @@ class Window:
         self.count = 0
         self._weight: Any = None  # the sum of the weights, numbers or tensors, if there are any
         self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
+        self._parts = False  # whether batches come in parts
         self._weighted: bool | None = None  # whether there are weights, once several processes agree about it
 
     def open(self, start: int, length: int) -> None:
@@ -70,6 +71,7 @@ class Window:
         """As :meth:`add`, for a part of a micro-batch: ``fraction`` of its samples. No collective."""
         if self._weighted is None and self.strategy.world_size > 1:
             self._weighted, self._unit = weight is not None, 1024.0  # a power of two, about the size of a weight
+        self._parts = True
         part = self.add(loss if weight is not None else loss * fraction, weight)
         self.count -= not first
         return part
@@ -101,7 +103,7 @@ class Window:
                 self._weight = 0
                 self._unit = self._unit if several else _nonzero(weight)
             self._weight = self._weight + weight
-            if self.length > 1 or several:
+            if self.length > 1 or several or self._parts:
                 part = part * (weight / self._unit)  # of the size of a loss, which half precision can hold
         elif several and self.share != 1.0:
             part = part * self.share
@@ -135,7 +137,7 @@ class Window:
         if self._weight is None:
             return self.length / self.count if 0 < self.count < self.length else None
         several = self.strategy.world_size > 1
-        if self.length == 1 and self.count == 1 and not several:
+        if self.length == 1 and self.count == 1 and not several and not self._parts:
             return None
         weight = self._weight
         if several:

@@ -1,0 +1,59 @@
+"""examples/engine_loop.py: the loop of raw_loop.py, changed by four lines, computes the same wherever it runs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RAW, ENGINE = (Path(EXAMPLES, name).read_text(encoding="utf-8") for name in ("raw_loop.py", "engine_loop.py"))
+
+
+def losses(program: str, folder: Path) -> list[float]:
+    """What the program prints, from each epoch's last batch."""
+    script = folder / "train.py"
+    script.write_text(program, encoding="utf-8")
+    command = [sys.executable, str(script)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return [float(found) for found in re.findall(r"loss (\S+)", ended.stdout)]
+
+
+@cache
+def raw_losses(folder: Path, batch_size: int) -> list[float]:
+    return losses(RAW.replace("batch_size=32", f"batch_size={batch_size}"), folder)
+
+
+def test_four_lines_change_and_an_import_is_added():
+    changed = [
+        line
+        for line in difflib.ndiff(RAW.splitlines()[1:], ENGINE.splitlines()[1:])
+        if line.startswith("+ ") and line[2:].strip()
+    ]
+    assert [re.sub(r"\(.*", "", line[2:].strip()) for line in changed] == [
+        "from loopwright.framework import Engine",
+        "engine = Engine",
+        "model, optimizer, loader = engine.prepare",
+        "engine.backward",
+        "engine.print",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_losses_are_those_of_the_raw_loop(devices: int, precision: str, tmp_path: Path):
+    strategy = "ddp" if devices > 1 else "single"
+    arguments = f'accelerator="cpu", devices={devices}, strategy="{strategy}", precision="{precision}"'
+    found = losses(ENGINE.replace("Engine()", f"Engine({arguments})"), tmp_path)
+    expected = raw_losses(tmp_path, 32 * devices)
+    if precision == "32-true":
+        # An epoch's last batch is the same 5 images, in whichever process.
+        assert found == (expected if devices == 1 else pytest.approx(expected, rel=1e-3))
+    else:
+        assert found == pytest.approx(expected, rel=0.1)

@@ -1,0 +1,639 @@
+"""The Engine in loops of one's own: as the Trainer, in one process and in two, and what it saves and leaves."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from loopwright.callbacks import Callback
+from loopwright.framework import CheckpointError, Engine, Module, find_executable_batch_size, get_logger, launch
+from loopwright.loggers import CSVLogger
+from tests.strategies.distributed import in_processes, quiet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+
+def regression(samples: int = 76) -> TensorDataset:
+    x = torch.randn(samples, 4, generator=torch.Generator().manual_seed(2))
+    return TensorDataset(x, x.sum(1, keepdim=True))
+
+
+def optimizer_of(model: nn.Module) -> tuple[Any, Any]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.9)
+
+
+def make(**arguments: Any) -> Engine:
+    return Engine(accelerator="cpu", **arguments)
+
+
+# -- as the Trainer ---------------------------------------------------------------------------------------------------
+
+
+class Regression(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = nn.functional.mse_loss(self.network(x), y)
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = optimizer_of(self)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train_with_trainer(precision: str) -> Any:
+    model = Regression()
+    torch.manual_seed(3)
+    trainer = quiet(precision=precision, max_epochs=2, accumulate_grad_batches=3, gradient_clip_val=0.5)
+    trainer.fit(model, DataLoader(regression(), batch_size=4, shuffle=True))
+    return model.losses, [weight.detach().clone() for weight in model.parameters()], trainer.global_step
+
+
+def train_with_engine(precision: str) -> Any:
+    model = network()
+    optimizer, scheduler = optimizer_of(model)
+    torch.manual_seed(3)
+    engine = make(precision=precision, gradient_accumulation_steps=3)
+    model, optimizer, scheduler, loader = engine.prepare(
+        model, optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True)
+    )
+    losses = []
+    for _ in range(2):
+        for x, y in loader:
+            with engine.accumulate(model):
+                loss = nn.functional.mse_loss(model(x), y)
+                engine.backward(loss)
+                engine.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
+
+
+def compare_with_trainer(precision: str) -> Any:
+    return train_with_trainer(precision), train_with_engine(precision)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_losses_and_weights_are_the_trainers_to_the_bit(processes: int, precision: str):
+    (losses, weights, steps), (own_losses, own_weights, own_steps) = in_processes(
+        processes, compare_with_trainer, precision
+    )
+    assert len(own_losses) == (38 if processes == 1 else 20)
+    assert own_losses == losses
+    assert own_steps == steps == (14 if processes == 1 else 8)
+    assert all(torch.equal(own, other) for own, other in zip(own_weights, weights, strict=True))
+
+
+def test_the_loops_use_the_public_methods_of_the_engine():
+    for name in ("loops.py", "optimization.py"):
+        tree = ast.parse(Path(ROOT, "framework", name).read_text(encoding="utf-8"))
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        assert not [ast.unparse(node) for node in attributes if node.attr == "strategy"], name
+        own = [node for node in attributes if ast.unparse(node.value).endswith("engine")]
+        assert own
+        assert not [ast.unparse(node) for node in own if node.attr.startswith("_")], name
+
+
+# -- what prepare returns ---------------------------------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """A model with an attribute, a keyword and a dict of outputs, as Hugging Face's have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.config = {"hidden": 4}
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        return {"logits": self.layer(x) * scale}
+
+    def generate(self, x: Tensor) -> Tensor:
+        return self(x)["logits"].argmax(1)
+
+
+def test_a_prepared_model_is_the_model_in_all_but_its_call():
+    model = Named()
+    engine = make(precision="bf16-mixed")
+    prepared = engine.prepare(model)
+    assert isinstance(prepared, Named)
+    assert prepared.config is model.config
+    assert list(prepared.state_dict()) == ["layer.weight", "layer.bias"]
+    assert engine.unwrap_model(prepared) is model
+    output = prepared(torch.ones(3, 4), scale=2.0)["logits"]
+    assert output.dtype == torch.float32  # computed in bfloat16
+    assert not torch.equal(output, model(torch.ones(3, 4), scale=2.0)["logits"])
+    assert prepared.generate(torch.ones(3, 4)).shape == (3,)
+    prepared.eval()
+    assert not model.training
+    assert engine.prepare(prepared) is prepared
+    for copied in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        assert type(copied) is Named
+        assert torch.equal(copied.layer.weight, model.layer.weight)
+        assert copied.layer.weight is not model.layer.weight
+
+
+def test_where_nothing_is_to_be_added_the_model_is_returned():
+    model = Named()
+    assert make(strategy="single", devices=1).prepare(model) is model
+
+
+def test_anything_else_comes_back_as_it_is():
+    engine, thing = make(), {"a": 1}
+    model, same = engine.prepare(nn.Linear(1, 1), thing)
+    assert same is thing
+    assert isinstance(model, nn.Linear)
+
+
+def two_players() -> Any:
+    """A generator and a discriminator, each with its optimizer, prepared one by one and in any order."""
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(2, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    g_opt, c_opt = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (generator, critic))
+    engine = make(gradient_accumulation_steps=2, precision="16-mixed")
+    real = regression(40)
+    c_opt, loader, critic = engine.prepare(c_opt, DataLoader(real, batch_size=8 // engine.num_processes), critic)
+    generator = engine.prepare(generator)
+    g_opt = engine.prepare(g_opt)
+    for batch_idx, (x, _) in enumerate(loader):
+        noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(batch_idx))
+        noise = noise.tensor_split(engine.num_processes)[engine.process_index]
+        with engine.accumulate(critic, generator):
+            loss = critic(generator(noise).detach()).mean() - critic(x[: len(noise)]).mean()
+            engine.backward(loss)
+            c_opt.step()
+            c_opt.zero_grad()
+            engine.backward(-critic(generator(noise)).mean())
+            engine.clip_grad_value_(generator.parameters(), 0.5)
+            g_opt.step()
+            g_opt.zero_grad()
+            c_opt.zero_grad()
+    assert engine.global_step == 3
+    return [parameter.detach().clone() for model in (generator, critic) for parameter in model.parameters()]
+
+
+def test_two_models_with_their_optimizers_train_alike_in_one_process_and_in_two():
+    alone, together = two_players(), in_processes(2, two_players)
+    torch.testing.assert_close(together, alone, rtol=2e-3, atol=1e-4)
+
+
+def test_a_frozen_model_and_one_that_is_unfrozen_later():
+    engine = make()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)).requires_grad_(False)
+    model = engine.prepare(model)
+    assert model(torch.ones(2, 4)).shape == (2, 1)
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+
+class Numbers(IterableDataset):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Any:
+        return iter(torch.arange(self.count))
+
+
+def windows_of_a_stream() -> Any:
+    engine = make(gradient_accumulation_steps=3)
+    model = engine.prepare(nn.Linear(1, 1))
+    loader = engine.prepare(DataLoader(Numbers(7 * engine.num_processes), batch_size=1))
+    flags, ends = [], []
+    for batch in loader:
+        with engine.accumulate(model):
+            engine.backward(model(batch[:, None].float()).mean())
+            flags.append(engine.sync_gradients)
+            ends.append(loader.end_of_dataloader)
+    return flags, ends
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_end_of_a_stream_ends_its_window(processes: int):
+    flags, ends = in_processes(processes, windows_of_a_stream)
+    assert flags == [False, False, True, False, False, True, True]
+    assert ends == [False] * 6 + [True]
+
+
+def test_an_evaluation_loop_inside_a_training_loop():
+    engine = make(gradient_accumulation_steps=2)
+    model = engine.prepare(nn.Linear(4, 1))
+    train, val = engine.prepare(*(DataLoader(regression(20), batch_size=4) for _ in range(2)))
+    seen = []
+    for batch_idx, (x, _) in enumerate(train):
+        with engine.accumulate(model):
+            engine.backward(model(x).mean())
+            seen.append(engine.sync_gradients)
+        if batch_idx == 2:
+            assert sum(len(x) for x, _ in val) == 20
+    assert seen == [False, True, False, True, True]
+
+
+def test_skipping_batches_and_setting_the_epoch():
+    engine = make()
+    data = TensorDataset(torch.arange(12))
+    loader = engine.prepare(DataLoader(data, batch_size=2, shuffle=True))
+    epochs = [[batch[0].tolist() for batch in loader] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    loader.set_epoch(1)
+    skipped = engine.skip_first_batches(loader, 2)
+    assert len(skipped) == 4
+    assert [batch[0].tolist() for batch in skipped] == epochs[1][2:]
+    plain = engine.skip_first_batches(DataLoader(data, batch_size=2), 5)
+    assert [batch[0].tolist() for batch in plain] == [[10, 11]]
+
+
+def prompts() -> Any:
+    engine = make()
+    with engine.split_between_processes([f"prompt {i}" for i in range(101)]) as mine:
+        results = [text.upper() for text in mine]
+    everything = engine.gather_for_metrics(results, use_gather_object=True)
+    loader, model = engine.prepare(
+        DataLoader(TensorDataset(torch.arange(101.0)[:, None]), batch_size=8), nn.Linear(1, 1)
+    )
+    model.eval()
+    with torch.no_grad():
+        pairs = [engine.gather_for_metrics((x, model(x))) for (x,) in loader]
+    inputs = torch.cat([x for x, _ in pairs])
+    outputs = torch.cat([y for _, y in pairs])
+    return (
+        len(results),
+        everything,
+        inputs.flatten().tolist(),
+        bool(torch.equal(outputs, engine.unwrap_model(model)(inputs))),
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_101_prompts_give_101_results_in_order(processes: int):
+    own, everything, inputs, _ = in_processes(processes, prompts)
+    assert own == -(-101 // processes)
+    assert everything == [f"PROMPT {i}" for i in range(101)]
+    assert inputs == [float(i) for i in range(101)]
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -> Any:
+    """Two epochs with dropout and augmentation; saved after batch ``stop``, or gone on with from there."""
+    model = network()
+    optimizer, scheduler = optimizer_of(model)
+    torch.manual_seed(7 if resume else 3)  # the numbers come from the checkpoint
+    random.seed(0 if resume else 1)
+    engine, counter = make(gradient_accumulation_steps=3, precision="16-mixed"), Counter()
+    engine.register_for_checkpointing(counter)
+    model, optimizer, scheduler, loader = engine.prepare(
+        model, optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True, num_workers=workers)
+    )
+    if resume:
+        engine.load_state(folder)
+    losses = []
+    for _ in range(loader.epoch, 2):
+        for x, y in loader:
+            with engine.accumulate(model):
+                loss = nn.functional.mse_loss(model(x + torch.randn_like(x)), y) * random.random()
+                engine.backward(loss)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            counter.count += 1
+            losses.append(loss.item())
+            if counter.count == stop:
+                engine.save_state(folder)
+                return losses
+    return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
+
+
+def resumed(folder: str, stop: int) -> Any:
+    whole = interrupted(folder, None, resume=False)
+    interrupted(folder, stop, resume=False)
+    return whole, interrupted(folder, None, resume=True)
+
+
+@pytest.mark.parametrize(("processes", "stop"), [(1, 3), (1, 6), (1, 19), (1, 22), (2, 6), (2, 13)])
+def test_a_loop_goes_on_where_it_was_saved_to_the_bit(tmp_path: Path, processes: int, stop: int):
+    whole, after = in_processes(processes, resumed, str(tmp_path / "state"), stop)
+    assert after[0] == whole[0][stop:]
+    assert after[2] == whole[2]
+    assert all(torch.equal(a, b) for a, b in zip(after[1], whole[1], strict=True))
+
+
+def test_a_window_that_was_open_is_begun_again(tmp_path: Path):
+    folder = str(tmp_path / "state")
+    interrupted(folder, 5, resume=False)
+    engine = make()
+    loader = engine.prepare(DataLoader(regression(), batch_size=4, shuffle=True))
+    with pytest.raises(CheckpointError, match="1 models, and this engine has 0"):
+        engine.load_state(folder)
+    assert loader.batches == 0
+    after = interrupted(folder, None, resume=True)
+    assert len(after[0]) == 38 - 3
+
+
+def test_a_checkpoint_of_the_trainer_is_taken_up_in_a_loop(tmp_path: Path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "five.ckpt")
+
+    whole = Regression()
+    torch.manual_seed(3)
+    quiet(callbacks=[Save()]).fit(whole, DataLoader(regression(), batch_size=4, shuffle=True))
+
+    model = Regression()
+    optimizer, scheduler = optimizer_of(model)
+    engine = make()
+    optimizer, scheduler, loader, _ = engine.prepare(
+        optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True), model
+    )
+    engine.load_state(tmp_path / "five.ckpt")
+    for batch_idx, batch in enumerate(loader):
+        loss = model.training_step(batch, batch_idx)
+        engine.backward(loss)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert model.losses == whole.losses[5:]
+
+
+def test_what_a_loop_saved_is_loaded_as_a_module(tmp_path: Path):
+    model = Regression()
+    engine = make()
+    prepared = engine.prepare(model)
+    engine.save_state(tmp_path / "state")
+    loaded = Regression.load_from_checkpoint(tmp_path / "state")
+    assert torch.equal(loaded.network[0].weight, model.network[0].weight)
+    path = engine.save_model(prepared, tmp_path / "weights")
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(path)["network.0.weight"], model.network[0].weight)
+
+
+def test_other_weights_and_objects_without_state_are_refused(tmp_path: Path):
+    engine = make()
+    with pytest.raises(ValueError, match="state_dict and load_state_dict"):
+        engine.register_for_checkpointing(object())
+    engine.prepare(nn.Linear(2, 1))
+    engine.save_state(tmp_path / "state")
+    other = make()
+    other.prepare(nn.Linear(3, 1))
+    with pytest.raises(CheckpointError, match="another architecture than Linear"):
+        other.load_state(tmp_path / "state")
+
+
+# -- peers ------------------------------------------------------------------------------------------------------------
+
+
+def uneven() -> Any:
+    engine = make()
+    rank = engine.process_index
+    gathered = engine.gather_for_metrics({"a": torch.arange(rank + 1), "b": torch.tensor(float(rank))})
+    padded = engine.pad_across_processes(torch.ones(rank + 1, 2), pad_index=-1)
+    engine.set_trigger() if rank == 1 else None
+    return {
+        "gathered": (gathered["a"].tolist(), gathered["b"].tolist()),
+        "padded": engine.gather(padded).tolist(),
+        "triggers": (engine.check_trigger(), engine.check_trigger()),
+        "sent": engine.broadcast({"x": torch.tensor([rank]), "name": f"rank {rank}"}, from_process=1),
+    }
+
+
+def test_uneven_tensors_flags_and_objects():
+    found = in_processes(2, uneven)
+    assert found["gathered"] == ([0, 0, 1], [0.0, 1.0])
+    assert found["padded"] == [[1, 1], [-1, -1], [1, 1], [1, 1]]
+    assert found["triggers"] == (True, False)
+    assert found["sent"] == {"x": torch.tensor([1]), "name": "rank 1"}
+
+
+def mismatch(kind: str) -> None:
+    os.environ["LOOPWRIGHT_DEBUG_TIMEOUT"] = "3"
+    engine = make(debug=True)
+    rank = engine.process_index
+    engine.wait_for_everyone()
+    engine.gather(torch.ones(2))
+    if kind == "shapes":
+        engine.gather(torch.ones(2 + rank))
+    elif kind == "calls":
+        engine.reduce(torch.ones(2)) if rank else engine.gather(torch.ones(2))
+    elif rank == 0:
+        engine.wait_for_everyone()
+    else:
+        import time
+
+        time.sleep(30)  # a process that is busy with something else; it is ended with the others
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("shapes", [r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+", r"rank 1: gather\(float32\[3\]\) at"]),
+        ("calls", [r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+", r"rank 1: reduce\(float32\[2\]\) at"]),
+        (
+            "missing",
+            [r"waits in wait_for_everyone at .*test_engine.py:\d+, and rank 1 has not come within 3 s", "gather"],
+        ),
+    ],
+)
+def test_debug_mode_names_the_lines_that_differ(kind: str, told: list[str]):
+    import re
+
+    with pytest.raises(RuntimeError) as caught:
+        in_processes(2, mismatch, kind)
+    for pattern in told:
+        assert re.search(pattern, str(caught.value)), str(caught.value)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def search(place: str) -> Any:
+    """A training of which rank 1 runs out of memory above 4 samples, while rank 0 waits for it."""
+    sizes: list[int] = []
+    engine = make()
+
+    @find_executable_batch_size(starting_batch_size=16)
+    def train(batch_size: int, power: float) -> Any:
+        sizes.append(batch_size)
+        engine.free_memory()
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        model, optimizer, loader = engine.prepare(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(regression(64), batch_size=batch_size)
+        )
+        full = batch_size > 4 and engine.process_index == engine.num_processes - 1
+        for batch_idx, (x, y) in enumerate(loader):
+            if full and batch_idx == 1 and place == "forward":
+                raise torch.OutOfMemoryError("the device is full")
+            loss = (model(x) - y).abs().pow(power).mean()
+            engine.backward(loss)
+            if full and batch_idx == 1 and place == "step":
+                raise RuntimeError("CUDA error: out of memory")
+            optimizer.step()
+            optimizer.zero_grad()
+        if full and place == "end":
+            raise torch.OutOfMemoryError("the device is full")
+        return batch_size, loss.item(), engine.reduce(torch.tensor(1.0)).item()
+
+    return train(2.0), sizes
+
+
+@pytest.mark.parametrize("place", ["forward", "step", "end"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_size_that_fits_is_found_by_all_processes_together(processes: int, place: str):
+    (size, _, count), sizes = in_processes(processes, search, place)
+    assert (size, count) == (4, processes)
+    assert sizes == [16, 8, 4]
+
+
+def test_no_batch_size_fits_and_other_errors_pass():
+    @find_executable_batch_size(starting_batch_size=4)
+    def never(batch_size: int) -> None:
+        raise torch.OutOfMemoryError("the device is full")
+
+    @find_executable_batch_size(starting_batch_size=4)
+    def wrong(batch_size: int) -> None:
+        raise ValueError("another mistake")
+
+    with pytest.raises(RuntimeError, match=r"never runs out of memory with the smallest"):
+        never()
+    with pytest.raises(ValueError, match="another mistake"):
+        wrong()
+    with pytest.raises(TypeError, match="gets its batch_size from"):
+        never(8)
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def threads_and_files() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def one_after_the_other(count: int) -> Any:
+    found = []
+    for index in range(count):
+        engine = make(precision="bf16-mixed")
+        model = nn.Linear(512, 512)
+        model, optimizer, loader = engine.prepare(
+            model, torch.optim.AdamW(model.parameters()), DataLoader(TensorDataset(torch.randn(16, 512)), batch_size=4)
+        )
+        for (x,) in loader:
+            engine.backward(model(x).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        total = engine.reduce(torch.tensor(1.0)).item()
+        engine.end_training()
+        assert total == engine.num_processes
+        del engine, model, optimizer, loader, x
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        found.append((torch.distributed.is_initialized(), *threads_and_files(), pages))
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads and files as Linux shows them")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_20_engines_leave_nothing_behind(processes: int):
+    found = in_processes(processes, one_after_the_other, 20)
+    assert not any(initialized for initialized, *_ in found)
+    _, threads, files, pages = found[2]
+    _, last_threads, last_files, last_pages = found[-1]
+    assert (last_threads, last_files) == (threads, files)
+    assert last_pages - pages < 2**22 / 4096 * 2  # 8 MB; a model with its optimizer has 3
+
+
+def test_a_function_is_launched_with_what_a_notebook_defines():
+    factor = 3
+
+    def work(x: int) -> Any:
+        engine = Engine(accelerator="cpu")
+        return engine.num_processes, engine.reduce(torch.tensor(x * factor)).item()
+
+    assert launch(work, (2,), num_processes=2) == (2, 12)
+    assert launch(work, (2,), num_processes=1) == (1, 6)
+
+
+def test_several_devices_without_a_script_say_how_to_launch():
+    with pytest.raises(RuntimeError, match=r"launch\(function, num_processes=2\)"):
+        make(devices=2)
+
+
+def test_values_are_logged_by_the_main_process(tmp_path: Path):
+    logger = CSVLogger(tmp_path)
+    engine = make(logger=logger)
+    engine.log({"loss": torch.tensor(0.5)})
+    engine.log({"loss": 0.25}, step=7)
+    engine.end_training()
+    rows = Path(logger.log_dir, "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert [dict(zip(rows[0].split(","), row.split(","), strict=True))["step"] for row in rows[1:]] == ["0", "7"]
+    assert "0.25" in rows[2]
+
+
+def log_in_order(path: str) -> str:
+    engine = make()
+    logger = get_logger("a.test", "INFO")
+    logger.logger.addHandler(logging.FileHandler(path))
+    logger.info("once")
+    logger.info("each", main_process_only=False, in_order=True)
+    engine.wait_for_everyone()
+    return Path(path).read_text(encoding="utf-8")
+
+
+def test_a_logger_speaks_once_or_in_order(tmp_path: Path):
+    assert in_processes(2, log_in_order, str(tmp_path / "log")).splitlines() == [
+        "[rank 0] once",
+        "[rank 0] each",
+        "[rank 1] each",
+    ]
+
+
+def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):
+    pytest.importorskip("accelerate")
+    model = network().eval()
+    x = torch.randn(3, 4)
+    expected = model(x)
+    engine = make(strategy="single", devices=1)
+    spread = engine.dispatch_model(
+        model, {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"}, offload_dir=str(tmp_path), main_device="cpu"
+    )
+    assert next(spread[3].parameters()).device.type == "meta"
+    with torch.no_grad():
+        assert torch.equal(spread(x), expected)
