@@ -83,6 +83,34 @@ def run_loopwright(work: Work) -> None:
     Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(Ours(work), work.loader())
 
 
+def run_engine(work: Work) -> None:
+    from loopwright.framework import Engine
+
+    logger = None
+    if work.full:
+        from loopwright.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(work.folder)
+    engine = Engine(accelerator="cpu", devices=1, logger=logger)
+    module = Plain(work)
+    module, optimizer, batches = engine.prepare(module, module.configure_optimizers(), work.loader())
+    if work.full:
+        from tqdm import tqdm
+
+        bar = batches = tqdm(batches)
+    for batch_idx, batch in enumerate(batches):
+        with engine.accumulate(module):
+            loss = module.training_step(batch, batch_idx)
+            engine.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        if work.full and (batch_idx + 1) % LOG_EVERY == 0:
+            value = loss.item()
+            engine.log({"loss": value}, step=batch_idx + 1)
+            bar.set_postfix(loss=value, refresh=False)
+    engine.end_training()
+
+
 def run_lightning(work: Work) -> None:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -147,16 +175,18 @@ def run_ignite(work: Work) -> None:
 RUN: dict[str, Callable[[Work], None]] = {
     "raw": run_raw,
     "loopwright": run_loopwright,
+    "engine": run_engine,
     "lightning": run_lightning,
     "accelerate": run_accelerate,
     "ignite": run_ignite,
 }
+OURS = ("raw", "loopwright", "engine")
 DISTRIBUTIONS = {"lightning": "lightning", "accelerate": "accelerate", "ignite": "pytorch-ignite"}
 
 
 def installed() -> list[str]:
     """The contenders that can run here."""
-    return [name for name in RUN if name == "raw" or find_spec(name) is not None]
+    return [name for name in RUN if name in OURS or find_spec(name) is not None]
 
 
 def missing() -> list[str]:
@@ -167,7 +197,7 @@ def title(name: str) -> str:
     """How a contender is called in a table."""
     if name in DISTRIBUTIONS:
         return f"{name.capitalize()} {version(DISTRIBUTIONS[name])}"
-    return {"raw": "raw loop", "loopwright": "Loopwright"}[name]
+    return {"raw": "raw loop", "loopwright": "Loopwright", "engine": "Loopwright's Engine"}[name]
 
 
 def settle() -> None:

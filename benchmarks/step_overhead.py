@@ -115,7 +115,7 @@ def tabulate(full: bool, pairs: dict[str, list[Any]]) -> Table:
         low, median, high = statistics.quantiles([run[0] - raw[0] for raw, run in found], n=4)
         cpu = statistics.median(run[1] - raw[1] for raw, run in found)
         disturbed = sum(any(wall > cpu * (1 + DISTURBED) for wall, cpu in pair) for pair in found)
-        target = TARGETS[full] if name == "loopwright" else None
+        target = TARGETS[full] if name == "loopwright" or (name == "engine" and not full) else None
         rows.append([
             title(name), f"{median:.1f}", f"{low:.1f} – {high:.1f}", f"{cpu:.1f}", f"{disturbed} of {len(found)}",
             *verdict(median, target, " µs", noisy=disturbed > len(found) / 2),

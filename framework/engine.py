@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import wraps
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -18,12 +18,13 @@ from ..strategies import Precision, Strategy, create_strategy
 from ..strategies.accelerator import select_devices
 from ..strategies.launch import can_rerun, check_place, detect, rerun_script
 from ..strategies.precision import create_precision
-from . import peers
 from .arguments import check_count
-from .batches import cast_batch, map_tensors, move_batch
+from .batches import cast_batch, move_batch
 from .call_check import CallCheck
 from .messages import configure, silence
+from .peers import Peers
 from .prepared import (
+    Accumulation,
     PreparedLoader,
     PreparedOptimizer,
     PreparedScheduler,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..loggers.base import Logger
 
 
-class Engine:
+class Engine(Peers):
     """Runs a training loop of your own on the chosen devices, with the chosen strategy and precision.
 
     ::
@@ -112,6 +113,8 @@ class Engine:
         # evaluation: the strategy's own methods, without a frame between.
         self.forward: Callable[..., Any] = self.strategy.forward
         self.evaluate: Callable[..., Any] = self.strategy.evaluate
+        own_step = type(self.strategy).step is not Strategy.step
+        self._strategy_step: Callable[[Any], Any] = self.strategy.step if own_step else _step
         self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
         self._stepped: set[int] = set()
         self._updated = False  # whether the last scaled step took place
@@ -133,7 +136,9 @@ class Engine:
         self._window_loader: PreparedLoader | None = None
         self._data_seed: int | None = None
         self._registered: list[Any] = []
-        self._triggered = False
+        self.running_loader = None
+        # What backward() and step() come to where nothing is to be scaled, weighed or shared.
+        self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
         self._calls: CallCheck | None = None
         self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
         Engine.living.add(self)
@@ -189,93 +194,6 @@ class Engine:
             self._calls = CallCheck(self.process_index, self.num_processes)
         if not self.is_main_process:
             silence()
-
-    @property
-    def device(self) -> torch.device:
-        """This process's device."""
-        return self.strategy.device
-
-    @property
-    def num_processes(self) -> int:
-        """Number of processes."""
-        return self.strategy.world_size
-
-    @property
-    def process_index(self) -> int:
-        """This process's index among all."""
-        return self.strategy.global_rank
-
-    @property
-    def local_process_index(self) -> int:
-        """This process's index on its machine."""
-        return self.strategy.local_rank
-
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this is process 0."""
-        return self.strategy.is_global_zero
-
-    @property
-    def is_local_main_process(self) -> bool:
-        """Whether this is its machine's process 0."""
-        return self.strategy.local_rank == 0
-
-    @property
-    def is_last_process(self) -> bool:
-        """Whether this is the last process."""
-        return self.process_index == self.num_processes - 1
-
-    @contextmanager
-    def main_process_first(self) -> Iterator[None]:
-        """The main process runs the context before the others begin it (to fill a cache that they read)."""
-        yield from self._first(self.is_main_process)
-
-    @contextmanager
-    def local_main_process_first(self) -> Iterator[None]:
-        """Each machine's main process runs the context before its others begin it."""
-        yield from self._first(self.is_local_main_process)
-
-    def _first(self, is_first: bool) -> Iterator[None]:
-        if not is_first:
-            self._meet("main_process_first")
-        try:
-            yield
-        except BaseException:
-            self.strategy.failed = True
-            raise
-        if is_first:
-            self._meet("main_process_first")
-
-    def on_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorate a function to run in the main process only; elsewhere it returns None."""
-        return self._only(function, lambda: self.is_main_process)
-
-    def on_local_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorate a function to run in each machine's main process only."""
-        return self._only(function, lambda: self.is_local_main_process)
-
-    def on_last_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorate a function to run in the last process only."""
-        return self._only(function, lambda: self.is_last_process)
-
-    def on_process(self, function: Callable[..., Any] | None = None, process_index: int = 0) -> Callable[..., Any]:
-        """Decorate a function to run in one process only: ``@engine.on_process(process_index=1)``."""
-        if function is None:
-            return lambda given: self.on_process(given, process_index)
-        return self._only(function, lambda: self.process_index == process_index)
-
-    @staticmethod
-    def _only(function: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
-        @wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs) if here() else None
-
-        return run
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print, once on each machine."""
-        if self.is_local_main_process:
-            print(*args, **kwargs)
 
     # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------
 
@@ -430,7 +348,7 @@ class Engine:
     def enter_loader(self, loader: PreparedLoader) -> None:
         """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
         self._running.append(loader)
-        self.window.loader = loader
+        self.running_loader = self.window.loader = loader
         for strategy in self._strategies:
             if strategy.module.training:
                 strategy.start_epoch()
@@ -441,7 +359,7 @@ class Engine:
         """Its iteration has ended."""
         if loader in self._running:
             self._running.remove(loader)
-        self.window.loader = self.running_loader
+        self.running_loader = self.window.loader = self._running[-1] if self._running else None
 
     def batches_of_open_window(self, loader: PreparedLoader) -> int:
         """How many of a loader's batches wait in a window that has not ended."""
@@ -457,8 +375,7 @@ class Engine:
 
     # -- steps ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def accumulate(self, *models: nn.Module) -> Iterator[None]:
+    def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
         """Around a micro-batch: prepared optimizers step after ``gradient_accumulation_steps`` of them.
 
         Until then gradients stay local to the process, and ``step()`` and ``zero_grad()`` of prepared optimizers and
@@ -468,38 +385,35 @@ class Engine:
         Args:
             *models: the prepared models that it trains (default: all).
         """
-        self._begin_micro_batch()
-        try:
-            if self.sync_gradients:
-                yield
-            else:
-                with self.no_sync(*models):
-                    yield
-        finally:
-            self._accumulating = False
+        return Accumulation(self, models)
 
-    def _begin_micro_batch(self) -> None:
-        loader, window = self.running_loader, self.window
-        if self.sync_gradients:  # the window before is complete: open the next
-            self.end_window()
+    def begin_micro_batch(self) -> None:
+        """A micro-batch begins; if the window is complete, the next one."""
+        window = self.window
+        loader = window.loader
+        self._accumulating = True
+        if self.sync_gradients:
+            if self._window_ended or self._completed:
+                self.end_window()
+            if self.gradient_accumulation_steps == 1 and window.length == 1:
+                window.count = 0
+                return
             left = self.gradient_accumulation_steps
             if loader is not None:
                 left = min(left, loader.length - loader.batches + 1)
             window.open(0 if loader is None else loader.batches - 1, int(left))
             self._opened, self._window_loader = 0, loader
         self._opened += 1
-        self._accumulating = True
         self.sync_gradients = self._opened >= window.length or (loader is not None and loader.end_of_dataloader)
+
+    def end_micro_batch(self) -> None:
+        """A micro-batch has ended."""
+        self._accumulating = False
 
     def new_window(self) -> Window:
         """Forget the open window, and whether there are weights."""
         self.window = Window(self.strategy)
         return self.window
-
-    @property
-    def running_loader(self) -> PreparedLoader | None:
-        """The prepared loader that is being iterated; of several, the innermost."""
-        return self._running[-1] if self._running else None
 
     def backward(self, loss: Tensor, weight: Any = None, **kwargs: Any) -> None:
         """Compute the gradients of ``loss``, as its window asks: divided by its length, and scaled in half precision.
@@ -510,8 +424,12 @@ class Engine:
                 of tokens: for all batches or for none.
             **kwargs: for ``Tensor.backward``.
         """
-        if not self._accumulating:
-            self.end_stepped_window()
+        if not self._accumulating and (self._window_ended or self._completed):
+            self.end_window()
+        if self._plain_backward is not None and weight is None and self.window.length == 1:
+            self.window.count += 1
+            self._plain_backward(loss, **kwargs)
+            return
         if self._calls is not None:
             self._calls.check("backward" if self.sync_gradients else "backward (local)")
         self.compute_gradients(self.window.add(loss, weight), **kwargs)
@@ -642,7 +560,7 @@ class Engine:
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Step an optimizer; under loss scaling, not if a gradient overflowed."""
         if self.scaler is None:
-            return self.strategy.step(optimizer) if closure is None else optimizer.step(closure)
+            return self._strategy_step(optimizer) if closure is None else optimizer.step(closure)
         if closure is not None:
             raise RuntimeError(
                 f"an optimizer with a closure ({type(optimizer).__name__}) cannot be combined with loss scaling "
@@ -659,20 +577,22 @@ class Engine:
         """What does the work of :meth:`step` alone, if there is nothing else to it."""
         if self.scaler is not None:
             return None
-        if type(self.strategy).step is Strategy.step:
-            return optimizer.step
-        return lambda: self.strategy.step(optimizer)
+        return optimizer.step if self._strategy_step is _step else partial(self._strategy_step, optimizer)
 
     def step_of_was_skipped(self, optimizer: Any) -> bool:
         """Whether the last step of a scheduler's optimizer was skipped."""
         prepared = self._prepared(optimizer)
         return prepared is not None and prepared.step_was_skipped
 
-    def note_step(self) -> None:
-        """A prepared optimizer has stepped in the window, which ends when the next one begins."""
+    def step_prepared(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Complete the gradients of a prepared optimizer, and step it."""
+        if self._plain_backward is None or self.window.length != 1:
+            self.complete_gradients(optimizer)
+        result = self.step(optimizer, closure)
         if not self._window_ended:
-            self._window_ended = True
+            self._window_ended = True  # the window ends when the next one begins
             self.global_step += 1
+        return result
 
     def end_stepped_window(self) -> None:
         """End the window if an optimizer has stepped in it."""
@@ -688,113 +608,6 @@ class Engine:
         self._completed.clear()
         self._window_ended = False
         self.window.close()
-
-    # -- peers ------------------------------------------------------------------------------------------------
-
-    def _meet(self, call: str, data: Any = None) -> None:
-        """A barrier, or in debug mode a comparison of the calls, which is one."""
-        if self._calls is not None:
-            self._calls.check(call, data)
-        self.strategy.barrier()
-
-    def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
-        if self._calls is not None:
-            self._calls.check(call, data, sizes)
-
-    def wait_for_everyone(self) -> None:
-        """Wait for all processes."""
-        self._meet("wait_for_everyone")
-
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
-        """Gather the tensors in ``data`` from all processes, stacked along a new first dimension."""
-        self._check("all_gather", data)
-        return map_tensors(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))
-
-    def gather(self, data: Any) -> Any:
-        """Gather the tensors in ``data`` from all processes, concatenated along the first dimension by rank.
-
-        Numbers (0-dim tensors) become one dimension. Other shapes must be alike: see :meth:`pad_across_processes`.
-        """
-        self._check("gather", data)
-        return map_tensors(data, lambda tensor: peers.concatenate(self.strategy, tensor))
-
-    def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
-        """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
-
-        Batches of different sizes are gathered as they are; results of a batch that only kept a process in step with
-        the others are left out.
-
-        Args:
-            data: tensors, the first dimension being the batch's, or numbers, nested at will; anything else that can be
-                pickled, as a list.
-            use_gather_object: gather by pickling, whatever it is.
-        """
-        loader = self.running_loader
-        mine = loader is None or loader.share != 0.0
-        self._check("gather_for_metrics", data, sizes=False)
-        if use_gather_object or not peers.is_tensors(data):
-            found = self.strategy.gather_objects(data if mine else None)
-            present = self.strategy.gather_objects(mine)
-            return peers.flatten([each for each, there in zip(found, present, strict=True) if there])
-        return map_tensors(data, lambda tensor: peers.concatenate_uneven(self.strategy, tensor, mine))
-
-    def gather_object(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank: anything that can be pickled."""
-        self._check("gather_object")
-        return self.strategy.gather_objects(value)
-
-    def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
-        """Reduce the tensors in ``data`` over all processes.
-
-        Args:
-            data: tensors of the same shapes everywhere.
-            reduction: ``"sum"``, ``"mean"``, ``"min"``, ``"max"`` or ``"none"``.
-            scale: what to multiply the result with.
-        """
-        if reduction not in ("sum", "mean", "min", "max", "none"):
-            raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
-        self._check("reduce", data)
-
-        def reduce(tensor: Tensor) -> Tensor:
-            reduced = tensor if reduction == "none" else self.strategy.reduce(tensor, reduction)
-            return reduced if scale == 1.0 else reduced * scale
-
-        return map_tensors(data, reduce)
-
-    def broadcast(self, value: Any, from_process: int = 0) -> Any:
-        """The ``value`` of one process, on all: anything that can be pickled; its tensors come to each one's device."""
-        self._check("broadcast")
-        if self.num_processes == 1:
-            return value
-        sent = map_tensors(value, lambda tensor: tensor.cpu()) if self.process_index == from_process else None
-        received = self.strategy.broadcast(sent, from_process)
-        return value if self.process_index == from_process else map_tensors(received, lambda t: t.to(self.device))
-
-    def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
-        """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
-        self._check("pad_across_processes", data, sizes=False)
-        return map_tensors(data, lambda tensor: peers.pad(self.strategy, tensor, dim, pad_index, pad_first))
-
-    @contextmanager
-    def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:
-        """This process's part of ``inputs``: consecutive ones, the first processes having one more where uneven.
-
-        Args:
-            inputs: a list, tuple, tensor, dict of such of one length, or dataset.
-            apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
-        """
-        yield peers.split(inputs, self.process_index, self.num_processes, apply_padding)
-
-    def set_trigger(self) -> None:
-        """Raise a flag that :meth:`check_trigger` lowers in all processes."""
-        self._triggered = True
-
-    def check_trigger(self) -> bool:
-        """Whether any process has called :meth:`set_trigger` since the last time. A collective."""
-        self._check("check_trigger")
-        flag = self.strategy.reduce(torch.tensor(int(self._triggered)), "max")
-        found, self._triggered = bool(flag.item()), False
-        return found
 
     # -- logging ----------------------------------------------------------------------------------------------
 
@@ -900,7 +713,7 @@ class Engine:
             vars(strategy).pop("optimizers", None)
         for loader in self._loaders:
             loader.close()
-        self.window.loader = None
+        self.running_loader = self.window.loader = None
         for mine in (
             self._running,
             self._strategies,
@@ -928,3 +741,7 @@ class Engine:
             self._calls.end()
         self.free_memory()
         self.strategy.disconnect()
+
+
+def _step(optimizer: Optimizer) -> Any:
+    return optimizer.step()

@@ -75,6 +75,26 @@ def unwrap(module: Any) -> Any:
     return module._original if isinstance(module, _PreparedModule) else module
 
 
+class Accumulation:
+    """The context of ``Engine.accumulate``: as a class, it costs a fifth of what a generator does."""
+
+    def __init__(self, engine: Engine, models: tuple[nn.Module, ...]) -> None:
+        self.engine, self.models = engine, models
+        self.local: Any = None
+
+    def __enter__(self) -> None:
+        engine = self.engine
+        engine.begin_micro_batch()
+        if not engine.sync_gradients:
+            self.local = engine.no_sync(*self.models)
+            self.local.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.engine.end_micro_batch()
+        if self.local is not None:
+            self.local.__exit__(*error)
+
+
 # -- optimizers and schedulers ----------------------------------------------------------------------------------------
 
 
@@ -141,10 +161,9 @@ class PreparedOptimizer(Optimizer):
         engine = self.engine
         if not engine.sync_gradients:
             return None
-        engine.complete_gradients(self.optimizer)
-        result = engine.step(self.optimizer, closure)
-        self.step_was_skipped = engine.step_was_skipped
-        engine.note_step()
+        result = engine.step_prepared(self.optimizer, closure)
+        if engine.scaler is not None:
+            self.step_was_skipped = engine.step_was_skipped
         return result
 
     def __repr__(self) -> str:
@@ -250,25 +269,23 @@ class PreparedLoader:
             transfer = engine.to_device if engine.moves_batches else None
             with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
                 batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
-            for batch in self._with_end(batches):
+            self.end_of_dataloader = False
+            source, length = self.source, self.length
+            for batch in self._looking_ahead(batches) if self._looks_ahead else batches:
                 self.batches += 1
+                if not self._looks_ahead:
+                    self.share = source.share
+                    if self.batches >= length:
+                        self.end_of_dataloader = True
                 yield batch if transfer is None else transfer(batch)
             self.epoch += 1
             self.batches = 0
         finally:
             engine.leave_loader(self)
 
-    def _with_end(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches, with ``share`` and ``end_of_dataloader`` as they are for each."""
-        source, length = self.source, self.length
-        self.end_of_dataloader = False
-        if not self._looks_ahead:
-            for batch in batches:
-                self.share = source.share
-                if self.batches + 1 >= length:
-                    self.end_of_dataloader = True
-                yield batch
-            return
+    def _looking_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches of a loader without length, with ``share`` and ``end_of_dataloader`` as they are for each."""
+        source = self.source
         ahead = [(batch, source.share) for batch in islice(batches, 1)]
         while ahead:
             batch, share = ahead.pop()

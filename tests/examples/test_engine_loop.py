@@ -36,6 +36,8 @@ def test_four_lines_change_and_an_import_is_added():
         for line in difflib.ndiff(RAW.splitlines()[1:], ENGINE.splitlines()[1:])
         if line.startswith("+ ") and line[2:].strip()
     ]
+    page = Path(EXAMPLES.parent, "docs", "engine.md").read_text(encoding="utf-8")
+    assert all(f"+{line[2:]}\n" in page for line in changed)
     assert [re.sub(r"\(.*", "", line[2:].strip()) for line in changed] == [
         "from loopwright.framework import Engine",
         "engine = Engine",

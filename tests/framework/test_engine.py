@@ -549,7 +549,7 @@ def threads_and_files() -> tuple[int, int]:
 
 def one_after_the_other(count: int) -> Any:
     found = []
-    for index in range(count):
+    for _ in range(count):
         engine = make(precision="bf16-mixed")
         model = nn.Linear(512, 512)
         model, optimizer, loader = engine.prepare(
@@ -577,7 +577,7 @@ def test_20_engines_leave_nothing_behind(processes: int):
     _, threads, files, pages = found[2]
     _, last_threads, last_files, last_pages = found[-1]
     assert (last_threads, last_files) == (threads, files)
-    assert last_pages - pages < 2**22 / 4096 * 2  # 8 MB; a model with its optimizer has 3
+    assert last_pages - pages < 5000  # 20 MB; 17 models with their optimizers would have 70
 
 
 def test_a_function_is_launched_with_what_a_notebook_defines():
