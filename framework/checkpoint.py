@@ -284,7 +284,8 @@ def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
         whole = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in storages
         own[name] = tensor if whole else tensor.clone()  # two views of one buffer, or one of a larger, would be refused
         storages.add(own[name].untyped_storage().data_ptr())
-    return save(own, metadata={"aliases": json.dumps(aliases)} if aliases else None)
+    # Accelerate reads no file whose metadata does not name the format.
+    return save(own, metadata={"format": "pt", **({"aliases": json.dumps(aliases)} if aliases else {})})
 
 
 def _seal_manifest(body: dict[str, Any]) -> bytes:

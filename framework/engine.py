@@ -396,7 +396,7 @@ class Engine(Peers):
             if self._window_ended or self._completed:
                 self.end_window()
             if self.gradient_accumulation_steps == 1 and window.length == 1:
-                window.count = 0
+                window.close()
                 return
             left = self.gradient_accumulation_steps
             if loader is not None:

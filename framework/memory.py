@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial, wraps
@@ -145,33 +146,22 @@ class _Attempt:
         if not self.several:
             self.failed = ran_out
             return ran_out
+        assert self.place is not None
         if ran_out:
             self.store.set("ran_out", "")
-        elif error is not None and not self.store.check(["ran_out"]):
-            return False  # an error of its own
-        self._tell("failed" if error is not None else "done")
-        if error is None:
-            self.failed = self._any_failed()
-        else:
-            self.failed = True
+        self.store.set(str(self.place.rank), "ended")
+        # An error while nobody has run out of memory is one of its own; else it may be but that the others have left.
+        self.failed = self._any_failed() if error is None else self.store.check(["ran_out"])
         return self.failed
-
-    def _tell(self, status: str) -> None:
-        assert self.place is not None
-        self.store.set(f"{self.place.rank}", status)
 
     def _any_failed(self) -> bool:
         """Wait until all have told how it ended, or one that it ran out of memory."""
         assert self.place is not None
-        waiting = [str(rank) for rank in range(self.place.world_size)]
-        while not self.store.check(waiting):
+        ends = [str(rank) for rank in range(self.place.world_size)]
+        while not self.store.check(ends):
             if self.store.check(["ran_out"]):
                 return True
-            try:
-                self.store.wait([waiting[-1]], timedelta(seconds=0.2))
-                waiting = waiting[:-1] or waiting
-            except torch.distributed.DistStoreError:
-                continue
+            time.sleep(0.05)
         return self.store.check(["ran_out"])
 
     def _abort_with_peers(self) -> None:

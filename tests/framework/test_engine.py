@@ -485,7 +485,7 @@ def test_debug_mode_names_the_lines_that_differ(kind: str, told: list[str]):
 
 
 def search(place: str) -> Any:
-    """A training of which rank 1 runs out of memory above 4 samples, while rank 0 waits for it."""
+    """A training of which the last rank runs out of memory above 4 samples, while the others wait for it."""
     sizes: list[int] = []
     engine = make()
 
@@ -493,34 +493,44 @@ def search(place: str) -> Any:
     def train(batch_size: int, power: float) -> Any:
         sizes.append(batch_size)
         engine.free_memory()
-        torch.manual_seed(0)
+        engine.gradient_accumulation_steps = 16 // batch_size
         model = nn.Linear(4, 1)
         model, optimizer, loader = engine.prepare(
             model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(regression(64), batch_size=batch_size)
         )
         full = batch_size > 4 and engine.process_index == engine.num_processes - 1
         for batch_idx, (x, y) in enumerate(loader):
-            if full and batch_idx == 1 and place == "forward":
-                raise torch.OutOfMemoryError("the device is full")
-            loss = (model(x) - y).abs().pow(power).mean()
-            engine.backward(loss)
-            if full and batch_idx == 1 and place == "step":
-                raise RuntimeError("CUDA error: out of memory")
-            optimizer.step()
-            optimizer.zero_grad()
+            with engine.accumulate(model):
+                if full and batch_idx == 1 and place == "forward":
+                    raise torch.OutOfMemoryError("the device is full")
+                loss = (model(x) - y).abs().pow(power).mean()
+                engine.backward(loss)
+                if full and batch_idx == 1 and place == "step":
+                    raise RuntimeError("CUDA error: out of memory")
+                optimizer.step()
+                optimizer.zero_grad()
         if full and place == "end":
             raise torch.OutOfMemoryError("the device is full")
-        return batch_size, loss.item(), engine.reduce(torch.tensor(1.0)).item()
+        return batch_size, engine.reduce(torch.tensor(1.0)).item(), [p.detach().clone() for p in model.parameters()]
 
+    torch.manual_seed(0)
     return train(2.0), sizes
+
+
+def search_and_compare(place: str) -> Any:
+    return search(place), search("nowhere")
 
 
 @pytest.mark.parametrize("place", ["forward", "step", "end"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_batch_size_that_fits_is_found_by_all_processes_together(processes: int, place: str):
-    (size, _, count), sizes = in_processes(processes, search, place)
+    found, whole = in_processes(processes, search_and_compare, place)
+    (size, count, weights), sizes = found
     assert (size, count) == (4, processes)
     assert sizes == [16, 8, 4]
+    assert whole[1] == [16]
+    if processes == 1:  # in two, an accumulation of smaller batches takes them in another order
+        torch.testing.assert_close(weights, whole[0][2])
 
 
 def test_no_batch_size_fits_and_other_errors_pass():
