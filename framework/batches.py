@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
         return function(batch)
     if isinstance(batch, Mapping):
         items = {key: map_tensors(value, function) for key, value in batch.items()}
+        if isinstance(batch, defaultdict):
+            return type(batch)(batch.default_factory, items)
         return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(value, function) for value in batch))

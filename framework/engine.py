@@ -29,6 +29,7 @@ from .prepared import (
     PreparedOptimizer,
     PreparedScheduler,
     SkippedLoader,
+    bare,
     is_loader,
     prepare_module,
     unwrap,
@@ -128,12 +129,13 @@ class Engine(Peers):
         self._accumulating = False  # inside accumulate()
         self._window_ended = False  # an optimizer has stepped in the window
         self._strategies: list[Strategy] = []  # one for each prepared module
+        self._faces: dict[int, Any] = {}  # what prepare() returned for each module
         self._optimizers: list[PreparedOptimizer] = []
         self._schedulers: list[PreparedScheduler] = []
         self._loaders: list[PreparedLoader] = []
         self._running: list[PreparedLoader] = []  # those that are being iterated, the innermost last
-        self._opened = 0  # micro-batches of the window that have begun, and their loader
-        self._window_loader: PreparedLoader | None = None
+        self._window_loader: PreparedLoader | None = None  # of the open window
+        self._forwards: dict[int, int] = {}  # by optimizer: its module's synchronised forwards until its last step
         self._data_seed: int | None = None
         self._registered: list[Any] = []
         self.running_loader = None
@@ -211,37 +213,39 @@ class Engine(Peers):
         Returns:
             One object for each, in the order given; anything else comes back as it is.
         """
-        optimizers = [item for item in objects if isinstance(item, Optimizer)]
-        modules = {id(item): self._prepare_module(item, optimizers) for item in objects if isinstance(item, nn.Module)}
-        for optimizer in optimizers:  # of a module that was prepared before
-            if not isinstance(optimizer, PreparedOptimizer) and self._prepared(optimizer) is None:
-                self._take_optimizers([optimizer])
+        # What another engine prepared, or this one has forgotten, is prepared anew.
+        objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
+        new = [item for item in objects if isinstance(item, Optimizer) and self._prepared(item) is None]
+        modules = {id(item): self._prepare_module(item, new) for item in objects if isinstance(item, nn.Module)}
+        for optimizer in new:
+            if self._prepared(optimizer) is None:  # its module was prepared before
+                self._watch([optimizer])
+                self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
         return prepared[0] if len(prepared) == 1 else prepared
 
+    def _is_ours(self, item: Any) -> bool:
+        ours = (*self._faces.values(), *self._optimizers, *self._schedulers, *self._loaders)
+        return any(item is one for one in ours)
+
     def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
-        if unwrap(module) is not module or any(strategy.module is module for strategy in self._strategies):
-            return module
-        strategy = copy.copy(self.strategy) if self._strategies else self.strategy
-        self._strategies.append(strategy)
+        if (found := self._faces.get(id(unwrap(module)))) is not None:
+            return found
+        strategy = copy.copy(self.strategy)
         own = {id(parameter) for parameter in module.parameters()}
         self.setup(module, strategy)
         trained = [
             optimizer
             for optimizer in optimizers
-            if not isinstance(optimizer, PreparedOptimizer)
-            and self._prepared(optimizer) is None
+            if self._prepared(optimizer) is None
             and any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
         ]
-        self._take_optimizers(trained, strategy)
-        return module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
-
-    def _take_optimizers(self, optimizers: list[Optimizer], strategy: Strategy | None = None) -> None:
-        if strategy is not None:
-            optimizers = self.setup_optimizers(optimizers, strategy)
-        else:
-            self._watch(optimizers)
-        self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in optimizers]
+        trained = self.setup_optimizers(trained, strategy)
+        self._strategies.append(strategy)
+        self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in trained]
+        face = module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
+        self._faces[id(module)] = face
+        return face
 
     def _prepared(self, optimizer: Any) -> PreparedOptimizer | None:
         return next((own for own in self._optimizers if own.optimizer is optimizer or own is optimizer), None)
@@ -255,7 +259,8 @@ class Engine(Peers):
             self._schedulers.append(PreparedScheduler(item, self))
             return self._schedulers[-1]
         if is_loader(item):
-            self._loaders.append(PreparedLoader(item, self))
+            self._check("prepare a loader")
+            self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
             return self._loaders[-1]
         return item
 
@@ -349,6 +354,7 @@ class Engine(Peers):
         """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
         self._running.append(loader)
         self.running_loader = self.window.loader = loader
+        self._check("iterate a loader")
         for strategy in self._strategies:
             if strategy.module.training:
                 strategy.start_epoch()
@@ -363,7 +369,8 @@ class Engine(Peers):
 
     def batches_of_open_window(self, loader: PreparedLoader) -> int:
         """How many of a loader's batches wait in a window that has not ended."""
-        return self._opened if not self.sync_gradients and self._window_loader is loader else 0
+        inside = not self.sync_gradients and self._window_loader is loader
+        return min(self.window.begun, loader.batches) if inside else 0
 
     def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
         """The loader without this process's first batches, which are not loaded if it is a prepared one.
@@ -398,13 +405,15 @@ class Engine(Peers):
             if self.gradient_accumulation_steps == 1 and window.length == 1:
                 window.close()
                 return
+            for optimizer in self._optimizers:
+                optimizer.begin_window()
             left = self.gradient_accumulation_steps
             if loader is not None:
                 left = min(left, loader.length - loader.batches + 1)
             window.open(0 if loader is None else loader.batches - 1, int(left))
-            self._opened, self._window_loader = 0, loader
-        self._opened += 1
-        self.sync_gradients = self._opened >= window.length or (loader is not None and loader.end_of_dataloader)
+            self._window_loader = loader
+        window.begun += 1
+        self.sync_gradients = window.begun >= window.length or (loader is not None and loader.end_of_dataloader)
 
     def end_micro_batch(self) -> None:
         """A micro-batch has ended."""
@@ -468,7 +477,7 @@ class Engine(Peers):
             *models: prepared models (default: all).
         """
         if len(self._strategies) <= 1:
-            return self.strategy.no_sync()
+            return (self._strategies or [self.strategy])[0].no_sync()
         chosen = {id(unwrap(model)) for model in models}
         stack = ExitStack()
         for strategy in self._strategies:
@@ -515,10 +524,20 @@ class Engine(Peers):
         """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
         if id(optimizer) in self._completed:
             return
+        if self._strategies and self.num_processes > 1:
+            self._sync_what_was_not(optimizer)
         self.unscale(optimizer)
         self._completed.add(id(optimizer))
         if (factor := self.window.factor()) is not None:
             scale_gradients(optimizer, factor)
+
+    def _sync_what_was_not(self, optimizer: Optimizer) -> None:
+        """Average gradients of a module that was never called as a whole, but by its parts or other methods."""
+        strategy, _ = self._strategy_of(optimizer)
+        forwards = strategy.synced_forwards
+        if forwards is not None and forwards == self._forwards.get(id(optimizer), 0):
+            self.sync_gradients_of(optimizer)
+        self._forwards[id(optimizer)] = forwards or 0
 
     def clip_gradients(self, optimizer: Any, value: float | None, algorithm: str = "norm") -> None:
         """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
@@ -569,6 +588,9 @@ class Engine(Peers):
         self.unscale(optimizer)
         self._updated = False
         result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one, which sees for itself
+            found = self.scaler._found_inf_per_device(optimizer)
+            self._updated = not any(bool(flag.item()) for flag in found.values())
         self._unscaled.discard(id(optimizer))
         self._stepped.add(id(optimizer))
         return result
@@ -586,9 +608,10 @@ class Engine(Peers):
 
     def step_prepared(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Complete the gradients of a prepared optimizer, and step it."""
-        if self._plain_backward is None or self.window.length != 1:
+        if self._plain_backward is None or self.window.length != 1 or self.window.is_weighted:
             self.complete_gradients(optimizer)
         result = self.step(optimizer, closure)
+        self._completed.discard(id(optimizer))
         if not self._window_ended:
             self._window_ended = True  # the window ends when the next one begins
             self.global_step += 1
@@ -604,7 +627,8 @@ class Engine(Peers):
         if self.scaler is not None and self._stepped:
             self.scaler.update()
             self._stepped.clear()
-            self._unscaled.clear()
+        while self.scaler is not None and self._unscaled:
+            self.scaler._per_optimizer_states.pop(self._unscaled.pop(), None)  # unscaled, and then not stepped
         self._completed.clear()
         self._window_ended = False
         self.window.close()
@@ -709,8 +733,8 @@ class Engine(Peers):
 
         for strategy in self._strategies:
             strategy.teardown()
-            vars(strategy).pop("module", None)
-            vars(strategy).pop("optimizers", None)
+        self._faces.clear()
+        self._forwards.clear()
         for loader in self._loaders:
             loader.close()
         self.running_loader = self.window.loader = None

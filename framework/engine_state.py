@@ -25,6 +25,7 @@ def save_state(engine: Engine, path: str) -> str:
     checkpoint: dict[str, Any] = {
         "epoch": engine._loaders[0].epoch if engine._loaders else 0,
         "global_step": engine.global_step,
+        "models": len(states),
         "state_dict": states[0] if states else {},
         "more_state_dicts": states[1:],
         "optimizer_states": [engine.optimizer_state(optimizer) for optimizer in engine._optimizers],
@@ -52,6 +53,10 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     path = resolve(path)
     checkpoint = load_checkpoint(path, weights_only)
     _check_counts(engine, checkpoint, path)
+    engine.end_window()
+    engine.sync_gradients = True
+    for optimizer in engine._optimizers:
+        optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
     for strategy, state in zip(engine._strategies, states, strict=False):
         load_weights(strategy.load_model_state, strategy.module, {**checkpoint, "state_dict": state}, path, strict=True)
@@ -70,13 +75,11 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     _place_loaders(engine, checkpoint, path)
     if rng := checkpoint["rng"]:
         set_rng_state(rng[engine.process_index % len(rng)], engine.device)
-    engine.end_window()
-    engine.sync_gradients = True
 
 
 def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
-    models = 1 + len(checkpoint.get("more_state_dicts", ())) if checkpoint["state_dict"] else 0
+    models = checkpoint.get("models", 1)  # the Trainer's have one
     for name, saved, now in (
         ("models", models, engine._strategies),
         ("optimizers", len(checkpoint.get("optimizer_states", ())), engine._optimizers),
@@ -94,7 +97,10 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
     places = _places(checkpoint)
     if places is None:
         return
-    if len(places[0]) != len(engine._loaders):
+    if "run" in checkpoint:
+        engine.set_data_seed(checkpoint["run"]["state"]["seed"])
+        places = [own[: len(engine._loaders)] for own in places]  # the first loader's; others are at their beginning
+    elif len(places[0]) != len(engine._loaders):
         raise CheckpointError(
             f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
             f"{len(engine._loaders)}: prepare the same before load_state"
@@ -107,7 +113,7 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
         )
     if (seed := checkpoint.get("data_seed")) is not None:
         engine.set_data_seed(seed)
-    for loader, place in zip(engine._loaders, places[engine.process_index % len(places)], strict=True):
+    for loader, place in zip(engine._loaders, places[engine.process_index % len(places)], strict=False):
         loader.load_state_dict(place)
 
 
@@ -119,7 +125,6 @@ def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
         return None
     run, state = checkpoint["run"], checkpoint["run"]["state"]
     epoch, batches = (state["epoch"] + 1, 0) if state["epoch_done"] else (state["epoch"], state["batch_idx"])
-    checkpoint["data_seed"] = state["seed"]
     return [[{"epoch": epoch, "batches": batches, "loader": own["loader"]}] for own in (run, *run.get("peers", ()))]
 
 

@@ -20,6 +20,7 @@ from .engine import Engine
 from .messages import log
 from .seed import rng_state, set_rng_state
 
+_PATIENCE = timedelta(minutes=30)  # for the others to end their call
 # What the libraries say that raise plain RuntimeErrors.
 _SIGNS = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_not_supported")
 
@@ -86,9 +87,8 @@ def find_executable_batch_size(
             raise TypeError(
                 f"{function.__name__} gets its {parameters[0]} from find_executable_batch_size: leave it out"
             )
-        size, state = starting_batch_size, rng_state()
+        size, before = starting_batch_size, _Before()
         while size > 0:
-            set_rng_state(state)
             result = None
             with _Attempt() as attempt:
                 result = function(size, *args, **kwargs)
@@ -97,6 +97,7 @@ def find_executable_batch_size(
             for engine in list(Engine.living):
                 engine.free_memory()
             attempt.leave()
+            before.restore()
             smaller = reduce_size(size)
             log.info("Out of memory with a batch size of %d: trying %d", size, smaller)
             size = smaller
@@ -108,7 +109,25 @@ def find_executable_batch_size(
     return call
 
 
-_attempts = 0  # of this process, and so of its peers: they make the same calls
+class _Before:
+    """What calls that fail must not change: random numbers, and the engines' counters and loss scales."""
+
+    def __init__(self) -> None:
+        engines = list(Engine.living)
+        self.device = engines[0].device if engines else None
+        self.rng = rng_state(self.device)
+        self.engines = [(e, e.global_step, e.scaler.state_dict() if e.scaler is not None else {}) for e in engines]
+
+    def restore(self) -> None:
+        set_rng_state(self.rng, self.device)
+        for engine, steps, scale in self.engines:
+            engine.global_step = steps
+            if engine.scaler is not None and scale:
+                engine.scaler.load_state_dict(scale)
+
+
+_attempts = 0  # of this process outside of any other, and so of its peers: they make the same calls
+_running: list[_Attempt] = []
 
 
 class _Attempt:
@@ -123,23 +142,32 @@ class _Attempt:
 
     def __init__(self) -> None:
         global _attempts
-        _attempts += 1
         self.failed = False
+        self.attempts = 0  # inside of it
         self.place = place = detect()
         self.several = place is not None and place.world_size > 1
         self.store: Any = None
+        self.around = list(_running)
+        if self.around:
+            self.around[-1].attempts += 1
+            self.path = f"{self.around[-1].path}/{self.around[-1].attempts}"
+        else:
+            _attempts += 1
+            self.path = f"attempt/{_attempts}"
         self._over = threading.Event()
         if self.several:
             assert place is not None
-            self.store = PrefixStore(f"attempt/{_attempts}", meet(place, timedelta(minutes=30)))
+            self.store = PrefixStore(self.path, meet(place, _PATIENCE))
 
     def __enter__(self) -> _Attempt:
+        _running.append(self)
         if self.several and torch.distributed.is_initialized() and torch.distributed.is_nccl_available():
             threading.Thread(target=self._abort_with_peers, daemon=True).start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         self._over.set()
+        _running.remove(self)
         if error is not None and not isinstance(error, Exception):
             return False
         ran_out = error is not None and is_out_of_memory(error)
@@ -158,9 +186,14 @@ class _Attempt:
         """Wait until all have told how it ended, or one that it ran out of memory."""
         assert self.place is not None
         ends = [str(rank) for rank in range(self.place.world_size)]
+        began = time.monotonic()
         while not self.store.check(ends):
             if self.store.check(["ran_out"]):
                 return True
+            if any(attempt.store.check(["ran_out"]) for attempt in self.around):
+                raise RuntimeError("another process ran out of memory in the function that called this one")
+            if time.monotonic() - began > _PATIENCE.total_seconds():
+                raise RuntimeError(f"rank {self.place.rank} has waited {_PATIENCE} for the other processes to end")
             time.sleep(0.05)
         return self.store.check(["ran_out"])
 

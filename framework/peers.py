@@ -82,11 +82,9 @@ class Peers:
             self._meet("main_process_first")
         try:
             yield
-        except BaseException:
-            self.strategy.failed = True
-            raise
-        if is_first:
-            self._meet("main_process_first")
+        finally:
+            if is_first:  # the others wait for it, even if it failed
+                self._meet("main_process_first")
 
     def on_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate a function to run in the main process only; elsewhere it returns None."""
@@ -213,7 +211,11 @@ class Peers:
             inputs: a list, tuple, tensor, dict of such of one length, or dataset.
             apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
         """
-        yield peer_tensors.split(inputs, self.process_index, self.num_processes, apply_padding)
+        running, self.running_loader = self.running_loader, None  # what is gathered inside is no batch of its
+        try:
+            yield peer_tensors.split(inputs, self.process_index, self.num_processes, apply_padding)
+        finally:
+            self.running_loader = running
 
     def set_trigger(self) -> None:
         """Raise a flag that :meth:`check_trigger` lowers in all processes."""

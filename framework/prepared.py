@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
 from .batches import map_tensors
 from .dealing import SharedLoader, is_dealt_already
 from .loaders import INFINITE, EpochLoader
-from .seed import isolated_rng
+from .seed import isolated_rng, mix_seeds
 
 if TYPE_CHECKING:
     from ..strategies.base import Strategy
@@ -36,6 +37,9 @@ class _PreparedModule:
     _original: Any
     _run: tuple[Callable[..., Any], Callable[..., Any]]
     _single: bool  # whether what it returns is to be converted back from half precision
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The face is no subclass that the module's author wants to know of."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         train, evaluate = self._run
@@ -67,7 +71,24 @@ def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) 
     }
     face = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
     object.__setattr__(face, "__dict__", module.__dict__)
+    for name in (name for parent in kind.__mro__ for name in _slots(parent) if hasattr(module, name)):
+        object.__setattr__(face, name, getattr(module, name))
     return face
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def bare(item: Any) -> Any:
+    """What is behind anything that was prepared."""
+    if isinstance(item, PreparedOptimizer):
+        return item.optimizer
+    if isinstance(item, PreparedScheduler):
+        return item.scheduler
+    return item.loader if isinstance(item, PreparedLoader) else unwrap(item)
 
 
 def unwrap(module: Any) -> Any:
@@ -110,6 +131,9 @@ class PreparedOptimizer(Optimizer):
         self.optimizer = optimizer
         self.engine = engine
         self.step_was_skipped = False
+        self._stepped = False  # in this window
+        self._to_clear = False  # it has stepped since its gradients were cleared
+        self._given_up = False  # the window's gradients are to be cleared, unless it steps
 
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # not there yet, as while unpickling
@@ -152,9 +176,21 @@ class PreparedOptimizer(Optimizer):
         return getattr(self.optimizer, "eval", lambda: None)()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; inside a window, nothing is done."""
-        if self.engine.sync_gradients:
+        """Clear the gradients, but not those of a window in which it is still to step.
+
+        A window of several micro-batches that ends without a step is given up by it.
+        """
+        if self._stepped or self._to_clear or self.engine.window.length == 1:
+            self._to_clear = False
             self.optimizer.zero_grad(set_to_none)
+        else:
+            self._given_up = self.engine.sync_gradients
+
+    def begin_window(self) -> None:
+        """A window begins."""
+        if self._given_up and not self._stepped:
+            self.optimizer.zero_grad()
+        self._stepped = self._given_up = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step on the window's gradients; inside a window, nothing is done."""
@@ -162,6 +198,7 @@ class PreparedOptimizer(Optimizer):
         if not engine.sync_gradients:
             return None
         result = engine.step_prepared(self.optimizer, closure)
+        self._stepped = self._to_clear = True
         if engine.scaler is not None:
             self.step_was_skipped = engine.step_was_skipped
         return result
@@ -221,12 +258,15 @@ class PreparedLoader:
         end_of_dataloader: whether the running batch is the epoch's last.
     """
 
-    def __init__(self, loader: Any, engine: Engine) -> None:
-        self.loader, self.engine = loader, engine
+    def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
+        self.loader, self.engine, self._index = loader, engine, index
         self.read_in_order_of(engine.data_seed())
         self.length = self.source.length
         # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
-        self._looks_ahead = self.length == INFINITE and not callable(getattr(loader, "state_dict", None))
+        self._own_state = callable(getattr(loader, "state_dict", None))
+        unsure = self.length == INFINITE or isinstance(getattr(loader, "dataset", None), IterableDataset)
+        self._looks_ahead = unsure and not self._own_state
+        self._window_state: Any = None  # the loader's own state when the open window began
         self.epoch = self.batches = 0
         self.share = 1.0
         self.end_of_dataloader = False
@@ -243,7 +283,8 @@ class PreparedLoader:
         return int(self.length)
 
     def read_in_order_of(self, seed: int) -> None:
-        """Draw the order of a shuffled loader from ``seed``."""
+        """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
+        seed = seed if self._index == 0 else mix_seeds(seed, self._index)
         self.source: EpochLoader | SharedLoader = EpochLoader(self.loader, seed)
         if self.engine.num_processes > 1:
             self.source = SharedLoader(self.source, self.engine.strategy, deal=not is_dealt_already(self.loader))
@@ -278,6 +319,8 @@ class PreparedLoader:
                     if self.batches >= length:
                         self.end_of_dataloader = True
                 yield batch if transfer is None else transfer(batch)
+                if self._own_state and engine.sync_gradients and engine.gradient_accumulation_steps > 1:
+                    self._window_state = source.state_dict()  # the next batch begins a window
             self.epoch += 1
             self.batches = 0
         finally:
@@ -296,7 +339,7 @@ class PreparedLoader:
     def state_dict(self) -> dict[str, Any]:
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
         behind = self.engine.batches_of_open_window(self)
-        own = None if self._looks_ahead else self.source.state_dict()
+        own = None if self._looks_ahead else self._window_state if behind else self.source.state_dict()
         return {"epoch": self.epoch, "batches": self.batches - behind, "loader": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ class Window:
             processes. None counts all alike.
         start: index of its first micro-batch in the epoch.
         length: micro-batches planned.
-        count: micro-batches whose loss was added.
+        count: losses that were added.
+        begun: micro-batches that have begun, where somebody counts them; else there is one for each loss.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -33,10 +34,9 @@ class Window:
         self.loader: Any = None
         self.start = 0
         self.length = 1
-        self.count = 0
+        self.count = self.begun = 0
         self._weight: Any = None  # the sum of the weights, numbers or tensors, if there are any
         self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
-        self._parts = False  # whether batches come in parts
         self._weighted: bool | None = None  # whether there are weights, once several processes agree about it
 
     def open(self, start: int, length: int) -> None:
@@ -46,13 +46,18 @@ class Window:
 
     def close(self) -> None:
         """Nothing is gathered."""
-        self.count = 0
+        self.count = self.begun = 0
         self._weight = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the gradients of all planned micro-batches have come, and need no further factor."""
         return self.count == self.length and self._weight is None
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether what has been gathered came with weights."""
+        return self._weight is not None
 
     @property
     def share(self) -> float:
@@ -71,7 +76,6 @@ class Window:
         """As :meth:`add`, for a part of a micro-batch: ``fraction`` of its samples. No collective."""
         if self._weighted is None and self.strategy.world_size > 1:
             self._weighted, self._unit = weight is not None, 1024.0  # a power of two, about the size of a weight
-        self._parts = True
         part = self.add(loss if weight is not None else loss * fraction, weight)
         self.count -= not first
         return part
@@ -103,8 +107,7 @@ class Window:
                 self._weight = 0
                 self._unit = self._unit if several else _nonzero(weight)
             self._weight = self._weight + weight
-            if self.length > 1 or several or self._parts:
-                part = part * (weight / self._unit)  # of the size of a loss, which half precision can hold
+            part = part * (weight / self._unit)  # of the size of a loss, which half precision can hold
         elif several and self.share != 1.0:
             part = part * self.share
         return part
@@ -135,10 +138,9 @@ class Window:
         With weights and several processes, a collective of one number.
         """
         if self._weight is None:
-            return self.length / self.count if 0 < self.count < self.length else None
+            held = self.begun or self.count
+            return self.length / held if 0 < held < self.length else None
         several = self.strategy.world_size > 1
-        if self.length == 1 and self.count == 1 and not several and not self._parts:
-            return None
         weight = self._weight
         if several:
             weight = self.strategy.reduce(torch.as_tensor(weight, dtype=torch.float64), "mean")

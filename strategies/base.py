@@ -47,6 +47,7 @@ class Strategy(ABC):
     Attributes:
         name: what it is called in messages and checkpoints.
         equal_forwards: evaluation needs the same number of forward passes on all ranks.
+        synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
         keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
         owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
         sync_batchnorm: whether batch norms compute their statistics over all processes.
@@ -61,6 +62,7 @@ class Strategy(ABC):
 
     name = "strategy"
     equal_forwards = False
+    synced_forwards: int | None = None
     keeps_gradients_local: bool | None = None
     owns_loss_scale = False
     sync_batchnorm = False
@@ -112,8 +114,6 @@ class Strategy(ABC):
 
     def teardown(self) -> None:
         """Undo what :meth:`setup` did to the module beside moving it."""
-
-    # -- steps ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:

@@ -82,6 +82,8 @@ class DDPStrategy(ProcessGroupStrategy):
         self.sync_batchnorm = sync_batchnorm
         self._ddp: DistributedDataParallel | None = None
         self._local = False  # inside no_sync, in a step
+        self.synced_forwards = 0
+        self.torn_down = False
         self._first = True  # until the first backward after DDP was made
         self._wrapped: list[int] = []  # what was trained then
         self._prepared = False  # whether a backward has run in this step
@@ -97,6 +99,7 @@ class DDPStrategy(ProcessGroupStrategy):
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         super().setup(module, precision)
         self._replaced = []
+        self.torn_down = False
         if self.world_size > 1:
             _equalize((*module.parameters(), *module.buffers()))
             if self.sync_batchnorm:
@@ -120,7 +123,8 @@ class DDPStrategy(ProcessGroupStrategy):
         return [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
 
     def start_epoch(self) -> None:
-        if self.world_size > 1 and self._wrapped != self._trainable():
+        trainable = self._trainable() if self.world_size > 1 else []
+        if trainable and trainable != self._wrapped:
             self._wrap()  # DDP would not average what was frozen when it was made
 
     def _wrap(self) -> None:
@@ -137,6 +141,7 @@ class DDPStrategy(ProcessGroupStrategy):
 
     def teardown(self) -> None:
         self._ddp = None
+        self.torn_down = True
         for parent, name, own in self._replaced:
             setattr(parent, name, own.train(getattr(parent, name).training))
         self._replaced.clear()
@@ -146,7 +151,13 @@ class DDPStrategy(ProcessGroupStrategy):
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         ddp = self._ddp
         if ddp is None:
-            return self.evaluate(step_name, *args, **kwargs)
+            if self.world_size == 1 or self.keeps_gradients_local or self.torn_down or not self._trainable():
+                return self.evaluate(step_name, *args, **kwargs)
+            self._wrap()  # all was frozen until now
+            ddp = self._ddp
+            assert ddp is not None
+        if ddp.require_backward_grad_sync:
+            self.synced_forwards = (self.synced_forwards or 0) + 1
         self.in_step = True
         try:
             return ddp(step_name, *args, **kwargs)

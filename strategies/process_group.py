@@ -8,6 +8,7 @@ import pickle
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
+from weakref import WeakSet
 
 import cloudpickle
 import torch
@@ -38,7 +39,6 @@ class ProcessGroupStrategy(Strategy):
             raise ValueError(f"max_restarts must be an integer from 0; got {max_restarts!r}")
         self.process_group_backend, self.timeout, self.max_restarts = process_group_backend, timeout, max_restarts
         self.place: Place | None = None
-        self._made_group = False  # else somebody else did, who will leave it
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         self.place = place
@@ -64,7 +64,10 @@ class ProcessGroupStrategy(Strategy):
                 rank=self.global_rank,
                 world_size=self.world_size,
             )
-            self._made_group = True
+            _members.clear()
+            _members.add(self)
+        elif _members:
+            _members.add(self)
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
@@ -72,9 +75,10 @@ class ProcessGroupStrategy(Strategy):
             )
 
     def disconnect(self) -> None:
-        if self._made_group and dist.is_initialized():
-            leave_group()
-        self._made_group = False
+        if self in _members:
+            _members.discard(self)
+            if not _members and dist.is_initialized():
+                leave_group()
 
     def _backend(self) -> str:
         if self.process_group_backend is not None:
@@ -143,6 +147,7 @@ class ProcessGroupStrategy(Strategy):
 
 
 _groups = 0  # that this process has been in
+_members: WeakSet[ProcessGroupStrategy] = WeakSet()  # who uses the group, if one of them made it
 
 
 def meet(place: Place, timeout: timedelta) -> Store:

@@ -421,6 +421,20 @@ def test_other_weights_and_objects_without_state_are_refused(tmp_path: Path):
 # -- peers ------------------------------------------------------------------------------------------------------------
 
 
+def gradient_after_a_step_that_was_left_out(engine: Engine) -> float:
+    """Of a weighted loss whose gradient is 1, after the batch before was given up."""
+    model = nn.Linear(1, 1, bias=False)
+    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    before = model.weight.item()
+    for step in (False, True):
+        with engine.accumulate(model):
+            engine.backward(model(torch.ones(1, 1)).sum(), weight=3.0)
+            if step:
+                optimizer.step()
+            optimizer.zero_grad()
+    return before - model.weight.item()
+
+
 def uneven() -> Any:
     engine = make()
     rank = engine.process_index
@@ -431,6 +445,7 @@ def uneven() -> Any:
         "gathered": (gathered["a"].tolist(), gathered["b"].tolist()),
         "padded": engine.gather(padded).tolist(),
         "triggers": (engine.check_trigger(), engine.check_trigger()),
+        "left_out": gradient_after_a_step_that_was_left_out(engine),
         "sent": engine.broadcast({"x": torch.tensor([rank]), "name": f"rank {rank}"}, from_process=1),
     }
 
@@ -440,6 +455,7 @@ def test_uneven_tensors_flags_and_objects():
     assert found["gathered"] == ([0, 0, 1], [0.0, 1.0])
     assert found["padded"] == [[1, 1], [-1, -1], [1, 1], [1, 1]]
     assert found["triggers"] == (True, False)
+    assert found["left_out"] == pytest.approx(1.0)
     assert found["sent"] == {"x": torch.tensor([1]), "name": "rank 1"}
 
 
