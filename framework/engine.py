@@ -135,6 +135,7 @@ class Engine(Peers):
         self._loaders: list[PreparedLoader] = []
         self._running: list[PreparedLoader] = []  # those that are being iterated, the innermost last
         self._window_loader: PreparedLoader | None = None  # of the open window
+        self._owners: dict[int, Strategy] = {}  # by optimizer: its module's
         self._forwards: dict[int, int] = {}  # by optimizer: its module's synchronised forwards until its last step
         self._data_seed: int | None = None
         self._registered: list[Any] = []
@@ -220,6 +221,7 @@ class Engine(Peers):
         for optimizer in new:
             if self._prepared(optimizer) is None:  # its module was prepared before
                 self._watch([optimizer])
+                self._owners[id(optimizer)] = self._strategy_of(optimizer)[0]
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
         return prepared[0] if len(prepared) == 1 else prepared
@@ -242,6 +244,7 @@ class Engine(Peers):
         ]
         trained = self.setup_optimizers(trained, strategy)
         self._strategies.append(strategy)
+        self._owners.update({id(optimizer): strategy for optimizer in trained})
         self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in trained]
         face = module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
         self._faces[id(module)] = face
@@ -533,7 +536,7 @@ class Engine(Peers):
 
     def _sync_what_was_not(self, optimizer: Optimizer) -> None:
         """Average gradients of a module that was never called as a whole, but by its parts or other methods."""
-        strategy, _ = self._strategy_of(optimizer)
+        strategy = self._owners.get(id(optimizer), self.strategy)
         forwards = strategy.synced_forwards
         if forwards is not None and forwards == self._forwards.get(id(optimizer), 0):
             self.sync_gradients_of(optimizer)
@@ -734,6 +737,7 @@ class Engine(Peers):
         for strategy in self._strategies:
             strategy.teardown()
         self._faces.clear()
+        self._owners.clear()
         self._forwards.clear()
         for loader in self._loaders:
             loader.close()

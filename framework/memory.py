@@ -184,11 +184,18 @@ class _Attempt:
 
     def _any_failed(self) -> bool:
         """Wait until all have told how it ended, or one that it ran out of memory."""
+        return self._wait(str, or_ran_out=True)
+
+    def _wait(self, key: Callable[[int], str], or_ran_out: bool) -> bool:
+        """Wait for what all processes post; returns whether one ran out of memory.
+
+        Raises:
+            RuntimeError: if that one is not in this call, but in one around it, or does not come.
+        """
         assert self.place is not None
-        ends = [str(rank) for rank in range(self.place.world_size)]
-        began = time.monotonic()
-        while not self.store.check(ends):
-            if self.store.check(["ran_out"]):
+        keys, began = [key(rank) for rank in range(self.place.world_size)], time.monotonic()
+        while not self.store.check(keys):
+            if or_ran_out and self.store.check(["ran_out"]):
                 return True
             if any(attempt.store.check(["ran_out"]) for attempt in self.around):
                 raise RuntimeError("another process ran out of memory in the function that called this one")
@@ -211,6 +218,9 @@ class _Attempt:
         free_memory(torch.device("cpu") if not Engine.living else next(iter(Engine.living)).device)
         if not self.several:
             return
+        assert self.place is not None
         leave_group()
+        self.store.set(f"left/{self.place.rank}", "")
+        self._wait(lambda rank: f"left/{rank}", or_ran_out=False)
         for engine in list(Engine.living):
             engine.connect()
