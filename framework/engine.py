@@ -74,6 +74,7 @@ class Engine(Peers):
     Attributes:
         gradient_accumulation_steps: as given.
         sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
+        accumulating: inside :meth:`accumulate`.
         global_step: windows in which an optimizer has stepped.
         loggers: as given.
 
@@ -126,7 +127,7 @@ class Engine(Peers):
         self.sync_gradients = True
         self.global_step = 0
         self._completed: set[int] = set()  # optimizers whose gradients are those of their step
-        self._accumulating = False  # inside accumulate()
+        self.accumulating = False
         self._window_ended = False  # an optimizer has stepped in the window
         self._strategies: list[Strategy] = []  # one for each prepared module
         self._faces: dict[int, Any] = {}  # what prepare() returned for each module
@@ -142,6 +143,7 @@ class Engine(Peers):
         self.running_loader = None
         # What backward() and step() come to where nothing is to be scaled, weighed or shared.
         self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
+        self._accumulation = Accumulation(self)
         self._calls: CallCheck | None = None
         self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
         Engine.living.add(self)
@@ -395,19 +397,22 @@ class Engine(Peers):
         Args:
             *models: the prepared models that it trains (default: all).
         """
-        return Accumulation(self, models)
+        if models != self._accumulation.models:
+            self._accumulation = Accumulation(self, models)
+        return self._accumulation
 
     def begin_micro_batch(self) -> None:
         """A micro-batch begins; if the window is complete, the next one."""
         window = self.window
         loader = window.loader
-        self._accumulating = True
+        self.accumulating = True
         if self.sync_gradients:
+            single = self.gradient_accumulation_steps == 1 and window.length == 1
+            if single and self._plain_backward is not None and window.weight is None:
+                self._window_ended = False
+                return
             if self._window_ended or self._completed:
                 self.end_window()
-            if self.gradient_accumulation_steps == 1 and window.length == 1:
-                window.close()
-                return
             for optimizer in self._optimizers:
                 optimizer.begin_window()
             left = self.gradient_accumulation_steps
@@ -417,10 +422,6 @@ class Engine(Peers):
             self._window_loader = loader
         window.begun += 1
         self.sync_gradients = window.begun >= window.length or (loader is not None and loader.end_of_dataloader)
-
-    def end_micro_batch(self) -> None:
-        """A micro-batch has ended."""
-        self._accumulating = False
 
     def new_window(self) -> Window:
         """Forget the open window, and whether there are weights."""
@@ -436,15 +437,17 @@ class Engine(Peers):
                 of tokens: for all batches or for none.
             **kwargs: for ``Tensor.backward``.
         """
-        if not self._accumulating and (self._window_ended or self._completed):
-            self.end_window()
-        if self._plain_backward is not None and weight is None and self.window.length == 1:
-            self.window.count += 1
+        window = self.window
+        if self._plain_backward is not None and weight is None and window.length == 1 and window.weight is None:
+            if not self.accumulating and self._window_ended:
+                self._window_ended = False
             self._plain_backward(loss, **kwargs)
             return
+        if not self.accumulating and (self._window_ended or self._completed):
+            self.end_window()
         if self._calls is not None:
             self._calls.check("backward" if self.sync_gradients else "backward (local)")
-        self.compute_gradients(self.window.add(loss, weight), **kwargs)
+        self.compute_gradients(window.add(loss, weight), **kwargs)
 
     def compute_gradients(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
@@ -611,10 +614,13 @@ class Engine(Peers):
 
     def step_prepared(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Complete the gradients of a prepared optimizer, and step it."""
-        if self._plain_backward is None or self.window.length != 1 or self.window.is_weighted:
+        window = self.window
+        if self._plain_backward is not None and window.length == 1 and window.weight is None and closure is None:
+            result = optimizer.step() if self._strategy_step is _step else self._strategy_step(optimizer)
+        else:
             self.complete_gradients(optimizer)
-        result = self.step(optimizer, closure)
-        self._completed.discard(id(optimizer))
+            result = self.step(optimizer, closure)
+            self._completed.discard(id(optimizer))
         if not self._window_ended:
             self._window_ended = True  # the window ends when the next one begins
             self.global_step += 1
@@ -737,6 +743,7 @@ class Engine(Peers):
         for strategy in self._strategies:
             strategy.teardown()
         self._faces.clear()
+        self._accumulation = Accumulation(self)
         self._owners.clear()
         self._forwards.clear()
         for loader in self._loaders:

@@ -99,7 +99,7 @@ def unwrap(module: Any) -> Any:
 class Accumulation:
     """The context of ``Engine.accumulate``: as a class, it costs a fifth of what a generator does."""
 
-    def __init__(self, engine: Engine, models: tuple[nn.Module, ...]) -> None:
+    def __init__(self, engine: Engine, models: tuple[nn.Module, ...] = ()) -> None:
         self.engine, self.models = engine, models
         self.local: Any = None
 
@@ -111,9 +111,10 @@ class Accumulation:
             self.local.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.engine.end_micro_batch()
+        self.engine.accumulating = False
         if self.local is not None:
-            self.local.__exit__(*error)
+            local, self.local = self.local, None
+            local.__exit__(*error)
 
 
 # -- optimizers and schedulers ----------------------------------------------------------------------------------------
@@ -311,15 +312,18 @@ class PreparedLoader:
             with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
                 batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
             self.end_of_dataloader = False
-            source, length = self.source, self.length
-            for batch in self._looking_ahead(batches) if self._looks_ahead else batches:
-                self.batches += 1
-                if not self._looks_ahead:
+            source, own_state, dealt = self.source, self._own_state, engine.num_processes > 1
+            given, length = start, self.length
+            if self._looks_ahead:  # which tells the end and the shares itself
+                batches, dealt, length = self._looking_ahead(batches), False, INFINITE
+            for batch in batches:
+                self.batches = given = given + 1
+                if dealt:
                     self.share = source.share
-                    if self.batches >= length:
-                        self.end_of_dataloader = True
+                if given >= length:
+                    self.end_of_dataloader = True
                 yield batch if transfer is None else transfer(batch)
-                if self._own_state and engine.sync_gradients and engine.gradient_accumulation_steps > 1:
+                if own_state and engine.sync_gradients and engine.gradient_accumulation_steps > 1:
                     self._window_state = source.state_dict()  # the next batch begins a window
             self.epoch += 1
             self.batches = 0

@@ -26,6 +26,7 @@ class Window:
         start: index of its first micro-batch in the epoch.
         length: micro-batches planned.
         count: losses that were added.
+        weight: the sum of their weights, numbers or tensors, if there are any.
         begun: micro-batches that have begun, where somebody counts them; else there is one for each loss.
     """
 
@@ -35,7 +36,7 @@ class Window:
         self.start = 0
         self.length = 1
         self.count = self.begun = 0
-        self._weight: Any = None  # the sum of the weights, numbers or tensors, if there are any
+        self.weight: Any = None
         self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
         self._weighted: bool | None = None  # whether there are weights, once several processes agree about it
 
@@ -47,17 +48,12 @@ class Window:
     def close(self) -> None:
         """Nothing is gathered."""
         self.count = self.begun = 0
-        self._weight = None
+        self.weight = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the gradients of all planned micro-batches have come, and need no further factor."""
-        return self.count == self.length and self._weight is None
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether what has been gathered came with weights."""
-        return self._weight is not None
+        return self.count == self.length and self.weight is None
 
     @property
     def share(self) -> float:
@@ -66,11 +62,11 @@ class Window:
 
     def state(self) -> tuple[Any, ...]:
         """What has been gathered."""
-        return self.count, self._weight, self._unit, self._weighted
+        return self.count, self.weight, self._unit, self._weighted
 
     def load_state(self, state: tuple[Any, ...]) -> None:
         """Take back :meth:`state`."""
-        self.count, self._weight, self._unit, self._weighted = state
+        self.count, self.weight, self._unit, self._weighted = state
 
     def add_part(self, loss: Tensor, weight: Any, fraction: float, first: bool) -> Tensor:
         """As :meth:`add`, for a part of a micro-batch: ``fraction`` of its samples. No collective."""
@@ -93,7 +89,7 @@ class Window:
         several = self.strategy.world_size > 1
         if several and (weight is not None) is not self._weighted:
             self._agree_on_weights(weight)
-        if self.count and (weight is None) != (self._weight is None):
+        if self.count and (weight is None) != (self.weight is None):
             raise RuntimeError(
                 f"some batches of a window have a weight and others have none (batch {self.start + self.count}): give "
                 "one for all of them or for none"
@@ -103,10 +99,10 @@ class Window:
         if weight is not None:
             if several:
                 weight = weight * bool(self.share)
-            if self._weight is None:
-                self._weight = 0
+            if self.weight is None:
+                self.weight = 0
                 self._unit = self._unit if several else _nonzero(weight)
-            self._weight = self._weight + weight
+            self.weight = self.weight + weight
             part = part * (weight / self._unit)  # of the size of a loss, which half precision can hold
         elif several and self.share != 1.0:
             part = part * self.share
@@ -137,11 +133,11 @@ class Window:
 
         With weights and several processes, a collective of one number.
         """
-        if self._weight is None:
+        if self.weight is None:
             held = self.begun or self.count
             return self.length / held if 0 < held < self.length else None
         several = self.strategy.world_size > 1
-        weight = self._weight
+        weight = self.weight
         if several:
             weight = self.strategy.reduce(torch.as_tensor(weight, dtype=torch.float64), "mean")
         return self.length * self._unit / _nonzero(weight)  # where all weights are zero, so are the gradients
