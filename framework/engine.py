@@ -740,32 +740,27 @@ class Engine(Peers):
         """
         from .memory import free_memory
 
-        for strategy in self._strategies:
-            strategy.teardown()
-        self._faces.clear()
-        self._accumulation = Accumulation(self)
-        self._owners.clear()
-        self._forwards.clear()
-        for loader in self._loaders:
-            loader.close()
-        self.running_loader = self.window.loader = None
-        for mine in (
-            self._running,
-            self._strategies,
-            self._optimizers,
-            self._schedulers,
-            self._loaders,
-            self._registered,
-        ):
-            mine.clear()
         count = len(objects)
         del objects
-        self.end_window()
-        self.sync_gradients = True
+        self.forget()
         free_memory(self.device)
         return [None] * count
 
     clear = free_memory
+
+    def forget(self) -> None:
+        """Let go of everything that was prepared or registered."""
+        for strategy in self._strategies:
+            strategy.teardown()
+        for loader in self._loaders:
+            loader.close()
+        self.running_loader = self.window.loader = None
+        self._accumulation = Accumulation(self)
+        prepared = (self._strategies, self._optimizers, self._schedulers, self._loaders, self._running)
+        for mine in (*prepared, self._registered, self._faces, self._owners, self._forwards):
+            mine.clear()
+        self.end_window()
+        self.sync_gradients = True
 
     def end_training(self) -> None:
         """Close the loggers, forget what was prepared, and leave the process group. All processes call this."""

@@ -95,7 +95,7 @@ def find_executable_batch_size(
             if not attempt.failed:
                 return result
             for engine in list(Engine.living):
-                engine.free_memory()
+                engine.forget()
             attempt.leave()
             before.restore()
             smaller = reduce_size(size)

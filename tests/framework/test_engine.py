@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,22 @@ def train_with_engine(precision: str) -> Any:
     return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
 
 
-def compare_with_trainer(precision: str) -> Any:
-    return train_with_trainer(precision), train_with_engine(precision)
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_losses_and_weights_are_the_trainers_to_the_bit(processes: int, precision: str):
-    (losses, weights, steps), (own_losses, own_weights, own_steps) = in_processes(
-        processes, compare_with_trainer, precision
-    )
+def compare_with_trainer() -> Any:
+    return {precision: (train_with_trainer(precision), train_with_engine(precision)) for precision in PRECISIONS}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def compared(request: pytest.FixtureRequest) -> Any:
+    return request.param, in_processes(request.param, compare_with_trainer)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_losses_and_weights_are_the_trainers_to_the_bit(compared: Any, precision: str):
+    processes, found = compared
+    (losses, weights, steps), (own_losses, own_weights, own_steps) = found[precision]
     assert len(own_losses) == (38 if processes == 1 else 20)
     assert own_losses == losses
     assert own_steps == steps == (14 if processes == 1 else 8)
@@ -341,18 +348,21 @@ def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -
     return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
 
 
-def resumed(folder: str, stop: int) -> Any:
-    whole = interrupted(folder, None, resume=False)
-    interrupted(folder, stop, resume=False)
-    return whole, interrupted(folder, None, resume=True)
+def resumed(folder: str, stops: tuple[int, ...]) -> Any:
+    whole, after = interrupted(folder, None, resume=False), {}
+    for stop in stops:
+        interrupted(folder, stop, resume=False)
+        after[stop] = interrupted(folder, None, resume=True)
+    return whole, after
 
 
-@pytest.mark.parametrize(("processes", "stop"), [(1, 3), (1, 6), (1, 19), (1, 22), (2, 6), (2, 13)])
-def test_a_loop_goes_on_where_it_was_saved_to_the_bit(tmp_path: Path, processes: int, stop: int):
-    whole, after = in_processes(processes, resumed, str(tmp_path / "state"), stop)
-    assert after[0] == whole[0][stop:]
-    assert after[2] == whole[2]
-    assert all(torch.equal(a, b) for a, b in zip(after[1], whole[1], strict=True))
+@pytest.mark.parametrize(("processes", "stops"), [(1, (3, 6, 19, 22)), (2, (6, 13))])
+def test_a_loop_goes_on_where_it_was_saved_to_the_bit(tmp_path: Path, processes: int, stops: tuple[int, ...]):
+    whole, found = in_processes(processes, resumed, str(tmp_path / "state"), stops)
+    for stop, after in found.items():
+        assert after[0] == whole[0][stop:], stop
+        assert after[2] == whole[2]
+        assert all(torch.equal(a, b) for a, b in zip(after[1], whole[1], strict=True))
 
 
 def test_a_window_that_was_open_is_begun_again(tmp_path: Path):
@@ -472,9 +482,7 @@ def mismatch(kind: str) -> None:
     elif rank == 0:
         engine.wait_for_everyone()
     else:
-        import time
-
-        time.sleep(30)  # a process that is busy with something else; it is ended with the others
+        threading.Event().wait(30)  # a process that is stuck in something else; it is ended with the others
 
 
 @pytest.mark.parametrize(
@@ -533,15 +541,23 @@ def search(place: str) -> Any:
     return train(2.0), sizes
 
 
-def search_and_compare(place: str) -> Any:
-    return search(place), search("nowhere")
+PLACES = ("forward", "step", "end")
 
 
-@pytest.mark.parametrize("place", ["forward", "step", "end"])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_batch_size_that_fits_is_found_by_all_processes_together(processes: int, place: str):
-    found, whole = in_processes(processes, search_and_compare, place)
-    (size, count, weights), sizes = found
+def search_at_all_places() -> Any:
+    return {place: search(place) for place in (*PLACES, "nowhere")}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def searches(request: pytest.FixtureRequest) -> Any:
+    return request.param, in_processes(request.param, search_at_all_places)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_batch_size_that_fits_is_found_by_all_processes_together(searches: Any, place: str):
+    processes, found = searches
+    (size, count, weights), sizes = found[place]
+    whole = found["nowhere"]
     assert (size, count) == (4, processes)
     assert sizes == [16, 8, 4]
     assert whole[1] == [16]

@@ -104,22 +104,32 @@ def test_a_size_of_ones_own():
     assert_same(parts, whole)
 
 
+@pytest.fixture(scope="module")
+def in_two() -> dict[Any, Any]:
+    return in_processes(2, _train_in_two)
+
+
+def _train_in_two() -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for weighted in (False, True):
+        for accumulate in (1, 2):
+            found[weighted, accumulate, None] = train(accumulate=accumulate, weighted=weighted)
+            for place in PLACES:
+                found[weighted, accumulate, place] = train(
+                    "auto", accumulate=accumulate, weighted=weighted, limit=3, place=place, rank=1
+                )
+    return found
+
+
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("place", PLACES)
-def test_all_processes_divide_their_batches_when_one_runs_out(place: str, weighted: bool):
-    for whole, parts in in_processes(2, _compare_in_two, place, weighted):
-        assert parts["micro_batch"] == 2
-        assert_same(parts, whole)
-
-
-def _compare_in_two(place: str, weighted: bool) -> list[Any]:
-    return [
-        (
-            train(accumulate=accumulate, weighted=weighted),
-            train("auto", accumulate=accumulate, weighted=weighted, limit=3, place=place, rank=1),
-        )
-        for accumulate in (1, 2)
-    ]
+def test_all_processes_divide_their_batches_when_one_runs_out(
+    in_two: dict[Any, Any], place: str, accumulate: int, weighted: bool
+):
+    parts = in_two[weighted, accumulate, place]
+    assert parts["micro_batch"] == 2
+    assert_same(parts, in_two[weighted, accumulate, None])
 
 
 def test_batch_norm_and_random_numbers_of_a_failed_attempt_leave_no_trace():
