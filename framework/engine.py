@@ -495,18 +495,19 @@ class Engine(Peers):
         """A context that computes in the engine's precision, for what is done outside of a prepared model."""
         return self.precision.forward_context(self.device) or nullcontext()
 
-    def keep_gradients_local(self) -> None:
-        """Before :meth:`setup_optimizers`: gradients are to be averaged by :meth:`sync_gradients_of` alone.
+    def keep_gradients_local(self, local: bool) -> None:
+        """Before :meth:`setup_optimizers`: whether gradients are averaged by :meth:`sync_gradients_of` alone.
 
         Raises:
             ValueError: if the strategy cannot do that.
         """
-        if self.strategy.keeps_gradients_local is None and self.num_processes > 1:
+        if self.strategy.keeps_gradients_local is not None:
+            self.strategy.keeps_gradients_local = local
+        elif local and self.num_processes > 1:
             raise ValueError(
                 f'micro_batch with {self.num_processes} processes takes strategy="ddp"; {self.strategy.name!r} lets '
                 "processes meet in the middle of a step, where one that ran out of memory would not come"
             )
-        self.strategy.keeps_gradients_local = True
 
     def sync_gradients_of(self, optimizer: Optimizer) -> None:
         """Average the gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""

@@ -202,8 +202,7 @@ class Trainer(TrainerAttributes):
         self.engine = Engine(
             accelerator, devices, num_nodes, strategy, precision, sync_batchnorm=sync_batchnorm, launch=False
         )
-        if micro_batch is not None:
-            self.engine.keep_gradients_local()
+        self.engine.keep_gradients_local(micro_batch is not None)
         self.state = RunState()
         self.control = Control(self.engine.strategy)
         self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module
+from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import in_processes, quiet
 
 PLACES = ("forward", "backward", "after_backward")
@@ -173,6 +174,12 @@ def test_a_resumed_run_goes_on_with_the_parts_that_were_found(tmp_path: Any):
     assert max(resumed.sizes) == 2
     for name, value in whole["weights"].items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_strategy_that_is_used_again_averages_as_ever():
+    strategy = DDPStrategy()
+    assert quiet(micro_batch=2, strategy=strategy).strategy.keeps_gradients_local
+    assert not quiet(strategy=strategy).strategy.keeps_gradients_local
 
 
 def test_one_sample_that_does_not_fit_is_an_error():
