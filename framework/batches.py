@@ -20,9 +20,7 @@ def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
         return function(batch)
     if isinstance(batch, Mapping):
         items = {key: map_tensors(value, function) for key, value in batch.items()}
-        if isinstance(batch, defaultdict):
-            return type(batch)(batch.default_factory, items)
-        return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
+        return like_mapping(batch, items)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(value, function) for value in batch))
     if isinstance(batch, (list, tuple)):
@@ -31,6 +29,13 @@ def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
         names = [field.name for field in fields(batch) if field.init]
         return replace(batch, **{name: map_tensors(getattr(batch, name), function) for name in names})
     return batch
+
+
+def like_mapping(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """``items`` as a mapping of the batch's own kind."""
+    if isinstance(batch, defaultdict):
+        return type(batch)(batch.default_factory, items)
+    return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:

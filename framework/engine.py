@@ -223,7 +223,8 @@ class Engine(Peers):
         for optimizer in new:
             if self._prepared(optimizer) is None:  # its module was prepared before
                 self._watch([optimizer])
-                self._owners[id(optimizer)] = self._strategy_of(optimizer)[0]
+                owners = (own for own in self._strategies if _trains(optimizer, own.module))
+                self._owners[id(optimizer)] = next(owners, self.strategy)
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
         return prepared[0] if len(prepared) == 1 else prepared
@@ -236,14 +237,8 @@ class Engine(Peers):
         if (found := self._faces.get(id(unwrap(module)))) is not None:
             return found
         strategy = copy.copy(self.strategy)
-        own = {id(parameter) for parameter in module.parameters()}
         self.setup(module, strategy)
-        trained = [
-            optimizer
-            for optimizer in optimizers
-            if self._prepared(optimizer) is None
-            and any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
-        ]
+        trained = [own for own in optimizers if self._prepared(own) is None and _trains(own, module)]
         trained = self.setup_optimizers(trained, strategy)
         self._strategies.append(strategy)
         self._owners.update({id(optimizer): strategy for optimizer in trained})
@@ -540,8 +535,7 @@ class Engine(Peers):
 
     def _sync_what_was_not(self, optimizer: Optimizer) -> None:
         """Average gradients of a module that was never called as a whole, but by its parts or other methods."""
-        strategy = self._owners.get(id(optimizer), self.strategy)
-        forwards = strategy.synced_forwards
+        forwards = self._owner_of(optimizer).synced_forwards
         if forwards is not None and forwards == self._forwards.get(id(optimizer), 0):
             self.sync_gradients_of(optimizer)
         self._forwards[id(optimizer)] = forwards or 0
@@ -664,21 +658,16 @@ class Engine(Peers):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimizer's state by parameter names."""
-        strategy, optimizer = self._strategy_of(optimizer)
-        return strategy.optimizer_state(optimizer)
+        optimizer = bare(optimizer)
+        return self._owner_of(optimizer).optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Take back :meth:`optimizer_state`."""
-        strategy, optimizer = self._strategy_of(optimizer)
-        strategy.load_optimizer_state(optimizer, state)
+        optimizer = bare(optimizer)
+        self._owner_of(optimizer).load_optimizer_state(optimizer, state)
 
-    def _strategy_of(self, optimizer: Any) -> tuple[Strategy, Any]:
-        optimizer = optimizer.optimizer if isinstance(optimizer, PreparedOptimizer) else optimizer
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for strategy in self._strategies:
-            if any(id(parameter) in own for parameter in strategy.module.parameters()):
-                return strategy, optimizer
-        return self.strategy, optimizer
+    def _owner_of(self, optimizer: Any) -> Strategy:
+        return self._owners.get(id(optimizer), self.strategy)
 
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
@@ -772,6 +761,12 @@ class Engine(Peers):
             self._calls.end()
         self.free_memory()
         self.strategy.disconnect()
+
+
+def _trains(optimizer: Optimizer, module: nn.Module) -> bool:
+    """Whether an optimizer has parameters of a module."""
+    own = {id(parameter) for parameter in module.parameters()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _step(optimizer: Optimizer) -> Any:

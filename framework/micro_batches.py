@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .batches import batch_size_of
+from .batches import batch_size_of, like_mapping
 from .memory import free_memory, is_out_of_memory
 from .messages import log
 from .metric_states import load_metric_states, metric_states
@@ -57,7 +57,7 @@ class MicroBatches:
         state = self.trainer.state
         while True:
             size = min(state.micro_batch or whole, whole)
-            undo = self._remember() if self.auto else None
+            undo = _Before(self.optimization) if self.auto else None
             failed, outputs = None, None
             try:
                 outputs = self._run(batch, batch_idx, whole, size, add)
@@ -103,9 +103,6 @@ class MicroBatches:
     def _agreed(self, size: int) -> int:
         """Batches of the processes may have different sizes: the largest part that was tried."""
         return size if self.engine.num_processes == 1 else int(self.engine.reduce(torch.tensor(size), "max").item())
-
-    def _remember(self) -> _Before:
-        return _Before(self.optimization)
 
 
 class _Before:
@@ -156,7 +153,7 @@ def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
         return batch[start:stop] if batch.dim() and len(batch) == whole else batch
     if isinstance(batch, Mapping):
         items = {key: slice_batch(value, start, stop, whole) for key, value in batch.items()}
-        return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
+        return like_mapping(batch, items)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(slice_batch(value, start, stop, whole) for value in batch))
     if isinstance(batch, (list, tuple)):

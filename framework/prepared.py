@@ -379,4 +379,4 @@ class SkippedLoader:
 
 def is_loader(item: Any) -> bool:
     """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
-    return hasattr(item, "__iter__") and hasattr(item, "dataset") and not isinstance(item, PreparedLoader)
+    return hasattr(item, "__iter__") and hasattr(item, "dataset")
