@@ -12,7 +12,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # What is installed besides loopwright itself, for each target.
 EXTRAS_demo := examples
 EXTRAS_docs := docs
-EXTRAS_test := test,cli,deepspeed,mlflow,wandb
+EXTRAS_test := test,cli,deepspeed,mlflow,s3,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
 
@@ -41,7 +41,7 @@ demo: $(VENV)/installed-demo
 	$(RUN) python examples/digits.py
 
 test: $(VENV)/installed-test
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/installed-check
 	$(RUN) ruff check .

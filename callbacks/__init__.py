@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
     from .model_summary import ModelSummary
+    from .on_exception_checkpoint import OnExceptionCheckpoint
     from .profiler import PyTorchProfiler, SimpleProfiler
     from .progress import ProgressBar
     from .rich_progress import RichProgressBar
@@ -24,6 +25,7 @@ _MODULES = {
     "LearningRateMonitor": "lr_monitor",
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
+    "OnExceptionCheckpoint": "on_exception_checkpoint",
     "ProgressBar": "progress",
     "PyTorchProfiler": "profiler",
     "RichProgressBar": "rich_progress",
@@ -38,6 +40,7 @@ __all__ = [
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
+    "OnExceptionCheckpoint",
     "ProgressBar",
     "PyTorchProfiler",
     "RichProgressBar",

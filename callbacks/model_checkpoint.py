@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import timedelta
 from logging import getLogger
@@ -21,6 +21,7 @@ from .monitor import acts_at_epoch_ends, not_logged
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
+    from ..framework.saving import Save
 
 log = getLogger("loopwright")
 
@@ -35,13 +36,20 @@ _FOLDER_STATE = (
 class ModelCheckpoint(Callback):
     """Save checkpoints during training, and keep the best or the newest of them.
 
-    A checkpoint is a directory, ``epoch=3-step=400.ckpt`` by default, that is either complete or does not count.
+    A checkpoint is a directory, ``epoch=3-step=400.ckpt`` by default, that is either complete or does not count. It is
+    written while the training goes on: a save holds the loop up for a copy of the state to the host's memory, and for
+    the save before if that is still under way. When training has ended, all are complete.
+
     ``last.ckpt`` (with ``save_last``) and ``best.ckpt`` (with ``monitor``) are pointers: small files that name a
     checkpoint, replaced atomically. They can be loaded like what they point to. A checkpoint is removed only after
     the next one and the pointers are in place, and never while a pointer or the running fit (as what it was resumed
     from) needs it.
 
-    Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``.
+    Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``. What is due
+    inside an accumulation window is saved at its end.
+
+    A signal that asks the training to end (SIGTERM, SIGUSR1, Ctrl-C) makes the first ``ModelCheckpoint`` save at once,
+    whatever is due.
 
     Args:
         dirpath: where to save, a path or an fsspec URL. By default ``checkpoints`` in the first logger's folder, or
@@ -66,6 +74,10 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: save at the end of an epoch (True) or of a validation (False). By default at the
             end of an epoch if validation runs once in every epoch or never, and else after validation.
         enable_version_counter: put ``-v1``, ``-v2``, … behind a name that is taken; otherwise overwrite.
+        async_save: write while the training goes on. False waits until the checkpoint is complete; a subclass that
+            does something with it after ``_save_checkpoint`` may need that.
+        on_save_error: ``"raise"`` ends the training when a checkpoint could not be written: at the next save, or at
+            the end. ``"warn"`` says so and goes on; what was saved before is kept, and the next one is tried.
 
     Attributes:
         best_model_path: the best checkpoint (without ``monitor``: the newest), or "".
@@ -79,6 +91,7 @@ class ModelCheckpoint(Callback):
     Raises:
         ValueError: if an argument is not as above, or two of the three triggers are given.
         RuntimeError: when a checkpoint is due, if nothing called ``monitor`` was ever logged.
+        OSError: if a checkpoint could not be written, naming it. What was saved before is untouched.
     """
 
     phase = "persist"
@@ -106,8 +119,11 @@ class ModelCheckpoint(Callback):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        async_save: bool = True,
+        on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
         require_mode(mode)
+        require(on_save_error in ("raise", "warn"), "on_save_error", "'raise' or 'warn'", on_save_error)
         require(save_last in (None, True, False, "link"), "save_last", "True, False, None or 'link'", save_last)
         require_int("save_top_k", save_top_k, -1, "an int of at least 0, or -1 for all")
         if monitor is None and save_top_k > 1:
@@ -132,6 +148,8 @@ class ModelCheckpoint(Callback):
         self.save_weights_only = save_weights_only
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
+        self.async_save = async_save
+        self.on_save_error = on_save_error
         self.current_score: Tensor | None = None
         self.best_k_models: dict[str, Tensor] = {}
         self.best_model_path = ""
@@ -157,6 +175,10 @@ class ModelCheckpoint(Callback):
         self._postponed = False  # one was due, but `monitor` comes with the next validation
         self._validated = False
         self._last_step_seen = 0
+        self._waits_for_window = False  # one was due inside an accumulation window
+        self._then: Callable[[], None] | None = None  # to be done when the checkpoint that is begun is complete
+        self._save: Save | None = None  # the checkpoint that is being written
+        self._before: dict[str, Any] = {}  # the attributes before it
 
     @property
     def state_key(self) -> str:
@@ -210,6 +232,8 @@ class ModelCheckpoint(Callback):
             self._interval.start(trainer.control.clock)
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._waits_for_window and not trainer.window_is_open:
+            self._save_due(trainer)
         if not self._within_epochs:
             return
         step = trainer.global_step
@@ -232,8 +256,28 @@ class ModelCheckpoint(Callback):
         self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        if self._should_skip_saving_checkpoint(trainer):
-            return
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_at_end(trainer)
+        self._finish_save()
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        try:
+            self._finish_save()  # here, a process hears of its own saves only
+        except Exception as error:
+            log.error("%s", error)
+
+    def save_now(self, trainer: Trainer) -> str:
+        """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""
+        if trainer.global_step != self._last_global_step_saved or self.save_weights_only:
+            usual, self.save_weights_only = self.save_weights_only, False
+            try:
+                self._commit(trainer, self._monitor_candidates(trainer), ranked=False, asked=True)
+            finally:
+                self.save_weights_only = usual
+        self._finish_save()
+        return self._last_checkpoint_saved if trainer.global_step == self._last_global_step_saved else ""
+
+    def _save_at_end(self, trainer: Trainer) -> None:
         if self._postponed:
             # No validation came to say how good it is. It is kept all the same, as the worst.
             log.warning("ModelCheckpoint(monitor=%r): training ended without a validation", self.monitor)
@@ -269,6 +313,9 @@ class ModelCheckpoint(Callback):
     def _save_due(self, trainer: Trainer) -> None:
         """Save a checkpoint if it is among the best, or ``save_last`` asks for it."""
         self._postponed = False
+        self._waits_for_window = trainer.window_is_open
+        if self._waits_for_window:
+            return  # only at its end a checkpoint knows all that the run needs to go on exactly
         candidates = self._monitor_candidates(trainer)
         if self.monitor is None:
             self._commit(trainer, candidates, ranked=self.save_top_k != 0)
@@ -306,15 +353,21 @@ class ModelCheckpoint(Callback):
         return bool(current < self.kth_value if self.mode == "min" else current > self.kth_value)
 
     def _commit(
-        self, trainer: Trainer, values: dict[str, Any], score: Tensor | None = None, ranked: bool = True
+        self,
+        trainer: Trainer,
+        values: dict[str, Any],
+        score: Tensor | None = None,
+        ranked: bool = True,
+        asked: bool = False,
     ) -> None:
         """Save one checkpoint, then set the pointers, and only then remove what is needed no longer.
 
         The attributes are set before, so that the checkpoint knows of itself; if saving fails, they are put back.
         """
-        if not ranked and not self.save_last:
+        self._finish_save()
+        if not ranked and not self.save_last and not asked:
             return
-        before = {**self.__dict__, "best_k_models": dict(self.best_k_models), "_removable": list(self._removable)}
+        self._before = {name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)}
         old_last, old_best = self.last_model_path, self._best_pointer
         dropped = self._dropped_by_the_next() if ranked else ""
         path = self._free_path(trainer, values, self.filename, reuse=dropped)
@@ -322,8 +375,8 @@ class ModelCheckpoint(Callback):
             self._enter(path, score, dropped)
         if path not in self._removable and (self.save_top_k != -1 or not ranked):
             self._removable.append(path)
+        self._last_checkpoint_saved = path
         if self.save_last:
-            self._last_checkpoint_saved = path
             name = self.CHECKPOINT_NAME_LAST
             self.last_model_path = self._free_path(trainer, values, name, reuse=old_last, taken=path)
         if self.monitor is not None and self.best_model_path:
@@ -333,24 +386,51 @@ class ModelCheckpoint(Callback):
             else:
                 self._best_pointer = self._free_path(trainer, values, name, reuse=old_best)
         self._last_global_step_saved = trainer.global_step
-        try:
-            self._save_checkpoint(trainer, path)
-        except BaseException:
-            self.__dict__.update(before)
-            raise
-        if trainer.is_global_zero:
-            _point(trainer, self.last_model_path, self._last_checkpoint_saved, old_last)
-            _point(trainer, self._best_pointer, self.best_model_path, old_best)
+        moment = _moment(trainer)
+        last, best = (self.last_model_path, path, old_last), (self._best_pointer, self.best_model_path, old_best)
+        unneeded = self._unneeded(trainer)
+
+        def then() -> None:
+            _point(trainer, *last)
+            _point(trainer, *best)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
             if self.verbose:
                 value = "" if score is None else f" ({self.monitor} = {score:.6g})"
-                best = self.best_model_path or "none"
-                log.info("%s: saved %s%s; the best is %s.", _moment(trainer), path, value, best)
-        self._remove_unneeded(trainer)
+                log.info("%s: saved %s%s; the best is %s.", moment, path, value, best[1] or "none")
+            for old in unneeded:
+                self._remove_checkpoint(trainer, old)
+
+        self._then = then
+        try:
+            self._save_checkpoint(trainer, path)
+            if self._then is not None and trainer.is_global_zero:  # a subclass has saved in a way of its own
+                then()
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._removable = [path for path in self._removable if path not in unneeded]
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        trainer.save_checkpoint(filepath, weights_only=self.save_weights_only)
+        then, self._then = self._then, None
+        self._save = trainer.begin_save(filepath, self.save_weights_only, wait=not self.async_save, then=then)
+
+    def _finish_save(self) -> None:
+        """Wait for the save that is under way, if there is one. A collective."""
+        if self._save is None:
+            return
+        save, self._save = self._save, None
+        try:
+            save.finish()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """A checkpoint could not be written: nothing that was there before it has gone."""
+        self.__dict__.update(self._before)
+        if self.on_save_error == "raise":
+            raise error
+        log.warning("%s; training goes on without it (on_save_error='warn')", error)
 
     # -- the best ones ----------------------------------------------------------------------------------------
 
@@ -381,20 +461,15 @@ class ModelCheckpoint(Callback):
     def _worst_value(self) -> Tensor:
         return torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
 
-    def _remove_unneeded(self, trainer: Trainer) -> None:
-        needed = {*self.best_k_models, self.best_model_path}
-        if self.save_last:
-            needed.add(self._last_checkpoint_saved)
+    def _unneeded(self, trainer: Trainer) -> list[str]:
+        """The checkpoints of ours that nothing needs any longer."""
+        needed = {*self.best_k_models, self.best_model_path, self._last_checkpoint_saved}
         if trainer.ckpt_path:  # what this fit was resumed from; a later one removes it
             needed.add(absolute(str(trainer.ckpt_path)))
-        for path in self._removable.copy():
-            if path not in needed:
-                self._remove_checkpoint(trainer, path)
-                self._removable.remove(path)
+        return [path for path in self._removable if path not in needed]
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if trainer.is_global_zero:
-            trainer.remove_checkpoint(filepath)
+        trainer.remove_checkpoint(filepath)
 
     # -- names ------------------------------------------------------------------------------------------------
 

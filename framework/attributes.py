@@ -69,6 +69,11 @@ class TrainerAttributes:
         return self.state.batch_idx
 
     @property
+    def window_is_open(self) -> bool:
+        """Whether gradients of micro-batches wait for those that complete their accumulation window."""
+        return self.fitted and self.optimization.window_is_open
+
+    @property
     def is_last_batch(self) -> bool:
         """Whether the running training batch is its epoch's last, as far as the loader tells."""
         return self.state.batch_idx + 1 >= self.num_training_batches

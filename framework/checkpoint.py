@@ -20,15 +20,31 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import uuid
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .encoding import decode, encode
+from .foreign import is_weights_file, load_weights_file
+from .places import (
+    exists,
+    find_folders_with,
+    is_file,
+    is_local,
+    join,
+    list_names,
+    read_bytes,
+    remove,
+    size,
+    sync_directory,
+    write_file,
+    writing,
+)
+from .tensor_files import StagedTensors, is_plain, read_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,23 +54,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""
 
 
-# -- places: local paths by the standard library, all others through fsspec ------------------------------------------
-
-
-def is_local(path: str) -> bool:
-    """Whether ``path`` is no URL of another file system."""
-    return "://" not in path
-
-
-def _filesystem(path: str) -> Any:
-    import fsspec
-
-    return fsspec.core.url_to_fs(path)[0]
-
-
-def join(path: str, *parts: str) -> str:
-    """Join path or URL parts."""
-    return os.path.join(path, *parts) if is_local(path) else "/".join([path.rstrip("/"), *parts])
+# -- finding ---------------------------------------------------------------------------------------------------------
 
 
 def _replaced(path: str) -> str | None:
@@ -66,76 +66,8 @@ def _replaced(path: str) -> str | None:
     return next((found for other in aside if is_complete(found := os.path.join(parent, other))), None)
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a local or remote file."""
-    if is_local(path):
-        with open(path, "rb") as file:
-            return file.read()
-    return _filesystem(path).cat_file(path)
-
-
-def _write_bytes(path: str, content: bytes) -> None:
-    if not is_local(path):
-        filesystem = _filesystem(path)
-        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-        filesystem.pipe_file(path, content)
-        return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: str) -> None:
-    """Make a rename inside ``path`` last over a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def exists(path: str) -> bool:
-    """Whether there is a file or directory."""
-    return os.path.exists(path) if is_local(path) else _filesystem(path).exists(path)
-
-
-def remove(path: str) -> None:
-    """Delete a checkpoint: its manifest first, so that what an interruption leaves is no checkpoint."""
-    if not exists(path):
-        return
-    if is_local(path):
-        if os.path.exists(manifest := join(path, MANIFEST)):
-            os.unlink(manifest)
-        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-        return
-    filesystem = _filesystem(path)
-    if filesystem.exists(join(path, MANIFEST)):
-        filesystem.rm_file(join(path, MANIFEST))
-    filesystem.rm(path, recursive=True)
-
-
-def write_pointer(path: str, target: str) -> None:
-    """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
-    relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
-    content = json.dumps({"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}).encode()
-    write_file(path, content)
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a file all at once: what is at ``path`` is the old content or the new."""
-    if not is_local(path):
-        _write_bytes(path, content)
-        return
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    _write_bytes(temporary, content)
-    os.replace(temporary, path)
-    _sync_directory(os.path.dirname(path) or ".")
-
-
 def resolve(path: str) -> str:
-    """The checkpoint directory that ``path`` is or points to.
+    """The checkpoint, a directory or a file of weights, that ``path`` is or points to.
 
     Raises:
         CheckpointError: if there is none.
@@ -145,15 +77,15 @@ def resolve(path: str) -> str:
         return replaced
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path!r}")
-    is_file = os.path.isfile(path) if is_local(path) else _filesystem(path).isfile(path)
-    if not is_file:
+    if not is_file(path):
         return path.rstrip("/")
+    if is_weights_file(path):
+        return path
     try:
         target = json.loads(read_bytes(path))["checkpoint"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(
-            f"{path!r} is neither a checkpoint directory nor a pointer to one"
-            " (a checkpoint of another framework, or a damaged pointer?)"
+            f"{path!r} is neither a checkpoint directory, nor a pointer to one, nor a file of weights (damaged?)"
         ) from None
     target = target if os.path.isabs(target) or "://" in target else join(os.path.dirname(path), target)
     if not exists(target) and is_local(target):
@@ -161,47 +93,182 @@ def resolve(path: str) -> str:
     return target
 
 
+def find_checkpoints(directory: str) -> list[str]:
+    """The complete checkpoints in a directory and its folders, the one written last first."""
+    found = []
+    for path in find_folders_with(directory, MANIFEST):
+        parent, name = path.rpartition("/")[::2]
+        # One moved aside counts only while nothing has taken its place.
+        if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, _own_name(name)))):
+            continue
+        try:
+            found.append((read_manifest(path)["created"], path))
+        except CheckpointError:
+            continue
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_taken(path: str) -> bool:
+    """Whether there is something at ``path`` that a new checkpoint must not take the place of unasked."""
+    if is_local(path):
+        return exists(path)
+    return is_file(path) or exists(join(path, MANIFEST))  # else it is what an interrupted upload has left
+
+
+def remove_checkpoint(path: str) -> None:
+    """Delete a checkpoint, or a pointer: the manifest first, so that what an interruption leaves is no checkpoint."""
+    remove(join(path, MANIFEST))
+    remove(path)
+
+
+def write_pointer(path: str, target: str) -> None:
+    """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
+    relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
+    content = json.dumps({"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}).encode()
+    write_file(path, content)
+
+
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
-    """Write ``checkpoint`` to the directory ``path``; when this returns, it is complete and on disk.
+class Snapshot:
+    """A checkpoint's content, ready to be written.
 
     Args:
         checkpoint: ``state_dict``, ``optimizer_states`` and anything else, nested as users may nest it.
-        path: the directory, local or any fsspec URL. One that is there is replaced only by the complete new one.
         facts: JSON values for the manifest.
         rng: each process's random generators, by rank.
-
-    Raises:
-        OSError: if it could not be written. Locally, what was there before is untouched; an object store cannot
-            rename, so there what was at ``path`` is removed first: give checkpoints names of their own.
+        copy: copy the tensors to the host's memory now, so that training may go on while they are written. Otherwise
+            they must not change until that has been done.
     """
-    path = os.fspath(path).rstrip("/")
-    target = path
-    if is_local(path):
-        parent = os.path.dirname(path) or "."
-        os.makedirs(parent, exist_ok=True)
-        target = join(parent, f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.tmp")
-    elif exists(join(path, MANIFEST)):
-        remove(path)  # an object store has no rename; without the manifest it is no checkpoint while files change
+
+    def __init__(self, checkpoint: dict[str, Any], facts: dict[str, Any], rng: list[Any] | None, copy: bool) -> None:
+        self.facts = facts
+        self.files: dict[str, bytes | StagedTensors] = {}
+        objects: dict[str, Any] = {}
+        rest = dict(checkpoint)
+        model = rest.pop("state_dict", {})
+        if extra := {name: value for name, value in model.items() if not is_plain(value)}:
+            rest["model_extra_state"] = extra
+        model = {name: value for name, value in model.items() if name not in extra}
+        self.files["model/model.safetensors"] = StagedTensors(model, copy)
+
+        tensors: dict[str, Tensor] = {}
+        optimizer_tensors: dict[str, Tensor] = {}
+        encoded = {
+            key: encode(value, key, optimizer_tensors if key == "optimizer_states" else tensors, objects)
+            for key, value in rest.items()
+        }
+        if "optimizer_states" in rest:
+            self.files["optimizer/optimizer.safetensors"] = StagedTensors(optimizer_tensors, copy)
+        self._add("state", encoded, tensors, copy)
+        for rank, generators in enumerate(rng or ()):
+            tensors = {}
+            self._add(f"rng/rank-{rank}", encode(generators, "rng", tensors, objects), tensors, copy)
+        if objects:
+            _pickle_objects(objects, self.files)
+
+    def _add(self, name: str, encoded: Any, tensors: dict[str, Tensor], copy: bool) -> None:
+        self.files[f"{name}.json"] = json.dumps(encoded).encode()
+        self.files[f"{name}.safetensors"] = StagedTensors(tensors, copy)
+
+    def write(self, path: str) -> None:
+        """Write the directory ``path``; when this returns, it is complete and on disk.
+
+        Raises:
+            OSError: naming ``path``, if that failed; what was there before is untouched.
+        """
+        try:
+            (_write_local if is_local(path) else _write_remote)(self, path)
+        except Exception as error:  # each file system has its own
+            number = getattr(error, "errno", None)
+            what = os.strerror(number) if number else f"{type(error).__name__}: {error}"
+            raise OSError(number, f"checkpoint {path!r} could not be written: {what}") from error
+
+    def write_files(self, target: str, about: dict[str, Any]) -> dict[str, Any]:
+        """Write all files into the folder ``target``; returns what the manifest is to hold."""
+        files: dict[str, Any] = {}
+        for name, content in self.files.items():
+            with writing(join(target, *name.split("/"))) as file:
+                sum_ = _Checksum(file)
+                content.write(sum_) if isinstance(content, StagedTensors) else sum_.write(content)
+            files[name] = {"size": sum_.size, "crc32": sum_.crc32}
+        return {"format": FORMAT, "torch": torch.__version__, "files": files, **about, **self.facts}
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
+    """Write a checkpoint; arguments as of :class:`Snapshot`, whose :meth:`~Snapshot.write` this calls."""
+    Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path).rstrip("/"))
+
+
+def _write_local(snapshot: Snapshot, path: str) -> None:
+    parent, name = os.path.split(path)
+    os.makedirs(parent or ".", exist_ok=True)
+    _sweep(parent or ".")
+    temporary = join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        _write_files(checkpoint, target, facts, rng)
-        if is_local(path):
-            _move_into_place(target, path)
+        write_file(join(temporary, MANIFEST), _seal_manifest(snapshot.write_files(temporary, {})))
+        _move_into_place(temporary, path)
     except BaseException:
-        if is_local(path):
-            shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _write_remote(snapshot: Snapshot, path: str) -> None:
+    # A store has no rename: the manifest, which is one small file, is what makes the others count. If there is one
+    # already, the new files go beside the old ones, into a folder of their own that the new manifest names.
+    replaced = exists(join(path, MANIFEST))
+    if not replaced:
+        remove(path)  # what an interrupted upload left
+    before = [] if not replaced else [join(path, name) for name in list_names(path) if name != MANIFEST]
+    folder = uuid.uuid4().hex[:8] if replaced else ""
+    manifest = snapshot.write_files(join(path, folder) if folder else path, {"folder": folder} if folder else {})
+    write_file(join(path, MANIFEST), _seal_manifest(manifest))
+    for old in before:
+        remove(old)
+
+
+def _owner() -> str:
+    """This process, in the names of what is not finished."""
+    return f"{socket.gethostname()}-{os.getpid()}".replace(".", "_")
+
+
+def _own_name(hidden: str) -> str:
+    """``name`` of ``.name.owner.number.tmp`` or ``.old``."""
+    return hidden[1:].rsplit(".", 3)[0]
+
+
+def _sweep(directory: str) -> None:
+    """Remove what saves of processes that are gone have left unfinished in a local folder."""
+    host, _, own = _owner().rpartition("-")
+    for name in os.listdir(directory):
+        if not name.startswith(".") or not name.endswith((".tmp", ".old")) or name.count(".") < 4:
+            continue
+        owner_host, _, process = name.rsplit(".", 3)[1].rpartition("-")
+        if owner_host != host or process == own or not process.isdigit() or _lives(int(process)):
+            continue
+        path = join(directory, name)
+        if name.endswith(".tmp") or exists(join(directory, _own_name(name))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _move_into_place(temporary: str, path: str) -> None:
     for directory, _, _ in os.walk(temporary):
-        _sync_directory(directory)
-    parent = os.path.dirname(path) or "."
+        sync_directory(directory)
+    parent, name = os.path.split(path)
     replaced = None
     if os.path.lexists(path):
-        replaced = join(parent, f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.old")
+        replaced = join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.old")
         os.rename(path, replaced)
     try:
         os.rename(temporary, path)
@@ -209,47 +276,12 @@ def _move_into_place(temporary: str, path: str) -> None:
         if replaced is not None:
             os.rename(replaced, path)
         raise
-    _sync_directory(parent)
+    sync_directory(parent or ".")
     if replaced is not None:
-        remove(replaced)
+        remove_checkpoint(replaced)
 
 
-def _write_files(checkpoint: dict[str, Any], target: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
-    files: dict[str, Any] = {}
-    objects: dict[str, Any] = {}
-
-    def write(name: str, content: bytes) -> None:
-        _write_bytes(join(target, *name.split("/")), content)
-        files[name] = {"size": len(content), "crc32": zlib.crc32(content)}
-
-    rest = dict(checkpoint)
-    model = rest.pop("state_dict", {})
-    tensors = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-    extra = {name: value for name, value in model.items() if not isinstance(value, Tensor)}
-    if extra:
-        rest["model_extra_state"] = extra
-    write("model/model.safetensors", tensors_to_bytes(tensors))
-
-    tensors, optimizer_tensors = {}, {}
-    encoded = {
-        key: encode(value, key, optimizer_tensors if key == "optimizer_states" else tensors, objects)
-        for key, value in rest.items()
-    }
-    if "optimizer_states" in rest:
-        write("optimizer/optimizer.safetensors", tensors_to_bytes(optimizer_tensors))
-    write("state.json", json.dumps(encoded).encode())
-    write("state.safetensors", tensors_to_bytes(tensors))
-    for rank, generators in enumerate(rng or ()):
-        tensors = {}
-        write(f"rng/rank-{rank}.json", json.dumps(encode(generators, "rng", tensors, objects)).encode())
-        write(f"rng/rank-{rank}.safetensors", tensors_to_bytes(tensors))
-    if objects:
-        _pickle_objects(objects, write)
-    body = {"format": FORMAT, "torch": torch.__version__, "files": files, **facts}
-    _write_bytes(join(target, MANIFEST), _seal_manifest(body))
-
-
-def _pickle_objects(objects: dict[str, Any], write: Callable[[str, bytes], None]) -> None:
+def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:
     """Pickle each object by itself, so that one that cannot be pickled does not lose the others."""
     import cloudpickle
 
@@ -260,32 +292,20 @@ def _pickle_objects(objects: dict[str, Any], write: Callable[[str, bytes], None]
         except Exception as error:  # whatever a user's object raises must not lose the checkpoint
             print(f"Checkpoint: {key} could not be pickled and is left out: {error}")
     if pickled:
-        write("objects.pkl", pickle.dumps(pickled))
+        files["objects.pkl"] = pickle.dumps(pickled)
         print(f"Checkpoint: {', '.join(pickled)}: neither tensors nor JSON, kept in objects.pkl")
 
 
-def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """The content of a safetensors file. Names that share one tensor are stored once, the others in its metadata."""
-    from safetensors.torch import save
+class _Checksum:
+    """Passes on what is written to ``file``, and takes its size and checksum."""
 
-    own: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[Any, str] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and place in seen:
-            aliases[name] = seen[place]
-            continue
-        seen[place] = name
-        tensor = tensor.to("cpu").contiguous()
-        storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in storages
-        own[name] = tensor if whole else tensor.clone()  # two views of one buffer, or one of a larger, would be refused
-        storages.add(own[name].untyped_storage().data_ptr())
-    # Accelerate reads no file whose metadata does not name the format.
-    return save(own, metadata={"format": "pt", **({"aliases": json.dumps(aliases)} if aliases else {})})
+    def __init__(self, file: Any) -> None:
+        self.file, self.size, self.crc32 = file, 0, 0
+
+    def write(self, content: Any) -> None:
+        self.file.write(content)
+        self.size += len(content)
+        self.crc32 = zlib.crc32(content, self.crc32)
 
 
 def _seal_manifest(body: dict[str, Any]) -> bytes:
@@ -327,20 +347,20 @@ def read_manifest(path: str) -> dict[str, Any]:
 def is_complete(path: str) -> bool:
     """Whether ``path`` holds a valid manifest and all files that it lists, in their sizes."""
     try:
-        files = read_manifest(path)["files"]
-        return all(_size(join(path, name)) == expected["size"] for name, expected in files.items())
+        manifest = read_manifest(path)
+        return all(size(_file(path, name, manifest)) == own["size"] for name, own in manifest["files"].items())
     except (CheckpointError, OSError):
         return False
 
 
-def _size(path: str) -> int:
-    return os.path.getsize(path) if is_local(path) else _filesystem(path).size(path)
+def _file(path: str, name: str, manifest: dict[str, Any]) -> str:
+    return join(path, *(manifest["folder"],) if "folder" in manifest else (), *name.split("/"))
 
 
 def _read_verified(path: str, name: str, manifest: dict[str, Any]) -> bytes:
     expected = manifest["files"][name]
     try:
-        content = read_bytes(join(path, *name.split("/")))
+        content = read_bytes(_file(path, name, manifest))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path!r} is damaged: {name} is missing") from None
     if len(content) != expected["size"]:
@@ -356,7 +376,8 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
     """Read and verify a checkpoint. No code runs unless ``weights_only`` is False.
 
     Args:
-        path: the directory, or a pointer to it, local or any fsspec URL.
+        path: the directory, or a pointer to it, local or any fsspec URL; or a file of weights alone, as
+            :mod:`.foreign` reads it.
         weights_only: False loads pickled objects too; else a :class:`~.encoding.SealedObject` stands for each.
         map_location: the device to load tensors onto (default: the CPU).
 
@@ -367,6 +388,8 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         CheckpointError: if a file is missing, altered or truncated; it is named.
     """
     path = resolve(path)
+    if is_file(path):
+        return _load_weights(path, map_location)
     manifest = read_manifest(path)
     content = {name: _read_verified(path, name, manifest) for name in manifest["files"] if name != "objects.pkl"}
     objects: dict[str, Any] | None = None
@@ -377,7 +400,7 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
     def tensors(name: str) -> dict[str, Tensor]:
-        return _read_tensors(content[name], map_location) if name in content else {}
+        return read_tensors(content[name], map_location) if name in content else {}
 
     def state(name: str, beside: dict[str, Tensor]) -> Any:
         return decode(json.loads(content[f"{name}.json"]), {**tensors(f"{name}.safetensors"), **beside}, objects)
@@ -390,35 +413,8 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
     return checkpoint
 
 
-def _read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    tensors = load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    for alias, name in json.loads(header.get("__metadata__", {}).get("aliases", "{}")).items():
-        tensors[alias] = tensors[name]
-    return {name: tensor.to(map_location or "cpu") for name, tensor in tensors.items()}
-
-
-def find_checkpoints(directory: str) -> list[str]:
-    """The complete checkpoints in a directory and its folders, the one written last first."""
-    if not exists(directory):
-        return []
-    if is_local(directory):
-        folders = [folder for folder, _, files in os.walk(directory) if MANIFEST in files]
-    else:
-        filesystem = _filesystem(directory)
-        root = filesystem._strip_protocol(directory)
-        manifests = [name for name in filesystem.find(directory) if name.endswith("/" + MANIFEST)]
-        folders = [join(directory, n.removesuffix("/" + MANIFEST)[len(root) :].lstrip("/")) for n in manifests]
-    found = []
-    for path in folders:
-        parent, name = path.rpartition("/")[::2]
-        # One moved aside counts only while nothing has taken its place.
-        if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, name[1:-13]))):
-            continue
-        try:
-            found.append((read_manifest(path)["created"], path))
-        except CheckpointError:
-            continue
-    return [path for _, path in sorted(found, reverse=True)]
+def _load_weights(path: str, map_location: Any) -> dict[str, Any]:
+    try:
+        return {**load_weights_file(path, map_location), "rng": [], "manifest": {"module": "another program"}}
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error

@@ -18,18 +18,23 @@ SECONDS = 1.0  # between two agreements
 class Control:
     """Requests of this process, and what all have agreed on. In one process, a request is an agreement.
 
-    Several processes agree about once a second, in one all-reduce of four numbers: the word. They do so at the same
+    Several processes agree about once a second, in one all-reduce of a few numbers: the word. They do so at the same
     step, as the word says when the next one is due: sooner or later as steps are slow or quick.
 
     Attributes:
         wants_stop, wants_skip: this process asks to end the training, or the rest of the epoch.
         stop, skip: all do.
+        wants_signal: the signal that this process has got and that asks it to end; 0 for none.
+        signal: the one on account of which all end.
+        saved_for_signal: whether a checkpoint was saved for it.
         due: batches of the epoch after which the next agreement is due; infinite in one process.
     """
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self.wants_stop = self.stop = self.wants_skip = self.skip = False
+        self.wants_signal = self.signal = 0
+        self.saved_for_signal = False
         self.due: int | float = INFINITE
         self._interval = 1  # steps
         self._counted = 0  # the batches at the last agreement, and its time
@@ -46,9 +51,18 @@ class Control:
         if self.strategy.world_size == 1:
             self.stop = stop
 
+    def note_signal(self, number: int) -> None:
+        """This process has got a signal that asks it to end. Called from the signal's handler."""
+        self.wants_signal = number
+        if self.strategy.world_size == 1:
+            self.signal = number
+            self.stop = True
+
     def begin(self) -> None:
         """A run begins: nobody has asked for anything."""
         self.wants_stop = self.stop = False
+        self.wants_signal = self.signal = 0
+        self.saved_for_signal = False
         self._began, self._clock = time.monotonic(), 0.0
 
     def begin_epoch(self, batches: int) -> None:
@@ -68,7 +82,9 @@ class Control:
             self._interval = max(1, min(int(steps / seconds * SECONDS), 2 * steps))
         self._counted, self._time = batches, now
         milliseconds = int((now - self._began) * 1000)
-        word = torch.tensor([self.wants_stop, self.wants_skip, -self._interval, milliseconds], dtype=torch.int64)
-        stop, skip, interval, milliseconds = self.strategy.reduce(word, "max").tolist()
-        self.stop, self.skip, self._interval, self._clock = bool(stop), bool(skip), -interval, milliseconds / 1000
+        word = [self.wants_stop, self.wants_skip, -self._interval, milliseconds, self.wants_signal]
+        agreed = self.strategy.reduce(torch.tensor(word, dtype=torch.int64), "max").tolist()
+        stop, skip, interval, milliseconds, self.signal = agreed
+        self.stop, self.skip = bool(stop or self.signal), bool(skip)
+        self._interval, self._clock = -interval, milliseconds / 1000
         self.due = batches + self._interval

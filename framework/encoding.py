@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tensor_files import is_plain
+
 _CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
 
 
@@ -62,7 +64,7 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
         return value
     while path in tensors or path in objects:
         path += "'"  # {"a": {"b": x}, "a.b": y} gives one path twice
-    if isinstance(value, Tensor) and _is_plain(value):
+    if is_plain(value):
         tensors[path] = value
         return {"$tensor": path}
     if type(value) is list:
@@ -87,11 +89,6 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
         return _encode_numpy(value, path, tensors, objects)
     objects[path] = value
     return {"$object": path}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether safetensors can hold it."""
-    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.dtype != torch.complex128
 
 
 def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:

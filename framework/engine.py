@@ -34,6 +34,7 @@ from .prepared import (
     prepare_module,
     unwrap,
 )
+from .saving import Save, Saver
 from .window import Window, scale_gradients
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Engine(Peers):
 
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.loggers: list[Logger] = [] if logger is None else list(logger) if isinstance(logger, list) else [logger]
+        self.saver = Saver()
+        self._save: Save | None = None  # begun by save_state, and not waited for
         self.window = Window(self.strategy)
         self.sync_gradients = True
         self.global_step = 0
@@ -678,7 +681,7 @@ class Engine(Peers):
                 )
         self._registered.extend(objects)
 
-    def save_state(self, output_dir: str | os.PathLike[str]) -> str:
+    def save_state(self, output_dir: str | os.PathLike[str], wait: bool = True) -> str:
         """Write a checkpoint of everything that was prepared or registered, and of the random generators.
 
         It has the Trainer's format: ``Module.load_from_checkpoint`` reads its weights, under any strategy. All
@@ -686,17 +689,33 @@ class Engine(Peers):
 
         Args:
             output_dir: the directory to make, local or any fsspec URL; one that is there is replaced.
+            wait: until it is complete; otherwise only until everything is copied to the host's memory. The next
+                call, :meth:`wait_for_save` or :meth:`end_training` then waits for the rest, and raises its error.
 
         Returns:
             The path.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if it cannot be written, or the save before could not.
         """
         from .engine_state import save_state
 
         self._check("save_state")
-        return save_state(self, os.fspath(output_dir))
+        self.wait_for_save()
+        path = os.fspath(output_dir)
+        save = save_state(self, path, wait)
+        self._save = None if wait else save
+        return path
+
+    def wait_for_save(self) -> None:
+        """Wait until the checkpoint that ``save_state(..., wait=False)`` began is complete. All processes call this.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        if self._save is not None:
+            save, self._save = self._save, None
+            save.finish()
 
     def load_state(self, input_dir: str | os.PathLike[str], weights_only: bool | None = None) -> None:
         """Load what :meth:`save_state` wrote, or a Trainer's checkpoint; prepared loaders go on where they were.
@@ -757,6 +776,7 @@ class Engine(Peers):
         for logger in self.loggers if self.is_main_process else ():
             logger.finalize("success")
         self._meet("end_training")
+        self.wait_for_save()
         if self._calls is not None:
             self._calls.end()
         self.free_memory()

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import CheckpointError, join, load_checkpoint, resolve, tensors_to_bytes, write_file
+from .checkpoint import CheckpointError, load_checkpoint, resolve
+from .places import join, write_file
 from .prepared import unwrap
-from .restore import in_main_process, load_weights, write_together
+from .restore import load_weights
+from .saving import Save, in_main_process
 from .seed import rng_state, set_rng_state
+from .tensor_files import tensors_to_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def save_state(engine: Engine, path: str) -> str:
+def save_state(engine: Engine, path: str, wait: bool) -> Save:
     """``Engine.save_state``."""
     engine.end_stepped_window()  # its loss scale belongs to the state
     strategies = engine._strategies
@@ -44,8 +47,7 @@ def save_state(engine: Engine, path: str) -> str:
         "metrics": {},
     }
     rng = engine.strategy.gather_objects(rng_state(engine.device))
-    write_together(engine.strategy, checkpoint, path, facts, rng)
-    return path
+    return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait)
 
 
 def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:

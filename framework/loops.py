@@ -10,7 +10,7 @@ import torch
 from .loaders import INFINITE
 from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
-from .seed import isolated_rng, set_rng_state
+from .seed import isolated_rng, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -54,19 +54,24 @@ def fit(trainer: Trainer) -> None:
         assert trainer.data.train is not None
         trainer.data.train.load_state_dict(trainer.resumed["loader"])
     state.stage = "train"
-    trainer.metrics.enter("train", "epoch")
-    for hook in bus.on_train_start:
-        hook()
-    trainer.control.agree(state.batch_idx)
-    while not _limit_reached(trainer) and not _may_stop(trainer):
-        if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
-            trainer.data.load_train(again=True)
-        if not _train_epoch(trainer):
-            break
-        state.next_epoch()
-    trainer.metrics.enter("train", None)
-    for hook in bus.on_train_end:
-        hook()
+    with trainer.signals():
+        trainer.metrics.enter("train", "epoch")
+        for hook in bus.on_train_start:
+            hook()
+        trainer.control.agree(state.batch_idx)
+        while not _limit_reached(trainer):
+            if trainer.control.signal:
+                trainer.end_by_signal()
+            if _may_stop(trainer):
+                break
+            if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
+                trainer.data.load_train(again=True)
+            if not _train_epoch(trainer):
+                break
+            state.next_epoch()
+        trainer.metrics.enter("train", None)
+        for hook in bus.on_train_end:
+            hook()
 
 
 def _limit_reached(trainer: Trainer) -> bool:
@@ -92,6 +97,10 @@ def _restore_progress(trainer: Trainer) -> None:
     load_metric_states(trainer.module, resumed["metric_states"])
     if resumed["rng"] is not None:
         set_rng_state(resumed["rng"], trainer.engine.device)
+
+
+class _LeftForSignal(Exception):
+    """A validation was left, as a signal asks to end."""
 
 
 def _train_epoch(trainer: Trainer) -> bool:
@@ -170,6 +179,8 @@ def _train_epoch(trainer: Trainer) -> bool:
         if stepped and global_step >= max_steps:
             stopped = True
         elif control.stop and not optimization.window_is_open:
+            if control.signal:
+                trainer.end_by_signal()
             stopped = _may_stop(trainer, state.epoch + ended)
         if ended or stopped:
             break
@@ -257,8 +268,17 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
     if not trainer.load_val_data():
         return
     before = trainer.metrics.enter(None, None)
+    kept = (rng_state(trainer.engine.device), metric_states(trainer.module)) if trainer.world_size == 1 else None
     state.stage = "validate"
-    evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
+    try:
+        evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
+    except _LeftForSignal:
+        assert kept is not None
+        trainer.metrics.discard()
+        set_rng_state(kept[0], trainer.engine.device)
+        load_metric_states(trainer.module, kept[1])
+        trainer.restore_training_mode()
+        trainer.end_by_signal()  # the run that goes on from there begins with this validation
     state.stage = "train"
     trainer.metrics.enter(*before)
     trainer.control.agree(state.batch_idx)
@@ -342,6 +362,7 @@ def _run_batches(
     stage = "validate" if name == "validation" else name
     metrics.without_batch = set()
     in_all = trainer.data.batches_in_all(stage)
+    control, in_fit, several_processes = trainer.control, trainer.state.fn == "fit", trainer.world_size > 1
     for index, limit in enumerate(limits):
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
@@ -360,6 +381,8 @@ def _run_batches(
                 keep[index].append(output)
             if batch_idx + 1 >= limit:
                 break
+            if control.signal and in_fit and not several_processes:  # else its peers would wait in what is collective
+                raise _LeftForSignal
         if batch_idx < 0:
             if limit and trainer.world_size == 1:
                 raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import inspect
 import os
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
-from .checkpoint import (
-    CheckpointError,
-    find_checkpoints,
-    join,
-    load_checkpoint,
-    read_manifest,
-    resolve,
-    save_checkpoint,
-)
+from .checkpoint import CheckpointError, find_checkpoints, load_checkpoint, read_manifest, resolve
 from .datamodule import DataModule
 from .encoding import find_sealed, require_unsealed
 from .hooks import overrides
 from .hparams import AttributeDict
 from .messages import log
 from .metrics import as_floats
+from .places import join
+from .saving import Save
 from .seed import rng_state
 
 if TYPE_CHECKING:
-    from ..strategies import Strategy
     from .trainer import Trainer
 
 
-def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
+def save_run(
+    trainer: Trainer, path: str, weights_only: bool, wait: bool = True, then: Callable[[], None] | None = None
+) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
     checkpoint = collect(trainer, weights_only)
     rng = None if weights_only else trainer.strategy.gather_objects(rng_state(trainer.engine.device))
@@ -45,34 +39,7 @@ def save_run(trainer: Trainer, path: str, weights_only: bool) -> None:
         "module": type(trainer.module).__qualname__,
         "metrics": as_floats(trainer.callback_metrics),
     }
-    write_together(trainer.strategy, checkpoint, path, facts, rng)
-
-
-def write_together(
-    strategy: Strategy, checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None
-) -> None:
-    """Write a checkpoint from the main process; if it fails, it fails in all of them."""
-    about = {"created": time.time(), "world_size": strategy.world_size, "strategy": strategy.name}
-    in_main_process(strategy, path, lambda: save_checkpoint(checkpoint, path, {**about, **facts}, rng))
-
-
-def in_main_process(strategy: Strategy, path: str, write: Callable[[], None]) -> None:
-    """Let the main process write ``path``. A collective.
-
-    Raises:
-        Exception: in the main process, what ``write`` raised; in the others, an OSError that tells of it.
-    """
-    failed: BaseException | None = None
-    if strategy.is_global_zero:
-        try:
-            write()
-        except Exception as error:
-            failed = error
-    told = strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
-    if failed is not None:
-        raise failed
-    if told is not None:
-        raise OSError(f"rank 0 could not save {path!r}: {told}")
+    return trainer.engine.saver.save(trainer.strategy, checkpoint, path, facts, rng, wait, then)
 
 
 def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
@@ -148,6 +115,7 @@ def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | N
 
 def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dict[str, Any] | None:
     """Find and read the checkpoint for a run; None where there is nothing to resume."""
+    trainer.engine.saver.wait()  # it may be the one that is being written
     if ckpt_path == "last":
         return read_last(trainer, weights_only)
     path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)

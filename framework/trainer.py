@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 
@@ -19,7 +20,7 @@ from ..strategies.launch import note
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
 from .attributes import TrainerAttributes
-from .checkpoint import exists, is_complete, remove, write_pointer
+from .checkpoint import is_complete, is_taken, remove_checkpoint, write_pointer
 from .compilation import compile_submodules
 from .control import Control
 from .data import RunData
@@ -35,10 +36,12 @@ from .optimization import Optimization, parse_optimizers
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
+from .signals import Signals
 from .state import RunState
 
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
+    from .saving import Save
 
 
 class Trainer(TrainerAttributes):
@@ -230,6 +233,7 @@ class Trainer(TrainerAttributes):
         self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
         self._modes: dict[torch.nn.Module, bool] = {}
+        self._signals: Signals | None = None
 
     # -- arguments --------------------------------------------------------------------------------------------
 
@@ -601,8 +605,10 @@ class Trainer(TrainerAttributes):
         interrupted = isinstance(error, KeyboardInterrupt)
         state = self.state
         note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
-        self.state.status = "interrupted" if interrupted else "failed"
+        self.state.status = "interrupted" if interrupted or self.control.signal else "failed"
         self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
+        if self.must_end_at_once:
+            self.engine.saver.abandon()
         try:
             for hook in self.bus.on_exception:
                 hook(error)
@@ -612,11 +618,37 @@ class Trainer(TrainerAttributes):
             log.exception("A hook on_exception raised in turn; what ended the run follows")
         finally:
             self.strategy.failed = False
+        self.engine.saver.wait()
         self.strategy.teardown()
         for logger in self.loggers:
             logger.finalize(self.state.status)
 
     # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def signals(self) -> Signals:
+        """A context in which signals that ask to end are noted for the loop."""
+        self._signals = Signals(self.control, self.is_global_zero)
+        return self._signals
+
+    @property
+    def must_end_at_once(self) -> bool:
+        """Whether the user has pressed Ctrl-C a second time."""
+        return self._signals is not None and self._signals.in_a_hurry
+
+    def end_by_signal(self) -> NoReturn:
+        """Save a checkpoint, and end as the signal asks that all processes have agreed on.
+
+        Raises:
+            KeyboardInterrupt: for Ctrl-C.
+            SystemExit: for others, with the exit code of a process that the signal ended: 128 + its number.
+        """
+        number = signal.Signals(self.control.signal)
+        path = "" if self.checkpoint_callback is None else self.checkpoint_callback.save_now(self)
+        self.control.saved_for_signal = bool(path)
+        if self.is_global_zero:
+            saved = f"saved {path}" if path else "there is no ModelCheckpoint, nothing is saved"
+            log.warning("%s at step %d: %s; ending", number.name, self.global_step, saved)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
@@ -640,17 +672,34 @@ class Trainer(TrainerAttributes):
             raise RuntimeError("save_checkpoint: this Trainer has run nothing yet; call fit first")
         save_run(self, os.fspath(filepath), bool(weights_only))
 
+    def begin_save(
+        self, filepath: str, weights_only: bool = False, wait: bool = False, then: Callable[[], None] | None = None
+    ) -> Save:
+        """Write a checkpoint while the training goes on; this waits for the one before, and copies the tensors.
+
+        Args:
+            filepath: the directory to make, local or any fsspec URL.
+            weights_only: leave out all that only resuming needs.
+            wait: until it is complete, without a copy.
+            then: called in the main process when it is complete, in the thread that writes.
+
+        Returns:
+            What tells how it went: its ``finish()`` waits, and raises what writing raised; all processes call it.
+        """
+        return save_run(self, filepath, weights_only, wait, then)
+
     def checkpoint_is_complete(self, path: str) -> bool:
         """Whether there is a complete checkpoint at ``path``."""
         return is_complete(path)
 
     def checkpoint_exists(self, path: str) -> bool:
-        """Whether there is anything at ``path``."""
-        return exists(path)
+        """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
+        self.engine.saver.wait()  # it may be the one that is being written
+        return is_taken(path)
 
     def remove_checkpoint(self, path: str) -> None:
         """Delete a checkpoint, or a pointer to one."""
-        remove(path)
+        remove_checkpoint(path)
 
     def write_pointer(self, path: str, target: str) -> None:
         """Make the small file ``path`` name the checkpoint ``target``, all at once."""
@@ -659,7 +708,7 @@ class Trainer(TrainerAttributes):
     def progress(self) -> dict[str, Any]:
         """The run's counters as a checkpoint keeps them: at the start of an open accumulation window."""
         counters = self.state.state_dict()
-        if self.fitted and self.optimization.window_is_open:
+        if self.window_is_open:
             behind = self.state.batch_idx - self.optimization.window.start
             counters["batch_idx"] -= behind
         return counters

@@ -1,0 +1,54 @@
+"""Save a checkpoint when an exception ends the training."""
+
+from __future__ import annotations
+
+import os
+from logging import getLogger
+from typing import TYPE_CHECKING
+
+from .base import Callback
+from .checkpoint_paths import absolute
+
+if TYPE_CHECKING:
+    from ..framework import Module, Trainer
+
+log = getLogger("loopwright")
+
+
+class OnExceptionCheckpoint(Callback):
+    """Save a checkpoint when an exception ends the training, to look into or to go on from.
+
+    It holds the run as the exception left it: the data cursor stands at the start of the accumulation window that was
+    not completed, while random generators have moved on, and an exception inside an optimizer's step may leave half of
+    the weights updated. With several processes, the main one saves without asking the others: of what the epoch has
+    gathered for its mean values, only its own part is kept. For a run that goes on exactly, resume from a
+    :class:`~loopwright.callbacks.ModelCheckpoint`'s.
+
+    Nothing is saved for a signal that asks to end if a ``ModelCheckpoint`` has saved already, nor for a second Ctrl-C.
+
+    Args:
+        dirpath: where to save, a path or an fsspec URL.
+        filename: name without extension. One that is there is replaced.
+    """
+
+    phase = "persist"
+    FILE_EXTENSION = ".ckpt"
+
+    def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
+        if not filename:
+            raise ValueError("filename must not be empty")
+        self.dirpath = absolute(os.fspath(dirpath))
+        self.filename = filename
+
+    @property
+    def ckpt_path(self) -> str:
+        """Where the checkpoint goes."""
+        return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        if trainer.state.fn != "fit" or not trainer.fitted or trainer.must_end_at_once:
+            return
+        if trainer.control.saved_for_signal or not trainer.is_global_zero:
+            return
+        trainer.save_checkpoint(self.ckpt_path)
+        log.warning("%s: saved %s", type(exception).__name__, self.ckpt_path)

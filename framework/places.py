@@ -1,0 +1,132 @@
+"""Files and folders: local ones by the standard library, all others, such as ``s3://…``, through fsspec."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is no URL of another file system."""
+    return "://" not in path
+
+
+def _filesystem(path: str) -> Any:
+    import fsspec
+
+    # Its listings are not kept: another thread's or process's file system would not see in them what this one writes.
+    return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
+
+
+def join(path: str, *parts: str) -> str:
+    """Join path or URL parts."""
+    return os.path.join(path, *parts) if is_local(path) else "/".join([path.rstrip("/"), *parts])
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or directory."""
+    return os.path.exists(path) if is_local(path) else _filesystem(path).exists(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file."""
+    return os.path.isfile(path) if is_local(path) else _filesystem(path).isfile(path)
+
+
+def size(path: str) -> int:
+    """A file's bytes."""
+    return os.path.getsize(path) if is_local(path) else _filesystem(path).size(path)
+
+
+def read_bytes(path: str, count: int | None = None) -> bytes:
+    """The content of a file, or its first ``count`` bytes."""
+    if is_local(path):
+        with open(path, "rb") as file:
+            return file.read(count)
+    return _filesystem(path).cat_file(path, 0, count) if count else _filesystem(path).cat_file(path)
+
+
+def list_names(path: str) -> list[str]:
+    """The names of what is in a folder."""
+    if is_local(path):
+        return os.listdir(path)
+    return [name.rstrip("/").rpartition("/")[2] for name in _filesystem(path).ls(path, detail=False)]
+
+
+@contextmanager
+def writing(path: str) -> Iterator[Any]:
+    """Open a new file to write to, piece by piece; on leaving it is on disk, or at the store."""
+    if is_local(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        return
+    filesystem = _filesystem(path)
+    filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+    file = filesystem.open(path, "wb")
+    try:
+        yield file
+    except BaseException:
+        with suppress(Exception):  # what went wrong is on its way already; to close it would send what it has
+            file.discard()
+        file.closed = True
+        raise
+    file.close()
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a small file all at once: what is at ``path`` is the old content or the new."""
+    if not is_local(path):
+        filesystem = _filesystem(path)
+        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        filesystem.pipe_file(path, content)
+        return
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with writing(temporary) as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(os.path.dirname(path) or ".")
+
+
+def sync_directory(path: str) -> None:
+    """Make a rename inside the local folder ``path`` last over a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Delete a file, or a folder with all that is in it; nothing if it is not there."""
+    if not exists(path):
+        return
+    if not is_local(path):
+        _filesystem(path).rm(path, recursive=True)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def find_folders_with(directory: str, name: str) -> list[str]:
+    """All folders below ``directory``, and itself, that hold a file called ``name``."""
+    if not exists(directory):
+        return []
+    if is_local(directory):
+        return [folder for folder, _, files in os.walk(directory) if name in files]
+    filesystem = _filesystem(directory)
+    root = filesystem._strip_protocol(directory)
+    found = [file for file in filesystem.find(directory) if file.endswith("/" + name)]
+    return [join(directory, file.removesuffix("/" + name)[len(root) :].lstrip("/")) for file in found]

@@ -1,0 +1,100 @@
+"""Tensors in safetensors files: written piece by piece, without a second copy in memory, and read by the library."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.complex64: "C64",
+}  # fmt: skip
+_PIECE = 4 * 2**20  # bytes that are written at once
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` is a tensor that the format can hold."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and value.dtype in _NAMES
+        and not value.is_meta
+    )
+
+
+class StagedTensors:
+    """Tensors on their way to a file. Names that share one tensor are stored once, the others in the metadata.
+
+    Args:
+        tensors: by name.
+        copy: take copies in the host's memory now.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], copy: bool) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.aliases: dict[str, str] = {}
+        seen: dict[Any, str] = {}
+        for name, tensor in tensors.items():
+            tensor = tensor.detach()
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            if tensor.numel() and place in seen:
+                self.aliases[name] = seen[place]
+                continue
+            seen[place] = name
+            if copy:
+                tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+            self.tensors[name] = tensor
+
+    def write(self, file: Any) -> None:
+        """Write to what has a method ``write``."""
+        # The library's order: what needs more alignment comes first.
+        names = sorted(self.tensors, key=lambda name: (-self.tensors[name].element_size(), name))
+        # Accelerate reads no file whose metadata does not name the format.
+        metadata = {"format": "pt", **({"aliases": json.dumps(self.aliases)} if self.aliases else {})}
+        header: dict[str, Any] = {"__metadata__": metadata}
+        end = 0
+        for name in names:
+            tensor = self.tensors[name]
+            begin, end = end, end + tensor.numel() * tensor.element_size()
+            header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            _write_tensor(self.tensors[name], file)
+
+
+def _write_tensor(tensor: Tensor, file: Any) -> None:
+    tensor = tensor.to("cpu").contiguous().resolve_conj().resolve_neg()
+    if not (length := tensor.numel() * tensor.element_size()):
+        return
+    content = memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast("B")
+    for begin in range(0, length, _PIECE):
+        file.write(content[begin : begin + _PIECE])
+
+
+def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """The content of a safetensors file."""
+    file = io.BytesIO()
+    StagedTensors(tensors, copy=False).write(file)
+    return file.getvalue()
+
+
+def read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the device ``map_location`` (default: the CPU)."""
+    from safetensors.torch import load
+
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    for alias, name in json.loads(header.get("__metadata__", {}).get("aliases", "{}")).items():
+        tensors[alias] = tensors[name]
+    return {name: tensor.to(map_location or "cpu") for name, tensor in tensors.items()}
