@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batches import map_tensors
 from .datamodule import DataModule
-from .dealing import SharedLoader, is_dealt_already
+from .dealing import SharedLoader, cursor_of, is_dealt_already, rest_of_epoch
 from .hooks import overrides
 from .loaders import (
     INFINITE,
@@ -90,11 +90,54 @@ class RunData:
         self.train = self._by_epochs(combined, shuffle=not trainer.overfit_batches)
         if trainer.world_size > 1:
             self.train = SharedLoader(self.train, trainer.strategy, self._deals(combined))
-        self.num_batches["train"] = limited(self.train.length, trainer.limit_train_batches, "limit_train_batches")
+        self.begin_epoch()
         if self.train.length == 0:
             raise ValueError(
                 "the training loader is empty (its length is 0): check its dataset, and batch_size with drop_last=True"
             )
+
+    def begin_epoch(self) -> None:
+        """Count the batches of the running epoch."""
+        if self.train is None:
+            return
+        state = self.trainer.state
+        if state.part is not None:
+            self.train.cut(state.epoch, state.part["begin"], state.part["end"])
+            self.num_batches["train"] = state.part["first"] + self.train.length_in(state.epoch)
+        else:
+            limit = self.trainer.limit_train_batches
+            self.num_batches["train"] = limited(self.train.length, limit, "limit_train_batches")
+
+    def iterate_train(self) -> Iterator[Any]:
+        """Iterate the running epoch from the data cursor on."""
+        assert self.train is not None
+        state = self.trainer.state
+        return self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
+
+    def cursor(self, batch_idx: int) -> dict[str, Any] | None:
+        """How far all processes are in the running epoch after ``batch_idx`` batches each."""
+        if self.train is None:
+            return None
+        limited_to = self.num_batches["train"] if self.num_batches["train"] < self.train.length else None
+        return cursor_of(self.train, self.trainer.world_size, batch_idx, self.trainer.state.part, limited_to)
+
+    def take_up(self, cursor: dict[str, Any] | None, saved_by: int) -> None:
+        """Go on inside an epoch that ``saved_by`` processes have begun.
+
+        Raises:
+            CheckpointError: if what they have left cannot be dealt out to those that there are now.
+        """
+        trainer, state = self.trainer, self.trainer.state
+        assert self.train is not None
+        rest = None if cursor is None else rest_of_epoch(cursor, self.train, saved_by, trainer.world_size)
+        if rest is None:
+            return
+        state.part = {"first": state.batch_idx, **rest}
+        self.begin_epoch()
+        log.info(
+            "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",
+            state.epoch, trainer.world_size, saved_by, self.num_batches["train"] - state.batch_idx,
+        )  # fmt: skip
 
     def _by_epochs(self, loader: Any, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
         seed = self.trainer.data_seed()

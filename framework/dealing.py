@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
+from .checkpoint import CheckpointError
 from .loaders import INFINITE, CombinedEpochLoader, EpochLoader
 from .seed import isolated_rng
 
@@ -49,27 +50,33 @@ class SharedLoader:
         self.lengths: list[int | float] = strategy.gather_objects(loader.length)  # a collective
         self.share = 1.0
         self._block: Any = None  # the loader's own state when the steps were agreed on last
-        self._given = 0  # steps since then
-        self._skip = 0  # steps to leave out, as the state that was loaded is behind
+        self._given = 0  # batches of the loader since then
         if deal and len(set(self.lengths)) > 1:
             told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(self.lengths))
             raise ValueError(
                 f"the training loader has {told}: the same data must be there in all processes, which are given their "
                 "parts of it; if each has its own data, pass Trainer(use_distributed_sampler=False)"
             )
-        self.length = max(self.lengths)
-        if deal and self.length != INFINITE:
-            rounds, rest = divmod(int(self.length), self.world_size)
-            self.length = rounds + (rest > 0 and not loader.drop_last)
+        self.length = self._steps(max(self.lengths))
+
+    def cut(self, epoch: int, begin: int, end: int | None) -> None:
+        """As :meth:`EpochLoader.cut`, of the loader before it is dealt out."""
+        self.loader.cut(epoch, begin, end)
+
+    def length_in(self, epoch: int) -> int | float:
+        """Steps of an epoch, the same in all processes."""
+        return self._steps(self.loader.length_in(epoch)) if self.deal else self.length
+
+    def _steps(self, batches: int | float) -> int | float:
+        if not self.deal or batches == INFINITE:
+            return batches
+        rounds, rest = divmod(int(batches), self.world_size)
+        return rounds + (rest > 0 and not self.loader.drop_last)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
         if self.length == INFINITE:
-            size = self.world_size if self.deal else 1
-            batches = self.loader.iterate(epoch, start * size)
-            behind, self._skip = self._skip * size, 0
-            for _ in islice(batches, behind):
-                pass
+            batches = self.loader.iterate(epoch, start * (self.world_size if self.deal else 1))
             return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
         if not self.deal:
             return self._planned(self.loader.iterate(epoch, start), epoch, start)
@@ -80,31 +87,32 @@ class SharedLoader:
 
     def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
         last = _NONE
-        for step in range(start, int(self.length)):
-            self.share = self._share_of(step)
+        length = int(self.length_in(epoch))
+        for step in range(start, length):
+            self.share = self._share_of(step, epoch, length)
             batch = next(batches, _NONE)
             if batch is _NONE:
                 if self.share:
                     raise RuntimeError(
-                        f"rank {self.rank}: the training loader has no batch {step} of the {self.length} that its "
+                        f"rank {self.rank}: the training loader has no batch {step} of the {length} that its "
                         "length promised; the other processes count on it"
                     )
                 batch = self._borrow(epoch) if last is _NONE else last
-            if step == self.length - 2 or not self.deal:
+            if step == length - 2 or not self.deal:
                 last = batch
             yield batch
 
-    def _share_of(self, step: int) -> float:
+    def _share_of(self, step: int, epoch: int, length: int) -> float:
         if not self.deal:
             present = sum(length > step for length in self.lengths)
             return self.world_size / present if step < self.lengths[self.rank] else 0.0
-        present = min(self.world_size, int(self.lengths[0]) - step * self.world_size)
-        if step < self.length - 1:
+        if step < length - 1:
             return 1.0
+        present = min(self.world_size, int(self.loader.length_in(epoch)) - step * self.world_size)
         if self.rank >= present:
             return 0.0
-        whole = present - 1 + self.loader.last_fraction
-        return self.world_size * (self.loader.last_fraction if self.rank == present - 1 else 1.0) / whole
+        last_fraction = self.loader.last_fraction_in(epoch)
+        return self.world_size * (last_fraction if self.rank == present - 1 else 1.0) / (present - 1 + last_fraction)
 
     def _borrow(self, epoch: int) -> Any:
         """A batch of another process, for one that has none to run again."""
@@ -142,7 +150,7 @@ class SharedLoader:
                 last = mine[step][0] if step < len(mine) else last
                 if last is _NONE:
                     raise RuntimeError(f"rank {self.rank}: the training loader gave no batch, while others have some")
-                self._given += 1
+                self._given += self.world_size if self.deal else 1
                 yield last
             if steps < LOOK_AHEAD:
                 return
@@ -157,12 +165,10 @@ class SharedLoader:
         """The loader's own state, if it keeps one."""
         if self._block is None:
             return self.loader.state_dict()
-        return {"block": self._block, "given": self._given}  # it has read ahead
+        return {"state": self._block, "batches": self._given}  # it has read ahead
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
-        if isinstance(self.loader, EpochLoader) and isinstance(state, dict) and state.keys() == {"block", "given"}:
-            state, self._skip = state["block"], state["given"]
         self.loader.load_state_dict(state)
 
 
@@ -172,3 +178,79 @@ def is_dealt_already(loader: Any) -> bool:
         return False
     samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
     return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+
+
+# -- how far an epoch has come, for any number of processes -----------------------------------------------------------
+
+
+def cursor_of(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    world_size: int,
+    batches: int,
+    part: dict[str, Any] | None,
+    limited_to: int | float | None = None,
+) -> dict[str, Any]:
+    """How much of an epoch's data all processes have been given.
+
+    Args:
+        source: the training loader, as this process reads it.
+        world_size: number of processes.
+        batches: given to each of them in this epoch.
+        part: what was left of the epoch when these processes took it over, if others had begun it: ``first``, the
+            batches given before, and ``begin`` and ``end`` of the rest.
+        limited_to: how many batches of the epoch each is to be given, if not all.
+
+    Returns:
+        ``position`` and ``end`` (None for all of the epoch), both in samples where the order is planned, else in the
+        loader's batches; and what is needed to tell whether they mean the same in another run.
+    """
+    loader, dealt = _loader_of(source)
+    each = loader.unit * (world_size if dealt else 1)
+    if part is None:
+        part = {"first": 0, "begin": 0, "end": None if limited_to is None else limited_to * each}
+    return {
+        "position": part["begin"] + (batches - part["first"]) * each,
+        "end": part["end"],
+        "in_samples": loader.in_samples,
+        "batch_sizes": loader.batch_sizes,
+        "dealt": dealt,
+    }
+
+
+def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size: int) -> dict[str, Any] | None:
+    """What is left of an epoch that other processes have begun, or the same ones with another batch size.
+
+    Args:
+        cursor: what :func:`cursor_of` gave there.
+        source: the training loader, as this process reads it now.
+        saved_by: how many processes they were.
+        world_size: how many there are now.
+
+    Returns:
+        ``begin`` and ``end`` for :meth:`EpochLoader.cut`; None if nothing has changed.
+
+    Raises:
+        CheckpointError: if it cannot be dealt out anew.
+    """
+    loader, dealt = _loader_of(source)
+    if saved_by == world_size and cursor["batch_sizes"] == loader.batch_sizes:
+        return None
+    why = ""
+    if not (cursor["dealt"] and dealt):
+        why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
+    elif cursor["in_samples"] != loader.in_samples:
+        why = "the loader's sampler has been changed for one of another kind"
+    elif not loader.in_samples and cursor["batch_sizes"] != loader.batch_sizes:
+        why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
+        why += f"{loader.batch_sizes}"
+    if why:
+        raise CheckpointError(
+            f"the checkpoint was saved inside an epoch by {saved_by} process(es), now there are {world_size}, and what "
+            f"is left of the epoch cannot be dealt out anew: {why}. Resume with {saved_by} and the same loaders, or "
+            "from a checkpoint of an epoch's end"
+        )
+    return {"begin": cursor["position"], "end": cursor["end"]}
+
+
+def _loader_of(source: EpochLoader | CombinedEpochLoader | SharedLoader) -> tuple[Any, bool]:
+    return (source.loader, source.deal) if isinstance(source, SharedLoader) else (source, True)

@@ -107,16 +107,12 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
             f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
             f"{len(engine._loaders)}: prepare the same before load_state"
         )
-    inside = any(place["batches"] for place in places[0])
-    if inside and len(places) != engine.num_processes:
-        raise CheckpointError(
-            f"checkpoint {path!r} was saved by {len(places)} processes inside an epoch, and there are now "
-            f"{engine.num_processes}: resume it with {len(places)}, or take a checkpoint of an epoch's end"
-        )
     if (seed := checkpoint.get("data_seed")) is not None:
         engine.set_data_seed(seed)
-    for loader, place in zip(engine._loaders, places[engine.process_index % len(places)], strict=False):
-        loader.load_state_dict(place)
+    # With another number of processes, the last one's places: it has read furthest.
+    own = places[engine.process_index if len(places) == engine.num_processes else -1]
+    for loader, place in zip(engine._loaders, own, strict=False):
+        loader.load_state_dict(place, saved_by=len(places))
 
 
 def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
@@ -127,7 +123,11 @@ def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
         return None
     run, state = checkpoint["run"], checkpoint["run"]["state"]
     epoch, batches = (state["epoch"] + 1, 0) if state["epoch_done"] else (state["epoch"], state["batch_idx"])
-    return [[{"epoch": epoch, "batches": batches, "loader": own["loader"]}] for own in (run, *run.get("peers", ()))]
+    part = None if state["epoch_done"] else state["part"]
+    return [
+        [{"epoch": epoch, "batches": batches, "loader": own["loader"], "part": part, "cursor": own["cursor"]}]
+        for own in (run, *run.get("peers", ()))
+    ]
 
 
 def save_model(engine: Engine, model: nn.Module, directory: str) -> str:

@@ -20,6 +20,9 @@ from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
 
 INFINITE = float("inf")
 
+# The keys of what stands for the state of a loader that was read ahead: an earlier one, and the batches since then.
+_AHEAD = {"state", "batches"}
+
 
 def loader_length(loader: Any) -> int | float:
     """Number of batches; infinite if the loader does not tell."""
@@ -40,7 +43,9 @@ class EpochLoader:
     Attributes:
         length: number of batches; infinite if the loader does not tell.
         drop_last: whether the loader leaves out what does not fill a batch.
-        last_fraction: size of the last batch, as a fraction of the others'.
+        in_samples: whether :meth:`cut` counts samples: where torch's own samplers are planned. Else it counts batches.
+        unit: what a batch is in that count.
+        batch_sizes: the loader's, in a list, as far as it tells.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
     """
 
@@ -59,19 +64,57 @@ class EpochLoader:
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = _replace_sampler(loader, self._indices)
         self.drop_last = bool(getattr(loader, "drop_last", False))
-        self.last_fraction = 1.0 if self._indices is None else self._indices.last_fraction
+        self.in_samples = self._indices is not None and self._indices.planned
+        self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
+        self.batch_sizes = [getattr(loader, "batch_size", None)]
+        self._cut: tuple[int, int, int | None] | None = None
+
+    def cut(self, epoch: int, begin: int, end: int | None) -> None:
+        """In one epoch, leave out what lies before ``begin`` and from ``end`` on; its batches are counted from there.
+
+        So it can be completed after a change of the number of processes, or of the batch size. Both are numbers of
+        samples, or of batches where :attr:`unit` is 1.
+        """
+        self._cut = epoch, begin, end
+
+    def _part(self, epoch: int) -> tuple[int, int | None]:
+        return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+
+    def length_in(self, epoch: int) -> int | float:
+        """Number of batches in an epoch."""
+        begin, end = self._part(epoch)
+        if begin == 0 and end is None:
+            return self.length
+        if self._indices is None or not self.in_samples:
+            return max(0, (self.length if end is None else min(end, self.length)) - begin)
+        samples = len(range(self._indices.size or 0)[begin:end])
+        return samples // self.unit if self._indices.drop_last else -(-samples // self.unit)
+
+    def last_fraction_in(self, epoch: int) -> float:
+        """Size of an epoch's last batch, as a fraction of the others'."""
+        if self._indices is None or not self.in_samples or self._indices.drop_last:
+            return 1.0
+        begin, end = self._part(epoch)
+        samples = len(range(self._indices.size or 0)[begin:end])
+        return (samples % self.unit or self.unit) / self.unit
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
         set_epoch(self.loader, epoch)
+        begin, end = self._part(epoch)
         if self._indices is not None:
-            self._indices.place(epoch, start, step)
+            self._indices.place(epoch, start, step, begin, end)
             return iter(self._copy)
         if self._resumed is not None and self._stateful:
+            behind = 0
+            if isinstance(self._resumed, dict) and self._resumed.keys() == _AHEAD:
+                self._resumed, behind = self._resumed["state"], self._resumed["batches"]
             self.loader.load_state_dict(self._resumed)
             self._resumed = None
-            batches, start = iter(self.loader), step - 1 if start >= step else start
-        elif isinstance(self.loader, Sequence):
+            batches, start = islice(self.loader, behind, None), step - 1 if start >= step else start
+            return batches if start == 0 and step == 1 else islice(batches, start, None, step)
+        start += begin
+        if isinstance(self.loader, Sequence):
             batches = iter(self.loader)
         else:
             batches = self._iterate_stream(epoch, own_seed=step > 1)
@@ -119,7 +162,7 @@ class IndexPlan:
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self.seed = seed
         self.length = len(loader) if loader_length(loader) != INFINITE else None
-        self.epoch, self.start, self.step = 0, 0, 1
+        self.place(0, 0, 1, 0, None)
         self.in_workers = loader.num_workers > 0
         self.batched = loader.batch_sampler is not None
         self.sampler: Any = loader.batch_sampler if self.batched else loader.sampler
@@ -134,16 +177,16 @@ class IndexPlan:
         self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
         if self.random is not None and self.random.generator is not None:
             self.seed = mix_seeds(seed, self.random.generator.initial_seed())
-        self.last_fraction = 1.0
-        if self.planned and self.batch_size and not self.drop_last and self.size:
-            self.last_fraction = (self.size % self.batch_size or self.batch_size) / self.batch_size
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
         self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
 
-    def place(self, epoch: int, start: int, step: int) -> None:
-        """Set where the next iteration begins, and every how many batches it gives one."""
-        self.epoch, self.start, self.step = epoch, start, step
+    def place(self, epoch: int, start: int, step: int, begin: int, end: int | None) -> None:
+        """Set the part of the epoch to iterate next, the batch to begin with, and every how many batches to give one.
+
+        The part is counted in samples where the order is planned, else in batches.
+        """
+        self.epoch, self.start, self.step, self.begin, self.end = epoch, start, step, begin, end
 
     def __len__(self) -> int:
         if self.length is None:
@@ -158,6 +201,8 @@ class IndexPlan:
 
     def _planned(self) -> Iterator[Any]:
         order = self._order()
+        if self.begin or self.end is not None:
+            order = order[self.begin : self.end]
         if not self.batched:
             yield from order[self.start :: self.step]
             return
@@ -195,11 +240,12 @@ class IndexPlan:
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
         batches = _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
-        return islice(batches, self.start, None, self.step)
+        return islice(batches, self.begin + self.start, None, self.step)
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
+        part = (self.begin,) if self.begin else ()
         for place, indices in enumerate(batches):
-            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, self.start + place * self.step))
+            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, *part, self.start + place * self.step))
 
 
 class _SeededIndices:
@@ -332,20 +378,43 @@ class CombinedEpochLoader:
     """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
 
     share = 1.0
-    last_fraction = 1.0
+    in_samples = False
+    unit = 1
 
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
         self.loader = combined
         self.loaders = loaders
         self.length = combined_length([loader.length for loader in loaders], combined.mode)
         self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
+        self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
+        self._cut: tuple[int, int, int | None] | None = None
+
+    def cut(self, epoch: int, begin: int, end: int | None) -> None:
+        """As :meth:`EpochLoader.cut`, in batches."""
+        self._cut = epoch, begin, end
+
+    def length_in(self, epoch: int) -> int | float:
+        """Number of batches in an epoch."""
+        if self._cut is None or self._cut[0] != epoch:
+            return self.length
+        _, begin, end = self._cut
+        return max(0, (self.length if end is None else min(end, self.length)) - begin)
+
+    def last_fraction_in(self, epoch: int) -> float:
+        """Size of an epoch's last batch, as a fraction of the others'."""
+        return 1.0
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
+        if self._cut is not None and self._cut[0] == epoch:
+            start += self._cut[1]
+        return self._iterate(epoch, start, step)
+
+    def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
         if (start or step > 1) and any(loader.length == INFINITE for loader in self.loaders):
             if start >= step:
                 log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
-            return islice(self.iterate(epoch), start, None, step)
+            return islice(self._iterate(epoch, 0, 1), start, None, step)
         if self.loader.mode == "sequential":
             return self._sequential(list(self.loaders), epoch, start, step)
         cycle = self.loader.mode == "max_size_cycle"

@@ -43,6 +43,7 @@ def fit(trainer: Trainer) -> None:
     trainer.data.load_train()
     if state.epoch_done:
         state.next_epoch()
+        trainer.data.begin_epoch()
     if not trainer.num_training_batches or _limit_reached(trainer):
         _restore_progress(trainer)
         return
@@ -53,6 +54,8 @@ def fit(trainer: Trainer) -> None:
     if trainer.resumed is not None and (state.batch_idx or trainer.num_training_batches == INFINITE):
         assert trainer.data.train is not None
         trainer.data.train.load_state_dict(trainer.resumed["loader"])
+        if state.batch_idx:
+            trainer.data.take_up(trainer.resumed["cursor"], trainer.resumed["saved_by"])
     state.stage = "train"
     with trainer.signals():
         trainer.metrics.enter("train", "epoch")
@@ -69,6 +72,7 @@ def fit(trainer: Trainer) -> None:
             if not _train_epoch(trainer):
                 break
             state.next_epoch()
+            trainer.data.begin_epoch()
         trainer.metrics.enter("train", None)
         for hook in bus.on_train_end:
             hook()
@@ -116,7 +120,7 @@ def _train_epoch(trainer: Trainer) -> bool:
         for hook in bus.on_train_epoch_start:
             hook()
     trainer.engine.start_epoch()
-    batches = iter(()) if ended else loader.iterate(state.epoch, state.batch_idx)
+    batches = iter(()) if ended else trainer.data.iterate_train()
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
     optimization.open_window(state.batch_idx, num_batches)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
 import torch
 
 from .batches import map_tensors
+
+# How to join a state of several processes, by the name of its reduction in torchmetrics.
+_MERGES: dict[str, Any] = {"dim_zero_sum": torch.sum, "dim_zero_max": torch.amax, "dim_zero_min": torch.amin}
 
 
 def is_metric(value: Any) -> bool:
@@ -81,3 +85,46 @@ def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
             device = metric.device
             for key, value in states[name]["state"].items():
                 setattr(metric, key, map_tensors(value, lambda tensor, device=device: tensor.to(device)))
+
+
+def merge_metric_states(module: torch.nn.Module, states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
+    """One of what :func:`metric_states` gave in several processes: each state reduced as torchmetrics would.
+
+    Args:
+        module: holds the metrics.
+        states: by rank.
+        keep: False gives the states of metrics that have seen nothing, as another process has the values.
+
+    Raises:
+        CheckpointError: for a state that torchmetrics does not reduce by sum, minimum, maximum or concatenation.
+    """
+    merged: dict[str, Any] = {}
+    for name, metric in _metrics_of(module):
+        own = [state[name] for state in states if name in state]
+        seen = [state for state in own if state["update_count"]]
+        if not seen:
+            continue
+        values = {
+            key: _merge(metric, key, [state["state"][key] for state in seen]) if keep else copy.deepcopy(default)
+            for key, default in metric._defaults.items()
+        }
+        merged[name] = {"update_count": sum(state["update_count"] for state in seen), "state": values}
+    return merged
+
+
+def _merge(metric: Any, key: str, values: list[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    how = getattr(metric._reductions[key], "__name__", "")
+    if isinstance(values[0], list):
+        return [item for value in values for item in value]
+    if how == "dim_zero_cat":
+        return torch.cat(values)
+    if how in _MERGES:
+        return _MERGES[how](torch.stack(values), 0)
+    from .checkpoint import CheckpointError
+
+    raise CheckpointError(
+        f"the checkpoint was saved inside an epoch, and {type(metric).__name__} keeps a state {key!r} that cannot be "
+        "joined over processes: resume with as many processes as saved it, or from an epoch's end"
+    )

@@ -442,6 +442,32 @@ class Metrics:
         self.results = Results(**{key: dict(value) for key, value in state["results"].items()})
 
 
+def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
+    """One of the states that :meth:`Metrics.state_dict` gave in several processes: their epoch values joined.
+
+    Args:
+        states: by rank; each may lack what it had not logged yet.
+        keep: False leaves the values out, as another process has them, and keeps the names.
+    """
+    merged: dict[Any, LoggedValue] = {}
+    for state in states:
+        for entry in (LoggedValue(**values) for values in state["train"]):
+            if entry.key in merged and entry.rank_zero_only:
+                continue
+            total, weight = entry.folded()
+            first = merged.setdefault(entry.key, replace(entry, total=None, weight=0.0, pending=[], pending_weights=[]))
+            if not keep or total is None:
+                continue
+            if first.total is None:
+                first.total = total
+            elif entry.reduction in ("min", "max"):
+                first.total = (torch.minimum if entry.reduction == "min" else torch.maximum)(first.total, total)
+            else:
+                first.total = first.total + total
+            first.weight += weight
+    return {"train": [vars(entry) for entry in merged.values()], "results": states[0]["results"]}
+
+
 def _join(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
     """The step's value so far, of a batch that is run in parts."""
     before = entry.value

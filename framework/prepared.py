@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
 from .batches import map_tensors
-from .dealing import SharedLoader, is_dealt_already
+from .dealing import SharedLoader, cursor_of, is_dealt_already, rest_of_epoch
 from .loaders import INFINITE, EpochLoader
 from .seed import isolated_rng, mix_seeds
 
@@ -269,6 +269,7 @@ class PreparedLoader:
         self._looks_ahead = unsure and not self._own_state
         self._window_state: Any = None  # the loader's own state when the open window began
         self.epoch = self.batches = 0
+        self._part: dict[str, Any] | None = None  # what was left of the epoch when these processes took it over
         self.share = 1.0
         self.end_of_dataloader = False
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
@@ -293,6 +294,7 @@ class PreparedLoader:
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
         self.epoch, self.batches, self._goes_on = epoch, 0, False
+        self._part = None
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()
@@ -304,13 +306,19 @@ class PreparedLoader:
             start, self._goes_on = self.batches, False
         elif self.batches:
             self.epoch += 1  # the last one was left before its end
+            self._part = None
         self.batches = start
+        first = 0
+        if self._part is not None:
+            first = self._part["first"]
+            self.source.cut(self.epoch, self._part["begin"], self._part["end"])
+            self.length = first + self.source.length_in(self.epoch)
         engine = self.engine
         engine.enter_loader(self)
         try:
             transfer = engine.to_device if engine.moves_batches else None
             with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
-                batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start)
+                batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start - first)
             self.end_of_dataloader = False
             source, own_state, dealt = self.source, self._own_state, engine.num_processes > 1
             given, length = start, self.length
@@ -327,6 +335,7 @@ class PreparedLoader:
                     self._window_state = source.state_dict()  # the next batch begins a window
             self.epoch += 1
             self.batches = 0
+            self._part, self.length = None, self.source.length
         finally:
             engine.leave_loader(self)
 
@@ -344,12 +353,23 @@ class PreparedLoader:
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
         behind = self.engine.batches_of_open_window(self)
         own = None if self._looks_ahead else self._window_state if behind else self.source.state_dict()
-        return {"epoch": self.epoch, "batches": self.batches - behind, "loader": own}
+        batches = self.batches - behind
+        cursor = cursor_of(self.source, self.engine.num_processes, batches, self._part)
+        return {"epoch": self.epoch, "batches": batches, "loader": own, "part": self._part, "cursor": cursor}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there when iterated next."""
+    def load_state_dict(self, state: dict[str, Any], saved_by: int | None = None) -> None:
+        """Go on from there when iterated next; ``saved_by`` tells how many processes saved it, if not as many as now.
+
+        Raises:
+            CheckpointError: if what they have left of the epoch cannot be dealt out to these.
+        """
+        world_size, self._part = self.engine.num_processes, state["part"]
         self.epoch, self.batches, self._goes_on = state["epoch"], state["batches"], True
-        if state["batches"] and state["loader"] is not None:
+        if not state["batches"]:
+            return
+        if (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)) is not None:
+            self._part = {"first": state["batches"], **rest}
+        if state["loader"] is not None:
             self.source.load_state_dict(state["loader"])
 
     def close(self) -> None:

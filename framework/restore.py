@@ -15,7 +15,8 @@ from .encoding import find_sealed, require_unsealed
 from .hooks import overrides
 from .hparams import AttributeDict
 from .messages import log
-from .metrics import as_floats
+from .metric_states import merge_metric_states
+from .metrics import as_floats, merge_logged
 from .places import join
 from .saving import Save
 from .seed import rng_state
@@ -127,20 +128,9 @@ def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
         trainer.state.load_state_dict(checkpoint["run"]["state"])
-        _check_world_size(trainer, checkpoint["manifest"]["world_size"])
     if trainer.is_global_zero:  # which alone writes
         for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
             logger.load_state_dict(state)
-
-
-def _check_world_size(trainer: Trainer, saved_by: int) -> None:
-    """Inside an epoch, each process goes on with its own batches and values: there must be as many as there were."""
-    state = trainer.state
-    if state.batch_idx and not state.epoch_done and saved_by != trainer.world_size:
-        raise CheckpointError(
-            f"checkpoint {trainer.ckpt_path!r} was saved by {saved_by} processes inside an epoch, and this run has "
-            f"{trainer.world_size}: resume it with {saved_by}, or take a checkpoint of an epoch's end"
-        )
 
 
 def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -180,12 +170,30 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
     trainer.state.load_state_dict(run["state"])
-    rank, ranks = trainer.global_rank, [run, *run.get("peers", [])]
+    rank = trainer.global_rank
     trainer.resumed = {
-        **(ranks[rank] if len(ranks) == trainer.world_size else run),
+        **_gathered_part(trainer, [run, *run.get("peers", [])], checkpoint["manifest"]["world_size"]),
         "rng": checkpoint["rng"][rank % len(checkpoint["rng"])] if checkpoint["rng"] else None,
     }
     log.info("Resuming from %s: epoch %d, step %d", trainer.ckpt_path, trainer.state.epoch, trainer.state.global_step)
+
+
+def _gathered_part(trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int) -> dict[str, Any]:
+    """What of the values that ``ranks`` gathered in the running epoch, and of the loaders' states, goes here.
+
+    With another number of processes, the main one goes on with all that has been gathered, and the others with nothing.
+    """
+    rank = trainer.global_rank
+    if saved_by == trainer.world_size and len(ranks) == saved_by:
+        return ranks[rank]
+    is_main = trainer.is_global_zero
+    return {
+        "metrics": merge_logged([own["metrics"] for own in ranks], keep=is_main),
+        "metric_states": merge_metric_states(trainer.module, [own["metric_states"] for own in ranks], keep=is_main),
+        "loader": ranks[-1]["loader"],  # that of the process that has read furthest
+        "cursor": ranks[0]["cursor"],
+        "saved_by": saved_by,
+    }
 
 
 def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool) -> None:

@@ -23,6 +23,8 @@ class RunState:
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
         micro_batch: samples that a training step takes at once, if batches are run in parts.
+        part: if the running epoch was begun by another number of processes, or with another batch size: ``first``, the
+            ``batch_idx`` at which this one took over, and what was left of the data, from ``begin`` to ``end``.
         fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         status: ``"initializing"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"interrupted"``.
@@ -37,6 +39,7 @@ class RunState:
     epoch_done: bool = False
     seed: int | None = None
     micro_batch: int | None = None
+    part: dict[str, Any] | None = None
     fn: str | None = None
     stage: str | None = None
     status: str = "initializing"
@@ -52,6 +55,7 @@ class RunState:
         self.past_batches += self.batch_idx
         self.batch_idx = 0
         self.validated = -1
+        self.part = None
         self.batches_done = self.epoch_done = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -719,6 +719,8 @@ class Trainer(TrainerAttributes):
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module),
             "loader": self.data.train.state_dict() if self.data.train is not None else None,
+            "cursor": self.data.cursor(self.progress()["batch_idx"]),
+            "saved_by": self.world_size,
         }
 
     # -- logging ----------------------------------------------------------------------------------------------
