@@ -20,6 +20,7 @@ from .loaders import (
 from .messages import log
 from .module import Module
 from .seed import isolated_rng
+from .signals import protect_workers
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -49,6 +50,7 @@ class RunData:
         self.num_batches: dict[str, Any] = {}
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
+        self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
@@ -181,6 +183,7 @@ class RunData:
             self.loaders[stage] = list(loaders)
             self.loaded_in_epoch[stage] = self.trainer.state.epoch
             self._close(stage)
+            self._iterated[stage] = [protect_workers(loader) for loader in self.loaders[stage]]
             if self.trainer.world_size > 1:
                 self._parts[stage] = [
                     self._by_epochs(loader) if self._deals(loader) else None for loader in self.loaders[stage]
@@ -211,7 +214,7 @@ class RunData:
 
     def begin(self, stage: str, index: int) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every ``world_size``-th batch."""
-        loader, parts = self.loaders[stage][index], self._parts.get(stage)
+        loader, parts = self._iterated[stage][index], self._parts.get(stage)
         part = parts[index] if parts else None
         # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
         # one: that must not take a number from the training's generator.
@@ -234,13 +237,16 @@ class RunData:
         """End the workers of our copies of loaders."""
         if self.train is not None:
             self.train.close()
-        for stage in self._parts:
+        for stage in self._iterated:
             self._close(stage)
 
     def _close(self, stage: str) -> None:
         for part in self._parts.get(stage, ()):
             if part is not None:
                 part.close()
+        for ours, given in zip(self._iterated.get(stage, ()), self.loaders[stage], strict=False):
+            if ours is not given:
+                ours.__dict__["_iterator"] = None
 
     def stale(self, stage: str, every_n_epochs: int) -> bool:
         """Whether the loaders of ``stage`` are to be made again for this epoch."""

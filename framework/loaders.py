@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from .messages import log
 from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
+from .signals import protect_workers
 
 INFINITE = float("inf")
 
@@ -62,7 +63,7 @@ class EpochLoader:
         self._indices: IndexPlan | None = None
         if not self._stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             self._indices = IndexPlan(loader, seed, shuffle)
-            self._copy = _replace_sampler(loader, self._indices)
+            self._copy = protect_workers(_replace_sampler(loader, self._indices))
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.in_samples = self._indices is not None and self._indices.planned
         self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
@@ -135,7 +136,7 @@ class EpochLoader:
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
             if loader.num_workers > 0:
-                return iter(loader)
+                return iter(protect_workers(loader))
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
     def close(self) -> None:

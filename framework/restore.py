@@ -30,9 +30,11 @@ def save_run(
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
     checkpoint = collect(trainer, weights_only)
-    rng = None if weights_only else trainer.strategy.gather_objects(rng_state(trainer.engine.device))
-    if not weights_only and trainer.world_size > 1:
-        checkpoint["run"]["peers"] = trainer.strategy.gather_objects(trainer.gathered())[1:]
+    rng = None if weights_only else [rng_state(trainer.engine.device)]
+    if rng is not None and trainer.world_size > 1 and not trainer.strategy.failed:
+        gathered = trainer.strategy.gather_objects((*rng, trainer.gathered()))
+        rng = [generators for generators, _ in gathered]
+        checkpoint["run"]["peers"] = [own for _, own in gathered[1:]]
     facts = {
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],

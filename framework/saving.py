@@ -143,7 +143,9 @@ def tell(strategy: Strategy, path: str, failed: BaseException | None) -> None:
     Raises:
         BaseException: in the main process, ``failed``; in the others, an OSError that tells of it.
     """
-    told = strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
+    told = None
+    if not strategy.failed:  # else the others are in another collective, or gone
+        told = strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
     if failed is not None:
         raise failed
     if told is not None:

@@ -1,12 +1,20 @@
-"""Signals that ask a training to end: noted while it runs, and acted upon where the loop has finished a window."""
+"""Signals that ask a training to end: noted while it runs, and acted upon where the loop has finished a window.
+
+They often go to all processes of a job, a loader's workers among them, which must live until the window is finished.
+"""
 
 from __future__ import annotations
 
+import copy
+import mmap
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from .control import Control
@@ -19,6 +27,8 @@ _DEFAULTS: dict[int, Any] = {
     signal.SIGUSR1: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
+
+_noting = mmap.mmap(-1, 1)  # whether signals are only noted now: seen by the processes that are forked, too
 
 
 class Signals:
@@ -39,6 +49,7 @@ class Signals:
         self.in_a_hurry = False
 
     def __enter__(self) -> Signals:
+        _noting[0] = 1
         if threading.current_thread() is threading.main_thread():  # only there Python sets handlers
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) is default:
@@ -47,19 +58,49 @@ class Signals:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        _noting[0] = 0
         for number in self._set:
             signal.signal(number, _DEFAULTS[number])
         if exception[0] is None and self.control.wants_signal:
             os.kill(self._process, self.control.wants_signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a loader's worker, which has inherited this
-            signal.signal(number, _DEFAULTS[number])
-            os.kill(os.getpid(), number)
+        if os.getpid() != self._process:  # a fork that has inherited this
+            _note_in_worker(number, frame)
             return
-        if number == signal.SIGINT and self.control.wants_signal == signal.SIGINT:
+        # torchelastic's agent turns a second Ctrl-C into SIGTERM.
+        if self.control.wants_signal == signal.SIGINT and number in (signal.SIGINT, signal.SIGTERM):
             self.in_a_hurry = True
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.is_main:
             os.write(2, _HINT)  # which, unlike print, may interrupt anything
         self.control.note_signal(number)
+
+
+def _note_in_worker(number: int, frame: FrameType | None) -> None:
+    if not _noting[0]:
+        os._exit(
+            0 if number == signal.SIGTERM else 128 + number
+        )  # torch ends its workers by SIGTERM, which is no error
+
+
+class _ProtectedInit:
+    """A loader's ``worker_init_fn`` that lets signals pass while they are only noted in the main process."""
+
+    def __init__(self, function: Callable[[int], None] | None) -> None:
+        self.function = function
+
+    def __call__(self, worker_id: int) -> None:
+        for number in _DEFAULTS:
+            signal.signal(number, _note_in_worker)  # in place of torch's own, which ends the worker at SIGTERM
+        if self.function is not None:
+            self.function(worker_id)
+
+
+def protect_workers(loader: Any) -> Any:
+    """``loader``, or a shallow copy of it whose workers do not end before a training that is asked to."""
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
+        return loader
+    protected = copy.copy(loader)
+    protected.__dict__.update(worker_init_fn=_ProtectedInit(loader.worker_init_fn), _iterator=None)
+    return protected

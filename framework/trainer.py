@@ -604,7 +604,8 @@ class Trainer(TrainerAttributes):
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         state = self.state
-        note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
+        if not self.control.signal:  # such an end needs no explanation
+            note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
         self.state.status = "interrupted" if interrupted or self.control.signal else "failed"
         self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
         if self.must_end_at_once:

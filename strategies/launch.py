@@ -37,6 +37,8 @@ AGENT = "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the 
 _IMPORTED_IN = os.getcwd()
 # What programs are called that run others in a way of their own: their command line must not be run again.
 _RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
+# What torchelastic's agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 # In messages of errors that only say that another process has gone, or is stuck.
 _PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE)
 
@@ -429,6 +431,7 @@ def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[...
         local_addr="127.0.0.1",
         max_restarts=max_restarts,
         monitor_interval=0.05,  # seconds between two looks at the processes
+        signals_to_handle=",".join(signal.Signals(number).name for number in _FORWARDED),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     environment = dict(os.environ)
@@ -436,7 +439,7 @@ def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[...
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # Processes that are started again must not read the addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in _FORWARDED}
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # its tables name the process that was seen first to fail, not the guilty one

@@ -97,7 +97,7 @@ class ProcessGroupStrategy(Strategy):
         """
         if self.failed and self.world_size > 1:
             raise RuntimeError(
-                "an exception has ended the run: its hooks cannot do what takes all processes, such as saving"
+                "an exception has ended the run: its hooks cannot do what takes all processes, such as gathering values"
             )
         return self.world_size == 1
 

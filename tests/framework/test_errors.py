@@ -299,7 +299,7 @@ def test_checkpoints_that_are_none(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "nowhere.ckpt")
     (tmp_path / "foreign.ckpt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match="cannot be read as a file of torch.save"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as a file of torch\.save"):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "foreign.ckpt")
     (tmp_path / "half.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"manifest.json is missing"):
