@@ -6,29 +6,31 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
-from . import calls, checkpoint, ddp, imports, launch, size, step_overhead
+from . import calls, checkpoint, ddp, imports, kills, launch, saving, size, step_overhead
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-BENCHMARKS = ("step", "calls", "import", "checkpoint", "size", "ddp", "launch")
+BENCHMARKS = ("step", "calls", "import", "checkpoint", "saving", "size", "ddp", "launch")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = ", ".join(BENCHMARKS)
-    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all)")
+    names = ", ".join((*BENCHMARKS, "kills"))
+    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all but kills)")
+    parser.add_argument("--kills", type=int, default=200, help="how often to kill a training (default: 200)")
     parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page; others stay")
     options = parser.parse_args(arguments)
-    if unknown := set(options.benchmark) - set(BENCHMARKS):
+    if unknown := set(options.benchmark) - {*BENCHMARKS, "kills"}:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}")
     if options.markdown and not has_marks(options.markdown):
         parser.error(f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between")
@@ -48,12 +50,17 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "import", imports.compare(rounds)
     if "checkpoint" in wanted:
         yield "checkpoint", checkpoint.compare(rounds)
+    if "saving" in wanted:
+        yield "saving", saving.compare(rounds)
     if "size" in wanted:
         yield "size", size.compare()
     if "ddp" in wanted:
         yield "ddp", ddp.compare(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick)
     if "launch" in wanted:
         yield "launch", launch.compare(rounds)
+    if "kills" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            yield "kills", kills.compare(options.kills, Path(folder))
 
 
 def main() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .checkpoint import CheckpointError, load_checkpoint, resolve
-from .places import join, write_file
+from .export import export_weights
+from .places import join
 from .prepared import unwrap
 from .restore import load_weights
 from .saving import Save, in_main_process
 from .seed import rng_state, set_rng_state
-from .tensor_files import tensors_to_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,6 +134,5 @@ def save_model(engine: Engine, model: nn.Module, directory: str) -> str:
     strategy = next((own for own in engine._strategies if own.module is module), None)
     state = module.state_dict() if strategy is None else strategy.model_state()
     path = join(directory, "model.safetensors")
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    in_main_process(engine.strategy, path, lambda: write_file(path, tensors_to_bytes(tensors)))
+    in_main_process(engine.strategy, path, lambda: export_weights(state, path))
     return path

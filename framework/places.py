@@ -80,23 +80,29 @@ def writing(path: str) -> Iterator[Any]:
     file.close()
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Write a small file all at once: what is at ``path`` is the old content or the new."""
+@contextmanager
+def replacing(path: str) -> Iterator[Any]:
+    """Open a file to write that appears all at once: what is at ``path`` is the old content or the new."""
     if not is_local(path):
-        filesystem = _filesystem(path)
-        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-        filesystem.pipe_file(path, content)
+        with writing(path) as file:  # a store shows a file when it is complete
+            yield file
         return
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with writing(temporary) as file:
-            file.write(content)
+            yield file
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
     sync_directory(os.path.dirname(path) or ".")
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a small file all at once."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def sync_directory(path: str) -> None:

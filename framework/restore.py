@@ -101,15 +101,17 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
 
 def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
     """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
-    # All processes go by what the main one finds, and read the same files.
+    # All processes go by what the main one finds, and take the same: the first that all of them can read.
     for path in (candidates := trainer.strategy.broadcast(trainer.is_global_zero and newest_checkpoints(trainer))):
+        checkpoint, failed = None, None
         try:
             checkpoint = load_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
-            log.warning("%s; trying the one before", error)
-            continue
-        trainer.ckpt_path = path
-        return checkpoint
+            failed = str(error)
+        if not (told := [failure for failure in trainer.strategy.gather_objects(failed) if failure]):
+            trainer.ckpt_path = path
+            return checkpoint
+        log.warning("%s; trying the one before", told[0])
     if candidates:
         raise CheckpointError(f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged')
     log.info('ckpt_path="last": there is no checkpoint yet; starting from the beginning')

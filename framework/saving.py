@@ -126,7 +126,7 @@ class Saver:
             self._last = None
 
 
-def in_main_process(strategy: Strategy, path: str, write: Callable[[], None]) -> None:
+def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any]) -> None:
     """Let the main process write ``path``; if that fails, it fails in all of them. A collective."""
     failed: Exception | None = None
     if strategy.is_global_zero:

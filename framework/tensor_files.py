@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import io
 import json
 from typing import Any
 
@@ -32,21 +31,22 @@ def is_plain(value: Any) -> bool:
 
 
 class StagedTensors:
-    """Tensors on their way to a file. Names that share one tensor are stored once, the others in the metadata.
+    """Tensors on their way to a file.
 
     Args:
         tensors: by name.
         copy: take copies in the host's memory now.
+        share: store a tensor that has several names once, and the other names in the metadata.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], copy: bool) -> None:
+    def __init__(self, tensors: dict[str, Tensor], copy: bool, share: bool = True) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         seen: dict[Any, str] = {}
         for name, tensor in tensors.items():
             tensor = tensor.detach()
             place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            if tensor.numel() and place in seen:
+            if share and tensor.numel() and place in seen:
                 self.aliases[name] = seen[place]
                 continue
             seen[place] = name
@@ -80,13 +80,6 @@ def _write_tensor(tensor: Tensor, file: Any) -> None:
     content = memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast("B")
     for begin in range(0, length, _PIECE):
         file.write(content[begin : begin + _PIECE])
-
-
-def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """The content of a safetensors file."""
-    file = io.BytesIO()
-    StagedTensors(tensors, copy=False).write(file)
-    return file.getvalue()
 
 
 def read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:

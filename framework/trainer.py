@@ -36,12 +36,12 @@ from .optimization import Optimization, parse_optimizers
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
+from .saving import Save, in_main_process
 from .signals import Signals
 from .state import RunState
 
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
-    from .saving import Save
 
 
 class Trainer(TrainerAttributes):
@@ -688,6 +688,24 @@ class Trainer(TrainerAttributes):
             What tells how it went: its ``finish()`` waits, and raises what writing raised; all processes call it.
         """
         return save_run(self, filepath, weights_only, wait, then)
+
+    def export(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write the module's weights, and nothing else, to one safetensors file. All processes call this.
+
+        Args:
+            path: the file, local or any fsspec URL; one that is there is replaced, all at once.
+            dtype: to convert floating-point weights to, such as ``torch.bfloat16``.
+
+        Raises:
+            RuntimeError: before the first run.
+            OSError: if it cannot be written.
+        """
+        if self.module is None:
+            raise RuntimeError("export: this Trainer has run nothing yet; call fit first")
+        from .export import export_weights  # a program, too: what runs as one must not have been imported before
+
+        file, state = os.fspath(path), self.strategy.model_state()
+        in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype))
 
     def checkpoint_is_complete(self, path: str) -> bool:
         """Whether there is a complete checkpoint at ``path``."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loopwright.framework import DataModule, Module
+from loopwright.framework import CheckpointError, DataModule, Module
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import in_processes, quiet
