@@ -326,6 +326,7 @@ class ModelCheckpoint(Callback):
                 raise not_logged(self, self.monitor, trainer.callback_metrics)
             self._postponed = True
             return
+        score = torch.as_tensor(score)  # "step" and "epoch" are numbers
         ranked = self.check_monitor_top_k(trainer, score)
         if not ranked and self.verbose and trainer.is_global_zero:
             log.info("%s: %s = %.6g is not among the best %d.", _moment(trainer), self.monitor, score, self.save_top_k)

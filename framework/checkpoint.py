@@ -23,6 +23,7 @@ import shutil
 import socket
 import uuid
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,18 +94,21 @@ def resolve(path: str) -> str:
     return target
 
 
-def find_checkpoints(directory: str) -> list[str]:
-    """The complete checkpoints in a directory and its folders, the one written last first."""
+def find_checkpoints(directory: str, damaged: Callable[[str], Any] = lambda _: None) -> list[str]:
+    """The complete checkpoints in a directory and its folders, the one written last first.
+
+    ``damaged`` is told of each that has no valid manifest; of other damage, only reading them tells.
+    """
     found = []
-    for path in find_folders_with(directory, MANIFEST):
+    for path in find_folders_with(directory, (MANIFEST, "state.json")):
         parent, name = path.rpartition("/")[::2]
         # One moved aside counts only while nothing has taken its place.
         if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, _own_name(name)))):
             continue
         try:
             found.append((read_manifest(path)["created"], path))
-        except CheckpointError:
-            continue
+        except CheckpointError as error:
+            damaged(str(error))
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -391,12 +395,12 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
     if is_file(path):
         return _load_weights(path, map_location)
     manifest = read_manifest(path)
-    content = {name: _read_verified(path, name, manifest) for name in manifest["files"] if name != "objects.pkl"}
+    content = {name: _read_verified(path, name, manifest) for name in manifest["files"]}
     objects: dict[str, Any] | None = None
     if weights_only is False:
         objects = {}
-        if "objects.pkl" in manifest["files"]:
-            pickled = pickle.loads(_read_verified(path, "objects.pkl", manifest))
+        if "objects.pkl" in content:
+            pickled = pickle.loads(content["objects.pkl"])
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
     def tensors(name: str) -> dict[str, Tensor]:

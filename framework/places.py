@@ -126,13 +126,13 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def find_folders_with(directory: str, name: str) -> list[str]:
-    """All folders below ``directory``, and itself, that hold a file called ``name``."""
+def find_folders_with(directory: str, names: tuple[str, ...]) -> list[str]:
+    """All folders below ``directory``, and itself, that hold a file of one of these names."""
     if not exists(directory):
         return []
     if is_local(directory):
-        return [folder for folder, _, files in os.walk(directory) if name in files]
+        return [folder for folder, _, files in os.walk(directory) if any(name in files for name in names)]
     filesystem = _filesystem(directory)
     root = filesystem._strip_protocol(directory)
-    found = [file for file in filesystem.find(directory) if file.endswith("/" + name)]
-    return [join(directory, file.removesuffix("/" + name)[len(root) :].lstrip("/")) for file in found]
+    folders = {file.rpartition("/")[0] for file in filesystem.find(directory) if file.rpartition("/")[2] in names}
+    return [join(directory, folder[len(root) :].lstrip("/")) for folder in sorted(folders)]

@@ -87,14 +87,18 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
     own beside those of earlier runs, and of the Trainer; there, only what a module of this class saved.
     """
     given = {str(c.dirpath) for c in trainer.checkpoint_callbacks if c.dirpath is not None}
-    found = {path for folder in given for path in find_checkpoints(folder)}
+
+    def damaged(message: str) -> None:
+        log.warning("%s; it is left out", message)
+
+    found = {path for folder in given for path in find_checkpoints(folder, damaged)}
     if len(given) < len(trainer.checkpoint_callbacks) or not given:
         roots = {join(str(trainer.default_root_dir), "checkpoints")}
         for logger in trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir
             roots.update([str(root)] if root else [])
         own = type(trainer.module).__qualname__
-        others = {path for root in roots for path in find_checkpoints(root)}
+        others = {path for root in roots for path in find_checkpoints(root, damaged)}
         found |= {path for path in others if read_manifest(path)["module"] == own}
     return sorted(found, key=lambda path: read_manifest(path)["created"], reverse=True)
 
@@ -204,8 +208,9 @@ def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, 
     """Load ``checkpoint["state_dict"]`` through ``load(state, strict)``.
 
     Raises:
-        CheckpointError: if it is of another architecture.
+        CheckpointError: if it is of another architecture, or holds objects that were not loaded.
     """
+    require_unsealed(checkpoint["state_dict"])
     try:
         load(checkpoint["state_dict"], strict)
     except RuntimeError as error:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# In the order in which the library writes them: what needs more alignment comes first.
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.complex64: "C64",
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64",
+    torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+_ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 _PIECE = 4 * 2**20  # bytes that are written at once
 
 
@@ -56,8 +59,7 @@ class StagedTensors:
 
     def write(self, file: Any) -> None:
         """Write to what has a method ``write``."""
-        # The library's order: what needs more alignment comes first.
-        names = sorted(self.tensors, key=lambda name: (-self.tensors[name].element_size(), name))
+        names = sorted(self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name))
         # Accelerate reads no file whose metadata does not name the format.
         metadata = {"format": "pt", **({"aliases": json.dumps(self.aliases)} if self.aliases else {})}
         header: dict[str, Any] = {"__metadata__": metadata}
