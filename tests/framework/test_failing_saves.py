@@ -450,16 +450,16 @@ class Store:
             raise ConnectionAbortedError
         code = {"500": "InternalError", "503": "ServiceUnavailable", "403": "AccessDenied"}[self._way]
         start_response(f"{self._way} {code}", [("Content-Type", "application/xml")])
+        if request.startswith("HEAD"):
+            return []
         return [f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
 
 
 def sent(environ: dict[str, Any]) -> bytes:
     """The body of a request."""
-    source = environ["wsgi.input"]
     # The connection stays open behind it: only what is sent in chunks has an end of its own.
-    return (
-        source.read() if environ.get("wsgi.input_terminated") else source.read(int(environ.get("CONTENT_LENGTH") or 0))
-    )
+    length = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
+    return environ["wsgi.input"].read(length)
 
 
 @pytest.fixture(scope="module")
@@ -778,9 +778,21 @@ def test_replacing_a_checkpoint_at_a_store(store: Store) -> None:
         # All but the manifest are in one folder, if it is not the first.
         assert len({key.split("/")[0] for key in keys(url)}) == (6 if epochs == 1 else 2)
     assert find_checkpoints(store.url) == [url]
+    assert train(store.url, resume=True)[0].ckpt_path == url
     trainer.save_checkpoint(url, weights_only=True)  # has fewer files
     assert len(keys(url)) == 4
     assert same(Scored.load_from_checkpoint(url), module)
+
+
+@pytest.mark.xfail(strict=True, reason="find_checkpoints takes the folder that the manifest names for a checkpoint")
+def test_a_replaced_checkpoint_is_not_called_damaged(store: Store) -> None:
+    """Nothing is wrong with it."""
+    trainer = train(None, 1)[0]
+    for _ in range(2):
+        trainer.save_checkpoint(f"{store.url}/same.ckpt")
+    with warnings_of_the_run() as messages:
+        train(store.url, resume=True)
+    assert messages == []
 
 
 @OUTAGES
