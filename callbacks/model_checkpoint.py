@@ -178,6 +178,7 @@ class ModelCheckpoint(Callback):
         self._waits_for_window = False  # one was due inside an accumulation window
         self._then: Callable[[], None] | None = None  # to be done when the checkpoint that is begun is complete
         self._save: Save | None = None  # the checkpoint that is being written
+        self._removed: list[str] = []  # checkpoints that went when it was complete
         self._before: dict[str, Any] = {}  # the attributes before it
 
     @property
@@ -369,6 +370,20 @@ class ModelCheckpoint(Callback):
         if not ranked and not self.save_last and not asked:
             return
         self._before = {name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)}
+        try:
+            self._then = self._prepare(trainer, values, score, ranked)
+            self._save_checkpoint(trainer, self._last_checkpoint_saved)
+            if self._then is not None and trainer.is_global_zero:  # a subclass has saved in a way of its own
+                self._then()
+        except Exception as error:
+            self._failed(error)
+        if not self.async_save:
+            self._finish_save()
+
+    def _prepare(
+        self, trainer: Trainer, values: dict[str, Any], score: Tensor | None, ranked: bool
+    ) -> Callable[[], None]:
+        """Set the attributes as they are with the new checkpoint; returns what is to be done when it is complete."""
         old_last, old_best = self.last_model_path, self._best_pointer
         dropped = self._dropped_by_the_next() if ranked else ""
         path = self._free_path(trainer, values, self.filename, reuse=dropped)
@@ -387,30 +402,27 @@ class ModelCheckpoint(Callback):
             else:
                 self._best_pointer = self._free_path(trainer, values, name, reuse=old_best)
         self._last_global_step_saved = trainer.global_step
-        moment = _moment(trainer)
-        last, best = (self.last_model_path, path, old_last), (self._best_pointer, self.best_model_path, old_best)
+        moment, best = _moment(trainer), self.best_model_path
+        pointers = ((self.last_model_path, path, old_last), (self._best_pointer, best, old_best))
         unneeded = self._unneeded(trainer)
 
         def then() -> None:
-            _point(trainer, *last)
-            _point(trainer, *best)
+            for pointer, target, previous in pointers:
+                _point(trainer, pointer, target, previous)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
             if self.verbose:
                 value = "" if score is None else f" ({self.monitor} = {score:.6g})"
-                log.info("%s: saved %s%s; the best is %s.", moment, path, value, best[1] or "none")
+                log.info("%s: saved %s%s; the best is %s.", moment, path, value, best or "none")
             for old in unneeded:
-                self._remove_checkpoint(trainer, old)
+                try:
+                    self._remove_checkpoint(trainer, old)
+                except Exception as error:
+                    log.warning("%r could not be removed, which is tried again later: %s", old, error)
+                else:
+                    self._removed.append(old)
 
-        self._then = then
-        try:
-            self._save_checkpoint(trainer, path)
-            if self._then is not None and trainer.is_global_zero:  # a subclass has saved in a way of its own
-                then()
-        except Exception as error:
-            self._failed(error)
-        else:
-            self._removable = [path for path in self._removable if path not in unneeded]
+        return then
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         then, self._then = self._then, None
@@ -424,14 +436,17 @@ class ModelCheckpoint(Callback):
         try:
             save.finish()
         except Exception as error:
-            self._failed(error)
+            self._failed(error, written=save.written)
+        removed, self._removed = self._removed, []
+        self._removable = [path for path in self._removable if path not in removed]
 
-    def _failed(self, error: Exception) -> None:
-        """A checkpoint could not be written: nothing that was there before it has gone."""
-        self.__dict__.update(self._before)
-        if self.on_save_error == "raise":
+    def _failed(self, error: Exception, written: bool = False) -> None:
+        """A checkpoint could not be written, or, if it was, what follows: nothing that was there before has gone."""
+        if not written:
+            self.__dict__.update(self._before)
+        if self.on_save_error == "raise" or not isinstance(error, OSError):
             raise error
-        log.warning("%s; training goes on without it (on_save_error='warn')", error)
+        log.warning("%s; training goes on all the same (on_save_error='warn')", error)
 
     # -- the best ones ----------------------------------------------------------------------------------------
 
@@ -493,9 +508,21 @@ class ModelCheckpoint(Callback):
         return os.path.join(self.dirpath, name) if self.dirpath else name
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
-        """Whether the main process sees a checkpoint or a pointer of this name. A collective."""
-        found = trainer.is_global_zero and trainer.checkpoint_exists(os.fspath(filepath))
-        return trainer.strategy.broadcast(found)
+        """Whether the main process sees a checkpoint or a pointer of this name. A collective.
+
+        Raises:
+            OSError: if it cannot tell; in all processes.
+        """
+        found, why = False, ""
+        if trainer.is_global_zero:
+            try:
+                found = trainer.checkpoint_exists(os.fspath(filepath))
+            except Exception as error:  # each file system has its own
+                why = f"{filepath!r} could not be looked up: {type(error).__name__}: {error}"
+        found, why = trainer.strategy.broadcast((found, why))
+        if why:
+            raise OSError(why)
+        return found
 
     def _free_path(
         self, trainer: Trainer, values: dict[str, Any], template: str | None, reuse: str, taken: str = ""

@@ -23,7 +23,8 @@ import shutil
 import socket
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -100,8 +101,10 @@ def find_checkpoints(directory: str, damaged: Callable[[str], Any] = lambda _: N
     ``damaged`` is told of each that has no valid manifest; of other damage, only reading them tells.
     """
     found = []
-    for path in find_folders_with(directory, (MANIFEST, "state.json")):
+    for path in (folders := set(find_folders_with(directory, (MANIFEST, "state.json")))):
         parent, name = path.rpartition("/")[::2]
+        if parent in folders:
+            continue  # where the files of one are that has replaced another
         # One moved aside counts only while nothing has taken its place.
         if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, _own_name(name)))):
             continue
@@ -129,7 +132,21 @@ def write_pointer(path: str, target: str) -> None:
     """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
     relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
     content = json.dumps({"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}).encode()
-    write_file(path, content)
+    with _naming(f"pointer {path!r}"):
+        write_file(path, content)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raise whatever a file system raises as an OSError that says what could not be written."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        plain = isinstance(number, int) and getattr(error, "strerror", None) == os.strerror(number)
+        why = os.strerror(number or 0) if plain else f"{type(error).__name__}: {error}"
+        message = f"{what} could not be written: {why}"
+        raise (OSError(number, message) if isinstance(number, int) else OSError(message)) from error
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -182,12 +199,8 @@ class Snapshot:
         Raises:
             OSError: naming ``path``, if that failed; what was there before is untouched.
         """
-        try:
+        with _naming(f"checkpoint {path!r}"):
             (_write_local if is_local(path) else _write_remote)(self, path)
-        except Exception as error:  # each file system has its own
-            number = getattr(error, "errno", None)
-            what = os.strerror(number) if number else f"{type(error).__name__}: {error}"
-            raise OSError(number, f"checkpoint {path!r} could not be written: {what}") from error
 
     def write_files(self, target: str, about: dict[str, Any]) -> dict[str, Any]:
         """Write all files into the folder ``target``; returns what the manifest is to hold."""
@@ -224,10 +237,16 @@ def _write_remote(snapshot: Snapshot, path: str) -> None:
     replaced = exists(join(path, MANIFEST))
     if not replaced:
         remove(path)  # what an interrupted upload left
-    before = [] if not replaced else [join(path, name) for name in list_names(path) if name != MANIFEST]
+    before = [join(path, name) for name in list_names(path) if name != MANIFEST] if replaced else []
     folder = uuid.uuid4().hex[:8] if replaced else ""
-    manifest = snapshot.write_files(join(path, folder) if folder else path, {"folder": folder} if folder else {})
-    write_file(join(path, MANIFEST), _seal_manifest(manifest))
+    target = join(path, folder) if folder else path
+    try:
+        manifest = snapshot.write_files(target, {"folder": folder} if folder else {})
+        write_file(join(path, MANIFEST), _seal_manifest(manifest))
+    except BaseException:
+        with suppress(Exception):  # the store may be out of reach
+            remove(target)
+        raise
     for old in before:
         remove(old)
 

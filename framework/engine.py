@@ -703,8 +703,9 @@ class Engine(Peers):
         self._check("save_state")
         self.wait_for_save()
         path = os.fspath(output_dir)
-        save = save_state(self, path, wait)
-        self._save = None if wait else save
+        self._save = save_state(self, path, wait)
+        if wait:
+            self.wait_for_save()
         return path
 
     def wait_for_save(self) -> None:

@@ -72,12 +72,12 @@ def writing(path: str) -> Iterator[Any]:
     file = filesystem.open(path, "wb")
     try:
         yield file
+        file.close()
     except BaseException:
         with suppress(Exception):  # what went wrong is on its way already; to close it would send what it has
             file.discard()
         file.closed = True
         raise
-    file.close()
 
 
 @contextmanager

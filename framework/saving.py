@@ -19,27 +19,38 @@ class Save:
 
     Attributes:
         path: where to.
+        written: whether the checkpoint is complete; known to all processes after :meth:`finish`.
     """
 
     def __init__(self, path: str, strategy: Strategy) -> None:
         self.path = path
         self.strategy = strategy
+        self.written = False
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
 
-    def start(self, write: Callable[[], None]) -> None:
+    def write(self, snapshot: Snapshot, then: Callable[[], None] | None) -> None:
+        """Write, and keep what goes wrong for :meth:`finish`."""
+        try:
+            snapshot.write(self.path)
+            self.written = True
+            if then is not None:
+                then()
+        except BaseException as error:  # what a logger raises, too
+            self._failed = error
+
+    def start(self, snapshot: Snapshot, then: Callable[[], None] | None) -> None:
         """Write, in another thread."""
-
-        def run() -> None:
-            try:
-                write()
-            except BaseException as error:  # what a logger raises, too
-                self._failed = error
-
         # The interpreter waits for it when it ends, as for other threads, but for a user in a hurry.
-        self._thread = threading.Thread(target=run, name="loopwright-checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self.write, args=(snapshot, then), name="loopwright-checkpoint", daemon=True
+        )
         self._thread.start()
         atexit.register(self.wait)
+
+    def fail(self, error: Exception) -> None:
+        """Keep an error from before there was something to write."""
+        self._failed = error
 
     def wait(self) -> None:
         """Wait until this process has nothing more to do for it, whether it went well or not."""
@@ -59,6 +70,8 @@ class Save:
             OSError: if it could not be written; in all processes.
         """
         self.wait()
+        if not self.strategy.failed:  # else the others are in another collective, or gone
+            self.written = self.strategy.broadcast(self.written)
         tell(self.strategy, self.path, self._failed)
 
 
@@ -81,7 +94,7 @@ class Saver:
         wait: bool = True,
         then: Callable[[], None] | None = None,
     ) -> Save:
-        """Write a checkpoint from the main process. A collective.
+        """Let the main process write a checkpoint.
 
         Args:
             strategy: knows the processes.
@@ -89,28 +102,23 @@ class Saver:
             path: the directory to make.
             facts: JSON values for the manifest.
             rng: each process's random generators, by rank.
-            wait: until it is complete; otherwise only until its tensors are copied, and for the save before.
+            wait: write now; otherwise only copy the tensors now, after the save before is done.
             then: called in the main process when it is complete, before the next one begins.
 
-        Raises:
-            OSError: if it could not be written; in all processes.
+        Returns:
+            What tells how it went, when its ``finish()`` is called; in all processes.
         """
-        about = {"created": time.time(), "world_size": strategy.world_size, "strategy": strategy.name, **facts}
-        save = Save(path, strategy)
-
-        def begin() -> None:
-            snapshot = Snapshot(checkpoint, about, rng, copy=not wait)
-
-            def write() -> None:
-                snapshot.write(path)
-                if then is not None:
-                    then()
-
-            write() if wait else save.start(write)
-
         self.wait()
-        in_main_process(strategy, path, begin)
-        self._last = save
+        self._last = save = Save(path, strategy)
+        if not strategy.is_global_zero:
+            return save
+        about = {"created": time.time(), "world_size": strategy.world_size, "strategy": strategy.name, **facts}
+        try:
+            snapshot = Snapshot(checkpoint, about, rng, copy=not wait)
+        except Exception as error:
+            save.fail(error)
+            return save
+        save.write(snapshot, then) if wait else save.start(snapshot, then)
         return save
 
     def wait(self) -> None:

@@ -671,7 +671,7 @@ class Trainer(TrainerAttributes):
             raise ValueError(f"storage_options must be None; got {storage_options!r}")
         if self.module is None:
             raise RuntimeError("save_checkpoint: this Trainer has run nothing yet; call fit first")
-        save_run(self, os.fspath(filepath), bool(weights_only))
+        save_run(self, os.fspath(filepath), bool(weights_only)).finish()
 
     def begin_save(
         self, filepath: str, weights_only: bool = False, wait: bool = False, then: Callable[[], None] | None = None
@@ -686,6 +686,7 @@ class Trainer(TrainerAttributes):
 
         Returns:
             What tells how it went: its ``finish()`` waits, and raises what writing raised; all processes call it.
+            Its ``written`` then says whether the checkpoint is complete, whatever ``then`` raised.
         """
         return save_run(self, filepath, weights_only, wait, then)
 

@@ -276,7 +276,7 @@ def test_a_failed_save_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> No
         def failing(path: str, left: list[int] = left) -> Any:
             left[0] -= 1
             if left[0] < 0:
-                raise OSError(errno.ENOSPC, "disk full")
+                raise OSError(errno.ENOSPC, "No space left on device")
             return writing(path)
 
         monkeypatch.setattr(module_under_test, "writing", failing)

@@ -105,7 +105,7 @@ def test_an_error_surfaces_at_the_next_save(monkeypatch: pytest.MonkeyPatch):
     def note(trainer: Any, module: Any) -> None:
         steps.append(trainer.global_step)
         if trainer.global_step == 3:
-            gate.error = OSError(28, "full")
+            gate.error = OSError(28, "No space left on device")
             gate.opened.set()
 
     callback = ModelCheckpoint("kept", every_n_train_steps=2, save_last=True)
@@ -118,7 +118,7 @@ def test_an_error_surfaces_at_the_next_save(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_last_saves_error_surfaces_at_the_end(monkeypatch: pytest.MonkeyPatch):
     gate = Gate(monkeypatch)
-    gate.error = OSError(28, "full")
+    gate.error = OSError(28, "No space left on device")
     gate.opened.set()
     with pytest.raises(OSError, match=r"epoch=0-step=4\.ckpt"):
         quiet(ModelCheckpoint("kept")).fit(Linear(), loader(4))
@@ -133,7 +133,7 @@ def test_training_goes_on_without_a_checkpoint_if_the_user_says_so(
 
     def note(trainer: Any, module: Any) -> None:
         trainer.engine.saver.wait()
-        gate.error = OSError(28, "full") if trainer.global_step in (3, 4) else None
+        gate.error = OSError(28, "No space left on device") if trainer.global_step in (3, 4) else None
 
     callback = ModelCheckpoint("kept", every_n_train_steps=2, save_top_k=1, save_last=True, on_save_error="warn")
     trainer = quiet(At(note), callback)
@@ -197,7 +197,7 @@ def test_an_engine_saves_beside_its_loop(monkeypatch: pytest.MonkeyPatch):
     gate.opened.set()
     engine.wait_for_save()
     assert torch.equal(before, load_checkpoint("a.ckpt")["state_dict"]["weight"])
-    gate.error = OSError(28, "full")
+    gate.error = OSError(28, "No space left on device")
     engine.save_state("b.ckpt", wait=False)
     with pytest.raises(OSError, match=r"b\.ckpt"):
         engine.end_training()
