@@ -257,6 +257,7 @@ class ModelCheckpoint(Callback):
         self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._finish_save()
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_at_end(trainer)
         self._finish_save()
@@ -269,6 +270,7 @@ class ModelCheckpoint(Callback):
 
     def save_now(self, trainer: Trainer) -> str:
         """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""
+        self._finish_save()
         if trainer.global_step != self._last_global_step_saved or self.save_weights_only:
             usual, self.save_weights_only = self.save_weights_only, False
             try:
@@ -317,6 +319,7 @@ class ModelCheckpoint(Callback):
         self._waits_for_window = trainer.window_is_open
         if self._waits_for_window:
             return  # only at its end a checkpoint knows all that the run needs to go on exactly
+        self._finish_save()  # the one before counts among the best only if it could be written
         candidates = self._monitor_candidates(trainer)
         if self.monitor is None:
             self._commit(trainer, candidates, ranked=self.save_top_k != 0)

@@ -199,6 +199,7 @@ class Snapshot:
         Raises:
             OSError: naming ``path``, if that failed; what was there before is untouched.
         """
+        path = path.rstrip("/")
         with _naming(f"checkpoint {path!r}"):
             (_write_local if is_local(path) else _write_remote)(self, path)
 
@@ -215,7 +216,7 @@ class Snapshot:
 
 def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
     """Write a checkpoint; arguments as of :class:`Snapshot`, whose :meth:`~Snapshot.write` this calls."""
-    Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path).rstrip("/"))
+    Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path))
 
 
 def _write_local(snapshot: Snapshot, path: str) -> None:

@@ -147,6 +147,31 @@ def test_training_goes_on_without_a_checkpoint_if_the_user_says_so(
     assert Linear.load_from_checkpoint("kept/last.ckpt").layer.weight.shape == (1, 2)
 
 
+def test_what_could_not_be_written_is_not_among_the_best(monkeypatch: pytest.MonkeyPatch):
+    """0.5 is saved, 0.1 cannot be, and 0.3 is then the best that there is."""
+    gate = Gate(monkeypatch)
+    gate.opened.set()
+
+    class Valued(Linear):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.trainer.engine.saver.wait()
+            gate.error = OSError(28, "No space left on device") if self.current_epoch == 1 else None
+            self.log("value", [0.5, 0.1, 0.3][self.current_epoch])
+
+    callback = ModelCheckpoint("kept", monitor="value", on_save_error="warn")
+    quiet(callback, max_epochs=3).fit(Valued(), loader(2), loader(1))
+    assert callback.best_model_path.endswith("epoch=2-step=6.ckpt")
+    assert {path.name for path in Path("kept").iterdir()} == {"epoch=2-step=6.ckpt", "best.ckpt"}
+
+
+def test_a_path_may_end_in_a_slash():
+    trainer = quiet()
+    trainer.fit(Linear(), loader(2))
+    trainer.save_checkpoint("out/")
+    assert is_complete("out")
+    assert [path.name for path in Path.cwd().iterdir()] == ["out"]
+
+
 def test_names_are_not_given_twice_while_one_is_written(monkeypatch: pytest.MonkeyPatch):
     """Two callbacks save at one step into one folder."""
     first, second = (ModelCheckpoint("kept", every_n_train_steps=2, monitor=monitor) for monitor in (None, "step"))
