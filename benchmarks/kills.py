@@ -193,7 +193,20 @@ def content(folder: Path, file: Path) -> Any:
     values = json.loads(file.read_text().replace(str(folder), ""))
     for callback in values.get("callbacks", {}).values() if isinstance(values, dict) else ():
         callback.pop("removable", None)  # what a training was resumed from is kept until it has ended
+    for logger in values.get("loggers", ()) if isinstance(values, dict) else ():
+        logger.pop("version", None)  # one that was killed before its first checkpoint has left another version
     return values
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(ours.keys() | theirs.keys())
+        return [text for key in keys for text in differences(ours.get(key), theirs.get(key), f"{path}/{key}")]
+    return [] if ours == theirs else [f"{path}: {ours!r:.300} and {theirs!r:.300}"]
+
+
+def newest_log(folder: Path) -> Path:
+    return max((folder / "logs").rglob("metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2]))
 
 
 def ended_as(folder: Path, whole: Path) -> None:
@@ -207,8 +220,8 @@ def ended_as(folder: Path, whole: Path) -> None:
             continue
         ours, theirs = (content(path, path / "end.ckpt" / file) for path in (folder, whole))
         if ours != theirs:
-            raise RuntimeError(f"{folder}: {file} is not that of the undisturbed training")
-    rows = [[file.read_text() for file in sorted((path / "logs").rglob("metrics.csv"))] for path in (folder, whole)]
+            raise RuntimeError(f"{folder}: {file} is not that of the undisturbed training: {differences(ours, theirs)}")
+    rows = [newest_log(path).read_text() for path in (folder, whole)]
     if rows[0] != rows[1]:
         raise RuntimeError(f"{folder}: the log is not that of the undisturbed training")
 

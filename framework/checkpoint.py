@@ -21,6 +21,7 @@ import os
 import pickle
 import shutil
 import socket
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ from .tensor_files import StagedTensors, is_plain, read_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_FORGOTTEN = 7 * 86400.0  # seconds after which what another machine has not finished is taken for abandoned
 
 
 class CheckpointError(RuntimeError):
@@ -253,8 +255,9 @@ def _write_remote(snapshot: Snapshot, path: str) -> None:
 
 
 def _owner() -> str:
-    """This process, in the names of what is not finished."""
-    return f"{socket.gethostname()}-{os.getpid()}".replace(".", "_")
+    """This process, in the names of what is not finished: its machine or container, and its number there."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else 0
+    return f"{socket.gethostname()}-{namespace}-{os.getpid()}".replace(".", "_")
 
 
 def _own_name(hidden: str) -> str:
@@ -264,15 +267,20 @@ def _own_name(hidden: str) -> str:
 
 def _sweep(directory: str) -> None:
     """Remove what saves of processes that are gone have left unfinished in a local folder."""
-    host, _, own = _owner().rpartition("-")
+    here, _, own = _owner().rpartition("-")
     for name in os.listdir(directory):
         if not name.startswith(".") or not name.endswith((".tmp", ".old")) or name.count(".") < 4:
             continue
-        owner_host, _, process = name.rsplit(".", 3)[1].rpartition("-")
-        if owner_host != host or process == own or not process.isdigit() or _lives(int(process)):
-            continue
+        place, _, process = name.rsplit(".", 3)[1].rpartition("-")
         path = join(directory, name)
-        if name.endswith(".tmp") or exists(join(directory, _own_name(name))):
+        try:
+            if place != here:  # nobody here knows whether it lives
+                gone = time.time() - os.path.getmtime(path) > _FORGOTTEN
+            else:
+                gone = process != own and process.isdigit() and not _lives(int(process))
+        except OSError:  # another process was quicker
+            continue
+        if gone and (name.endswith(".tmp") or exists(join(directory, _own_name(name)))):
             shutil.rmtree(path, ignore_errors=True)
 
 

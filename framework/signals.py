@@ -46,9 +46,11 @@ class Signals:
         self.control, self.is_main = control, is_main
         self._process = os.getpid()
         self._set: list[int] = []
+        self._noted_before = 0
         self.in_a_hurry = False
 
     def __enter__(self) -> Signals:
+        self._noted_before = _noting[0]  # by a run around this one
         _noting[0] = 1
         if threading.current_thread() is threading.main_thread():  # only there Python sets handlers
             for number, default in _DEFAULTS.items():
@@ -58,7 +60,7 @@ class Signals:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _noting[0] = 0
+        _noting[0] = self._noted_before
         for number in self._set:
             signal.signal(number, _DEFAULTS[number])
         if exception[0] is None and self.control.wants_signal:

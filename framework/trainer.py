@@ -596,6 +596,7 @@ class Trainer(TrainerAttributes):
             self.datamodule.teardown(fn)
         for hook in self.bus.teardown:
             hook(fn)
+        self.engine.saver.wait()
         self.strategy.teardown()
         # What follows finds the last checkpoint complete. Also, gloo's threads must not hold the last tensors of a run
         # when the interpreter ends: that aborts the process.

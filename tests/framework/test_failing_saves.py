@@ -790,6 +790,20 @@ def test_a_replaced_checkpoint_is_not_called_damaged(store: Store) -> None:
     assert messages == []
 
 
+def test_a_save_where_an_upload_has_broken_off(store: Store) -> None:
+    """What that has left, when it could not even be removed, is no part of the next checkpoint of the name."""
+    url = f"{store.url}/same.ckpt"
+    trainer, module = train(None, 1)
+    store.go_down_at("PUT .*same.ckpt/manifest.json")
+    with pytest.raises(OSError, match=re.escape(f"checkpoint '{url}' could not be written")):
+        trainer.save_checkpoint(url)
+    store.up()
+    assert len(keys(url)) == len(FILES) - 1
+    trainer.save_checkpoint(url, weights_only=True)  # has fewer files
+    assert keys(url) == {"manifest.json", "model/model.safetensors", "state.json", "state.safetensors"}
+    assert same(Scored.load_from_checkpoint(url), module)
+
+
 @OUTAGES
 @pytest.mark.parametrize("replaced", [1, 2], ids=["first", "replaced before"])
 def test_a_replacement_that_fails(store: Store, file: str, way: str, replaced: int) -> None:
