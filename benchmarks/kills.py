@@ -107,7 +107,6 @@ class Outcome:
 
     kills: int = 0
     trainings: int = 0  # that came to their end
-    from_the_start: int = 0  # starts for which there was no checkpoint yet
     left_unfinished: int = 0  # kills that left a checkpoint half-written
 
 
@@ -258,7 +257,6 @@ def kill(kills: int, ranks: int, folder: Path, seed: int = 0) -> Outcome:
             finish(start(place, ranks))
         ended_as(place, folder / "whole")
         outcome.trainings += 1
-        outcome.from_the_start += (place / "rank-0.txt").read_text().count("starting from the beginning")
     return outcome
 
 
@@ -270,7 +268,7 @@ def compare(kills: int, folder: Path) -> Table:
         rows.append([str(ranks), *(str(number) for number in vars(outcome).values())])
     return Table(
         "Trainings killed at a random moment",
-        ("processes", "kills", "trainings completed", "starts without a checkpoint", "half-written at the kill"),
+        ("processes", "kills", "trainings completed", "half-written at the kill"),
         rows,
         figures,
         [

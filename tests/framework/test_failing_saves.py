@@ -228,7 +228,8 @@ def test_a_path_below_a_file(tmp_path: Path) -> None:
     with warnings_of_the_run() as messages:
         trainer, module = train(run, on_save_error="warn")
     assert same(module, train(None)[1])
-    assert [re.findall(r"epoch=\d-step=\d+\.ckpt", message) for message in messages] == [[FIRST], [SECOND], [THIRD]]
+    tried = [re.findall(r"epoch=\d-step=\d+\.ckpt", message) for message in messages]
+    assert tried == [[FIRST], [SECOND], [THIRD], [THIRD]]  # the last one once more, at the end
     with pytest.raises(NotADirectoryError, match=re.escape(f"checkpoint {str(run / 'end.ckpt')!r}")):
         trainer.save_checkpoint(run / "end.ckpt")
     trainer = train(run, resume=True, on_save_error="warn")[0]  # "last": there is none, so from the start
@@ -632,8 +633,8 @@ def test_training_goes_on_without_the_store(store: Store, file: str, way: str) -
     assert file in store.failed[0]
     assert trainer.global_step == 4 * EPOCHS
     assert same(module, train(None)[1])
-    assert len(messages) == 2
-    for message, name in zip(messages, (SECOND, THIRD), strict=True):
+    assert len(messages) == 3
+    for message, name in zip(messages, (SECOND, THIRD, THIRD), strict=True):  # the last one once more, at the end
         assert f"checkpoint '{store.url}/{name}' could not be written" in message
         assert "training goes on" in message
     assert trainer.checkpoint_callback is not None
@@ -656,6 +657,26 @@ def test_a_short_outage(store: Store, file: str, way: str) -> None:
     assert trainer.checkpoint_callback.best_model_path == f"{store.url}/{THIRD}"
     assert resolve(f"{store.url}/best.ckpt") == f"{store.url}/{THIRD}"
     check_goes_on(store, THIRD)
+
+
+@pytest.mark.xfail(strict=True, reason="what is tried again at the end is saved without a rank: it cannot be the best")
+def test_the_last_checkpoint_is_tried_again(store: Store) -> None:
+    """Nothing would come after it: where the store works again at the end, it has the rank that it deserves."""
+
+    def when_saving(step: int) -> None:
+        if step == 8 and not store.failed:
+            store.fail_at(f"PUT .*{SECOND}/state.json")
+        elif step == 8:
+            store.fail_at("nothing")
+
+    with warnings_of_the_run() as messages:
+        trainer, module = train(store.url, 2, when_saving=when_saving, on_save_error="warn")
+    assert len(messages) == 1
+    assert keys(store.url) == keys_of(FIRST, SECOND)
+    assert trainer.checkpoint_callback is not None
+    assert trainer.checkpoint_callback.best_model_path == f"{store.url}/{SECOND}"
+    assert resolve(f"{store.url}/best.ckpt") == resolve(f"{store.url}/last.ckpt") == f"{store.url}/{SECOND}"
+    assert same(Scored.load_from_checkpoint(f"{store.url}/last.ckpt"), module)
 
 
 @pytest.mark.parametrize("way", ["drop", "503"])
