@@ -41,7 +41,7 @@ demo: $(VENV)/installed-demo
 	$(RUN) python examples/digits.py
 
 test: $(VENV)/installed-test
-	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/installed-check
 	$(RUN) ruff check .

@@ -178,6 +178,7 @@ class ModelCheckpoint(Callback):
         self._waits_for_window = False  # one was due inside an accumulation window
         self._then: Callable[[], None] | None = None  # to be done when the checkpoint that is begun is complete
         self._save: Save | None = None  # the checkpoint that is being written
+        self._to_try_again = False  # the last one could not be written
         self._removed: list[str] = []  # checkpoints that went when it was complete
         self._before: dict[str, Any] = {}  # the attributes before it
 
@@ -281,7 +282,9 @@ class ModelCheckpoint(Callback):
         return self._last_checkpoint_saved if trainer.global_step == self._last_global_step_saved else ""
 
     def _save_at_end(self, trainer: Trainer) -> None:
-        if self._postponed:
+        if self._to_try_again:
+            self._save_due(trainer)
+        elif self._postponed:
             # No validation came to say how good it is. It is kept all the same, as the worst.
             log.warning("ModelCheckpoint(monitor=%r): training ended without a validation", self.monitor)
             candidates = self._monitor_candidates(trainer)
@@ -373,6 +376,7 @@ class ModelCheckpoint(Callback):
         if not ranked and not self.save_last and not asked:
             return
         self._before = {name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)}
+        self._to_try_again = False
         try:
             self._then = self._prepare(trainer, values, score, ranked)
             self._save_checkpoint(trainer, self._last_checkpoint_saved)
@@ -447,6 +451,7 @@ class ModelCheckpoint(Callback):
         """A checkpoint could not be written, or, if it was, what follows: nothing that was there before has gone."""
         if not written:
             self.__dict__.update(self._before)
+            self._to_try_again = True
         if self.on_save_error == "raise" or not isinstance(error, OSError):
             raise error
         log.warning("%s; training goes on all the same (on_save_error='warn')", error)

@@ -245,11 +245,12 @@ def _write_remote(snapshot: Snapshot, path: str) -> None:
     target = join(path, folder) if folder else path
     try:
         manifest = snapshot.write_files(target, {"folder": folder} if folder else {})
-        write_file(join(path, MANIFEST), _seal_manifest(manifest))
     except BaseException:
         with suppress(Exception):  # the store may be out of reach
             remove(target)
         raise
+    # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
+    write_file(join(path, MANIFEST), _seal_manifest(manifest))
     for old in before:
         remove(old)
 

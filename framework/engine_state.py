@@ -134,5 +134,5 @@ def save_model(engine: Engine, model: nn.Module, directory: str) -> str:
     strategy = next((own for own in engine._strategies if own.module is module), None)
     state = module.state_dict() if strategy is None else strategy.model_state()
     path = join(directory, "model.safetensors")
-    in_main_process(engine.strategy, path, lambda: export_weights(state, path))
+    in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True))
     return path

@@ -17,15 +17,14 @@ from .tensor_files import StagedTensors, is_plain
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 
 
-def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None = None) -> int:
+def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None = None, share: bool = False) -> int:
     """Write a module's ``state_dict`` to one safetensors file, all at once.
-
-    Tied weights are written under each of their names, so that any program finds them.
 
     Args:
         state: what is no tensor in it is left out, with a line that names it.
         path: the file, local or any fsspec URL; one that is there is replaced.
         dtype: to convert floating-point tensors to.
+        share: write tied weights once, under the first of their names; otherwise under each, for any program to find.
 
     Returns:
         How many bytes the tensors take.
@@ -36,7 +35,7 @@ def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None =
     tensors = {name: _converted(value, dtype) for name, value in state.items() if is_plain(value)}
     if left_out := state.keys() - tensors.keys():
         log.warning("Export: left out %s, no tensors that safetensors can hold", ", ".join(sorted(left_out)))
-    staged = StagedTensors(tensors, copy=False, share=False)
+    staged = StagedTensors(tensors, copy=False, share=share)
     with replacing(path) as file:
         staged.write(file)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from ..strategies.launch import a_peer_is_gone
+
 if TYPE_CHECKING:
     from .control import Control
 
@@ -69,6 +71,10 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that has inherited this
             _note_in_worker(number, frame)
+            return
+        if number == signal.SIGTERM and a_peer_is_gone():  # what the loop would wait for does not come
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._process, number)
             return
         # torchelastic's agent turns a second Ctrl-C into SIGTERM.
         if self.control.wants_signal == signal.SIGINT and number in (signal.SIGINT, signal.SIGTERM):

@@ -201,6 +201,28 @@ def _started_by_a_rank() -> bool:
     return True
 
 
+def a_peer_is_gone() -> bool:
+    """Whether a process that torchelastic started beside this one has ended: then it ends the others by SIGTERM."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not os.path.exists("/proc/self/stat"):
+        return False
+    agent, alive = os.getppid(), 0
+    mine = _command(os.getpid())
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]  # behind the name, which may hold anything
+            alive += int(parent) == agent and state != "Z" and _command(int(process)) == mine
+        except OSError:  # it has just ended
+            continue
+    return alive < int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _command(process: int) -> list[bytes]:
+    """How a process was called, as far as it is the same for all that an agent starts."""
+    with open(f"/proc/{process}/cmdline", "rb") as file:
+        return file.read().split(b"\0")[:2]
+
+
 LAST_WORK: list[Any] = []  # the last barrier's
 STORE: list[Any] = []  # where the processes meet: kept for the next process group, which must not meet in another
 

@@ -107,7 +107,7 @@ CHAINS = {
         ("self", "validation 1.1", "SIGTERM"),
         ("self", "2.5", "SIGINT"),
     ],
-    2: [("agent", "0.4", "SIGTERM"), ("rank 1", "1.3", "SIGTERM"), ("agent", "2.4", "SIGINT")],
+    2: [("agent", "0.4", "SIGTERM"), ("rank 1", "1.3", "SIGUSR1")],
 }
 
 
