@@ -105,7 +105,7 @@ def find_checkpoints(directory: str, damaged: Callable[[str], Any] = lambda _: N
     found = []
     for path in (folders := set(find_folders_with(directory, (MANIFEST, "state.json")))):
         parent, name = path.rpartition("/")[::2]
-        if parent in folders:
+        if parent in folders and not exists(join(path, MANIFEST)):
             continue  # where the files of one are that has replaced another
         # One moved aside counts only while nothing has taken its place.
         if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, _own_name(name)))):

@@ -48,7 +48,8 @@ class StagedTensors:
         seen: dict[Any, str] = {}
         for name, tensor in tensors.items():
             tensor = tensor.detach()
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            bits = tensor.is_conj(), tensor.is_neg()
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, *bits)
             if share and tensor.numel() and place in seen:
                 self.aliases[name] = seen[place]
                 continue
