@@ -97,12 +97,12 @@ def resolve(path: str) -> str:
     return target
 
 
-def find_checkpoints(directory: str, damaged: Callable[[str], Any] = lambda _: None) -> list[str]:
-    """The complete checkpoints in a directory and its folders, the one written last first.
+def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: None) -> dict[str, dict[str, Any]]:
+    """The manifests of the complete checkpoints in a directory and its folders, by path.
 
     ``damaged`` is told of each that has no valid manifest; of other damage, only reading them tells.
     """
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for path in (folders := set(find_folders_with(directory, (MANIFEST, "state.json")))):
         parent, name = path.rpartition("/")[::2]
         if parent in folders and not exists(join(path, MANIFEST)):
@@ -111,10 +111,16 @@ def find_checkpoints(directory: str, damaged: Callable[[str], Any] = lambda _: N
         if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, _own_name(name)))):
             continue
         try:
-            found.append((read_manifest(path)["created"], path))
+            found[path] = read_manifest(path)
         except CheckpointError as error:
             damaged(str(error))
-    return [path for _, path in sorted(found, reverse=True)]
+    return found
+
+
+def find_checkpoints(directory: str) -> list[str]:
+    """The complete checkpoints in a directory and its folders, the one written last first."""
+    found = find_manifests(directory)
+    return sorted(found, key=lambda path: (found[path]["created"], path), reverse=True)
 
 
 def is_taken(path: str) -> bool:
@@ -290,8 +296,8 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is somebody else's
+        pass
     return True
 
 

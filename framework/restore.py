@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
-from .checkpoint import CheckpointError, find_checkpoints, load_checkpoint, read_manifest, resolve
+from .checkpoint import CheckpointError, find_manifests, load_checkpoint, resolve
 from .datamodule import DataModule
 from .encoding import find_sealed, require_unsealed
 from .hooks import overrides
@@ -88,19 +88,19 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
     """
     given = {str(c.dirpath) for c in trainer.checkpoint_callbacks if c.dirpath is not None}
 
-    def damaged(message: str) -> None:
-        log.warning("%s; it is left out", message)
+    def manifests_in(folder: str) -> dict[str, dict[str, Any]]:
+        return find_manifests(folder, lambda message: log.warning("%s; it is left out", message))
 
-    found = {path for folder in given for path in find_checkpoints(folder, damaged)}
+    found = {path: manifest for folder in given for path, manifest in manifests_in(folder).items()}
     if len(given) < len(trainer.checkpoint_callbacks) or not given:
         roots = {join(str(trainer.default_root_dir), "checkpoints")}
         for logger in trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir
             roots.update([str(root)] if root else [])
         own = type(trainer.module).__qualname__
-        others = {path for root in roots for path in find_checkpoints(root, damaged)}
-        found |= {path for path in others if read_manifest(path)["module"] == own}
-    return sorted(found, key=lambda path: read_manifest(path)["created"], reverse=True)
+        others = {path: manifest for root in roots for path, manifest in manifests_in(root).items()}
+        found |= {path: manifest for path, manifest in others.items() if manifest["module"] == own}
+    return sorted(found, key=lambda path: found[path]["created"], reverse=True)
 
 
 def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:

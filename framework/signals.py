@@ -87,9 +87,8 @@ class Signals:
 
 def _note_in_worker(number: int, frame: FrameType | None) -> None:
     if not _noting[0]:
-        os._exit(
-            0 if number == signal.SIGTERM else 128 + number
-        )  # torch ends its workers by SIGTERM, which is no error
+        # torch ends its workers by SIGTERM, which is no error.
+        os._exit(0 if number == signal.SIGTERM else 128 + number)
 
 
 class _ProtectedInit:
