@@ -41,7 +41,8 @@ def fill(template: str, values: Mapping[str, Any], with_names: bool, equals: str
 
 
 def absolute(path: str) -> str:
-    """Local paths without links and ``~``; URLs as they are."""
+    """Local paths without links and ``~``; URLs as they are, but for those that name local paths."""
+    path = re.sub("^(file|local)://", "", path)
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 

@@ -150,14 +150,6 @@ class ModelCheckpoint(Callback):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.async_save = async_save
         self.on_save_error = on_save_error
-        self.current_score: Tensor | None = None
-        self.best_k_models: dict[str, Tensor] = {}
-        self.best_model_path = ""
-        self.best_model_score: Tensor | None = None
-        self.kth_best_model_path = ""
-        self.kth_value = self._worst_value()
-        self.last_model_path = ""
-
         self._train_time_interval = train_time_interval
         self._interval = None if interval is None else Interval(interval)
         self._every_n_train_steps = every_n_train_steps or 0
@@ -167,7 +159,17 @@ class ModelCheckpoint(Callback):
         self._within_epochs = bool(self._every_n_train_steps) or train_time_interval is not None
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
+        self._begin_anew()
 
+    def _begin_anew(self) -> None:
+        """Know of no checkpoint."""
+        self.current_score: Tensor | None = None
+        self.best_k_models: dict[str, Tensor] = {}
+        self.best_model_path = ""
+        self.best_model_score: Tensor | None = None
+        self.kth_best_model_path = ""
+        self.kth_value = self._worst_value()
+        self.last_model_path = ""
         self._last_global_step_saved = 0  # there is nothing to save before the first step
         self._last_checkpoint_saved = ""  # what `last` points to
         self._best_pointer = ""
@@ -197,6 +199,9 @@ class ModelCheckpoint(Callback):
     def every_n_epochs(self) -> int:
         """After how many epochs a checkpoint is due; 0: not by epochs."""
         return self._every_n_epochs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_save": None, "_then": None}  # a copy has nothing under way
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -229,6 +234,8 @@ class ModelCheckpoint(Callback):
         self.dirpath = trainer.strategy.broadcast(self.dirpath or default_dirpath(trainer))
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.global_step < self._last_global_step_saved:  # another run, such as of another module
+            self._begin_anew()
         self._last_step_seen = trainer.global_step
         if self._interval:
             self._interval.start(trainer.control.clock)
@@ -271,7 +278,11 @@ class ModelCheckpoint(Callback):
 
     def save_now(self, trainer: Trainer) -> str:
         """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""
-        self._finish_save()
+        earlier: Exception | None = None
+        try:
+            self._finish_save()
+        except Exception as error:  # of the save before; this one is the last that is tried
+            earlier = error
         if trainer.global_step != self._last_global_step_saved or self.save_weights_only:
             usual, self.save_weights_only = self.save_weights_only, False
             try:
@@ -279,6 +290,8 @@ class ModelCheckpoint(Callback):
             finally:
                 self.save_weights_only = usual
         self._finish_save()
+        if earlier is not None:
+            raise earlier
         return self._last_checkpoint_saved if trainer.global_step == self._last_global_step_saved else ""
 
     def _save_at_end(self, trainer: Trainer) -> None:
@@ -376,14 +389,20 @@ class ModelCheckpoint(Callback):
         if not ranked and not self.save_last and not asked:
             return
         self._before = {name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)}
-        self._to_try_again = False
+        self._to_try_again = written = False
+        failed: BaseException | None = None
         try:
             self._then = self._prepare(trainer, values, score, ranked)
             self._save_checkpoint(trainer, self._last_checkpoint_saved)
-            if self._then is not None and trainer.is_global_zero:  # a subclass has saved in a way of its own
+            written = True
+            if self._then is not None and trainer.is_global_zero:
                 self._then()
         except Exception as error:
-            self._failed(error)
+            failed = error
+        if type(self)._save_checkpoint is not ModelCheckpoint._save_checkpoint:  # it saves in a way of its own
+            written, failed = trainer.agree_on_save(self._last_checkpoint_saved, written, failed)
+        if failed is not None:
+            self._failed(failed, written)
         if not self.async_save:
             self._finish_save()
 
@@ -447,7 +466,7 @@ class ModelCheckpoint(Callback):
         removed, self._removed = self._removed, []
         self._removable = [path for path in self._removable if path not in removed]
 
-    def _failed(self, error: Exception, written: bool = False) -> None:
+    def _failed(self, error: BaseException, written: bool = False) -> None:
         """A checkpoint could not be written, or, if it was, what follows: nothing that was there before has gone."""
         if not written:
             self.__dict__.update(self._before)

@@ -40,6 +40,7 @@ from .places import (
     is_local,
     join,
     list_names,
+    plain,
     read_bytes,
     remove,
     size,
@@ -47,7 +48,7 @@ from .places import (
     write_file,
     writing,
 )
-from .tensor_files import StagedTensors, is_plain, read_tensors
+from .tensor_files import StagedTensors, is_name, is_plain, read_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -76,7 +77,7 @@ def resolve(path: str) -> str:
     Raises:
         CheckpointError: if there is none.
     """
-    path = os.fspath(path)
+    path = plain(os.fspath(path))
     if not exists(path) and is_local(path) and (replaced := _replaced(path)) is not None:
         return replaced
     if not exists(path):
@@ -114,6 +115,10 @@ def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: Non
             found[path] = read_manifest(path)
         except CheckpointError as error:
             damaged(str(error))
+        except OSError as error:
+            if not is_local(path):
+                raise  # a store that does not answer now is not one without checkpoints
+            damaged(f"checkpoint {path!r} cannot be read: {error}")
     return found
 
 
@@ -177,7 +182,7 @@ class Snapshot:
         objects: dict[str, Any] = {}
         rest = dict(checkpoint)
         model = rest.pop("state_dict", {})
-        if extra := {name: value for name, value in model.items() if not is_plain(value)}:
+        if extra := {name: value for name, value in model.items() if not (is_plain(value) and is_name(name))}:
             rest["model_extra_state"] = extra
         model = {name: value for name, value in model.items() if name not in extra}
         self.files["model/model.safetensors"] = StagedTensors(model, copy)
@@ -207,7 +212,7 @@ class Snapshot:
         Raises:
             OSError: naming ``path``, if that failed; what was there before is untouched.
         """
-        path = path.rstrip("/")
+        path = plain(path).rstrip("/")
         with _naming(f"checkpoint {path!r}"):
             (_write_local if is_local(path) else _write_remote)(self, path)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batches import map_tensors
 from .datamodule import DataModule
-from .dealing import SharedLoader, cursor_of, is_dealt_already, rest_of_epoch
+from .dealing import SharedLoader, cursor_of, cut_to, is_dealt_already, rest_of_epoch
 from .hooks import overrides
 from .loaders import (
     INFINITE,
@@ -41,6 +41,7 @@ class RunData:
         loaders: by stage, the user's loaders as they are: one object for training, a list for the others.
         train: the training loader as the loop iterates it.
         num_batches: by stage, how many batches to run here: a number for training, a list for the others.
+        whole_epoch: training batches in an epoch, were the running one not taken up from other processes.
         alone: whether the running evaluation step is one that other processes have no batch for.
     """
 
@@ -48,6 +49,7 @@ class RunData:
         self.trainer, self.module, self.datamodule, self.given = trainer, module, datamodule, given
         self.loaders: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
+        self.whole_epoch: int | float = INFINITE
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
@@ -103,12 +105,9 @@ class RunData:
         if self.train is None:
             return
         state = self.trainer.state
-        if state.part is not None:
-            self.train.cut(state.epoch, state.part["begin"], state.part["end"])
-            self.num_batches["train"] = state.part["first"] + self.train.length_in(state.epoch)
-        else:
-            limit = self.trainer.limit_train_batches
-            self.num_batches["train"] = limited(self.train.length, limit, "limit_train_batches")
+        self.whole_epoch = limited(self.train.length, self.trainer.limit_train_batches, "limit_train_batches")
+        length = cut_to(self.train, state.epoch, state.part)
+        self.num_batches["train"] = self.whole_epoch if state.part is None else length
 
     def iterate_train(self) -> Iterator[Any]:
         """Iterate the running epoch from the data cursor on."""

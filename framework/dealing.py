@@ -252,5 +252,18 @@ def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size
     return {"begin": cursor["position"], "end": cursor["end"]}
 
 
+def cut_to(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader, epoch: int, part: dict[str, Any] | None
+) -> int | float:
+    """Have ``source`` give a part of an epoch, as :func:`cursor_of` has it, or all of it (None).
+
+    Returns:
+        Batches of the epoch in each process, those before the part included.
+    """
+    first, begin, end = (0, 0, None) if part is None else (part["first"], part["begin"], part["end"])
+    source.cut(epoch, begin, end)
+    return first + source.length_in(epoch)
+
+
 def _loader_of(source: EpochLoader | CombinedEpochLoader | SharedLoader) -> tuple[Any, bool]:
     return (source.loader, source.deal) if isinstance(source, SharedLoader) else (source, True)

@@ -8,14 +8,16 @@ entry of the pickle, ``{"$tuple": [...]}`` and the like keep a container's type.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
-from .tensor_files import is_plain
+from .tensor_files import is_name, is_plain, printable
 
 _CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
 
@@ -62,11 +64,14 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
     """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths where they stand."""
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
-    while path in tensors or path in objects:
+    path = printable(path)
+    while path in tensors or path in objects or not is_name(path):
         path += "'"  # {"a": {"b": x}, "a.b": y} gives one path twice
     if is_plain(value):
         tensors[path] = value
         return {"$tensor": path}
+    if is_lazy(value):  # without a size or value yet: its kind is all that a module takes back
+        return {"$lazy": "parameter" if isinstance(value, UninitializedParameter) else "buffer"}
     if type(value) is list:
         return [encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)]
     if type(value) is tuple:
@@ -105,14 +110,14 @@ def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], o
 
 
 def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
-    if type(value).__name__ == "ndarray":
-        try:
-            tensors[path] = torch.from_numpy(value.copy())
-        except TypeError:  # an array of strings or objects
-            objects[path] = value
-            return {"$object": path}
-        return {"$array": path}
-    if hasattr(value, "item") and isinstance(value.item(), (bool, int, float)):
+    import numpy as np
+
+    if type(value) is np.ndarray:
+        with suppress(TypeError):  # of what torch has no type for, such as strings, dates or objects
+            tensors[path] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+            return {"$array": path}
+    # By the kind, as a date's item may be an int; and by the item, as a long double's is itself.
+    elif isinstance(value, np.generic) and value.dtype.kind in "biuf" and type(value.item()) in (bool, int, float):
         return value.item()
     objects[path] = value
     return {"$object": path}
@@ -143,6 +148,7 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
     plain = {
         "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": Path,
         "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: getattr(torch, name),
+        "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
     }  # fmt: skip
     return plain[tag](content)
 

@@ -727,10 +727,12 @@ class Engine(Peers):
 
         Raises:
             CheckpointError: if it is damaged, or does not fit.
+            OSError: if the save before could not be written.
         """
         from .engine_state import load_state
 
         self._check("load_state")
+        self.wait_for_save()  # it may be the one to load
         load_state(self, os.fspath(input_dir), weights_only)
 
     def save_model(self, model: nn.Module, save_directory: str | os.PathLike[str]) -> str:

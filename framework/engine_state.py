@@ -43,6 +43,7 @@ def save_state(engine: Engine, path: str, wait: bool) -> Save:
         "precision": engine.precision.name,
         "module": type(strategies[0].module).__qualname__ if strategies else "none",
         "metrics": {},
+        "resumable": False,  # by a Trainer
     }
     rng = engine.strategy.gather_objects(rng_state(engine.device))
     return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait)

@@ -106,6 +106,7 @@ class EpochLoader:
         if self._indices is not None:
             self._indices.place(epoch, start, step, begin, end)
             return iter(self._copy)
+        left = None if end is None else max(0, end - begin - start)
         if self._resumed is not None and self._stateful:
             behind = 0
             if isinstance(self._resumed, dict) and self._resumed.keys() == _AHEAD:
@@ -113,18 +114,16 @@ class EpochLoader:
             self.loader.load_state_dict(self._resumed)
             self._resumed = None
             batches, start = islice(self.loader, behind, None), step - 1 if start >= step else start
-            return batches if start == 0 and step == 1 else islice(batches, start, None, step)
-        start += begin
-        if isinstance(self.loader, Sequence):
-            batches = iter(self.loader)
+        elif isinstance(self.loader, Sequence):
+            batches, start = iter(self.loader), begin + start
         else:
-            batches = self._iterate_stream(epoch, own_seed=step > 1)
+            batches, start = self._iterate_stream(epoch, own_seed=step > 1), begin + start
             if start >= step:
                 log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
                 for _ in islice(batches, start):
                     pass
                 start = 0
-        return batches if start == 0 and step == 1 else islice(batches, start, None, step)
+        return islice(batches, start, None if left is None else start + left, step)
 
     def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
@@ -241,7 +240,7 @@ class IndexPlan:
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
         batches = _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
-        return islice(batches, self.begin + self.start, None, self.step)
+        return islice(batches, self.begin + self.start, self.end, self.step)
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         part = (self.begin,) if self.begin else ()
@@ -394,11 +393,12 @@ class CombinedEpochLoader:
         """As :meth:`EpochLoader.cut`, in batches."""
         self._cut = epoch, begin, end
 
+    def _part(self, epoch: int) -> tuple[int, int | None]:
+        return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+
     def length_in(self, epoch: int) -> int | float:
         """Number of batches in an epoch."""
-        if self._cut is None or self._cut[0] != epoch:
-            return self.length
-        _, begin, end = self._cut
+        begin, end = self._part(epoch)
         return max(0, (self.length if end is None else min(end, self.length)) - begin)
 
     def last_fraction_in(self, epoch: int) -> float:
@@ -407,9 +407,9 @@ class CombinedEpochLoader:
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
-        if self._cut is not None and self._cut[0] == epoch:
-            start += self._cut[1]
-        return self._iterate(epoch, start, step)
+        begin, end = self._part(epoch)
+        batches = self._iterate(epoch, begin + start, step)
+        return islice(batches, None if end is None else len(range(begin + start, end, step)))
 
     def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
         if (start or step > 1) and any(loader.length == INFINITE for loader in self.loaders):

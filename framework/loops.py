@@ -57,25 +57,28 @@ def fit(trainer: Trainer) -> None:
         if state.batch_idx:
             trainer.data.take_up(trainer.resumed["cursor"], trainer.resumed["saved_by"])
     state.stage = "train"
-    with trainer.signals():
-        trainer.metrics.enter("train", "epoch")
-        for hook in bus.on_train_start:
-            hook()
-        trainer.control.agree(state.batch_idx)
-        while not _limit_reached(trainer):
-            if trainer.control.signal:
-                trainer.end_by_signal()
-            if _may_stop(trainer):
-                break
-            if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
-                trainer.data.load_train(again=True)
-            if not _train_epoch(trainer):
-                break
-            state.next_epoch()
-            trainer.data.begin_epoch()
-        trainer.metrics.enter("train", None)
-        for hook in bus.on_train_end:
-            hook()
+    trainer.note_signals()
+    trainer.metrics.enter("train", "epoch")
+    for hook in bus.on_train_start:
+        hook()
+    trainer.control.agree(state.batch_idx)
+    while not _limit_reached(trainer):
+        if trainer.control.signal:
+            trainer.end_by_signal()
+        if _may_stop(trainer):
+            break
+        if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
+            trainer.data.load_train(again=True)
+        if not _train_epoch(trainer):
+            break
+        state.next_epoch()
+        trainer.data.begin_epoch()
+    trainer.metrics.enter("train", None)
+    for hook in bus.on_train_end:
+        hook()
+    trainer.control.agree(state.batch_idx)
+    if trainer.control.signal:
+        trainer.end_by_signal()
 
 
 def _limit_reached(trainer: Trainer) -> bool:
@@ -135,8 +138,9 @@ def _train_epoch(trainer: Trainer) -> bool:
 
     past = (state.batch_idx + validate_offset) % validate_every  # batches since the last validation
     validate_next = state.batch_idx - past + validate_every
-    if state.batch_idx and past == 0:
-        validate(trainer)  # due when the checkpoint was saved, and not done
+    if state.batch_idx and past == 0 and state.validated != state.batch_idx:  # due when the checkpoint was saved
+        optimization.plateau_waits = bool(plateau_each_step) and not optimization.window_is_open
+        validate(trainer)
     stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
     several = trainer.world_size > 1
     control.begin_epoch(state.batch_idx)
@@ -170,14 +174,16 @@ def _train_epoch(trainer: Trainer) -> bool:
         stepped, global_step = optimization.stepped, state.global_step
         if stepped and global_step % log_every == 0:
             trainer.log_step()
+        if stepped and plateau_each_step:  # on what a validation finds if one follows, and before what saves
+            optimization.plateau_waits = done == validate_next and trainer.validation_due_in_epoch()
+            if not optimization.plateau_waits:
+                optimization.plateau_step(lambda: trainer.callback_metrics)
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
         metrics.muted = False
         if done == validate_next:
             validate(trainer)
             validate_next += validate_every
-        if stepped and plateau_each_step:
-            optimization.plateau_step(lambda: trainer.callback_metrics)
         if done >= control.due:
             control.agree(done)
         if stepped and global_step >= max_steps:
@@ -330,6 +336,7 @@ def evaluate(
             hook()
         if stage == "validate" and state.fn == "fit":
             state.validated = state.batch_idx
+            trainer.optimization.waiting_plateau_step(lambda: trainer.callback_metrics)
         for hook in bus.on_validation_end_late if name == "validation" else ():
             hook()
         getattr(module, f"on_{name}_model_train")()

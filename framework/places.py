@@ -15,6 +15,11 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def plain(path: str) -> str:
+    """``path``, without the scheme of a URL that names a local one."""
+    return path.partition("://")[2] if path.startswith(("file://", "local://")) else path
+
+
 def _filesystem(path: str) -> Any:
     import fsspec
 
@@ -83,6 +88,7 @@ def writing(path: str) -> Iterator[Any]:
 @contextmanager
 def replacing(path: str) -> Iterator[Any]:
     """Open a file to write that appears all at once: what is at ``path`` is the old content or the new."""
+    path = plain(path)
     if not is_local(path):
         with writing(path) as file:  # a store shows a file when it is complete
             yield file

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
 from .batches import map_tensors
-from .dealing import SharedLoader, cursor_of, is_dealt_already, rest_of_epoch
+from .dealing import SharedLoader, cursor_of, cut_to, is_dealt_already, rest_of_epoch
 from .loaders import INFINITE, EpochLoader
 from .seed import isolated_rng, mix_seeds
 
@@ -262,14 +262,13 @@ class PreparedLoader:
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self.read_in_order_of(engine.data_seed())
-        self.length = self.source.length
+        self.epoch = self.batches = 0
+        self._read_part(None)
         # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
         self._own_state = callable(getattr(loader, "state_dict", None))
         unsure = self.length == INFINITE or isinstance(getattr(loader, "dataset", None), IterableDataset)
         self._looks_ahead = unsure and not self._own_state
         self._window_state: Any = None  # the loader's own state when the open window began
-        self.epoch = self.batches = 0
-        self._part: dict[str, Any] | None = None  # what was left of the epoch when these processes took it over
         self.share = 1.0
         self.end_of_dataloader = False
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
@@ -294,7 +293,11 @@ class PreparedLoader:
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
         self.epoch, self.batches, self._goes_on = epoch, 0, False
-        self._part = None
+        self._read_part(None)
+
+    def _read_part(self, part: dict[str, Any] | None) -> None:
+        """Give what was left of the epoch when these processes took it over, or all of it (None)."""
+        self._part, self.length = part, cut_to(self.source, self.epoch, part)
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()
@@ -306,13 +309,9 @@ class PreparedLoader:
             start, self._goes_on = self.batches, False
         elif self.batches:
             self.epoch += 1  # the last one was left before its end
-            self._part = None
+            self._read_part(None)
         self.batches = start
-        first = 0
-        if self._part is not None:
-            first = self._part["first"]
-            self.source.cut(self.epoch, self._part["begin"], self._part["end"])
-            self.length = first + self.source.length_in(self.epoch)
+        first = 0 if self._part is None else self._part["first"]
         engine = self.engine
         engine.enter_loader(self)
         try:
@@ -335,7 +334,7 @@ class PreparedLoader:
                     self._window_state = source.state_dict()  # the next batch begins a window
             self.epoch += 1
             self.batches = 0
-            self._part, self.length = None, self.source.length
+            self._read_part(None)
         finally:
             engine.leave_loader(self)
 
@@ -363,13 +362,12 @@ class PreparedLoader:
         Raises:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
-        world_size, self._part = self.engine.num_processes, state["part"]
-        self.epoch, self.batches, self._goes_on = state["epoch"], state["batches"], True
-        if not state["batches"]:
-            return
-        if (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)) is not None:
-            self._part = {"first": state["batches"], **rest}
-        if state["loader"] is not None:
+        world_size, part, batches = self.engine.num_processes, state["part"], state["batches"]
+        if batches and (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)):
+            part = {"first": batches, **rest}
+        self.epoch, self.batches, self._goes_on = state["epoch"], batches, True
+        self._read_part(part)
+        if batches and state["loader"] is not None:
             self.source.load_state_dict(state["loader"])
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from .messages import log
 from .metric_states import merge_metric_states
 from .metrics import as_floats, merge_logged
 from .places import join
-from .saving import Save
+from .saving import Save, exchange
 from .seed import rng_state
 
 if TYPE_CHECKING:
@@ -29,20 +29,29 @@ def save_run(
     trainer: Trainer, path: str, weights_only: bool, wait: bool = True, then: Callable[[], None] | None = None
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
-    checkpoint = collect(trainer, weights_only)
-    rng = None if weights_only else [rng_state(trainer.engine.device)]
-    if rng is not None and trainer.world_size > 1 and not trainer.strategy.failed:
-        gathered = trainer.strategy.gather_objects((*rng, trainer.gathered()))
-        rng = [generators for generators, _ in gathered]
-        checkpoint["run"]["peers"] = [own for _, own in gathered[1:]]
+    checkpoint, rng, failed = {}, None, None
+    try:
+        checkpoint = collect(trainer, weights_only)
+        rng = None if weights_only else rng_state(trainer.engine.device)
+    except Exception as error:  # a user's hook, in this process alone
+        failed = error
+    peers = trainer.world_size > 1 and rng is not None and not trainer.strategy.failed
+    own = trainer.gathered() if peers and not trainer.is_global_zero else None
+    told, failed = exchange(trainer.strategy, path, failed, (rng, own))
+    if failed is not None:
+        raise failed
+    if peers:
+        checkpoint["run"]["peers"] = [own for _, own in told[1:]]
     facts = {
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
         "precision": trainer.engine.precision.name,
         "module": type(trainer.module).__qualname__,
         "metrics": as_floats(trainer.callback_metrics),
+        "resumable": "optimizer_states" in checkpoint,
     }
-    return trainer.engine.saver.save(trainer.strategy, checkpoint, path, facts, rng, wait, then)
+    generators = None if weights_only else [own for own, _ in told]
+    return trainer.engine.saver.save(trainer.strategy, checkpoint, path, facts, generators, wait, then)
 
 
 def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
@@ -85,6 +94,9 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
 
     Of a callback that was given none, in the default ones: those of the loggers, where each run has a folder of its
     own beside those of earlier runs, and of the Trainer; there, only what a module of this class saved.
+
+    Raises:
+        CheckpointError: if a fit is to resume, and all that were found hold no run.
     """
     given = {str(c.dirpath) for c in trainer.checkpoint_callbacks if c.dirpath is not None}
 
@@ -100,7 +112,14 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
         own = type(trainer.module).__qualname__
         others = {path: manifest for root in roots for path, manifest in manifests_in(root).items()}
         found |= {path: manifest for path, manifest in others.items() if manifest["module"] == own}
-    return sorted(found, key=lambda path: found[path]["created"], reverse=True)
+    usable = [path for path in found if trainer.state.fn != "fit" or found[path].get("resumable", True)]
+    if found and not usable:
+        raise CheckpointError(
+            f'ckpt_path="last": none of {len(found)} checkpoints, such as {next(iter(found))!r}, holds a run to '
+            "resume: they were saved with save_weights_only=True, or by an Engine; load their weights with "
+            "Module.load_from_checkpoint"
+        )
+    return sorted(usable, key=lambda path: found[path]["created"], reverse=True)
 
 
 def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
@@ -136,6 +155,8 @@ def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
         trainer.state.load_state_dict(checkpoint["run"]["state"])
+    saver = trainer.engine.saver
+    saver.created = max(saver.created, checkpoint["manifest"].get("created", 0.0))
     if trainer.is_global_zero:  # which alone writes
         for logger, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
             logger.load_state_dict(state)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Snapshot
+from .messages import log
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
@@ -46,7 +47,7 @@ class Save:
             target=self.write, args=(snapshot, then), name="loopwright-checkpoint", daemon=True
         )
         self._thread.start()
-        atexit.register(self.wait)
+        atexit.register(self._wait_at_exit)
 
     def fail(self, error: Exception) -> None:
         """Keep an error from before there was something to write."""
@@ -61,7 +62,12 @@ class Save:
     def abandon(self) -> None:
         """Wait for it no longer."""
         self._thread = None
-        atexit.unregister(self.wait)
+        atexit.unregister(self._wait_at_exit)
+
+    def _wait_at_exit(self) -> None:
+        self.wait()
+        if self._failed is not None:  # and nobody has asked
+            log.error("%s", self._failed)
 
     def finish(self) -> None:
         """Wait until the checkpoint is complete. A collective.
@@ -70,19 +76,26 @@ class Save:
             OSError: if it could not be written; in all processes.
         """
         self.wait()
-        if not self.strategy.failed:  # else the others are in another collective, or gone
-            self.written = self.strategy.broadcast(self.written)
-        tell(self.strategy, self.path, self._failed)
+        written, failed = exchange(self.strategy, self.path, self._failed, self.written)
+        self.written = written[0]
+        if failed is not None:
+            raise failed
 
 
 class Saver:
-    """Writes checkpoints one after the other."""
+    """Writes checkpoints one after the other.
+
+    Attributes:
+        created: when the newest checkpoint of this run was made, in seconds since 1970; the next one is later, even
+            if the clock has been set back.
+    """
 
     def __init__(self) -> None:
+        self.created = 0.0
         self._last: Save | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_last": None}  # a copy has nothing under way
+        return {**self.__dict__, "_last": None}  # a copy has nothing under way
 
     def save(
         self,
@@ -112,7 +125,8 @@ class Saver:
         self._last = save = Save(path, strategy)
         if not strategy.is_global_zero:
             return save
-        about = {"created": time.time(), "world_size": strategy.world_size, "strategy": strategy.name, **facts}
+        self.created = max(time.time(), self.created + 1e-3)
+        about = {"created": self.created, "world_size": strategy.world_size, "strategy": strategy.name, **facts}
         try:
             snapshot = Snapshot(checkpoint, about, rng, copy=not wait)
         except Exception as error:
@@ -136,25 +150,37 @@ class Saver:
 
 def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any]) -> None:
     """Let the main process write ``path``; if that fails, it fails in all of them. A collective."""
-    failed: Exception | None = None
+    failed: BaseException | None = None
     if strategy.is_global_zero:
         try:
             write()
         except Exception as error:
             failed = error
-    tell(strategy, path, failed)
-
-
-def tell(strategy: Strategy, path: str, failed: BaseException | None) -> None:
-    """Let all processes know what the main one's attempt to write ``path`` raised, if anything. A collective.
-
-    Raises:
-        BaseException: in the main process, ``failed``; in the others, an OSError that tells of it.
-    """
-    told = None
-    if not strategy.failed:  # else the others are in another collective, or gone
-        told = strategy.broadcast(failed and f"{type(failed).__name__}: {failed}")
+    _, failed = exchange(strategy, path, failed)
     if failed is not None:
         raise failed
-    if told is not None:
-        raise OSError(f"rank 0 could not save {path!r}: {told}")
+
+
+def exchange(
+    strategy: Strategy, path: str, failed: BaseException | None, value: Any = None
+) -> tuple[list[Any], BaseException | None]:
+    """Tell all processes what each has come to on the way to writing ``path``. A collective.
+
+    Returns:
+        The ``value`` of each, by rank; and what to raise, if anything failed anywhere: an OSError in all of them, or
+        something else in all of them.
+    """
+    if strategy.world_size == 1 or strategy.failed:  # then the others are in another collective, or gone
+        return [value], failed
+    own = failed and (isinstance(failed, OSError), f"{type(failed).__name__}: {failed}")
+    told = strategy.gather_objects((own, value))
+    values = [each for _, each in told]
+    guilty = next((rank for rank, (error, _) in enumerate(told) if error), None)
+    if guilty is None:
+        return values, None
+    by_system, message = told[guilty][0]
+    if failed is not None and isinstance(failed, OSError) == by_system:
+        return values, failed
+    error = (OSError if by_system else RuntimeError)(f"rank {guilty} could not save {path!r}: {message}")
+    error.__cause__ = failed
+    return values, error

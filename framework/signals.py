@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from ..strategies.launch import a_peer_is_gone
+from ..strategies.launch import find_peers, one_is_gone
 
 if TYPE_CHECKING:
     from .control import Control
@@ -34,10 +34,9 @@ _noting = mmap.mmap(-1, 1)  # whether signals are only noted now: seen by the pr
 
 
 class Signals:
-    """While entered, SIGTERM, SIGUSR1 and Ctrl-C are only noted; a second Ctrl-C raises at once.
+    """From :meth:`begin` to :meth:`end`, SIGTERM, SIGUSR1 and Ctrl-C are only noted; a second Ctrl-C raises at once.
 
-    A signal for which the program has a handler of its own is left to it. One that was noted and not acted upon is
-    sent again on leaving.
+    A signal for which the program has a handler of its own is left to it.
 
     Args:
         control: where they are noted.
@@ -47,32 +46,39 @@ class Signals:
     def __init__(self, control: Control, is_main: bool) -> None:
         self.control, self.is_main = control, is_main
         self._process = os.getpid()
+        self._peers: frozenset[int] = frozenset()
         self._set: list[int] = []
-        self._noted_before = 0
+        self._noted_before: int | None = None  # by a run around this one, while this one notes
         self.in_a_hurry = False
 
-    def __enter__(self) -> Signals:
-        self._noted_before = _noting[0]  # by a run around this one
-        _noting[0] = 1
+    def begin(self) -> None:
+        """Note signals from now on."""
+        self._peers = find_peers()
+        self._noted_before, _noting[0] = _noting[0], 1
         if threading.current_thread() is threading.main_thread():  # only there Python sets handlers
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) is default:
                     signal.signal(number, self._note)
                     self._set.append(number)
-        return self
 
-    def __exit__(self, *exception: Any) -> None:
-        _noting[0] = self._noted_before
+    def end(self) -> None:
+        """Let signals do what they did before."""
+        if self._noted_before is not None:
+            _noting[0], self._noted_before = self._noted_before, None
         for number in self._set:
             signal.signal(number, _DEFAULTS[number])
-        if exception[0] is None and self.control.wants_signal:
+        self._set = []
+
+    def send_again(self) -> None:
+        """Send once more what was noted, and not acted upon."""
+        if self.control.wants_signal:
             os.kill(self._process, self.control.wants_signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that has inherited this
             _note_in_worker(number, frame)
             return
-        if number == signal.SIGTERM and a_peer_is_gone():  # what the loop would wait for does not come
+        if number == signal.SIGTERM and one_is_gone(self._peers):  # what the loop would wait for does not come
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
             return

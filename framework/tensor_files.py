@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # In the order in which the library writes them: what needs more alignment comes first.
 _NAMES = {
@@ -18,19 +20,32 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+# What the format lacks is written as numbers that it has, or bytes, in one more dimension; the metadata names the type.
+_PARTS = {torch.complex128: torch.float64, torch.complex32: torch.float16}
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 _PIECE = 4 * 2**20  # bytes that are written at once
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a tensor that the format can hold."""
+    """Whether ``value`` is a tensor that a file can hold."""
     return (
         isinstance(value, Tensor)
+        and not is_lazy(value)
+        and not is_traceable_wrapper_subclass(value)  # such as torchao's: it has no memory of its own
         and value.layout == torch.strided
         and not value.is_quantized
-        and value.dtype in _NAMES
         and not value.is_meta
     )
+
+
+def printable(name: str) -> str:
+    """``name`` without lone surrogates, which can neither be printed nor read by the library."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def is_name(name: Any) -> bool:
+    """Whether a tensor in a file can have this name."""
+    return isinstance(name, str) and name == printable(name) and name != "__metadata__"
 
 
 class StagedTensors:
@@ -45,6 +60,7 @@ class StagedTensors:
     def __init__(self, tensors: dict[str, Tensor], copy: bool, share: bool = True) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
+        self.dtypes: dict[str, str] = {}
         seen: dict[Any, str] = {}
         for name, tensor in tensors.items():
             tensor = tensor.detach()
@@ -54,6 +70,10 @@ class StagedTensors:
                 self.aliases[name] = seen[place]
                 continue
             seen[place] = name
+            if tensor.dtype not in _NAMES:
+                self.dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+                tensor = tensor.resolve_conj().resolve_neg().unsqueeze(-1)
+                tensor = tensor.view(_PARTS.get(tensor.dtype, torch.uint8))
             if copy:
                 tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
             self.tensors[name] = tensor
@@ -62,7 +82,8 @@ class StagedTensors:
         """Write to what has a method ``write``."""
         names = sorted(self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name))
         # Accelerate reads no file whose metadata does not name the format.
-        metadata = {"format": "pt", **({"aliases": json.dumps(self.aliases)} if self.aliases else {})}
+        metadata = {"format": "pt"}
+        metadata |= {key: json.dumps(own) for key in ("aliases", "dtypes") if (own := getattr(self, key))}
         header: dict[str, Any] = {"__metadata__": metadata}
         end = 0
         for name in names:
@@ -89,8 +110,11 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the device ``map_location`` (default: the CPU)."""
     from safetensors.torch import load
 
-    tensors = load(content)
+    tensors = {name: tensor.to(map_location or "cpu") for name, tensor in load(content).items()}
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    for alias, name in json.loads(header.get("__metadata__", {}).get("aliases", "{}")).items():
+    metadata = header.get("__metadata__", {})
+    for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
+        tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
+    for alias, name in json.loads(metadata.get("aliases", "{}")).items():
         tensors[alias] = tensors[name]
-    return {name: tensor.to(map_location or "cpu") for name, tensor in tensors.items()}
+    return tensors

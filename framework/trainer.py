@@ -20,7 +20,7 @@ from ..strategies.launch import note
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
 from .attributes import TrainerAttributes
-from .checkpoint import is_complete, is_taken, remove_checkpoint, write_pointer
+from .checkpoint import is_taken, remove_checkpoint, write_pointer
 from .compilation import compile_submodules
 from .control import Control
 from .data import RunData
@@ -33,10 +33,11 @@ from .metric_states import metric_states
 from .metrics import Metrics, as_floats
 from .module import Module
 from .optimization import Optimization, parse_optimizers
+from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
-from .saving import Save, in_main_process
+from .saving import Save, exchange, in_main_process
 from .signals import Signals
 from .state import RunState
 
@@ -188,7 +189,7 @@ class Trainer(TrainerAttributes):
         self.compile = compile
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
-        self.default_root_dir = os.path.expanduser(os.fspath(default_root_dir or os.getcwd()))
+        self.default_root_dir = os.path.expanduser(plain(os.fspath(default_root_dir or os.getcwd())))
 
         switches = {
             "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
@@ -233,7 +234,7 @@ class Trainer(TrainerAttributes):
         self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
         self._modes: dict[torch.nn.Module, bool] = {}
-        self._signals: Signals | None = None
+        self._signals: Signals | None = None  # while a fit notes them
 
     # -- arguments --------------------------------------------------------------------------------------------
 
@@ -440,6 +441,7 @@ class Trainer(TrainerAttributes):
         fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.control.begin()
+        self._signals = None
         self.ckpt_path = None
         fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
         if fn == "fit" and fitted not in (None, model):
@@ -473,9 +475,13 @@ class Trainer(TrainerAttributes):
             self._fail(error)
             raise
         finally:
+            if self._signals is not None:
+                self._signals.end()
             self.data.close()
             self.state.stage = None
             self.metrics.enter(None, None)
+        if self._signals is not None:
+            self._signals.send_again()  # what came too late for the loop
 
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
         module, datamodule = self.module, self.datamodule
@@ -627,10 +633,10 @@ class Trainer(TrainerAttributes):
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def signals(self) -> Signals:
-        """A context in which signals that ask to end are noted for the loop."""
+    def note_signals(self) -> None:
+        """From now until the fit's end, signals that ask to end are only noted, for the loop."""
         self._signals = Signals(self.control, self.is_global_zero)
-        return self._signals
+        self._signals.begin()
 
     @property
     def must_end_at_once(self) -> bool:
@@ -645,10 +651,12 @@ class Trainer(TrainerAttributes):
             SystemExit: for others, with the exit code of a process that the signal ended: 128 + its number.
         """
         number = signal.Signals(self.control.signal)
-        path = "" if self.checkpoint_callback is None else self.checkpoint_callback.save_now(self)
+        callback = self.checkpoint_callback
+        path = "" if callback is None else callback.save_now(self)
         self.control.saved_for_signal = bool(path)
         if self.is_global_zero:
-            saved = f"saved {path}" if path else "there is no ModelCheckpoint, nothing is saved"
+            why = "there is no ModelCheckpoint" if callback is None else f"nothing of step {self.global_step} could be"
+            saved = f"saved {path}" if path else f"{why}, nothing is saved"
             log.warning("%s at step %d: %s; ending", number.name, self.global_step, saved)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
@@ -709,9 +717,21 @@ class Trainer(TrainerAttributes):
         file, state = os.fspath(path), self.strategy.model_state()
         in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype))
 
-    def checkpoint_is_complete(self, path: str) -> bool:
-        """Whether there is a complete checkpoint at ``path``."""
-        return is_complete(path)
+    def agree_on_save(
+        self, path: str, written: bool, failed: BaseException | None
+    ) -> tuple[bool, BaseException | None]:
+        """Whether all processes have done what they had to in order to write ``path``. All processes call this.
+
+        Args:
+            path: what is being saved.
+            written: whether this process has written its part, or had none.
+            failed: what went wrong here, if anything.
+
+        Returns:
+            Whether all have; and ``failed``, or an error of the same sort that tells of another process's.
+        """
+        all_written, failed = exchange(self.strategy, path, failed, written)
+        return all(all_written), failed
 
     def checkpoint_exists(self, path: str) -> bool:
         """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
@@ -785,9 +805,10 @@ class Trainer(TrainerAttributes):
         if self.check_val_every_n_epoch is None and isinstance(interval, int):
             return interval, self.state.past_batches
         if isinstance(interval, int):
-            if interval > batches:
+            whole = self.data.whole_epoch  # one that was taken up may be shorter: it has no validation then
+            if interval > whole:
                 raise ValueError(
-                    f"val_check_interval={interval} is more than the {batches} training batches of an epoch; for an "
+                    f"val_check_interval={interval} is more than the {whole} training batches of an epoch; for an "
                     "interval over epochs, set check_val_every_n_epoch=None"
                 )
             return interval, 0

@@ -41,6 +41,7 @@ _RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 # In messages of errors that only say that another process has gone, or is stuck.
 _PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE)
+_PEER_FAILED = re.compile(r"rank \d+ could not save")
 
 
 @dataclass(frozen=True)
@@ -201,26 +202,39 @@ def _started_by_a_rank() -> bool:
     return True
 
 
-def a_peer_is_gone() -> bool:
-    """Whether a process that torchelastic started beside this one has ended: then it ends the others by SIGTERM."""
+def find_peers() -> frozenset[int]:
+    """The processes that torchelastic has started beside this one, and itself; none where they cannot be told."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not os.path.exists("/proc/self/stat"):
-        return False
-    agent, alive = os.getppid(), 0
+        return frozenset()
     mine = _command(os.getpid())
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-                state, parent = file.read().rpartition(")")[2].split()[:2]  # behind the name, which may hold anything
-            alive += int(parent) == agent and state != "Z" and _command(int(process)) == mine
-        except OSError:  # it has just ended
-            continue
-    return alive < int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    alive = (int(name) for name in os.listdir("/proc") if name.isdigit() and _runs_beside(int(name)))
+    found = frozenset(process for process in alive if _command(process) == mine)
+    # It may be started through a shell that stays between, or have changed its title.
+    return found if len(found) == int(os.environ.get("LOCAL_WORLD_SIZE", 1)) else frozenset()
 
 
-def _command(process: int) -> list[bytes]:
-    """How a process was called, as far as it is the same for all that an agent starts."""
-    with open(f"/proc/{process}/cmdline", "rb") as file:
-        return file.read().split(b"\0")[:2]
+def one_is_gone(peers: frozenset[int]) -> bool:
+    """Whether one of the processes has ended: then torchelastic ends the others by SIGTERM."""
+    return not all(map(_runs_beside, peers))
+
+
+def _runs_beside(process: int) -> bool:
+    """Whether a process runs that this one's agent has started."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            state, parent = file.read().rpartition(")")[2].split()[:2]  # behind the name, which may hold anything
+    except OSError:
+        return False
+    return int(parent) == os.getppid() and state != "Z"
+
+
+def _command(process: int) -> bytes:
+    """How a process was called, without the numbers, in which those that an agent starts may differ."""
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as file:
+            return re.sub(rb"\d", b"", file.read())
+    except OSError:  # it has just ended
+        return b""
 
 
 LAST_WORK: list[Any] = []  # the last barrier's
@@ -275,6 +289,7 @@ def _report(error: BaseException) -> None:
     callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     message = f"{type(error).__name__}: {error}"
     lost = type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER_LOST.search(message))
+    lost = lost or _PEER_FAILED.match(str(error))
     extra = {"py_callstack": callstack, "timestamp": str(int(now))}
     where = _noted[1] if _noted is not None and _noted[0] == id(error) else ""
     content = {"message": {"message": message, "extraInfo": extra}, "where": where, "lost": bool(lost), "time": now}

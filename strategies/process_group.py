@@ -8,7 +8,6 @@ import pickle
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
-from weakref import WeakSet
 
 import cloudpickle
 import torch
@@ -39,6 +38,7 @@ class ProcessGroupStrategy(Strategy):
             raise ValueError(f"max_restarts must be an integer from 0; got {max_restarts!r}")
         self.process_group_backend, self.timeout, self.max_restarts = process_group_backend, timeout, max_restarts
         self.place: Place | None = None
+        self._group = 0  # the number of the process group that this has joined, of those that we have made
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         self.place = place
@@ -50,6 +50,7 @@ class ProcessGroupStrategy(Strategy):
         self.device = devices[self.local_rank]
 
     def connect(self) -> None:
+        global _users
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device.index)
         if self.world_size == 1:
@@ -64,10 +65,9 @@ class ProcessGroupStrategy(Strategy):
                 rank=self.global_rank,
                 world_size=self.world_size,
             )
-            _members.clear()
-            _members.add(self)
-        elif _members:
-            _members.add(self)
+            _users, self._group = 1, _groups
+        elif _users and self._group != _groups:
+            _users, self._group = _users + 1, _groups
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
@@ -75,9 +75,10 @@ class ProcessGroupStrategy(Strategy):
             )
 
     def disconnect(self) -> None:
-        if self in _members:
-            _members.discard(self)
-            if not _members and dist.is_initialized():
+        global _users
+        if _users and self._group == _groups:
+            _users, self._group = _users - 1, 0
+            if not _users and dist.is_initialized():
                 leave_group()
 
     def _backend(self) -> str:
@@ -147,7 +148,9 @@ class ProcessGroupStrategy(Strategy):
 
 
 _groups = 0  # that this process has been in
-_members: WeakSet[ProcessGroupStrategy] = WeakSet()  # who uses the group, if one of them made it
+# How many have joined the group and not left it, if one of them made it; the last to leave ends it. What was merely
+# dropped counts on: when it is collected differs between the processes, which must leave together.
+_users = 0
 
 
 def meet(place: Place, timeout: timedelta) -> Store:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -246,6 +247,39 @@ def test_a_failed_save_raises_and_changes_nothing():
     assert names("kept") == {"epoch=0-step=4.ckpt", "best.ckpt", "last.ckpt"}
     assert list(callback.best_k_models) == [callback.best_model_path] == [resolve(callback.last_model_path)]
     assert callback.best_model_score == 3.0
+
+
+def test_another_module_in_the_same_trainer_has_checkpoints_of_its_own():
+    callback = ModelCheckpoint("kept", monitor="val_loss", save_top_k=2)
+    run = trainer(callback)
+    run.fit(Scripted(), loader(), loader())
+    first = names("kept") - {"best.ckpt"}
+    run.fit(Scripted((5.0, 6.0, 7.0)), loader(), loader())
+    assert callback.best_model_score == 5.0
+    assert [os.path.basename(path) for path in callback.best_k_models] == [
+        "epoch=0-step=4.ckpt",
+        "epoch=1-step=8-v1.ckpt",
+    ]
+    assert first <= names("kept")
+
+
+def test_a_copy_can_be_made_while_a_checkpoint_is_written():
+    class Copies(Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Module) -> None:
+            self.copied = copy.deepcopy(trainer)
+
+    copies = Copies()
+    fit(ModelCheckpoint("kept", every_n_train_steps=1), copies)
+    assert copies.copied.checkpoint_callback.best_model_path.endswith("step=8.ckpt")
+
+
+def test_a_local_url_is_a_path(tmp_path: Path):
+    callback = ModelCheckpoint(f"file://{tmp_path}/kept", filename="same", enable_version_counter=False)
+    made = fit(callback)
+    assert callback.best_model_path == f"{tmp_path}/kept/same.ckpt"
+    made.save_checkpoint(f"local://{tmp_path}/mine.ckpt")
+    assert load_checkpoint(f"file://{tmp_path}/mine.ckpt")["global_step"] == 12
+    assert names(tmp_path) == {"kept", "mine.ckpt"}
 
 
 # -- when -------------------------------------------------------------------------------------------------------------

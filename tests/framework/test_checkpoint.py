@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import pickle
 from collections import Counter, OrderedDict, defaultdict
 from datetime import timedelta
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from loopwright.framework import CheckpointError, Module
 from loopwright.framework import checkpoint as module_under_test
 from loopwright.framework.checkpoint import (
+    Snapshot,
     find_checkpoints,
     is_complete,
     load_checkpoint,
@@ -426,6 +428,119 @@ def test_resuming_does_not_need_the_objects() -> None:
     assert trainer.global_step == 8
 
 
+SURROGATE = "a\ud800"  # half of a pair, as in file names that are no UTF-8
+
+
+def test_lone_surrogates() -> None:
+    """In keys, values, and names of tensors and objects: they come back, beside names that look like their escapes."""
+    state = {
+        SURROGATE: torch.tensor(1),
+        r"a\ud800": torch.tensor(2),
+        "__metadata__": torch.tensor(3),
+        "ü": torch.ones(1),
+    }
+    rest = {
+        SURROGATE: {SURROGATE: torch.tensor(4), r"a\ud800": torch.tensor(5), "s": [SURROGATE], "o": Thing(6)},
+        "optimizer_states": [{SURROGATE: torch.tensor(7)}],
+        "__metadata__": torch.tensor(8),
+    }
+    save_checkpoint({"state_dict": state, **rest}, "a.ckpt", FACTS, [{SURROGATE: torch.tensor(9)}])
+    loaded = load_checkpoint("a.ckpt", weights_only=False)
+    assert loaded.pop("manifest")
+    assert loaded == {"state_dict": state, **rest, "rng": [{SURROGATE: torch.tensor(9)}]}
+    assert load_file("a.ckpt/model/model.safetensors").keys() == {"ü", r"a\ud800"}
+
+
+class Rotates(Linear):
+    """A weight of a type that the format of the files lacks, and two names for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.tensor([[1 + 2j, 3j, 0.1]], dtype=torch.complex128).mT)
+        self.same = self.turn
+        self.register_buffer("scalar", torch.tensor(0.1 - 1j, dtype=torch.complex128))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + (self.turn.abs() ** 2).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+
+def test_complex_weights_resume() -> None:
+    """By default, weights as optimizer states, and the run is the uninterrupted one."""
+    module, whole, resumed = Rotates(), Rotates(), Rotates()
+    whole.load_state_dict(module.state_dict())
+    path = saved(module=module)
+    assert files(path) == ALL
+    raw = load_file(f"{path}/model/model.safetensors")["turn"]
+    assert torch.equal(raw, torch.view_as_real(module.turn.detach()))
+    quiet(max_epochs=2).fit(whole, loader())
+    quiet(max_epochs=2).fit(resumed, loader(), ckpt_path=path)
+    assert all(map(torch.equal, weights(whole), weights(resumed)))
+    assert Rotates.load_from_checkpoint(path).same.dtype == torch.complex128
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_each_type_of_tensor_comes_back(copy: bool) -> None:
+    """Bit by bit and without pickling, whether safetensors knows the type or not; also empty and without dimensions."""
+    types = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    plain = [dtype for dtype in types if not str(dtype).startswith("torch.q")]
+    made = {str(d): torch.arange(6 * d.itemsize, dtype=torch.uint8).view(d).view(2, 3).mT for d in plain}
+    made[str(torch.bool)] = torch.eye(2) > 0
+    made |= {f"{d} {shape}": torch.zeros(math.prod(shape) * d.itemsize, dtype=torch.uint8).view(d).view(shape)
+             for d in plain for shape in ((0, 2), (2, 0), (1,))}  # fmt: skip
+    made |= {"scalar": torch.tensor(2j, dtype=torch.complex128).conj(), "neg": torch.tensor([2j]).conj().imag}
+    made["conj"] = torch.tensor([[1, 2j]], dtype=torch.complex128).mH
+    Snapshot({"state_dict": made, "more": {"x": made}}, FACTS, None, copy).write("a.ckpt")
+    loaded = load_checkpoint("a.ckpt")
+    assert "objects.pkl" not in files("a.ckpt")
+    for back in (loaded["state_dict"], loaded["more"]["x"]):
+        assert back.keys() == made.keys()
+        for name, tensor in made.items():
+            assert (back[name].dtype, back[name].shape) == (tensor.dtype, tensor.shape), name
+            assert bits(back[name]) == bits(tensor), name
+
+
+def bits(tensor: Tensor) -> list[int]:
+    tensor = tensor.resolve_conj().resolve_neg().unsqueeze(-1)
+    return tensor.view(torch.uint8).flatten().tolist()
+
+
+class Lazy(Linear):
+    """A layer and a normalization whose sizes are known once they have run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later = nn.LazyLinear(3)
+        self.norm = nn.LazyBatchNorm1d()
+
+
+def test_lazy_parameters() -> None:
+    """Without a value yet, they are saved as that, and loaded without pickling; with one, as any other."""
+    module = Lazy()
+    save_checkpoint({"state_dict": module.state_dict(), "mine": [module.later.weight]}, "a.ckpt", FACTS, None)
+    assert files("a.ckpt") == ALL - {name for name in ALL if name.startswith(("rng", "optimizer"))}
+    loaded = load_checkpoint("a.ckpt")
+    assert {name: type(value) for name, value in loaded["state_dict"].items()} == {
+        name: type(value) for name, value in module.state_dict().items()
+    }
+    assert type(loaded["mine"][0]) is nn.UninitializedParameter
+    back = Lazy.load_from_checkpoint("a.ckpt")
+    assert isinstance(back.later.weight, nn.UninitializedParameter)
+    module.norm(module.later(torch.ones(2, 5)))
+    save_checkpoint({"state_dict": module.state_dict()}, "b.ckpt", FACTS, None)
+    assert torch.equal(Lazy.load_from_checkpoint("b.ckpt").later.weight, module.later.weight)
+
+    class Ran(Lazy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.later(torch.ones(2, 5))
+
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*uninitialized parameter"):
+        Ran.load_from_checkpoint("a.ckpt")
+
+
 def test_what_hooks_add() -> None:
     """on_save_checkpoint's keys reach on_load_checkpoint, tensors and nested values too."""
 
@@ -493,6 +608,39 @@ def test_numpy_comes_back() -> None:
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert there_and_back(np.float32(1.5)) == 1.5
     assert there_and_back(np.array(["a", "b"])).tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1 + 2j]), np.array([1 + 2j], "c8"), np.array([[1, 2], [3, 4]], ">f4").T, np.array(3, ">u2"),
+        np.array([1 - 1j], ">c16"), np.arange(3, dtype="u2")[::-1], np.arange(3, dtype="u8"), np.zeros((0, 2), ">i8"),
+        np.array(["2020-01-01"], "M8[D]"), np.array([5], ">m8[s]"), np.array([b"a"]), np.array(["ab"], ">U2"),
+        np.array([(1, 2.5)], [("a", ">i4"), ("b", "f8")]), np.array([0.1], np.longdouble), np.array([{}, 1], object),
+        np.array([1], np.clongdouble), np.array([b"ab"], "V2"), np.ma.array([1, 2], mask=[0, 1]),
+        np.asmatrix([[1.0, 2.0]]), np.asmatrix([[1.0]]), np.zeros(2, [("a", "i4")]).view(np.recarray),
+    ],
+    ids=lambda array: f"{type(array).__name__} {array.dtype.str}",
+)  # fmt: skip
+def test_any_array_can_be_saved(array: Any) -> None:
+    """What torch can hold without pickling, in the machine's order of bytes; the rest as other objects."""
+    save_checkpoint({"state_dict": {}, "mine": {"x": array}}, "a.ckpt", FACTS, None)
+    held = type(array) is np.ndarray and array.dtype.kind in "biufc" and array.dtype.char not in "gG"
+    assert ("objects.pkl" in files("a.ckpt")) != held
+    back = load_checkpoint("a.ckpt", weights_only=False)["mine"]["x"]
+    assert type(back) is type(array)
+    assert back.dtype == array.dtype.newbyteorder("=") or array.dtype.char in "UVm"
+    assert (back.shape, back.tolist()) == (array.shape, array.tolist())
+
+
+@pytest.mark.parametrize(
+    "scalar", [np.timedelta64(5, "ns"), np.datetime64(5, "ns"), np.longdouble("0.1"), np.complex128(1j), np.uint16(3)]
+)
+def test_numpy_scalars_come_back(scalar: Any) -> None:
+    """As equal ones: numbers as Python's own, and what is none as it is."""
+    back = there_and_back(scalar)
+    assert back == scalar
+    assert type(back) is (int if scalar.dtype.kind == "u" else type(scalar))
 
 
 def test_tensors_come_back() -> None:

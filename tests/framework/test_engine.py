@@ -275,6 +275,31 @@ def test_skipping_batches_and_setting_the_epoch():
     assert [batch[0].tolist() for batch in plain] == [[10, 11]]
 
 
+@pytest.mark.parametrize("left_by", ["its end", "break", "set_epoch"])
+def test_an_epoch_after_one_that_was_taken_up_is_whole(tmp_path: Path, left_by: str):
+    data = TensorDataset(torch.arange(12))
+    engine = make()
+    loader = engine.prepare(DataLoader(data, batch_size=2))
+    for _ in loader:
+        if loader.batches == 2:
+            engine.save_state(tmp_path / "state")
+    engine = make()
+    loader = engine.prepare(DataLoader(data, batch_size=3))
+    engine.load_state(tmp_path / "state")
+    assert len(loader) == 2 + 3
+    last = 11 if left_by == "its end" else 6
+    rest = []
+    for batch in loader:
+        rest += batch[0].tolist()
+        if rest[-1] == last and left_by != "its end":
+            break
+    assert rest == list(range(4, last + 1))
+    if left_by == "set_epoch":
+        loader.set_epoch(0)
+    told = [(batch[0].tolist(), len(loader), loader.end_of_dataloader) for batch in loader]
+    assert told == [(list(range(i, i + 3)), 4, i == 9) for i in (0, 3, 6, 9)]
+
+
 def prompts() -> Any:
     engine = make()
     with engine.split_between_processes([f"prompt {i}" for i in range(101)]) as mine:
@@ -618,7 +643,8 @@ def test_20_engines_leave_nothing_behind(processes: int):
     assert not any(initialized for initialized, *_ in found)
     _, threads, files, pages = found[2]
     _, last_threads, last_files, last_pages = found[-1]
-    assert (last_threads, last_files) == (threads, files)
+    assert last_threads - threads < 9  # a thread or socket may still be closing; one that stays would make 17
+    assert last_files - files < 9
     assert last_pages - pages < 5000  # 20 MB; 17 models with their optimizers would have 70
 
 

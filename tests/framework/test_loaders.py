@@ -194,6 +194,23 @@ FIXED = ("in order", "one by one", "batch_size=None", "BatchSampler", "list of b
 BY_THEIR_OWN_GENERATOR = ("own sampler, generator", "BatchSampler of one's own", "WeightedRandomSampler(generator)")
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "combined"])
+def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
+    """What is cut in batches or samples ends there, also where the loader has no length that says so."""
+    plain: Callable[[Any], list[Any]] = numbers_of
+    if kind == "combined":
+        parts = [EpochLoader(DataLoader(Stream(), batch_size=2), 0), EpochLoader(range(7), 1)]
+        loader: Any = CombinedEpochLoader(CombinedLoader(parts, "max_size_cycle"), parts)
+        plain = lambda batches: [numbers_of(batch) for batch in batches]  # noqa: E731 # one line beside the other
+    else:
+        loader = EpochLoader(KINDS[kind](Numbers()), 0)
+    whole = plain(loader.iterate(3))
+    assert len(whole) > 2
+    loader.cut(3, loader.unit, (len(whole) - 1) * loader.unit)
+    for start, step in ((0, 1), (1, 1), (0, 2), (1, 2), (2, 1), (3, 2)):
+        assert plain(loader.iterate(3, start, step)) == whole[1:-1][start::step]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FIXED])
 def test_orders_differ_by_epoch_and_seed(kind: str) -> None:
     """What is random has another order in each epoch and, unless the user seeded it, for each seed."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import EarlyStopping, ModelCheckpoint
-from loopwright.framework import Module, Trainer, seed_everything
+from loopwright.framework import CheckpointError, Module, Trainer, seed_everything
 from loopwright.framework.encoding import encode
 
 BATCHES, EPOCHS = 5, 3
@@ -92,6 +95,20 @@ class Noisy(Module):
         ]
 
 
+class Reacting(Noisy):
+    """Schedules that react to values by steps: one found by validation, and the training's own."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        validated, trained = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=0) for _ in range(2)
+        )
+        return [optimizer], [
+            {"scheduler": validated, "interval": "step", "frequency": 2, "monitor": "val_loss"},
+            {"scheduler": trained, "interval": "step", "monitor": "train_loss"},
+        ]
+
+
 def train(
     root: Path,
     loader: DataLoader,
@@ -99,11 +116,12 @@ def train(
     ckpt_path: str | None = None,
     seed: int = 3,
     callbacks=(),
+    kind: type[Noisy] = Noisy,
     **arguments,
 ) -> tuple[Trainer, Noisy]:
     """One run in fresh objects, as in a new process."""
     seed_everything(seed, verbose=False)
-    module = Noisy()
+    module = kind()
     validation = [torch.arange(32.0).reshape(4, 8) / 32]
     trainer = Trainer(
         max_epochs=EPOCHS,
@@ -190,6 +208,19 @@ def test_from_each_checkpoint_that_a_run_saved(tmp_path) -> None:
         assert_same(resumed, whole)
 
 
+def test_schedulers_that_react_by_steps(tmp_path) -> None:
+    """A checkpoint of the same step knows of them, and one from before a validation is followed by it."""
+    options: dict = {"val_check_interval": 2, "kind": Reacting}
+    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1)
+    by_value = ModelCheckpoint(tmp_path / "by value", "val_loss", save_top_k=-1, save_on_train_epoch_end=False)
+    whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save, by_value], **options)
+    assert whole[0].optimizers[0].param_groups[0]["lr"] < 0.009
+    checkpoints = [*(tmp_path / "saved").glob("*.ckpt"), *(tmp_path / "by value").glob("*.ckpt")]
+    assert len(checkpoints) > BATCHES * EPOCHS
+    for path in checkpoints:
+        assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options), whole)
+
+
 def test_fit_again_goes_on_inside_the_epoch(tmp_path) -> None:
     """Counters, data order and the values of the unfinished epoch go on in a second call of fit."""
     module = Noisy()
@@ -260,6 +291,40 @@ def test_last_finds_the_newest_and_passes_over_a_damaged_one(tmp_path, caplog) -
     assert len(resumed[1].seen) == BATCHES  # one epoch again
     assert_same(resumed, whole)
     assert str(newest) in caplog.text
+
+
+def test_last_passes_over_what_holds_no_run(tmp_path) -> None:
+    """Weights alone, though they are newer; a clock that was set back changes nothing about what is newer."""
+    folder = tmp_path / "kept"
+
+    def fit(steps: int, **arguments: Any) -> tuple[Trainer, Noisy]:
+        save = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=1)
+        run = train(tmp_path, LOADERS["shuffled"](), max_steps=steps, callbacks=[save], **arguments)
+        run[0].save_checkpoint(folder / f"weights-{steps}.ckpt", weights_only=True)
+        return run
+
+    fit(2)
+    before = time.time()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(time, "time", lambda: before - 3600)
+        assert len(fit(4, ckpt_path="last")[1].seen) == 2
+    assert len(fit(5, ckpt_path="last")[1].seen) == 1
+    for path in folder.glob("epoch=*"):
+        shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match=r"none of 3 checkpoints, such as .*, holds a run"):
+        fit(6, ckpt_path="last")
+
+
+def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path, caplog) -> None:
+    save = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, every_n_train_steps=1)
+    train(tmp_path, LOADERS["shuffled"](), max_steps=3, callbacks=[save])
+    manifest = tmp_path / "kept" / "epoch=0-step=3.ckpt" / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+    save = ModelCheckpoint(tmp_path / "kept")
+    resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=4, callbacks=[save], ckpt_path="last")
+    assert len(resumed[1].seen) == 2
+    assert "epoch=0-step=3.ckpt' cannot be read" in caplog.text
 
 
 def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> None:

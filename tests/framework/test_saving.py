@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from loopwright.framework import checkpoint as checkpoint_module
 from loopwright.framework.checkpoint import is_complete, load_checkpoint, read_manifest, save_checkpoint
 from loopwright.framework.export import main as export
 from loopwright.framework.tensor_files import StagedTensors
-from loopwright.loggers import TensorBoardLogger
+from loopwright.loggers import CSVLogger, TensorBoardLogger
 from tests.framework.models import Evaluated, Linear, loader, quiet, weights
 
 
@@ -164,6 +166,58 @@ def test_what_could_not_be_written_is_not_among_the_best(monkeypatch: pytest.Mon
     assert {path.name for path in Path("kept").iterdir()} == {"epoch=2-step=6.ckpt", "best.ckpt"}
 
 
+def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.MonkeyPatch):
+    """The error ends the run, after the last attempt; with "warn", the signal does."""
+    gate = Gate(monkeypatch)
+
+    def note(trainer: Any, module: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.engine.saver.wait()
+            gate.error = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for on_save_error, raised in (("raise", OSError), ("warn", SystemExit)):
+        gate.error = OSError(28, "No space left on device")
+        gate.opened.set()
+        callback = ModelCheckpoint(on_save_error, every_n_train_steps=2, on_save_error=on_save_error)
+        with pytest.raises(raised):
+            quiet(At(note), callback).fit(Linear(), loader(6))
+        assert load_checkpoint(f"{on_save_error}/epoch=0-step=3.ckpt")["global_step"] == 3
+
+
+def test_a_signal_that_comes_when_training_has_ended():
+    """In its last hooks: all that a run leaves is there, and the exit code tells."""
+
+    class Signalled(Evaluated):
+        def on_train_end(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.trainer.log_row({"late": 1.0})
+
+    logger = CSVLogger(".")
+    with pytest.raises(SystemExit) as ended:
+        quiet(ModelCheckpoint("kept"), logger=logger, log_every_n_steps=1).fit(Signalled(), loader(3), loader(1))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "late" in Path(logger.log_dir, "metrics.csv").read_text()
+    assert is_complete("kept/epoch=0-step=3.ckpt")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_comes_too_late_for_the_loop_is_sent_again():
+    """In the teardown: the run is finished, and then the process ends as the signal says."""
+    finished: list[str] = []
+
+    class Last(Linear):
+        def teardown(self, stage: str) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            finished.append(stage)
+
+    trainer = quiet()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Last(), loader(2))
+    assert finished == ["fit"]
+    assert trainer.state.status == "finished"
+
+
 def test_a_path_may_end_in_a_slash():
     trainer = quiet()
     trainer.fit(Linear(), loader(2))
@@ -222,10 +276,24 @@ def test_an_engine_saves_beside_its_loop(monkeypatch: pytest.MonkeyPatch):
     gate.opened.set()
     engine.wait_for_save()
     assert torch.equal(before, load_checkpoint("a.ckpt")["state_dict"]["weight"])
+    engine.save_state("a.ckpt", wait=False)
+    engine.load_state("a.ckpt")  # which waits
+    assert model.weight.abs().sum() == 0
     gate.error = OSError(28, "No space left on device")
     engine.save_state("b.ckpt", wait=False)
     with pytest.raises(OSError, match=r"b\.ckpt"):
         engine.end_training()
+
+
+def test_an_engines_error_is_told_at_the_end_of_a_program_that_does_not_ask():
+    program = """
+from loopwright.framework import Engine
+engine = Engine(accelerator="cpu")
+open("file", "w").close()
+engine.save_state("file/below.ckpt", wait=False)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert "file/below.ckpt' could not be written" in ended.stderr
 
 
 # -- the files --------------------------------------------------------------------------------------------------------
@@ -537,14 +605,14 @@ def test_files_of_other_programs():
 
 
 def test_what_safetensors_cannot_hold_is_kept_all_the_same():
-    """Complex numbers of double precision, sparse and quantized tensors."""
+    """Sparse and quantized tensors."""
 
     class Odd(Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("wide", torch.ones(2, dtype=torch.complex128))
+            self.register_buffer("wide", torch.eye(2).to_sparse())
 
     save_checkpoint({"state_dict": Odd().state_dict()}, "odd.ckpt", {"created": 1.0}, None)
-    assert torch.equal(load_checkpoint("odd.ckpt", weights_only=False)["state_dict"]["wide"], Odd().wide)
+    assert torch.equal(load_checkpoint("odd.ckpt", weights_only=False)["state_dict"]["wide"].to_dense(), torch.eye(2))
     with pytest.raises(CheckpointError, match=r"wide.*weights_only=False"):
         Odd.load_from_checkpoint("odd.ckpt")

@@ -84,16 +84,19 @@ def shuffled(batch_size: int = 3, **arguments: Any) -> DataLoader:
     return DataLoader(Numbers(), batch_size, shuffle=True, **arguments)
 
 
-# By name, the loader before the cut and after it, how many samples of an epoch are seen, and the Trainer's arguments.
+# By name, the loader before the cut and after it, how many samples of an epoch are seen at most, and the Trainer's
+# arguments. Where they are limited, in batches of 2, one process leaves an odd number of batches to two.
 CASES: dict[str, tuple[Any, Any, int, dict[str, Any]]] = {
     "shuffled": (shuffled, shuffled, SAMPLES, {}),
     "another batch size": (shuffled, lambda: shuffled(7), SAMPLES, {}),
     "workers": (shuffled, lambda: shuffled(num_workers=1), SAMPLES, {}),
     "windows": (shuffled, shuffled, SAMPLES, {"accumulate_grad_batches": 3}),
-    "limited": (lambda: shuffled(2), lambda: shuffled(2), 20, {}),
+    "limited": (lambda: shuffled(2), lambda: shuffled(2), 22, {}),
     "own sampler": (*[lambda: DataLoader(Numbers(), 3, sampler=Backwards())] * 2, SAMPLES, {}),
     "list": (*[lambda: [torch.arange(i, i + 3) for i in range(0, SAMPLES, 3)]] * 2, SAMPLES, {}),
     "stream": (*[lambda: DataLoader(Stream(), 3)] * 2, SAMPLES, {}),
+    "limited stream": (*[lambda: DataLoader(Stream(), 2)] * 2, 22, {}),
+    "limited streams": (*[lambda: {"a": DataLoader(Stream(), 2), "b": DataLoader(Stream(), 1)}] * 2, 22, {}),
     "with a state": (Stateful, Stateful, SAMPLES, {}),
     "with a state and no length": (*[lambda: Stateful(sized=False)] * 2, SAMPLES, {}),
     "several loaders": (
@@ -245,9 +248,12 @@ def test_each_sample_of_the_epoch_is_seen_once(changed: tuple[Any, Any], name: s
     first_after = [number for own in after.seen for number in own[0]]
     assert last_before
     assert first_after
-    assert len(set(last_before + first_after)) == len(last_before + first_after) == CASES[name][2]
-    if CASES[name][2] == SAMPLES:
-        assert sorted(last_before + first_after) == list(range(SAMPLES))
+    numbers, count, ranks = sorted(last_before + first_after), CASES[name][2], len(before.seen)
+    if count < SAMPLES:
+        count = count // 2 // ranks * 2 * ranks
+    assert len(set(numbers)) == len(numbers) == count
+    if count == SAMPLES or "stream" in name:
+        assert numbers == list(range(count))
 
 
 @pytest.mark.slow
@@ -396,3 +402,25 @@ def test_a_model_checkpoint_is_taken_up_in_its_folder(tmp_path: Path):
     assert sorted(module.seen[1] + again.seen[0]) == list(range(SAMPLES))
     assert sorted(again.seen[1]) == list(range(SAMPLES))
     assert trainer.global_step == 18 + 4 + 5
+
+
+class Validated(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.validated: list[tuple[int, int]] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated.append((self.trainer.current_epoch, self.trainer.batch_idx))
+
+
+def test_a_validation_that_a_mixed_epoch_is_too_short_for(tmp_path: Path):
+    """Three batches of 9 and six of 3 are fewer than the interval; the whole epochs of 15 are long enough for it."""
+    path, again = tmp_path / "cut.ckpt", Validated()
+    with pytest.raises(InterruptedError):
+        quiet(max_epochs=2, callbacks=[Cut(path, 3)]).fit(Net(), shuffled(9))
+    arguments = {"max_epochs": 3, "num_sanity_val_steps": 0}
+    quiet(val_check_interval=12, **arguments).fit(again, shuffled(), shuffled(SAMPLES), ckpt_path=path)
+    assert list(map(len, again.seen)) == [SAMPLES - 27, SAMPLES]
+    assert again.validated == [(2, 12)]
+    with pytest.raises(ValueError, match="val_check_interval=16 is more than the 15 training batches of an epoch"):
+        quiet(val_check_interval=16, **arguments).fit(again, shuffled(), shuffled(SAMPLES), ckpt_path=path)
