@@ -4,6 +4,7 @@
 
     epoch=3-step=400.ckpt/
       model/model.safetensors          parameters and buffers by name
+      model/rank-0.safetensors, …      of those that are spread over processes, what each of these has
       optimizer/optimizer.safetensors  optimizer_states.<index>.state.<parameter>.<state>
       state.json, state.safetensors    counters, data cursor, schedulers, scaler, callbacks, hyperparameters
       rng/rank-0.json, .safetensors    random generators, one pair per process
@@ -26,11 +27,12 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..strategies.pieces import Piece
 from .encoding import decode, encode
 from .foreign import is_weights_file, load_weights_file
 from .places import (
@@ -48,7 +50,10 @@ from .places import (
     write_file,
     writing,
 )
-from .tensor_files import StagedTensors, is_name, is_plain, read_tensors
+from .tensor_files import StagedTensors, is_name, is_plain, join_pieces, read_tensors
+
+if TYPE_CHECKING:
+    from .saving import Peers
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -174,10 +179,13 @@ class Snapshot:
         rng: each process's random generators, by rank.
         copy: copy the tensors to the host's memory now, so that training may go on while they are written. Otherwise
             they must not change until that has been done.
+        rank: of this process. All but the main one write their pieces of tensors, and nothing else.
     """
 
-    def __init__(self, checkpoint: dict[str, Any], facts: dict[str, Any], rng: list[Any] | None, copy: bool) -> None:
-        self.facts = facts
+    def __init__(
+        self, checkpoint: dict[str, Any], facts: dict[str, Any], rng: list[Any] | None, copy: bool, rank: int = 0
+    ) -> None:
+        self.facts, self.copy, self.rank = facts, copy, rank
         self.files: dict[str, bytes | StagedTensors] = {}
         objects: dict[str, Any] = {}
         rest = dict(checkpoint)
@@ -185,7 +193,7 @@ class Snapshot:
         if extra := {name: value for name, value in model.items() if not (is_plain(value) and is_name(name))}:
             rest["model_extra_state"] = extra
         model = {name: value for name, value in model.items() if name not in extra}
-        self.files["model/model.safetensors"] = StagedTensors(model, copy)
+        self._stage("model/model", model)
 
         tensors: dict[str, Tensor] = {}
         optimizer_tensors: dict[str, Tensor] = {}
@@ -194,37 +202,65 @@ class Snapshot:
             for key, value in rest.items()
         }
         if "optimizer_states" in rest:
-            self.files["optimizer/optimizer.safetensors"] = StagedTensors(optimizer_tensors, copy)
-        self._add("state", encoded, tensors, copy)
-        for rank, generators in enumerate(rng or ()):
+            self._stage("optimizer/optimizer", optimizer_tensors)
+        self._stage("state", tensors, encoded)
+        if rank:
+            return
+        for number, generators in enumerate(rng or ()):
             tensors = {}
-            self._add(f"rng/rank-{rank}", encode(generators, "rng", tensors, objects), tensors, copy)
+            encoded = encode(generators, "rng", tensors, objects)
+            self._stage(f"rng/rank-{number}", tensors, encoded)
         if objects:
             _pickle_objects(objects, self.files)
 
-    def _add(self, name: str, encoded: Any, tensors: dict[str, Tensor], copy: bool) -> None:
-        self.files[f"{name}.json"] = json.dumps(encoded).encode()
-        self.files[f"{name}.safetensors"] = StagedTensors(tensors, copy)
+    def _stage(self, name: str, tensors: dict[str, Any], encoded: Any = None) -> None:
+        """Take tensors for files called ``name``, and JSON that goes with them."""
+        pieces = {key: value for key, value in tensors.items() if isinstance(value, Piece)}
+        if own := {key: piece for key, piece in pieces.items() if piece.mine}:
+            self.files[f"{name.partition('/')[0]}/rank-{self.rank}.safetensors"] = StagedTensors(own, self.copy)
+        if self.rank == 0:
+            whole = {key: value for key, value in tensors.items() if key not in pieces}
+            self.files[f"{name}.safetensors"] = StagedTensors(whole, self.copy)
+            if encoded is not None:
+                self.files[f"{name}.json"] = json.dumps(encoded).encode()
 
-    def write(self, path: str) -> None:
+    def write(self, path: str, peers: Peers | None = None) -> None:
         """Write the directory ``path``; when this returns, it is complete and on disk.
+
+        Args:
+            path: the directory, local or any fsspec URL.
+            peers: if other processes write parts of it: how they hear of each other. In these, what returns is that
+                this part is there.
 
         Raises:
             OSError: naming ``path``, if that failed; what was there before is untouched.
         """
         path = plain(path).rstrip("/")
         with _naming(f"checkpoint {path!r}"):
-            (_write_local if is_local(path) else _write_remote)(self, path)
+            if peers is not None and self.rank:
+                peers.hand_in(lambda: self._write_own(peers.target()))
+                return
+            self.peers = peers
+            try:
+                (_write_local if is_local(path) else _write_remote)(self, path)
+            except Exception as error:
+                if peers is not None:
+                    peers.give_up(error)
+                raise
 
     def write_files(self, target: str, about: dict[str, Any]) -> dict[str, Any]:
         """Write all files into the folder ``target``; returns what the manifest is to hold."""
+        files = self._write_own(target) if self.peers is None else self.peers.gather(target, self._write_own)
+        return {"format": FORMAT, "torch": torch.__version__, "files": files, **about, **self.facts}
+
+    def _write_own(self, target: str) -> dict[str, Any]:
         files: dict[str, Any] = {}
         for name, content in self.files.items():
             with writing(join(target, *name.split("/"))) as file:
                 sum_ = _Checksum(file)
                 content.write(sum_) if isinstance(content, StagedTensors) else sum_.write(content)
             files[name] = {"size": sum_.size, "crc32": sum_.crc32}
-        return {"format": FORMAT, "torch": torch.__version__, "files": files, **about, **self.facts}
+        return files
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
@@ -444,13 +480,18 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
     def tensors(name: str) -> dict[str, Tensor]:
-        return read_tensors(content[name], map_location) if name in content else {}
+        pieces = f"{name.partition('/')[0]}/rank-" if not name.startswith("rng/") else f"{name}."
+        files = [own for own in content if own == f"{name}.safetensors" or (own.startswith(pieces) and own[-1] == "s")]
+        try:
+            return join_pieces(read_tensors(content[own], map_location) for own in files)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path!r} is damaged: {error}") from None
 
     def state(name: str, beside: dict[str, Tensor]) -> Any:
-        return decode(json.loads(content[f"{name}.json"]), {**tensors(f"{name}.safetensors"), **beside}, objects)
+        return decode(json.loads(content[f"{name}.json"]), {**tensors(name), **beside}, objects)
 
-    checkpoint: dict[str, Any] = state("state", tensors("optimizer/optimizer.safetensors"))
-    checkpoint["state_dict"] = {**tensors("model/model.safetensors"), **checkpoint.pop("model_extra_state", {})}
+    checkpoint: dict[str, Any] = state("state", tensors("optimizer/optimizer"))
+    checkpoint["state_dict"] = {**tensors("model/model"), **checkpoint.pop("model_extra_state", {})}
     ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
     checkpoint["rng"] = [state(f"rng/rank-{rank}", {}) for rank in range(ranks)]
     checkpoint["manifest"] = manifest

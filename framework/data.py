@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .batches import map_tensors
 from .datamodule import DataModule
@@ -24,6 +27,8 @@ from .signals import protect_workers
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+_NONE = object()  # a batch that is not there
 
 _LOADERS = {
     "train": "train_dataloader",
@@ -56,6 +61,7 @@ class RunData:
         self.loaded_in_epoch: dict[str, int] = {}
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
+        self._in_any: dict[str, list[int | float]] = {}  # and at most
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``."""
@@ -196,8 +202,8 @@ class RunData:
         name = f"limit_{'val' if stage == 'validate' else stage}_batches"
         limits = [limited(length, limit, name) for length in lengths]
         self.num_batches[stage] = [
-            count if part is None or count == INFINITE else len(range(rank, int(count), world_size))
-            for count, part in zip(limits, parts, strict=True)
+            most if part is None or most == INFINITE else len(range(rank, int(most), world_size))
+            for most, part in zip(limits, parts, strict=True)
         ]
         by_rank = self.trainer.strategy.gather_objects(self.num_batches[stage])  # a collective
         # Where nobody knows, there is none that each process is sure to have.
@@ -205,11 +211,36 @@ class RunData:
             INFINITE if world_size == 1 else 0 if INFINITE in counts else min(counts)
             for counts in zip(*by_rank, strict=True)
         ]
+        self._in_any[stage] = [max(counts) for counts in zip(*by_rank, strict=True)]
         return bool(lengths)
 
     def batches_in_all(self, stage: str) -> list[int | float]:
         """How many batches of each evaluation loader every process is sure to have."""
         return self._in_all[stage]
+
+    def in_step(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+        """As many batches of an evaluation loader as the process with most has, and whether each is one of its own.
+
+        The others are this process's last batch once more, or a batch of another's.
+        """
+        strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
+        own = islice(self.begin(stage, index), None if limit == INFINITE else int(limit)) if limit else iter(())
+        last = _NONE
+        for _ in count() if rounds == INFINITE else range(int(rounds)):
+            batch = next(own, _NONE)
+            if rounds == INFINITE and not strategy.reduce(torch.tensor(int(batch is not _NONE)), "max"):
+                return  # a collective for each batch, where nobody knows how many there are
+            last = batch if batch is not _NONE else last
+            if last is _NONE:
+                part = (self._parts.get(stage) or [None])[index]
+                with isolated_rng():
+                    last = next(iter(() if part is None else part.iterate(0)), _NONE)
+                if last is _NONE:
+                    raise RuntimeError(
+                        f"rank {strategy.global_rank} has no batch in {stage} loader {index}, and strategy="
+                        f"{strategy.name!r} needs one in each process, as they meet in each forward pass"
+                    )
+            yield last, batch is not _NONE
 
     def begin(self, stage: str, index: int) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every ``world_size``-th batch."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -378,9 +380,13 @@ def _run_batches(
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
         batch_idx = -1
-        for batch_idx, batch in enumerate(trainer.data.begin(stage, index)) if limit else ():
+        for batch, own in _with_peers(trainer, stage, index, limit):
             if transfer is not None:
                 batch = transfer(batch, index)
+            if not own:
+                _keep_company(trainer, step_name, *(batch, batch_idx, *place)[:takes])
+                continue
+            batch_idx += 1
             metrics.batch = batch
             trainer.data.alone = batch_idx >= in_all[index]
             for hook in on_start:
@@ -390,9 +396,8 @@ def _run_batches(
                 hook(output, batch, batch_idx, *place)
             if keep is not None:
                 keep[index].append(output)
-            if batch_idx + 1 >= limit:
-                break
-            if control.signal and in_fit and not several_processes:  # else its peers would wait in what is collective
+            # In several processes, its peers would wait in what is collective.
+            if control.signal and batch_idx + 1 < limit and in_fit and not several_processes:
                 raise _LeftForSignal
         if batch_idx < 0:
             if limit and trainer.world_size == 1:
@@ -401,6 +406,23 @@ def _run_batches(
     metrics.dataloader_idx = None
     metrics.batch = None
     trainer.data.alone = False
+
+
+def _with_peers(trainer: Trainer, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+    """The batches of an evaluation loader, and whether each is this process's own."""
+    if trainer.strategy.equal_forwards and trainer.world_size > 1:
+        return trainer.data.in_step(stage, index, limit)
+    batches = trainer.data.begin(stage, index) if limit else ()
+    return ((batch, True) for batch in islice(batches, None if limit == INFINITE else int(limit)))
+
+
+def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:
+    """Run a step whose forward the other processes wait for, and that counts nothing."""
+    kept = metric_states(trainer.module)
+    trainer.metrics.muted = True
+    trainer.engine.evaluate(step_name, *args)
+    trainer.metrics.muted = False
+    load_metric_states(trainer.module, kept)
 
 
 def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,66 @@ from .messages import log
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
+
+
+_together = 0  # checkpoints that this process has written parts of
+
+
+class Peers:
+    """How processes that each write a part of a checkpoint hear of each other, while the training goes on.
+
+    They do so through the store in which they met, from the threads that write: no collective.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        global _together
+        _together += 1
+        self.rank, self.world_size = strategy.global_rank, strategy.world_size
+        self.store = strategy.own_store(f"checkpoint/{_together}")
+
+    def target(self) -> str:
+        """The folder that the main process has chosen."""
+        return self._answer("target")
+
+    def hand_in(self, write: Callable[[], dict[str, Any]]) -> None:
+        """Write this process's files, and tell the main one which they are, or what went wrong."""
+        try:
+            files = write()
+        except Exception as error:
+            self.give_up(error)
+            raise
+        self._tell(str(self.rank), files)
+
+    def gather(self, target: str, write: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """In the main process: let all write into ``target``; returns what they have, when they are done.
+
+        Raises:
+            OSError: if one of them failed.
+        """
+        self._tell("target", target)
+        failed: Exception | None = None
+        files: dict[str, Any] = {}
+        for rank in range(self.world_size):
+            try:
+                files |= write(target) if rank == 0 else self._answer(str(rank))
+            except Exception as error:  # the others still write there
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return files
+
+    def give_up(self, error: Exception) -> None:
+        """Let nobody wait for this process."""
+        self._tell("target" if self.rank == 0 else str(self.rank), None, f"rank {self.rank}: {error}")
+
+    def _tell(self, key: str, value: Any, failed: str = "") -> None:
+        self.store.set(key, json.dumps([value, failed]))
+
+    def _answer(self, key: str) -> Any:
+        value, failed = json.loads(self.store.get(key))
+        if failed:
+            raise OSError(failed)
+        return value
 
 
 class Save:
@@ -30,21 +91,21 @@ class Save:
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
 
-    def write(self, snapshot: Snapshot, then: Callable[[], None] | None) -> None:
+    def write(self, snapshot: Snapshot, then: Callable[[], None] | None, peers: Peers | None = None) -> None:
         """Write, and keep what goes wrong for :meth:`finish`."""
         try:
-            snapshot.write(self.path)
+            snapshot.write(self.path, peers)
             self.written = True
             if then is not None:
                 then()
         except BaseException as error:  # what a logger raises, too
             self._failed = error
 
-    def start(self, snapshot: Snapshot, then: Callable[[], None] | None) -> None:
+    def start(self, snapshot: Snapshot, then: Callable[[], None] | None, peers: Peers | None = None) -> None:
         """Write, in another thread."""
         # The interpreter waits for it when it ends, as for other threads, but for a user in a hurry.
         self._thread = threading.Thread(
-            target=self.write, args=(snapshot, then), name="loopwright-checkpoint", daemon=True
+            target=self.write, args=(snapshot, then, peers), name="loopwright-checkpoint", daemon=True
         )
         self._thread.start()
         atexit.register(self._wait_at_exit)
@@ -123,16 +184,20 @@ class Saver:
         """
         self.wait()
         self._last = save = Save(path, strategy)
-        if not strategy.is_global_zero:
+        peers = Peers(strategy) if strategy.shards_state and strategy.world_size > 1 else None
+        if peers is None and not strategy.is_global_zero:
             return save
         self.created = max(time.time(), self.created + 1e-3)
         about = {"created": self.created, "world_size": strategy.world_size, "strategy": strategy.name, **facts}
         try:
-            snapshot = Snapshot(checkpoint, about, rng, copy=not wait)
+            snapshot = Snapshot(checkpoint, about, rng, copy=not wait, rank=strategy.global_rank)
         except Exception as error:
             save.fail(error)
+            if peers is not None:
+                peers.give_up(error)
             return save
-        save.write(snapshot, then) if wait else save.start(snapshot, then)
+        then = then if strategy.is_global_zero else None
+        save.write(snapshot, then, peers) if wait else save.start(snapshot, then, peers)
         return save
 
     def wait(self) -> None:

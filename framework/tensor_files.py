@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..strategies.pieces import Piece
 
 # In the order in which the library writes them: what needs more alignment comes first.
 _NAMES = {
@@ -27,8 +30,8 @@ _PIECE = 4 * 2**20  # bytes that are written at once
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a tensor that a file can hold."""
-    return (
+    """Whether ``value`` is a tensor that a file can hold, or a part of one."""
+    return isinstance(value, Piece) or (
         isinstance(value, Tensor)
         and not is_lazy(value)
         and not is_traceable_wrapper_subclass(value)  # such as torchao's: it has no memory of its own
@@ -52,18 +55,21 @@ class StagedTensors:
     """Tensors on their way to a file.
 
     Args:
-        tensors: by name.
+        tensors: by name; of one that is spread over processes, the part that this process saves.
         copy: take copies in the host's memory now.
         share: store a tensor that has several names once, and the other names in the metadata.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], copy: bool, share: bool = True) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor | Piece], copy: bool, share: bool = True) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         self.dtypes: dict[str, str] = {}
+        self.pieces: dict[str, Any] = {}
         seen: dict[Any, str] = {}
-        for name, tensor in tensors.items():
-            tensor = tensor.detach()
+        for name, value in tensors.items():
+            if isinstance(value, Piece):
+                self.pieces[name] = value.shape, value.offset
+            tensor = (value.tensor if isinstance(value, Piece) else value).detach()
             bits = tensor.is_conj(), tensor.is_neg()
             place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, *bits)
             if share and tensor.numel() and place in seen:
@@ -83,7 +89,7 @@ class StagedTensors:
         names = sorted(self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name))
         # Accelerate reads no file whose metadata does not name the format.
         metadata = {"format": "pt"}
-        metadata |= {key: json.dumps(own) for key in ("aliases", "dtypes") if (own := getattr(self, key))}
+        metadata |= {key: json.dumps(own) for key in ("aliases", "dtypes", "pieces") if (own := getattr(self, key))}
         header: dict[str, Any] = {"__metadata__": metadata}
         end = 0
         for name in names:
@@ -106,15 +112,41 @@ def _write_tensor(tensor: Tensor, file: Any) -> None:
         file.write(content[begin : begin + _PIECE])
 
 
-def read_tensors(content: bytes, map_location: Any) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the device ``map_location`` (default: the CPU)."""
+def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
+    """The tensors of a safetensors file, or its pieces of them, on ``map_location`` (default: the CPU)."""
     from safetensors.torch import load
 
-    tensors = {name: tensor.to(map_location or "cpu") for name, tensor in load(content).items()}
+    tensors: dict[str, Any] = {name: tensor.to(map_location or "cpu") for name, tensor in load(content).items()}
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header.get("__metadata__", {})
     for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
         tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
     for alias, name in json.loads(metadata.get("aliases", "{}")).items():
         tensors[alias] = tensors[name]
+    for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
+        tensors[name] = Piece(tensors[name], tuple(shape), offset if isinstance(offset, int) else tuple(offset))
     return tensors
+
+
+def join_pieces(files: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """The tensors of several files, those in pieces put together.
+
+    Raises:
+        ValueError: if a part of one is missing.
+    """
+    found: dict[str, Tensor] = {}
+    missing: dict[str, int] = {}
+    for tensors in files:
+        for name, value in tensors.items():
+            if not isinstance(value, Piece):
+                found[name] = value
+                continue
+            piece = value.tensor
+            if name not in found:
+                found[name] = torch.empty(value.shape, dtype=piece.dtype, device=piece.device)
+                missing[name] = found[name].numel()
+            value.of(found[name]).copy_(piece)
+            missing[name] -= piece.numel()
+    if incomplete := [name for name, numbers in missing.items() if numbers]:
+        raise ValueError(f"of {', '.join(incomplete)}, a part is missing")
+    return found

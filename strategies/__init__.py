@@ -10,21 +10,32 @@ from .precision import Precision
 
 if TYPE_CHECKING:
     from .ddp import DDPStrategy
+    from .fsdp import FSDPStrategy
     from .single_device import SingleDeviceStrategy
 
-_MODULES = {"DDPStrategy": "ddp", "SingleDeviceStrategy": "single_device"}
+_MODULES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "SingleDeviceStrategy": "single_device"}
 
 # What `Trainer(strategy=...)` takes beside "auto": the class behind each name, and its arguments.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "single": ("SingleDeviceStrategy", {}),
     "ddp": ("DDPStrategy", {}),
     "ddp_find_unused_parameters_true": ("DDPStrategy", {"find_unused_parameters": True}),
+    "fsdp": ("FSDPStrategy", {}),
+    "fsdp_cpu_offload": ("FSDPStrategy", {"cpu_offload": True}),
 }
 
 # Families of names that people will ask for; this version says so rather than calling them unknown.
-_LATER = ("fsdp", "deepspeed")
+_LATER = ("deepspeed",)
 
-__all__ = ["STRATEGIES", "DDPStrategy", "Precision", "SingleDeviceStrategy", "Strategy", "create_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "DDPStrategy",
+    "FSDPStrategy",
+    "Precision",
+    "SingleDeviceStrategy",
+    "Strategy",
+    "create_strategy",
+]
 
 
 def create_strategy(strategy: str | Strategy, several: bool = False) -> Strategy:

@@ -9,31 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import number_optimizer_state, parameter_names, rename_optimizer_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
     from .launch import Place
     from .precision import Precision
-
-
-class StepModule(nn.Module):
-    """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept."""
-
-    def __init__(self, module: nn.Module, context: AbstractContextManager[Any] | None = None) -> None:
-        super().__init__()
-        self.module = module
-        self.context = context
-
-    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the step in the precision's context."""
-        if self.context is None:
-            return getattr(self.module, step_name)(*args, **kwargs)
-        with self.context:
-            return getattr(self.module, step_name)(*args, **kwargs)
 
 
 class Strategy(ABC):
@@ -50,6 +36,12 @@ class Strategy(ABC):
         synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
         keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
         owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
+        owns_clipping: it clips in :meth:`step`, and :meth:`clip_gradients` only says how.
+        manual_optimization: whether a step may compute gradients and step optimizers itself.
+        shards_state: states hold a :class:`~.pieces.Piece` of each sharded tensor, which its process saves.
+        replaces_parameters: :meth:`setup` does; an optimizer made before goes through :meth:`setup_optimizers`.
+        activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
+        device_mesh: the processes, if the strategy arranges them in dimensions.
         sync_batchnorm: whether batch norms compute their statistics over all processes.
         max_restarts: how often processes that we started are started again when one fails.
         device: this process's device.
@@ -64,8 +56,10 @@ class Strategy(ABC):
     equal_forwards = False
     synced_forwards: int | None = None
     keeps_gradients_local: bool | None = None
-    owns_loss_scale = False
-    sync_batchnorm = False
+    owns_loss_scale = owns_clipping = shards_state = replaces_parameters = sync_batchnorm = False
+    manual_optimization = True
+    activation_checkpointing: Policy | None = None
+    device_mesh: DeviceMesh | None = None
     max_restarts = 0
 
     device = torch.device("cpu")
@@ -104,8 +98,14 @@ class Strategy(ABC):
         self.module = module
         module.to(self.device)
         precision.convert_module(module)
+        self.checkpoint_activations(module)
         self._context = precision.forward_context(self.device)
         return module
+
+    def checkpoint_activations(self, module: nn.Module) -> None:
+        """Do what :attr:`activation_checkpointing` says."""
+        if self.activation_checkpointing is not None:
+            checkpoint_activations(module, self.activation_checkpointing)
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Take the optimizers made for the module; return those that the loop shall step."""
@@ -160,6 +160,10 @@ class Strategy(ABC):
     def model_state(self) -> dict[str, Any]:
         """Parameters and buffers by name; tensors may be aliases of the living ones."""
         return self.module.state_dict()
+
+    def full_model_state(self) -> dict[str, Any]:
+        """The same with whole tensors. A collective where :attr:`shards_state`."""
+        return self.model_state()
 
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
         """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""

@@ -9,15 +9,14 @@ from inspect import signature
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .base import StepModule
 from .launch import Place
 from .precision import Precision
-from .process_group import ProcessGroupStrategy
+from .process_group import ProcessGroupStrategy, equalize
+from .step_module import StepModule
 
 _BUCKET = 2**23  # numbers that are averaged in one collective
 
@@ -101,7 +100,7 @@ class DDPStrategy(ProcessGroupStrategy):
         self._replaced = []
         self.torn_down = False
         if self.world_size > 1:
-            _equalize((*module.parameters(), *module.buffers()))
+            equalize((*module.parameters(), *module.buffers()))
             if self.sync_batchnorm:
                 self._convert_batchnorms(module)
         return module
@@ -215,13 +214,4 @@ class DDPStrategy(ProcessGroupStrategy):
     def start_evaluation(self) -> None:
         if self.world_size > 1 and self.broadcast_buffers:
             # Running statistics are each process's own since the last forward began.
-            _equalize(self.module.buffers())
-
-
-def _equalize(tensors: Iterable[Tensor]) -> None:
-    """Give all processes rank 0's values."""
-    for tensor in tensors:
-        dense = tensor.detach().contiguous()  # what backends can send
-        dist.broadcast(dense, 0)
-        if dense.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(dense)
+            equalize(self.module.buffers())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+from collections.abc import Iterable
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -88,6 +89,11 @@ class ProcessGroupStrategy(Strategy):
         own = dist.get_default_backend_for_device(kind)
         return own if kind == "cpu" else f"cpu:gloo,{kind}:{own}"
 
+    def own_store(self, name: str) -> Store:
+        """A part of the store in which the processes met, on a connection of its own, for another thread."""
+        store: Any = dist.distributed_c10d._get_default_store()
+        return PrefixStore(f"loopwright/{self._group}/{name}", store.clone())
+
     # -- collectives ------------------------------------------------------------------------------------------
 
     def _is_alone(self) -> bool:
@@ -145,6 +151,15 @@ class ProcessGroupStrategy(Strategy):
             # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
             LAST_WORK[:] = [dist.barrier(async_op=True)]
             LAST_WORK[0].wait()
+
+
+def equalize(tensors: Iterable[Tensor]) -> None:
+    """Give all processes rank 0's values."""
+    for tensor in tensors:
+        dense = tensor.detach().contiguous()  # what backends can send
+        dist.broadcast(dense, 0)
+        if dense.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(dense)
 
 
 _groups = 0  # that this process has been in

@@ -1,0 +1,45 @@
+"""Pieces of torch's distributed tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from .pieces import Piece
+
+
+def piece_of(tensor: Any) -> Piece:
+    """What this process has of a distributed tensor."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    place = mesh.get_coordinate()
+    assert place is not None, "this process is part of the mesh"
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    first = all(at == 0 for at, how in zip(place, placements, strict=True) if isinstance(how, Replicate))
+    local = tensor.detach().to_local()
+    return Piece(local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0)
+
+
+def in_pieces(state: Any) -> Any:
+    """Nested state with a :class:`Piece` for each distributed tensor."""
+    if isinstance(state, dict):
+        return {key: in_pieces(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [in_pieces(value) for value in state]
+    return piece_of(state) if isinstance(state, DTensor) else state
+
+
+def distribute(whole: Tensor, like: Any) -> DTensor:
+    """``whole``, which all processes have, spread as ``like`` is."""
+    own = piece_of(like)
+    local = own.of(whole).to(own.tensor.device, own.tensor.dtype, copy=True).contiguous()
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def whole_tensor(value: Any) -> Any:
+    """A distributed tensor's numbers, all of them, in each process. A collective."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

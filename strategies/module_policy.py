@@ -1,0 +1,44 @@
+"""Which submodules something is done to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from weakref import WeakSet
+
+from torch import nn
+
+# Classes, or a function that says yes or no to a submodule.
+Policy = type[nn.Module] | Iterable[type[nn.Module]] | Callable[[nn.Module], bool]
+
+_checkpointed: WeakSet[nn.Module] = WeakSet()
+
+
+def matches(policy: Policy, module: nn.Module) -> bool:
+    """Whether the policy chooses ``module``.
+
+    Raises:
+        TypeError: if it is neither classes nor a function.
+    """
+    classes = (policy,) if isinstance(policy, type) else policy
+    if isinstance(classes, (set, frozenset, list, tuple)) and all(isinstance(kind, type) for kind in classes):
+        return isinstance(module, tuple(classes))
+    if callable(policy):
+        return bool(policy(module))
+    raise TypeError(f"a policy must be module classes, or a function of a submodule; got {policy!r}")
+
+
+def checkpoint_activations(module: nn.Module, policy: Policy) -> None:
+    """Let the chosen submodules compute their activations again in the backward pass rather than keep them.
+
+    Raises:
+        ValueError: if none is chosen.
+    """
+    from torch.distributed._composable.checkpoint_activation import checkpoint  # keeps names and classes
+
+    chosen = [part for part in module.modules() if matches(policy, part)]
+    if not chosen:
+        raise ValueError(f"activation_checkpointing={policy!r} chooses no submodule of {type(module).__name__}")
+    for part in chosen:
+        if part not in _checkpointed:
+            checkpoint(part)
+            _checkpointed.add(part)

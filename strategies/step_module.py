@@ -1,0 +1,24 @@
+"""A module whose ``forward`` is any of another's steps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+
+class StepModule(nn.Module):
+    """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept."""
+
+    def __init__(self, module: nn.Module, context: AbstractContextManager[Any] | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.context = context
+
+    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the step in the precision's context."""
+        if self.context is None:
+            return getattr(self.module, step_name)(*args, **kwargs)
+        with self.context:
+            return getattr(self.module, step_name)(*args, **kwargs)
