@@ -395,12 +395,10 @@ class ModelCheckpoint(Callback):
             self._then = self._prepare(trainer, values, score, ranked)
             self._save_checkpoint(trainer, self._last_checkpoint_saved)
             written = True
-            if self._then is not None and trainer.is_global_zero:
-                self._then()
         except Exception as error:
             failed = error
         if type(self)._save_checkpoint is not ModelCheckpoint._save_checkpoint:  # it saves in a way of its own
-            written, failed = trainer.agree_on_save(self._last_checkpoint_saved, written, failed)
+            written, failed = self._follow_up(trainer, failed)
         if failed is not None:
             self._failed(failed, written)
         if not self.async_save:
@@ -453,6 +451,22 @@ class ModelCheckpoint(Callback):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         then, self._then = self._then, None
         self._save = trainer.begin_save(filepath, self.save_weights_only, wait=not self.async_save, then=then)
+
+    def _follow_up(self, trainer: Trainer, failed: BaseException | None) -> tuple[bool, BaseException | None]:
+        """Do what follows a save of a subclass's own, if all processes have done their part. A collective.
+
+        Returns:
+            Whether they have, and what went wrong in any of them.
+        """
+        path = self._last_checkpoint_saved
+        if (failed := trainer.agree_on_save(path, failed)) is not None:
+            return False, failed
+        try:
+            if self._then is not None and trainer.is_global_zero:
+                self._then()
+        except Exception as error:
+            failed = error
+        return True, trainer.agree_on_save(path, failed)
 
     def _finish_save(self) -> None:
         """Wait for the save that is under way, if there is one. A collective."""

@@ -108,6 +108,13 @@ def _restore_progress(trainer: Trainer) -> None:
         set_rng_state(resumed["rng"], trainer.engine.device)
 
 
+def _waiting_plateau_step(trainer: Trainer) -> None:
+    """Step the schedulers that monitor a value by steps, if they have not done so since the last window."""
+    if trainer.state.plateau_waits:
+        trainer.state.plateau_waits = False
+        trainer.optimization.plateau_step(lambda: trainer.callback_metrics)
+
+
 class _LeftForSignal(Exception):
     """A validation was left, as a signal asks to end."""
 
@@ -140,9 +147,8 @@ def _train_epoch(trainer: Trainer) -> bool:
 
     past = (state.batch_idx + validate_offset) % validate_every  # batches since the last validation
     validate_next = state.batch_idx - past + validate_every
-    if state.batch_idx and past == 0 and state.validated != state.batch_idx:  # due when the checkpoint was saved
-        optimization.plateau_waits = bool(plateau_each_step) and not optimization.window_is_open
-        validate(trainer)
+    if state.batch_idx and past == 0:
+        validate(trainer)  # due when the checkpoint was saved, and not done
     stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
     several = trainer.world_size > 1
     control.begin_epoch(state.batch_idx)
@@ -177,14 +183,15 @@ def _train_epoch(trainer: Trainer) -> bool:
         if stepped and global_step % log_every == 0:
             trainer.log_step()
         if stepped and plateau_each_step:  # on what a validation finds if one follows, and before what saves
-            optimization.plateau_waits = done == validate_next and trainer.validation_due_in_epoch()
-            if not optimization.plateau_waits:
-                optimization.plateau_step(lambda: trainer.callback_metrics)
+            state.plateau_waits = True
+            if done != validate_next or not trainer.validation_due_in_epoch():
+                _waiting_plateau_step(trainer)
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
         metrics.muted = False
         if done == validate_next:
             validate(trainer)
+            _waiting_plateau_step(trainer)  # if there was nothing to validate on
             validate_next += validate_every
         if done >= control.due:
             control.agree(done)
@@ -338,7 +345,7 @@ def evaluate(
             hook()
         if stage == "validate" and state.fn == "fit":
             state.validated = state.batch_idx
-            trainer.optimization.waiting_plateau_step(lambda: trainer.callback_metrics)
+            _waiting_plateau_step(trainer)
         for hook in bus.on_validation_end_late if name == "validation" else ():
             hook()
         getattr(module, f"on_{name}_model_train")()
@@ -396,8 +403,14 @@ def _run_batches(
                 hook(output, batch, batch_idx, *place)
             if keep is not None:
                 keep[index].append(output)
-            # In several processes, its peers would wait in what is collective.
-            if control.signal and batch_idx + 1 < limit and in_fit and not several_processes:
+            # In several processes, its peers would wait in what is collective; and inside a window, a checkpoint would
+            # go back to before this validation.
+            if (
+                control.signal
+                and in_fit
+                and batch_idx + 1 < limit
+                and not (several_processes or trainer.window_is_open)
+            ):
                 raise _LeftForSignal
         if batch_idx < 0:
             if limit and trainer.world_size == 1:

@@ -215,7 +215,6 @@ class Optimization:
 
         self._toggled: list[tuple[Tensor, bool]] = []
         self.stepped = False  # whether the last batch completed a window
-        self.plateau_waits = False  # whether schedulers that monitor a value by steps wait for a validation
         self.window = engine.new_window()
         self.micro: MicroBatches | None = None
         if trainer.micro_batch is not None:
@@ -501,12 +500,6 @@ class Optimization:
         """Step, after a window, the schedulers that monitor a value by steps."""
         due = [config for config in self.plateau_each_step if self.state.global_step % config.frequency == 0]
         self._monitor(due, values)
-
-    def waiting_plateau_step(self, values: Callable[[], dict[str, Any]]) -> None:
-        """:meth:`plateau_step`, if it waits for the validation that has just ended."""
-        if self.plateau_waits:
-            self.plateau_waits = False
-            self.plateau_step(values)
 
     def _monitor(self, due: list[LRSchedulerConfig], values: Callable[[], dict[str, Any]]) -> None:
         for config in due:

@@ -33,7 +33,7 @@ def save_run(
     try:
         checkpoint = collect(trainer, weights_only)
         rng = None if weights_only else rng_state(trainer.engine.device)
-    except Exception as error:  # a user's hook, in this process alone
+    except OSError as error:  # of a user's hook, in this process alone; other errors end it, and so the others
         failed = error
     peers = trainer.world_size > 1 and rng is not None and not trainer.strategy.failed
     own = trainer.gathered() if peers and not trainer.is_global_zero else None

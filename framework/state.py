@@ -19,6 +19,7 @@ class RunState:
         past_batches: micro-batches finished in the epochs before.
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
+        plateau_waits: schedulers that monitor a value by steps wait for the validation that is due at ``batch_idx``.
         batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
@@ -40,6 +41,7 @@ class RunState:
     seed: int | None = None
     micro_batch: int | None = None
     part: dict[str, Any] | None = None
+    plateau_waits: bool | None = None
     fn: str | None = None
     stage: str | None = None
     status: str = "initializing"

@@ -441,7 +441,7 @@ class Trainer(TrainerAttributes):
         fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.control.begin()
-        self._signals = None
+        outer, self._signals = self._signals, None  # of a fit in one of whose hooks this runs
         self.ckpt_path = None
         fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
         if fn == "fit" and fitted not in (None, model):
@@ -472,16 +472,22 @@ class Trainer(TrainerAttributes):
             for logger in self.loggers:
                 logger.finalize("success")
         except BaseException as error:
+            self._end_signals()
             self._fail(error)
             raise
         finally:
-            if self._signals is not None:
-                self._signals.end()
+            own = self._end_signals()
+            self._signals = outer
             self.data.close()
             self.state.stage = None
             self.metrics.enter(None, None)
+        if own is not None:
+            own.send_again()  # what came too late for the loop
+
+    def _end_signals(self) -> Signals | None:
         if self._signals is not None:
-            self._signals.send_again()  # what came too late for the loop
+            self._signals.end()
+        return self._signals
 
     def _prepare(self, fn: str, ckpt_path: Any, weights_only: bool | None) -> None:
         module, datamodule = self.module, self.datamodule
@@ -717,21 +723,13 @@ class Trainer(TrainerAttributes):
         file, state = os.fspath(path), self.strategy.model_state()
         in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype))
 
-    def agree_on_save(
-        self, path: str, written: bool, failed: BaseException | None
-    ) -> tuple[bool, BaseException | None]:
-        """Whether all processes have done what they had to in order to write ``path``. All processes call this.
-
-        Args:
-            path: what is being saved.
-            written: whether this process has written its part, or had none.
-            failed: what went wrong here, if anything.
+    def agree_on_save(self, path: str, failed: BaseException | None) -> BaseException | None:
+        """Tell all processes what went wrong in this one while ``path`` was saved, if anything. All call this.
 
         Returns:
-            Whether all have; and ``failed``, or an error of the same sort that tells of another process's.
+            ``failed``, or an error of the same sort that tells of another process's, or None.
         """
-        all_written, failed = exchange(self.strategy, path, failed, written)
-        return all(all_written), failed
+        return exchange(self.strategy, path, failed)[1]
 
     def checkpoint_exists(self, path: str) -> bool:
         """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
@@ -752,6 +750,7 @@ class Trainer(TrainerAttributes):
         if self.window_is_open:
             behind = self.state.batch_idx - self.optimization.window.start
             counters["batch_idx"] -= behind
+            counters["validated"] = min(counters["validated"], counters["batch_idx"])
         return counters
 
     def gathered(self) -> dict[str, Any]:

@@ -221,6 +221,35 @@ def test_schedulers_that_react_by_steps(tmp_path) -> None:
         assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options), whole)
 
 
+def test_schedulers_that_react_by_steps_need_no_validation(tmp_path) -> None:
+    """Where a validation is due and there is nothing to validate on; and where it is due in other epochs only."""
+
+    class Trained(Noisy):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, mode="max")
+            by_steps = {"scheduler": plateau, "interval": "step", "monitor": "train_loss", "frequency": BATCHES}
+            return [optimizer], [by_steps]
+
+    class Without(Trained):
+        def val_dataloader(self):
+            return None
+
+    def last_epochs(kind: type[Noisy], **arguments: Any) -> list[int]:
+        seed_everything(3, verbose=False)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(max_epochs=EPOCHS, enable_checkpointing=False, **quiet, **arguments)
+        trainer.fit(kind(), LOADERS["shuffled"](), None if kind is Without else [torch.ones(2, 8)])
+        return trainer.lr_scheduler_configs[0].scheduler.last_epoch
+
+    assert last_epochs(Without) == last_epochs(Trained) == last_epochs(Trained, check_val_every_n_epoch=2) == EPOCHS
+    save = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+    options: dict[str, Any] = {"check_val_every_n_epoch": 2, "kind": Trained}
+    whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save], **options)
+    path = str(tmp_path / f"epoch=0-step={BATCHES}.ckpt")
+    assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, **options), whole)
+
+
 def test_fit_again_goes_on_inside_the_epoch(tmp_path) -> None:
     """Counters, data order and the values of the unfinished epoch go on in a second call of fit."""
     module = Noisy()

@@ -202,6 +202,30 @@ def test_a_signal_that_comes_when_training_has_ended():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_signals_do_again_what_they_did_after_a_run_in_a_hook_and_after_an_error():
+    class Nested(Evaluated):
+        fails = False
+
+        def on_train_end(self) -> None:
+            self.trainer.validate(self, loader(1), verbose=False)
+            if self.fails:
+                raise ValueError("a mistake")
+
+    quiet().fit(Nested(), loader(2), loader(1))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    handlers: list[Any] = []
+
+    class Notes(Callback):
+        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    failing = Nested()
+    failing.fails = True
+    with pytest.raises(ValueError, match="a mistake"):
+        quiet(Notes()).fit(failing, loader(2), loader(1))
+    assert handlers == [signal.SIG_DFL]
+
+
 def test_a_signal_that_comes_too_late_for_the_loop_is_sent_again():
     """In the teardown: the run is finished, and then the process ends as the signal says."""
     finished: list[str] = []

@@ -57,6 +57,15 @@ class Uploads(ModelCheckpoint):
             raise ConnectionError("the bucket is gone")
 
 
+class Parts(ModelCheckpoint):
+    """Keeps one, of which each process writes a part; one of them cannot at the second save."""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        trainer.save_checkpoint(filepath)
+        if trainer.global_step == 4 and not trainer.is_global_zero:
+            raise OSError("no room")
+
+
 class Unlisted(ModelCheckpoint):
     """The same, where what follows fails: the pointer."""
 
@@ -82,7 +91,8 @@ def outcome(module: Module, callback: ModelCheckpoint) -> list[str]:
 
 
 def checkpoints(folder: Path, name: str, kind: type[ModelCheckpoint] = ModelCheckpoint, **arguments: Any) -> Any:
-    return kind(folder / name, every_n_train_steps=2, save_last=True, save_top_k=-1, **arguments)
+    keep = 1 if kind is Parts else -1
+    return kind(folder / name, every_n_train_steps=2, save_last=True, save_top_k=keep, **arguments)
 
 
 def failures(folder: Path) -> dict[str, list[str]]:
@@ -91,7 +101,7 @@ def failures(folder: Path) -> dict[str, list[str]]:
         "warned": outcome(Net(OSError("no hook")), checkpoints(folder, "warned", **warn)),
         "raised": outcome(Net(OSError("no hook")), checkpoints(folder, "raised")),
         "rank 1": outcome(Net(OSError("no hook"), rank=1), checkpoints(folder, "rank 1", **warn)),
-        "another": outcome(Net(ValueError("a mistake"), rank=1), checkpoints(folder, "another", **warn)),
+        "part": outcome(Net(), checkpoints(folder, "part", Parts)),
         "uploads": outcome(Net(), checkpoints(folder, "uploads", Uploads, **warn)),
         "unlisted": outcome(Net(), checkpoints(folder, "unlisted", Unlisted, **warn)),
         "signal": outcome(Net(rank=1, at_end=True), checkpoints(folder, "signal")),
@@ -120,10 +130,11 @@ def test_both_end_with_an_error_that_says_whose_it_was(told: tuple[dict[str, lis
         "OSError: no hook epoch=0-step=2.ckpt",
         f"OSError: rank 0 {place.format('raised')}: OSError: no hook epoch=0-step=2.ckpt",
     ]
-    assert told[0]["another"] == [
-        f"RuntimeError: rank 1 {place.format('another')}: ValueError: a mistake epoch=0-step=2.ckpt",
-        "ValueError: a mistake epoch=0-step=2.ckpt",
+    assert told[0]["part"] == [
+        f"OSError: rank 1 {place.format('part')}: OSError: no room epoch=0-step=2.ckpt",
+        "OSError: no room epoch=0-step=2.ckpt",
     ]
+    assert load_checkpoint(str(told[1] / "part" / "epoch=0-step=2.ckpt"))["global_step"] == 2
 
 
 @pytest.mark.slow
