@@ -50,5 +50,8 @@ class OnExceptionCheckpoint(Callback):
             return
         if trainer.control.saved_for_signal or not trainer.is_global_zero:
             return
+        if trainer.strategy.shards_state and trainer.world_size > 1:
+            log.warning("%s: no process has all of the state, nothing is saved", type(exception).__name__)
+            return
         trainer.save_checkpoint(self.ckpt_path)
         log.warning("%s: saved %s", type(exception).__name__, self.ckpt_path)

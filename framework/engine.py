@@ -35,7 +35,7 @@ from .prepared import (
     unwrap,
 )
 from .saving import Save, Saver
-from .window import Window, scale_gradients
+from .window import Window
 
 if TYPE_CHECKING:
     from ..loggers.base import Logger
@@ -227,6 +227,13 @@ class Engine(Peers):
             if self._prepared(optimizer) is None:  # its module was prepared before
                 self._watch([optimizer])
                 owners = (own for own in self._strategies if _trains(optimizer, own.module))
+                if self.strategy.replaces_parameters and self.num_processes > 1 and not any(owners):
+                    raise ValueError(
+                        f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
+                        f"strategy={self.strategy.name!r} replaces parameters, so prepare the module and its optimizer "
+                        "in one call of prepare, or make the optimizer afterwards"
+                    )
+                owners = (own for own in self._strategies if _trains(optimizer, own.module))
                 self._owners[id(optimizer)] = next(owners, self.strategy)
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
@@ -239,9 +246,13 @@ class Engine(Peers):
     def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
         if (found := self._faces.get(id(unwrap(module)))) is not None:
             return found
-        strategy = copy.copy(self.strategy)
-        self.setup(module, strategy)
+        if self.strategy.one_module and self._strategies:
+            raise ValueError(f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another")
+        strategy = self.strategy if self.strategy.one_module else copy.copy(self.strategy)
         trained = [own for own in optimizers if self._prepared(own) is None and _trains(own, module)]
+        if strategy.one_module and not trained:
+            raise ValueError(f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare")
+        self.setup(module, strategy)
         trained = self.setup_optimizers(trained, strategy)
         self._strategies.append(strategy)
         self._owners.update({id(optimizer): strategy for optimizer in trained})
@@ -534,7 +545,7 @@ class Engine(Peers):
         self.unscale(optimizer)
         self._completed.add(id(optimizer))
         if (factor := self.window.factor()) is not None:
-            scale_gradients(optimizer, factor)
+            self._owner_of(optimizer).scale_gradients(optimizer, factor)
 
     def _sync_what_was_not(self, optimizer: Optimizer) -> None:
         """Average gradients of a module that was never called as a whole, but by its parts or other methods."""

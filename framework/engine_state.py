@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..strategies.pieces import whole_state
 from .checkpoint import CheckpointError, load_checkpoint, resolve
 from .export import export_weights
 from .places import join
@@ -133,7 +134,7 @@ def save_model(engine: Engine, model: nn.Module, directory: str) -> str:
     """``Engine.save_model``."""
     module = unwrap(model)
     strategy = next((own for own in engine._strategies if own.module is module), None)
-    state = module.state_dict() if strategy is None else strategy.model_state()
+    state = module.state_dict() if strategy is None else whole_state(strategy, strategy.model_state())
     path = join(directory, "model.safetensors")
     in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True))
     return path

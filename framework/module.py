@@ -77,6 +77,11 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         return _first_tensor(self).device
 
     @property
+    def device_mesh(self) -> Any:
+        """The processes as the strategy arranges them, for ``configure_model``: a ``DeviceMesh``, or None."""
+        return self.trainer.strategy.device_mesh
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the module's first floating-point parameter or buffer."""
         return _first_tensor(self, floating=True).dtype

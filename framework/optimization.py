@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .hooks import CallbackBus, overrides
-from .window import scale_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -457,7 +456,7 @@ class Optimization:
         optimizer = manual.optimizer
         self.engine.unscale(optimizer)
         if manual._gathered < self.window.length:
-            scale_gradients(optimizer, self.window.length / manual._gathered)
+            self.engine.strategy.scale_gradients(optimizer, self.window.length / manual._gathered)
         manual._gathered = 0
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)

@@ -38,6 +38,11 @@ class Peers:
         return self.strategy.device
 
     @property
+    def device_mesh(self) -> Any:
+        """The processes as the strategy arranges them: a ``DeviceMesh``, or None."""
+        return self.strategy.device_mesh
+
+    @property
     def num_processes(self) -> int:
         """Number of processes."""
         return self.strategy.world_size

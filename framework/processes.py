@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..strategies.launch import call_in_processes, can_rerun, detect, rerun_script
+from ..strategies.pieces import whole_state
 from .arguments import check_count
 from .attributes import TrainerAttributes
 from .batches import map_tensors
@@ -107,11 +108,13 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
     set_rng_state(rng)
     trainer.engine.find_place()
     returned = trainer.execute(run)
+    states = trainer.strategy.model_state(), trainer.optimization.state_dict() if trainer.fitted else None
+    weights, optimization = (whole_state(trainer.strategy, state) for state in states)
     if not trainer.is_global_zero:
         return {}
     left = {
         "returned": returned,
-        "weights": trainer.strategy.model_state(),
+        "weights": weights,
         "buffers": dict(run.model.named_buffers()),  # those that are no part of the state, too
         "modules": {name: _portable(module) for name, module in run.model.named_modules()},
         "callbacks": [(type(callback), _portable(callback)) for callback in trainer.callbacks],
@@ -119,7 +122,7 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
         "state": trainer.state,
         "results": trainer.metrics.results,
         "unfinished": trainer.unfinished,
-        "fit": (trainer.optimization.configured, trainer.optimization.state_dict()) if trainer.fitted else None,
+        "fit": (trainer.optimization.configured, optimization) if trainer.fitted else None,
         "ckpt_path": trainer.ckpt_path,
         "rng": rng_state(),
     }

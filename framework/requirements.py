@@ -41,6 +41,11 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
                 f"{type(module).__name__}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
                 "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
             )
+        if not module.automatic_optimization and not trainer.strategy.manual_optimization:
+            raise ValueError(
+                f"{type(module).__name__} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
+                'computes gradients only after a whole step; use "ddp", or automatic optimization'
+            )
         if trainer.micro_batch is not None and not module.automatic_optimization:
             raise ValueError(
                 f"micro_batch={trainer.micro_batch!r} is for automatic optimization, and {type(module).__name__} sets "

@@ -25,7 +25,7 @@ class Peers:
     They do so through the store in which they met, from the threads that write: no collective.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Any) -> None:  # one whose processes have met
         global _together
         _together += 1
         self.rank, self.world_size = strategy.global_rank, strategy.world_size

@@ -17,6 +17,7 @@ from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
 from ..strategies.launch import note
+from ..strategies.pieces import whole_state
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
 from .attributes import TrainerAttributes
@@ -507,7 +508,7 @@ class Trainer(TrainerAttributes):
             datamodule.setup(fn)
         for hook in self.bus.setup:
             hook(fn)
-        with self.engine.precision.init_context():
+        with self.engine.precision.init_context(), self.strategy.init_context(self.engine.precision):
             module.configure_model()
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
@@ -586,6 +587,8 @@ class Trainer(TrainerAttributes):
     def announce_batches(self) -> None:
         """Say how much data a step takes, where that is more than a batch."""
         batch_size = getattr(self.train_dataloader, "batch_size", None)
+        known = batch_size if isinstance(batch_size, int) else None
+        self.strategy.check_batches(known, self.accumulate_grad_batches, self.gradient_clip_val)
         if self.barebones or not self.is_global_zero or not isinstance(batch_size, int):
             return
         factors = ((self.world_size, "processes"), (self.accumulate_grad_batches, "batches"))
@@ -630,10 +633,9 @@ class Trainer(TrainerAttributes):
                 self.datamodule.on_exception(error)
         except Exception:
             log.exception("A hook on_exception raised in turn; what ended the run follows")
-        finally:
-            self.strategy.failed = False
         self.engine.saver.wait()
         self.strategy.teardown()
+        self.strategy.failed = False
         for logger in self.loggers:
             logger.finalize(self.state.status)
 
@@ -720,7 +722,7 @@ class Trainer(TrainerAttributes):
             raise RuntimeError("export: this Trainer has run nothing yet; call fit first")
         from .export import export_weights  # a program, too: what runs as one must not have been imported before
 
-        file, state = os.fspath(path), self.strategy.model_state()
+        file, state = os.fspath(path), whole_state(self.strategy, self.strategy.model_state())
         in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype))
 
     def agree_on_save(self, path: str, failed: BaseException | None) -> BaseException | None:

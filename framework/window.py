@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from ..strategies.base import Strategy
 
 
@@ -146,11 +144,3 @@ class Window:
 def _nonzero(weight: Any) -> Any:
     """``weight``, or 1 in the place of zero."""
     return torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight or 1
-
-
-def scale_gradients(optimizer: Optimizer, factor: Any) -> None:
-    """Multiply the gradients of an optimizer's parameters."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)

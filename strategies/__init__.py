@@ -10,10 +10,16 @@ from .precision import Precision
 
 if TYPE_CHECKING:
     from .ddp import DDPStrategy
+    from .deepspeed import DeepSpeedStrategy
     from .fsdp import FSDPStrategy
     from .single_device import SingleDeviceStrategy
 
-_MODULES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "SingleDeviceStrategy": "single_device"}
+_MODULES = {
+    "DDPStrategy": "ddp",
+    "DeepSpeedStrategy": "deepspeed",
+    "FSDPStrategy": "fsdp",
+    "SingleDeviceStrategy": "single_device",
+}
 
 # What `Trainer(strategy=...)` takes beside "auto": the class behind each name, and its arguments.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,14 +28,21 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp_find_unused_parameters_true": ("DDPStrategy", {"find_unused_parameters": True}),
     "fsdp": ("FSDPStrategy", {}),
     "fsdp_cpu_offload": ("FSDPStrategy", {"cpu_offload": True}),
+    "deepspeed": ("DeepSpeedStrategy", {}),
+    **{f"deepspeed_stage_{stage}": ("DeepSpeedStrategy", {"stage": stage}) for stage in (1, 2, 3)},
+    **{
+        f"deepspeed_stage_{stage}_offload": (
+            "DeepSpeedStrategy",
+            {"stage": stage, "offload_optimizer": True, "offload_parameters": stage == 3},
+        )
+        for stage in (1, 2, 3)
+    },
 }
-
-# Families of names that people will ask for; this version says so rather than calling them unknown.
-_LATER = ("deepspeed",)
 
 __all__ = [
     "STRATEGIES",
     "DDPStrategy",
+    "DeepSpeedStrategy",
     "FSDPStrategy",
     "Precision",
     "SingleDeviceStrategy",
@@ -60,10 +73,6 @@ def create_strategy(strategy: str | Strategy, several: bool = False) -> Strategy
         )
     if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise ValueError(f'strategy={strategy!r}: use "ddp", which works in scripts and in notebooks alike')
-    if strategy.startswith(_LATER):
-        raise ValueError(
-            f'strategy={strategy!r} is not part of this version yet; use strategy="ddp", or "single" on one device'
-        )
     name = ("ddp" if several else "single") if strategy == "auto" else strategy
     if name not in STRATEGIES:
         raise ValueError(f"strategy must be a Strategy, auto or one of {', '.join(STRATEGIES)}; got {strategy!r}")

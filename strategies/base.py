@@ -36,8 +36,8 @@ class Strategy(ABC):
         synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
         keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
         owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
-        owns_clipping: it clips in :meth:`step`, and :meth:`clip_gradients` only says how.
         manual_optimization: whether a step may compute gradients and step optimizers itself.
+        one_module: an Engine can prepare one module only.
         shards_state: states hold a :class:`~.pieces.Piece` of each sharded tensor, which its process saves.
         replaces_parameters: :meth:`setup` does; an optimizer made before goes through :meth:`setup_optimizers`.
         activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
@@ -48,27 +48,20 @@ class Strategy(ABC):
         world_size, global_rank, local_rank, node_rank: this process among its peers.
         failed: whether hooks run after an exception: no collectives there.
         in_step: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
-        module: the user's module, set by :meth:`setup`.
-        optimizers: set by :meth:`setup_optimizers`; readable and settable.
+        module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; the latter is settable.
     """
 
     name = "strategy"
-    equal_forwards = False
     synced_forwards: int | None = None
     keeps_gradients_local: bool | None = None
-    owns_loss_scale = owns_clipping = shards_state = replaces_parameters = sync_batchnorm = False
+    equal_forwards = owns_loss_scale = shards_state = replaces_parameters = one_module = sync_batchnorm = False
     manual_optimization = True
     activation_checkpointing: Policy | None = None
     device_mesh: DeviceMesh | None = None
     max_restarts = 0
-
     device = torch.device("cpu")
-    world_size = 1
-    global_rank = 0
-    local_rank = 0
-    node_rank = 0
-    in_step = False
-    failed = False
+    world_size, global_rank, local_rank, node_rank = 1, 0, 0, 0
+    in_step = failed = False
     module: nn.Module
     optimizers: list[Optimizer]
 
@@ -77,8 +70,7 @@ class Strategy(ABC):
         """Choose this process's device, and learn its place among its peers.
 
         Args:
-            devices: one for each process of this machine.
-            num_nodes: number of machines.
+            devices: one for each process of this machine; ``num_nodes``: number of machines.
             place: what a launcher told this process; None before the others are started, or if there are none.
         """
 
@@ -98,14 +90,9 @@ class Strategy(ABC):
         self.module = module
         module.to(self.device)
         precision.convert_module(module)
-        self.checkpoint_activations(module)
+        checkpoint_activations(module, self.activation_checkpointing)
         self._context = precision.forward_context(self.device)
         return module
-
-    def checkpoint_activations(self, module: nn.Module) -> None:
-        """Do what :attr:`activation_checkpointing` says."""
-        if self.activation_checkpointing is not None:
-            checkpoint_activations(module, self.activation_checkpointing)
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Take the optimizers made for the module; return those that the loop shall step."""
@@ -126,6 +113,13 @@ class Strategy(ABC):
             return getattr(self.module, step_name)(*args, **kwargs)
         with self._context:
             return getattr(self.module, step_name)(*args, **kwargs)
+
+    def init_context(self, precision: Precision) -> AbstractContextManager[Any]:
+        """A context in which ``configure_model`` makes the module's parts."""
+        return nullcontext()
+
+    def check_batches(self, batch_size: int | None, accumulate: int, clip: float | None) -> None:
+        """Raise if the strategy was configured for others."""
 
     def start_epoch(self) -> None:
         """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
@@ -153,6 +147,12 @@ class Strategy(ABC):
             return nn.utils.clip_grad_value_(parameters, value)
         return nn.utils.clip_grad_norm_(parameters, value, norm)
 
+    def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
+        """Multiply the gradients of an optimizer's parameters."""
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""
         return optimizer.step()
@@ -160,10 +160,6 @@ class Strategy(ABC):
     def model_state(self) -> dict[str, Any]:
         """Parameters and buffers by name; tensors may be aliases of the living ones."""
         return self.module.state_dict()
-
-    def full_model_state(self) -> dict[str, Any]:
-        """The same with whole tensors. A collective where :attr:`shards_state`."""
-        return self.model_state()
 
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
         """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .launch import Place
+from .module_policy import Policy
 from .precision import Precision
 from .process_group import ProcessGroupStrategy, equalize
 from .step_module import StepModule
@@ -38,6 +39,8 @@ class DDPStrategy(ProcessGroupStrategy):
         ddp_comm_state: the hook's state.
         ddp_comm_wrapper: wraps the hook, such as ``fp16_compress_wrapper``.
         sync_batchnorm: let batch norms compute their statistics over all processes (not on the CPU).
+        activation_checkpointing: which submodules compute their activations again in the backward pass: classes or a
+            function.
         process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
         timeout: how long a collective waits for the slowest process before the run is given up.
         max_restarts: how often processes that we started are started again when one fails (with ``ckpt_path="last"``,
@@ -60,6 +63,7 @@ class DDPStrategy(ProcessGroupStrategy):
         ddp_comm_state: Any = None,
         ddp_comm_wrapper: Callable[..., Any] | None = None,
         sync_batchnorm: bool = False,
+        activation_checkpointing: Policy | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
         max_restarts: int = 0,
@@ -79,6 +83,7 @@ class DDPStrategy(ProcessGroupStrategy):
             self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
         self.comm_hook, self.comm_state, self.comm_wrapper = ddp_comm_hook, ddp_comm_state, ddp_comm_wrapper
         self.sync_batchnorm = sync_batchnorm
+        self.activation_checkpointing = activation_checkpointing
         self._ddp: DistributedDataParallel | None = None
         self._local = False  # inside no_sync, in a step
         self.synced_forwards = 0

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from .distributed_tensors import distribute, in_pieces, whole_tensor
 from .launch import Place
-from .module_policy import Policy, matches
+from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import parameter_names, rename_optimizer_state
 from .precision import Precision
 from .process_group import ProcessGroupStrategy, equalize
@@ -131,7 +131,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         if self._root is None:
             precision.convert_module(module)
             equalize(t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor))
-            self.checkpoint_activations(module)
+            checkpoint_activations(module, self.activation_checkpointing)
             before = dict(module.named_parameters())
             self._root = _roots[module] = self._shard(module, precision)
             for name, parameter in module.named_parameters():
@@ -166,8 +166,8 @@ class FSDPStrategy(ProcessGroupStrategy):
         """The submodules to be gathered by themselves, inner ones first."""
         policy = self.auto_wrap_policy
         if policy is None:
-            chosen = {id(block) for m in module.modules() if type(m) in (nn.ModuleList, nn.Sequential) for block in m}
-            chosen -= {id(m) for m in module.modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+            lists = [part for part in module.modules() if isinstance(part, (nn.ModuleList, nn.Sequential))]
+            chosen = {id(block) for part in lists for block in part.children()} - {id(part) for part in lists}
         elif isinstance(policy, int) and not isinstance(policy, bool):
             chosen = _of_size(module, policy)
         else:
@@ -215,6 +215,14 @@ class FSDPStrategy(ProcessGroupStrategy):
         finally:
             root.set_requires_gradient_sync(True)
 
+    def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
+        if self._root is not None:
+            raise RuntimeError(
+                f"strategy={self.name!r} averages gradients in the backward pass of a window's last batch: a window "
+                "cannot end early (use a loader with a length, or accumulate_grad_batches=1), and a prepared module is "
+                "to be called itself, not by its parts"
+            )
+
     def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
         found: list[Any] = [parameter for parameter in parameters if parameter.grad is not None]
         if algorithm == "value":
@@ -238,15 +246,6 @@ class FSDPStrategy(ProcessGroupStrategy):
 
     def model_state(self) -> dict[str, Any]:
         return super().model_state() if self._root is None else in_pieces(self._state())
-
-    def full_model_state(self) -> dict[str, Any]:
-        if self._root is None:
-            return super().full_model_state()
-        # One after the other, so that the device holds one of them at a time.
-        return {
-            name: whole_tensor(value).cpu() if isinstance(value, Tensor) else value
-            for name, value in self._state().items()
-        }
 
     def _state(self) -> dict[str, Any]:
         assert self._root is not None

@@ -27,12 +27,14 @@ def matches(policy: Policy, module: nn.Module) -> bool:
     raise TypeError(f"a policy must be module classes, or a function of a submodule; got {policy!r}")
 
 
-def checkpoint_activations(module: nn.Module, policy: Policy) -> None:
+def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
     """Let the chosen submodules compute their activations again in the backward pass rather than keep them.
 
     Raises:
         ValueError: if none is chosen.
     """
+    if policy is None:
+        return
     from torch.distributed._composable.checkpoint_activation import checkpoint  # keeps names and classes
 
     chosen = [part for part in module.modules() if matches(policy, part)]

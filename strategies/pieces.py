@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .base import Strategy
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,17 @@ def part_of(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
     if isinstance(offset, int):
         return whole.reshape(-1)[offset : offset + like.numel()]
     return whole[tuple(slice(start, start + size) for start, size in zip(offset, like.shape, strict=True))]
+
+
+def whole_state(strategy: Strategy, state: Any) -> Any:
+    """Nested state with the whole tensor, on the CPU, for each :class:`Piece`. A collective for each."""
+    if isinstance(state, dict):
+        return {key: whole_state(strategy, value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [whole_state(strategy, value) for value in state]
+    if not isinstance(state, Piece):
+        return state
+    whole = torch.zeros(state.shape, dtype=state.tensor.dtype)
+    if state.mine:
+        state.of(whole).copy_(state.tensor)
+    return strategy.reduce(whole, "sum")

@@ -75,6 +75,15 @@ class ProcessGroupStrategy(Strategy):
                 f"{self.world_size}: leave the group to the Trainer, or make them equal"
             )
 
+    def connect_alone(self) -> None:
+        """Make a process group for one process, if it is the only one."""
+        global _users
+        if not dist.is_initialized():
+            _next_group()
+            store: Any = getattr(dist, "HashStore")()  # noqa: B009 # torch documents it, and does not declare it
+            dist.init_process_group(self._backend(), store=store, rank=0, world_size=1)
+            _users, self._group = 1, _groups
+
     def disconnect(self) -> None:
         global _users
         if _users and self._group == _groups:
@@ -184,10 +193,14 @@ def meet(place: Place, timeout: timedelta) -> Store:
     return STORE[0]
 
 
-def _next_store(place: Place, timeout: timedelta) -> Store:
-    """A part of the store of its own for each group: addresses in the one before are no longer true."""
+def _next_group() -> None:
     global _groups
     _groups += 1
+
+
+def _next_store(place: Place, timeout: timedelta) -> Store:
+    """A part of the store of its own for each group: addresses in the one before are no longer true."""
+    _next_group()
     return PrefixStore(f"loopwright/{_groups}", meet(place, timeout))
 
 

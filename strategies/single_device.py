@@ -6,12 +6,21 @@ import torch
 
 from .base import Strategy
 from .launch import Place
+from .module_policy import Policy
 
 
 class SingleDeviceStrategy(Strategy):
-    """Runs a module on one CPU, CUDA, MPS or XPU device in this process."""
+    """Runs a module on one CPU, CUDA, MPS or XPU device in this process.
+
+    Args:
+        activation_checkpointing: which submodules compute their activations again in the backward pass: classes or a
+            function.
+    """
 
     name = "single"
+
+    def __init__(self, activation_checkpointing: Policy | None = None) -> None:
+        self.activation_checkpointing = activation_checkpointing
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         if len(devices) != 1 or num_nodes != 1:

@@ -1,0 +1,107 @@
+"""DeepSpeed's configuration: generated from the Trainer's arguments, and added to by the user."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .deepspeed import DeepSpeedStrategy
+    from .precision import Precision
+
+# Sections of which the Trainer has its own, and where they belong.
+_ELSEWHERE = {
+    "optimizer": "return it from configure_optimizers",
+    "scheduler": "return it from configure_optimizers",
+    "checkpoint": "checkpoints are ModelCheckpoint's",
+    "activation_checkpointing": "pass activation_checkpointing= to DeepSpeedStrategy",
+    "torch_autocast": "pass Trainer(precision=...)",
+    "amp": "pass Trainer(precision=...)",
+}
+_HALF = {"16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
+
+
+def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
+    """The user's part of the configuration, and the stage.
+
+    Raises:
+        ValueError: if it holds what belongs elsewhere, or another stage.
+    """
+    if isinstance(config, (str, os.PathLike)):
+        with open(config, encoding="utf-8") as file:
+            config = json.load(file)
+    if not isinstance(config, (dict, type(None))):
+        raise TypeError(f"config must be a dict, or the path of a JSON file; got {config!r}")
+    config = copy.deepcopy(config or {})
+    for key, instead in _ELSEWHERE.items():
+        if key in config:
+            raise ValueError(f"config has a section {key!r}, which is not DeepSpeed's business here: {instead}")
+    zero = config.get("zero_optimization", {})
+    asked = zero.get("stage", stage)
+    if stage is not None and asked != stage:
+        raise ValueError(f"config says zero_optimization.stage={asked}, the strategy was asked for stage={stage}")
+    if asked not in (None, 1, 2, 3):
+        raise ValueError(f"stage must be 1, 2 or 3; got {asked!r}")
+    return config, asked or 2
+
+
+def check_batches(
+    config: dict[str, Any], batch_size: int | None, accumulate: int, world_size: int, clip: float | None
+) -> None:
+    """Refuse sizes in the user's configuration that are not those of the run; "auto" and none are right.
+
+    Raises:
+        ValueError: naming the key and both values.
+    """
+    total = None if batch_size is None else batch_size * accumulate * world_size
+    for key, value, where in (
+        ("train_micro_batch_size_per_gpu", batch_size, "the loader's batch_size"),
+        ("gradient_accumulation_steps", accumulate, "accumulate_grad_batches"),
+        ("train_batch_size", total, "batch_size * accumulate_grad_batches * processes"),
+        ("gradient_clipping", clip, "gradient_clip_val"),
+    ):
+        _compare(key, config.get(key, "auto"), value, where)
+
+
+def _compare(key: str, asked: Any, value: Any, where: str) -> None:
+    if asked != "auto" and value is not None and asked != value:
+        raise ValueError(
+            f'DeepSpeed\'s config says {key}={asked!r}, but {where} is {value!r}: make them equal, or say "auto"'
+        )
+
+
+def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[str, Any]:
+    """The whole configuration.
+
+    Raises:
+        ValueError: for a precision that DeepSpeed lacks, or that is not the user's configuration's.
+    """
+    if precision.name not in (*_HALF, "32-true"):
+        raise ValueError(
+            f"strategy={strategy.name!r} takes precision 32-true, {', '.join(_HALF)}; got {precision.name!r}"
+        )
+    config = copy.deepcopy(strategy.config)
+    half = _HALF.get(precision.name)
+    if half == "fp16" and strategy.device.type == "cpu":
+        raise ValueError(f"precision={precision.name!r}: DeepSpeed has no float16 on the CPU; use bf16-mixed there")
+    for section in ("fp16", "bf16"):
+        enabled = config.setdefault(section, {}).setdefault("enabled", section == half)
+        _compare(f"{section}.enabled", enabled, section == half, f"precision={precision.name!r}, with which it")
+        config[section]["enabled"] = section == half
+    zero = config.setdefault("zero_optimization", {})
+    zero["stage"] = strategy.stage
+    for key, asked in (
+        ("offload_optimizer", strategy.offload_optimizer),
+        ("offload_param", strategy.offload_parameters),
+    ):
+        if asked:
+            zero.setdefault(key, {"device": "cpu", "pin_memory": strategy.device.type != "cpu"})
+    config.setdefault("zero_allow_untested_optimizer", True)
+    config.setdefault("zero_force_ds_cpu_optimizer", False)
+    config.setdefault("steps_per_print", 10**9)
+    # Accumulation and clipping are the loop's: what DeepSpeed sees are micro-batches, and the last one of a window.
+    config.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=0.0)
+    config.pop("train_batch_size", None)
+    return config
