@@ -11,7 +11,7 @@ import torch
 
 from .batches import map_tensors
 from .datamodule import DataModule
-from .dealing import SharedLoader, cursor_of, cut_to, is_dealt_already, rest_of_epoch
+from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
 from .hooks import overrides
 from .loaders import (
     INFINITE,
@@ -126,7 +126,9 @@ class RunData:
         if self.train is None:
             return None
         limited_to = self.num_batches["train"] if self.num_batches["train"] < self.train.length else None
-        return cursor_of(self.train, self.trainer.world_size, batch_idx, self.trainer.state.part, limited_to)
+        return cursor_of(
+            self.train, data_place(self.trainer.strategy)[1], batch_idx, self.trainer.state.part, limited_to
+        )
 
     def take_up(self, cursor: dict[str, Any] | None, saved_by: int) -> None:
         """Go on inside an epoch that ``saved_by`` processes have begun.
@@ -136,7 +138,8 @@ class RunData:
         """
         trainer, state = self.trainer, self.trainer.state
         assert self.train is not None
-        rest = None if cursor is None else rest_of_epoch(cursor, self.train, saved_by, trainer.world_size)
+        now = data_place(trainer.strategy)[1]
+        rest = None if cursor is None else rest_of_epoch(cursor, self.train, saved_by, now)
         if rest is None:
             return
         state.part = {"first": state.batch_idx, **rest}
@@ -195,7 +198,7 @@ class RunData:
                 ]
         lengths = [loader_length(loader) for loader in self.loaders[stage]]
         parts = self._parts.get(stage, [None] * len(lengths))
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rank, world_size = data_place(self.trainer.strategy)
         for index, (length, part) in enumerate(zip(lengths, parts, strict=True)):
             if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
                 raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
@@ -208,7 +211,7 @@ class RunData:
         by_rank = self.trainer.strategy.gather_objects(self.num_batches[stage])  # a collective
         # Where nobody knows, there is none that each process is sure to have.
         self._in_all[stage] = [
-            INFINITE if world_size == 1 else 0 if INFINITE in counts else min(counts)
+            INFINITE if len(by_rank) == 1 else 0 if INFINITE in counts else min(counts)
             for counts in zip(*by_rank, strict=True)
         ]
         self._in_any[stage] = [max(counts) for counts in zip(*by_rank, strict=True)]
@@ -243,17 +246,18 @@ class RunData:
             yield last, batch is not _NONE
 
     def begin(self, stage: str, index: int) -> Iterator[Any]:
-        """Iterate an evaluation loader: all of it, or this process's part: every ``world_size``-th batch."""
+        """Iterate an evaluation loader: all of it, or this process's part: every n-th batch of n processes."""
         loader, parts = self._iterated[stage][index], self._parts.get(stage)
         part = parts[index] if parts else None
         # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
         # one: that must not take a number from the training's generator.
         with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
-            return iter(loader) if part is None else part.iterate(0, self.trainer.global_rank, self.trainer.world_size)
+            return iter(loader) if part is None else part.iterate(0, *data_place(self.trainer.strategy))
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
         """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""
         found = self.trainer.strategy.gather_objects(map_tensors(outputs, lambda tensor: tensor.detach().cpu()))
+        found = found[:: self.trainer.strategy.tensor_parallel_size]  # the others had the same batches
         merged = []
         for index, by_rank in enumerate(zip(*found, strict=True)):
             if self._parts[stage][index] is None:

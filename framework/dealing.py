@@ -21,6 +21,12 @@ LOOK_AHEAD = 8
 _NONE = object()  # a batch that is not there
 
 
+def data_place(strategy: Strategy) -> tuple[int, int]:
+    """This process's index among those that get different batches, and their number."""
+    size = strategy.tensor_parallel_size
+    return strategy.global_rank // size, strategy.world_size // size
+
+
 class SharedLoader:
     """A training loader as one of several processes reads it.
 
@@ -46,7 +52,7 @@ class SharedLoader:
 
     def __init__(self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool) -> None:
         self.loader, self.strategy, self.deal = loader, strategy, deal
-        self.rank, self.world_size = strategy.global_rank, strategy.world_size
+        self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
         self.lengths: list[int | float] = strategy.gather_objects(loader.length)  # a collective
         self.share = 1.0
         self._block: Any = None  # the loader's own state when the steps were agreed on last
@@ -194,7 +200,7 @@ def cursor_of(
 
     Args:
         source: the training loader, as this process reads it.
-        world_size: number of processes.
+        world_size: how many processes get different batches.
         batches: given to each of them in this epoch.
         part: what was left of the epoch when these processes took it over, if others had begun it: ``first``, the
             batches given before, and ``begin`` and ``end`` of the rest.
@@ -214,6 +220,7 @@ def cursor_of(
         "in_samples": loader.in_samples,
         "batch_sizes": loader.batch_sizes,
         "dealt": dealt,
+        "dealt_to": world_size,
     }
 
 
@@ -224,7 +231,7 @@ def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size
         cursor: what :func:`cursor_of` gave there.
         source: the training loader, as this process reads it now.
         saved_by: how many processes they were.
-        world_size: how many there are now.
+        world_size: how many of those that there are now get different batches.
 
     Returns:
         ``begin`` and ``end`` for :meth:`EpochLoader.cut`; None if nothing has changed.
@@ -233,6 +240,7 @@ def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size
         CheckpointError: if it cannot be dealt out anew.
     """
     loader, dealt = _loader_of(source)
+    saved_by = cursor.get("dealt_to", saved_by)
     if saved_by == world_size and cursor["batch_sizes"] == loader.batch_sizes:
         return None
     why = ""

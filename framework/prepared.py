@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
 from .batches import map_tensors
-from .dealing import SharedLoader, cursor_of, cut_to, is_dealt_already, rest_of_epoch
+from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
 from .loaders import INFINITE, EpochLoader
 from .seed import isolated_rng, mix_seeds
 
@@ -353,7 +353,7 @@ class PreparedLoader:
         behind = self.engine.batches_of_open_window(self)
         own = None if self._looks_ahead else self._window_state if behind else self.source.state_dict()
         batches = self.batches - behind
-        cursor = cursor_of(self.source, self.engine.num_processes, batches, self._part)
+        cursor = cursor_of(self.source, data_place(self.engine.strategy)[1], batches, self._part)
         return {"epoch": self.epoch, "batches": batches, "loader": own, "part": self._part, "cursor": cursor}
 
     def load_state_dict(self, state: dict[str, Any], saved_by: int | None = None) -> None:
@@ -362,7 +362,7 @@ class PreparedLoader:
         Raises:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
-        world_size, part, batches = self.engine.num_processes, state["part"], state["batches"]
+        world_size, part, batches = data_place(self.engine.strategy)[1], state["part"], state["batches"]
         if batches and (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)):
             part = {"first": batches, **rest}
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True

@@ -26,6 +26,7 @@ from .compilation import compile_submodules
 from .control import Control
 from .data import RunData
 from .datamodule import DataModule
+from .dealing import data_place
 from .engine import Engine
 from .hooks import CallbackBus, check_callback, order_callbacks, overrides
 from .loaders import INFINITE
@@ -512,6 +513,10 @@ class Trainer(TrainerAttributes):
             module.configure_model()
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
+        earlier = self.optimization if self.fitted else self.carried
+        goes_on = fn == "fit" and checkpoint is None and earlier is not None
+        # Before the strategy takes the module up anew, and with whole tensors, as they may be spread otherwise then.
+        left = whole_state(self.strategy, earlier.state_dict()) if goes_on and earlier is not None else None
         self.engine.setup(module)
         if checkpoint is not None:
             restore_module(self, checkpoint)
@@ -520,13 +525,12 @@ class Trainer(TrainerAttributes):
         optimizers, schedulers = parse_optimizers(module.configure_optimizers())
         self._check_optimizers(optimizers)
         optimizers = self.engine.setup_optimizers(optimizers)
-        earlier = self.optimization if self.fitted else self.carried
         self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
         self.fitted = True
         if checkpoint is not None:
             restore_run(self, checkpoint)
-        elif earlier is not None and earlier.configured == self.optimization.configured:
-            self.optimization.load_state_dict(earlier.state_dict())
+        elif left is not None and earlier is not None and earlier.configured == self.optimization.configured:
+            self.optimization.load_state_dict(left)
         self.unfinished = None
         self._announce()
         self._log_hyperparameters()
@@ -591,9 +595,10 @@ class Trainer(TrainerAttributes):
         self.strategy.check_batches(known, self.accumulate_grad_batches, self.gradient_clip_val)
         if self.barebones or not self.is_global_zero or not isinstance(batch_size, int):
             return
-        factors = ((self.world_size, "processes"), (self.accumulate_grad_batches, "batches"))
+        parts = data_place(self.strategy)[1]
+        factors = ((parts, "processes"), (self.accumulate_grad_batches, "batches"))
         if several := [f" × {count} {what}" for count, what in factors if count > 1]:
-            total = batch_size * self.world_size * self.accumulate_grad_batches
+            total = batch_size * parts * self.accumulate_grad_batches
             log.info("Effective batch size: %d samples%s = %d", batch_size, "".join(several), total)
 
     def _log_hyperparameters(self) -> None:

@@ -26,9 +26,8 @@ class Strategy(ABC):
     """Where a module runs.
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
-    :meth:`setup`, :meth:`load_model_state` (when a checkpoint is given), :meth:`setup_optimizers` (in ``fit``),
-    :meth:`load_optimizer_state`, the steps, :meth:`teardown`. States are keyed by parameter *name*. For a module beside
-    the first, the Engine takes a ``copy.copy`` made after :meth:`connect`.
+    :meth:`setup`, :meth:`load_model_state` (with a checkpoint), :meth:`setup_optimizers` (in ``fit``), the optimizers'
+    states, the steps, :meth:`teardown`. The Engine takes a ``copy.copy`` made after :meth:`connect` for each module.
 
     Attributes:
         name: what it is called in messages and checkpoints.
@@ -44,8 +43,8 @@ class Strategy(ABC):
         device_mesh: the processes, if the strategy arranges them in dimensions.
         sync_batchnorm: whether batch norms compute their statistics over all processes.
         max_restarts: how often processes that we started are started again when one fails.
-        device: this process's device.
-        world_size, global_rank, local_rank, node_rank: this process among its peers.
+        device, world_size, global_rank, local_rank, node_rank: this process among its peers.
+        tensor_parallel_size: how many of them share each layer, and so their batches.
         failed: whether hooks run after an exception: no collectives there.
         in_step: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
         module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; the latter is settable.
@@ -60,7 +59,7 @@ class Strategy(ABC):
     device_mesh: DeviceMesh | None = None
     max_restarts = 0
     device = torch.device("cpu")
-    world_size, global_rank, local_rank, node_rank = 1, 0, 0, 0
+    world_size, global_rank, local_rank, node_rank, tensor_parallel_size = 1, 0, 0, 0, 1
     in_step = failed = False
     module: nn.Module
     optimizers: list[Optimizer]
@@ -70,7 +69,8 @@ class Strategy(ABC):
         """Choose this process's device, and learn its place among its peers.
 
         Args:
-            devices: one for each process of this machine; ``num_nodes``: number of machines.
+            devices: one for each process of this machine.
+            num_nodes: number of machines.
             place: what a launcher told this process; None before the others are started, or if there are none.
         """
 

@@ -79,6 +79,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self.name = f"deepspeed_stage_{self.stage}"
         self.equal_forwards = self.stage == 3
         self._engine: Any = None  # DeepSpeed's
+        self._trains = False  # whether it has an optimizer
         self._complete: dict[str, Any] = {}  # its configuration
         self._names: list[list[str]] = []  # of the optimizer's parameters, by group
         self._offloaded: list[tuple[Tensor, Tensor]] = []  # what the optimizer steps on, and its gradient's memory
@@ -116,9 +117,10 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self._complete = complete_config(self, precision)
         self._context = precision.forward_context(self.device)
         self._mixed = precision.compute is not None
-        if (before := _engines.pop(module, None)) is not None:
-            before.destroy()  # what is left of an earlier run are the parameters
-        self._engine, self.module = None, module
+        if self._trains and self.module is module:
+            return module  # until a fit takes new optimizers, what it has trained stays, and goes on
+        _release(module)
+        self._engine, self._trains, self.module = None, False, module
         partitioned = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
         if not partitioned:
             precision.convert_module(module)
@@ -139,8 +141,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
             raise ValueError(f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}")
+        _release(self.module)
         self._names = parameter_names(self.module, optimizers[0])
-        self._engine = self._initialize(optimizers[0])
+        self._engine, self._trains = self._initialize(optimizers[0]), True
         self._offloaded = [
             (flat, flat.grad)
             for flat in getattr(self._zero, "single_partition_of_fp32_groups", ())
@@ -154,7 +157,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         return self._engine.optimizer
 
     def teardown(self) -> None:
-        if self.failed or self._engine is None or self.stage == 3:
+        if self.failed or not self._trains or self.stage == 3:
             return
         if self._mixed:
             state = whole_state(
@@ -235,12 +238,13 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _piece(self, parameter: Any, key: str | None = None) -> Piece | None:
         """What this process trains of a parameter, or its optimizer state ``key``; None if it is not spread."""
         if hasattr(parameter, "ds_id"):
-            trained = parameter.requires_grad and hasattr(parameter, "_z3_optimizer")
+            # Without an optimizer, as in evaluation, DeepSpeed's engine has another object in its place.
+            trained = parameter.requires_grad and self._trains
             local = self._zero.get_local_fp32_param(parameter, key) if trained else parameter.ds_tensor
             start = self.global_rank * parameter.ds_tensor.ds_numel  # the last ones are padded
             count = max(0, min(local.numel(), parameter.ds_numel - start))
             return Piece(local.detach().flatten()[:count], tuple(parameter.ds_shape), start, count > 0)
-        if self._engine is None or not hasattr(parameter, "_hp_mapping"):
+        if not self._trains or not hasattr(parameter, "_hp_mapping"):
             return None
         mapping = parameter._hp_mapping
         if mapping is None:  # others train all of it
@@ -263,7 +267,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             result = self.module.load_state_dict(state, strict=strict)
             parameter: Any
             for parameter in self.module.parameters():
-                if self._engine is not None and getattr(parameter, "_hp_mapping", None) is not None:
+                if self._trains and getattr(parameter, "_hp_mapping", None) is not None:
                     parameter._hp_mapping.update_hp()
             return result
         # Parameters in parts look empty to torch: it takes the rest, and says what is missing.
@@ -324,6 +328,12 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         if has_state and self.stage != 3:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def _release(module: nn.Module) -> None:
+    """Let an earlier engine give a module back, but for the parameters that it has in parts."""
+    if (before := _engines.pop(module, None)) is not None:
+        before.destroy()
 
 
 def _is_spread(value: Any, like: Any) -> bool:

@@ -17,7 +17,9 @@ def piece_of(tensor: Any) -> Piece:
     place = mesh.get_coordinate()
     assert place is not None, "this process is part of the mesh"
     _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    # Of those that have the same, the first saves it: in this mesh, and among meshes beside it.
     first = all(at == 0 for at, how in zip(place, placements, strict=True) if isinstance(how, Replicate))
+    first = first and int(mesh.mesh.min()) == 0
     local = tensor.detach().to_local()
     return Piece(local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0)
 

@@ -230,16 +230,15 @@ class FSDPStrategy(ProcessGroupStrategy):
                 parameter.grad.clamp_(-value, value)
             return None
         # The norm over each mesh (with tensor parallelism there may be several), and of these norms.
-        meshes: dict[Any, list[Tensor]] = {}
+        meshes: dict[Any, list[Any]] = {}
         for parameter in found:
-            meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter.grad)
-        norms = [whole_tensor(nn.utils.get_total_norm(grads, norm)) for grads in meshes.values()]
-        total = (
-            torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), norm)
-            if norms
-            else torch.zeros(())
+            meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        norms = [whole_tensor(nn.utils.get_total_norm([p.grad for p in own], norm)) for own in meshes.values()]
+        total = torch.linalg.vector_norm(
+            torch.stack([each.to(self.device) for each in norms or [torch.zeros(())]]), norm
         )
-        nn.utils.clip_grads_with_norm_(found, value, total)
+        for own in meshes.values():
+            nn.utils.clip_grads_with_norm_(own, value, total)
         return total
 
     # -- states -----------------------------------------------------------------------------------------------
