@@ -97,6 +97,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         super().connect()
         self.connect_alone()  # DeepSpeed needs a process group for one process, too
 
+    def disconnect(self) -> None:
+        """Nothing: DeepSpeed keeps groups of the process group for good, so it stays until the process ends."""
+
     def check_batches(self, batch_size: int | None, accumulate: int, clip: float | None) -> None:
         check_batches(self.config, batch_size, accumulate, self.world_size, clip)
 
