@@ -24,6 +24,9 @@ from .precision import Precision
 from .process_group import ProcessGroupStrategy, equalize
 from .step_module import StepModule
 
+# Optimizers that treat each number by itself.
+_ELEMENTWISE = {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+
 _engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # DeepSpeed's, of modules whose parameters it keeps
 
 
@@ -144,6 +147,14 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
             raise ValueError(f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}")
+        kind = type(optimizers[0])
+        known = kind.__name__ in _ELEMENTWISE or kind.__module__.startswith("deepspeed.")
+        if not known and not self.config.get("zero_allow_untested_optimizer"):
+            raise ValueError(
+                f"strategy={self.name!r} gives an optimizer flat parts of all parameters together, and whether "
+                f"{kind.__name__} looks at their shapes is not known (as Adafactor and Muon do): if it treats each "
+                'number by itself, pass DeepSpeedStrategy(config={"zero_allow_untested_optimizer": True})'
+            )
         _release(self.module)
         self._names = parameter_names(self.module, optimizers[0])
         self._engine, self._trains = self._initialize(optimizers[0]), True

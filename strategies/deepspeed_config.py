@@ -98,7 +98,7 @@ def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[s
     ):
         if asked:
             zero.setdefault(key, {"device": "cpu", "pin_memory": strategy.device.type != "cpu"})
-    config.setdefault("zero_allow_untested_optimizer", True)
+    config["zero_allow_untested_optimizer"] = True  # those that may be used are the strategy's business
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("steps_per_print", 10**9)
     # Accumulation and clipping are the loop's: what DeepSpeed sees are micro-batches, and the last one of a window.

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .pieces import Piece
 
@@ -21,6 +22,8 @@ def piece_of(tensor: Any) -> Piece:
     first = all(at == 0 for at, how in zip(place, placements, strict=True) if isinstance(how, Replicate))
     first = first and int(mesh.mesh.min()) == 0
     local = tensor.detach().to_local()
+    if is_traceable_wrapper_subclass(local):
+        raise TypeError(f"{type(local).__name__}, of which a distributed tensor is made, cannot be saved in pieces")
     return Piece(local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0)
 
 
