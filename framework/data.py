@@ -221,7 +221,14 @@ class RunData:
         """How many batches of each evaluation loader every process is sure to have."""
         return self._in_all[stage]
 
-    def in_step(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+    def batches(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+        """At most ``limit`` batches of an evaluation loader, and whether each is this process's own."""
+        if self.trainer.strategy.equal_forwards and self.trainer.world_size > 1:
+            return self._in_step(stage, index, limit)
+        batches = self.begin(stage, index) if limit else ()
+        return ((batch, True) for batch in islice(batches, None if limit == INFINITE else int(limit)))
+
+    def _in_step(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
         """As many batches of an evaluation loader as the process with most has, and whether each is one of its own.
 
         The others are this process's last batch once more, or a batch of another's.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -387,7 +385,7 @@ def _run_batches(
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
         batch_idx = -1
-        for batch, own in _with_peers(trainer, stage, index, limit):
+        for batch, own in trainer.data.batches(stage, index, limit):
             if transfer is not None:
                 batch = transfer(batch, index)
             if not own:
@@ -419,14 +417,6 @@ def _run_batches(
     metrics.dataloader_idx = None
     metrics.batch = None
     trainer.data.alone = False
-
-
-def _with_peers(trainer: Trainer, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
-    """The batches of an evaluation loader, and whether each is this process's own."""
-    if trainer.strategy.equal_forwards and trainer.world_size > 1:
-        return trainer.data.in_step(stage, index, limit)
-    batches = trainer.data.begin(stage, index) if limit else ()
-    return ((batch, True) for batch in islice(batches, None if limit == INFINITE else int(limit)))
 
 
 def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:

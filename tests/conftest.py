@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# torchmetrics imports transformers if it finds that it is installed: more than a second in each process that a test
+# starts. The first place where it looks says that there is version 0, for which it has no use. `import transformers`
+# goes on to find the real one.
+NOT_FOUND = str(Path(__file__).resolve().parent / "not_found")
+if NOT_FOUND not in sys.path:
+    sys.path.insert(0, NOT_FOUND)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (NOT_FOUND, os.environ.get("PYTHONPATH"))))
 
 GRACE = 2.0  # seconds that threads and processes get to end after a test
 

@@ -46,7 +46,7 @@ class Net(Module):
             while len(signals) > 1 and not self.trainer.control.wants_signal:
                 pass  # two that come at once are one
         while len(signals) > 1:
-            pass  # for ever, if nothing ends it
+            signal.pause()  # for ever, if nothing ends it
 
     def training_step(self, batch, batch_idx):
         self.send(f"{self.current_epoch}.{batch_idx}")

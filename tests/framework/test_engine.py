@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from loopwright.callbacks import Callback
 from loopwright.framework import CheckpointError, Engine, Module, find_executable_batch_size, get_logger, launch
 from loopwright.loggers import CSVLogger
-from tests.strategies.distributed import in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +42,25 @@ def optimizer_of(model: nn.Module) -> tuple[Any, Any]:
 
 def make(**arguments: Any) -> Engine:
     return Engine(accelerator="cpu", **arguments)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What rank 0 of two processes tells, which are started once for all that needs no end of them."""
+    folder = tmp_path_factory.mktemp("two")
+    return all_in_processes(
+        2,
+        {
+            "compared": (compare_with_trainer,),
+            "players": (two_players,),
+            "windows": (windows_of_a_stream,),
+            "prompts": (prompts,),
+            "resumed": (resumed, str(folder / "state"), STOPS[2]),
+            "uneven": (uneven,),
+            "searches": (search_at_all_places,),
+            "logged": (log_in_order, str(folder / "log")),
+        },
+    )
 
 
 # -- as the Trainer ---------------------------------------------------------------------------------------------------
@@ -103,7 +122,7 @@ def compare_with_trainer() -> Any:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def compared(request: pytest.FixtureRequest) -> Any:
-    return request.param, in_processes(request.param, compare_with_trainer)
+    return request.param, compare_with_trainer() if request.param == 1 else request.getfixturevalue("two")["compared"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -204,9 +223,8 @@ def two_players() -> Any:
     return [parameter.detach().clone() for model in (generator, critic) for parameter in model.parameters()]
 
 
-def test_two_models_with_their_optimizers_train_alike_in_one_process_and_in_two():
-    alone, together = two_players(), in_processes(2, two_players)
-    torch.testing.assert_close(together, alone, rtol=2e-3, atol=1e-4)
+def test_two_models_with_their_optimizers_train_alike_in_one_process_and_in_two(two: dict[str, Any]):
+    torch.testing.assert_close(two["players"], two_players(), rtol=2e-3, atol=1e-4)
 
 
 def test_a_frozen_model_and_one_that_is_unfrozen_later():
@@ -241,8 +259,8 @@ def windows_of_a_stream() -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_end_of_a_stream_ends_its_window(processes: int):
-    flags, ends = in_processes(processes, windows_of_a_stream)
+def test_the_end_of_a_stream_ends_its_window(two: dict[str, Any], processes: int):
+    flags, ends = windows_of_a_stream() if processes == 1 else two["windows"]
     assert flags == [False, False, True, False, False, True, True]
     assert ends == [False] * 6 + [True]
 
@@ -322,8 +340,8 @@ def prompts() -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_101_prompts_give_101_results_in_order(processes: int):
-    own, everything, inputs, _ = in_processes(processes, prompts)
+def test_101_prompts_give_101_results_in_order(two: dict[str, Any], processes: int):
+    own, everything, inputs, _ = two["prompts"] if processes == 2 else in_processes(processes, prompts)
     assert own == -(-101 // processes)
     assert everything == [f"PROMPT {i}" for i in range(101)]
     assert inputs == [float(i) for i in range(101)]
@@ -381,9 +399,13 @@ def resumed(folder: str, stops: tuple[int, ...]) -> Any:
     return whole, after
 
 
-@pytest.mark.parametrize(("processes", "stops"), [(1, (3, 6, 19, 22)), (2, (6, 13))])
-def test_a_loop_goes_on_where_it_was_saved_to_the_bit(tmp_path: Path, processes: int, stops: tuple[int, ...]):
-    whole, found = in_processes(processes, resumed, str(tmp_path / "state"), stops)
+STOPS = {1: (3, 6, 19, 22), 2: (6, 13)}  # by number of processes
+
+
+@pytest.mark.parametrize("processes", STOPS)
+def test_a_loop_goes_on_where_it_was_saved_to_the_bit(two: dict[str, Any], tmp_path: Path, processes: int):
+    whole, found = resumed(str(tmp_path / "state"), STOPS[1]) if processes == 1 else two["resumed"]
+    assert tuple(found) == STOPS[processes]
     for stop, after in found.items():
         assert after[0] == whole[0][stop:], stop
         assert after[2] == whole[2]
@@ -485,8 +507,8 @@ def uneven() -> Any:
     }
 
 
-def test_uneven_tensors_flags_and_objects():
-    found = in_processes(2, uneven)
+def test_uneven_tensors_flags_and_objects(two: dict[str, Any]):
+    found = two["uneven"]
     assert found["gathered"] == ([0, 0, 1], [0.0, 1.0])
     assert found["padded"] == [[1, 1], [-1, -1], [1, 1], [1, 1]]
     assert found["triggers"] == (True, False)
@@ -575,7 +597,7 @@ def search_at_all_places() -> Any:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def searches(request: pytest.FixtureRequest) -> Any:
-    return request.param, in_processes(request.param, search_at_all_places)
+    return request.param, search_at_all_places() if request.param == 1 else request.getfixturevalue("two")["searches"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -685,8 +707,8 @@ def log_in_order(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def test_a_logger_speaks_once_or_in_order(tmp_path: Path):
-    assert in_processes(2, log_in_order, str(tmp_path / "log")).splitlines() == [
+def test_a_logger_speaks_once_or_in_order(two: dict[str, Any]):
+    assert two["logged"].splitlines() == [
         "[rank 0] once",
         "[rank 0] each",
         "[rank 1] each",

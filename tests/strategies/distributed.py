@@ -16,6 +16,24 @@ def in_processes(processes: int, function: Callable[..., Any], *args: Any) -> An
     return call_in_processes(_quietly, (function, args), processes) if processes > 1 else function(*args)
 
 
+def all_in_processes(processes: int, calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """What several functions return in rank 0, by name: called one after the other, as starting processes takes long.
+
+    Args:
+        processes: how many.
+        calls: by name, a function and its arguments.
+    """
+    return in_processes(processes, _each, calls)
+
+
+def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    found = {}
+    for name, (function, *args) in calls.items():
+        torch.manual_seed(0)
+        found[name] = function(*args)
+    return found
+
+
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from loopwright.framework import CombinedLoader, Module, Trainer
 from loopwright.strategies import DDPStrategy
-from tests.strategies.distributed import in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 FEATURES = 6
 
@@ -87,30 +87,56 @@ def assert_equal(one: dict[str, Any], several: dict[str, Any]) -> None:
     assert sorted(chain(*several["samples"])) == sorted(chain(*one["samples"]))  # each sample once in each epoch
 
 
-def cases(*arguments: tuple[Any, ...]) -> list[Any]:
-    """``train`` with several arguments, in one start of processes."""
-    return [train(*each) for each in arguments]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ddp")
 
 
-def test_several_processes_train_as_one_with_the_global_batch():
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    """What two processes come to, which are started once for all that is to be compared."""
+    return all_in_processes(
+        2,
+        {
+            "sizes": (cases, 8, SIZES),
+            "precisions": (cases, 8, PRECISIONS),
+            "weighted gradient": (weighted_gradient,),
+            "cut and resumed": (cut_and_resumed, str(folder)),
+            "manual and options": (manual_and_options,),
+        },
+    )
+
+
+def cases(batch_size: int, arguments: list[tuple[int, bool, dict[str, Any]]]) -> list[Any]:
+    """``train`` with several arguments."""
+    found = []
+    for samples, weighted, options in arguments:
+        torch.manual_seed(0)
+        found.append(train(samples, batch_size, weighted, options))
+    return found
+
+
+PLAIN: dict[str, Any] = {"max_epochs": 15}
+# Of 7 batches: 3, 3 and 1.
+WINDOWS: dict[str, Any] = {"max_epochs": 43, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}
+VALUE: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
+SIZES = [(104, False, PLAIN), (104, False, WINDOWS), (101, False, WINDOWS), (109, True, WINDOWS), (99, True, VALUE)]
+
+
+def test_several_processes_train_as_one_with_the_global_batch(two: dict[str, Any]):
     """100 steps and more; accumulation, clipping, short last windows, last batches and last rounds; weights."""
-    plain = {"max_epochs": 15}
-    windows = {"max_epochs": 43, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}  # 7 batches: 3, 3, 1
-    value = {"max_epochs": 2, "gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
-    sizes = [(104, False, plain), (104, False, windows), (101, False, windows), (109, True, windows), (99, True, value)]
-    one = cases(*((samples, 16, *rest) for samples, *rest in sizes))
-    two = in_processes(2, cases, *((samples, 8, *rest) for samples, *rest in sizes))
+    one = cases(16, SIZES)
     assert one[0]["steps"] >= 100
     assert one[1]["steps"] >= 100
-    for expected, got in zip(one, two, strict=True):
+    for expected, got in zip(one, two["sizes"], strict=True):
         assert_equal(expected, got)
 
 
-def test_mixed_precision_trains_in_several_processes():
-    options = [{"precision": precision, "max_epochs": 3} for precision in ("bf16-mixed", "16-mixed", "bf16-true")]
-    one = cases(*((101, 16, False, each) for each in options))
-    two = in_processes(2, cases, *((101, 8, False, each) for each in options))
-    for expected, got in zip(one, two, strict=True):
+PRECISIONS = [(101, False, {"precision": each, "max_epochs": 3}) for each in ("bf16-mixed", "16-mixed", "bf16-true")]
+
+
+def test_mixed_precision_trains_in_several_processes(two: dict[str, Any]):
+    for expected, got in zip(cases(16, PRECISIONS), two["precisions"], strict=True):
         assert got["steps"] == expected["steps"]
         assert got["losses"] == pytest.approx(expected["losses"], abs=0.02)
 
@@ -136,9 +162,9 @@ def on_gpus() -> list[dict[str, Tensor]]:
     return trainer.strategy.gather_objects(sums)
 
 
-def test_weights_give_the_global_weighted_mean():
+def test_weights_give_the_global_weighted_mean(two: dict[str, Any]):
     """One window over both processes against the gradient computed by hand."""
-    got = in_processes(2, weighted_gradient)
+    got = two["weighted gradient"]
     module, (x, y) = Net(), data(32).tensors
     torch.manual_seed(0)
     module = Net()
@@ -273,8 +299,8 @@ def cut_and_resumed(folder: str) -> list[Any]:
     return read
 
 
-def test_loaders_that_keep_their_own_state_go_on_in_each_process(tmp_path: Path):
-    for whole, cut, rest in batched(in_processes(2, cut_and_resumed, str(tmp_path)), 3):
+def test_loaders_that_keep_their_own_state_go_on_in_each_process(two: dict[str, Any]):
+    for whole, cut, rest in batched(two["cut and resumed"], 3):
         assert sorted(chain(*whole)) == sorted(data(23).tensors[0][:, 0].tolist())
         assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
 
@@ -335,20 +361,18 @@ def manual_and_options() -> list[Any]:
     return results
 
 
-def test_manual_optimization_and_the_options_of_ddp():
-    one = [manual(16, 1), manual(16, 3)]
-    torch.manual_seed(0)
-    two = in_processes(2, manual_and_options)
-    for expected, got in zip(one, two, strict=False):
+def test_manual_optimization_and_the_options_of_ddp(two: dict[str, Any]):
+    one, told = [manual(16, 1), manual(16, 3)], two["manual and options"]
+    for expected, got in zip(one, told, strict=False):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     torch.manual_seed(0)
     accumulated = Net()
     quiet(accumulate_grad_batches=2).fit(accumulated, DataLoader(data(64), 16))
     expected = torch.cat([p.detach().flatten() for p in accumulated.parameters()])
-    torch.testing.assert_close(two[3], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(told[3], expected, atol=1e-6, rtol=0)
     torch.manual_seed(0)
     module = Net()
     quiet().fit(module, DataLoader(data(64), 16))
     plain = torch.cat([p.detach().flatten() for p in module.parameters()])
-    difference = (two[2] - plain).abs().max()
+    difference = (told[2] - plain).abs().max()
     assert 0 < difference < 5e-2, "gradients were compressed to float16 on their way, and else as usual"

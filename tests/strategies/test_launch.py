@@ -123,7 +123,7 @@ told = {
     "gloo_threads": gloo_threads(),
     "flags": [sys._xoptions.get("mark"), sys.warnoptions],
 }
-if arguments.ask:
+if arguments.ask and trainer.global_rank == 1:
     alone = "from loopwright.framework import Trainer; print(Trainer(accelerator='cpu', logger=False).world_size)"
     told["alone"] = int(subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True).stdout)
 with open(os.path.join(arguments.out, f"{trainer.global_rank}.json"), "w") as file:
@@ -364,7 +364,7 @@ def test_a_script_runs_again_in_each_process(by_script: list[dict[str, Any]]) ->
         assert result["flags"] == [True, ["ignore"]]
         # Threads that live on abort the process now and then, as its interpreter ends.
         assert result["gloo_threads"] > result["at_the_end"] == 0
-        assert result["alone"] == 1  # what a rank starts for something else is none of its peers
+    assert by_script[1]["alone"] == 1  # what a rank starts for something else is none of its peers
     assert by_script[0]["weights"] == by_script[1]["weights"]
 
 
@@ -566,7 +566,6 @@ def in_order(text: str, *parts: str) -> bool:
         ("own socket", 1, ("in fail", "RuntimeError: the data server's socket timed out")),
         ("kill", 137, ("Rank 1 of 2 ended with SIGKILL", "Rank 0 of 2 lost its peers at epoch 1, batch 2")),
         ("terminate", 143, ("SIGTERM at step", "of 2 ended with exit code 143")),
-        ("exit 3", None, ("Rank 1 of 2 failed at epoch 1, batch 2", "SystemExit: 3", "Rank 0 of 2 lost its peers")),
         ("exit 0", 1, ("Rank 1 of 2 failed at epoch 1, batch 2", "SystemExit: 0", "Rank 0 of 2 lost its peers")),
         (
             "hang",
@@ -575,14 +574,12 @@ def in_order(text: str, *parts: str) -> bool:
         ),
     ],
 )
-def test_a_rank_that_fails(
-    way: str, code: int | None, parts: tuple[str, ...], programs: Programs, tmp_path: Path
-) -> None:
+def test_a_rank_that_fails(way: str, code: int, parts: tuple[str, ...], programs: Programs, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     ended = programs.run("train.py", way)
     assert in_order(ended.err, *parts), ended.err
     assert ended.err.count("Traceback") == (0 if way in ("kill", "terminate", "hang") else 1), ended.err
-    assert ended.code == code if code is not None else ended.code != 0
+    assert ended.code == code
     assert "trained" not in ended.out
     assert ("leaving 1" in ended.out) == (way not in ("kill", "hang"))
     assert not programs.leftovers()

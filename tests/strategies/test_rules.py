@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
 from loopwright.framework.dealing import LOOK_AHEAD
-from tests.strategies.distributed import in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 
 def data(samples: int = 40) -> TensorDataset:
@@ -86,17 +86,13 @@ def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ("other key", ["'mine'", "on rank 1 and not on rank 0", "train epoch"]),
-        ("validation key", ["'other'", "on rank 1 and not on rank 0", "validation epoch"]),
         ("none", ["returned None on rank 1, batch 2"]),
         ("raise", ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
-        ("weights", ["weight", "none on rank 1"]),
         ("gather", ["all_gather", "batch", "Rank 0"]),
-        ("metric", ["rank_zero_only=True", "Metric"]),
         ("save after it", ["ValueError: a bad sample"]),
     ],
 )
-def test_what_ends_with_an_error(way: str, words: list[str]):
+def test_what_one_process_does_ends_all_with_its_error(way: str, words: list[str]):
     with pytest.raises(RuntimeError) as error:
         in_processes(2, fit, way, 1, {})
     for word in words:
@@ -105,13 +101,39 @@ def test_what_ends_with_an_error(way: str, words: list[str]):
         assert re.search(r"Rank (\d)", str(error.value))
 
 
+def refused(way: str) -> list[str]:
+    """What each process says when all of them find out."""
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        lying() if way == "lying" else fit(way, 1, {})
+    said: list[Any] = [None, None]
+    dist.all_gather_object(said, f"{error.type.__name__}: {error.value}")
+    return said
+
+
+REFUSED = {
+    "other key": ["RuntimeError", "'mine'", "on rank 1 and not on rank 0", "train epoch"],
+    "validation key": ["RuntimeError", "'other'", "on rank 1 and not on rank 0", "validation epoch"],
+    "weights": ["RuntimeError", "weight", "none on rank 1"],
+    "metric": ["ValueError", "rank_zero_only=True", "Metric"],
+    # A loader that promises too much.
+    "lying": ["RuntimeError", "no batch 4 of the 5 that its length promised"],
+}
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_differs_is_refused_by_all(told: dict[str, Any], way: str):
+    for said in told[way]:
+        for word in REFUSED[way]:
+            assert word in said
+
+
 def proceeds() -> list[Any]:
     slow = {"max_epochs": 3, "num_sanity_val_steps": 0}
     return [fit("stop", 1, slow), fit("skip", 1, slow), fit("main only", 0, slow)]
 
 
-def test_what_one_process_asks_for_happens_in_all_at_the_same_step():
-    stop, skip, main = in_processes(2, proceeds)
+def test_what_one_process_asks_for_happens_in_all_at_the_same_step(told: dict[str, Any]):
+    stop, skip, main = told["proceeds"]
     for (steps, _), (steps_1, _) in (stop, skip, main):
         assert steps == steps_1
     assert stop[0][0][1] == 0, "it stopped in the first epoch or right after it"
@@ -153,9 +175,12 @@ def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("lengths", [(LOOK_AHEAD + 3, 2), (1, 2 * LOOK_AHEAD)])
-def test_a_process_that_runs_out_of_batches_waits_for_the_others(lengths: tuple[int, ...]):
-    for read in in_processes(2, own_loaders, lengths):
+LENGTHS = [(LOOK_AHEAD + 3, 2), (1, 2 * LOOK_AHEAD)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_process_that_runs_out_of_batches_waits_for_the_others(told: dict[str, Any], lengths: tuple[int, ...]):
+    for read in told[f"own loaders {lengths}"]:
         assert [len(steps) for steps in read] == [max(lengths)] * 2
         for rank, steps in enumerate(read):
             own = [100.0 * rank + i for i in range(lengths[rank])]
@@ -199,16 +224,11 @@ def distributed_sampler() -> list[Any]:
     return trainer.strategy.gather_objects(found)
 
 
-def test_own_samplers_and_ranks_without_a_batch():
-    first, second = in_processes(2, distributed_sampler)
+def test_own_samplers_and_ranks_without_a_batch(told: dict[str, Any]):
+    first, second = told["distributed sampler"]
     assert first[0] == pytest.approx([i / 20 for i in range(0, 20, 2)])
     assert second[0] == pytest.approx([i / 20 for i in range(1, 20, 2)])
     assert first[1:] == second[1:]
-
-
-def test_a_loader_that_promises_too_much_ends_the_run():
-    with pytest.raises(RuntimeError, match="no batch 4 of the 5 that its length promised"):
-        in_processes(2, lying)
 
 
 # -- callbacks and collectives ----------------------------------------------------------------------------------------
@@ -235,15 +255,16 @@ def counted(counter: Count, name: str, original: Any, *args: Any, **kwargs: Any)
 
 def count() -> list[list[str]]:
     counter = Count()
-    for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
-        setattr(dist, name, partial(counted, counter, name, getattr(dist, name)))
     trainer = quiet(callbacks=[counter, EarlyStopping("loss", patience=5)], accumulate_grad_batches=2, max_epochs=1)
-    trainer.fit(Net(), DataLoader(data(2000), 2))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
+            patch.setattr(dist, name, partial(counted, counter, name, getattr(dist, name)))
+        trainer.fit(Net(), DataLoader(data(2000), 2))
     return counter.by_batch
 
 
-def test_a_step_has_no_collective_but_those_of_ddp():
-    by_batch = in_processes(2, count)
+def test_a_step_has_no_collective_but_those_of_ddp(told: dict[str, Any]):
+    by_batch = told["count"]
     assert len(by_batch) == 500
     # The control word, after batches 1, 3, 7, 15, …: as far again each time, until a second is reached. In the first
     # batch the processes also tell each other whether there are weights.
@@ -264,8 +285,8 @@ def finetune() -> list[Tensor]:
     return trainer.strategy.gather_objects(torch.cat([p.detach().flatten() for p in module.parameters()]))
 
 
-def test_parameters_that_are_unfrozen_later_stay_equal():
-    first, second = in_processes(2, finetune)
+def test_parameters_that_are_unfrozen_later_stay_equal(told: dict[str, Any]):
+    first, second = told["finetune"]
     assert first.equal(second)
     assert first[0] != Net().layer.weight.item()
 
@@ -325,9 +346,29 @@ def stop_early() -> Any:
     )
 
 
-def test_early_stopping_and_the_collectives_of_a_module():
-    first, second = in_processes(2, stop_early)
+def test_early_stopping_and_the_collectives_of_a_module(told: dict[str, Any]):
+    first, second = told["stop early"]
     assert first[:2] == second[:2] == (2, 1)
     assert first[2] == second[2] == [0.0, 1.0]
     assert (first[3], second[3]) == (2 * 2 * 1 * 2, 2 * 3 * 10 * 2)  # of the sum over both processes' losses
     assert first[4] == second[4] == [1.5, 3, 1, 2]
+
+
+# -- one start of processes for all that need no end of them ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What rank 0 of two processes tells."""
+    return all_in_processes(
+        2,
+        {
+            **{way: (refused, way) for way in REFUSED},
+            "proceeds": (proceeds,),
+            **{f"own loaders {lengths}": (own_loaders, lengths) for lengths in LENGTHS},
+            "distributed sampler": (distributed_sampler,),
+            "count": (count,),
+            "finetune": (finetune,),
+            "stop early": (stop_early,),
+        },
+    )

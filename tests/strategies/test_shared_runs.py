@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import CheckpointError, DataModule, Module
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from loopwright.strategies import DDPStrategy
-from tests.strategies.distributed import in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 
 class Noisy(Dataset):
@@ -76,7 +77,9 @@ def run(folder: Path, workers: int, stop: int = 0, ckpt_path: str | None = None)
     # Each process has random numbers of its own, as when nothing was seeded.
     torch.manual_seed(trainer.global_rank)
     trainer.state.seed = 11
-    loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=workers)
+    # Forked, as in a script's processes; in those that are spawned, as here, each worker would import all again.
+    context = "fork" if workers else None
+    loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=workers, multiprocessing_context=context)
     try:
         trainer.fit(module, loader, DataLoader(Noisy(10), 3), ckpt_path=ckpt_path)
     except InterruptedError:
@@ -102,10 +105,31 @@ def cut_and_resumed(folder: Path, workers: int) -> list[Any]:
     return runs
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "tb" / "loopwright_logs" / "version_4").mkdir(parents=True)
+    (folder / "file").write_text("in the way")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    """What two processes come to, which are started once for all tests."""
+    return all_in_processes(
+        2,
+        {
+            **{f"{workers} workers": (cut_and_resumed, folder / f"{workers}", workers) for workers in (0, 1)},
+            "log": (log, folder),
+            "fail to save": (fail_to_save, folder / "file" / "x.ckpt"),
+        },
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_ends_as_if_it_had_not_been_cut(tmp_path: Path, workers: int):
-    whole, *resumed = in_processes(2, cut_and_resumed, tmp_path, workers)
+def test_a_resumed_run_ends_as_if_it_had_not_been_cut(two: dict[str, Any], workers: int):
+    whole, *resumed = two[f"{workers} workers"]
     for again in resumed:
         for (weights, metrics, _, rng), (weights_2, metrics_2, _, rng_2) in zip(whole, again, strict=True):
             assert all(weights[name].equal(weights_2[name]) for name in weights)
@@ -127,9 +151,8 @@ def resume_elsewhere(path: str) -> Any:
     return trainer.global_step, trainer.current_epoch
 
 
-def test_a_checkpoint_is_resumed_by_another_number_of_processes(tmp_path: Path):
-    in_processes(2, run, tmp_path, 0)
-    at_an_epochs_end = str(tmp_path / "best" / "last.ckpt")
+def test_a_checkpoint_is_resumed_by_another_number_of_processes(two: dict[str, Any], folder: Path):
+    at_an_epochs_end = str(folder / "0" / "whole" / "best" / "last.ckpt")
     assert resume_elsewhere(at_an_epochs_end)[1] == 4
     assert in_processes(3, resume_elsewhere, at_an_epochs_end)[1] == 4
 
@@ -156,7 +179,8 @@ class Logs(Net):
         self.print("printed once")
 
 
-def log() -> Any:
+def log(folder: Path) -> Any:
+    os.chdir(folder)
     trainer = quiet(
         logger=[TensorBoardLogger("tb"), CSVLogger("csv")],
         log_every_n_steps=1,
@@ -173,17 +197,16 @@ def log() -> Any:
     )
 
 
-def test_files_are_written_once_and_all_know_where():
-    Path("tb/loopwright_logs/version_4").mkdir(parents=True)
-    first, second = in_processes(2, log)
+def test_files_are_written_once_and_all_know_where(two: dict[str, Any], folder: Path):
+    first, second = two["log"]
     assert first == second
     assert first[0].endswith("tb/loopwright_logs/version_5")
     assert first[2] == ["5", "0"]
     assert Path(first[1]).is_dir()
-    assert len(list(Path("tb").rglob("events*"))) == 1
-    assert len(list(Path("csv").rglob("metrics.csv"))) == 1
-    assert Path("prepared").read_text() == "x"
-    assert len(list(Path("timed").glob("*.ckpt"))) == 7, "all processes see the interval's end at the same steps"
+    assert len(list((folder / "tb").rglob("events*"))) == 1
+    assert len(list((folder / "csv").rglob("metrics.csv"))) == 1
+    assert (folder / "prepared").read_text() == "x"
+    assert len(list((folder / "timed").glob("*.ckpt"))) == 7, "all processes see the interval's end at the same steps"
 
 
 def test_what_ddp_cannot_do_is_refused():
@@ -197,7 +220,7 @@ def test_what_ddp_cannot_do_is_refused():
         quiet(devices=2, strategy="ddp_spawn")
 
 
-def fail_to_save(path: str) -> Any:
+def fail_to_save(path: Path) -> Any:
     trainer = quiet()
     trainer.fit(Net(), DataLoader(Noisy(), 3))
     with pytest.raises(OSError, match=r"file/x\.ckpt' could not be written: File exists"):  # on both ranks
@@ -207,6 +230,5 @@ def fail_to_save(path: str) -> Any:
     return True
 
 
-def test_a_failed_save_is_raised_in_all_processes(tmp_path: Path):
-    (tmp_path / "file").write_text("in the way")
-    assert in_processes(2, fail_to_save, str(tmp_path / "file" / "x.ckpt"))
+def test_a_failed_save_is_raised_in_all_processes(two: dict[str, Any]):
+    assert two["fail to save"] is True
