@@ -13,11 +13,11 @@ from pathlib import Path
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
-from . import calls, checkpoint, ddp, imports, kills, launch, saving, size, step_overhead
+from . import calls, checkpoint, ddp, imports, kills, launch, saving, sharded, size, step_overhead
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-BENCHMARKS = ("step", "calls", "import", "checkpoint", "saving", "size", "ddp", "launch")
+BENCHMARKS = ("step", "calls", "import", "checkpoint", "saving", "size", "ddp", "sharded", "launch")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +56,14 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "size", size.compare()
     if "ddp" in wanted:
         yield "ddp", ddp.compare(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick)
+    if "sharded" in wanted:
+        memory = sharded.compare_memory()
+        yield "sharded_memory", memory
+        yield "sharded_saving", sharded.compare_saving(memory)
+        yield (
+            "sharded_time",
+            sharded.compare_time(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick),
+        )
     if "launch" in wanted:
         yield "launch", launch.compare(rounds)
     if "kills" in wanted:

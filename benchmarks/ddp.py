@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -110,7 +110,8 @@ def run_loopwright(data: TensorDataset, look: Callable[[int], None], full: bool,
     trainer.fit(Ours(look, full), DataLoader(data, BATCH, shuffle=True))
 
 
-RUN: dict[str, Callable[..., None]] = {
+Runs = dict[str, Callable[[TensorDataset, Callable[[int], None], str], None]]  # loops, the raw one is "raw"
+RUN: Runs = {
     "raw": lambda data, look, folder: run_raw(data, look),
     "bare": lambda data, look, folder: run_loopwright(data, look, False, folder),
     "full": lambda data, look, folder: run_loopwright(data, look, True, folder),
@@ -142,7 +143,16 @@ def count_collectives() -> list[str]:
     return called
 
 
-def measure(name: str, steps: int, folder: str, called: list[str]) -> dict[str, Any]:
+def connect() -> None:
+    """Make a process group: the Trainer joins one that is there."""
+    # Imported later, its functions' defaults would hold the group beyond its end, and gloo's threads with it.
+    import_module("torch.distributed.nn.functional")
+    dist.init_process_group("gloo")
+
+
+def measure(
+    run: Callable[..., None], data: Callable[[int], TensorDataset], steps: int, folder: str, called: list[str]
+) -> dict[str, Any]:
     """Seconds of a step and those on the CPU, and what collectives were called in all of them."""
     marks: list[tuple[float, float, int]] = []
 
@@ -151,30 +161,28 @@ def measure(name: str, steps: int, folder: str, called: list[str]) -> dict[str, 
             marks.append((time.perf_counter(), time.process_time(), len(called)))
 
     gc.collect()
-    RUN[name](dataset(FIRST + steps + 1), look, folder)
+    run(data(FIRST + steps + 1), look, folder)
     (start, cpu_start, before), (end, cpu_end, after) = marks
     return {
         "step_s": (end - start) / steps, "cpu_s": (cpu_end - cpu_start) / steps, "collectives": called[before:after]
     }  # fmt: skip
 
 
-def measure_rounds(steps: int, folder: str) -> list[dict[str, Any]]:
+def measure_rounds(runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str) -> list[dict[str, Any]]:
     settle()
     called = count_collectives()
-    # Imported later, its functions' defaults would hold the group beyond its end, and gloo's threads with it.
-    import_module("torch.distributed.nn.functional")
-    dist.init_process_group("gloo")  # the Trainer joins a group that is there
-    for name in RUN:
-        measure(name, 1, folder, called)  # imports what will be needed
+    connect()
+    for run in runs.values():
+        measure(run, data, 1, folder, called)  # imports what will be needed
     rounds = []
     for turn in range(ROUNDS):
-        names = list(RUN) if turn % 2 == 0 else list(reversed(RUN))
-        rounds.append({name: measure(name, steps, folder, called) for name in names})
+        names = list(runs) if turn % 2 == 0 else list(reversed(runs))
+        rounds.append({name: measure(runs[name], data, steps, folder, called) for name in names})
     return rounds
 
 
-def work(steps: int, folder: str) -> None:
-    rounds = measure_rounds(steps, folder)
+def work(runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str) -> None:
+    rounds = measure_rounds(runs, data, steps, folder)
     if dist.get_rank() == 0:
         Path(folder, "rounds.json").write_text(json.dumps(rounds))
     dist.destroy_process_group()
@@ -183,11 +191,16 @@ def work(steps: int, folder: str) -> None:
 # -- in the parent --------------------------------------------------------------------------------------------
 
 
-def start_rounds(steps: int) -> list[dict[str, Any]]:
-    """`measure_rounds` in fresh processes."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
+def launch(module: str, *arguments: str, processes: int = PROCESSES, environment: Sequence[str] = ()) -> None:
+    """Run a module of this package as a program of several processes, by torchrun."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    run_in_terminal("the loop of several processes", ("env", *environment, *launcher, "-m", module, *arguments))
+
+
+def start_rounds(module: str, steps: int, *arguments: str) -> list[dict[str, Any]]:
+    """`measure_rounds` in fresh processes: `work` is what the module is to run."""
     with tempfile.TemporaryDirectory() as folder:
-        run_in_terminal("the loop of two processes", (*launcher, "-m", __name__, str(steps), folder))
+        launch(module, str(steps), folder, *arguments)
         return json.loads(Path(folder, "rounds.json").read_text())
 
 
@@ -196,13 +209,18 @@ def ratios(found: list[dict[str, Any]], name: str, kind: str = "step_s") -> list
     return statistics.quantiles([each[name][kind] / each["raw"][kind] for each in found], n=4)
 
 
+def is_noisy(found: list[dict[str, Any]]) -> bool:
+    """Whether two runs of the raw loop differ by more than the target."""
+    lowest, _, highest = ratios(found, "raw again")
+    return max(1 - lowest, highest - 1) > TARGET - 1
+
+
 def compare(rounds: int, quick: bool = False) -> Table:
     steps = STEPS // 5 if quick else STEPS
     found: list[dict[str, Any]] = []
     while len(found) < rounds:
-        found += start_rounds(steps)
-    lowest, _, highest = ratios(found, "raw again")
-    noisy = max(1 - lowest, highest - 1) > TARGET - 1
+        found += start_rounds(__name__, steps)
+    noisy = is_noisy(found)
     rows, figures = [], {}
     for name, label in TITLES.items():
         low, median, high = ratios(found, name)
@@ -232,4 +250,4 @@ def compare(rounds: int, quick: bool = False) -> Table:
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), sys.argv[2])
+    work(RUN, dataset, int(sys.argv[1]), sys.argv[2])

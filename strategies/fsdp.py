@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .distributed_tensors import distribute, in_pieces, whole_tensor
 from .launch import Place
@@ -87,8 +88,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         self.mp_policy, self.cpu_offload = mp_policy, cpu_offload
         self.asked_mesh, self.tensor_parallel_size = device_mesh, tensor_parallel_size
         self._root: Any = None  # a StepModule around the module, sharded
-        self._sharded_into: dict[int, nn.Parameter] = {}  # by the id of the parameter before: the one that is trained
-        self._before: list[nn.Parameter] = []  # keeps those ids theirs
+        self._sharded_into: Any = WeakIdKeyDictionary()  # by the parameter before, while it lives: what is trained
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         super().setup_environment(devices, num_nodes, place)
@@ -135,8 +135,7 @@ class FSDPStrategy(ProcessGroupStrategy):
             before = dict(module.named_parameters())
             self._root = _roots[module] = self._shard(module, precision)
             for name, parameter in module.named_parameters():
-                self._sharded_into[id(before[name])] = parameter
-            self._before = list(before.values())
+                self._sharded_into[before[name]] = parameter
         self._root.context = self._context
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
@@ -182,7 +181,7 @@ class FSDPStrategy(ProcessGroupStrategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
             for group in optimizer.param_groups:  # one that was made before knows the parameters of then
-                group["params"] = [self._sharded_into.get(id(p), p) for p in group["params"]]
+                group["params"] = [self._sharded_into.get(p, p) for p in group["params"]]
         return super().setup_optimizers(optimizers)
 
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
