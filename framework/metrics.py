@@ -193,6 +193,8 @@ class Metrics:
             )
         shared = sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
         if self.muted:
+            if entry.metric is not None and entry.value is None:
+                entry.value = value  # it takes part, with nothing
             if shared and self.strategy.world_size > 1:
                 self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)  # the others wait for it
             return

@@ -592,7 +592,8 @@ class Trainer(TrainerAttributes):
         """Say how much data a step takes, where that is more than a batch."""
         batch_size = getattr(self.train_dataloader, "batch_size", None)
         known = batch_size if isinstance(batch_size, int) else None
-        self.strategy.check_batches(known, self.accumulate_grad_batches, self.gradient_clip_val)
+        clipping = self.gradient_clip_val, self.gradient_clip_algorithm
+        self.strategy.check_steps(known, self.accumulate_grad_batches, *clipping)
         if self.barebones or not self.is_global_zero or not isinstance(batch_size, int):
             return
         parts = data_place(self.strategy)[1]

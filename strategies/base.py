@@ -118,8 +118,8 @@ class Strategy(ABC):
         """A context in which ``configure_model`` makes the module's parts."""
         return nullcontext()
 
-    def check_batches(self, batch_size: int | None, accumulate: int, clip: float | None) -> None:
-        """Raise if the strategy was configured for others."""
+    def check_steps(self, batch_size: int | None, accumulate: int, clip: float | None, algorithm: str | None) -> None:
+        """Raise if the strategy cannot take such steps, or was configured for others."""
 
     def start_epoch(self) -> None:
         """A training epoch is about to begin; callbacks may have changed which parameters are trained."""

@@ -100,10 +100,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         super().connect()
         self.connect_alone()  # DeepSpeed needs a process group for one process, too
 
-    def disconnect(self) -> None:
-        """Nothing: DeepSpeed keeps groups of the process group for good, so it stays until the process ends."""
-
-    def check_batches(self, batch_size: int | None, accumulate: int, clip: float | None) -> None:
+    def check_steps(self, batch_size: int | None, accumulate: int, clip: float | None, algorithm: str | None) -> None:
+        self._check_clipping(algorithm if clip else "norm", 2.0)
         check_batches(self.config, batch_size, accumulate, self.world_size, clip)
 
     # -- the module -------------------------------------------------------------------------------------------
@@ -220,12 +218,15 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
         """Let the next step clip: DeepSpeed does it there."""
-        if algorithm != "norm" or norm != 2.0:
-            raise ValueError(
-                f'strategy={self.name!r} clips by the 2-norm (gradient_clip_algorithm="norm"); got algorithm='
-                f"{algorithm!r}, norm={norm}"
-            )
+        self._check_clipping(algorithm, norm)
         self._clip = value
+
+    def _check_clipping(self, algorithm: str | None, norm: float) -> None:
+        if algorithm not in (None, "norm") or norm != 2.0:
+            raise ValueError(
+                f'strategy={self.name!r} clips by the 2-norm (gradient_clip_algorithm="norm"); got '
+                f"gradient_clip_algorithm={algorithm!r}, norm={norm}"
+            )
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         self._factor = float(factor)

@@ -39,7 +39,8 @@ def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
         if key in config:
             raise ValueError(f"config has a section {key!r}, which is not DeepSpeed's business here: {instead}")
     zero = config.get("zero_optimization", {})
-    asked = zero.get("stage", stage)
+    asked = zero.get("stage", "auto")
+    asked = stage if asked == "auto" else asked
     if stage is not None and asked != stage:
         raise ValueError(f"config says zero_optimization.stage={asked}, the strategy was asked for stage={stage}")
     if asked not in (None, 1, 2, 3):

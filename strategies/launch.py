@@ -249,6 +249,8 @@ def leave_group() -> None:
     gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
     if dist.is_initialized():
         dist.destroy_process_group()
+    if (groups := sys.modules.get("deepspeed.utils.groups")) is not None:
+        groups._release_process_group_references()  # which it keeps for its next engine
 
 
 def leave() -> None:
