@@ -545,7 +545,11 @@ class Engine(Peers):
         self.unscale(optimizer)
         self._completed.add(id(optimizer))
         if (factor := self.window.factor()) is not None:
-            self._owner_of(optimizer).scale_gradients(optimizer, factor)
+            self.scale_gradients(optimizer, factor)
+
+    def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
+        """Multiply the gradients with which an optimizer steps next."""
+        self._owner_of(optimizer).scale_gradients(optimizer, factor)
 
     def _sync_what_was_not(self, optimizer: Optimizer) -> None:
         """Average gradients of a module that was never called as a whole, but by its parts or other methods."""

@@ -456,7 +456,7 @@ class Optimization:
         optimizer = manual.optimizer
         self.engine.unscale(optimizer)
         if manual._gathered < self.window.length:
-            self.engine.strategy.scale_gradients(optimizer, self.window.length / manual._gathered)
+            self.engine.scale_gradients(optimizer, self.window.length / manual._gathered)
         manual._gathered = 0
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
