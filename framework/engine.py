@@ -338,7 +338,7 @@ class Engine(Peers):
     @property
     def step_was_skipped(self) -> bool:
         """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
-        return self.scaler is not None and not self._updated
+        return not self._updated if self.scaler is not None else self.strategy.step_was_skipped
 
     @property
     def moves_batches(self) -> bool:

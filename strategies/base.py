@@ -34,7 +34,7 @@ class Strategy(ABC):
         equal_forwards: evaluation needs the same number of forward passes on all ranks.
         synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
         keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
-        owns_loss_scale: the strategy scales losses itself; no ``GradScaler`` is made.
+        owns_loss_scale: the strategy scales losses itself, and tells ``step_was_skipped``; no ``GradScaler`` is made.
         manual_optimization: whether a step may compute gradients and step optimizers itself.
         one_module: an Engine can prepare one module only.
         shards_state: states hold a :class:`~.pieces.Piece` of each sharded tensor, which its process saves.
@@ -60,7 +60,7 @@ class Strategy(ABC):
     max_restarts = 0
     device = torch.device("cpu")
     world_size, global_rank, local_rank, node_rank, tensor_parallel_size = 1, 0, 0, 0, 1
-    in_step = failed = False
+    in_step = failed = step_was_skipped = False
     module: nn.Module
     optimizers: list[Optimizer]
 

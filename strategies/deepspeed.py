@@ -241,6 +241,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         if self._factor:
             scaler.cur_scale *= self._factor
         self._clip, self._factor = self._own_clip, None
+        self.step_was_skipped = bool(zero.overflow)
 
     # -- states -----------------------------------------------------------------------------------------------
 
