@@ -40,7 +40,9 @@ class ModelSummary(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if self._max_depth == 0:
             return
-        summary = summarize(module, self._max_depth)  # on all processes: a sharded module's forward needs them all
+        # A module in parts is called by its strategy only.
+        with_sizes = not trainer.strategy.replaces_parameters or trainer.world_size == 1
+        summary = summarize(module, self._max_depth, with_sizes)  # on all processes, as they may meet in its forward
         if trainer.is_global_zero:
             self.show(summary)
 
@@ -131,7 +133,7 @@ class Summary:
         return "\n".join([lines[0], rule, *lines[1:], rule, *self.totals])
 
 
-def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
+def summarize(module: nn.Module, max_depth: int = 1, with_sizes: bool = True) -> Summary:
     """Summarize a module; if it has an ``example_input_array``, with the sizes that its layers take and return.
 
     For that it is called once, in evaluation mode and without gradients. Random generators, training modes and
@@ -140,6 +142,7 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     Args:
         module: any ``torch.nn.Module``.
         max_depth: how deep to go into nested layers; -1 shows all, 0 only the totals.
+        with_sizes: whether it may be called.
 
     Raises:
         ValueError: if ``max_depth`` is less than -1.
@@ -153,7 +156,7 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     }
     sizes: dict[str, tuple[Any, Any]] = {}
     example = getattr(module, "example_input_array", None)
-    if example is not None and max_depth != 0:
+    if example is not None and max_depth != 0 and with_sizes:
         summary.sizes_shown = True
         sizes, summary.note = _record_sizes(module, layers, example)
 

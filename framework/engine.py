@@ -237,6 +237,8 @@ class Engine(Peers):
                 self._owners[id(optimizer)] = next(owners, self.strategy)
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
+        sizes = [getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]] or [None]
+        self.strategy.check_steps(sizes[0], self.gradient_accumulation_steps, None, None)
         return prepared[0] if len(prepared) == 1 else prepared
 
     def _is_ours(self, item: Any) -> bool:
@@ -250,6 +252,14 @@ class Engine(Peers):
             raise ValueError(f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another")
         strategy = self.strategy if self.strategy.one_module else copy.copy(self.strategy)
         trained = [own for own in optimizers if self._prepared(own) is None and _trains(own, module)]
+        own = {id(parameter) for parameter in module.parameters()}
+        alone = strategy.one_module or (strategy.replaces_parameters and self.num_processes > 1)
+        for optimizer in trained if alone else ():
+            if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+                raise ValueError(
+                    f"strategy={strategy.name!r} takes an optimizer for each module; this {type(optimizer).__name__} "
+                    "has parameters of several"
+                )
         if strategy.one_module and not trained:
             raise ValueError(f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare")
         self.setup(module, strategy)
@@ -334,6 +344,11 @@ class Engine(Peers):
     def start_evaluation(self) -> None:
         """All processes are about to evaluate: make equal what training leaves different. A collective."""
         self.strategy.start_evaluation()
+
+    def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
+        """A context for evaluation. What a strategy gathers there may be trained later: then no inference mode."""
+        gathers = self.strategy.equal_forwards and self.num_processes > 1
+        return torch.inference_mode() if inference_mode and not gathers else torch.no_grad()
 
     @property
     def step_was_skipped(self) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .loaders import INFINITE
 from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
@@ -430,4 +428,4 @@ def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:
 
 def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:
     # Inside fit, a tensor that a module keeps from validation may meet autograd later: no inference mode there.
-    return torch.inference_mode() if trainer.inference_mode and trainer.state.fn != "fit" else torch.no_grad()
+    return trainer.engine.without_gradients(trainer.inference_mode and trainer.state.fn != "fit")

@@ -29,6 +29,11 @@ def save_run(
     trainer: Trainer, path: str, weights_only: bool, wait: bool = True, then: Callable[[], None] | None = None
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
+    if trainer.strategy.failed and trainer.strategy.shards_state and trainer.world_size > 1:
+        raise RuntimeError(
+            f"no checkpoint can be saved after an exception under strategy={trainer.strategy.name!r}: each process has "
+            "a part of the state only, and the others may be gone"
+        )
     checkpoint, rng, failed = {}, None, None
     try:
         checkpoint = collect(trainer, weights_only)

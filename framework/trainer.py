@@ -513,10 +513,12 @@ class Trainer(TrainerAttributes):
             module.configure_model()
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
-        earlier = self.optimization if self.fitted else self.carried
-        goes_on = fn == "fit" and checkpoint is None and earlier is not None
-        # Before the strategy takes the module up anew, and with whole tensors, as they may be spread otherwise then.
-        left = whole_state(self.strategy, earlier.state_dict()) if goes_on and earlier is not None else None
+        goes_on = fn == "fit" and checkpoint is None
+        if self.fitted and (goes_on or self.optimization.module is not module):
+            # Before the strategy takes a module up, and with whole tensors, as they may be spread otherwise then.
+            fit = self.optimization
+            state = whole_state(self.strategy, fit.state_dict())
+            self.carried, self.fitted = CarriedFit(fit.module, fit.configured, state), False
         self.engine.setup(module)
         if checkpoint is not None:
             restore_module(self, checkpoint)
@@ -529,8 +531,9 @@ class Trainer(TrainerAttributes):
         self.fitted = True
         if checkpoint is not None:
             restore_run(self, checkpoint)
-        elif left is not None and earlier is not None and earlier.configured == self.optimization.configured:
-            self.optimization.load_state_dict(left)
+        elif self.carried is not None and self.carried.configured == self.optimization.configured:
+            self.optimization.load_state_dict(self.carried.state_dict())
+        self.carried = None
         self.unfinished = None
         self._announce()
         self._log_hyperparameters()
@@ -610,7 +613,8 @@ class Trainer(TrainerAttributes):
         for logger in self.loggers if self.is_global_zero else ():
             if merged:
                 logger.log_hyperparams(merged)
-            logger.log_graph(self.module)
+            if not self.strategy.equal_forwards or self.world_size == 1:  # else its forward takes all processes
+                logger.log_graph(self.module)
 
     def _teardown(self, fn: str) -> None:
         if self.datamodule is not None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from .launch import Place
 from .module_policy import Policy
 from .precision import Precision
-from .process_group import ProcessGroupStrategy, equalize
+from .process_group import ProcessGroupStrategy
 from .step_module import StepModule
 
 _BUCKET = 2**23  # numbers that are averaged in one collective
@@ -105,7 +105,7 @@ class DDPStrategy(ProcessGroupStrategy):
         self._replaced = []
         self.torn_down = False
         if self.world_size > 1:
-            equalize((*module.parameters(), *module.buffers()))
+            self.equalize((*module.parameters(), *module.buffers()))
             if self.sync_batchnorm:
                 self._convert_batchnorms(module)
         return module
@@ -219,4 +219,4 @@ class DDPStrategy(ProcessGroupStrategy):
     def start_evaluation(self) -> None:
         if self.world_size > 1 and self.broadcast_buffers:
             # Running statistics are each process's own since the last forward began.
-            equalize(self.module.buffers())
+            self.equalize(self.module.buffers())

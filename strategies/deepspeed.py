@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,13 @@ from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import number_optimizer_state, parameter_names
 from .pieces import Piece, whole_state
 from .precision import Precision
-from .process_group import ProcessGroupStrategy, equalize
+from .process_group import ProcessGroupStrategy
 from .step_module import StepModule
 
 # Optimizers that treat each number by itself.
-_ELEMENTWISE = {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+_ELEMENTWISE = {"ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 
-_engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # DeepSpeed's, of modules whose parameters it keeps
+_ENGINE = "_deepspeed_engine"  # in a module's __dict__: DeepSpeed's, which keeps its parameters
 
 
 class DeepSpeedStrategy(ProcessGroupStrategy):
@@ -83,6 +82,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self.equal_forwards = self.stage == 3
         self._engine: Any = None  # DeepSpeed's
         self._trains = False  # whether it has an optimizer
+        self._trained: tuple[Any, ...] = ()  # what it trains
+        self._frozen: dict[str, Tensor] = {}  # what it does not, if it rounds that
         self._complete: dict[str, Any] = {}  # its configuration
         self._names: list[list[str]] = []  # of the optimizer's parameters, by group
         self._offloaded: list[tuple[Tensor, Tensor]] = []  # what the optimizer steps on, and its gradient's memory
@@ -130,17 +131,18 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             precision.convert_module(module)
             module.to(self.device)
             if self.world_size > 1:
-                equalize((*module.parameters(), *module.buffers()))
+                self.equalize((*module.parameters(), *module.buffers()))
         checkpoint_activations(module, self.activation_checkpointing)
         return module
 
     def _initialize(self, optimizer: Optimizer | None) -> Any:
         import deepspeed
 
-        _engines[self.module], *_ = deepspeed.initialize(
+        engine, *_ = deepspeed.initialize(
             model=StepModule(self.module, self._context), optimizer=optimizer, config=self._complete
         )
-        return _engines[self.module]
+        vars(self.module)[_ENGINE] = engine
+        return engine
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
@@ -153,8 +155,26 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 f"{kind.__name__} looks at their shapes is not known (as Adafactor and Muon do): if it treats each "
                 'number by itself, pass DeepSpeedStrategy(config={"zero_allow_untested_optimizer": True})'
             )
+        (optimizer,) = optimizers
+        if optimizer.state:
+            raise ValueError(
+                f"strategy={self.name!r} takes an optimizer that has no state yet; this {kind.__name__} has stepped: "
+                "prepare it before its first step, or load its state by load_state"
+            )
+        for index, group in enumerate(optimizer.param_groups):
+            if not any(parameter.requires_grad for parameter in group["params"]):
+                raise ValueError(f"strategy={self.name!r}: no parameter of the optimizer's group {index} is trained")
         _release(self.module)
-        self._names = parameter_names(self.module, optimizers[0])
+        self._names = parameter_names(self.module, optimizer)
+        self._trained = self._trainable()
+        for parameter in self.module.parameters():
+            parameter.grad = None  # what was left would count in the first step
+        if self._mixed and self.stage != 3:  # DeepSpeed rounds what it does not train, too
+            self._frozen = {
+                name: parameter.detach().clone()
+                for name, parameter in self.module.named_parameters()
+                if not parameter.requires_grad
+            }
         self._engine, self._trains = self._initialize(optimizers[0]), True
         self._offloaded = [
             (flat, flat.grad)
@@ -162,6 +182,23 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             if flat.grad is not None
         ]
         return super().setup_optimizers(optimizers)
+
+    def _trainable(self) -> tuple[Any, ...]:
+        return tuple(name for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    def start_epoch(self) -> None:
+        if not self._trains:
+            return
+        groups = len(self._zero.optimizer.param_groups), len(self._names)
+        if changed := set(self._trainable()) ^ set(self._trained):
+            raise RuntimeError(
+                f"strategy={self.name!r} cannot change which parameters are trained during a fit; frozen or unfrozen "
+                f'since it began: {", ".join(sorted(changed))}. strategy="fsdp" and "ddp" can'
+            )
+        if groups[0] != groups[1]:
+            raise RuntimeError(
+                f"strategy={self.name!r} cannot add parameter groups during a fit: {groups[1]} then, {groups[0]} now"
+            )
 
     @property
     def _zero(self) -> Any:
@@ -171,10 +208,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def teardown(self) -> None:
         if self.failed or not self._trains or self.stage == 3:
             return
-        if self._mixed:
-            state = whole_state(
-                self, self.model_state()
-            )  # the numbers that were trained, which the module has in half precision only
+        if self._mixed:  # the module has what was trained in half precision only
+            state = whole_state(self, self.model_state())
             for name, parameter in self.module.named_parameters():
                 parameter.data = state[name].to(parameter.device)
 
@@ -192,7 +227,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def start_evaluation(self) -> None:
         if self.world_size > 1:
-            equalize(self.module.buffers())  # running statistics are each process's own
+            self.equalize(self.module.buffers())  # running statistics are each process's own
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for flat, memory in self._offloaded:
@@ -272,13 +307,13 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         for name, value in state.items():
             if isinstance(value, Tensor):
                 piece = self._piece(value)
-                state[name] = value.detach() if piece is None else piece
+                state[name] = self._frozen.get(name, value.detach()) if piece is None else piece
         return state
 
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
         spread = {name: own for name, own in self.module.state_dict(keep_vars=True).items() if hasattr(own, "ds_id")}
         for name in spread.keys() & state.keys():
-            self._set(spread[name], state[name])
+            self._set(spread[name], state[name], name)
         if not spread:
             result = self.module.load_state_dict(state, strict=strict)
             parameter: Any
@@ -290,12 +325,14 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         stand_in = {**state, **{name: own.detach() for name, own in spread.items() if name in state}}
         return self.module.load_state_dict(stand_in, strict=strict)
 
-    def _set(self, parameter: Any, whole: Tensor, key: str | None = None) -> None:
+    def _set(self, parameter: Any, whole: Tensor, name: str, key: str | None = None) -> None:
         """Give this process its part of a parameter, or of the optimizer state ``key``."""
         piece = self._piece(parameter, key)
         assert piece is not None
         if whole.shape != piece.shape:
-            raise RuntimeError(f"size mismatch: {tuple(whole.shape)} in the checkpoint, {piece.shape} in the module")
+            raise RuntimeError(
+                f"size mismatch for {name}: {tuple(whole.shape)} in the checkpoint, {piece.shape} in the module"
+            )
         if piece.mine:
             piece.tensor.copy_(piece.of(whole))
             if key is None and hasattr(parameter, "ds_id"):
@@ -324,20 +361,33 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         number_optimizer_state(state, self._names)  # raises if it is another's
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         for flat, parameters in self._zero_state():
-            own = [state["state"].get(names[id(parameter)]) for parameter in parameters]
-            if not parameters or own[0] is None:
+            own = {names[id(p)]: (p, state["state"].get(names[id(p)]) or {}) for p in parameters}
+            first = next(((parameter, values) for parameter, values in own.values() if values), None)
+            if first is None:
                 continue
+            like, shared = first
+            self._check_alike(own, shared)
             self._zero.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if _is_spread(value, parameters[0]) else value
-                for key, value in own[0].items()
+                key: torch.zeros_like(flat) if _is_spread(value, like) else copy.deepcopy(value)
+                for key, value in shared.items()
             }
             self._link(True)
-            for parameter, values in zip(parameters, own, strict=True):
+            for name, (parameter, values) in own.items():  # one that was never stepped has none: zeros
                 for key, value in values.items():
                     if _is_spread(self._zero.optimizer.state[flat][key], flat):
-                        self._set(parameter, value, key)
+                        self._set(parameter, value, name, key)
         for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in saved.items() if key != "params"})
+
+    def _check_alike(self, own: dict[str, tuple[Any, dict[str, Any]]], shared: dict[str, Any]) -> None:
+        """Refuse a state that differs between parameters where DeepSpeed has one for all: the count of steps."""
+        for name, (parameter, values) in own.items():
+            for key, value in values.items():
+                if not _is_spread(value, parameter) and not torch.equal(*map(torch.as_tensor, (value, shared[key]))):
+                    raise ValueError(
+                        f"{name} has {key}={value}, another parameter of its group {shared[key]}: "
+                        f"strategy={self.name!r} has one for all of them"
+                    )
 
     def _link(self, has_state: Any) -> None:
         """Let each parameter know its part of the optimizer's state: DeepSpeed does so once, for the first group."""
@@ -348,7 +398,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
 def _release(module: nn.Module) -> None:
     """Let an earlier engine give a module back, but for the parameters that it has in parts."""
-    if (before := _engines.pop(module, None)) is not None:
+    if (before := vars(module).pop(_ENGINE, None)) is not None:
         before.destroy()
 
 

@@ -18,6 +18,7 @@ _ELSEWHERE = {
     "checkpoint": "checkpoints are ModelCheckpoint's",
     "activation_checkpointing": "pass activation_checkpointing= to DeepSpeedStrategy",
     "torch_autocast": "pass Trainer(precision=...)",
+    "data_types": "gradients are accumulated in the type that DeepSpeed chooses",
     "amp": "pass Trainer(precision=...)",
 }
 _HALF = {"16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
@@ -39,6 +40,11 @@ def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
         if key in config:
             raise ValueError(f"config has a section {key!r}, which is not DeepSpeed's business here: {instead}")
     zero = config.get("zero_optimization", {})
+    for key in ("mics_shard_size", "zero_hpz_partition_size"):
+        if key in zero:
+            raise ValueError(
+                f"config has zero_optimization.{key}, under which checkpoints would be wrong: leave it out"
+            )
     asked = zero.get("stage", "auto")
     asked = stage if asked == "auto" else asked
     if stage is not None and asked != stage:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
@@ -22,12 +21,10 @@ from .launch import Place
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import parameter_names, rename_optimizer_state
 from .precision import Precision
-from .process_group import ProcessGroupStrategy, equalize
+from .process_group import ProcessGroupStrategy
 from .step_module import StepModule
 
-_roots: WeakKeyDictionary[nn.Module, StepModule] = (
-    WeakKeyDictionary()
-)  # of modules that were sharded: it cannot be undone
+_ROOT = "_fsdp_root"  # in a sharded module's __dict__: sharding cannot be undone, and what owns it lives as long
 
 
 class FSDPStrategy(ProcessGroupStrategy):
@@ -88,7 +85,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         self.mp_policy, self.cpu_offload = mp_policy, cpu_offload
         self.asked_mesh, self.tensor_parallel_size = device_mesh, tensor_parallel_size
         self._root: Any = None  # a StepModule around the module, sharded
-        self._sharded_into: Any = WeakIdKeyDictionary()  # by the parameter before, while it lives: what is trained
+        self._sharded_into: Any = {}  # by the parameter before, while it lives: what is trained
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         super().setup_environment(devices, num_nodes, place)
@@ -127,16 +124,20 @@ class FSDPStrategy(ProcessGroupStrategy):
             return super().setup(module, precision)
         self.module = module
         self._context = precision.forward_context(self.device)
-        self._root = _roots.get(module)
+        self._root = vars(module).get(_ROOT)
         if self._root is None:
             precision.convert_module(module)
-            equalize(t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor))
+            parallel = self.tensor_parallel_size > 1  # what configure_model has parallelized is in parts already
+            tensors = (*module.parameters(), *module.buffers())
+            self.equalize(t for t in tensors if not (parallel and isinstance(t, DTensor)))
             checkpoint_activations(module, self.activation_checkpointing)
             before = dict(module.named_parameters())
-            self._root = _roots[module] = self._shard(module, precision)
+            self._root = vars(module)[_ROOT] = self._shard(module, precision)
+            self._sharded_into = WeakIdKeyDictionary()
             for name, parameter in module.named_parameters():
                 self._sharded_into[before[name]] = parameter
         self._root.context = self._context
+        self._reshard()
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
         return module
@@ -156,8 +157,12 @@ class FSDPStrategy(ProcessGroupStrategy):
             "mp_policy": self.mp_policy or policy, "offload_policy": offload,
         }  # fmt: skip
         root = StepModule(module)
+        for part in module.modules() if precision.compute is not None else ():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):  # which wants parameters and statistics of one type
+                fully_shard(part, **{**options, "mp_policy": MixedPrecisionPolicy()})
         for part in self._to_wrap(module):
-            fully_shard(part, **options)
+            if not isinstance(part, FSDPModule):
+                fully_shard(part, **options)
         fully_shard(root, **options)
         return root
 
@@ -181,7 +186,10 @@ class FSDPStrategy(ProcessGroupStrategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
             for group in optimizer.param_groups:  # one that was made before knows the parameters of then
-                group["params"] = [self._sharded_into.get(p, p) for p in group["params"]]
+                before, group["params"] = group["params"], [self._sharded_into.get(p, p) for p in group["params"]]
+                for old, new in zip(before, group["params"], strict=True):
+                    if old is not new and old in optimizer.state:
+                        optimizer.state[new] = _spread(optimizer.state.pop(old), new)
         return super().setup_optimizers(optimizers)
 
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -195,12 +203,17 @@ class FSDPStrategy(ProcessGroupStrategy):
         if root is None:
             return super().evaluate(step_name, *args, **kwargs)
         output = root(step_name, *args, **kwargs)
-        root.reshard()  # torch leaves it gathered for a backward that does not come
+        self._reshard()  # torch leaves some gathered for a backward that does not come
         return output
+
+    def _reshard(self) -> None:
+        for part in self._root.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     def start_evaluation(self) -> None:
         if self._root is not None:
-            equalize(self.module.buffers())  # running statistics are each process's own
+            self.equalize(self.module.buffers())  # running statistics are each process's own
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -264,24 +277,27 @@ class FSDPStrategy(ProcessGroupStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         if self._root is None:
             return super().optimizer_state(optimizer)
-        self._root.reshard()
+        self._reshard()
         return rename_optimizer_state(in_pieces(optimizer.state_dict()), parameter_names(self.module, optimizer))
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         if self._root is not None:
-            self._root.reshard()
+            self._reshard()
             parameters = dict(self.module.named_parameters())
             spread = {
-                name: {
-                    key: distribute(value, parameters[name])
-                    if isinstance(value, Tensor) and value.shape == parameters[name].shape
-                    else value
-                    for key, value in own.items()
-                }
+                name: _spread(own, parameters[name]) if name in parameters else own
                 for name, own in state["state"].items()
             }
             state = {**state, "state": spread}
         super().load_optimizer_state(optimizer, state)
+
+
+def _spread(state: dict[str, Any], parameter: Any) -> dict[str, Any]:
+    """A parameter's optimizer state, with what has its shape spread as it is."""
+    return {
+        key: distribute(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+        for key, value in state.items()
+    }
 
 
 def _of_size(module: nn.Module, least: int) -> set[int]:

@@ -103,6 +103,23 @@ class ProcessGroupStrategy(Strategy):
         store: Any = dist.distributed_c10d._get_default_store()
         return PrefixStore(f"loopwright/{self._group}/{name}", store.clone())
 
+    def equalize(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes rank 0's values.
+
+        Raises:
+            RuntimeError: if they are in parts.
+        """
+        for tensor in tensors:
+            if hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
+                raise RuntimeError(
+                    "the module's parameters are in parts, from a run before under another strategy than "
+                    f"{self.name!r}: make the module anew, such as with load_from_checkpoint"
+                )
+            dense = self._reachable(tensor.detach().contiguous())  # what backends can send
+            dist.broadcast(dense, 0)
+            if dense.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(dense)
+
     # -- collectives ------------------------------------------------------------------------------------------
 
     def _is_alone(self) -> bool:
@@ -160,15 +177,6 @@ class ProcessGroupStrategy(Strategy):
             # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
             LAST_WORK[:] = [dist.barrier(async_op=True)]
             LAST_WORK[0].wait()
-
-
-def equalize(tensors: Iterable[Tensor]) -> None:
-    """Give all processes rank 0's values."""
-    for tensor in tensors:
-        dense = tensor.detach().contiguous()  # what backends can send
-        dist.broadcast(dense, 0)
-        if dense.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(dense)
 
 
 _groups = 0  # that this process has been in

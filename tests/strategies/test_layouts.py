@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright.framework import Engine, Module
-from loopwright.strategies import FSDPStrategy, Strategy
+from loopwright.callbacks import Callback
+from loopwright.framework import Engine, Module, Trainer
+from loopwright.strategies import DDPStrategy, FSDPStrategy, Strategy
+from loopwright.strategies.pieces import whole_state
 from tests.strategies.distributed import in_processes, quiet
 
 STEPS = 6
@@ -159,6 +164,197 @@ def test_runs_follow_each_other(tmp_path: Path):
         weights, plain = (load_file(tmp_path / f"{name}.safetensors") for name in (strategy, "ddp"))
         for name in plain:
             torch.testing.assert_close(weights[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+# -- what a run may meet ----------------------------------------------------------------------------------------------
+
+
+class Thaws(Callback):
+    """Trains the first layer from the second epoch on."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.first(module).requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.first(module).requires_grad_(trainer.current_epoch > 0)
+
+    def first(self, module: Any) -> nn.Module:
+        return module.body[0]
+
+
+class Unused(Net):
+    """Has a layer that no step uses, in front of all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.Linear(2, 2)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
+
+
+class Normed(Net):
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.norm = nn.BatchNorm1d(16)
+        self.fixed = nn.Parameter(torch.full((3,), 1.0 + 2**-12), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x)) * self.fixed[0]
+
+
+def ended(run: Callable[[], Any]) -> str:
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "finished"
+
+
+def weights_of(trainer: Any) -> dict[str, Tensor]:
+    return whole_state(trainer.strategy, trainer.strategy.model_state())
+
+
+def met(folder: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for strategy in ("ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
+        told = found[strategy] = {}
+        sharded = strategy if strategy != "fsdp" else FSDPStrategy(reshard_after_forward=False)
+        # Evaluated, fitted, another module evaluated, fitted on.
+        module, other = Net(), Net()
+        trainer = quiet(strategy=sharded)
+        trainer.validate(module, data(4), verbose=False)
+        trainer.fit(module, data(4), data(4))
+        if strategy != "deepspeed_stage_3":
+            trainer.validate(other, data(4), verbose=False)
+        trainer.max_epochs = 2
+        trainer.fit(module, data(4), data(4))
+        told["one after another"] = weights_of(trainer)
+        # An optimizer that has stepped, and gradients that were left.
+        module = Net()
+        module.configure_model()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+        for x, y in data(8, 16):
+            (module(x) - y).square().mean().backward()
+        if strategy in ("ddp", "fsdp"):
+            optimizer.step()
+        engine = Engine(accelerator="cpu", strategy=strategy, launch=False)
+        engine.connect()
+        model, optimizer, loader = engine.prepare(module, optimizer, data(4))
+        optimizer.zero_grad()
+        for x, y in loader:
+            engine.backward((model(x) - y).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        told["prepared late"] = whole_state(engine.strategy, engine._strategies[0].model_state())
+        engine.free_memory()
+        reference = weakref.ref(module)
+        del module, optimizer, model, engine
+        gc.collect()
+        told["freed"] = reference() is None
+        # What is trained changes.
+        trainer = quiet(strategy=strategy, max_epochs=2, callbacks=[Thaws()])
+        told["thawed"] = ended(lambda trainer=trainer: trainer.fit(Net(), data(4)))
+        # Resumed where a parameter has never been stepped.
+        options = {"find_unused_parameters": True} if strategy == "ddp" else {}
+        unused = DDPStrategy(**options) if options else strategy
+        if strategy == "ddp":
+            trainer = quiet(strategy="ddp_find_unused_parameters_true", max_steps=4)
+            trainer.fit(Unused(), data(4))
+            trainer.save_checkpoint(folder / "unused")
+        trainer = quiet(strategy=unused, max_steps=9, max_epochs=3)
+        trainer.fit(Unused(), data(4), ckpt_path=folder / "unused")
+        told["unused"] = weights_of(trainer)
+        # Half precision, with a part that is not trained.
+        trainer = quiet(strategy=strategy, max_steps=2, precision="bf16-mixed")
+        if strategy in ("ddp", "fsdp"):
+            trainer.fit(Normed(), data(4))
+            told["fixed"] = weights_of(trainer)["fixed"]
+
+        # A save that the others do not take part in.
+        class Saves(Callback):
+            def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+                self.ended = ended(lambda: trainer.save_checkpoint(folder / "late"))
+
+            def on_train_batch_end(self, *_: Any) -> None:
+                raise ValueError("a mistake")
+
+        saves = Saves()
+        trainer = quiet(strategy=strategy, callbacks=[saves])
+        ended(lambda trainer=trainer: trainer.fit(Net(), data(4)))
+        told["late save"] = saves.ended
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return in_processes(2, met, tmp_path_factory.mktemp("met"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["one after another", "prepared late", "unused"])
+def test_the_weights_are_those_of_ddp(told: dict[str, dict[str, Any]], case: str):
+    for strategy in ("fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
+        if case == "prepared late" and strategy != "fsdp":
+            continue
+        for name, expected in told["ddp"][case].items():
+            if case == "one after another" or not name.startswith("aside"):
+                torch.testing.assert_close(told[strategy][case][name], expected, rtol=1e-4, atol=1e-5, msg=strategy)
+
+
+@pytest.mark.slow
+def test_a_layer_that_thaws_is_trained_or_refused(told: dict[str, dict[str, Any]]):
+    assert told["ddp"]["thawed"] == told["fsdp"]["thawed"] == "finished"
+    for strategy in ("deepspeed_stage_2", "deepspeed_stage_3"):
+        assert "cannot change which parameters are trained" in told[strategy]["thawed"]
+        assert "body.0.weight" in told[strategy]["thawed"]
+
+
+@pytest.mark.slow
+def test_what_is_not_trained_keeps_its_digits(told: dict[str, dict[str, Any]]):
+    assert told["fsdp"]["fixed"].tolist() == told["ddp"]["fixed"].tolist() == [1.0 + 2**-12] * 3
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_a_save_after_an_exception(told: dict[str, dict[str, Any]]):
+    assert told["ddp"]["late save"] == "finished"
+    for strategy in ("fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
+        assert "no checkpoint can be saved after an exception" in told[strategy]["late save"]
+
+
+@pytest.mark.slow
+def test_modules_are_freed(told: dict[str, dict[str, Any]]):
+    """DeepSpeed itself keeps those that it has trained."""
+    assert told["ddp"]["freed"]
+    assert told["fsdp"]["freed"]
+
+
+def test_a_fit_goes_on_after_another_module_was_evaluated():
+    torch.manual_seed(0)
+    module, other = Net(), Net()
+    trainer = quiet()
+    trainer.fit(module, data(4))
+    trainer.validate(other, data(4), verbose=False)
+    trainer.max_epochs = 2
+    trainer.fit(module, data(4))
+    whole = Net()
+    quiet(max_epochs=2).fit(whole, data(4))
+    assert all(map(torch.equal, module.state_dict().values(), whole.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_weights_come_back_from_processes_that_had_them_in_parts(tmp_path: Path):
+    """Where there is no script to run again."""
+    module = Net()
+    arguments: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="fsdp", max_epochs=1, enable_model_summary=False, **arguments
+    )
+    trainer.fit(module, data(4))
+    alone = Net()
+    quiet().fit(alone, data(8))
+    for name, expected in alone.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
 
 
 # -- the Engine -------------------------------------------------------------------------------------------------------
