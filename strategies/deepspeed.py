@@ -169,12 +169,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self._trained = self._trainable()
         for parameter in self.module.parameters():
             parameter.grad = None  # what was left would count in the first step
-        if self._mixed and self.stage != 3:  # DeepSpeed rounds what it does not train, too
-            self._frozen = {
-                name: parameter.detach().clone()
-                for name, parameter in self.module.named_parameters()
-                if not parameter.requires_grad
-            }
+        # DeepSpeed rounds what it does not train, too.
+        rounded = self.module.named_parameters() if self._mixed and self.stage != 3 else ()
+        self._frozen = {name: p.detach().clone() for name, p in rounded if not p.requires_grad}
         self._engine, self._trains = self._initialize(optimizers[0]), True
         self._offloaded = [
             (flat, flat.grad)
