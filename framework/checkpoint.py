@@ -480,8 +480,9 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
     def tensors(name: str) -> dict[str, Tensor]:
-        pieces = f"{name.partition('/')[0]}/rank-" if not name.startswith("rng/") else f"{name}."
-        files = [own for own in content if own == f"{name}.safetensors" or (own.startswith(pieces) and own[-1] == "s")]
+        folder = name.partition("/")[0]
+        pieces = [own for own in content if own.startswith(f"{folder}/rank-") and folder != "rng"]
+        files = [own for own in (f"{name}.safetensors", *pieces) if own in content]
         try:
             return join_pieces(read_tensors(content[own], map_location) for own in files)
         except ValueError as error:

@@ -226,15 +226,14 @@ class Engine(Peers):
         for optimizer in new:
             if self._prepared(optimizer) is None:  # its module was prepared before
                 self._watch([optimizer])
-                owners = (own for own in self._strategies if _trains(optimizer, own.module))
-                if self.strategy.replaces_parameters and self.num_processes > 1 and not any(owners):
+                owners = [own for own in self._strategies if _trains(optimizer, own.module)]
+                if self.strategy.replaces_parameters and self.num_processes > 1 and not owners:
                     raise ValueError(
                         f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
                         f"strategy={self.strategy.name!r} replaces parameters, so prepare the module and its optimizer "
                         "in one call of prepare, or make the optimizer afterwards"
                     )
-                owners = (own for own in self._strategies if _trains(optimizer, own.module))
-                self._owners[id(optimizer)] = next(owners, self.strategy)
+                self._owners[id(optimizer)] = owners[0] if owners else self.strategy
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
         prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
         sizes = [getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]] or [None]

@@ -147,7 +147,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
             raise ValueError(f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}")
-        kind = type(optimizers[0])
+        (optimizer,) = optimizers
+        kind = type(optimizer)
         known = kind.__name__ in _ELEMENTWISE or kind.__module__.startswith("deepspeed.")
         if not known and not self.config.get("zero_allow_untested_optimizer"):
             raise ValueError(
@@ -155,7 +156,6 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 f"{kind.__name__} looks at their shapes is not known (as Adafactor and Muon do): if it treats each "
                 'number by itself, pass DeepSpeedStrategy(config={"zero_allow_untested_optimizer": True})'
             )
-        (optimizer,) = optimizers
         if optimizer.state:
             raise ValueError(
                 f"strategy={self.name!r} takes an optimizer that has no state yet; this {kind.__name__} has stepped: "
@@ -172,7 +172,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         # DeepSpeed rounds what it does not train, too.
         rounded = self.module.named_parameters() if self._mixed and self.stage != 3 else ()
         self._frozen = {name: p.detach().clone() for name, p in rounded if not p.requires_grad}
-        self._engine, self._trains = self._initialize(optimizers[0]), True
+        self._engine, self._trains = self._initialize(optimizer), True
         self._offloaded = [
             (flat, flat.grad)
             for flat in getattr(self._zero, "single_partition_of_fp32_groups", ())
@@ -330,10 +330,17 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             raise RuntimeError(
                 f"size mismatch for {name}: {tuple(whole.shape)} in the checkpoint, {piece.shape} in the module"
             )
-        if piece.mine:
+        if not piece.mine:
+            return
+        if not hasattr(parameter, "ds_id"):
             piece.tensor.copy_(piece.of(whole))
-            if key is None and hasattr(parameter, "ds_id"):
-                parameter.ds_tensor.data[: piece.tensor.numel()].copy_(piece.of(whole))
+            return
+        part = torch.zeros_like(parameter.ds_tensor, dtype=whole.dtype)  # with the padding of the last one
+        part[: piece.tensor.numel()].copy_(piece.of(whole))
+        if key is None:
+            parameter.ds_tensor.data.copy_(part)
+        if parameter.requires_grad and self._trains:  # what is read of an offloaded one is a copy on the device
+            self._zero.set_local_hp_param(part, parameter, key)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
