@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .build_locks import await_builds
 from .deepspeed_config import check_batches, complete_config, read_config
 from .launch import Place
 from .module_policy import Policy, checkpoint_activations
@@ -90,6 +91,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         clip = self.config.get("gradient_clipping", "auto")
         self._clip = self._own_clip = 0.0 if clip == "auto" else float(clip)
         self._factor: Any = None  # for the gradients of the next step
+        self._linear: Any = None  # DeepSpeed's nn.functional.linear, once it has replaced torch's
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         super().setup_environment(devices, num_nodes, place)
@@ -99,6 +101,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def connect(self) -> None:
         super().connect()
+        await_builds()
         self.connect_alone()  # DeepSpeed needs a process group for one process, too
 
     def check_steps(self, batch_size: int | None, accumulate: int, clip: float | None, algorithm: str | None) -> None:
@@ -111,12 +114,26 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def is_transparent(self) -> bool:
         return False
 
-    def init_context(self, precision: Precision) -> AbstractContextManager[Any]:
+    @contextmanager
+    def init_context(self, precision: Precision) -> Iterator[None]:
         if self.stage != 3:
-            return nullcontext()
+            yield
+            return
         import deepspeed
 
-        return deepspeed.zero.Init(config_dict_or_path=complete_config(self, precision))
+        with self._own_linear(), deepspeed.zero.Init(config_dict_or_path=complete_config(self, precision)):
+            yield
+
+    @contextmanager
+    def _own_linear(self) -> Iterator[None]:
+        """Keep ``nn.functional.linear`` as DeepSpeed replaces it (stage 3) from all that DeepSpeed does not run."""
+        before = nn.functional.linear
+        nn.functional.linear = self._linear or before
+        try:
+            yield
+        finally:
+            if nn.functional.linear is not before:
+                self._linear, nn.functional.linear = nn.functional.linear, before
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         self._complete = complete_config(self, precision)
@@ -138,9 +155,10 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _initialize(self, optimizer: Optimizer | None) -> Any:
         import deepspeed
 
-        engine, *_ = deepspeed.initialize(
-            model=StepModule(self.module, self._context), optimizer=optimizer, config=self._complete
-        )
+        with self._own_linear():
+            engine, *_ = deepspeed.initialize(
+                model=StepModule(self.module, self._context), optimizer=optimizer, config=self._complete
+            )
         vars(self.module)[_ENGINE] = engine
         return engine
 
@@ -215,7 +233,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         if self._engine is None:
             self._engine = self._initialize(None)
-        return self._engine(step_name, *args, **kwargs)
+        with self._own_linear():
+            return self._engine(step_name, *args, **kwargs)
 
     def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         if self.stage == 3:
@@ -229,7 +248,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for flat, memory in self._offloaded:
             flat.grad = memory  # which clearing the optimizer's gradients has taken away
-        self._engine.backward(loss, *args, **kwargs)
+        with self._own_linear():  # for activations that are computed again
+            self._engine.backward(loss, *args, **kwargs)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +37,7 @@ def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    faulthandler.register(signal.SIGTERM, chain=True)  # what a test's time-out sends: tell where each hangs
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

@@ -576,6 +576,28 @@ def test_predictions_come_in_order(two: dict[str, Any], single: dict[str, Any], 
             torch.testing.assert_close(batch["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
 
 
+def test_stage_3_replaces_the_linear_layer_for_its_own_module_only():
+    """What else is trained in the process would otherwise go through DeepSpeed's, which takes longer."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    found = []
+
+    class Looks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            found.append(nn.functional.linear)
+            return super().training_step(batch, batch_idx)
+
+    class Between(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            found.append(nn.functional.linear)
+
+    usual = nn.functional.linear
+    with alone():
+        fit("deepspeed_stage_3", Looks(), max_steps=2, callbacks=[Between()])
+    assert found == [zero3_linear_wrap, usual] * 2
+    assert nn.functional.linear is usual is not zero3_linear_wrap
+
+
 # -- activation checkpointing -----------------------------------------------------------------------------------------
 
 POLICIES: dict[str, Any] = {"class": Block, "function": lambda part: isinstance(part, Block)}
