@@ -25,7 +25,7 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -471,7 +471,19 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
     if is_file(path):
         return _load_weights(path, map_location)
     manifest = read_manifest(path)
-    content = {name: _read_verified(path, name, manifest) for name in manifest["files"]}
+    content: dict[str, bytes] = {}
+    files: dict[str, list[str]] = {}  # of tensors, those of one folder together, as they may be in pieces
+    for name in manifest["files"]:
+        if name.endswith(".safetensors"):
+            stem = name.removesuffix(".safetensors")
+            files.setdefault(stem if stem.startswith("rng/") else stem.partition("/")[0], []).append(name)
+        else:
+            content[name] = _read_verified(path, name, manifest)
+    # One file after the other, as memory may not suffice for all.
+    tensors = {
+        group: _join(path, (read_tensors(_read_verified(path, name, manifest), map_location) for name in names))
+        for group, names in files.items()
+    }
     objects: dict[str, Any] | None = None
     if weights_only is False:
         objects = {}
@@ -479,24 +491,23 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             pickled = pickle.loads(content["objects.pkl"])
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
-    def tensors(name: str) -> dict[str, Tensor]:
-        folder = name.partition("/")[0]
-        pieces = [own for own in content if own.startswith(f"{folder}/rank-") and folder != "rng"]
-        files = [own for own in (f"{name}.safetensors", *pieces) if own in content]
-        try:
-            return join_pieces(read_tensors(content[own], map_location) for own in files)
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {path!r} is damaged: {error}") from None
+    def state(name: str, *groups: str) -> Any:
+        beside = {key: tensor for group in groups for key, tensor in tensors.get(group, {}).items()}
+        return decode(json.loads(content[f"{name}.json"]), beside, objects)
 
-    def state(name: str, beside: dict[str, Tensor]) -> Any:
-        return decode(json.loads(content[f"{name}.json"]), {**tensors(name), **beside}, objects)
-
-    checkpoint: dict[str, Any] = state("state", tensors("optimizer/optimizer"))
-    checkpoint["state_dict"] = {**tensors("model/model"), **checkpoint.pop("model_extra_state", {})}
+    checkpoint: dict[str, Any] = state("state", "state", "optimizer")
+    checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
     ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
-    checkpoint["rng"] = [state(f"rng/rank-{rank}", {}) for rank in range(ranks)]
+    checkpoint["rng"] = [state(name := f"rng/rank-{rank}", name) for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
+
+
+def _join(path: str, files: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    try:
+        return join_pieces(files)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path!r} is damaged: {error}") from None
 
 
 def _load_weights(path: str, map_location: Any) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def join_pieces(files: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
                 missing[name] = found[name].numel()
             value.of(found[name]).copy_(piece)
             missing[name] -= piece.numel()
+        tensors.clear()  # before the next file is read
     if incomplete := [name for name, numbers in missing.items() if numbers]:
         raise ValueError(f"of {', '.join(incomplete)}, a part is missing")
     return found
