@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .on_exception_checkpoint import OnExceptionCheckpoint
     from .profiler import PyTorchProfiler, SimpleProfiler
     from .progress import ProgressBar
-    from .rich_progress import RichProgressBar
+    from .rich_progress import RichProgressBar, RichProgressBarTheme
     from .timer import Timer
 
 _MODULES = {
@@ -29,6 +29,7 @@ _MODULES = {
     "ProgressBar": "progress",
     "PyTorchProfiler": "profiler",
     "RichProgressBar": "rich_progress",
+    "RichProgressBarTheme": "rich_progress",
     "SimpleProfiler": "profiler",
     "Timer": "timer",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "ProgressBar",
     "PyTorchProfiler",
     "RichProgressBar",
+    "RichProgressBarTheme",
     "SimpleProfiler",
     "Timer",
 ]

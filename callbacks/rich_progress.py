@@ -221,8 +221,12 @@ class RichProgressBar(ProgressBar):
     def _open(self, trainer: Trainer) -> Bars | Lines:
         from rich.console import Console
         from rich.progress import Progress
+        from rich.theme import Theme
 
-        console = Console(**self._console_kwargs)
+        theme = self.theme  # of parts that know their style by name only
+        styles = {"progress.download": theme.batch_progress, "progress.elapsed": theme.time}
+        styles["progress.remaining"] = theme.time
+        console = Console(**{"theme": Theme(styles), **self._console_kwargs})
         in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
         if not (console.is_interactive or in_notebook):
             return Lines(console)

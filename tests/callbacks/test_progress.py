@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from loopwright.callbacks import ProgressBar, RichProgressBar
+from loopwright.callbacks import ProgressBar, RichProgressBar, RichProgressBarTheme
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 
@@ -56,6 +56,16 @@ def test_bars_of_training_and_validation(screen: Screen):
     assert last.endswith(("val_loss: 2", "val_loss: 2 train_loss: " + last.split()[-1]))
     assert any(" 2/2 " in line for line in screen.of("Sanity check"))
     assert any(" 2/2 " in line for line in screen.of("Validation"))
+
+
+def test_a_theme_styles_each_part(screen: Screen):
+    colours = {"batch_progress": "blue", "time": "yellow", "processing_speed": "magenta", "metrics": "white"}
+    theme = RichProgressBarTheme("red", **colours)
+    fit(bar(screen, theme=theme), max_epochs=1)
+    last = next(line for line in reversed(screen.getvalue().split("\r")) if "train_loss: " in line)
+    for code, text in ((31, "Epoch 0/0"), (34, "4/4"), (33, "0:00:00"), (35, "it/s"), (37, "val_loss: ")):
+        styled = [part.partition("m")[2] for part in last.split("\x1b[") if part.startswith(f"{code}m")]
+        assert any(text in part for part in styled), text
 
 
 def test_bars_of_test_and_prediction(screen: Screen):
