@@ -27,6 +27,9 @@ from .step_module import StepModule
 # Optimizers that treat each number by itself.
 _ELEMENTWISE = {"ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 
+# What DeepSpeed's dynamic loss scale goes by, and changes.
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 _ENGINE = "_deepspeed_engine"  # in a module's __dict__: DeepSpeed's, which keeps its parameters
 
 
@@ -379,7 +382,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             {**{key: value for key, value in group.items() if key != "params"}, "params": own}
             for group, own in zip(optimizer.param_groups, self._names, strict=True)
         ]
-        return {"state": found, "param_groups": groups}
+        scaler = self._zero.loss_scaler
+        scale = {"loss_scale": {name: getattr(scaler, name) for name in _LOSS_SCALE}} if scaler.dynamic else {}
+        return {"state": found, "param_groups": groups, **scale}
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         number_optimizer_state(state, self._names)  # raises if it is another's
@@ -402,6 +407,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                         self._set(parameter, value, name, key)
         for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in saved.items() if key != "params"})
+        if self._zero.loss_scaler.dynamic:
+            vars(self._zero.loss_scaler).update(state.get("loss_scale", {}))
 
     def _check_alike(self, own: dict[str, tuple[Any, dict[str, Any]]], shared: dict[str, Any]) -> None:
         """Refuse a state that differs between parameters where DeepSpeed has one for all: the count of steps."""

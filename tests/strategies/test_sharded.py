@@ -474,6 +474,38 @@ def test_a_part_that_cannot_be_written_fails_the_save_in_all(
     assert [path.name for path in (full / f"{strategy} {rank}").iterdir()] == ["step=2.ckpt"]
 
 
+class ScalesLoss(DeepSpeedStrategy):
+    """Scales the loss as with float16, which DeepSpeed has on GPUs only."""
+
+    def _initialize(self, optimizer: Any) -> Any:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+        engine = super()._initialize(optimizer)
+        engine.optimizer.loss_scaler = DynamicLossScaler(8.0, 3, 1.0, delayed_shift=2, consecutive_hysteresis=False)
+        return engine
+
+
+def test_a_dynamic_loss_scale_goes_on(tmp_path: Path):
+    """It doubles after three more steps, and those before the checkpoint count."""
+    scales: list[list[float]] = []
+
+    class Notes(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            scales[-1].append(trainer.strategy._zero.loss_scaler.cur_scale)
+
+    path = tmp_path / "step=5.ckpt"
+    with alone():
+        for steps, ckpt_path in ((10, None), (5, None), (10, path)):
+            scales.append([])
+            _, trainer = fit(ScalesLoss(2), max_steps=steps, ckpt_path=ckpt_path, callbacks=[Notes()])
+            if steps == 5:
+                trainer.save_checkpoint(path)
+        fit("single", max_steps=6, ckpt_path=path)  # which has no use for it
+    whole, before, after = scales
+    assert len(set(whole)) > 2
+    assert before + after == whole
+
+
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
