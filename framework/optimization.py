@@ -404,8 +404,8 @@ class Optimization:
         """Compute gradients, between its hooks."""
         if self.anomaly and not bool(torch.isfinite(loss).all()):  # a host–device sync, asked for by detect_anomaly
             raise RuntimeError(
-                f"the loss is {loss.item()} at epoch {self.state.epoch}, batch {self.state.batch_idx}, global step "
-                f"{self.state.global_step}: look at this batch and at what the step computes (detect_anomaly=True)"
+                f"the loss is {loss.item()} at {self.state.where}: look at this batch and at what the step computes "
+                "(detect_anomaly=True)"
             )
         if self._several and not self.automatic and self.window.share != 1.0:
             loss = loss * self.window.share

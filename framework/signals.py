@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from ..strategies.launch import find_peers, one_is_gone
+from ..strategies.launch import find_peers, note_stop, one_is_gone
 
 if TYPE_CHECKING:
     from .control import Control
+    from .state import RunState
 
 _HINT = b"\nInterrupted: the step is finished and a checkpoint saved. Once more ends at once.\n"
 
@@ -40,11 +41,12 @@ class Signals:
 
     Args:
         control: where they are noted.
+        state: how far the run has come.
         is_main: whether this process tells the user.
     """
 
-    def __init__(self, control: Control, is_main: bool) -> None:
-        self.control, self.is_main = control, is_main
+    def __init__(self, control: Control, state: RunState, is_main: bool) -> None:
+        self.control, self.state, self.is_main = control, state, is_main
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
         self._set: list[int] = []
@@ -79,6 +81,7 @@ class Signals:
             _note_in_worker(number, frame)
             return
         if number == signal.SIGTERM and one_is_gone(self._peers):  # what the loop would wait for does not come
+            note_stop(self.state.where, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
             return

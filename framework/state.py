@@ -51,6 +51,11 @@ class RunState:
         """Micro-batches finished in the run."""
         return self.past_batches + self.batch_idx
 
+    @property
+    def where(self) -> str:
+        """How far the run has come, in words."""
+        return f"epoch {self.epoch}, batch {self.batch_idx}, global step {self.global_step}"
+
     def next_epoch(self) -> None:
         """Go on to the next epoch's first batch."""
         self.epoch += 1

@@ -631,7 +631,7 @@ class Trainer(TrainerAttributes):
         interrupted = isinstance(error, KeyboardInterrupt)
         state = self.state
         if not self.control.signal:  # such an end needs no explanation
-            note(error, f"epoch {state.epoch}, batch {state.batch_idx}, global step {state.global_step}")
+            note(error, state.where)
         self.state.status = "interrupted" if interrupted or self.control.signal else "failed"
         self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
         if self.must_end_at_once:
@@ -653,7 +653,7 @@ class Trainer(TrainerAttributes):
 
     def note_signals(self) -> None:
         """From now until the fit's end, signals that ask to end are only noted, for the loop."""
-        self._signals = Signals(self.control, self.is_global_zero)
+        self._signals = Signals(self.control, self.state, self.is_global_zero)
         self._signals.begin()
 
     @property

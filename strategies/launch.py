@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from multiprocessing import parent_process
+from types import FrameType
 from typing import Any, NoReturn
 
 SWITCH = "LOOPWRIGHT_LAUNCH"  # "off": whatever launched this process is not looked for
@@ -278,8 +279,24 @@ def note(error: BaseException, where: str) -> None:
     """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
     global _noted
     _noted = id(error), where
-    if isinstance(error, SystemExit):  # Python has no hook for it, and peers end sooner than this process
+    # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before it comes to one.
+    if isinstance(error, SystemExit) or _is_loss(error):
         _report(error)
+
+
+def note_stop(where: str, frame: FrameType | None) -> None:
+    """The agent ends this process as a peer has ended: keep in mind where it is, unless it has failed as well."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is not None and not os.path.exists(path):
+        told = "it was told to end, as another process had"
+        _write_report(path, told, "".join(traceback.format_stack(frame)), where, lost=True, stopped=True)
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether ``error`` says that a peer is gone."""
+    kind = type(error).__name__
+    gone = isinstance(error, RuntimeError) and _PEER_LOST.search(f"{kind}: {error}")
+    return bool(kind.startswith("Dist") or gone or _PEER_FAILED.match(str(error)))
 
 
 def _report(error: BaseException) -> None:
@@ -287,14 +304,15 @@ def _report(error: BaseException) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None or not isinstance(error, (Exception, SystemExit)):
         return
-    now = time.time()
     callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    message = f"{type(error).__name__}: {error}"
-    lost = type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and _PEER_LOST.search(message))
-    lost = lost or _PEER_FAILED.match(str(error))
-    extra = {"py_callstack": callstack, "timestamp": str(int(now))}
     where = _noted[1] if _noted is not None and _noted[0] == id(error) else ""
-    content = {"message": {"message": message, "extraInfo": extra}, "where": where, "lost": bool(lost), "time": now}
+    _write_report(path, f"{type(error).__name__}: {error}", callstack, where, lost=_is_loss(error))
+
+
+def _write_report(path: str, message: str, callstack: str, where: str, **facts: bool) -> None:
+    now = time.time()
+    extra = {"py_callstack": callstack, "timestamp": str(int(now))}
+    content = {"message": {"message": message, "extraInfo": extra}, "where": where, "time": now, **facts}
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         json.dump(content, file)
@@ -322,6 +340,7 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
     own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
     found: list[tuple[tuple[bool, float], int, str]] = []
+    stopped: dict[int, str] = {}  # where those were that had not noticed anything
     attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
     for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
         with open(path, encoding="utf-8") as file:
@@ -329,6 +348,8 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
         rank, extra = int(os.path.basename(os.path.dirname(path))), content["message"]["extraInfo"]
         order = bool(content.get("lost")), float(content.get("time", extra["timestamp"]))
         at = f" at {content['where']}" if content.get("where") else ""
+        if content.get("stopped"):
+            stopped[rank] = f"{at}; it was stopped here:\n{extra['py_callstack'].rstrip()}"
         if order[0]:
             text = f"Rank {rank} of {processes} lost its peers{at}: {content['message']['message']}"
         else:
@@ -340,11 +361,11 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
             how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
             found.append(((False, failure.timestamp), rank, f"Rank {rank} of {processes} ended with {how}"))
     found.sort()
-    if all(lost for (lost, _), _, _ in found):
-        silent = sorted(set(range(processes)) - told)
-        if silent:
-            text = f"Rank {silent[0]} of {processes} did not answer: it hung, or had ended"
-            found.insert(0, ((True, 0.0), silent[0], text))
+    if all(lost for (lost, _), _, _ in found):  # to those that hung
+        silent = {rank: ": it hung, or had ended" for rank in set(range(processes)) - told}
+        guilty = sorted((stopped or silent).items())
+        found = [entry for entry in found if entry[1] not in stopped]
+        found = [((True, 0.0), rank, f"Rank {rank} of {processes} did not answer{how}") for rank, how in guilty] + found
     code = next(own[rank].exitcode for _, rank, _ in found if rank in own)
     return "\n\n".join(text for _, _, text in found), 128 - code if code < 0 else code or 1
 
