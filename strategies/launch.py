@@ -314,8 +314,9 @@ def _write_report(path: str, message: str, callstack: str, where: str, **facts: 
     extra = {"py_callstack": callstack, "timestamp": str(int(now))}
     content = {"message": {"message": message, "extraInfo": extra}, "where": where, "time": now, **facts}
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    with open(f"{path}.part", "w", encoding="utf-8") as file:  # this process may be ended meanwhile
         json.dump(content, file)
+    os.replace(f"{path}.part", path)
 
 
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
