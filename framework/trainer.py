@@ -474,6 +474,8 @@ class Trainer(TrainerAttributes):
             for logger in self.loggers:
                 logger.finalize("success")
         except BaseException as error:
+            if not self.control.signal:  # such an end needs no explanation
+                note(error, self.state.where)  # while signals are only noted: one may end this process at once
             self._end_signals()
             self._fail(error)
             raise
@@ -629,9 +631,6 @@ class Trainer(TrainerAttributes):
 
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
-        state = self.state
-        if not self.control.signal:  # such an end needs no explanation
-            note(error, state.where)
         self.state.status = "interrupted" if interrupted or self.control.signal else "failed"
         self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
         if self.must_end_at_once:
