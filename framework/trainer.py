@@ -16,7 +16,7 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
-from ..strategies.launch import note
+from ..strategies.launch import forget_failure, note
 from ..strategies.pieces import whole_state
 from . import loops
 from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
@@ -443,6 +443,7 @@ class Trainer(TrainerAttributes):
         fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.control.begin()
+        forget_failure()
         outer, self._signals = self._signals, None  # of a fit in one of whose hooks this runs
         self.ckpt_path = None
         fitted = self.optimization.module if self.fitted else self.carried and self.carried.module

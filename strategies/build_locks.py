@@ -6,30 +6,42 @@ import logging
 import os
 import time
 from contextlib import suppress
-from glob import glob
+from glob import escape, glob
 
-_OTHER_MACHINE = 120.0  # seconds for which one that nobody holds here may be held on another machine
+_OTHER_MACHINE = 300.0  # seconds without any change for which one that nobody holds here may be held on another machine
+
+log = logging.getLogger("loopwright")
 
 
 def await_builds() -> None:
     """Wait until nobody builds an extension for torch, and take away the locks of builds that were killed.
 
     A lock is a file that its maker keeps open. One that no process of this machine has open is left over, or belongs
-    to a machine with the same home folder: it counts for two minutes.
+    to a machine with the same home folder: it is respected until nothing beside it has changed for five minutes.
     """
     from torch.utils.cpp_extension import get_default_build_root
 
     own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folders = os.path.join(own, "*") if own else os.path.join(get_default_build_root(), "*", "*")
-    for lock in glob(os.path.join(folders, "lock")):
+    folders = (escape(own), "*") if own else (escape(get_default_build_root()), "*", "*")
+    for lock in glob(os.path.join(*folders, "lock")):
         told = False
-        with suppress(FileNotFoundError):  # it has been released
-            while _is_held(lock) or time.time() - os.stat(lock).st_mtime < _OTHER_MACHINE:
+        try:
+            # Its age is asked for last, as another process may have made it anew meanwhile.
+            while _is_held(lock) or _age(os.path.dirname(lock)) < _OTHER_MACHINE:
                 if not told:
-                    logging.getLogger("loopwright").info("Waiting for the build of an extension by another: %s", lock)
+                    log.info("Waiting for the build of an extension by another process: %s", lock)
                 told = True
-                time.sleep(0.1)
+                time.sleep(0.5)
             os.remove(lock)
+        except FileNotFoundError:  # it has been released
+            pass
+        except OSError as error:  # another user's, of whose builds this run may need none
+            log.warning("%s seems to be left over from a build that was killed, and cannot be removed: %s", lock, error)
+
+
+def _age(folder: str) -> float:
+    """Seconds since something in a folder was changed last."""
+    return time.time() - max(entry.stat().st_mtime for entry in os.scandir(folder))
 
 
 def _is_held(lock: str) -> bool:

@@ -94,7 +94,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         clip = self.config.get("gradient_clipping", "auto")
         self._clip = self._own_clip = 0.0 if clip == "auto" else float(clip)
         self._factor: Any = None  # for the gradients of the next step
-        self._linear: Any = None  # DeepSpeed's nn.functional.linear, once it has replaced torch's
+        self._linear: tuple[Any, Any] = (None, None)  # nn.functional.linear, and what DeepSpeed replaces it by
 
     def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
         super().setup_environment(devices, num_nodes, place)
@@ -129,14 +129,16 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     @contextmanager
     def _own_linear(self) -> Iterator[None]:
-        """Keep ``nn.functional.linear`` as DeepSpeed replaces it (stage 3) from all that DeepSpeed does not run."""
+        """In it, ``nn.functional.linear`` is DeepSpeed's, if that replaces torch's (stage 3); after it, what it was."""
         before = nn.functional.linear
-        nn.functional.linear = self._linear or before
+        if before is self._linear[0]:
+            nn.functional.linear = self._linear[1]
         try:
             yield
         finally:
-            if nn.functional.linear is not before:
-                self._linear, nn.functional.linear = nn.functional.linear, before
+            now = nn.functional.linear
+            if now is not before and getattr(now, "__module__", "").startswith("deepspeed."):
+                self._linear, nn.functional.linear = (before, now), before
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         self._complete = complete_config(self, precision)

@@ -25,7 +25,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from multiprocessing import parent_process
@@ -279,17 +279,24 @@ def note(error: BaseException, where: str) -> None:
     """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
     global _noted
     _noted = id(error), where
-    # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before it comes to one.
+    # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before the hook runs.
     if isinstance(error, SystemExit) or _is_loss(error):
         _report(error)
 
 
+def forget_failure() -> None:
+    """A run begins: what was noted of one before has not ended this process."""
+    with suppress(OSError):
+        os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+
+
 def note_stop(where: str, frame: FrameType | None) -> None:
-    """The agent ends this process as a peer has ended: keep in mind where it is, unless it has failed as well."""
+    """The agent ends this process as a peer has ended: keep in mind where it is, unless an error has been noted."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is not None and not os.path.exists(path):
+    if path and not os.path.exists(path):
         told = "it was told to end, as another process had"
-        _write_report(path, told, "".join(traceback.format_stack(frame)), where, lost=True, stopped=True)
+        with suppress(OSError):  # such as a full disk: it must end all the same
+            _write_report(path, told, "".join(traceback.format_stack(frame)), where, lost=True, stopped=True)
 
 
 def _is_loss(error: BaseException) -> bool:
@@ -302,7 +309,7 @@ def _is_loss(error: BaseException) -> bool:
 def _report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None or not isinstance(error, (Exception, SystemExit)):
+    if not path or not isinstance(error, (Exception, SystemExit)):
         return
     callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     where = _noted[1] if _noted is not None and _noted[0] == id(error) else ""
@@ -341,7 +348,7 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
     own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
     found: list[tuple[tuple[bool, float], int, str]] = []
-    stopped: dict[int, str] = {}  # where those were that had not noticed anything
+    stopped: dict[int, str] = {}  # those that had not noticed anything, by rank
     attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
     for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
         with open(path, encoding="utf-8") as file:
@@ -350,7 +357,7 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
         order = bool(content.get("lost")), float(content.get("time", extra["timestamp"]))
         at = f" at {content['where']}" if content.get("where") else ""
         if content.get("stopped"):
-            stopped[rank] = f"{at}; it was stopped here:\n{extra['py_callstack'].rstrip()}"
+            stopped[rank] = f"was still running when it was stopped{at}:\n{extra['py_callstack'].rstrip()}"
         if order[0]:
             text = f"Rank {rank} of {processes} lost its peers{at}: {content['message']['message']}"
         else:
@@ -362,11 +369,11 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
             how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
             found.append(((False, failure.timestamp), rank, f"Rank {rank} of {processes} ended with {how}"))
     found.sort()
-    if all(lost for (lost, _), _, _ in found):  # to those that hung
-        silent = {rank: ": it hung, or had ended" for rank in set(range(processes)) - told}
-        guilty = sorted((stopped or silent).items())
+    if all(lost for (lost, _), _, _ in found):  # to one that hung
+        silent = dict.fromkeys(sorted(set(range(processes)) - told), "did not answer: it hung, or had ended")
+        guilty = {**silent, **dict(sorted(stopped.items()))}
         found = [entry for entry in found if entry[1] not in stopped]
-        found = [((True, 0.0), rank, f"Rank {rank} of {processes} did not answer{how}") for rank, how in guilty] + found
+        found = [((True, 0.0), rank, f"Rank {rank} of {processes} {how}") for rank, how in guilty.items()] + found
     code = next(own[rank].exitcode for _, rank, _ in found if rank in own)
     return "\n\n".join(text for _, _, text in found), 128 - code if code < 0 else code or 1
 

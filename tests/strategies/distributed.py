@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +36,7 @@ def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    faulthandler.register(signal.SIGTERM, chain=True)  # what a test's time-out sends: tell where each hangs
+    faulthandler.dump_traceback_later(90, repeat=True)  # before a test's time-out: where each hangs
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

@@ -75,12 +75,28 @@ def test_a_new_lock_may_be_another_machines(lock: Path, monkeypatch: pytest.Monk
 
     def sleep(seconds: float) -> None:
         waits.append(lock.exists())
-        os.utime(lock, (time.time() - 60 * len(waits),) * 2)
+        os.utime(lock, (time.time() - 600,) * 2)
+        if len(waits) == 1:  # its build goes on
+            (lock.parent / "adam.o").touch()
+        elif len(waits) == 2:
+            os.utime(lock.parent / "adam.o", (time.time() - 400,) * 2)
 
     monkeypatch.setattr(time, "sleep", sleep)
     await_builds()
     assert waits == [True, True]
     assert not lock.exists()
+
+
+@pytest.mark.usefixtures("never")
+def test_one_that_cannot_be_removed_ends_nothing(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def remove(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "remove", remove)
+    await_builds()
+    assert f"{lock} seems to be left over" in caplog.text
 
 
 @pytest.mark.usefixtures("never")

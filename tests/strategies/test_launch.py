@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.framework import Module, Trainer
-from loopwright.strategies import DDPStrategy
+from loopwright.strategies import DDPStrategy, launch
 from loopwright.strategies.launch import Place, detect, first_host
 
 LIMIT = 100  # seconds for a program; only reached if it hangs
@@ -572,7 +573,7 @@ def in_order(text: str, *parts: str) -> bool:
             "hang",
             1,
             (
-                "Rank 1 of 2 did not answer at epoch 1, batch 2, global step 7; it was stopped here:",
+                "Rank 1 of 2 was still running when it was stopped at epoch 1, batch 2, global step 7:",
                 "time.sleep(1000)",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
@@ -593,6 +594,38 @@ def test_a_rank_that_fails(way: str, code: int, parts: tuple[str, ...], programs
     assert "trained" not in ended.out
     assert ("leaving 1" in ended.out) == (not way.startswith(("kill", "hang")))
     assert not programs.leftovers()
+
+
+def test_the_order_of_guilt(tmp_path: Path) -> None:
+    """Of three, one hangs where no handler of signals runs, one is stopped, and one has waited in vain."""
+    for rank, facts in ((0, {"message": "gloo"}), (2, {"message": "told", "stopped": True})):
+        folder = tmp_path / "job" / "attempt_0" / str(rank)
+        folder.mkdir(parents=True)
+        extra = {"py_callstack": f"stack of {rank}", "timestamp": "0"}
+        content = {"message": {"message": facts.pop("message"), "extraInfo": extra}, "where": "step 3", "time": rank}
+        (folder / "error.json").write_text(json.dumps({**content, "lost": True, **facts}))
+    text, code = launch._failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
+    assert in_order(
+        text, "Rank 1 of 3 did not answer", "Rank 2 of 3 was still running when it was stopped at step 3:\nstack of 2",
+        "Rank 0 of 3 lost its peers at step 3: gloo",
+    )  # fmt: skip
+    assert code == 1
+
+
+def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    launch.note(RuntimeError("gloo: connection closed by peer"), "epoch 0")
+    assert json.loads(file.read_text())["lost"]
+
+    class Echo(Module):
+        def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return batch
+
+    Trainer(accelerator="cpu", barebones=True).predict(Echo(), DataLoader(torch.ones(2)))
+    assert not file.exists()
 
 
 def test_a_rank_that_fails_once(programs: Programs, tmp_path: Path) -> None:
