@@ -27,7 +27,7 @@ def await_builds() -> None:
         told = False
         try:
             # Its age is asked for last, as another process may have made it anew meanwhile.
-            while _is_held(lock) or _age(os.path.dirname(lock)) < _OTHER_MACHINE:
+            while _is_held(lock) or _age(lock) < _OTHER_MACHINE:
                 if not told:
                     log.info("Waiting for the build of an extension by another process: %s", lock)
                 told = True
@@ -39,9 +39,17 @@ def await_builds() -> None:
             log.warning("%s seems to be left over from a build that was killed, and cannot be removed: %s", lock, error)
 
 
-def _age(folder: str) -> float:
-    """Seconds since something in a folder was changed last."""
-    return time.time() - max(entry.stat().st_mtime for entry in os.scandir(folder))
+def _age(lock: str) -> float:
+    """Seconds since a lock, or something beside it, was changed last.
+
+    Raises:
+        FileNotFoundError: if there is no such file any more.
+    """
+    newest = os.stat(lock).st_mtime
+    for entry in os.scandir(os.path.dirname(lock)):
+        with suppress(FileNotFoundError):  # a compiler's own, which has gone
+            newest = max(newest, entry.stat().st_mtime)
+    return time.time() - newest
 
 
 def _is_held(lock: str) -> bool:

@@ -281,7 +281,8 @@ def note(error: BaseException, where: str) -> None:
     _noted = id(error), where
     # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before the hook runs.
     if isinstance(error, SystemExit) or _is_loss(error):
-        _report(error)
+        with suppress(OSError):  # such as a full disk: the run must end in order all the same
+            _report(error)
 
 
 def forget_failure() -> None:

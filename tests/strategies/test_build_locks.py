@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loopwright.strategies import DeepSpeedStrategy
+from loopwright.strategies import DeepSpeedStrategy, build_locks
 from loopwright.strategies.build_locks import await_builds
 
 
@@ -85,6 +85,16 @@ def test_a_new_lock_may_be_another_machines(lock: Path, monkeypatch: pytest.Monk
     await_builds()
     assert waits == [True, True]
     assert not lock.exists()
+
+
+@pytest.mark.usefixtures("never")
+def test_another_process_takes_it_away_at_the_same_time(lock: Path, monkeypatch: pytest.MonkeyPatch):
+    def look(path: str) -> bool:
+        lock.unlink()
+        return False
+
+    monkeypatch.setattr(build_locks, "_is_held", look)
+    await_builds()
 
 
 @pytest.mark.usefixtures("never")
