@@ -472,7 +472,7 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         return _load_weights(path, map_location)
     manifest = read_manifest(path)
     content: dict[str, bytes] = {}
-    files: dict[str, list[str]] = {}  # of tensors, those of one folder together, as they may be in pieces
+    files: dict[str, list[str]] = {}  # of tensors: those of a folder belong together, but each rank's own generators
     for name in manifest["files"]:
         if name.endswith(".safetensors"):
             stem = name.removesuffix(".safetensors")
@@ -491,14 +491,14 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             pickled = pickle.loads(content["objects.pkl"])
             objects = {key: pickle.loads(value) for key, value in pickled.items()}
 
-    def state(name: str, *groups: str) -> Any:
-        beside = {key: tensor for group in groups for key, tensor in tensors.get(group, {}).items()}
-        return decode(json.loads(content[f"{name}.json"]), beside, objects)
+    def state(name: str, beside: str = "") -> Any:
+        own = {**tensors.get(name, {}), **tensors.get(beside, {})}
+        return decode(json.loads(content[f"{name}.json"]), own, objects)
 
-    checkpoint: dict[str, Any] = state("state", "state", "optimizer")
+    checkpoint: dict[str, Any] = state("state", "optimizer")
     checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
     ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
-    checkpoint["rng"] = [state(name := f"rng/rank-{rank}", name) for rank in range(ranks)]
+    checkpoint["rng"] = [state(f"rng/rank-{rank}") for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
 
