@@ -23,7 +23,7 @@ from .loaders import (
 from .messages import log
 from .module import Module
 from .seed import isolated_rng
-from .signals import protect_workers
+from .signals import iterate_protected, protect_workers
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -259,7 +259,9 @@ class RunData:
         # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
         # one: that must not take a number from the training's generator.
         with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
-            return iter(loader) if part is None else part.iterate(0, *data_place(self.trainer.strategy))
+            if part is None:
+                return iterate_protected(loader)
+            return part.iterate(0, *data_place(self.trainer.strategy))
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
         """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""

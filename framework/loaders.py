@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from .messages import log
 from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
-from .signals import protect_workers
+from .signals import iterate_protected, protect_workers
 
 INFINITE = float("inf")
 
@@ -105,7 +105,7 @@ class EpochLoader:
         begin, end = self._part(epoch)
         if self._indices is not None:
             self._indices.place(epoch, start, step, begin, end)
-            return iter(self._copy)
+            return iterate_protected(self._copy)
         left = None if end is None else max(0, end - begin - start)
         if self._resumed is not None and self._stateful:
             behind = 0
@@ -135,7 +135,7 @@ class EpochLoader:
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
             if loader.num_workers > 0:
-                return iter(protect_workers(loader))
+                return iterate_protected(protect_workers(loader))
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
     def close(self) -> None:

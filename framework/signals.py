@@ -10,7 +10,7 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,7 @@ class _ProtectedInit:
     def __call__(self, worker_id: int) -> None:
         for number in _DEFAULTS:
             signal.signal(number, _note_in_worker)  # in place of torch's own, which ends the worker at SIGTERM
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFAULTS)  # see `iterate_protected`
         if self.function is not None:
             self.function(worker_id)
 
@@ -120,3 +121,14 @@ def protect_workers(loader: Any) -> Any:
     protected = copy.copy(loader)
     protected.__dict__.update(worker_init_fn=_ProtectedInit(loader.worker_init_fn), _iterator=None)
     return protected
+
+
+def iterate_protected(loader: Any) -> Iterator[Any]:
+    """Iterate ``loader``; workers that this starts get no signal before they are protected, if they are to be."""
+    if not isinstance(getattr(loader, "worker_init_fn", None), _ProtectedInit):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)  # which a new process inherits
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from loopwright.framework.export import main as export
 from loopwright.framework.tensor_files import StagedTensors
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from tests.framework.models import Evaluated, Linear, loader, quiet, weights
+from tests.programs import run_program
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +184,22 @@ def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.Monkey
         assert load_checkpoint(f"{on_save_error}/epoch=0-step=3.ckpt")["global_step"] == 3
 
 
+def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch):
+    """It goes to all processes of a job: one that is just being set up lives on, too."""
+    sets_up = torch.utils.data._utils.signal_handling._set_worker_signal_handlers
+
+    def set_up_and_be_told() -> None:
+        sets_up()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    module = "torch.utils.data._utils.signal_handling._set_worker_signal_handlers"
+    monkeypatch.setattr(module, set_up_and_be_told)
+    trainer = quiet(max_epochs=2)
+    trainer.fit(Evaluated(), loader(3, num_workers=2), loader(2, num_workers=2))
+    assert trainer.global_step == 6
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_signal_that_comes_when_training_has_ended():
     """In its last hooks: all that a run leaves is there, and the exit code tells."""
 
@@ -316,7 +331,7 @@ engine = Engine(accelerator="cpu")
 open("file", "w").close()
 engine.save_state("file/below.ckpt", wait=False)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    ended = run_program("-c", program)
     assert "file/below.ckpt' could not be written" in ended.stderr
 
 
@@ -531,8 +546,7 @@ def test_the_export_program(capsys: pytest.CaptureFixture[str]):
     module, trainer = Tied(), quiet()
     trainer.fit(module, loader(2))
     trainer.save_checkpoint("a.ckpt")
-    command = [sys.executable, "-W", "error", "-m", "loopwright.framework.export", "a.ckpt", "out.safetensors"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = run_program("-W", "error", "-m", "loopwright.framework.export", "a.ckpt", "out.safetensors")
     assert ended.returncode == 0, ended.stderr
     assert "out.safetensors: 5 tensors" in ended.stdout
     assert torch.equal(load_file("out.safetensors")["second.weight"], module.first.weight)
