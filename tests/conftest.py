@@ -30,13 +30,13 @@ import torch
 
 torch.set_num_threads(1)
 
-# torchmetrics imports transformers if it finds that it is installed: more than a second in each process that a test
-# starts. The first place where it looks says that there is version 0, for which it has no use. `import transformers`
-# goes on to find the real one.
-NOT_FOUND = str(Path(__file__).resolve().parent / "not_found")
-if NOT_FOUND not in sys.path:
-    sys.path.insert(0, NOT_FOUND)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (NOT_FOUND, os.environ.get("PYTHONPATH"))))
+# Where processes that a test starts look first. torchmetrics imports transformers if it finds that it is installed,
+# which takes more than a second: here is version 0, for which it has no use; `import transformers` goes on to find the
+# real one. And sitecustomize lets them say where they hang.
+STARTING = str(Path(__file__).resolve().parent / "starting")
+if STARTING not in sys.path:
+    sys.path.insert(0, STARTING)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTING, os.environ.get("PYTHONPATH"))))
 
 GRACE = 2.0  # seconds that threads and processes get to end after a test
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.programs import run_program
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 
 
 def run(*arguments: str) -> tuple[int, str]:
     """The example's exit status and standard output."""
-    command = [sys.executable, str(EXAMPLE), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    ended = run_program(EXAMPLE, *arguments, timeout=110)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stdout
 

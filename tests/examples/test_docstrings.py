@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ import pytest
 import torch
 
 from tests.examples.test_digits import curves, printed
+from tests.programs import run_program
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "docstrings.py"
 
 
 def run(*arguments: str, timeout: float = 110) -> tuple[int, str]:
     """The example's exit status and standard output."""
-    command = [sys.executable, str(EXAMPLE), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    ended = run_program(EXAMPLE, *arguments, timeout=timeout)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stdout
 

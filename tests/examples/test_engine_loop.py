@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RAW, ENGINE = (Path(EXAMPLES, name).read_text(encoding="utf-8") for name in ("raw_loop.py", "engine_loop.py"))
@@ -19,8 +19,7 @@ def losses(program: str, folder: Path) -> list[float]:
     """What the program prints, from each epoch's last batch."""
     script = folder / "train.py"
     script.write_text(program, encoding="utf-8")
-    command = [sys.executable, str(script)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=folder)
+    ended = run_program(script, timeout=110, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return [float(found) for found in re.findall(r"loss (\S+)", ended.stdout)]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.programs import run_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -53,8 +53,7 @@ trainer.save_checkpoint("end.ckpt")
 def run(folder: Path, kill_at: int) -> int:
     """The exit status of the program, run in ``folder``."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", PROGRAM.format(examples=str(EXAMPLES)), str(kill_at)]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    ended = run_program("-c", PROGRAM.format(examples=str(EXAMPLES)), kill_at, cwd=folder)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode
 
@@ -81,6 +80,5 @@ def test_a_dozen_random_kills():
     """In one process and in two, in saves and between them; the benchmark compares everything that is left."""
     # What a first optimizer imports is imported before the processes are forked, instead of in each of them.
     program = "import runpy, torch._dynamo; runpy.run_module('benchmarks', run_name='__main__')"
-    command = [sys.executable, "-c", program, "kills", "--kills", "12"]
-    ended = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=110, check=False)
+    ended = run_program("-c", program, "kills", "--kills", 12, timeout=110, cwd=EXAMPLES.parent)
     assert ended.returncode == 0, ended.stderr

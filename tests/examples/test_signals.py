@@ -3,17 +3,16 @@ code tells; the run that goes on from there ends as if nothing had happened."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.programs import run_program
 
 # Arguments: how many processes; who gets the signals ("self", "agent" or "rank 1"), when, and which.
 PROGRAM = """
@@ -83,15 +82,7 @@ trainer.save_checkpoint("end.ckpt")
 def run(folder: Path, devices: int = 1, target: str = "self", moment: str = "never", *signals: str) -> Any:
     folder.mkdir(exist_ok=True)
     (folder / "program.py").write_text(PROGRAM)
-    return subprocess.run(
-        [sys.executable, "program.py", str(devices), target, moment, *signals],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return run_program("program.py", devices, target, moment, *signals, cwd=folder)
 
 
 def rows(folder: Path) -> list[str]:
@@ -152,13 +143,6 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, devices: int, target: str)
 def test_a_programs_own_handler_is_left_alone(tmp_path: Path):
     program = PROGRAM.replace("seed_everything(3)", 'signal.signal(signal.SIGTERM, lambda *_: print("mine"))')
     (tmp_path / "own.py").write_text(program)
-    ended = subprocess.run(
-        [sys.executable, "own.py", "1", "self", "0.4", "SIGTERM"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ended = run_program("own.py", 1, "self", "0.4", "SIGTERM", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "mine" in ended.stdout

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,20 @@ import torch
 
 from loopwright.framework import Trainer
 from loopwright.strategies.launch import call_in_processes
+from tests.programs import descendants, show_stacks
 
 
 def in_processes(processes: int, function: Callable[..., Any], *args: Any) -> Any:
     """What ``function(*args)`` returns in rank 0 of so many processes; with one, it is called here."""
-    return call_in_processes(_quietly, (function, args), processes) if processes > 1 else function(*args)
+    if processes == 1:
+        return function(*args)
+    timer = threading.Timer(90, lambda: show_stacks(descendants(os.getpid())[1:]))  # before a test's time-out
+    timer.daemon = True
+    timer.start()
+    try:
+        return call_in_processes(_quietly, (function, args), processes)
+    finally:
+        timer.cancel()
 
 
 def all_in_processes(processes: int, calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -36,7 +46,6 @@ def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    faulthandler.dump_traceback_later(90, repeat=True)  # before a test's time-out: where each hangs
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

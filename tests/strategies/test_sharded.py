@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +32,7 @@ from loopwright.strategies import (
     Strategy,
     create_strategy,
 )
+from tests.programs import run_program
 from tests.strategies.distributed import all_in_processes, quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever comes first starts the processes for all
@@ -852,9 +851,7 @@ print(len(fit("single", max_steps=2)[0].losses))
 def test_without_deepspeed_all_else_works():
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment, check=False, timeout=60
-    )
+    done = run_program("-c", WITHOUT, env=environment)
     assert done.returncode == 0, done.stderr
     assert "pip install loopwright[deepspeed]" in done.stdout
     assert done.stdout.split()[-1] == "2"
