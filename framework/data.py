@@ -19,11 +19,12 @@ from .loaders import (
     CombinedLoader,
     EpochLoader,
     loader_length,
+    own_copy,
 )
 from .messages import log
 from .module import Module
 from .seed import isolated_rng
-from .signals import iterate_protected, protect_workers
+from .signals import iterate_protected
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -191,7 +192,7 @@ class RunData:
             self.loaders[stage] = list(loaders)
             self.loaded_in_epoch[stage] = self.trainer.state.epoch
             self._close(stage)
-            self._iterated[stage] = [protect_workers(loader) for loader in self.loaders[stage]]
+            self._iterated[stage] = [own_copy(loader) for loader in self.loaders[stage]]
             if self.trainer.world_size > 1:
                 self._parts[stage] = [
                     self._by_epochs(loader) if self._deals(loader) else None for loader in self.loaders[stage]

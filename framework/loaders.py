@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from .messages import log
 from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
-from .signals import iterate_protected, protect_workers
+from .signals import iterate_protected
 
 INFINITE = float("inf")
 
@@ -63,7 +63,7 @@ class EpochLoader:
         self._indices: IndexPlan | None = None
         if not self._stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             self._indices = IndexPlan(loader, seed, shuffle)
-            self._copy = protect_workers(_replace_sampler(loader, self._indices))
+            self._copy = _replace_sampler(loader, self._indices)
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.in_samples = self._indices is not None and self._indices.planned
         self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
@@ -128,14 +128,16 @@ class EpochLoader:
     def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
         if self._stateful:  # the loader itself, which is to know how far it has been read
-            return _isolated(self.loader, mix_seeds(self.seed, epoch)) if own_seed else iter(self.loader)
+            if not own_seed:
+                return iterate_protected(self.loader)
+            return _isolated(self.loader, mix_seeds(self.seed, epoch))
         loader = self.loader
         if isinstance(loader, DataLoader):
             loader = copy.copy(loader)
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
             if loader.num_workers > 0:
-                return iterate_protected(protect_workers(loader))
+                return iterate_protected(loader)
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
     def close(self) -> None:
@@ -276,7 +278,7 @@ def _isolated(source: Iterable[Any], seed: int, at_once: bool = False) -> Iterat
     outside = rng_state()
     seed_batch(seed)
     try:
-        iterator = iter(list(source) if at_once else source)
+        iterator = iter(list(source)) if at_once else iterate_protected(source)
         inside = rng_state()
     finally:
         set_rng_state(outside)
@@ -306,6 +308,15 @@ def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[
         # it makes no difference whether a process begins with the first epoch or with a later one.
         changed.__dict__["generator"] = torch.Generator().manual_seed(indices.seed)
     return changed
+
+
+def own_copy(loader: Any) -> Any:
+    """``loader``, or a shallow copy of it that starts workers of its own."""
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
+        return loader
+    copied = copy.copy(loader)
+    copied.__dict__["_iterator"] = None
+    return copied
 
 
 def _has_state(loader: Any) -> bool:

@@ -5,7 +5,6 @@ They often go to all processes of a job, a loader's workers among them, which mu
 
 from __future__ import annotations
 
-import copy
 import mmap
 import os
 import signal
@@ -101,7 +100,10 @@ def _note_in_worker(number: int, frame: FrameType | None) -> None:
 
 
 class _ProtectedInit:
-    """A loader's ``worker_init_fn`` that lets signals pass while they are only noted in the main process."""
+    """A loader's ``worker_init_fn`` that lets signals pass while they are only noted in the main process.
+
+    Until it has been called, they wait: between torch's own handlers and this, SIGTERM would end the worker.
+    """
 
     def __init__(self, function: Callable[[int], None] | None) -> None:
         self.function = function
@@ -114,21 +116,14 @@ class _ProtectedInit:
             self.function(worker_id)
 
 
-def protect_workers(loader: Any) -> Any:
-    """``loader``, or a shallow copy of it whose workers do not end before a training that is asked to."""
-    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
-        return loader
-    protected = copy.copy(loader)
-    protected.__dict__.update(worker_init_fn=_ProtectedInit(loader.worker_init_fn), _iterator=None)
-    return protected
-
-
 def iterate_protected(loader: Any) -> Iterator[Any]:
-    """Iterate ``loader``; workers that this starts get no signal before they are protected, if they are to be."""
-    if not isinstance(getattr(loader, "worker_init_fn", None), _ProtectedInit):
+    """Iterate ``loader``; workers that this starts do not end before a training that is asked to."""
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)  # which a new process inherits
+    given, before = loader.worker_init_fn, signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)  # which forks inherit
+    loader.worker_init_fn = _ProtectedInit(given)
     try:
         return iter(loader)
     finally:
+        loader.worker_init_fn = given
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
