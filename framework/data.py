@@ -60,6 +60,7 @@ class RunData:
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
+        self._begun: int | None = None  # the epoch that is iterated
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
         self._in_any: dict[str, list[int | float]] = {}  # and at most
@@ -120,6 +121,7 @@ class RunData:
         """Iterate the running epoch from the data cursor on."""
         assert self.train is not None
         state = self.trainer.state
+        self._begun = state.epoch
         return self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
 
     def cursor(self, batch_idx: int) -> dict[str, Any] | None:
@@ -131,16 +133,30 @@ class RunData:
             self.train, data_place(self.trainer.strategy)[1], batch_idx, self.trainer.state.part, limited_to
         )
 
-    def take_up(self, cursor: dict[str, Any] | None, saved_by: int) -> None:
-        """Go on inside an epoch that ``saved_by`` processes have begun.
+    def loader_state(self, batch_idx: int) -> Any:
+        """The training loader's own state, to go on after ``batch_idx`` batches of the running epoch."""
+        if self.train is None:
+            return None
+        state = self.trainer.state
+        first = state.part["first"] if state.part else 0
+        done = state.batches_done or self._begun != state.epoch
+        return self.train.state_dict(max(0, batch_idx - first), done)
+
+    def restore_loader(self, saved: dict[str, Any]) -> None:
+        """Go on as the processes of a checkpoint would, inside an epoch or with the next one.
 
         Raises:
-            CheckpointError: if what they have left cannot be dealt out to those that there are now.
+            CheckpointError: if what they have left of an epoch cannot be dealt out to those that there are now.
         """
-        trainer, state = self.trainer, self.trainer.state
-        assert self.train is not None
-        now = data_place(trainer.strategy)[1]
-        rest = None if cursor is None else rest_of_epoch(cursor, self.train, saved_by, now)
+        trainer, state, train = self.trainer, self.trainer.state, self.train
+        assert train is not None
+        cursor, saved_by = saved["cursor"], saved["saved_by"]
+        # Of an epoch's end, others' states tell nothing about loaders that each process has for its own.
+        if state.batch_idx or saved_by == trainer.world_size or (cursor is not None and cursor["dealt"]):
+            train.load_state_dict(saved["loader"])
+        if not state.batch_idx or cursor is None:
+            return
+        rest = rest_of_epoch(cursor, train, saved_by, data_place(trainer.strategy)[1])
         if rest is None:
             return
         state.part = {"first": state.batch_idx, **rest}

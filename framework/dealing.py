@@ -55,8 +55,6 @@ class SharedLoader:
         self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
         self.lengths: list[int | float] = strategy.gather_objects(loader.length)  # a collective
         self.share = 1.0
-        self._block: Any = None  # the loader's own state when the steps were agreed on last
-        self._given = 0  # batches of the loader since then
         if deal and len(set(self.lengths)) > 1:
             told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(self.lengths))
             raise ValueError(
@@ -82,12 +80,17 @@ class SharedLoader:
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
         if self.length == INFINITE:
-            batches = self.loader.iterate(epoch, start * (self.world_size if self.deal else 1))
+            batches = self.loader.iterate(epoch, self._first(start))
             return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
         if not self.deal:
             return self._planned(self.loader.iterate(epoch, start), epoch, start)
-        first = start * self.world_size + self.rank
-        return self._planned(self.loader.iterate(epoch, first, self.world_size), epoch, start)
+        return self._planned(self.loader.iterate(epoch, self._first(start), self.world_size), epoch, start)
+
+    def _first(self, step: int) -> int:
+        """The first of the loader's batches that this process reads in a step."""
+        if not self.deal:
+            return step
+        return step * self.world_size + (0 if self.length == INFINITE else self.rank)
 
     # -- known lengths ----------------------------------------------------------------------------------------
 
@@ -106,6 +109,8 @@ class SharedLoader:
                 batch = self._borrow(epoch) if last is _NONE else last
             if step == length - 2 or not self.deal:
                 last = batch
+            if step == length - 1 and self.deal and self.loader.stateful:
+                next(batches, None)  # one that begins where it was left must be at its end in all processes
             yield batch
 
     def _share_of(self, step: int, epoch: int, length: int) -> float:
@@ -139,8 +144,6 @@ class SharedLoader:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
         last = _NONE
         while True:
-            self._block = self.loader.state_dict() if isinstance(self.loader, EpochLoader) else None
-            self._given = 0
             mine = list(islice(ahead, LOOK_AHEAD))
             seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
             if self.deal and any(counts != seen[0] for counts in seen):
@@ -156,7 +159,6 @@ class SharedLoader:
                 last = mine[step][0] if step < len(mine) else last
                 if last is _NONE:
                     raise RuntimeError(f"rank {self.rank}: the training loader gave no batch, while others have some")
-                self._given += self.world_size if self.deal else 1
                 yield last
             if steps < LOOK_AHEAD:
                 return
@@ -167,11 +169,9 @@ class SharedLoader:
         """End its workers."""
         self.loader.close()
 
-    def state_dict(self) -> Any:
-        """The loader's own state, if it keeps one."""
-        if self._block is None:
-            return self.loader.state_dict()
-        return {"state": self._block, "batches": self._given}  # it has read ahead
+    def state_dict(self, following: int | None = None, done: bool = False) -> Any:
+        """The loader's own state, as :meth:`EpochLoader.state_dict`; ``following`` counts steps."""
+        return self.loader.state_dict(None if following is None else self._first(following), done)
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""

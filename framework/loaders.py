@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from .messages import log
-from .seed import mix_seeds, rng_state, seed_batch, set_rng_state
+from .seed import isolated_rng, mix_seeds, rng_state, seed_batch, set_rng_state
 from .signals import iterate_protected
 
 INFINITE = float("inf")
 
-# The keys of what stands for the state of a loader that was read ahead: an earlier one, and the batches since then.
-_AHEAD = {"state", "batches"}
+# A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
+_NOTED_EVERY = 64
+_NONE = object()  # a batch that is not there
+# What stands for that state: it or an earlier one, the batches since then, and whether that iteration is then left.
+_KEYS = {"state", "batches", "left"}
 
 
 def loader_length(loader: Any) -> int | float:
@@ -47,6 +50,7 @@ class EpochLoader:
         in_samples: whether :meth:`cut` counts samples: where torch's own samplers are planned. Else it counts batches.
         unit: what a batch is in that count.
         batch_sizes: the loader's, in a list, as far as it tells.
+        stateful: whether the loader has a state of its own.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
     """
 
@@ -58,10 +62,14 @@ class EpochLoader:
         self.loader: Any = loader
         self.seed = seed
         self.length = loader_length(loader)
-        self._stateful = _has_state(loader)
+        self.stateful = _has_state(loader)
         self._resumed: dict[str, Any] | None = None
+        self._iterated: tuple[int, int] | None = None  # the batch with which the last iteration began, and its step
+        self._read = 0  # batches of the loader, in that iteration; whether it came to its end
+        self._ended = False
+        self._noted: list[tuple[int, dict[str, Any]]] = []  # its first state and two others, after so many batches
         self._indices: IndexPlan | None = None
-        if not self._stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        if not self.stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = _replace_sampler(loader, self._indices)
         self.drop_last = bool(getattr(loader, "drop_last", False))
@@ -107,13 +115,8 @@ class EpochLoader:
             self._indices.place(epoch, start, step, begin, end)
             return iterate_protected(self._copy)
         left = None if end is None else max(0, end - begin - start)
-        if self._resumed is not None and self._stateful:
-            behind = 0
-            if isinstance(self._resumed, dict) and self._resumed.keys() == _AHEAD:
-                self._resumed, behind = self._resumed["state"], self._resumed["batches"]
-            self.loader.load_state_dict(self._resumed)
-            self._resumed = None
-            batches, start = islice(self.loader, behind, None), step - 1 if start >= step else start
+        if self.stateful:
+            batches, start = self._iterate_stateful(epoch, begin, start, step)
         elif isinstance(self.loader, Sequence):
             batches, start = iter(self.loader), begin + start
         else:
@@ -127,12 +130,10 @@ class EpochLoader:
 
     def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        if self._stateful:  # the loader itself, which is to know how far it has been read
-            if not own_seed:
-                return iterate_protected(self.loader)
-            return _isolated(self.loader, mix_seeds(self.seed, epoch))
         loader = self.loader
-        if isinstance(loader, DataLoader):
+        if self.stateful and not own_seed:  # the loader itself, which is to know how far it has been read
+            return iterate_protected(loader)
+        if isinstance(loader, DataLoader) and not self.stateful:
             loader = copy.copy(loader)
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
@@ -140,18 +141,66 @@ class EpochLoader:
                 return iterate_protected(loader)
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
+    def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
+        """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
+        saved, self._resumed = self._resumed, None
+        read = -begin  # batches are counted from there
+        if saved is None:  # the state before the iteration is the one in which the last was left
+            saved = self.state_dict(done=True) if self._iterated is not None else None
+        else:
+            if saved["state"] is not None:
+                self.loader.load_state_dict(saved["state"])
+            if saved["left"]:
+                with isolated_rng():
+                    iterate_protected(self.loader)  # as a new iteration begins that was, too
+            else:
+                read = max(0, start - step + 1) - saved["batches"]
+        self._iterated, self._read, self._ended = (start, step), read, False
+        self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
+        return self._noting(self._iterate_stream(epoch, step > 1), epoch, step > 1), start - read
+
+    def _noting(self, batches: Iterator[Any], epoch: int, own_seed: bool) -> Iterator[Any]:
+        first = next(batches, _NONE)
+        if first is _NONE and self._noted[0][1]["left"]:  # it has gone on with the last iteration, and only ended that
+            batches = self._iterate_stream(epoch, own_seed)
+        for batch in batches if first is _NONE else chain((first,), batches):
+            self._read += 1
+            if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
+                self._noted = [self._noted[0], self._noted[-1], (self._read, self._now())]
+            yield batch
+        self._ended = True
+
+    def _now(self, left: bool = False) -> dict[str, Any]:
+        return {"state": self.loader.state_dict(), "batches": 0, "left": left}
+
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
         if self._indices is not None:
             self._copy.__dict__["_iterator"] = None
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``)."""
-        return self.loader.state_dict() if self._stateful else None
+    def state_dict(self, following: int | None = None, done: bool = False) -> dict[str, Any] | None:
+        """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``).
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        Args:
+            following: the batch of the epoch to go on with, if it is not the next one.
+            done: the epoch is, even if the loader would give more batches.
+        """
+        if not self.stateful or self._resumed is not None:
+            return self._resumed
+        if self._iterated is None or following is None or done:
+            return self._now(left=done and not self._ended and self._iterated is not None)
+        first, step = self._iterated
+        wanted = following - step + 1 if following > first else self._noted[0][0]
+        if wanted == self._read > self._noted[0][0] and not self._ended:
+            return self._now()
+        read, state = [noted for noted in self._noted if noted[0] <= wanted][-1]
+        return {**state, "batches": wanted - read}
+
+    def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
-        self._resumed = state
+        if self.stateful and state is not None:
+            ours = isinstance(state, dict) and state.keys() == _KEYS
+            self._resumed = state if ours else {"state": state, "batches": 0, "left": False}
 
 
 class IndexPlan:
@@ -389,7 +438,7 @@ class CombinedEpochLoader:
     """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
 
     share = 1.0
-    in_samples = False
+    in_samples = stateful = False
     unit = 1
 
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
@@ -465,9 +514,9 @@ class CombinedEpochLoader:
         for loader in self.loaders:
             loader.close()
 
-    def state_dict(self) -> list[Any]:
-        """The loaders' states."""
-        return [loader.state_dict() for loader in self.loaders]
+    def state_dict(self, following: int | None = None, done: bool = False) -> list[Any]:
+        """The loaders' states, as they are now."""
+        return [loader.state_dict(done=done) for loader in self.loaders]
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""

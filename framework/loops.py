@@ -48,12 +48,8 @@ def fit(trainer: Trainer) -> None:
     trainer.announce_batches()
     if trainer.validation_due_in_epoch():
         trainer.load_val_data()
-    # A loader that tells its length begins every epoch anew; one that does not may go on where it was.
-    if trainer.resumed is not None and (state.batch_idx or trainer.num_training_batches == INFINITE):
-        assert trainer.data.train is not None
-        trainer.data.train.load_state_dict(trainer.resumed["loader"])
-        if state.batch_idx:
-            trainer.data.take_up(trainer.resumed["cursor"], trainer.resumed["saved_by"])
+    if trainer.resumed is not None:
+        trainer.data.restore_loader(trainer.resumed)
     state.stage = "train"
     trainer.note_signals()
     trainer.metrics.enter("train", "epoch")

@@ -264,11 +264,9 @@ class PreparedLoader:
         self.read_in_order_of(engine.data_seed())
         self.epoch = self.batches = 0
         self._read_part(None)
-        # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
-        self._own_state = callable(getattr(loader, "state_dict", None))
         unsure = self.length == INFINITE or isinstance(getattr(loader, "dataset", None), IterableDataset)
-        self._looks_ahead = unsure and not self._own_state
-        self._window_state: Any = None  # the loader's own state when the open window began
+        # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
+        self._looks_ahead = unsure and not callable(getattr(loader, "state_dict", None))
         self.share = 1.0
         self.end_of_dataloader = False
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
@@ -319,7 +317,7 @@ class PreparedLoader:
             with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
                 batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start - first)
             self.end_of_dataloader = False
-            source, own_state, dealt = self.source, self._own_state, engine.num_processes > 1
+            source, dealt = self.source, engine.num_processes > 1
             given, length = start, self.length
             if self._looks_ahead:  # which tells the end and the shares itself
                 batches, dealt, length = self._looking_ahead(batches), False, INFINITE
@@ -330,8 +328,6 @@ class PreparedLoader:
                 if given >= length:
                     self.end_of_dataloader = True
                 yield batch if transfer is None else transfer(batch)
-                if own_state and engine.sync_gradients and engine.gradient_accumulation_steps > 1:
-                    self._window_state = source.state_dict()  # the next batch begins a window
             self.epoch += 1
             self.batches = 0
             self._read_part(None)
@@ -351,8 +347,10 @@ class PreparedLoader:
     def state_dict(self) -> dict[str, Any]:
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
         behind = self.engine.batches_of_open_window(self)
-        own = None if self._looks_ahead else self._window_state if behind else self.source.state_dict()
         batches = self.batches - behind
+        first = self._part["first"] if self._part else 0
+        done = not self.batches or batches >= self.length
+        own = None if self._looks_ahead else self.source.state_dict(max(0, batches - first), done)
         cursor = cursor_of(self.source, data_place(self.engine.strategy)[1], batches, self._part)
         return {"epoch": self.epoch, "batches": batches, "loader": own, "part": self._part, "cursor": cursor}
 
@@ -367,7 +365,7 @@ class PreparedLoader:
             part = {"first": batches, **rest}
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True
         self._read_part(part)
-        if batches and state["loader"] is not None:
+        if batches or world_size == (saved_by or world_size):  # others' states tell nothing about an epoch's end
             self.source.load_state_dict(state["loader"])
 
     def close(self) -> None:

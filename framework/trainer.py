@@ -770,7 +770,7 @@ class Trainer(TrainerAttributes):
         return self.unfinished or {
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module),
-            "loader": self.data.train.state_dict() if self.data.train is not None else None,
+            "loader": self.data.loader_state(self.progress()["batch_idx"]),
             "cursor": self.data.cursor(self.progress()["batch_idx"]),
             "saved_by": self.world_size,
         }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import Engine, find_executable_batch_size
 from tests.framework.models import Linear, data
@@ -231,6 +232,33 @@ def test_a_window_that_was_saved_half_done_is_begun_again(tmp_path: Path, loader
     engine, model, optimizer, batches = prepare()
     engine.load_state(tmp_path / "state")
     assert [x.item() for x in batches] == list(range(4, 12))
+
+
+@pytest.mark.parametrize("saved_after", [(0, 2), (0, 12), (1, 0), (1, 5)])
+def test_torchdatas_loader_goes_on(tmp_path: Path, saved_after: tuple[int, int]):
+    """Saved inside an epoch, in the body of its last batch, between two, and inside the second."""
+
+    def run(seed: int, resume: bool = False) -> list[tuple[int, int, float]]:
+        torch.manual_seed(seed)
+        engine = make()
+        one_weight(engine)
+        batches = engine.prepare(StatefulDataLoader(torch.arange(12.0)[:, None], shuffle=True))
+        if resume:
+            engine.load_state(tmp_path / "state")
+        read: list[tuple[int, int, float]] = []
+        while batches.epoch < 3:
+            epoch = batches.epoch
+            if not resume and saved_after == (epoch, 0):
+                engine.save_state(tmp_path / "state")
+            for x in batches:
+                read.append((epoch, batches.batches, x.item()))
+                if not resume and saved_after == (epoch, batches.batches):
+                    engine.save_state(tmp_path / "state")
+        return read
+
+    whole = run(1)
+    rest = run(9, resume=True)
+    assert rest == whole[12 * saved_after[0] + saved_after[1] :]
 
 
 def test_a_window_over_an_epoch_that_was_left_is_saved_where_it_is(tmp_path: Path):

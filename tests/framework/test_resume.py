@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
-from loopwright.callbacks import EarlyStopping, ModelCheckpoint
+from loopwright.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from loopwright.framework import CheckpointError, Module, Trainer, seed_everything
 from loopwright.framework.encoding import encode
 
@@ -184,6 +185,96 @@ def test_stopped_with_every_kind_of_loader(tmp_path, kind, stop) -> None:
     cut, _ = train(tmp_path, LOADERS[kind](), max_steps=stop)
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     assert_same(train(tmp_path, LOADERS[kind](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole)
+
+
+class Numbered(Dataset):
+    """Samples that draw nothing, as torchdata's workers do not go on with their random numbers."""
+
+    def __len__(self) -> int:
+        return BATCHES * 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.arange(8.0) * index / 10
+
+
+class Endless(Stateful):
+    """A stream that goes on where it was left, whatever calls itself an epoch."""
+
+    def __iter__(self):
+        while True:
+            self.place += 1
+            yield torch.full((2, 8), float(self.place)) + torch.arange(8.0)
+
+
+class WithLength(Stateful):
+    """As any loader with a length, it is not asked for more batches."""
+
+    def __len__(self) -> int:
+        return BATCHES
+
+
+made: list[StatefulDataLoader] = []
+
+
+def torchdatas(seed: int, workers: int) -> StatefulDataLoader:
+    """A loader whose order depends on when it was made."""
+    seed_everything(seed, verbose=False)
+    made.append(StatefulDataLoader(Numbered(), 4, shuffle=True, num_workers=workers))
+    return made[-1]
+
+
+@pytest.fixture
+def ends_workers():
+    """End those of loaders that were left inside an epoch: torchdata would wait for them when they are collected."""
+    yield
+    while made:
+        made.pop()._iterator = None
+
+
+OWN_STATES: dict[str, Any] = {
+    "torchdata": lambda seed: torchdatas(seed, 0),
+    "torchdata, workers": lambda seed: torchdatas(seed, 2),
+    "endless": lambda seed: Endless(),
+    "without length": lambda seed: Stateful(),
+    "with length": lambda seed: WithLength(),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_STATES)
+@pytest.mark.parametrize("stop", [2, BATCHES, 2 * BATCHES + 3])
+def test_loaders_with_a_state_of_their_own(tmp_path, ends_workers, kind, stop) -> None:
+    """Inside epochs, at their end, and at their last step: they go on as the whole run's loader did."""
+    make, limit = OWN_STATES[kind], {"limit_train_batches": BATCHES}
+    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, save_on_train_epoch_end=False)
+    whole = train(tmp_path, make(3), **limit)
+    cut, _ = train(tmp_path, make(3), max_steps=stop, callbacks=[save], **limit)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    for path in (tmp_path / "cut.ckpt", next((tmp_path / "saved").glob(f"*step={stop}.ckpt"))):
+        resumed = train(tmp_path, make(99), ckpt_path=str(path), seed=99, **limit)
+        assert len(resumed[1].seen) == BATCHES * EPOCHS - stop
+        assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("kind", OWN_STATES)
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("fails_at", [1, 4, 9])
+def test_no_batch_is_lost_to_an_exception(tmp_path, ends_workers, kind, accumulate, fails_at) -> None:
+    """The loader has given it, and the step has not been taken: it comes again, as do those of the open window."""
+    make, options = OWN_STATES[kind], {"limit_train_batches": BATCHES, "accumulate_grad_batches": accumulate}
+    whole = train(tmp_path, make(3), **options)
+
+    class Failing(Noisy):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            if len(self.seen) == fails_at:
+                raise ValueError("a mistake")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="a mistake"):
+        train(tmp_path, make(3), kind=Failing, callbacks=[OnExceptionCheckpoint(tmp_path)], **options)
+    resumed = train(tmp_path, make(3), ckpt_path=str(tmp_path / "on_exception.ckpt"), seed=99, **options)
+    done = len(whole[1].seen) - len(resumed[1].seen)
+    assert fails_at - accumulate < done <= fails_at
+    assert resumed[1].seen == pytest.approx(whole[1].seen[done:])
 
 
 def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path) -> None:

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, Timer
 from loopwright.framework import CheckpointError, Engine, Module
@@ -24,7 +26,7 @@ from loopwright.framework.checkpoint import is_complete, load_checkpoint, read_m
 from loopwright.framework.export import main as export
 from loopwright.framework.tensor_files import StagedTensors
 from loopwright.loggers import CSVLogger, TensorBoardLogger
-from tests.framework.models import Evaluated, Linear, loader, quiet, weights
+from tests.framework.models import Evaluated, Linear, data, loader, quiet, weights
 from tests.programs import run_program
 
 
@@ -184,7 +186,8 @@ def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.Monkey
         assert load_checkpoint(f"{on_save_error}/epoch=0-step=3.ckpt")["global_step"] == 3
 
 
-def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch, kind: Any):
     """It goes to all processes of a job: one that is just being set up lives on, too."""
     sets_up = torch.utils.data._utils.signal_handling._set_worker_signal_handlers
 
@@ -195,8 +198,10 @@ def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch
     module = "torch.utils.data._utils.signal_handling._set_worker_signal_handlers"
     monkeypatch.setattr(module, set_up_and_be_told)
     trainer = quiet(max_epochs=2)
-    trainer.fit(Evaluated(), loader(3, num_workers=2), loader(2, num_workers=2))
+    loaders = [kind(data(size), 1, num_workers=2) for size in (3, 2)]
+    trainer.fit(Evaluated(), *loaders)
     assert trainer.global_step == 6
+    loaders[0]._iterator = None  # torchdata's ends its workers quickly now, and slowly when it is collected
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 

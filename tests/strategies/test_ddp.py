@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import CombinedLoader, Module, Trainer
 from loopwright.strategies import DDPStrategy
@@ -285,23 +286,32 @@ class Unsized(Stateful):
         raise TypeError
 
 
+class Shuffled(StatefulDataLoader):
+    """In the order of a generator that goes on from epoch to epoch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, shuffle=True)
+
+
 def cut_and_resumed(folder: str) -> list[Any]:
-    """The samples read by a stateful loader: of a run, and of one that is cut after two steps and of its rest."""
+    """The samples read by a stateful loader in two epochs: of a run, and of one that is cut and of its rest."""
     read = []
-    for kind in (Stateful, Unsized):
-        for name, max_steps, ckpt_path in (("whole", -1, None), ("cut", 2, None), ("rest", -1, f"{folder}/cut.ckpt")):
-            module, trainer = Reads(), quiet(max_steps=max_steps)
-            trainer.fit(module, kind(data(23), 2), ckpt_path=ckpt_path)
-            if name == "cut":
-                trainer.save_checkpoint(f"{folder}/cut.ckpt")
-            counted = [sample for _, share, samples in module.read if share for sample in samples]
-            read.append(trainer.strategy.gather_objects(counted))
+    for kind in (Stateful, Unsized, Shuffled):
+        for cut_at in (2, 6, 8):  # inside the first epoch, at its end, and inside the second
+            for name, ckpt_path in (("whole", None), ("cut", None), ("rest", f"{folder}/cut.ckpt")):
+                module, trainer = Reads(), quiet(max_epochs=2, max_steps=cut_at if name == "cut" else -1)
+                torch.manual_seed(9 if name == "rest" else 1)
+                trainer.fit(module, kind(data(23), 2), ckpt_path=ckpt_path)
+                if name == "cut":
+                    trainer.save_checkpoint(f"{folder}/cut.ckpt")
+                counted = [sample for _, share, samples in module.read if share for sample in samples]
+                read.append(trainer.strategy.gather_objects(counted))
     return read
 
 
 def test_loaders_that_keep_their_own_state_go_on_in_each_process(two: dict[str, Any]):
     for whole, cut, rest in batched(two["cut and resumed"], 3):
-        assert sorted(chain(*whole)) == sorted(data(23).tensors[0][:, 0].tolist())
+        assert sorted(chain(*whole)) == sorted(data(23).tensors[0][:, 0].tolist() * 2)
         assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
 
 
