@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batches import map_tensors
+from .checkpoint import CheckpointError
 from .datamodule import DataModule
 from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
 from .hooks import overrides
@@ -156,6 +157,12 @@ class RunData:
             train.load_state_dict(saved["loader"])
         if not state.batch_idx or cursor is None:
             return
+        combined = train.loader if isinstance(train, SharedLoader) else train
+        if isinstance(combined, CombinedEpochLoader) and not combined.resumable:
+            raise CheckpointError(
+                f"loaders combined in mode {combined.loader.mode!r}, or without length, of which some have a state of "
+                "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
+            )
         rest = rest_of_epoch(cursor, train, saved_by, data_place(trainer.strategy)[1])
         if rest is None:
             return

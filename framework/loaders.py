@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice, pairwise
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from .checkpoint import CheckpointError
 from .messages import log
 from .seed import isolated_rng, mix_seeds, rng_state, seed_batch, set_rng_state
-from .signals import iterate_protected
+from .signals import iterate_protected, protect_workers, workers_protected
 
 INFINITE = float("inf")
 
@@ -64,10 +66,10 @@ class EpochLoader:
         self.length = loader_length(loader)
         self.stateful = _has_state(loader)
         self._resumed: dict[str, Any] | None = None
-        self._iterated: tuple[int, int] | None = None  # the batch with which the last iteration began, and its step
-        self._read = 0  # batches of the loader, in that iteration; whether it came to its end
-        self._ended = False
-        self._noted: list[tuple[int, dict[str, Any]]] = []  # its first state and two others, after so many batches
+        # Of the last iteration, of a loader with a state of its own: the step, the batches read, whether it has ended,
+        # and its first state and two others, with the batches read until then.
+        self._step, self._read, self._ended = 1, 0, False
+        self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
         if not self.stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             self._indices = IndexPlan(loader, seed, shuffle)
@@ -138,26 +140,46 @@ class EpochLoader:
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
             if loader.num_workers > 0:
+                protect_workers(loader)
                 return iterate_protected(loader)
         return _isolated(loader, mix_seeds(self.seed, epoch))
 
     def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
         saved, self._resumed = self._resumed, None
-        read = -begin  # batches are counted from there
-        if saved is None:  # the state before the iteration is the one in which the last was left
-            saved = self.state_dict(done=True) if self._iterated is not None else None
-        else:
-            if saved["state"] is not None:
-                self.loader.load_state_dict(saved["state"])
-            if saved["left"]:
-                with isolated_rng():
-                    iterate_protected(self.loader)  # as a new iteration begins that was, too
+        read, resumes = -begin, saved is not None  # batches are counted from there
+        attributes = getattr(self.loader, "__dict__", {})
+        unchanged = dict(attributes)
+        try:
+            if saved is None:  # the state before the iteration is the one in which the last was left
+                saved = self.state_dict(done=True) if self._noted else None
             else:
-                read = max(0, start - step + 1) - saved["batches"]
-        self._iterated, self._read, self._ended = (start, step), read, False
+                if saved["state"] is not None:
+                    self.loader.load_state_dict(saved["state"])
+                if saved["left"]:
+                    with isolated_rng():
+                        iterate_protected(self.loader)  # as a new iteration begins that was, too
+                else:
+                    read = max(0, start - step + 1) - saved["batches"]
+            batches = self._iterate_stream(epoch, step > 1)
+        except Exception as error:
+            if not resumes or saved is None:
+                raise
+            if start >= step or saved["batches"]:
+                raise CheckpointError(
+                    f"the training loader does not go on inside the epoch ({type(error).__name__}: {error}): resume "
+                    "with the loader that the checkpoint was saved with, or from a checkpoint of an epoch's end"
+                ) from error
+            log.warning(
+                "The training loader is not the one that the checkpoint was saved with (%s: %s); the epoch begins as "
+                "with a new one", type(error).__name__, error,
+            )  # fmt: skip
+            attributes.clear()
+            attributes.update(unchanged)
+            saved, batches = None, self._iterate_stream(epoch, step > 1)
+        self._step, self._read, self._ended = step, read, False
         self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
-        return self._noting(self._iterate_stream(epoch, step > 1), epoch, step > 1), start - read
+        return self._noting(batches, epoch, step > 1), start - read
 
     def _noting(self, batches: Iterator[Any], epoch: int, own_seed: bool) -> Iterator[Any]:
         first = next(batches, _NONE)
@@ -166,12 +188,14 @@ class EpochLoader:
         for batch in batches if first is _NONE else chain((first,), batches):
             self._read += 1
             if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
-                self._noted = [self._noted[0], self._noted[-1], (self._read, self._now())]
+                with suppress(Exception):  # which only a save is to tell
+                    self._noted = [self._noted[0], self._noted[-1], (self._read, copy.deepcopy(self._now()))]
             yield batch
         self._ended = True
 
     def _now(self, left: bool = False) -> dict[str, Any]:
-        return {"state": self.loader.state_dict(), "batches": 0, "left": left}
+        with workers_protected(self.loader):  # asked before it is iterated, it may start them
+            return {"state": self.loader.state_dict(), "batches": 0, "left": left}
 
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
@@ -187,10 +211,9 @@ class EpochLoader:
         """
         if not self.stateful or self._resumed is not None:
             return self._resumed
-        if self._iterated is None or following is None or done:
-            return self._now(left=done and not self._ended and self._iterated is not None)
-        first, step = self._iterated
-        wanted = following - step + 1 if following > first else self._noted[0][0]
+        if not self._noted or following is None or done:
+            return self._now(left=done and not self._ended and bool(self._noted))
+        wanted = max(0, following - self._step + 1)
         if wanted == self._read > self._noted[0][0] and not self._ended:
             return self._now()
         read, state = [noted for noted in self._noted if noted[0] <= wanted][-1]
@@ -352,6 +375,7 @@ def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[
     changed = copy.copy(loader)  # past __setattr__, which refuses a new sampler after construction
     name = "batch_sampler" if indices.batched else "sampler"
     changed.__dict__.update({name: indices, "_iterator": None})
+    protect_workers(changed)
     if loader.persistent_workers:
         # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
         # it makes no difference whether a process begins with the first epoch or with a later one.
@@ -365,6 +389,7 @@ def own_copy(loader: Any) -> Any:
         return loader
     copied = copy.copy(loader)
     copied.__dict__["_iterator"] = None
+    protect_workers(copied)
     return copied
 
 
@@ -421,6 +446,8 @@ class CombinedLoader:
 class _Again:
     """A loader as it is, behind the calls of :class:`EpochLoader`."""
 
+    stateful = False
+
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.length = loader_length(loader)
@@ -448,6 +475,13 @@ class CombinedEpochLoader:
         self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
         self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
         self._cut: tuple[int, int, int | None] | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on inside an epoch: loaders with states of their own are then all at the same batch."""
+        tells = all(loader.length < INFINITE for loader in self.loaders)
+        in_step = tells and self.loader.mode in ("min_size", "max_size_cycle")
+        return in_step or not any(loader.stateful for loader in self.loaders)
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """As :meth:`EpochLoader.cut`, in batches."""
@@ -520,7 +554,7 @@ class CombinedEpochLoader:
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
-        for loader, own in zip(self.loaders, state or [], strict=False):
+        for loader, own in zip(self.loaders, state if isinstance(state, list) else (), strict=False):
             loader.load_state_dict(own)
 
 

@@ -42,14 +42,14 @@ def fit(trainer: Trainer) -> None:
     if state.epoch_done:
         state.next_epoch()
         trainer.data.begin_epoch()
+    if trainer.resumed is not None and trainer.data.train is not None:
+        trainer.data.restore_loader(trainer.resumed)
     if not trainer.num_training_batches or _limit_reached(trainer):
         _restore_progress(trainer)
         return
     trainer.announce_batches()
     if trainer.validation_due_in_epoch():
         trainer.load_val_data()
-    if trainer.resumed is not None:
-        trainer.data.restore_loader(trainer.resumed)
     state.stage = "train"
     trainer.note_signals()
     trainer.metrics.enter("train", "epoch")

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -111,19 +112,33 @@ class _ProtectedInit:
     def __call__(self, worker_id: int) -> None:
         for number in _DEFAULTS:
             signal.signal(number, _note_in_worker)  # in place of torch's own, which ends the worker at SIGTERM
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFAULTS)  # see `iterate_protected`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFAULTS)  # see `workers_protected`
         if self.function is not None:
             self.function(worker_id)
 
 
-def iterate_protected(loader: Any) -> Iterator[Any]:
-    """Iterate ``loader``; workers that this starts do not end before a training that is asked to."""
+@contextmanager
+def workers_protected(loader: Any) -> Iterator[None]:
+    """Let workers that ``loader`` starts meanwhile live on when a training is asked to end."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
-        return iter(loader)
+        yield
+        return
     given, before = loader.worker_init_fn, signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)  # which forks inherit
-    loader.worker_init_fn = _ProtectedInit(given)
+    protect_workers(loader)
     try:
-        return iter(loader)
+        yield
     finally:
         loader.worker_init_fn = given
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def protect_workers(loader: DataLoader[Any]) -> None:
+    """Let all workers that ``loader`` starts live on then, also those that it starts late."""
+    if not isinstance(loader.worker_init_fn, _ProtectedInit):
+        loader.worker_init_fn = _ProtectedInit(loader.worker_init_fn)
+
+
+def iterate_protected(loader: Any) -> Iterator[Any]:
+    """Iterate ``loader``, whose workers live on then."""
+    with workers_protected(loader):
+        return iter(loader)

@@ -110,3 +110,11 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_rng_state(states[2])
     os.environ.clear()
     os.environ.update(environment)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what a test that was tried again has printed, the stacks of its processes among it."""
+    for report in terminalreporter.stats.get("rerun", []):
+        for name, text in report.sections:
+            terminalreporter.section(f"{report.nodeid}: {name}")
+            terminalreporter.write_line(text)

@@ -34,7 +34,10 @@ def run_program(*arguments: Any, timeout: float = 90, **options: Any) -> subproc
         for process in descendants(program.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        out, err = program.communicate()
+        try:
+            out, err = program.communicate(timeout=10)
+        except subprocess.TimeoutExpired as error:  # a process that is no descendant any more writes to the same
+            out, err = error.stdout, error.stderr
         pytest.fail(f"did not end within {timeout} s: {arguments}\n{out}\n{err}", pytrace=False)
     return subprocess.CompletedProcess(command, program.returncode, out, err)
 

@@ -23,7 +23,7 @@ LEAVES = ("callbacks", "loggers", "strategies")  # hold their own contract; fram
 CONTRACTS = ("callbacks/base.py", "loggers/base.py", "strategies/base.py")
 
 CONTRACT_LINES = 200  # at most
-ALL_LINES = 15_900  # fewer
+ALL_LINES = 16_000  # fewer
 
 # Importing the framework must not import these, unless `import torch` does so already.
 HEAVY = (

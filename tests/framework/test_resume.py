@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
-from loopwright.framework import CheckpointError, Module, Trainer, seed_everything
+from loopwright.framework import CheckpointError, CombinedLoader, Module, Trainer, seed_everything
 from loopwright.framework.encoding import encode
 
 BATCHES, EPOCHS = 5, 3
@@ -275,6 +275,57 @@ def test_no_batch_is_lost_to_an_exception(tmp_path, ends_workers, kind, accumula
     done = len(whole[1].seen) - len(resumed[1].seen)
     assert fails_at - accumulate < done <= fails_at
     assert resumed[1].seen == pytest.approx(whole[1].seen[done:])
+
+
+def test_a_run_that_fails_again_and_again(tmp_path, ends_workers) -> None:
+    """Resumed, it fails in its first step: what it is to read again does not change."""
+    whole = train(tmp_path, torchdatas(3, 0), accumulate_grad_batches=4)
+
+    class Failing(Noisy):
+        fails_at = 6
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            if len(self.seen) == self.fails_at:
+                raise ValueError("a mistake")
+            return super().training_step(batch, batch_idx)
+
+    path = None
+    for fails_at in (8, 0, 0):
+        Failing.fails_at = fails_at
+        with pytest.raises(ValueError, match="a mistake"):
+            train(
+                tmp_path, torchdatas(3 if path is None else 9, 0), kind=Failing, ckpt_path=path,
+                callbacks=[OnExceptionCheckpoint(tmp_path)], accumulate_grad_batches=4,
+            )  # fmt: skip
+        path = str(tmp_path / "on_exception.ckpt")
+    resumed = train(tmp_path, torchdatas(9, 0), ckpt_path=path, accumulate_grad_batches=4)
+    assert resumed[1].seen == whole[1].seen[5:]
+
+
+def test_a_finished_run_may_be_resumed_saved_and_extended(tmp_path, ends_workers) -> None:
+    whole = train(tmp_path, torchdatas(3, 0))
+    cut, _ = train(tmp_path, torchdatas(3, 0), max_steps=BATCHES)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    done, _ = train(tmp_path, torchdatas(9, 0), max_steps=BATCHES, ckpt_path=str(tmp_path / "cut.ckpt"))
+    done.save_checkpoint(tmp_path / "again.ckpt")
+    assert_same(train(tmp_path, torchdatas(8, 0), ckpt_path=str(tmp_path / "again.ckpt")), whole)
+
+
+def test_a_loader_that_has_changed(tmp_path, ends_workers, caplog) -> None:
+    """At an epoch's end it begins as a new one does, and says so; inside an epoch nobody knows where to go on."""
+    for steps in (BATCHES, 2):
+        cut, _ = train(tmp_path, torchdatas(3, 2), max_steps=steps)
+        cut.save_checkpoint(tmp_path / f"{steps}.ckpt")
+    _, module = train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / f"{BATCHES}.ckpt"))
+    assert len(module.seen) == 2 * BATCHES
+    assert "is not the one that the checkpoint was saved with" in caplog.text
+    with pytest.raises(CheckpointError, match="resume with the loader that the checkpoint was saved with"):
+        train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / "2.ckpt"))
+    both = CombinedLoader([torchdatas(3, 0), torchdatas(4, 0)], "sequential")
+    cut, _ = train(tmp_path, both, max_steps=2)
+    cut.save_checkpoint(tmp_path / "both.ckpt")
+    with pytest.raises(CheckpointError, match="combined in mode 'sequential'"):
+        train(tmp_path, both, ckpt_path=str(tmp_path / "both.ckpt"))
 
 
 def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path) -> None:
