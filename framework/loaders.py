@@ -147,28 +147,40 @@ class EpochLoader:
     def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
         saved, self._resumed = self._resumed, None
-        read, resumes = -begin, saved is not None  # batches are counted from there
+        read, batches = -begin, None  # batches are counted from there
+        if saved is None:
+            with suppress(Exception):  # which only a save is to tell
+                saved = self.state_dict(done=True) if self._noted else None  # that in which the last one was left
+        elif (batches := self._restored(saved, epoch, start, step)) is None:
+            saved = None
+        elif not saved["left"]:
+            read = max(0, start - step + 1) - saved["batches"]
+        if batches is None:
+            batches = self._iterate_stream(epoch, step > 1)
+        self._step, self._read, self._ended = step, read, False
+        self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
+        return self._noting(batches, epoch, step > 1), start - read
+
+    def _restored(self, saved: dict[str, Any], epoch: int, start: int, step: int) -> Iterator[Any] | None:
+        """Iterate the loader from a state; None if it cannot, and an epoch begins.
+
+        Raises:
+            CheckpointError: if it cannot, inside an epoch.
+        """
         attributes = getattr(self.loader, "__dict__", {})
         unchanged = dict(attributes)
         try:
-            if saved is None:  # the state before the iteration is the one in which the last was left
-                saved = self.state_dict(done=True) if self._noted else None
-            else:
-                if saved["state"] is not None:
-                    self.loader.load_state_dict(saved["state"])
-                if saved["left"]:
-                    with isolated_rng():
-                        iterate_protected(self.loader)  # as a new iteration begins that was, too
-                else:
-                    read = max(0, start - step + 1) - saved["batches"]
-            batches = self._iterate_stream(epoch, step > 1)
+            if saved["state"] is not None:
+                self.loader.load_state_dict(saved["state"])
+            if saved["left"]:
+                with isolated_rng():
+                    iterate_protected(self.loader)  # as a new iteration begins that was, too
+            return self._iterate_stream(epoch, step > 1)
         except Exception as error:
-            if not resumes or saved is None:
-                raise
             if start >= step or saved["batches"]:
                 raise CheckpointError(
                     f"the training loader does not go on inside the epoch ({type(error).__name__}: {error}): resume "
-                    "with the loader that the checkpoint was saved with, or from a checkpoint of an epoch's end"
+                    "with the one that the checkpoint was saved with, or from a checkpoint of an epoch's end"
                 ) from error
             log.warning(
                 "The training loader is not the one that the checkpoint was saved with (%s: %s); the epoch begins as "
@@ -176,10 +188,7 @@ class EpochLoader:
             )  # fmt: skip
             attributes.clear()
             attributes.update(unchanged)
-            saved, batches = None, self._iterate_stream(epoch, step > 1)
-        self._step, self._read, self._ended = step, read, False
-        self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
-        return self._noting(batches, epoch, step > 1), start - read
+            return None
 
     def _noting(self, batches: Iterator[Any], epoch: int, own_seed: bool) -> Iterator[Any]:
         first = next(batches, _NONE)

@@ -319,7 +319,7 @@ def test_a_loader_that_has_changed(tmp_path, ends_workers, caplog) -> None:
     _, module = train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / f"{BATCHES}.ckpt"))
     assert len(module.seen) == 2 * BATCHES
     assert "is not the one that the checkpoint was saved with" in caplog.text
-    with pytest.raises(CheckpointError, match="resume with the loader that the checkpoint was saved with"):
+    with pytest.raises(CheckpointError, match="resume with the one that the checkpoint was saved with"):
         train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / "2.ckpt"))
     both = CombinedLoader([torchdatas(3, 0), torchdatas(4, 0)], "sequential")
     cut, _ = train(tmp_path, both, max_steps=2)
