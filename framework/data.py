@@ -16,6 +16,7 @@ from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_alrea
 from .hooks import overrides
 from .loaders import (
     INFINITE,
+    NO_BATCH,
     CombinedEpochLoader,
     CombinedLoader,
     EpochLoader,
@@ -29,8 +30,6 @@ from .signals import iterate_protected
 
 if TYPE_CHECKING:
     from .trainer import Trainer
-
-_NONE = object()  # a batch that is not there
 
 _LOADERS = {
     "train": "train_dataloader",
@@ -259,22 +258,22 @@ class RunData:
         """
         strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
         own = islice(self.begin(stage, index), None if limit == INFINITE else int(limit)) if limit else iter(())
-        last = _NONE
+        last = NO_BATCH
         for _ in count() if rounds == INFINITE else range(int(rounds)):
-            batch = next(own, _NONE)
-            if rounds == INFINITE and not strategy.reduce(torch.tensor(int(batch is not _NONE)), "max"):
+            batch = next(own, NO_BATCH)
+            if rounds == INFINITE and not strategy.reduce(torch.tensor(int(batch is not NO_BATCH)), "max"):
                 return  # a collective for each batch, where nobody knows how many there are
-            last = batch if batch is not _NONE else last
-            if last is _NONE:
+            last = batch if batch is not NO_BATCH else last
+            if last is NO_BATCH:
                 part = (self._parts.get(stage) or [None])[index]
                 with isolated_rng():
-                    last = next(iter(() if part is None else part.iterate(0)), _NONE)
-                if last is _NONE:
+                    last = next(iter(() if part is None else part.iterate(0)), NO_BATCH)
+                if last is NO_BATCH:
                     raise RuntimeError(
                         f"rank {strategy.global_rank} has no batch in {stage} loader {index}, and strategy="
                         f"{strategy.name!r} needs one in each process, as they meet in each forward pass"
                     )
-            yield last, batch is not _NONE
+            yield last, batch is not NO_BATCH
 
     def begin(self, stage: str, index: int) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every n-th batch of n processes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, DistributedSampler
 
 from .checkpoint import CheckpointError
-from .loaders import INFINITE, CombinedEpochLoader, EpochLoader
+from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader
 from .seed import isolated_rng
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # Where nobody knows how many batches there are, the processes tell each other after so many steps how far they can see.
 LOOK_AHEAD = 8
-
-_NONE = object()  # a batch that is not there
 
 
 def data_place(strategy: Strategy) -> tuple[int, int]:
@@ -95,18 +93,18 @@ class SharedLoader:
     # -- known lengths ----------------------------------------------------------------------------------------
 
     def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
-        last = _NONE
+        last = NO_BATCH
         length = int(self.length_in(epoch))
         for step in range(start, length):
             self.share = self._share_of(step, epoch, length)
-            batch = next(batches, _NONE)
-            if batch is _NONE:
+            batch = next(batches, NO_BATCH)
+            if batch is NO_BATCH:
                 if self.share:
                     raise RuntimeError(
                         f"rank {self.rank}: the training loader has no batch {step} of the {length} that its "
                         "length promised; the other processes count on it"
                     )
-                batch = self._borrow(epoch) if last is _NONE else last
+                batch = self._borrow(epoch) if last is NO_BATCH else last
             if step == length - 2 or not self.deal:
                 last = batch
             if step == length - 1 and self.deal and self.loader.stateful:
@@ -128,8 +126,8 @@ class SharedLoader:
     def _borrow(self, epoch: int) -> Any:
         """A batch of another process, for one that has none to run again."""
         with isolated_rng():
-            batch = next(iter(self.loader.iterate(epoch)), _NONE)
-        if batch is _NONE:
+            batch = next(iter(self.loader.iterate(epoch)), NO_BATCH)
+        if batch is NO_BATCH:
             raise RuntimeError(f"rank {self.rank}: the training loader gave no batch")
         return batch
 
@@ -142,7 +140,7 @@ class SharedLoader:
 
     def _agree(self, ahead: Iterator[tuple[Any, int]]) -> Iterator[Any]:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
-        last = _NONE
+        last = NO_BATCH
         while True:
             mine = list(islice(ahead, LOOK_AHEAD))
             seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
@@ -157,7 +155,7 @@ class SharedLoader:
                 own = self.rank < present if self.deal else step < len(mine)
                 self.share = self.world_size / present if own else 0.0
                 last = mine[step][0] if step < len(mine) else last
-                if last is _NONE:
+                if last is NO_BATCH:
                     raise RuntimeError(f"rank {self.rank}: the training loader gave no batch, while others have some")
                 yield last
             if steps < LOOK_AHEAD:

@@ -25,7 +25,7 @@ INFINITE = float("inf")
 
 # A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
 _NOTED_EVERY = 64
-_NONE = object()  # a batch that is not there
+NO_BATCH = object()  # a batch that is not there
 # What stands for that state: it or an earlier one, the batches since then, and whether that iteration is then left.
 _KEYS = {"state", "batches", "left"}
 
@@ -191,10 +191,10 @@ class EpochLoader:
             return None
 
     def _noting(self, batches: Iterator[Any], epoch: int, own_seed: bool) -> Iterator[Any]:
-        first = next(batches, _NONE)
-        if first is _NONE and self._noted[0][1]["left"]:  # it has gone on with the last iteration, and only ended that
+        first = next(batches, NO_BATCH)
+        if first is NO_BATCH and self._noted[0][1]["left"]:  # it went on with the last iteration, and only ended that
             batches = self._iterate_stream(epoch, own_seed)
-        for batch in batches if first is _NONE else chain((first,), batches):
+        for batch in batches if first is NO_BATCH else chain((first,), batches):
             self._read += 1
             if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
                 with suppress(Exception):  # which only a save is to tell
@@ -231,8 +231,9 @@ class EpochLoader:
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
         if self.stateful and state is not None:
-            ours = isinstance(state, dict) and state.keys() == _KEYS
-            self._resumed = state if ours else {"state": state, "batches": 0, "left": False}
+            ours = isinstance(state, dict) and _KEYS - {"left"} <= state.keys() <= _KEYS
+            # Older checkpoints have less.
+            self._resumed = {"batches": 0, "left": False, **(state if ours else {"state": state})}
 
 
 class IndexPlan:

@@ -767,11 +767,14 @@ class Trainer(TrainerAttributes):
 
     def gathered(self) -> dict[str, Any]:
         """What the running epoch has gathered: the values to be reduced at its end, and the loader's own state."""
-        return self.unfinished or {
+        if self.unfinished:
+            return self.unfinished
+        batch_idx = self.progress()["batch_idx"]
+        return {
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module),
-            "loader": self.data.loader_state(self.progress()["batch_idx"]),
-            "cursor": self.data.cursor(self.progress()["batch_idx"]),
+            "loader": self.data.loader_state(batch_idx),
+            "cursor": self.data.cursor(batch_idx),
             "saved_by": self.world_size,
         }
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy, launch
 from loopwright.strategies.launch import Place, detect, first_host
+from tests.programs import show_stacks
 
 LIMIT = 100  # seconds for a program; only reached if it hangs
 GRACE = 30  # seconds for processes to end that have lost the one that started them
@@ -251,6 +252,7 @@ class Programs:
         try:
             out, err = program.communicate(stdin, LIMIT)
         except subprocess.TimeoutExpired:
+            show_stacks(self.living())
             self.kill()
             out, err = program.communicate()
             pytest.fail(f"{program.args} did not end within {LIMIT} s\n{out}\n{err}")
