@@ -15,6 +15,10 @@ EXTRAS_docs := docs
 EXTRAS_test := test,cli,deepspeed,mlflow,s3,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
+# Without what they depend on: litdata wants torchvision, whose build on PyPI is for CUDA alone and cannot be imported
+# beside a CPU build of torch. The other things that litdata needs stand in the extra `test`.
+ALONE_test := litdata
+ALONE_check := $(ALONE_test)
 
 .PHONY: help demo test check bench docs clean
 .DELETE_ON_ERROR:
@@ -35,6 +39,7 @@ $(VENV)/bin/python:
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
+	$(if $(ALONE_$*),$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(ALONE_$*))
 	@touch $@
 
 demo: $(VENV)/installed-demo
