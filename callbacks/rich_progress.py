@@ -228,7 +228,10 @@ class RichProgressBar(ProgressBar):
         styles["progress.remaining"] = theme.time
         console = Console(**{"theme": Theme(styles), **self._console_kwargs})
         in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
-        if not (console.is_interactive or in_notebook):
+        # With FORCE_COLOR, which many CI systems set, rich takes a file for a terminal: each drawing would be a line.
+        forced = self._console_kwargs.keys() & {"force_terminal", "force_interactive"}
+        in_terminal = console.is_interactive and (forced or getattr(console.file, "isatty", bool)())
+        if not (in_terminal or in_notebook):
             return Lines(console)
         progress = Progress(*self.configure_columns(trainer), console=console, auto_refresh=False)
         return Bars(progress, 1 / self.refresh_rate)

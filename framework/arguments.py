@@ -2,8 +2,102 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar
+
+Initializer = TypeVar("Initializer", bound=Callable[..., None])
+
+# Arguments of other trainers, and of their older versions: what does the same here.
+ELSEWHERE = {
+    "accumulate_grad_batches": "gradient_accumulation_steps=…",
+    "amp_backend": 'precision="16-mixed"',
+    "amp_level": 'precision="16-mixed"',
+    "args": "arguments of their own, by name",
+    "auto_lr_find": "a short fit for each learning rate that you want to compare",
+    "auto_scale_batch_size": 'micro_batch="auto", which divides a batch that does not fit',
+    "auto_select_gpus": 'devices="auto"',
+    "bf16": 'precision="bf16-mixed"',
+    "checkpoint_callback": "enable_checkpointing=…, or a ModelCheckpoint in callbacks",
+    "cpu": 'accelerator="cpu"',
+    "data_collator": "collate_fn=… of the DataLoader that fit gets",
+    "deepspeed_plugin": "strategy=DeepSpeedStrategy(…)",
+    "dispatch_batches": "use_distributed_sampler=… of the Trainer; an Engine deals the batches out by itself",
+    "distributed_backend": "strategy=…",
+    "dynamo_backend": "torch.compile on the model",
+    "early_stop_callback": "an EarlyStopping in callbacks",
+    "eval_dataset": "val_dataloaders=… of fit",
+    "eval_steps": "val_check_interval=…",
+    "even_batches": "what an Engine does by itself",
+    "flush_logs_every_n_steps": "flush_logs_every_n_steps=… of CSVLogger",
+    "fp16": 'precision="16-mixed"',
+    "fsdp_plugin": "strategy=FSDPStrategy(…)",
+    "gpus": 'devices=…, with accelerator="gpu"',
+    "gradient_accumulation_plugin": "gradient_accumulation_steps=…",
+    "gradient_accumulation_steps": "accumulate_grad_batches=…",
+    "kwargs_handlers": "strategy=DDPStrategy(…), and precision=Precision(…) for the loss scale",
+    "learning_rate": "the learning rate of the optimizer that configure_optimizers returns",
+    "log_with": "logger=TensorBoardLogger(…) or another",
+    "logging_steps": "log_every_n_steps=…",
+    "max_grad_norm": "gradient_clip_val=…",
+    "mixed_precision": 'precision="16-mixed" or "bf16-mixed"',
+    "model": "the first argument of fit",
+    "multiple_trainloader_mode": "a CombinedLoader with a mode",
+    "num_processes": "devices=…",
+    "num_train_epochs": "max_epochs=…",
+    "output_dir": "default_root_dir=…",
+    "per_device_train_batch_size": "batch_size=… of the DataLoader that fit gets",
+    "plugins": "strategy=… or precision=…, with an object",
+    "progress_bar_refresh_rate": "a RichProgressBar(refresh_rate=…) in callbacks, or enable_progress_bar=False",
+    "project_dir": "the folder of the logger",
+    "reload_dataloaders_every_epoch": "reload_dataloaders_every_n_epochs=1",
+    "replace_sampler_ddp": "use_distributed_sampler=…",
+    "report_to": "logger=…",
+    "resume_from_checkpoint": "ckpt_path=… of fit",
+    "save_steps": "a ModelCheckpoint(every_n_train_steps=…) in callbacks",
+    "seed": "seed_everything(…) before the Trainer is made",
+    "stochastic_weight_avg": "torch.optim.swa_utils in a callback",
+    "terminate_on_nan": "detect_anomaly=True",
+    "tpu_cores": "devices=…",
+    "train_dataset": "train_dataloaders=… of fit",
+    "train_percent_check": "limit_train_batches=…",
+    "val_percent_check": "limit_val_batches=…",
+    "weights_save_path": "a ModelCheckpoint(dirpath=…) in callbacks",
+    "weights_summary": "enable_model_summary=…, or a ModelSummary in callbacks",
+}
+
+
+def names_arguments(init: Initializer) -> Initializer:
+    """Let a constructor say what an argument that it does not take is called here.
+
+    Raises:
+        TypeError: when the constructor is called with such an argument.
+    """
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    known = [parameter.name for parameter in parameters]
+    positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    owner = init.__qualname__.partition(".")[0]
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(positional):
+            raise TypeError(f"{owner} takes its arguments by name, such as {known[0]}=…; got {args[-1]!r}")
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{owner} has no argument {name!r}{_advice(name, known)}")
+        init(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value] # it has the constructor's signature
+
+
+def _advice(name: str, known: list[str]) -> str:
+    if name in ELSEWHERE:
+        return f": here that is {ELSEWHERE[name]}"
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; its arguments are {', '.join(known)}"
 
 
 def check_count(name: str, value: Any, minimum: int, extra: tuple[Any, ...] = ()) -> None:

@@ -18,9 +18,10 @@ from ..strategies import Precision, Strategy, create_strategy
 from ..strategies.accelerator import select_devices
 from ..strategies.launch import can_rerun, check_place, detect, rerun_script
 from ..strategies.precision import create_precision
-from .arguments import check_count
+from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
+from .hooks import check_loggers
 from .messages import configure, silence
 from .peers import Peers
 from .prepared import (
@@ -86,6 +87,7 @@ class Engine(Peers):
 
     living: ClassVar[WeakSet[Engine]] = WeakSet()  # all engines of this process
 
+    @names_arguments
     def __init__(
         self,
         accelerator: str = "auto",
@@ -111,7 +113,7 @@ class Engine(Peers):
         if not self.must_launch:  # else it is done in those processes, and takes no memory of a device here
             self.precision.check(self.device)
         scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
-        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None
+        self.scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling()) if scaled else None
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
         # evaluation: the strategy's own methods, without a frame between.
         self.forward: Callable[..., Any] = self.strategy.forward
@@ -123,7 +125,7 @@ class Engine(Peers):
         self._updated = False  # whether the last scaled step took place
 
         self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.loggers: list[Logger] = [] if logger is None else list(logger) if isinstance(logger, list) else [logger]
+        self.loggers = check_loggers([] if logger is None else logger, "a Logger or a list of them")
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
         self.window = Window(self.strategy)

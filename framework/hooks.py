@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
+from ..loggers.base import Logger
 
 if TYPE_CHECKING:
     from .module import Module
@@ -77,6 +78,25 @@ def check_callback(callback: Any) -> None:
     if callback.phase not in PHASES:
         raise TypeError(f"{type(callback).__name__}.phase must be one of {', '.join(PHASES)}; got {callback.phase!r}")
     check_hook_names(callback, HOOKS)
+
+
+def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
+    """Return a list of loggers.
+
+    Args:
+        loggers: a logger or several.
+        accepted: what the argument may be, for the error.
+
+    Raises:
+        TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
+    """
+    listed = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
+    for logger in listed:
+        if not isinstance(logger, Logger):
+            raise TypeError(
+                f"logger must be {accepted}, such as TensorBoardLogger(…) of loopwright.loggers; got {logger!r}"
+            )
+    return listed
 
 
 def check_hook_names(obj: object, known: Iterable[str]) -> None:

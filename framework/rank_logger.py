@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
 import torch.distributed as dist
+
+# Frames between the caller and logging's own record. Since Python 3.11 logging leaves its own frames out of the count.
+_OWN_FRAMES = 2 if sys.version_info >= (3, 11) else 3
 
 
 class RankLogger(logging.LoggerAdapter):
@@ -20,7 +24,7 @@ class RankLogger(logging.LoggerAdapter):
     def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
         """As ``logging.Logger.log``."""
         main_only, in_order = kwargs.pop("main_process_only", True), kwargs.pop("in_order", False)
-        kwargs.setdefault("stacklevel", 2)
+        kwargs.setdefault("stacklevel", 1)
         if in_order and _processes() > 1:
             for rank in range(_processes()):
                 if rank == _rank():
@@ -31,7 +35,7 @@ class RankLogger(logging.LoggerAdapter):
 
     def _log_here(self, level: int, msg: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self.isEnabledFor(level):
-            told, options = self.process(msg, {**kwargs, "stacklevel": kwargs["stacklevel"] + 2})
+            told, options = self.process(msg, {**kwargs, "stacklevel": kwargs["stacklevel"] + _OWN_FRAMES})
             self.logger.log(level, told, *args, **options)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:

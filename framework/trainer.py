@@ -19,7 +19,15 @@ from ..loggers.base import Logger
 from ..strategies.launch import forget_failure, note
 from ..strategies.pieces import whole_state
 from . import loops
-from .arguments import check_choice, check_clipping, check_count, check_interval, check_limit, check_max_time
+from .arguments import (
+    check_choice,
+    check_clipping,
+    check_count,
+    check_interval,
+    check_limit,
+    check_max_time,
+    names_arguments,
+)
 from .attributes import TrainerAttributes
 from .checkpoint import is_taken, remove_checkpoint, write_pointer
 from .compilation import compile_submodules
@@ -28,7 +36,7 @@ from .data import RunData
 from .datamodule import DataModule
 from .dealing import data_place
 from .engine import Engine
-from .hooks import CallbackBus, check_callback, order_callbacks, overrides
+from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log
 from .metric_states import metric_states
@@ -102,6 +110,7 @@ class Trainer(TrainerAttributes):
         ValueError, TypeError: for arguments that are not as described.
     """
 
+    @names_arguments
     def __init__(
         self,
         *,
@@ -252,11 +261,7 @@ class Trainer(TrainerAttributes):
             return [builtin_loggers.TensorBoardLogger(self.default_root_dir)]
         if logger is False:
             return []
-        loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
-        for item in loggers:
-            if not isinstance(item, Logger):
-                raise TypeError(f"logger must be a Logger, a list of them, True or False; got {item!r}")
-        return loggers
+        return check_loggers(logger, "a Logger, a list of them, True or False")
 
     def _make_callbacks(
         self, callbacks: Any, checkpointing: bool | None, progress_bar: bool | None, summary: bool | None,

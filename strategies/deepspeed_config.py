@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[s
         enabled = config.setdefault(section, {}).setdefault("enabled", section == half)
         _compare(f"{section}.enabled", enabled, section == half, f"precision={precision.name!r}, with which it")
         config[section]["enabled"] = section == half
+    if half == "fp16":
+        _set_loss_scale(config["fp16"], precision)
     zero = config.setdefault("zero_optimization", {})
     zero["stage"] = strategy.stage
     for key, asked in (
@@ -112,3 +116,26 @@ def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[s
     config.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=0.0)
     config.pop("train_batch_size", None)
     return config
+
+
+def _set_loss_scale(section: dict[str, Any], precision: Precision) -> None:
+    """Hand the precision's loss scale over, where it is not the default.
+
+    Raises:
+        ValueError: for one that DeepSpeed cannot have, or that is not the user's configuration's.
+    """
+    asked = precision.scaling()
+    default = {field.name: field.default for field in fields(precision)}
+    changed = {name for name, value in asked.items() if value != default[name]}
+    power = math.log2(asked["init_scale"])
+    if changed & {"growth_factor", "backoff_factor"} or not power.is_integer():
+        raise ValueError(
+            "DeepSpeed doubles and halves the loss scale, beginning with a power of 2; "
+            f"precision={precision.name!r} has {asked}"
+        )
+    for name, key, value in (
+        ("init_scale", "initial_scale_power", int(power)),
+        ("growth_interval", "loss_scale_window", asked["growth_interval"]),
+    ):
+        if name in changed:
+            _compare(f"fp16.{key}", section.setdefault(key, value), value, f"that of precision.{name}={asked[name]}")

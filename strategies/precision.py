@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ class Precision:
         reduce: dtype in which gradients are reduced over processes; None is the gradients' own.
         buffers: dtype of floating-point buffers; None leaves the module's own.
         loss_scaling: scale the loss so that small fp16 gradients survive (``torch.amp.GradScaler``).
+        init_scale: the loss scale at the beginning.
+        growth_factor: by which it is multiplied after ``growth_interval`` steps without an overflow.
+        backoff_factor: by which it is multiplied after an overflow, which skips the step.
+        growth_interval: in optimizer steps.
+
+    Raises:
+        ValueError: for factors that would not let the scale grow, or not let it shrink.
     """
 
     name: str
@@ -35,6 +42,32 @@ class Precision:
     reduce: torch.dtype | None = None
     buffers: torch.dtype | None = None
     loss_scaling: bool = False
+    init_scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            # A subclass may say a field as a class attribute, which dataclasses would overwrite with the default.
+            own = getattr(type(self), field.name, field.default)
+            if own != field.default and getattr(self, field.name) == field.default:
+                object.__setattr__(self, field.name, own)
+        if (
+            self.init_scale <= 0
+            or self.growth_interval < 1
+            or self.growth_factor <= 1
+            or not 0 < self.backoff_factor < 1
+        ):
+            raise ValueError(
+                f"precision={self.name!r}: the loss scale takes init_scale above 0, growth_interval from 1, "
+                f"growth_factor above 1 and backoff_factor between 0 and 1; got {self.scaling()}"
+            )
+
+    def scaling(self) -> dict[str, Any]:
+        """The fields of the loss scale: arguments of ``torch.amp.GradScaler``."""
+        names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
+        return {name: getattr(self, name) for name in names}
 
     def check(self, device: torch.device) -> None:
         """Raise unless ``device`` can compute in this precision, by computing something small in it.

@@ -123,6 +123,16 @@ def test_what_users_print_stays_above_the_bar(screen: Screen):
     ]
 
 
+def test_a_file_is_no_terminal_whatever_the_colours(screen: Screen, monkeypatch: pytest.MonkeyPatch):
+    """FORCE_COLOR asks for colours where there is no terminal; bars would become line after line there."""
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(variable, "1")
+    fit(RichProgressBar(refresh_rate=1e9, console_kwargs={"file": screen}), max_epochs=2)
+    lines = screen.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Epoch 0/1", "Epoch 1/1"]
+    assert "\x1b" not in screen.getvalue()
+
+
 def test_leave_keeps_each_epoch(screen: Screen):
     def ends(leave: bool) -> int:
         screen.truncate(0)

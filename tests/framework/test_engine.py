@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -713,6 +714,22 @@ def test_a_logger_speaks_once_or_in_order(two: dict[str, Any]):
         "[rank 0] each",
         "[rank 1] each",
     ]
+
+
+def test_a_logger_names_its_caller(caplog: pytest.LogCaptureFixture):
+    """Whose line it is: also one level up, for those who wrap it."""
+
+    def wrapper(text: str) -> None:
+        logger.warning(text, stacklevel=2)
+
+    logger = get_logger("b.test")
+    logger.warning("of a method")
+    logger.log(logging.ERROR, "of log")
+    wrapper("of the wrapper's caller")
+    if sys.version_info < (3, 11):
+        caplog.records.pop(1)  # there it is the frame above
+    assert {record.funcName for record in caplog.records} == {"test_a_logger_names_its_caller"}
+    assert {record.pathname for record in caplog.records} == {__file__}
 
 
 def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):

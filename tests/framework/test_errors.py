@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loopwright.framework import CheckpointError, DataModule, Module, Trainer
+from loopwright.framework import CheckpointError, DataModule, Engine, Module, Trainer
 from loopwright.strategies import Precision
 
 
@@ -90,10 +92,43 @@ def test_unknown_argument_values(arguments, words) -> None:
         assert word in str(error.value)
 
 
-def test_unknown_argument() -> None:
-    """A misspelt argument is Python's own error."""
-    with pytest.raises(TypeError, match="max_epoch"):
-        Trainer(max_epoch=3)
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        (Trainer, {"max_epoch": 3}, "Trainer has no argument 'max_epoch'; did you mean 'max_epochs'?"),
+        (Trainer, {"precison": 16}, "did you mean 'precision'?"),
+        (Trainer, {"gpus": 1}, "'gpus': here that is devices=…"),
+        (Trainer, {"resume_from_checkpoint": "x"}, "ckpt_path=… of fit"),
+        (Trainer, {"progress_bar_refresh_rate": 20}, "RichProgressBar(refresh_rate=…)"),
+        (Trainer, {"gradient_accumulation_steps": 2}, "accumulate_grad_batches=…"),
+        (Trainer, {"num_train_epochs": 2}, "max_epochs=…"),
+        (Trainer, {"hparams": {}}, "'hparams'; its arguments are accelerator, strategy"),
+        (Engine, {"mixed_precision": "bf16"}, "Engine has no argument 'mixed_precision': here that is precision="),
+        (Engine, {"accumulate_grad_batches": 2}, "gradient_accumulation_steps=…"),
+        (Engine, {"logger": "tensorboard"}, "logger must be a Logger or a list of them, such as TensorBoardLogger"),
+        (Engine, {"logger": True}, "got True"),
+        (Engine, {"logger": [None]}, "got None"),
+    ],
+)
+def test_an_argument_of_another_name(kind, arguments, words) -> None:
+    """Misspelt, or as another trainer calls it: it says what to write."""
+    with pytest.raises(TypeError, match=re.escape(words)):
+        kind(**arguments)
+
+
+def test_arguments_by_position_and_of_subclasses() -> None:
+    """The Trainer's have names; a subclass that hands its own on gets the same words; tools see the signature."""
+    with pytest.raises(TypeError, match=r"Trainer takes its arguments by name, such as accelerator=…; got 5"):
+        Trainer(5)  # pyright: ignore[reportCallIssue] # what is tested
+
+    class Mine(Trainer):
+        def __init__(self, mine: int, **kwargs) -> None:
+            super().__init__(**kwargs)
+
+    with pytest.raises(TypeError, match="did you mean 'max_steps'"):
+        Mine(1, max_step=3)
+    assert Mine(1, max_steps=3, logger=False).max_steps == 3
+    assert "max_epochs" in inspect.signature(Trainer).parameters
 
 
 def test_no_training_step() -> None:

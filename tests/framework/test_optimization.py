@@ -729,6 +729,46 @@ class Scales(Callback):
         self.weights.append(module.layer.weight.detach().clone())
 
 
+def scaled(**fields: Any) -> Precision:
+    return Precision("16-mixed", compute=torch.float16, loss_scaling=True, **fields)
+
+
+class Gentle(Precision):
+    """A policy that says as class attributes how it begins and grows."""
+
+    init_scale = 8.0
+    growth_interval = 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        (scaled(init_scale=8.0, growth_interval=1, growth_factor=4.0, backoff_factor=0.25), [32.0, 128.0, 32.0, 128.0]),
+        (Gentle("16-mixed", compute=torch.float16, loss_scaling=True), [8.0, 16.0, 8.0, 8.0]),
+        (Gentle("16-mixed", compute=torch.float16, loss_scaling=True, init_scale=4.0), [4.0, 8.0, 4.0, 4.0]),
+    ],
+)
+def test_the_loss_scale_begins_and_grows_as_asked(precision: Precision, expected: list[float]) -> None:
+    """Under scales as low as these it is no scale that overflows, but the third batch."""
+    callback = Scales()
+
+    class Breaks(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.loss(batch) * (float("inf") if batch_idx == 2 else 1)
+
+    quiet(callback, precision=precision).fit(Breaks(), loader())
+    assert callback.scales == expected
+
+
+@pytest.mark.parametrize(
+    "fields", [{"init_scale": 0.0}, {"growth_interval": 0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}]
+)
+def test_a_loss_scale_that_could_not_adapt(fields: dict[str, Any]) -> None:
+    """The field and all values, where the policy is made."""
+    with pytest.raises(ValueError, match=rf"16-mixed.*{next(iter(fields))}.*got .*{next(iter(fields.values()))}"):
+        scaled(**fields)
+
+
 def test_an_overflow_skips_a_step_and_lowers_the_scale() -> None:
     """The GradScaler's business, on the CPU too."""
     callback = Scales()

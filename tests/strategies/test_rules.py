@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
 from loopwright.framework.dealing import LOOK_AHEAD
+from loopwright.strategies import DeepSpeedStrategy, Precision
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 
@@ -319,6 +320,28 @@ def plateau() -> Any:
     return trainer.strategy.gather_objects(
         (trainer.optimizers[0].param_groups[0]["lr"], module.apart.tolist(), batches)
     )
+
+
+def test_the_loss_scale_of_a_precision_in_deepspeeds_configuration():
+    """DeepSpeed has float16 on GPUs only: what it would be told. It says nothing of a scale that nobody set."""
+    from loopwright.strategies.deepspeed_config import complete_config
+
+    def section(config: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+        strategy = DeepSpeedStrategy(config=config)
+        strategy.device = torch.device("cuda", 0)
+        precision = Precision("16-mixed", compute=torch.float16, loss_scaling=True, **fields)
+        return complete_config(strategy, precision)["fp16"]
+
+    assert section() == {"enabled": True}
+    assert section(init_scale=1024.0, growth_interval=500) == {
+        "enabled": True, "initial_scale_power": 10, "loss_scale_window": 500
+    }  # fmt: skip
+    assert section({"fp16": {"loss_scale_window": 7}}, init_scale=2.0)["loss_scale_window"] == 7
+    for fields in ({"init_scale": 1000.0}, {"growth_factor": 4.0}, {"backoff_factor": 0.25}):
+        with pytest.raises(ValueError, match=rf"doubles and halves.*{next(iter(fields))}"):
+            section(**fields)
+    with pytest.raises(ValueError, match=r"fp16.initial_scale_power=3.*init_scale=1024"):
+        section({"fp16": {"initial_scale_power": 3}}, init_scale=1024.0)
 
 
 def test_values_of_one_process_decide_for_all():
