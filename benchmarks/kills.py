@@ -1,6 +1,6 @@
 """Whether a training that is killed again and again ends as one that is not: `python -m benchmarks kills --kills 200`.
 
-A training of one process or of two saves a checkpoint every 3 steps. It is killed by SIGKILL at a random moment, the
+A training of one process, of two or of three saves a checkpoint every 3 steps. It is killed by SIGKILL at a random moment, the
 saving of a checkpoint among them, and started again with `ckpt_path="last"`, until it gets to its end. Then its weights
 must be those of an undisturbed run to the last bit, and its log must hold the same rows. Then the next one begins.
 
@@ -262,7 +262,7 @@ def kill(kills: int, ranks: int, folder: Path, seed: int = 0) -> Outcome:
 
 def compare(kills: int, folder: Path) -> Table:
     rows, figures = [], {}
-    for ranks, share in ((1, kills // 2), (2, kills - kills // 2)):
+    for ranks, share in ((1, kills // 3), (2, kills // 3), (3, kills - kills // 3 * 2)):
         outcome = kill(share, ranks, folder / f"{ranks}")
         figures[str(ranks)] = vars(outcome)
         rows.append([str(ranks), *(str(number) for number in vars(outcome).values())])

@@ -22,6 +22,31 @@ from .step_module import StepModule
 _BUCKET = 2**23  # numbers that are averaged in one collective
 
 
+class _FixedBuckets(DistributedDataParallel):
+    """Fills its buckets from the beginning as it does for good.
+
+    By itself it takes the order of the first backward for those that follow. Then the first step of a resumed run adds
+    up the processes' gradients in other parts than the same step of the whole run, and so rounds otherwise.
+    """
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        # Else torch keeps its first buckets.
+        self.rebuilds_buckets = options["static_graph"] or not options["find_unused_parameters"]
+        super().__init__(module, **options)
+        if self.rebuilds_buckets:
+            self.reducer._push_all_rebuilt_params()
+            # A collective.
+            self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list[Tensor], list[bool]]:
+        parameters, sparse = super()._build_params_for_reducer()
+        if not self.rebuilds_buckets:
+            return parameters, sparse
+        # Buckets are communicated in their order. The last parameters have their gradients first: with them in front,
+        # the communication begins while the backward runs.
+        return parameters[::-1], sparse[::-1]
+
+
 class DDPStrategy(ProcessGroupStrategy):
     """Trains replicas of the module on several devices or machines, with averaged gradients.
 
@@ -138,7 +163,7 @@ class DDPStrategy(ProcessGroupStrategy):
         if not self._wrapped or self.keeps_gradients_local:
             return  # DDP refuses a module of which nothing is trained
         # Without device_ids: DDP would move batches that are where they belong.
-        self._ddp = DistributedDataParallel(StepModule(self.module, self._context), **self.options)
+        self._ddp = _FixedBuckets(StepModule(self.module, self._context), **self.options)
         if self.comm_hook is not None:
             hook = self.comm_hook if self.comm_wrapper is None else self.comm_wrapper(self.comm_hook)
             self._ddp.register_comm_hook(self.comm_state, hook)

@@ -64,6 +64,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same of three: sums of two do not depend on their order."""
+    folder = tmp_path_factory.mktemp("three")
+    return all_in_processes(3, {"prompts": (prompts,), "resumed": (resumed, str(folder / "state"), STOPS[3])})
+
+
 # -- as the Trainer ---------------------------------------------------------------------------------------------------
 
 
@@ -341,8 +348,8 @@ def prompts() -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_101_prompts_give_101_results_in_order(two: dict[str, Any], processes: int):
-    own, everything, inputs, _ = two["prompts"] if processes == 2 else in_processes(processes, prompts)
+def test_101_prompts_give_101_results_in_order(two: dict[str, Any], three: dict[str, Any], processes: int):
+    own, everything, inputs, _ = prompts() if processes == 1 else {2: two, 3: three}[processes]["prompts"]
     assert own == -(-101 // processes)
     assert everything == [f"PROMPT {i}" for i in range(101)]
     assert inputs == [float(i) for i in range(101)]
@@ -400,12 +407,17 @@ def resumed(folder: str, stops: tuple[int, ...]) -> Any:
     return whole, after
 
 
-STOPS = {1: (3, 6, 19, 22), 2: (6, 13)}  # by number of processes
+STOPS = {1: (3, 6, 19, 22), 2: (6, 13), 3: (6, 10)}  # by number of processes
 
 
 @pytest.mark.parametrize("processes", STOPS)
-def test_a_loop_goes_on_where_it_was_saved_to_the_bit(two: dict[str, Any], tmp_path: Path, processes: int):
-    whole, found = resumed(str(tmp_path / "state"), STOPS[1]) if processes == 1 else two["resumed"]
+def test_a_loop_goes_on_where_it_was_saved_to_the_bit(
+    two: dict[str, Any], three: dict[str, Any], tmp_path: Path, processes: int
+):
+    if processes == 1:
+        whole, found = resumed(str(tmp_path / "state"), STOPS[1])
+    else:
+        whole, found = {2: two, 3: three}[processes]["resumed"]
     assert tuple(found) == STOPS[processes]
     for stop, after in found.items():
         assert after[0] == whole[0][stop:], stop

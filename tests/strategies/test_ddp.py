@@ -245,9 +245,22 @@ def read_all(names: list[str]) -> list[Any]:
     return read
 
 
-def test_each_sample_is_read_once_in_steps_of_equal_number():
-    one, three = read_all(list(LOADERS)), in_processes(3, read_all, list(LOADERS))
-    for name, (alone,), shared in zip(LOADERS, one, three, strict=True):
+@pytest.fixture(scope="module")
+def three(folder: Path) -> dict[str, Any]:
+    """What three processes come to."""
+    return all_in_processes(
+        3,
+        {
+            "read": (read_all, list(LOADERS)),
+            "buckets": (buckets,),
+            "resumed": (resumed_with_all_options, str(folder / "cut.ckpt")),
+        },
+    )
+
+
+def test_each_sample_is_read_once_in_steps_of_equal_number(three: dict[str, Any]):
+    one = read_all(list(LOADERS))
+    for name, (alone,), shared in zip(LOADERS, one, three["read"], strict=True):
         assert len({len(steps) for steps in shared}) == 1, name
         counted = [sample for steps in shared for _, share, samples in steps if share for sample in samples]
         expected = [sample for *_, samples in alone for sample in samples]
@@ -317,6 +330,95 @@ def test_loaders_that_keep_their_own_state_go_on_in_each_process(two: dict[str, 
 
 def batched(items: list[Any], size: int) -> list[list[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+# -- buckets ----------------------------------------------------------------------------------------------------------
+
+
+class Tied(Module):
+    """Of several buckets; the last layer's weight is the first layer's, which has its gradient last."""
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32, bias=False)
+        self.middle = nn.Sequential(*(nn.Linear(32, 32) for _ in range(4)))
+        self.last = nn.Linear(32, 32, bias=False)
+        self.last.weight = self.first.weight
+        self.frozen = frozen
+
+    def on_train_epoch_start(self) -> None:
+        self.middle[0].requires_grad_(self.current_epoch > 0 or not self.frozen)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return (self.last(self.middle(self.first(batch)).tanh()) - batch).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+SMALL = 0.006  # MB, less than two layers
+
+
+def buckets() -> list[str]:
+    """In the order of the first backward and of the third: the gradients there are, and the buckets sent."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    events: list[str] = []
+
+    module = Tied()
+    for name in ("first", "middle.3", "middle.0"):
+        weight = module.get_parameter(f"{name}.weight")
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
+
+    def note(state, bucket):  # DDP would refuse annotations that are strings
+        events.append(f"bucket {bucket.index()}")
+        return allreduce_hook(state, bucket)
+
+    strategy = DDPStrategy(bucket_cap_mb=SMALL, ddp_comm_hook=note)
+    quiet(strategy=strategy).fit(module, DataLoader(torch.randn(36, 32), 4))
+    return events
+
+
+def test_gradients_are_sent_while_the_backward_runs(three: dict[str, Any]):
+    step = three["buckets"][: len(three["buckets"]) // 3]
+    assert three["buckets"] == step * 3, "the first step as those that follow"
+    assert step[-1] == "bucket 2"
+    assert step.index("middle.3") < step.index("bucket 0") < step.index("middle.0") < step.index("first")
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "static graph": ({"static_graph": True}, {}),
+    "unused parameters": ({"find_unused_parameters": True}, {}),
+    "copies": ({"gradient_as_bucket_view": False}, {}),
+    "windows": ({}, {"accumulate_grad_batches": 2}),
+}
+
+
+def resumed_with_all_options(path: str) -> dict[str, bool]:
+    """Whether a run that is resumed inside the second epoch, in which a layer is unfrozen, ends as a whole one."""
+    return {name: resumed(path, name, name == "plain") for name in WAYS}
+
+
+def resumed(path: str, way: str, frozen: bool) -> bool:
+    samples = torch.randn(60, 32, generator=torch.Generator().manual_seed(1))
+    weights = {}
+    for name in ("whole", "cut", "rest"):
+        torch.manual_seed(2)
+        module, options = Tied(frozen), WAYS[way]
+        strategy = DDPStrategy(bucket_cap_mb=SMALL, **options[0])
+        # Of 5 in an epoch; windows of 2 batches are 3 in an epoch.
+        stop = {"cut": 4 if way == "windows" else 7}.get(name, -1)
+        trainer = quiet(strategy=strategy, max_epochs=2, max_steps=stop, **options[1])
+        trainer.fit(module, DataLoader(samples, 4, shuffle=True), ckpt_path=path if name == "rest" else None)
+        if name == "cut":
+            trainer.save_checkpoint(path)
+        weights[name] = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    return weights["whole"].equal(weights["rest"])
+
+
+def test_a_resumed_run_adds_up_as_the_whole_one(three: dict[str, Any]):
+    assert three["resumed"] == dict.fromkeys(WAYS, True)
 
 
 # -- hooks into DDP ---------------------------------------------------------------------------------------------------
