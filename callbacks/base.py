@@ -19,7 +19,7 @@ class Callback:
     those that *persist* (checkpoints). So a callback that saves sees what the others did, and what it saves
     is complete.
 
-    A method whose name looks like a misspelt hook is refused by the Trainer.
+    The Trainer refuses a method whose name is nearly that of a hook, unless the class calls it itself.
     """
 
     phase: ClassVar[Literal["observe", "decide", "persist"]] = "observe"

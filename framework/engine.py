@@ -21,8 +21,9 @@ from ..strategies.precision import create_precision
 from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
-from .hooks import check_loggers
+from .hooks import check_loggers, public_methods
 from .messages import configure, silence
+from .names import STRATEGIES_ELSEWHERE, check_initialized, check_names
 from .peers import Peers
 from .prepared import (
     Accumulation,
@@ -108,6 +109,8 @@ class Engine(Peers):
         if devices == "auto" and strategy == "single" and self.place is None:
             chosen = chosen[:1]
         self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
+        check_initialized(self.strategy)
+        check_names(self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE)
         self.strategy.sync_batchnorm |= sync_batchnorm
         self.strategy.setup_environment(chosen, num_nodes, self.place)
         if not self.must_launch:  # else it is done in those processes, and takes no memory of a device here

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
+from .names import HOOKS_ELSEWHERE, LOGGERS_ELSEWHERE, check_hook_arguments, check_initialized, check_names
 
 if TYPE_CHECKING:
     from .module import Module
@@ -46,8 +46,12 @@ class CallbackBus:
         from .module import Module as ModuleBase  # which imports the Trainer's parts in turn
 
         for name in HOOKS:
+            for callback in ordered:
+                if overrides(callback, name, Callback):
+                    check_hook_arguments(callback, name, Callback)
             first = [partial(getattr(c, name), trainer, module) for c in observers if overrides(c, name, Callback)]
             if hasattr(ModuleBase, name) and overrides(module, name, ModuleBase):
+                check_hook_arguments(module, name, ModuleBase)
                 first.append(getattr(module, name))
             last = [partial(getattr(c, name), trainer, module) for c in late if overrides(c, name, Callback)]
             if name in SPLIT:
@@ -71,13 +75,14 @@ def check_callback(callback: Any) -> None:
 
     Raises:
         TypeError: if it is no :class:`~loopwright.callbacks.Callback`, or its phase is not one.
-        ValueError: if a method's name starts with ``on_`` and is nearly that of a hook.
+        ValueError: if a method's name is nearly that of a hook, or another trainer's.
     """
     if not isinstance(callback, Callback):
         raise TypeError(f"callbacks must hold Callback objects; got {callback!r}")
     if callback.phase not in PHASES:
         raise TypeError(f"{type(callback).__name__}.phase must be one of {', '.join(PHASES)}; got {callback.phase!r}")
-    check_hook_names(callback, HOOKS)
+    check_initialized(callback)
+    check_names(callback, Callback, HOOKS, HOOKS_ELSEWHERE)
 
 
 def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
@@ -96,18 +101,11 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
             raise TypeError(
                 f"logger must be {accepted}, such as TensorBoardLogger(…) of loopwright.loggers; got {logger!r}"
             )
+        check_initialized(logger)
+        check_names(logger, Logger, public_methods(Logger), LOGGERS_ELSEWHERE)
     return listed
 
 
-def check_hook_names(obj: object, known: Iterable[str]) -> None:
-    """Raise if a method of ``obj`` is called nearly as a hook of ``known`` is."""
-    known = [name for name in known if name.startswith("on_")]
-    for name in dir(type(obj)):
-        if not name.startswith("on_") or name in known or not callable(getattr(type(obj), name, None)):
-            continue
-        close = get_close_matches(name, known, n=1, cutoff=0.8)
-        if close:
-            raise ValueError(
-                f"{type(obj).__name__}.{name} would never be called; did you mean {close[0]!r}? "
-                "(A method that is no hook needs a name less like one.)"
-            )
+def public_methods(base: type) -> list[str]:
+    """The names of a contract's methods."""
+    return [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]

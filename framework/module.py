@@ -39,15 +39,17 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         strict_loading: whether checkpoints must hold exactly this module's parameters and buffers.
     """
 
-    automatic_optimization: bool
-    example_input_array: Tensor | tuple[Any, ...] | dict[str, Any] | None
-    strict_loading: bool
+    # In the class, so that a subclass may set them there, or make properties of them.
+    automatic_optimization: bool = True
+    example_input_array: Tensor | tuple[Any, ...] | dict[str, Any] | None = None
+    strict_loading: bool = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.automatic_optimization = True
-        self.example_input_array = None
-        self.strict_loading = True
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make a module of which nothing is missing where a subclass's ``__init__`` forgets ``super().__init__()``."""
+        make = super().__new__
+        module = make(cls) if make is object.__new__ else make(cls, *args, **kwargs)  # that of a mixin
+        nn.Module.__init__(module)
+        return module
 
     # -- where the module runs --------------------------------------------------------------------------------
 

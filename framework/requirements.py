@@ -6,8 +6,9 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .datamodule import DataModule
-from .hooks import check_hook_names, overrides
+from .hooks import overrides
 from .module import Module
+from .names import HOOKS_ELSEWHERE, check_arguments, check_hook_arguments, check_names
 from .optimization import step_arguments
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
 
     Raises:
         TypeError: if one of them is no Module or DataModule.
-        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a hook's name looks misspelt.
+        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a method is one that nobody calls.
     """
     if not isinstance(module, Module):
         raise TypeError(
@@ -28,7 +29,6 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         )
     if datamodule is not None and not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
-    check_hook_names(module, [name for name in dir(Module) if not name.startswith("_")])
     if fn == "fit":
         _require_step(module, "training_step")
         if module.automatic_optimization and not overrides(module, "configure_optimizers", Module):
@@ -61,6 +61,27 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         _require_step(module, "validation_step" if fn == "validate" else "test_step")
         name = "val_dataloader" if fn == "validate" else "test_dataloader"
         _require_loader(module, datamodule, given, fn, name, "dataloaders")
+    _check_methods(module, datamodule)
+
+
+def _check_methods(module: Module, datamodule: DataModule | None) -> None:
+    """Raise if a method is one that nobody calls, or cannot be called as it will be."""
+    for owner, base in ((module, Module), (datamodule, DataModule)):
+        known = [name for name in dir(base) if _is_hook(name)]
+        check_names(owner, base, known, HOOKS_ELSEWHERE)
+        for name in known:
+            if owner is not None and not name.endswith("_step") and overrides(owner, name, base):
+                check_hook_arguments(owner, name, base)
+    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+        arguments = ("batch", "batch_idx", "dataloader_idx")[: 2 if name == "training_step" else 3]
+        if overrides(module, name, Module):
+            step = getattr(module, name)
+            check_arguments(module, name, arguments[: step_arguments(step)])
+
+
+def _is_hook(name: str) -> bool:
+    others = ("setup", "teardown", "transfer_batch_to_device")
+    return name.startswith(("on_", "configure_")) or name.endswith("_step") or name in others
 
 
 def _require_step(module: Module, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import CheckpointError, DataModule, Engine, Module, Trainer
-from loopwright.strategies import Precision
+from loopwright.loggers import CSVLogger, Logger
+from loopwright.strategies import DDPStrategy, Precision, SingleDeviceStrategy
 
 
 class Net(Module):
@@ -268,6 +270,227 @@ def test_misspelt_hooks() -> None:
 
     with pytest.raises(ValueError, match=r"did you mean 'on_validation_epoch_end'"):
         trainer().fit(Misspelt(), batches())
+
+
+class Old(Net):
+    """With hooks of other trainers."""
+
+    def validation_epoch_end(self, outputs): ...
+
+
+class Base(Net):
+    """Between Module and the class that is run."""
+
+    def validaton_step(self, batch, batch_idx): ...
+
+
+class Inherits(Base):
+    """Writes nothing itself."""
+
+
+class OwnBusiness(Net):
+    """Calls the method itself, from inside another one, so that it is none that somebody forgot to call."""
+
+    def on_train_epoch_end(self) -> None:
+        list(map(lambda n: self.training_epoch_end(n), [1]))
+
+    def training_epoch_end(self, outputs) -> None:
+        self.called = outputs
+
+    def text_step(self, batch): ...
+
+    def training_step(self, batch, batch_idx):
+        self.text_step(batch)
+        return super().training_step(batch, batch_idx)
+
+
+class OldToo(Old):
+    """Calls what its base has: nobody calls that either."""
+
+    def validation_epoch_end(self, outputs):
+        super().validation_epoch_end(outputs)
+
+
+class Both(Net):
+    """Knows the right name: the other is its business."""
+
+    def validation_step(self, batch, batch_idx): ...
+    def val_step(self, batch, batch_idx): ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Old, "Old.validation_epoch_end would never be called: here that is on_validation_epoch_end"),
+        (OldToo, "OldToo.validation_epoch_end would never be called"),
+        (Base, "Base.validaton_step would never be called; did you mean 'validation_step'?"),
+        (Inherits, "Base.validaton_step would never be called"),
+        (type("Loaders", (Net,), {"on_train_dataloader": lambda self: None}), "train_dataloader itself"),
+        (type("Bar", (Net,), {"get_progress_bar_dict": lambda self: {}}), "prog_bar=True"),
+        (type("Val", (Net,), {"val_step": lambda self, batch, batch_idx: None}), "did you mean 'validation_step'?"),
+        (type("Optimizer", (Net,), {"configure_optimizer": lambda self: None}), "did you mean 'configure_optimizers'"),
+    ],
+)
+def test_methods_of_modules_that_nobody_calls(kind, words) -> None:
+    """Of the class itself, and of a base between it and Module."""
+    module = kind()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        trainer().fit(module, batches())
+    assert module.steps == 0
+
+
+@pytest.mark.parametrize("kind", [OwnBusiness, Both])
+def test_methods_that_are_the_authors_business(kind) -> None:
+    """What the class calls itself, and what stands beside the right name."""
+    module = kind()
+    trainer().fit(module, batches())
+    assert module.steps == 3
+
+
+def test_a_mixin_of_another_library_is_its_own_business() -> None:
+    """It may be for a trainer beside ours; one of the same program is not."""
+    mixin = type("Mixin", (), {"on_train_epoch_ends": lambda self: None, "__module__": "somewhere.else"})
+    trainer().fit(type("Mixed", (Net, mixin), {})(), batches())
+    mixin.__module__ = __name__
+    with pytest.raises(ValueError, match="did you mean 'on_train_epoch_end'"):
+        trainer().fit(type("Mixed", (Net, mixin), {})(), batches())
+
+
+class Metric(Logger):
+    """Its method has MLflow's name."""
+
+    def log_metric(self, metrics, step): ...
+
+
+class Rows(Logger):
+    """Knows the right name beside it."""
+
+    def log_metric(self, name, value): ...
+    def log_metrics(self, metrics, step): ...
+
+
+class Elsewhere(SingleDeviceStrategy):
+    """As for another trainer."""
+
+    def optimizer_step(self, optimizer): ...
+
+
+class Misspelt(DDPStrategy):
+    def back_ward(self, loss): ...
+
+
+class HalfMade(DDPStrategy):
+    def __init__(self) -> None:
+        self.mine = 1
+
+
+class HalfMadeLogger(CSVLogger):
+    def __init__(self) -> None:
+        self.mine = 1
+
+
+class HalfMadeStopping(EarlyStopping):
+    def __init__(self) -> None:
+        self.mine = 1
+
+
+class Data(DataModule):
+    def on_before_batch_transfers(self, batch, dataloader_idx): ...
+    def train_dataloader(self):
+        return batches()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"logger": Metric}, "Metric.log_metric would never be called; did you mean 'log_metrics'?"),
+        ({"strategy": Elsewhere}, "Elsewhere.optimizer_step would never be called: here that is step"),
+        ({"strategy": Misspelt}, "did you mean 'backward'?"),
+        ({"strategy": HalfMade}, "HalfMade.__init__ has not called DDPStrategy's: begin it with super().__init__(…)"),
+        ({"logger": HalfMadeLogger}, "HalfMadeLogger.__init__ has not called CSVLogger's"),
+        ({"callbacks": HalfMadeStopping}, "HalfMadeStopping.__init__ has not called EarlyStopping's"),
+    ],
+)
+def test_what_a_strategy_logger_or_callback_lacks(arguments, words) -> None:
+    """When the Trainer gets it; an Engine says the same."""
+    ((name, kind),) = arguments.items()
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        trainer(**{name: kind()})
+    if name != "callbacks":
+        with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+            Engine(**{"accelerator": "cpu", "devices": 1, name: kind()})
+    assert trainer(logger=Rows()).loggers
+
+
+def test_hooks_of_data_and_what_hooks_get() -> None:
+    """Found before anything runs: names of a DataModule, and arguments that a hook could not be called with."""
+    with pytest.raises(ValueError, match="did you mean 'on_before_batch_transfer'"):
+        trainer().fit(Net(), datamodule=Data())
+
+    class Short(Callback):
+        def on_train_epoch_end(self, trainer): ...
+
+    module = Net()
+    with pytest.raises(TypeError, match=r"Short.on_train_epoch_end\(trainer\) is called with \(trainer, module\)"):
+        trainer(callbacks=Short()).fit(module, batches())
+    for name, method, words in (
+        ("on_train_epoch_end", lambda outputs: None, r"on_train_epoch_end\(outputs\) is called with \(\)"),
+        (
+            "training_step",
+            lambda batch, batch_idx, optimizer_idx: None,
+            r"is called with \(batch, batch_idx\); with sev",
+        ),
+        ("on_before_optimizer_step", lambda optimizer, optimizer_idx: None, r"with \(optimizer\); with several"),
+        ("setup", lambda: None, r"setup\(\) is called with \(stage\)"),
+    ):
+        module = Net()
+        setattr(module, name, method)
+        with pytest.raises(TypeError, match=words):
+            trainer().fit(module, batches())
+    assert module.steps == 0
+
+
+def test_a_forgotten_call_of_the_constructor_above() -> None:
+    """A Module, a DataModule and a Callback need none."""
+
+    class Forgets(Net):
+        def __init__(self) -> None:
+            self.layer = nn.Linear(3, 4)
+            self.steps = 0
+
+    class Counts(Callback):
+        def __init__(self) -> None:
+            self.ends = 0
+
+        def on_fit_end(self, trainer, module) -> None:
+            self.ends += 1
+
+    class Loads(DataModule):
+        def __init__(self) -> None:
+            self.size = 3
+
+        def train_dataloader(self):
+            return batches(self.size)
+
+    module, counts = Forgets(), Counts()
+    trainer(callbacks=counts).fit(module, datamodule=Loads())
+    assert (module.steps, counts.ends) == (3, 1)
+    assert list(module.state_dict()) == ["layer.weight", "layer.bias"]
+    assert copy.deepcopy(module).layer.weight.equal(module.layer.weight)
+
+
+def test_a_mixin_that_makes_the_module() -> None:
+    """Its ``__new__`` sees the constructor's arguments."""
+
+    class Noted:
+        def __new__(cls, *args, **kwargs):
+            made = super().__new__(cls)
+            made.__dict__["noted"] = args
+            return made
+
+    class Mixed(Net, Noted): ...
+
+    assert Mixed(5).noted == (5,)
 
 
 class Opaque:

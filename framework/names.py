@@ -1,0 +1,185 @@
+"""Checks of what a user has written in a subclass: that the framework calls it, and can call it.
+
+What a method does is lost without a word if nobody calls it: so one whose name is nearly that of a hook, or is another
+trainer's name of one, is an error. A method that the class itself calls is its author's own business, as are methods of
+mixins from other libraries.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from types import CodeType
+from typing import Any
+
+# What Lightning 1, Keras and Hugging Face call at moments that have another name here.
+_EPOCH_END = ", which gets no outputs: keep what you need of them in the step"
+HOOKS_ELSEWHERE = {
+    "configure_sharded_model": "configure_model",
+    "get_progress_bar_dict": "get_metrics of a ProgressBar; self.log(name, value, prog_bar=True) shows a value",
+    "on_batch_begin": "on_train_batch_start",
+    "on_batch_end": "on_train_batch_end",
+    "on_batch_start": "on_train_batch_start",
+    "on_before_accelerator_backend_setup": "setup",
+    "on_configure_sharded_model": "configure_model",
+    "on_epoch_begin": "on_train_epoch_start",
+    "on_epoch_end": "on_train_epoch_end, on_validation_epoch_end or on_test_epoch_end",
+    "on_epoch_start": "on_train_epoch_start, on_validation_epoch_start or on_test_epoch_start",
+    "on_evaluate": "on_validation_end",
+    "on_init_end": "setup",
+    "on_init_start": "setup",
+    "on_keyboard_interrupt": "on_exception",
+    "on_post_move_to_device": "on_fit_start",
+    "on_predict_dataloader": "predict_dataloader itself, or setup",
+    "on_pretrain_routine_end": "on_fit_start",
+    "on_pretrain_routine_start": "on_fit_start",
+    "on_step_begin": "on_train_batch_start",
+    "on_step_end": "on_train_batch_end",
+    "on_test_dataloader": "test_dataloader itself, or setup",
+    "on_train_begin": "on_train_start",
+    "on_train_dataloader": "train_dataloader itself, or setup",
+    "on_val_dataloader": "val_dataloader itself, or setup",
+    "predict_epoch_end": f"on_predict_epoch_end{_EPOCH_END}",
+    "tbptt_split_batch": "a loop over parts of the batch in training_step, with automatic_optimization = False",
+    "test_epoch_end": f"on_test_epoch_end{_EPOCH_END}",
+    "test_step_end": "on_test_batch_end, or the end of test_step",
+    "training_epoch_end": f"on_train_epoch_end{_EPOCH_END}",
+    "training_step_end": "on_train_batch_end, or the end of training_step",
+    "validation_epoch_end": f"on_validation_epoch_end{_EPOCH_END}",
+    "validation_step_end": "on_validation_batch_end, or the end of validation_step",
+}
+# Names so short that they are not near.
+STEPS_ELSEWHERE = {
+    "eval_step": "validation_step",
+    "val_step": "validation_step",
+}
+LOGGERS_ELSEWHERE = {
+    "agg_and_log_metrics": "log_metrics",
+    "log_hparams": "log_hyperparams",
+    "store_init_configuration": "log_hyperparams",
+}
+STRATEGIES_ELSEWHERE = {
+    "lightning_module_state_dict": "model_state",
+    "load_checkpoint": "load_model_state and load_optimizer_state; the Trainer reads the files",
+    "model_to_device": "setup",
+    "optimizer_step": "step",
+    "post_backward": "backward",
+    "pre_backward": "backward, or prepare_backward",
+    "predict_step": "evaluate",
+    "reduce_boolean_decision": "reduce",
+    "save_checkpoint": "model_state and optimizer_state; the Trainer writes the files",
+    "setup_module": "setup",
+    "test_step": "evaluate",
+    "training_step": "forward",
+    "validation_step": "evaluate",
+}
+
+
+def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[str, str]) -> None:
+    """Raise if a method that the user has written is one that nobody calls.
+
+    Args:
+        obj: of a subclass of ``base``.
+        base: the contract.
+        known: names of it that the framework calls.
+        elsewhere: names that other trainers call, and what does the same here.
+
+    Raises:
+        ValueError: naming the method, and what may have been meant.
+    """
+    known = list(known)
+    kinds = list(_written_by_users(type(obj), base))
+    methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
+    called = {name for own, value in methods for name in _names_in(value) if name != own}
+    called.update(name for parent in type(obj).__mro__ if _is_ours(parent) for name in dir(parent))
+    for index, kind in enumerate(kinds):
+        for name, value in vars(kind).items():
+            if name.startswith("_") or name in called or not callable(value):
+                continue
+            if name in elsewhere:
+                raise ValueError(f"{kind.__name__}.{name} would never be called: here that is {elsewhere[name]}")
+            close = [STEPS_ELSEWHERE[name]] if name in STEPS_ELSEWHERE else get_close_matches(name, known, 1, 0.8)
+            # Whoever writes both in one class knows the right name.
+            if close and close[0] in known and not any(close[0] in vars(other) for other in kinds[: index + 1]):
+                raise ValueError(
+                    f"{kind.__name__}.{name} would never be called; did you mean {close[0]!r}? "
+                    "(If it is not meant to be a hook, give it another name.)"
+                )
+
+
+def _written_by_users(kind: type, base: type) -> Iterator[type]:
+    """The classes of ``kind`` that are subclasses of ``base``, or mixins from the same package; not the framework's."""
+    package = kind.__module__.partition(".")[0]
+    for parent in kind.__mro__:
+        if not _is_ours(parent) and (issubclass(parent, base) or parent.__module__.partition(".")[0] == package):
+            yield parent
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("loopwright.")
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """The names that a function, or those inside it, uses."""
+    code = value if isinstance(value, CodeType) else getattr(inspect.unwrap(value), "__code__", None)
+    if code is not None:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from _names_in(constant)
+
+
+def check_hook_arguments(owner: object, name: str, base: type) -> None:
+    """Raise unless a hook can be called with what that of ``base`` takes, but for what has a default there.
+
+    Raises:
+        TypeError: as :func:`check_arguments`.
+    """
+    parameters = list(inspect.signature(getattr(base, name)).parameters.values())[1:]
+    check_arguments(owner, name, [parameter.name for parameter in parameters if parameter.default is parameter.empty])
+
+
+def check_arguments(owner: object, name: str, arguments: Sequence[str]) -> None:
+    """Raise unless a method can be called as it will be.
+
+    Args:
+        owner: the object.
+        name: of the method.
+        arguments: names of what it gets, by position.
+
+    Raises:
+        TypeError: with what it takes and what it would get.
+    """
+    try:
+        signature = inspect.signature(getattr(owner, name))
+    except ValueError:
+        return  # a function without a signature, such as one written in C
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        given = ", ".join(arguments)
+        several = ""
+        if "optimizer_idx" in signature.parameters:
+            several = (
+                "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
+                "opt.update(loss) for each in training_step"
+            )
+        raise TypeError(f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}") from None
+
+
+def check_initialized(obj: object) -> None:
+    """Raise if a class's ``__init__`` has not called that of the framework's class above it.
+
+    Raises:
+        TypeError: if nothing is there of what that one sets.
+    """
+    for parent in type(obj).__mro__:
+        if not _is_ours(parent) or "__init__" not in vars(parent):
+            continue
+        attributes = {step.argval for step in dis.get_instructions(parent.__init__) if step.opname == "STORE_ATTR"}
+        if attributes and not attributes & vars(obj).keys():
+            raise TypeError(
+                f"{type(obj).__name__}.__init__ has not called {parent.__name__}'s: begin it with super().__init__(…)"
+            )
