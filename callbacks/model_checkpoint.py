@@ -432,7 +432,10 @@ class ModelCheckpoint(Callback):
 
         def then() -> None:
             for pointer, target, previous in pointers:
-                _point(trainer, pointer, target, previous)
+                if pointer:
+                    trainer.write_pointer(pointer, target)
+                if previous not in ("", pointer):  # its name may hold the epoch
+                    trainer.remove_checkpoint(previous, self.dirpath)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
             if self.verbose:
@@ -441,10 +444,12 @@ class ModelCheckpoint(Callback):
             for old in unneeded:
                 try:
                     self._remove_checkpoint(trainer, old)
+                    self._removed.append(old)
+                except RuntimeError as error:  # it is no checkpoint, such as what a subclass saved in a way of its own
+                    log.warning("%r is due to be removed, and left alone: %s", old, error)
+                    self._removed.append(old)
                 except Exception as error:
                     log.warning("%r could not be removed, which is tried again later: %s", old, error)
-                else:
-                    self._removed.append(old)
 
         return then
 
@@ -526,7 +531,7 @@ class ModelCheckpoint(Callback):
         return [path for path in self._removable if path not in needed]
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        trainer.remove_checkpoint(filepath)
+        trainer.remove_checkpoint(filepath, self.dirpath)
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -575,14 +580,6 @@ class ModelCheckpoint(Callback):
             path = self.format_checkpoint_name(values, template, ver=version)
             version += 1
         return path
-
-
-def _point(trainer: Trainer, pointer: str, target: str, previous: str) -> None:
-    """Let ``pointer`` name the checkpoint ``target``. A pointer's name may hold the epoch: an old one goes."""
-    if pointer:
-        trainer.write_pointer(pointer, target)
-    if previous not in ("", pointer):
-        trainer.remove_checkpoint(previous)
 
 
 def _validation_follows(trainer: Trainer) -> bool:

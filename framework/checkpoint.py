@@ -11,12 +11,14 @@
       objects.pkl                      what is neither tensor nor JSON, if anything
       manifest.json                    written last: sizes and checksums of all files, and facts about the run
 
-A local checkpoint is written under a temporary name, flushed, and renamed; on an object store the manifest goes last.
-So a directory with a valid manifest is a whole checkpoint, and one without is none.
+A local checkpoint is written under a temporary name, flushed, and renamed. On an object store, and in a local directory
+that holds something else, it is written in its place, the manifest last. So a directory with a valid manifest is a
+whole checkpoint, and one without is none. What the manifest does not list is not ours, and is never touched.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import pickle
@@ -41,10 +43,13 @@ from .places import (
     is_file,
     is_local,
     join,
+    list_files,
     list_names,
     plain,
     read_bytes,
     remove,
+    remove_empty_folders,
+    remove_files,
     size,
     sync_directory,
     write_file,
@@ -91,16 +96,24 @@ def resolve(path: str) -> str:
         return path.rstrip("/")
     if is_weights_file(path):
         return path
-    try:
-        target = json.loads(read_bytes(path))["checkpoint"]
-    except (ValueError, KeyError, TypeError):
+    target = _pointed(path)
+    if target is None:
         raise CheckpointError(
             f"{path!r} is neither a checkpoint directory, nor a pointer to one, nor a file of weights (damaged?)"
-        ) from None
+        )
     target = target if os.path.isabs(target) or "://" in target else join(os.path.dirname(path), target)
     if not exists(target) and is_local(target):
         return _replaced(target) or target
     return target
+
+
+def _pointed(path: str) -> str | None:
+    """What the pointer ``path`` names; None if it is another file."""
+    try:
+        target = json.loads(read_bytes(path))["checkpoint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return target if isinstance(target, str) else None
 
 
 def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: None) -> dict[str, dict[str, Any]]:
@@ -140,10 +153,31 @@ def is_taken(path: str) -> bool:
     return is_file(path) or exists(join(path, MANIFEST))  # else it is what an interrupted upload has left
 
 
-def remove_checkpoint(path: str) -> None:
-    """Delete a checkpoint, or a pointer: the manifest first, so that what an interruption leaves is no checkpoint."""
-    remove(join(path, MANIFEST))
-    remove(path)
+def remove_checkpoint(path: str, root: str | None = None) -> None:
+    """Delete a checkpoint, or a pointer; what an interruption leaves is no checkpoint, and goes with the next save.
+
+    Args:
+        path: a pointer, or the directory of a checkpoint; files there that are not the checkpoint's stay.
+        root: the folders between this one and the checkpoint go, too, where that leaves them empty.
+
+    Raises:
+        CheckpointError: if the directory holds no checkpoint.
+    """
+    if is_file(path):
+        remove(path)
+    elif _is_all_ours(path):
+        unfinished = _hidden(path, "tmp")
+        os.rename(path, unfinished)
+        remove(unfinished)
+    elif own := _own_files(path):
+        journal = _write_journal(path, own)
+        remove(join(path, MANIFEST))
+        _settle(path, journal)
+        remove_empty_folders(path, os.path.dirname(path))
+    elif exists(path):
+        read_manifest(path)
+    if root is not None:
+        remove_empty_folders(path.rpartition("/")[0], root)
 
 
 def write_pointer(path: str, target: str) -> None:
@@ -242,7 +276,7 @@ class Snapshot:
                 return
             self.peers = peers
             try:
-                (_write_local if is_local(path) else _write_remote)(self, path)
+                _commit(self, path)
             except Exception as error:
                 if peers is not None:
                     peers.give_up(error)
@@ -252,6 +286,12 @@ class Snapshot:
         """Write all files into the folder ``target``; returns what the manifest is to hold."""
         files = self._write_own(target) if self.peers is None else self.peers.gather(target, self._write_own)
         return {"format": FORMAT, "torch": torch.__version__, "files": files, **about, **self.facts}
+
+    def file_names(self) -> list[str]:
+        """All that may be written, by other processes too."""
+        ranks = range(1 if self.peers is None else self.peers.world_size)
+        groups = ("model", "optimizer", "state")
+        return [*self.files, *(f"{group}/rank-{rank}.safetensors" for group in groups for rank in ranks)]
 
     def _write_own(self, target: str) -> dict[str, Any]:
         files: dict[str, Any] = {}
@@ -268,38 +308,117 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any]
     Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path))
 
 
-def _write_local(snapshot: Snapshot, path: str) -> None:
-    parent, name = os.path.split(path)
+def _commit(snapshot: Snapshot, path: str) -> None:
+    if is_file(path) and _pointed(path) is None:
+        raise FileExistsError("a file is there that is no checkpoint; remove it, or save elsewhere")
+    if is_local(path) and (not os.path.isdir(path) or _is_all_ours(path)):
+        _write_beside(snapshot, path)
+    else:
+        _write_in_place(snapshot, path)
+
+
+def _write_beside(snapshot: Snapshot, path: str) -> None:
+    """Write a local checkpoint under another name, and give it its own when it is complete."""
+    parent = os.path.dirname(path)
     os.makedirs(parent or ".", exist_ok=True)
     _sweep(parent or ".")
-    temporary = join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.tmp")
+    replaces = os.path.lexists(path)
+    temporary = _hidden(path, "tmp")
     try:
         write_file(join(temporary, MANIFEST), _seal_manifest(snapshot.write_files(temporary, {})))
-        _move_into_place(temporary, path)
+        _move_into_place(temporary, path, replaces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _write_remote(snapshot: Snapshot, path: str) -> None:
-    # A store has no rename: the manifest, which is one small file, is what makes the others count. If there is one
-    # already, the new files go beside the old ones, into a folder of their own that the new manifest names.
-    replaced = exists(join(path, MANIFEST))
-    if not replaced:
-        remove(path)  # what an interrupted upload left
-    before = [join(path, name) for name in list_names(path) if name != MANIFEST] if replaced else []
-    folder = uuid.uuid4().hex[:8] if replaced else ""
+def _write_in_place(snapshot: Snapshot, path: str) -> None:
+    """Write a checkpoint where a folder of other files, or another checkpoint of a store, may be.
+
+    The manifest, one small file that comes last, is what makes the others count. Until then, a journal lists them, so
+    that whoever saves here after an interruption can tell them from files that are not ours. Where a name is taken,
+    by the checkpoint before or by a file of the user's, all go into a folder of their own that the manifest names.
+    """
+    _settle_journals(path)
+    if is_file(path):
+        remove(path)  # a pointer at a store
+    there = {name.partition("/")[0] for name in list_files(path)}
+    before = _own_files(path)
+    if MANIFEST in there and not before:
+        raise FileExistsError(f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere")
+    names = snapshot.file_names()
+    is_free = not before and there.isdisjoint(name.partition("/")[0] for name in names)
+    folder = "" if is_free else uuid.uuid4().hex[:8]
+    journal = _write_journal(path, [*before, *(f"{folder}/{name}".lstrip("/") for name in names)])
     target = join(path, folder) if folder else path
     try:
         manifest = snapshot.write_files(target, {"folder": folder} if folder else {})
     except BaseException:
         with suppress(Exception):  # the store may be out of reach
-            remove(target)
+            _settle(path, journal)
         raise
+    if is_local(path):
+        _sync_directories(path)
     # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
     write_file(join(path, MANIFEST), _seal_manifest(manifest))
-    for old in before:
-        remove(old)
+    _settle(path, journal)
+
+
+def _own_files(path: str) -> list[str]:
+    """The files of the checkpoint in a folder; none if there is no checkpoint."""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError:
+        return []
+    return [MANIFEST, *(f"{manifest.get('folder', '')}/{name}".lstrip("/") for name in manifest["files"])]
+
+
+def _is_all_ours(path: str) -> bool:
+    """Whether a local folder holds a checkpoint and nothing else."""
+    if not is_local(path) or os.path.islink(path) or not (own := _own_files(path)):
+        return False
+    return {*list_files(path)} <= {*own}
+
+
+def _hidden(path: str, kind: str) -> str:
+    """A name beside ``path`` for what is there for a while only; it says which process made it."""
+    parent, name = os.path.split(path)
+    return join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.{kind}")
+
+
+def _journals_of(path: str) -> str:
+    """How the journals of changes to a folder begin: inside a local one, as the one around it may be read-only."""
+    parent, _, name = path.rpartition("/")
+    inside = is_local(path) or parent.endswith(":/")  # a bucket has nothing around it
+    return join(path if inside else parent, f".{name}.")
+
+
+def _write_journal(path: str, names: list[str]) -> str:
+    """Note that these files are ours, whatever happens next."""
+    journal = f"{_journals_of(path)}{_owner()}.{uuid.uuid4().hex[:8]}.tmp"
+    write_file(journal, json.dumps(names).encode())
+    return journal
+
+
+def _settle(path: str, journal: str) -> None:
+    """Remove those of the files that a journal lists which are no part of the checkpoint that is there now."""
+    remove_files(path, {*json.loads(read_bytes(journal))} - {*_own_files(path)})
+    remove(journal)
+
+
+def _settle_journals(path: str) -> None:
+    """Clear up what changes to a folder have left that broke off."""
+    folder, beginning = _journals_of(path).rpartition("/")[::2]
+    for name in list_names(folder) if exists(folder) else []:
+        if not name.startswith(beginning) or not name.endswith(".tmp"):
+            continue
+        if _is_at_work(name.removeprefix(beginning).partition(".")[0]):
+            continue
+        try:
+            _settle(path, join(folder, name))
+        except ValueError:  # it broke off while it was written, and nothing came after
+            remove(join(folder, name))
+        remove_files(path, fnmatch.filter(list_files(path), f"{MANIFEST}.????????.tmp"))
 
 
 def _owner() -> str:
@@ -332,6 +451,13 @@ def _sweep(directory: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_at_work(owner: str) -> bool:
+    """Whether that is another process of this machine, and lives."""
+    here, _, own = _owner().rpartition("-")
+    place, _, process = owner.rpartition("-")
+    return place == here and process != own and process.isdigit() and _lives(int(process))
+
+
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -342,23 +468,26 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _move_into_place(temporary: str, path: str) -> None:
-    for directory, _, _ in os.walk(temporary):
+def _sync_directories(path: str) -> None:
+    for directory, _, _ in os.walk(path):
         sync_directory(directory)
-    parent, name = os.path.split(path)
+
+
+def _move_into_place(temporary: str, path: str, replaces: bool) -> None:
+    _sync_directories(temporary)
     replaced = None
-    if os.path.lexists(path):
-        replaced = join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.old")
+    if replaces and os.path.lexists(path):
+        replaced = _hidden(path, "old")
         os.rename(path, replaced)
     try:
-        os.rename(temporary, path)
+        os.rename(temporary, path)  # fails if another run has put a checkpoint there meanwhile
     except BaseException:
         if replaced is not None:
             os.rename(replaced, path)
         raise
-    sync_directory(parent or ".")
+    sync_directory(os.path.dirname(path) or ".")
     if replaced is not None:
-        remove_checkpoint(replaced)
+        remove(replaced)
 
 
 def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -60,6 +61,17 @@ def list_names(path: str) -> list[str]:
     if is_local(path):
         return os.listdir(path)
     return [name.rstrip("/").rpartition("/")[2] for name in _filesystem(path).ls(path, detail=False)]
+
+
+def list_files(path: str) -> list[str]:
+    """The names, relative to a folder, of all files below it, and of local folders that are empty or links."""
+    if is_local(path):
+        entries = Path(path).rglob("*")
+        own = [entry for entry in entries if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())]
+        return [entry.relative_to(path).as_posix() for entry in own]
+    filesystem = _filesystem(path)
+    root = filesystem._strip_protocol(path)
+    return [name[len(root) :].lstrip("/") for name in filesystem.find(path)]
 
 
 @contextmanager
@@ -132,6 +144,28 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def remove_files(path: str, names: Iterable[str]) -> None:
+    """Delete those files below a folder that are there, and the folders in it that this empties."""
+    there = {*list_files(path)}
+    listed = [join(path, *name.split("/")) for name in sorted(there.intersection(names))]
+    if is_local(path):
+        for file in listed:
+            os.unlink(file)
+            remove_empty_folders(os.path.dirname(file), path)
+    elif listed:
+        filesystem = _filesystem(path)
+        whole = len(listed) == len(there) and filesystem._parent(path).strip("/")  # never a bucket
+        filesystem.rm(path if whole else listed, recursive=bool(whole))
+
+
+def remove_empty_folders(path: str, root: str) -> None:
+    """Delete a folder, and those around it as far as ``root``, which stays, while there is nothing in them."""
+    with suppress(Exception):  # it is not empty, or gone, or the store has no folders
+        while path != root and path.startswith(root):
+            os.rmdir(path) if is_local(path) else _filesystem(path).rmdir(path)
+            path = path.rpartition("/")[0]
+
+
 def find_folders_with(directory: str, names: tuple[str, ...]) -> list[str]:
     """All folders below ``directory``, and itself, that hold a file of one of these names."""
     if not exists(directory):
@@ -141,4 +175,4 @@ def find_folders_with(directory: str, names: tuple[str, ...]) -> list[str]:
     filesystem = _filesystem(directory)
     root = filesystem._strip_protocol(directory)
     folders = {file.rpartition("/")[0] for file in filesystem.find(directory) if file.rpartition("/")[2] in names}
-    return [join(directory, folder[len(root) :].lstrip("/")) for folder in sorted(folders)]
+    return [join(directory, folder[len(root) :].lstrip("/")).rstrip("/") for folder in sorted(folders)]

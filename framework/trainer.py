@@ -753,9 +753,17 @@ class Trainer(TrainerAttributes):
         self.engine.saver.wait()  # it may be the one that is being written
         return is_taken(path)
 
-    def remove_checkpoint(self, path: str) -> None:
-        """Delete a checkpoint, or a pointer to one."""
-        remove_checkpoint(path)
+    def remove_checkpoint(self, path: str, root: str | None = None) -> None:
+        """Delete a checkpoint, or a pointer to one; files beside those of the checkpoint stay.
+
+        Args:
+            path: the checkpoint.
+            root: the folders between this one and the checkpoint go, too, where that leaves them empty.
+
+        Raises:
+            CheckpointError: if a directory is there that is no checkpoint.
+        """
+        remove_checkpoint(path, root)
 
     def write_pointer(self, path: str, target: str) -> None:
         """Make the small file ``path`` name the checkpoint ``target``, all at once."""

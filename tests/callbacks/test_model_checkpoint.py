@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -194,6 +195,27 @@ def test_a_pointer_whose_name_changes_leaves_none_behind():
     callback.CHECKPOINT_NAME_LAST = "{epoch}-last"  # type: ignore[misc] # as published code does
     fit(callback)
     assert names() == {"epoch=2-step=12.ckpt", "epoch=2-last.ckpt"}
+
+
+@pytest.mark.parametrize("folder", ["kept", "memory://slashes/kept"])
+def test_slashes_in_names_leave_no_empty_folders(folder: str):
+    arguments: dict[str, Any] = {"filename": "{epoch}/{val_loss:.1f}/a", "auto_insert_metric_name": False}
+    callback = ModelCheckpoint(folder, monitor="val_loss", **arguments)
+    fit(callback)
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    found = {name.removeprefix(f"{path}/") for name in filesystem.find(path, maxdepth=2, withdirs=True)}
+    assert found - {path} == {"best.ckpt", "2", "2/1.0"}
+
+
+def test_what_a_user_puts_into_a_checkpoint_outlives_it():
+    class Notes(Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Module) -> None:
+            if trainer.current_epoch == 1:
+                Path("kept/epoch=0-step=4.ckpt/notes.txt").write_text("mine")
+
+    fit(ModelCheckpoint("kept", async_save=False), Notes())
+    assert names("kept") == {"epoch=0-step=4.ckpt", "epoch=2-step=12.ckpt"}
+    assert os.listdir("kept/epoch=0-step=4.ckpt") == ["notes.txt"]
 
 
 class Witness(Logger):

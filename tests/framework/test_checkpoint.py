@@ -654,3 +654,81 @@ def test_tensors_come_back() -> None:
 def test_paths_come_back_as_paths() -> None:
     """A pathlib path becomes a str: that is what the next machine can use."""
     assert there_and_back({"p": Path("a/b")}) == {"p": Path("a/b")}
+
+
+# -- folders that hold something else ---------------------------------------------------------------------------------
+
+OTHERS = {
+    "args.json": "{}", "logs/a.txt": "log", "state.json": "mine", "model/config.json": "{}",
+    "epoch=0.ckpt/notes": "an earlier one",
+}  # fmt: skip
+
+
+@pytest.fixture(params=["local", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet."""
+    return "run" if request.param == "local" else f"memory:/{tmp_path}/run"
+
+
+def put(root: str, names: Any) -> None:
+    """Write the user's files."""
+    for name, text in names.items():
+        with fsspec.open(f"{root}/{name}", "w", auto_mkdir=True) as file:
+            file.write(text)
+
+
+def content_of(root: str) -> dict[str, bytes]:
+    """All files below a folder."""
+    filesystem, path = fsspec.core.url_to_fs(root)
+    return {name.removeprefix(f"{path}/"): filesystem.cat_file(name) for name in filesystem.find(path)}
+
+
+def test_a_save_touches_nothing_else_in_the_folder(root: str) -> None:
+    """Again and again, with names that are taken; of the checkpoints before, nothing is left."""
+    kept = {name: text.encode() for name, text in OTHERS.items()}
+    put(root, OTHERS)
+    for value in (1.0, 2.0, 3.0):
+        save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, root, FACTS, None)
+        assert load_checkpoint(root)["state_dict"]["w"].item() == value
+        found = content_of(root)
+        assert {name: found[name] for name in kept} == kept
+        assert len(found) - len(kept) == len(read_manifest(root)["files"]) + 1
+        assert find_checkpoints(root) == [root]
+    remove_checkpoint(root)
+    assert content_of(root) == kept
+
+
+def test_what_a_user_puts_into_a_checkpoint_stays(root: str) -> None:
+    """When it is saved over, and when it is removed."""
+    notes = {"notes.txt": "mine", "model/config.json": "{}"}
+    save_checkpoint({"state_dict": {"w": torch.ones(1)}}, f"{root}/a.ckpt", FACTS, None)
+    put(f"{root}/a.ckpt", notes)
+    save_checkpoint({"state_dict": {"w": torch.zeros(1)}}, f"{root}/a.ckpt", FACTS, None)
+    assert load_checkpoint(f"{root}/a.ckpt")["state_dict"]["w"].item() == 0
+    remove_checkpoint(f"{root}/a.ckpt")
+    assert content_of(f"{root}/a.ckpt") == {name: text.encode() for name, text in notes.items()}
+
+
+@pytest.mark.parametrize("name", ["", "/manifest.json"], ids=["a file", "a manifest of another kind"])
+def test_what_is_no_checkpoint_is_not_replaced(root: str, name: str) -> None:
+    """An error names it, and it is as it was."""
+    put(root, {f"mine{name}": '{"short_name": "app"}'})
+    before = content_of(root)
+    with pytest.raises(OSError, match=r"checkpoint '.*mine' could not be written.*no.* checkpoint.*save elsewhere"):
+        save_checkpoint({"state_dict": {}}, f"{root}/mine", FACTS, None)
+    if name:
+        with pytest.raises(CheckpointError, match="mine"):
+            remove_checkpoint(f"{root}/mine")
+    assert content_of(root) == before
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    """The checkpoint goes where it leads."""
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk")
+    for value in (1.0, 2.0):
+        save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, "out", FACTS, None)
+        assert load_checkpoint("disk")["state_dict"]["w"].item() == value
+    assert Path("out").is_symlink()
+    remove_checkpoint("out")
+    assert not files("disk")

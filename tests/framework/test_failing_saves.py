@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import Module, Trainer
-from loopwright.framework.checkpoint import find_checkpoints, is_complete, load_checkpoint, resolve, save_checkpoint
+from loopwright.framework.checkpoint import (
+    find_checkpoints,
+    is_complete,
+    load_checkpoint,
+    read_manifest,
+    remove_checkpoint,
+    resolve,
+    save_checkpoint,
+)
 from tests.framework.models import Evaluated, loader, quiet
 
 FIRST, SECOND, THIRD, FOURTH = (f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(4))
@@ -339,6 +347,69 @@ def test_killed_at_any_moment_of_a_save(tmp_path: Path) -> None:
         pytest.fail("a save takes more calls than were tried")
     assert outcomes == {1, 2}
     assert unfinished == {True, False}  # among what was left were folders that only lacked their name
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["a checkpoint before", "none before"])
+def test_killed_at_any_moment_of_a_save_into_a_folder_of_other_files(tmp_path: Path, before: bool) -> None:
+    """The checkpoint there is the old or the new one, whole; the next save clears up, and the others stay."""
+    outcomes = set()
+    for call in range(1, 100):
+        path = tmp_path / str(call) / "run"
+        for name in ("args.json", "model/config.json", "state.json"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_text("mine")
+        if before:
+            save_checkpoint(content(1), str(path), {"created": 1.0}, None)
+
+        def act(path: Path = path, call: int = call) -> None:
+            kill_before(call)
+            save_checkpoint(content(2), str(path), {"created": 2.0}, None)
+
+        status = ended(in_a_child(act))
+        if found := find_checkpoints(str(path)):
+            assert found == [str(path)]
+            assert len(values(path)) == 1
+            outcomes |= values(path)
+        else:
+            outcomes.add(0)
+        save_checkpoint(content(3), str(path), {"created": 3.0}, None)
+        assert values(path) == {3}
+        left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+        assert len(left) == 3 + 1 + len(read_manifest(str(path))["files"]), (call, left)
+        assert (path / "args.json").read_text() == (path / "model/config.json").read_text() == "mine"
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    else:
+        pytest.fail("a save takes more calls than were tried")
+    assert outcomes == ({1, 2} if before else {0, 2})
+
+
+def test_killed_at_any_moment_of_a_removal(tmp_path: Path) -> None:
+    """The checkpoint is there whole, or it is none; the next save of its name clears up, and a user's file stays."""
+    for others in ([], ["notes.txt", "model/config.json"]):
+        for call in range(1, 100):
+            path = tmp_path / f"{len(others)}-{call}" / "a.ckpt"
+            save_checkpoint(content(1), str(path), {"created": 1.0}, None)
+            for name in others:
+                (path / name).write_text("mine")
+
+            def act(path: Path = path, call: int = call) -> None:
+                kill_before(call)
+                remove_checkpoint(str(path))
+
+            status = ended(in_a_child(act))
+            for found in find_checkpoints(str(path.parent)):
+                assert values(found) == {1}
+            save_checkpoint(content(2), str(path), {"created": 2.0}, None)
+            assert values(path) == {2}
+            remove_checkpoint(str(path))
+            left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+            assert left == set(others), call
+            assert names(path.parent) == ({"a.ckpt"} if others else set())
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL
 
 
 def test_a_run_goes_on_after_a_kill_in_a_save(tmp_path: Path) -> None:
