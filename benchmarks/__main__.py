@@ -13,24 +13,26 @@ from pathlib import Path
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
-from . import calls, checkpoint, ddp, imports, kills, launch, saving, sharded, size, step_overhead
+from . import calls, checkpoint, ddp, imports, kills, launch, saving, sharded, size, step_overhead, workers
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
+LONG = ("kills", "workers")  # run by name only
 BENCHMARKS = ("step", "calls", "import", "checkpoint", "saving", "size", "ddp", "sharded", "launch")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = ", ".join((*BENCHMARKS, "kills"))
-    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all but kills)")
+    names = ", ".join((*BENCHMARKS, *LONG))
+    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all but {', '.join(LONG)})")
     parser.add_argument("--kills", type=int, default=200, help="how often to kill a training (default: 200)")
+    parser.add_argument("--starts", type=int, default=10_000, help="how many workers to start (default: 10000)")
     parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page; others stay")
     options = parser.parse_args(arguments)
-    if unknown := set(options.benchmark) - {*BENCHMARKS, "kills"}:
+    if unknown := set(options.benchmark) - {*BENCHMARKS, *LONG}:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}")
     if options.markdown and not has_marks(options.markdown):
         parser.error(f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between")
@@ -69,6 +71,8 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     if "kills" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield "kills", kills.compare(options.kills, Path(folder))
+    if "workers" in wanted:
+        yield "workers", workers.compare(options.starts)
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ import mmap
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +119,39 @@ class _ProtectedInit:
             self.function(worker_id)
 
 
+def _wait_for_other_threads() -> None:
+    """Wait until no thread of a library is running, but for half a second at most.
+
+    A fork copies locks as they are, and what another thread holds at that moment nobody releases in the child. After a
+    collective, a thread of torch.distributed enters Python to drop its tensors. Before 3.10.15 and 3.11.10, a child
+    that is forked meanwhile can wait for a lock of Python's for ever: https://github.com/python/cpython/issues/112275.
+    Python's own threads are no danger: they take that lock only while they hold the interpreter's, which is ours now.
+    """
+    pythons = {str(thread.native_id) for thread in threading.enumerate()}
+    deadline = time.monotonic() + 0.5
+    while any(_is_running(task) for task in Path("/proc/self/task").glob("*") if task.name not in pythons):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.0005)
+
+
+def _is_running(task: Path) -> bool:
+    try:
+        state = (task / "stat").read_text().rpartition(") ")[2][0]
+    except OSError:  # it has just ended
+        return False
+    return state in "RD"
+
+
 @contextmanager
 def workers_protected(loader: Any) -> Iterator[None]:
-    """Let workers that ``loader`` starts meanwhile live on when a training is asked to end."""
+    """Start the workers of ``loader`` meanwhile: they live on when a training is asked to end, and do not hang."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         yield
         return
     given, before = loader.worker_init_fn, signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)  # which forks inherit
     protect_workers(loader)
+    _wait_for_other_threads()
     try:
         yield
     finally:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-# Before torch is imported, and for the processes that tests start: one thread each, no compile workers that outlive a
-# test, and no usage reports from the libraries under test.
+# Before torch is imported, and for the processes that tests start: one thread each unless the caller says how many, no
+# compile workers that outlive a test, and no usage reports from the libraries under test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
-    OMP_NUM_THREADS="1",
     TORCHINDUCTOR_COMPILE_THREADS="1",
     DO_NOT_TRACK="true",
     WANDB_ERROR_REPORTING="false",
@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Where processes that a test starts look first. torchmetrics imports transformers if it finds that it is installed,
 # which takes more than a second: here is version 0, for which it has no use; `import transformers` goes on to find the
@@ -110,11 +110,3 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_rng_state(states[2])
     os.environ.clear()
     os.environ.update(environment)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what a test that was tried again has printed, the stacks of its processes among it."""
-    for report in terminalreporter.stats.get("rerun", []):
-        for name, text in report.sections:
-            terminalreporter.section(f"{report.nodeid}: {name}")
-            terminalreporter.write_line(text)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -407,6 +411,45 @@ def test_persistent_workers() -> None:
     torch.manual_seed(1)
     quiet(max_epochs=2).fit(plain, DataLoader(Numbers(), 5, shuffle=True))
     assert numbers_of(module.seen) == numbers_of(plain.seen)
+
+
+class NotesThreads(DataLoader):
+    """Notes which threads of libraries are running when its workers are forked."""
+
+    def __init__(self) -> None:
+        super().__init__(Numbers(), 5, num_workers=1)
+        self.running: list[Path] = []
+
+    def _get_iterator(self) -> Any:
+        pythons = {thread.native_id for thread in threading.enumerate()}
+        stats = [task / "stat" for task in Path("/proc/self/task").iterdir() if int(task.name) not in pythons]
+        self.running += [stat for stat in stats if stat.read_text().rpartition(") ")[2].startswith("R")]
+        return super()._get_iterator()
+
+
+class BusyElsewhere(Sees):
+    """Has a thread that Python does not know count the letters of a long text when workers are about to start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ctypes.create_string_buffer(b"x" * 100_000_000)
+        self.thread = ctypes.c_ulong()
+
+    def on_train_epoch_start(self) -> None:
+        libc = ctypes.CDLL(None)
+        libc.pthread_create(ctypes.byref(self.thread), None, libc.strlen, self.text)
+
+    def on_train_epoch_end(self) -> None:
+        ctypes.CDLL(None).pthread_join(self.thread, None)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+def test_workers_are_forked_when_no_thread_of_a_library_runs() -> None:
+    """Such a thread may hold a lock, of Python's too, that nobody would release in the worker: it would hang."""
+    module, loader = BusyElsewhere(), NotesThreads()
+    quiet().fit(module, loader)
+    assert len(module.seen) == 2
+    assert loader.running == []
 
 
 def test_stateful_loader() -> None:

@@ -46,7 +46,7 @@ def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     return function(*args)
 
