@@ -1,8 +1,9 @@
 """Whether a training that is killed again and again ends as one that is not: `python -m benchmarks kills --kills 200`.
 
-A training of one process, of two or of three saves a checkpoint every 3 steps. It is killed by SIGKILL at a random moment, the
-saving of a checkpoint among them, and started again with `ckpt_path="last"`, until it gets to its end. Then its weights
-must be those of an undisturbed run to the last bit, and its log must hold the same rows. Then the next one begins.
+A training of one process, of two or of three saves a checkpoint every 3 steps. It is killed by SIGKILL at a random
+moment, the saving of a checkpoint among them, and started again with `ckpt_path="last"`, until it gets to its end. Then
+its weights must be those of an undisturbed run to the last bit, and its log must hold the same rows. Then the next one
+begins.
 
 The processes are forked from one that has imported everything, so that starting them takes little of the time.
 """
