@@ -110,7 +110,7 @@ def resolve(path: str) -> str:
 def _pointed(path: str) -> str | None:
     """What the pointer ``path`` names; None if it is another file."""
     try:
-        target = json.loads(read_bytes(path))["checkpoint"]
+        target = json.loads(read_bytes(path, 1 << 16))["checkpoint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return target if isinstance(target, str) else None
@@ -588,7 +588,7 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         path: the directory, or a pointer to it, local or any fsspec URL; or a file of weights alone, as
             :mod:`.foreign` reads it.
         weights_only: False loads pickled objects too; else a :class:`~.encoding.SealedObject` stands for each.
-        map_location: the device to load tensors onto (default: the CPU).
+        map_location: the device to load tensors onto (default: the CPU), or a dict or function as of ``torch.load``.
 
     Returns:
         What was given to :func:`save_checkpoint`, ``"rng"`` and ``"manifest"`` beside it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
+from .messages import log
 from .tensor_files import is_name, is_plain, printable
 
 _CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
@@ -58,6 +60,30 @@ def require_unsealed(value: Any) -> None:
     """Raise the error of the first object inside ``value`` that was not loaded, if there is one."""
     if (sealed := find_sealed(value)) is not None:
         raise sealed._error()
+
+
+_ABSENT = object()
+
+
+def unseal(state: Any, living: Any) -> Any:
+    """``state``, where what ``living``, which it is for, has already stands for each object that was not loaded.
+
+    Raises:
+        CheckpointError: if it has nothing in such a place.
+    """
+    if isinstance(state, SealedObject):
+        if living is None or living is _ABSENT:
+            raise state._error()
+        log.info(
+            "The checkpoint's %r is a pickled object and not loaded: what is there, %r, is kept", state._key, living
+        )
+        return living
+    if find_sealed(state) is None:
+        return state
+    if not isinstance(state, dict):
+        return [unseal(item, own) for item, own in zip_longest(state, living, fillvalue=_ABSENT)]
+    owned = living if isinstance(living, dict) else getattr(living, "__dict__", {})
+    return {key: unseal(value, owned.get(key, _ABSENT)) for key, value in state.items()}
 
 
 def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
@@ -136,7 +162,7 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
     if tag == "$tensor":
         return tensors[content]
     if tag == "$array":
-        return tensors[content].numpy()
+        return tensors[content].cpu().numpy()
     if tag == "$object":
         return _open_object(content, objects)
     if tag == "$tuple":

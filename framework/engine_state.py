@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..strategies.pieces import whole_state
 from .checkpoint import CheckpointError, load_checkpoint, resolve
+from .encoding import unseal
 from .export import export_weights
 from .places import join
 from .prepared import unwrap
@@ -68,9 +69,9 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
     for scheduler, state in zip(engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True):
-        scheduler.load_state_dict(state)
+        scheduler.load_state_dict(unseal(state, scheduler.scheduler))
     for item, state in zip(engine._registered, checkpoint.get("registered", []), strict=True):
-        item.load_state_dict(state)
+        item.load_state_dict(unseal(state, item))
     if engine.scaler is not None and "scaler" in checkpoint:
         engine.scaler.load_state_dict(checkpoint["scaler"])
     engine.global_step = checkpoint["global_step"]

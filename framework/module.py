@@ -438,7 +438,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
         Args:
             checkpoint_path: a checkpoint directory or a pointer to one, local or any fsspec URL.
-            map_location: the device to load onto (default: the CPU).
+            map_location: the device to load onto (default: the CPU), or a dict or function as of ``torch.load``.
             hparams_file: accepted for familiarity; must be None (a checkpoint holds its hyperparameters).
             strict: whether the parameters must be exactly the module's (default: its ``strict_loading``).
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from .encoding import unseal
 from .hooks import CallbackBus, overrides
 
 if TYPE_CHECKING:
@@ -546,7 +547,7 @@ class Optimization:
         for optimizer, saved in zip(self.optimizers, state["optimizer_states"], strict=True):
             self.engine.load_optimizer_state(optimizer, saved)
         for config, saved in zip(self.schedulers, state["lr_schedulers"], strict=True):
-            config.scheduler.load_state_dict(saved)
+            config.scheduler.load_state_dict(unseal(saved, config.scheduler))
         if self.engine.scaler is not None and "scaler" in state:
             self.engine.scaler.load_state_dict(state["scaler"])
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import inspect
 import os
+import reprlib
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
-from .checkpoint import CheckpointError, find_manifests, load_checkpoint, resolve
+from .checkpoint import CheckpointError, find_manifests, load_checkpoint, read_manifest, resolve
 from .datamodule import DataModule
-from .encoding import find_sealed, require_unsealed
+from .encoding import encode, find_sealed, require_unsealed
 from .hooks import overrides
 from .hparams import AttributeDict
 from .messages import log
 from .metric_states import merge_metric_states
 from .metrics import as_floats, merge_logged
-from .places import join
+from .places import exists, is_file, join, list_names
 from .saving import Save, exchange
 from .seed import rng_state
+from .tensor_files import device_of
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -85,13 +87,32 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
 
 
 def best_checkpoint(trainer: Trainer) -> str:
-    """The best checkpoint of the first ``ModelCheckpoint``."""
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    """The best checkpoint of the first ``ModelCheckpoint``; of an earlier program's, if this one has not fitted."""
+    callback = trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "")
+    if not best and not (callback is None or trainer.fast_dev_run or trainer.fitted or trainer.carried is not None):
+        best = trainer.strategy.broadcast(trainer.is_global_zero and _best_of_earlier_programs(trainer, callback))
+        if best:
+            log.info('ckpt_path="best": this Trainer has not fitted; an earlier run left %s', best)
     if not best:
-        raise ValueError(
-            'ckpt_path="best": no checkpoint was saved as best yet; fit with a ModelCheckpoint, or pass a path'
-        )
+        why = "fast_dev_run saves none" if trainer.fast_dev_run else "no checkpoint was saved as best yet"
+        raise ValueError(f'ckpt_path="best": {why}; fit with a ModelCheckpoint, or pass a path')
     return best
+
+
+def _best_of_earlier_programs(trainer: Trainer, callback: Any) -> str:
+    """The pointer to the best checkpoint in the folder where the newest one lies; of several runs there, the last's."""
+    newest = newest_checkpoints(trainer)
+    folder = callback.dirpath or (newest[0].rpartition("/")[0] if newest else "")
+    begins = callback.CHECKPOINT_NAME_BEST.partition("{")[0]  # it may hold the epoch
+    found: dict[str, float] = {}
+    for name in list_names(folder) if folder and exists(folder) else ():
+        path = join(folder, name)
+        if name.startswith(begins) and name.endswith(callback.FILE_EXTENSION) and is_file(path):
+            found[path] = read_manifest(resolve(path))["created"]
+    if not found and callback.monitor is None and newest:
+        return newest[0]
+    return max(found, key=lambda path: found[path], default="")
 
 
 def newest_checkpoints(trainer: Trainer) -> list[str]:
@@ -115,8 +136,14 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
             root = getattr(logger, "root_dir", None) or logger.log_dir
             roots.update([str(root)] if root else [])
         own = type(trainer.module).__qualname__
-        others = {path: manifest for root in roots for path, manifest in manifests_in(root).items()}
-        found |= {path: manifest for path, manifest in others.items() if manifest["module"] == own}
+        there = {path: manifest for root in roots for path, manifest in manifests_in(root).items()}
+        found |= {path: manifest for path, manifest in there.items() if manifest.get("module") == own}
+        others = sorted({str(there[path].get("module")) for path in there if path not in found})
+        if others and not found:
+            log.warning(
+                "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
+                "renamed, pass the path of one", len(there), next(iter(there)), ", ".join(others), own,
+            )  # fmt: skip
     usable = [path for path in found if trainer.state.fn != "fit" or found[path].get("resumable", True)]
     if found and not usable:
         raise CheckpointError(
@@ -199,10 +226,13 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "load its weights with Module.load_from_checkpoint"
         )
     run = checkpoint["run"]
+    configured = _options(trainer)
     try:
         trainer.optimization.load_state_dict(checkpoint)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
+    if trainer.is_global_zero:
+        _tell_what_changed(trainer, checkpoint, configured)
     trainer.state.load_state_dict(run["state"])
     rank = trainer.global_rank
     trainer.resumed = {
@@ -210,6 +240,37 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         "rng": checkpoint["rng"][rank % len(checkpoint["rng"])] if checkpoint["rng"] else None,
     }
     log.info("Resuming from %s: epoch %d, step %d", trainer.ckpt_path, trainer.state.epoch, trainer.state.global_step)
+
+
+def _options(trainer: Trainer) -> dict[str, Any]:
+    """The options of all optimizers' parameter groups, such as the learning rate."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return {
+        f"{name} of parameter group {number}": value
+        for number, group in enumerate(groups)
+        for name, value in group.items()
+        if name not in ("params", "initial_lr")
+    }
+
+
+def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured: dict[str, Any]) -> None:
+    """Say which hyperparameters are other ones than in the checkpoint, and which of them count."""
+    changed = []
+    for owner, key in ((trainer.module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
+        saved, now = checkpoint.get(key, {}), {} if owner is None else owner.hparams
+        for name in {**saved, **now} if saved else ():
+            was, is_now = saved.get(name), now.get(name)
+            if encode(was, "", {}, {}) != encode(is_now, "", {}, {}):
+                changed.append(f"{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}")
+    if not changed:
+        return
+    options = _options(trainer)
+    kept = [f"{name} = {value}" for name, value in options.items() if repr(value) != repr(configured.get(name))]
+    log.warning(
+        "Resuming with other hyperparameters than the checkpoint's: %s. The module and the loggers have the new ones; "
+        "optimizers and schedulers go on with the checkpoint's%s", ", ".join(changed),
+        f" ({', '.join(kept)})" if kept else "",
+    )  # fmt: skip
 
 
 def _gathered_part(trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int) -> dict[str, Any]:
@@ -292,7 +353,7 @@ def module_from_checkpoint(
     checkpoint = load_checkpoint(path, weights_only, map_location)
     module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
     if map_location is not None:
-        module.to(map_location)
+        module.to(device_of(map_location))
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     exact = module.strict_loading if strict is None else strict

@@ -112,11 +112,22 @@ def _write_tensor(tensor: Tensor, file: Any) -> None:
         file.write(content[begin : begin + _PIECE])
 
 
+def device_of(map_location: Any) -> Any:
+    """The device that ``map_location`` names, as torch.load takes it; what is in a file counts as on the CPU."""
+    if isinstance(map_location, Mapping):
+        return map_location.get("cpu", "cpu")
+    if callable(map_location) and not isinstance(map_location, torch.device):
+        storage: Any = map_location(torch.empty(0).untyped_storage(), "cpu")
+        return "cpu" if storage is None else storage.device
+    return "cpu" if map_location is None else map_location
+
+
 def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
     """The tensors of a safetensors file, or its pieces of them, on ``map_location`` (default: the CPU)."""
     from safetensors.torch import load
 
-    tensors: dict[str, Any] = {name: tensor.to(map_location or "cpu") for name, tensor in load(content).items()}
+    device = device_of(map_location)
+    tensors: dict[str, Any] = {name: tensor.to(device) for name, tensor in load(content).items()}
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header.get("__metadata__", {})
     for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from loopwright.framework import CheckpointError, Module
+from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as module_under_test
 from loopwright.framework.checkpoint import (
     Snapshot,
@@ -732,3 +732,90 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     assert Path("out").is_symlink()
     remove_checkpoint("out")
     assert not files("disk")
+
+
+# -- what is not loaded ---------------------------------------------------------------------------------------------
+
+
+class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    """Keeps functions: as an attribute, and in a dict."""
+
+    def __init__(self, optimizer: Any, curve: Any) -> None:
+        self.curve, self.more = curve, {"steps": 1, "round": lambda rate: round(rate, 4)}
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        return [self.more["round"](base * self.curve(self.last_epoch)) for base in self.base_lrs]
+
+
+class Schedules(Linear):
+    """Its schedulers hold functions and objects of a class of its own, one inside another."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        kinds = torch.optim.lr_scheduler
+        warmup = Warmup(optimizer, lambda step: min(1.0, (step + 1) / 5))
+        called = kinds.LambdaLR(optimizer, Curve())
+        return [optimizer], [{"scheduler": kinds.ChainedScheduler([warmup, called]), "interval": "step"}]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.rates = [*getattr(self, "rates", []), self.trainer.optimizers[0].param_groups[0]["lr"]]
+
+
+class Curve:
+    """Can be called, and holds what cannot be saved as JSON."""
+
+    def __init__(self) -> None:
+        self.base = Thing(2)
+
+    def __call__(self, step: int) -> float:
+        return self.base.value ** -min(step, 3)
+
+
+def test_a_schedulers_functions_are_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """By objects that were not loaded: the new scheduler's own are kept, and the rates go on."""
+    caplog.set_level("INFO", "loopwright")
+    whole, module, resumed = Schedules(), Schedules(), Schedules()
+    quiet(max_epochs=2).fit(whole, loader())
+    path = saved(module=module)
+    quiet(max_epochs=2).fit(resumed, loader(), ckpt_path=path)
+    assert [*module.rates, *resumed.rates] == whole.rates
+    assert "The checkpoint's 'lr_schedulers.0._schedulers.0.curve' is a pickled object and not loaded" in caplog.text
+
+
+def test_a_registered_object_keeps_what_is_not_loaded(tmp_path: Path) -> None:
+    """What it has already stays; what it has nothing for is an error that names it."""
+
+    class Registered:
+        def __init__(self, **attributes: Any) -> None:
+            self.__dict__.update(attributes)
+
+        state_dict = lambda self: dict(self.__dict__)  # noqa: E731 # as short as it can be
+        load_state_dict = lambda self, state: self.__dict__.update(state)  # noqa: E731
+
+    for now, expected in (({"n": 0, "call": max}, {"n": 5, "call": max}), ({"n": 0}, None)):
+        engine = Engine(accelerator="cpu", devices=1)
+        engine.register_for_checkpointing(Registered(n=5, call=min))
+        engine.save_state(tmp_path / "a")
+        other = Engine(accelerator="cpu", devices=1)
+        other.register_for_checkpointing(item := Registered(**now))
+        if expected is None:
+            with pytest.raises(CheckpointError, match=r"registered\.0\.call.*weights_only=False"):
+                other.load_state(tmp_path / "a")
+        else:
+            other.load_state(tmp_path / "a")
+            assert vars(item) == expected
+
+
+@pytest.mark.parametrize(
+    "map_location",
+    [lambda storage, location: storage, lambda storage, location: None, {"cuda:0": "cpu"}, torch.device("cpu"), "cpu"],
+    ids=["function", "function that gives none", "dict", "device", "name"],
+)
+def test_map_location_is_that_of_torch(map_location: Any) -> None:
+    """A name, a device, a dict, or a function."""
+    path = saved(weights_only=True)
+    assert Adam.load_from_checkpoint(path, map_location=map_location).layer.weight.device.type == "cpu"
+    elsewhere = torch.empty(0, device="meta").untyped_storage()
+    moved = Adam.load_from_checkpoint(path, map_location=lambda storage, location: elsewhere)
+    assert moved.layer.weight.device.type == "meta"

@@ -591,6 +591,93 @@ def test_persistent_validation_workers_take_no_number_from_the_training(tmp_path
         assert torch.equal(mine, theirs), name
 
 
+VALIDATION = DataLoader(torch.ones(4, 8), 2)
+
+
+class Rated(Noisy):
+    """Has hyperparameters, one of which its optimizer takes."""
+
+    def __init__(self, lr: float = 0.1, depth: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+def test_other_hyperparameters_are_named_and_which_count(tmp_path, caplog) -> None:
+    """Once, in one line; nothing is said where they are the same."""
+
+    def fit(module: Module, epochs: int, resume: bool) -> Trainer:
+        caplog.clear()
+        trainer = Trainer(max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          callbacks=[ModelCheckpoint(tmp_path)])  # fmt: skip
+        trainer.fit(module, LOADERS["shuffled"](), VALIDATION, ckpt_path="last" if resume else None)
+        return trainer
+
+    fit(Rated(), 1, False)
+    fit(Rated(), 2, True)
+    assert "hyperparameters" not in caplog.text
+    trainer = fit(Rated(lr=0.5), 3, True)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+    [message] = [record.getMessage() for record in caplog.records if "hyperparameters" in record.getMessage()]
+    assert "lr was 0.1 and is 0.5" in message
+    assert "go on with the checkpoint's (lr of parameter group 0 = 0.1)" in message
+    assert "depth" not in message
+
+
+class Renamed(Rated):
+    """The same under another name."""
+
+
+def test_last_says_what_it_leaves_out(tmp_path, caplog) -> None:
+    """In the default folder, where only checkpoints of the module's class count."""
+
+    def fit(module: Module, epochs: int) -> Trainer:
+        trainer = Trainer(max_epochs=epochs, default_root_dir=tmp_path, enable_progress_bar=False,
+                          enable_model_summary=False, logger=False)  # fmt: skip
+        trainer.fit(module, LOADERS["shuffled"](), VALIDATION, ckpt_path="last")
+        return trainer
+
+    fit(Rated(), 1)
+    assert "left out" not in caplog.text
+    trainer = fit(Renamed(), 2)
+    assert trainer.ckpt_path is None
+    assert "1 checkpoints, such as" in caplog.text
+    assert "they are of Rated, and this module is a Renamed; if its class was renamed, pass the path" in caplog.text
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["folder given", "default folder"])
+def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
+    """Its pointer lies in the folder: of two runs there, that of the last one; without a monitor, the newest."""
+
+    def make(**arguments: Any) -> Trainer:
+        folder = tmp_path if given else None
+        saves = ModelCheckpoint(folder, monitor="val_loss", mode="max", save_top_k=3)
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return Trainer(default_root_dir=tmp_path, callbacks=[saves], **{**quiet, **arguments})
+
+    with pytest.raises(ValueError, match=r'ckpt_path="best": no checkpoint was saved as best yet'):
+        make().validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
+    for _ in range(2):
+        trained = make(max_epochs=2)
+        trained.fit(Rated(), LOADERS["shuffled"](), VALIDATION)
+    expected = trained.checkpoint_callback.best_model_path
+    assert "-v1" in expected
+    caplog.set_level("INFO", "loopwright")
+    for run in ("validate", "fit"):
+        again = make(max_epochs=2)
+        getattr(again, run)(Rated(), VALIDATION if run == "validate" else LOADERS["shuffled"](), ckpt_path="best")
+        assert again.ckpt_path == expected
+    assert "an earlier run left" in caplog.text
+    with pytest.raises(ValueError, match="fast_dev_run saves none"):
+        make(fast_dev_run=True).validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
+    plain = Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
+                    callbacks=[ModelCheckpoint(tmp_path if given else None, save_last=True)])  # fmt: skip
+    plain.validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
+    assert plain.ckpt_path == expected
+
+
 def first(samples: list) -> Tensor:
     """A collate function: the first tensors of the samples, stacked."""
     return torch.stack([sample[0] for sample in samples])
