@@ -17,7 +17,7 @@ class Stretch:
     """An epoch or an evaluation that is under way."""
 
     label: str  # what it is called
-    total: float  # batches; infinite if unknown
+    total: float  # batches, as far as is known; infinite if it is not
     first: int = 0  # batches that were done before, in the run that this one goes on from
     began: float = field(default_factory=monotonic)  # on the monotonic clock, in seconds
     paused: float = 0.0  # seconds that something else took meanwhile
@@ -51,7 +51,7 @@ class Bars:
 
     def begin(self, stretch: Stretch) -> None:
         """Add a bar."""
-        total = stretch.total if math.isfinite(stretch.total) else None
+        total = stretch.total if stretch.first <= stretch.total < math.inf else None
         stretch.bar = self._progress.add_task(
             stretch.label, total=total, completed=stretch.first, speed_text="", metrics=""
         )
@@ -60,6 +60,10 @@ class Bars:
     def show(self, stretch: Stretch, done: int, metrics: str) -> None:
         """Draw how far it is."""
         assert stretch.bar is not None
+        if done > stretch.total:
+            for task in self._progress.tasks:
+                if task.id == stretch.bar:
+                    task.total = None  # update() takes None for "as it was"
         self._progress.update(stretch.bar, completed=done, speed_text=stretch.speed(done), metrics=metrics)
         self._progress.refresh()
 
@@ -91,7 +95,7 @@ class Lines:
 
     def show(self, stretch: Stretch, done: int, metrics: str) -> None:
         """Print how far it is."""
-        batches = f"{done}/{stretch.total}" if math.isfinite(stretch.total) else f"{done}"
+        batches = f"{done}/{stretch.total}" if done <= stretch.total < math.inf else f"{done}"
         parts = (f"{stretch.label}: {batches} batches in {stretch.seconds:.1f} s", stretch.speed(done), metrics)
         # By print, as the console would break lines at a width that is not that of the file.
         print(", ".join(filter(None, parts)), file=self._console.file, flush=True)

@@ -243,6 +243,10 @@ class ModelCheckpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._waits_for_window and not trainer.window_is_open:
             self._save_due(trainer)
+        self._save_for_step(trainer)
+
+    def _save_for_step(self, trainer: Trainer) -> None:
+        """Save what is due after an optimizer step, if there was one."""
         if not self._within_epochs:
             return
         step = trainer.global_step
@@ -251,7 +255,7 @@ class ModelCheckpoint(Callback):
         self._last_step_seen = step
         due = self._interval.is_over() if self._interval else step % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
-            if self.monitor is not None and _validation_follows(trainer):
+            if self.monitor is not None and trainer.validation_follows():
                 self._postponed = True  # the value logged until now is that of the validation before
             else:
                 self._save_due(trainer)
@@ -262,6 +266,7 @@ class ModelCheckpoint(Callback):
         self._save_for_epoch(trainer, not self._should_save_on_train_epoch_end(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        self._save_for_step(trainer)  # the epoch may have been left inside a window, which has then ended
         self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -580,12 +585,6 @@ class ModelCheckpoint(Callback):
             path = self.format_checkpoint_name(values, template, ver=version)
             version += 1
         return path
-
-
-def _validation_follows(trainer: Trainer) -> bool:
-    """Whether validation comes right after the batch that has just ended."""
-    every, offset = trainer.validation_interval()
-    return trainer.validation_due_in_epoch() and (trainer.batch_idx + offset) % every == 0
 
 
 def _moment(trainer: Trainer) -> str:

@@ -149,7 +149,7 @@ class RichProgressBar(ProgressBar):
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
         # The epoch's line will tell of the validation at its end; one inside it has a line of its own.
-        silent = trainer.sanity_checking or (in_epoch and trainer.batch_idx >= trainer.num_training_batches)
+        silent = trainer.sanity_checking or (in_epoch and trainer.state.batches_done)
         if in_epoch and self._epoch and self._evaluation:
             self._epoch.paused += self._evaluation.seconds
         self._end_evaluation(trainer, module, silent=silent, leave=trainer.state.fn != "fit")

@@ -75,8 +75,9 @@ class TrainerAttributes:
 
     @property
     def is_last_batch(self) -> bool:
-        """Whether the running training batch is its epoch's last, as far as the loader tells."""
-        return self.state.batch_idx + 1 >= self.num_training_batches
+        """Whether the running training batch is its epoch's last, where that is certain beforehand."""
+        most = self.data.max_batches.get("train", INFINITE) if self.data is not None else INFINITE
+        return self.state.batch_idx + 1 >= most
 
     @property
     def should_stop(self) -> bool:
@@ -232,7 +233,10 @@ class TrainerAttributes:
 
     @property
     def num_training_batches(self) -> int | float:
-        """Training batches in an epoch; infinite if the loader does not tell, or before it is made."""
+        """Training batches in an epoch; infinite if the loader does not tell, or before it is made.
+
+        What a stream tells is an estimate: it is read to its end.
+        """
         return self.data.num_batches.get("train", INFINITE) if self.data is not None else INFINITE
 
     @property

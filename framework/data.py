@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,11 @@ from .loaders import (
     CombinedEpochLoader,
     CombinedLoader,
     EpochLoader,
+    by_epochs,
+    exact_length,
+    holds_loaders,
     loader_length,
+    loaders_in,
     own_copy,
 )
 from .messages import log
@@ -46,14 +50,17 @@ class RunData:
         given: the loaders passed to ``fit``, ``test`` and so on, by stage.
         loaders: by stage, the user's loaders as they are: one object for training, a list for the others.
         train: the training loader as the loop iterates it.
-        num_batches: by stage, how many batches to run here: a number for training, a list for the others.
-        whole_epoch: training batches in an epoch, were the running one not taken up from other processes.
+        max_batches: by stage, how many batches to run here at most: a number for training, a list for the others.
+            Infinite where a loader is read to its end.
+        num_batches: the same, with what loaders tell where that is not certain.
+        whole_epoch: training batches in an epoch at most, were the running one not taken up from other processes.
         alone: whether the running evaluation step is one that other processes have no batch for.
     """
 
     def __init__(self, trainer: Trainer, module: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
         self.trainer, self.module, self.datamodule, self.given = trainer, module, datamodule, given
         self.loaders: dict[str, Any] = {}
+        self.max_batches: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
         self.whole_epoch: int | float = INFINITE
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
@@ -61,13 +68,15 @@ class RunData:
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self._begun: int | None = None  # the epoch that is iterated
+        self._noted: set[str] = set()  # stages in which a loader has given more batches than it told
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
         self._in_any: dict[str, list[int | float]] = {}  # and at most
 
     def has(self, stage: str) -> bool:
-        """Whether there is a loader for ``stage``."""
-        return self._source(stage) is not None
+        """Whether there is a loader for ``stage``, as far as is known before it is made."""
+        empty = self.loaders.get(stage) == [] and not self.stale(stage, self.trainer.reload_dataloaders_every_n_epochs)
+        return self._source(stage) is not None and not empty
 
     def _source(self, stage: str) -> Callable[[], Any] | None:
         name = _LOADERS[stage]
@@ -90,16 +99,16 @@ class RunData:
             return
         trainer = self.trainer
         if trainer.limit_train_batches == 0:
-            self.num_batches["train"] = 0
+            self.max_batches["train"] = self.num_batches["train"] = 0
             return
         source = self._source("train")
         assert source is not None, "checked before the run"
         loaders = self.loaders["train"] = source()
         self.loaded_in_epoch["train"] = trainer.state.epoch
         combined = loaders
-        if isinstance(loaders, dict) or (isinstance(loaders, (list, tuple)) and _holds_loaders(loaders)):
+        if _is_collection(loaders):
             combined = CombinedLoader(loaders, "max_size_cycle")
-        self.train = self._by_epochs(combined, shuffle=not trainer.overfit_batches)
+        self.train = by_epochs(combined, trainer.data_seed(), shuffle=not trainer.overfit_batches)
         if trainer.world_size > 1:
             self.train = SharedLoader(self.train, trainer.strategy, self._deals(combined))
         self.begin_epoch()
@@ -113,25 +122,31 @@ class RunData:
         if self.train is None:
             return
         state = self.trainer.state
-        self.whole_epoch = limited(self.train.length, self.trainer.limit_train_batches, "limit_train_batches")
-        length = cut_to(self.train, state.epoch, state.part)
-        self.num_batches["train"] = self.whole_epoch if state.part is None else length
+        train = self.train
+        self.whole_epoch, told = limited_to(
+            train.length, train.estimate, self.trainer.limit_train_batches, "limit_train_batches"
+        )
+        length = cut_to(train, state.epoch, state.part)
+        self.max_batches["train"] = self.whole_epoch if state.part is None else length
+        self.num_batches["train"] = told if state.part is None or length == INFINITE else length
 
     def iterate_train(self) -> Iterator[Any]:
         """Iterate the running epoch from the data cursor on."""
         assert self.train is not None
         state = self.trainer.state
         self._begun = state.epoch
-        return self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
+        batches = self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
+        if self.train.length < INFINITE:
+            return batches
+        return self._noting_more(batches, self.train.estimate - state.batch_idx, "train", self.train.estimate)
 
     def cursor(self, batch_idx: int) -> dict[str, Any] | None:
         """How far all processes are in the running epoch after ``batch_idx`` batches each."""
         if self.train is None:
             return None
-        limited_to = self.num_batches["train"] if self.num_batches["train"] < self.train.length else None
-        return cursor_of(
-            self.train, data_place(self.trainer.strategy)[1], batch_idx, self.trainer.state.part, limited_to
-        )
+        most = self.max_batches["train"]
+        end = most if most < self.train.length else None
+        return cursor_of(self.train, data_place(self.trainer.strategy)[1], batch_idx, self.trainer.state.part, end)
 
     def loader_state(self, batch_idx: int) -> Any:
         """The training loader's own state, to go on after ``batch_idx`` batches of the running epoch."""
@@ -169,15 +184,8 @@ class RunData:
         self.begin_epoch()
         log.info(
             "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",
-            state.epoch, trainer.world_size, saved_by, self.num_batches["train"] - state.batch_idx,
+            state.epoch, trainer.world_size, saved_by, self.max_batches["train"] - state.batch_idx,
         )  # fmt: skip
-
-    def _by_epochs(self, loader: Any, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
-        seed = self.trainer.data_seed()
-        if not isinstance(loader, CombinedLoader):
-            return EpochLoader(loader, seed, shuffle)
-        parts = [EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)]
-        return CombinedEpochLoader(loader, parts)
 
     def _deals(self, loader: Any) -> bool:
         """Whether a loader's batches are dealt out to the processes, rather than its own in each of them."""
@@ -192,53 +200,82 @@ class RunData:
             )  # fmt: skip
         return True
 
+    def _noting_more(self, batches: Iterator[Any], left: int | float, stage: str, told: int | float) -> Iterator[Any]:
+        """The same batches; a line says once that they are more than the loader tells."""
+        if left == INFINITE or stage in self._noted:
+            return batches
+        return chain(islice(batches, max(0, int(left))), self._more(batches, stage, told))
+
+    def _more(self, batches: Iterator[Any], stage: str, told: int | float) -> Iterator[Any]:
+        for batch in islice(batches, 1):
+            self._noted.add(stage)
+            log.info(
+                "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To end "
+                "there, set %s=%d", stage, told, _limit_of(stage), told,
+            )  # fmt: skip
+            yield batch
+        yield from batches
+
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def load(self, stage: str, limit: int | float, again: bool = False) -> bool:
         """Make the loaders of ``"validate"``, ``"test"`` or ``"predict"``, once; False if there are none to run."""
         if limit == 0:
+            self.max_batches.setdefault(stage, [])
             self.num_batches.setdefault(stage, [])
             return False
         if stage not in self.loaders or again:
-            source = self._source(stage)
-            loaders = source() if source is not None else None
-            if loaders is None:
-                self.num_batches[stage] = []
-                return False
-            if isinstance(loaders, CombinedLoader):
-                loaders = loaders.flattened if loaders.mode == "sequential" else [loaders]
-            elif isinstance(loaders, dict):
-                loaders = list(loaders.values())
-            elif not (isinstance(loaders, (list, tuple)) and _holds_loaders(loaders)):
-                loaders = [loaders]
-            self.loaders[stage] = list(loaders)
-            self.loaded_in_epoch[stage] = self.trainer.state.epoch
-            self._close(stage)
-            self._iterated[stage] = [own_copy(loader) for loader in self.loaders[stage]]
-            if self.trainer.world_size > 1:
-                self._parts[stage] = [
-                    self._by_epochs(loader) if self._deals(loader) else None for loader in self.loaders[stage]
-                ]
-        lengths = [loader_length(loader) for loader in self.loaders[stage]]
-        parts = self._parts.get(stage, [None] * len(lengths))
-        rank, world_size = data_place(self.trainer.strategy)
-        for index, (length, part) in enumerate(zip(lengths, parts, strict=True)):
+            self._make(stage)
+        loaders = self.loaders[stage]
+        exact = [exact_length(loader) for loader in loaders]
+        parts = self._parts.get(stage, [None] * len(loaders))
+        world_size = data_place(self.trainer.strategy)[1]
+        for index, (length, part) in enumerate(zip(exact, parts, strict=True)):
             if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
                 raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
-        name = f"limit_{'val' if stage == 'validate' else stage}_batches"
-        limits = [limited(length, limit, name) for length in lengths]
-        self.num_batches[stage] = [
-            most if part is None or most == INFINITE else len(range(rank, int(most), world_size))
-            for most, part in zip(limits, parts, strict=True)
+        name = _limit_of(stage)
+        both = [
+            limited_to(length, loader_length(loader), limit, name)
+            for length, loader in zip(exact, loaders, strict=True)
         ]
-        by_rank = self.trainer.strategy.gather_objects(self.num_batches[stage])  # a collective
+        self.max_batches[stage] = [self._own(most, part) for (most, _), part in zip(both, parts, strict=True)]
+        self.num_batches[stage] = [self._own(told, part) for (_, told), part in zip(both, parts, strict=True)]
+        certain = [
+            most if length < INFINITE else INFINITE for most, length in zip(self.max_batches[stage], exact, strict=True)
+        ]
+        by_rank = self.trainer.strategy.gather_objects(certain)  # a collective
         # Where nobody knows, there is none that each process is sure to have.
         self._in_all[stage] = [
             INFINITE if len(by_rank) == 1 else 0 if INFINITE in counts else min(counts)
             for counts in zip(*by_rank, strict=True)
         ]
         self._in_any[stage] = [max(counts) for counts in zip(*by_rank, strict=True)]
-        return bool(lengths)
+        return bool(loaders)
+
+    def _make(self, stage: str) -> None:
+        """Make the loaders of an evaluation; an empty list where there are none."""
+        source = self._source(stage)
+        given = source() if source is not None else None
+        if isinstance(given, CombinedLoader):
+            loaders = given.flattened if given.mode == "sequential" else [given]
+        elif given is None or (isinstance(given, (list, tuple)) and not given):
+            loaders = []
+        else:
+            loaders = loaders_in(given) if _is_collection(given) else [given]
+        self.loaders[stage] = list(loaders)
+        self.loaded_in_epoch[stage] = self.trainer.state.epoch
+        self._close(stage)
+        self._iterated[stage] = [own_copy(loader) for loader in loaders]
+        if self.trainer.world_size > 1:
+            seed = self.trainer.data_seed()
+            self._parts[stage] = [by_epochs(loader, seed) if self._deals(loader) else None for loader in loaders]
+
+    def _own(self, batches: int | float, part: Any) -> int | float:
+        """How many of a loader's batches this process has."""
+        if part is None or batches == INFINITE:
+            return batches
+        rank, world_size = data_place(self.trainer.strategy)
+        return len(range(rank, int(batches), world_size))
 
     def batches_in_all(self, stage: str) -> list[int | float]:
         """How many batches of each evaluation loader every process is sure to have."""
@@ -283,8 +320,11 @@ class RunData:
         # one: that must not take a number from the training's generator.
         with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
             if part is None:
-                return iterate_protected(loader)
-            return part.iterate(0, *data_place(self.trainer.strategy))
+                batches = iterate_protected(loader)
+            else:
+                batches = part.iterate(0, *data_place(self.trainer.strategy))
+        told = loader_length(loader)
+        return self._noting_more(batches, self._own(told, part), stage, told)
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
         """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""
@@ -339,16 +379,28 @@ class RunData:
         return lambda batch, index: after(move(before(batch, index), engine.device, index), index)
 
 
-def _holds_loaders(items: Any) -> bool:
-    """Whether a list holds loaders, rather than being one: a list of batches."""
-    return (
-        bool(items)
-        and all(hasattr(item, "__iter__") and not hasattr(item, "shape") for item in items)
-        and any(
-            hasattr(item, "dataset") or hasattr(item, "__next__") or not isinstance(item, (list, tuple, dict, str))
-            for item in items
-        )
-    )
+def _limit_of(stage: str) -> str:
+    return f"limit_{'val' if stage == 'validate' else stage}_batches"
+
+
+def _is_collection(loaders: Any) -> bool:
+    return isinstance(loaders, Mapping) or holds_loaders(loaders)
+
+
+def limited_to(
+    length: int | float, told: int | float, limit: int | float, name: str
+) -> tuple[int | float, int | float]:
+    """How many batches to run under a limit, at most and as the loader tells it.
+
+    Args:
+        length: the loader's number of batches; infinite if that is not certain.
+        told: as it tells it.
+        limit: as of :func:`limited`; a fraction is one of what it tells.
+        name: what the limit is called.
+    """
+    shown = limited(told, limit, name)
+    is_fraction = isinstance(limit, float) and limit < 1.0
+    return (shown if is_fraction else limited(length, limit, name)), shown
 
 
 def limited(length: int | float, limit: int | float, name: str) -> int | float:

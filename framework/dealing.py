@@ -41,7 +41,8 @@ class SharedLoader:
         deal: whether all processes have the same loader.
 
     Attributes:
-        length: steps of an epoch, the same in all processes; infinite if the loader does not tell.
+        length: steps of an epoch, the same in all processes; infinite if that is not certain.
+        estimate: the same, as the loader tells it.
         share: what to multiply the loss of the batch given last with, before the processes' gradients are averaged.
 
     Raises:
@@ -51,7 +52,8 @@ class SharedLoader:
     def __init__(self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool) -> None:
         self.loader, self.strategy, self.deal = loader, strategy, deal
         self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
-        self.lengths: list[int | float] = strategy.gather_objects(loader.length)  # a collective
+        told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
+        self.lengths: list[int | float] = [length for length, _ in told]
         self.share = 1.0
         if deal and len(set(self.lengths)) > 1:
             told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(self.lengths))
@@ -60,6 +62,7 @@ class SharedLoader:
                 "parts of it; if each has its own data, pass Trainer(use_distributed_sampler=False)"
             )
         self.length = self._steps(max(self.lengths))
+        self.estimate = self._steps(max(estimate for _, estimate in told))
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """As :meth:`EpochLoader.cut`, of the loader before it is dealt out."""

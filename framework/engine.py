@@ -22,6 +22,7 @@ from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
 from .hooks import check_loggers, public_methods
+from .loaders import is_loader
 from .messages import configure, silence
 from .names import STRATEGIES_ELSEWHERE, check_initialized, check_names
 from .peers import Peers
@@ -32,7 +33,6 @@ from .prepared import (
     PreparedScheduler,
     SkippedLoader,
     bare,
-    is_loader,
     prepare_module,
     unwrap,
 )
@@ -450,6 +450,12 @@ class Engine(Peers):
             self._window_loader = loader
         window.begun += 1
         self.sync_gradients = window.begun >= window.length or (loader is not None and loader.end_of_dataloader)
+
+    def goes_on_in_window(self) -> bool:
+        """Whether the next micro-batch does not complete its window, if others follow it."""
+        if self.sync_gradients:
+            return self.gradient_accumulation_steps > 1
+        return self.window.begun + 1 < self.window.length
 
     def new_window(self) -> Window:
         """Forget the open window, and whether there are weights."""

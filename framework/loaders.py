@@ -8,7 +8,7 @@ shallow-copied and its index sampler replaced in the copy, so that the order of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -28,14 +28,73 @@ _NOTED_EVERY = 64
 NO_BATCH = object()  # a batch that is not there
 # What stands for that state: it or an earlier one, the batches since then, and whether that iteration is then left.
 _KEYS = {"state", "batches", "left"}
+# What may be iterated and is a batch or a part of one where it stands in a list.
+_NO_LOADERS = (list, tuple, Mapping, str, bytes, set)
 
 
 def loader_length(loader: Any) -> int | float:
-    """Number of batches; infinite if the loader does not tell."""
+    """Number of batches, as the loader tells it; infinite if it does not."""
+    asked = getattr(loader, "_IterableDataset_len_called", None)
     try:
         return len(loader)
     except (TypeError, NotImplementedError):  # no __len__, or a DataLoader over a dataset without one
         return INFINITE
+    finally:
+        if isinstance(loader, DataLoader):
+            # Once asked, torch warns of each batch beyond the length of a stream.
+            loader.__dict__["_IterableDataset_len_called"] = asked
+
+
+def exact_length(loader: Any) -> int | float:
+    """Number of batches where that is certain; infinite where what the loader tells is an estimate.
+
+    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself.
+    """
+    if isinstance(loader, CombinedLoader):
+        lengths = [exact_length(part) for part in loader.flattened]
+        return INFINITE if INFINITE in lengths else combined_length(lengths, loader.mode)
+    if isinstance(loader, DataLoader):
+        exact = not isinstance(loader.dataset, IterableDataset)
+    else:
+        exact = isinstance(loader, Sequence)
+    return loader_length(loader) if exact else INFINITE
+
+
+class LookAhead:
+    """The batches of a loader without a certain length; it tells whether one follows, by reading it.
+
+    Args:
+        batches: what to iterate.
+        loader: where they come from.
+
+    Attributes:
+        share: of the batch given last, as the loader's own ``share`` is of the one read last.
+    """
+
+    def __init__(self, batches: Iterable[Any], loader: Any) -> None:
+        self._batches, self._loader = iter(batches), loader
+        self._following: Any = NO_BATCH
+        self._following_share = self.share = 1.0
+
+    def __iter__(self) -> LookAhead:
+        return self
+
+    def __next__(self) -> Any:
+        batch = self._following
+        if batch is NO_BATCH:
+            batch = next(self._batches)
+            self.share = self._loader.share
+        else:
+            self._following, self.share = NO_BATCH, self._following_share
+        return batch
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the batch given last is the last one."""
+        if self._following is NO_BATCH:
+            self._following = next(self._batches, NO_BATCH)
+            self._following_share = self._loader.share
+        return self._following is NO_BATCH
 
 
 class EpochLoader:
@@ -47,7 +106,8 @@ class EpochLoader:
         shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
 
     Attributes:
-        length: number of batches; infinite if the loader does not tell.
+        length: number of batches; infinite if that is not certain.
+        estimate: number of batches, as the loader tells it.
         drop_last: whether the loader leaves out what does not fill a batch.
         in_samples: whether :meth:`cut` counts samples: where torch's own samplers are planned. Else it counts batches.
         unit: what a batch is in that count.
@@ -63,7 +123,8 @@ class EpochLoader:
             raise TypeError(f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}")
         self.loader: Any = loader
         self.seed = seed
-        self.length = loader_length(loader)
+        self.length = exact_length(loader)
+        self.estimate = loader_length(loader)
         self.stateful = _has_state(loader)
         self._resumed: dict[str, Any] | None = None
         # Of the last iteration, of a loader with a state of its own: the step, the batches read, whether it has ended,
@@ -414,17 +475,83 @@ def set_epoch(obj: Any, epoch: int) -> None:
             method(epoch)
 
 
+def is_loader(item: Any) -> bool:
+    """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
+    return isinstance(item, CombinedLoader) or (hasattr(item, "__iter__") and hasattr(item, "dataset"))
+
+
+def holds_loaders(item: Any) -> bool:
+    """Whether a list, tuple or mapping is a collection of loaders, rather than a loader: a list of batches."""
+    if _holds_known_loaders(item):
+        return True
+    items = _items_of(item) if isinstance(item, (list, tuple, Mapping)) else []
+    return all(map(_may_be_loader, items)) and any(not isinstance(part, _NO_LOADERS) for part in items)
+
+
+def _may_be_loader(item: Any) -> bool:
+    return hasattr(item, "__iter__") and not hasattr(item, "shape") and not isinstance(item, (str, bytes))
+
+
+def _holds_known_loaders(item: Any) -> bool:
+    """Whether there is what surely is a loader somewhere in a collection; batches may hold other iterables."""
+    if not isinstance(item, (list, tuple, Mapping)):
+        return False
+    return any(is_loader(part) or _holds_known_loaders(part) for part in _items_of(item))
+
+
+def loaders_in(collection: Any) -> list[Any]:
+    """The loaders of a list, tuple or mapping, those in collections inside too.
+
+    Raises:
+        TypeError: for what is neither.
+    """
+    loaders = []
+    for item in _items_of(collection):
+        if not _may_be_loader(item):
+            raise TypeError(f"a collection of loaders must hold nothing else; got {item!r} in {collection!r}")
+        loaders += loaders_in(item) if _nests(item) else [item]
+    return loaders
+
+
+def _nests(item: Any) -> bool:
+    """Whether an item of a collection of loaders is one in turn: no mapping is a loader."""
+    return isinstance(item, Mapping) or holds_loaders(item)
+
+
+def _items_of(collection: Any) -> list[Any]:
+    return list(collection.values() if isinstance(collection, Mapping) else collection)
+
+
+class _Places:
+    """Where the loaders of a collection are, so that their batches can be put there."""
+
+    def __init__(self, collection: Any) -> None:
+        self.inside = [_Places(item) if _nests(item) else None for item in _items_of(collection)]
+        self.keys = list(collection) if isinstance(collection, Mapping) else None
+        self.make = getattr(collection, "_make", tuple if isinstance(collection, tuple) else list)
+
+    def fill(self, batches: Iterator[Any]) -> Any:
+        """A collection of the same kind with batches in it."""
+        filled = [next(batches) if places is None else places.fill(batches) for places in self.inside]
+        return self.make(filled) if self.keys is None else dict(zip(self.keys, filled, strict=True))
+
+
 class CombinedLoader:
     """Several loaders read together.
 
     Args:
-        iterables: a list, tuple or dict of loaders.
+        iterables: a list, tuple or mapping of loaders, or of such collections of them.
         mode: ``"min_size"`` ends with the shortest; ``"max_size_cycle"`` ends with the longest and begins the others
             again; ``"max_size"`` ends with the longest and gives None for the others; ``"sequential"`` reads one
-            after the other. A batch is a list or dict of the loaders' batches; with ``"sequential"``, one of them.
+            after the other. A batch has the loaders' batches in their places, mappings as dicts; with
+            ``"sequential"``, it is one of them.
+
+    Attributes:
+        flattened: the loaders as a list, those in collections inside too.
 
     Raises:
         ValueError: for another mode, or no loader.
+        TypeError: for a loader among things that are none.
     """
 
     MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
@@ -432,16 +559,18 @@ class CombinedLoader:
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in self.MODES:
             raise ValueError(f"mode must be one of {', '.join(self.MODES)}; got {mode!r}")
-        if not isinstance(iterables, (list, tuple, dict)) or not iterables:
-            raise ValueError(f"iterables must be a list, tuple or dict with at least one loader; got {iterables!r}")
+        if not isinstance(iterables, (list, tuple, Mapping)) or not iterables:
+            raise ValueError(f"iterables must be a list, tuple or mapping with at least one loader; got {iterables!r}")
         self.iterables = iterables
         self.mode = mode
-        self.keys = list(iterables) if isinstance(iterables, dict) else None
+        self.flattened = loaders_in(iterables)
+        if not self.flattened:
+            raise ValueError(f"iterables must hold at least one loader; got {iterables!r}")
+        self._places = _Places(iterables)
 
-    @property
-    def flattened(self) -> list[Any]:
-        """The loaders as a list."""
-        return list(self.iterables.values()) if isinstance(self.iterables, dict) else list(self.iterables)
+    def in_places(self, batches: Iterable[Any]) -> Any:
+        """A batch of each loader, in the order of :attr:`flattened`, in the loaders' places."""
+        return self._places.fill(iter(batches))
 
     def __len__(self) -> int:
         length = combined_length([loader_length(loader) for loader in self.flattened], self.mode)
@@ -460,7 +589,7 @@ class _Again:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.length = loader_length(loader)
+        self.length = exact_length(loader)
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         return islice(iter(self.loader), start, None, step)
@@ -469,6 +598,11 @@ class _Again:
 def combined_length(lengths: list[int | float], mode: str) -> int | float:
     """Number of batches of several loaders read together."""
     return {"min_size": min, "sequential": sum}.get(mode, max)(lengths)
+
+
+def _round_length(loader: Any) -> int | float:
+    """Batches until a loader begins again; one with a state of its own cannot be read again to count them."""
+    return loader.estimate if loader.stateful else loader.length
 
 
 class CombinedEpochLoader:
@@ -481,7 +615,8 @@ class CombinedEpochLoader:
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
         self.loader = combined
         self.loaders = loaders
-        self.length = combined_length([loader.length for loader in loaders], combined.mode)
+        self.length = exact_length(combined)
+        self.estimate = combined_length([loader_length(loader) for loader in combined.flattened], combined.mode)
         self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
         self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
         self._cut: tuple[int, int, int | None] | None = None
@@ -489,8 +624,8 @@ class CombinedEpochLoader:
     @property
     def resumable(self) -> bool:
         """Whether it can go on inside an epoch: loaders with states of their own are then all at the same batch."""
-        tells = all(loader.length < INFINITE for loader in self.loaders)
-        in_step = tells and self.loader.mode in ("min_size", "max_size_cycle")
+        cycles = self.loader.mode == "max_size_cycle" and all(_round_length(own) < INFINITE for own in self.loaders)
+        in_step = self.loader.mode == "min_size" or cycles
         return in_step or not any(loader.stateful for loader in self.loaders)
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
@@ -516,7 +651,8 @@ class CombinedEpochLoader:
         return islice(batches, None if end is None else len(range(begin + start, end, step)))
 
     def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
-        if (start or step > 1) and any(loader.length == INFINITE for loader in self.loaders):
+        counts = self.loader.mode in ("max_size_cycle", "sequential")  # which loader gives which batch
+        if counts and (start or step > 1) and any(_round_length(loader) == INFINITE for loader in self.loaders):
             if start >= step:
                 log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
             return islice(self._iterate(epoch, 0, 1), start, None, step)
@@ -535,12 +671,12 @@ class CombinedEpochLoader:
                     return
             if all(stream.ended for stream in streams):
                 return
-            yield batch if self.loader.keys is None else dict(zip(self.loader.keys, batch, strict=True))
+            yield self.loader.in_places(batch)
 
     @staticmethod
     def _sequential(rest: list[Any], epoch: int, start: int, step: int) -> Iterator[Any]:
-        while len(rest) > 1 and start >= rest[0].length:  # never where the length is not known
-            start -= int(rest.pop(0).length)
+        while len(rest) > 1 and start >= _round_length(rest[0]):  # never where the length is not known
+            start -= int(_round_length(rest.pop(0)))
         first = rest[0].iterate(epoch, start, step)
 
         def batches() -> Iterator[Any]:
@@ -548,7 +684,7 @@ class CombinedEpochLoader:
             yield from first
             for before, loader in pairwise(rest):
                 # Where every step-th batch goes on in the next loader; each batch does at its beginning.
-                start = 0 if step == 1 else (start - int(before.length)) % step
+                start = 0 if step == 1 else (start - int(_round_length(before))) % step
                 yield from loader.iterate(epoch, start, step)
 
         return batches()
@@ -568,6 +704,14 @@ class CombinedEpochLoader:
             loader.load_state_dict(own)
 
 
+def by_epochs(loader: Any, seed: int, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
+    """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch."""
+    if not isinstance(loader, CombinedLoader):
+        return EpochLoader(loader, seed, shuffle)
+    parts = [EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)]
+    return CombinedEpochLoader(loader, parts)
+
+
 class _Stream:
     """One loader among several: begun again as often as needed, each time in another order."""
 
@@ -575,11 +719,12 @@ class _Stream:
         self.loader, self.epoch, self.step, self.cycle = loader, epoch, step, cycle
         self.ended = False  # whether it has been read to its end at least once
         self.round = 0
-        if cycle and start and loader.length not in (0, INFINITE):
-            self.round, start = divmod(start, int(loader.length))
+        length = _round_length(loader)
+        if cycle and start and length not in (0, INFINITE):
+            self.round, start = divmod(start, int(length))
             if start == 0:
                 # The round before is over, but its end is only seen by the next read.
-                self.round, start = self.round - 1, int(loader.length)
+                self.round, start = self.round - 1, int(length)
             self.ended = self.round > 0
         self.position = start  # of the next batch in its round
         self.iterator = loader.iterate(self._epoch(), start, step)
@@ -599,7 +744,7 @@ class _Stream:
                     return None
                 if self.position == 0:
                     raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
-                self.position = 0 if self.step == 1 else max(0, self.position - int(self.loader.length))
+                self.position = 0 if self.step == 1 else max(0, self.position - int(_round_length(self.loader)))
                 self.round += 1
                 self.iterator = self.loader.iterate(self._epoch(), self.position, self.step)
             else:

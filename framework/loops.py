@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from .loaders import INFINITE
+from .loaders import INFINITE, LookAhead
 from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
 from .seed import isolated_rng, rng_state, set_rng_state
@@ -44,7 +44,7 @@ def fit(trainer: Trainer) -> None:
         trainer.data.begin_epoch()
     if trainer.resumed is not None and trainer.data.train is not None:
         trainer.data.restore_loader(trainer.resumed)
-    if not trainer.num_training_batches or _limit_reached(trainer):
+    if not trainer.data.max_batches["train"] or _limit_reached(trainer):
         _restore_progress(trainer)
         return
     trainer.announce_batches()
@@ -114,9 +114,8 @@ class _LeftForSignal(Exception):
 def _train_epoch(trainer: Trainer) -> bool:
     """Train an epoch from the data cursor on; False if it was left before its end."""
     state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
-    loader, num_batches, control = trainer.data.train, trainer.num_training_batches, trainer.control
+    loader, num_batches, control = trainer.data.train, trainer.data.max_batches["train"], trainer.control
     assert loader is not None
-    trainer.engine.window.loader = loader
     ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
     if state.batch_idx == 0:
         _restore_progress(trainer)
@@ -125,6 +124,10 @@ def _train_epoch(trainer: Trainer) -> bool:
             hook()
     trainer.engine.start_epoch()
     batches = iter(()) if ended else trainer.data.iterate_train()
+    ahead = None
+    if loader.length == INFINITE:
+        batches = loader = ahead = LookAhead(batches, loader)
+    trainer.engine.window.loader = loader
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
     optimization.open_window(state.batch_idx, num_batches)
@@ -136,6 +139,7 @@ def _train_epoch(trainer: Trainer) -> bool:
     max_steps = trainer.max_steps if trainer.max_steps != -1 else INFINITE
     validate_every, validate_offset = trainer.validation_interval()
     skipped = stopped = False
+    steps_before, begins = state.global_step, state.batch_idx == 0
 
     past = (state.batch_idx + validate_offset) % validate_every  # batches since the last validation
     validate_next = state.batch_idx - past + validate_every
@@ -147,6 +151,8 @@ def _train_epoch(trainer: Trainer) -> bool:
 
     for batch in batches if not stopped else ():
         batch_idx = state.batch_idx
+        if ahead is not None and batch_idx + 1 < num_batches and optimization.ends_inside_window(batch_idx, ahead):
+            num_batches = batch_idx + 1
         if transfer is not None:
             batch = transfer(batch, 0)
         metrics.batch = batch
@@ -176,7 +182,7 @@ def _train_epoch(trainer: Trainer) -> bool:
             trainer.log_step()
         if stepped and plateau_each_step:  # on what a validation finds if one follows, and before what saves
             state.plateau_waits = True
-            if done != validate_next or not trainer.validation_due_in_epoch():
+            if not trainer.validation_follows():
                 _waiting_plateau_step(trainer)
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
@@ -204,10 +210,16 @@ def _train_epoch(trainer: Trainer) -> bool:
     if not ended and not stopped:
         _end_early(trainer, skipped)
         ended = True
-    if stopped and not ended and control.stop and state.validated != state.batch_idx:
-        validate(trainer, asked=False)
-    if validate_every == INFINITE and not skipped and not (stopped and not ended):
-        validate(trainer)
+    if stopped and not ended:
+        if control.stop and state.validated != state.batch_idx:
+            validate(trainer, asked=False)
+    elif not skipped:
+        if begins and state.global_step == steps_before:
+            _note_no_step(trainer)
+        if trainer.validation_due_at_end():
+            validate(trainer)
+        _note_no_validation(trainer)
+    _waiting_plateau_step(trainer)  # if no validation has come
     _end_epoch(trainer, complete=ended)
     control.agree(state.batch_idx)
     return ended
@@ -221,7 +233,38 @@ def _end_early(trainer: Trainer, skipped: bool) -> None:
         raise RuntimeError(f"the training loader gave no batch in epoch {state.epoch}{again}")
     if optimization.window_is_open:
         optimization.close_open_window(state.batch_idx - 1)
+        if state.global_step % trainer.log_every_n_steps == 0:
+            trainer.log_step()
+        state.plateau_waits = bool(optimization.plateau_each_step)
     _end_batches(trainer)
+
+
+def _note_no_step(trainer: Trainer) -> None:
+    """An epoch's batches have all been trained on, and there was no optimizer step.
+
+    Raises:
+        RuntimeError: in automatic optimization.
+    """
+    epoch, batches = trainer.state.epoch, trainer.state.batch_idx
+    if trainer.optimization.automatic:
+        raise RuntimeError(
+            f"no optimizer step was taken in epoch {epoch}: training_step returned no loss for any of its {batches} "
+            "batches. Return the loss from it, or set self.automatic_optimization = False if it steps by itself"
+        )
+    trainer.warn_once(
+        "Manual optimization took no optimizer step in an epoch: call step() or update(loss) of self.optimizers() in "
+        "training_step; steps of others are not counted"
+    )
+
+
+def _note_no_validation(trainer: Trainer) -> None:
+    every = trainer.val_check_interval
+    by_epoch = isinstance(every, int) and trainer.check_val_every_n_epoch is not None
+    if by_epoch and trainer.state.batch_idx < every and trainer.validation_due_in_epoch():
+        trainer.warn_once(
+            "An epoch ended before val_check_interval=%d batches, so it had no validation: set a lower number or a "
+            "fraction, or count over epochs with check_val_every_n_epoch=None", every,
+        )  # fmt: skip
 
 
 def _end_batches(trainer: Trainer) -> None:
@@ -258,7 +301,9 @@ def sanity_check(trainer: Trainer) -> None:
         for hook in bus.on_sanity_check_start:
             hook()
         if trainer.load_val_data():
-            evaluate(trainer, "sanity_check", trainer.data.loaders["validate"], trainer.num_sanity_val_batches)
+            limit = INFINITE if trainer.num_sanity_val_steps == -1 else trainer.num_sanity_val_steps
+            limits = [min(limit, most) for most in trainer.data.max_batches["validate"]]
+            evaluate(trainer, "sanity_check", trainer.data.loaders["validate"], limits)
         for hook in bus.on_sanity_check_end:
             hook()
     state.stage = None
@@ -282,7 +327,7 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
     kept = (rng_state(trainer.engine.device), metric_states(trainer.module)) if trainer.world_size == 1 else None
     state.stage = "validate"
     try:
-        evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.num_val_batches)
+        evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.data.max_batches["validate"])
     except _LeftForSignal:
         assert kept is not None
         trainer.metrics.discard()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .engine import Engine
+    from .loaders import LookAhead
     from .micro_batches import MicroBatches
     from .module import Module
     from .trainer import Trainer
@@ -271,11 +272,9 @@ class Optimization:
             outputs = self._gather(output, batch_idx)
             self.stepped = self.close_window(batch_idx)
             return outputs
-        position = batch_idx - self.window.start
-        if position >= self.window.length:  # the window before is complete: open the next
+        if batch_idx >= self.window.end:  # the window before is complete: open the next
             self.open_window(batch_idx, num_batches)
-            position = 0
-        last = position + 1 == self.window.length
+        last = batch_idx + 1 == self.window.end
         with nullcontext() if last else self.engine.no_sync():
             outputs = self._gather(self._call_step(batch, batch_idx), batch_idx)
         self.stepped = last and self.close_window(batch_idx)
@@ -284,10 +283,10 @@ class Optimization:
     def _step_in_parts(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
         """As :meth:`automatic_step`, with parts of the batch one after the other."""
         assert self.micro is not None
-        if batch_idx - self.window.start >= self.window.length:
+        if batch_idx >= self.window.end:
             self.open_window(batch_idx, num_batches)
         outputs = self.micro.gather(batch, batch_idx, self._gather_part)
-        self.stepped = batch_idx - self.window.start + 1 == self.window.length and self.close_window(batch_idx)
+        self.stepped = batch_idx + 1 == self.window.end and self.close_window(batch_idx)
         return outputs
 
     def _gather_part(self, part: Any, batch_idx: int, fraction: float, first: bool) -> dict[str, Any] | None:
@@ -296,11 +295,11 @@ class Optimization:
 
     def manual_step(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
         """Call the step, which does the rest itself."""
-        if batch_idx - self.window.start >= self.window.length:
+        if batch_idx >= self.window.end:
             self.open_window(batch_idx, num_batches)
         self.stepped = False
         output = self._call_step(batch, batch_idx)
-        if batch_idx - self.window.start + 1 == self.window.length:
+        if batch_idx + 1 == self.window.end:
             self._finish_updates()  # of optimizers that had no update(loss) in the window's last batch
         if self.stepped:
             self.engine.end_window()
@@ -310,6 +309,17 @@ class Optimization:
     def open_window(self, batch_idx: int, num_batches: int | float) -> None:
         """Begin a window at ``batch_idx``."""
         self.window.open(batch_idx, int(min(self.accumulate, num_batches - batch_idx)))
+
+    def ends_inside_window(self, batch_idx: int, batches: LookAhead) -> bool:
+        """Whether the epoch ends with a batch that does not complete its window, which then ends with it, too.
+
+        Only inside a window is a batch read ahead: at its end, where checkpoints are saved, the loader has given what
+        was trained on, and no more.
+        """
+        if self.accumulate == 1 or batch_idx + 1 == self.window.end or not batches.at_end:
+            return False
+        self.window.end = min(self.window.end, batch_idx + 1)
+        return True
 
     @property
     def window_is_open(self) -> bool:
@@ -323,10 +333,10 @@ class Optimization:
             self.engine.sync_gradients_of(optimizer)
         if self.automatic:
             self.stepped = self.close_window(batch_idx)
-            self.window.length = 0
+            self.window.end = 0
             return
         self._finish_updates()
-        self.window.length = 0
+        self.window.end = 0
         self.engine.end_window()
         self.state.global_step += 1
 
@@ -341,7 +351,13 @@ class Optimization:
                 "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch "
                 'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
             )
-        elif output is None or (isinstance(output, dict) and not self._several and _is_zero(output.get("weight"))):
+        elif output is None:
+            self.trainer.warn_once(
+                "training_step returned None, so its batch is left out (epoch %d, batch %d): if that is not meant, "
+                "return the loss", self.state.epoch, batch_idx,
+            )  # fmt: skip
+            return None
+        elif isinstance(output, dict) and not self._several and _is_zero(output.get("weight")):
             return None
         else:
             loss, weight, outputs = _unpack(output)
@@ -441,7 +457,7 @@ class Optimization:
         if manual._gathered == 0:
             self._zero_grad_of(optimizer, batch_idx)
         length = self.window.length
-        last = batch_idx - self.window.start + 1 == length
+        last = batch_idx + 1 == self.window.end
         with nullcontext() if last else self.engine.no_sync():
             self.backward(loss / length if length > 1 else loss)
         manual._gathered += 1

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import IterableDataset
 
 from .batches import map_tensors
 from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
-from .loaders import INFINITE, EpochLoader
+from .loaders import INFINITE, CombinedEpochLoader, CombinedLoader, EpochLoader, LookAhead, by_epochs
 from .seed import isolated_rng, mix_seeds
 
 if TYPE_CHECKING:
@@ -254,9 +253,11 @@ class PreparedLoader:
         loader: the loader given.
         epoch: how often it has been read to its end; :meth:`set_epoch` sets it.
         batches: batches given in this epoch.
-        length: batches of an epoch, in each process; infinite if the loader does not tell.
+        length: batches of an epoch, in each process; infinite if that is not certain. ``len()`` gives what the loader
+            tells, an estimate where it is a stream.
         share: what the running batch counts beside those of the other processes.
-        end_of_dataloader: whether the running batch is the epoch's last.
+        end_of_dataloader: whether the running batch is the epoch's last. Where the length is not certain and the
+            loader keeps a state of its own, it tells so only inside a window of several batches.
     """
 
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
@@ -264,9 +265,10 @@ class PreparedLoader:
         self.read_in_order_of(engine.data_seed())
         self.epoch = self.batches = 0
         self._read_part(None)
-        unsure = self.length == INFINITE or isinstance(getattr(loader, "dataset", None), IterableDataset)
-        # Of one that keeps its own state nothing is read ahead: it would save a state that is ahead, too.
-        self._looks_ahead = unsure and not callable(getattr(loader, "state_dict", None))
+        self._looks_ahead = self.length == INFINITE
+        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
+        # saved, that state must not be ahead.
+        self._stateful = callable(getattr(loader, "state_dict", None))
         self.share = 1.0
         self.end_of_dataloader = False
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
@@ -277,16 +279,18 @@ class PreparedLoader:
         return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        if self.length == INFINITE:
+        length = self.source.estimate if self.length == INFINITE else self.length
+        if length == INFINITE:
             raise TypeError("the loader has no length")
-        return int(self.length)
+        return int(length)
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
         seed = seed if self._index == 0 else mix_seeds(seed, self._index)
-        self.source: EpochLoader | SharedLoader = EpochLoader(self.loader, seed)
+        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = by_epochs(self.loader, seed)
         if self.engine.num_processes > 1:
-            self.source = SharedLoader(self.source, self.engine.strategy, deal=not is_dealt_already(self.loader))
+            parts = self.loader.flattened if isinstance(self.loader, CombinedLoader) else [self.loader]
+            self.source = SharedLoader(self.source, self.engine.strategy, deal=not any(map(is_dealt_already, parts)))
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
@@ -317,14 +321,18 @@ class PreparedLoader:
             with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
                 batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start - first)
             self.end_of_dataloader = False
-            source, dealt = self.source, engine.num_processes > 1
+            source: Any = self.source
+            ahead = None
+            dealt = engine.num_processes > 1
             given, length = start, self.length
-            if self._looks_ahead:  # which tells the end and the shares itself
-                batches, dealt, length = self._looking_ahead(batches), False, INFINITE
+            if self._looks_ahead:
+                batches = source = ahead = LookAhead(batches, source)
             for batch in batches:
                 self.batches = given = given + 1
                 if dealt:
                     self.share = source.share
+                if ahead is not None:
+                    self.end_of_dataloader = self._tells_end() and ahead.at_end
                 if given >= length:
                     self.end_of_dataloader = True
                 yield batch if transfer is None else transfer(batch)
@@ -334,15 +342,9 @@ class PreparedLoader:
         finally:
             engine.leave_loader(self)
 
-    def _looking_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches of a loader without length, with ``share`` and ``end_of_dataloader`` as they are for each."""
-        source = self.source
-        ahead = [(batch, source.share) for batch in islice(batches, 1)]
-        while ahead:
-            batch, share = ahead.pop()
-            ahead = [(following, source.share) for following in islice(batches, 1)]
-            self.share, self.end_of_dataloader = share, not ahead
-            yield batch
+    def _tells_end(self) -> bool:
+        """Whether a batch may be read ahead, to tell if the running one is the last."""
+        return not self._stateful or self.engine.goes_on_in_window()
 
     def state_dict(self) -> dict[str, Any]:
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
@@ -350,7 +352,8 @@ class PreparedLoader:
         batches = self.batches - behind
         first = self._part["first"] if self._part else 0
         done = not self.batches or batches >= self.length
-        own = None if self._looks_ahead else self.source.state_dict(max(0, batches - first), done)
+        reads_again = self._looks_ahead and not self._stateful
+        own = None if reads_again else self.source.state_dict(max(0, batches - first), done)
         cursor = cursor_of(self.source, data_place(self.engine.strategy)[1], batches, self._part)
         return {"epoch": self.epoch, "batches": batches, "loader": own, "part": self._part, "cursor": cursor}
 
@@ -391,8 +394,3 @@ class SkippedLoader:
         if isinstance(self.loader, PreparedLoader):
             return self.loader.iterate(self.skipped)
         return islice(iter(self.loader), self.skipped, None)
-
-
-def is_loader(item: Any) -> bool:
-    """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
-    return hasattr(item, "__iter__") and hasattr(item, "dataset")

@@ -246,6 +246,7 @@ class Trainer(TrainerAttributes):
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
         self._modes: dict[torch.nn.Module, bool] = {}
         self._signals: Signals | None = None  # while a fit notes them
+        self._warned: set[str] = set()  # what warn_once has said in this run
 
     # -- arguments --------------------------------------------------------------------------------------------
 
@@ -434,13 +435,21 @@ class Trainer(TrainerAttributes):
             if run.fn == "fit":
                 return loops.fit(self)
             limits = {"validate": self.limit_val_batches, "test": self.limit_test_batches}
-            if not self.data.load(run.fn, limits.get(run.fn, self.limit_predict_batches)):
+            if not self.data.load(run.fn, limit := limits.get(run.fn, self.limit_predict_batches)):
+                if limit:
+                    self._note_no_data(run.fn)
                 return []
-            loaders, batches = self.data.loaders[run.fn], self.data.num_batches[run.fn]
+            loaders, batches = self.data.loaders[run.fn], self.data.max_batches[run.fn]
             if run.fn != "predict":
                 return loops.evaluate(self, run.fn, loaders, batches)
             outputs = loops.predict(self, loaders, batches, run.keep != "none")
             return self.data.in_order("predict", outputs) if run.keep == "all" and self.world_size > 1 else outputs
+
+    def _note_no_data(self, fn: str) -> None:
+        name = {"validate": "val"}.get(fn, fn)
+        if fn != "predict":
+            raise ValueError(f"{name}_dataloader returned no loader: there is nothing to {fn} on")
+        self.warn_once("predict_dataloader returned no loader: there is nothing to predict")
 
     @contextmanager
     def _run(self, run: Run) -> Iterator[None]:
@@ -448,6 +457,7 @@ class Trainer(TrainerAttributes):
         fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
         self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
         self.control.begin()
+        self._warned.clear()
         forget_failure()
         outer, self._signals = self._signals, None  # of a fit in one of whose hooks this runs
         self.ckpt_path = None
@@ -806,6 +816,12 @@ class Trainer(TrainerAttributes):
         if self.loggers:
             self.log_row(self.metrics.step_results().logged)
 
+    def warn_once(self, message: str, *args: Any) -> None:
+        """Say in the main process what a user may not have meant; once in a run."""
+        if message not in self._warned and self.is_global_zero:
+            log.warning(message, *args)
+        self._warned.add(message)
+
     # -- data -------------------------------------------------------------------------------------------------
 
     def data_seed(self) -> int:
@@ -828,7 +844,7 @@ class Trainer(TrainerAttributes):
 
     def validation_interval(self) -> tuple[int | float, int]:
         """Validate after batches ``i`` of the epoch (from 1) with ``(i + offset) % every == 0``; never if infinite."""
-        batches, interval = self.num_training_batches, self.val_check_interval
+        interval = self.val_check_interval
         if self.check_val_every_n_epoch is None and isinstance(interval, int):
             return interval, self.state.past_batches
         if isinstance(interval, int):
@@ -839,14 +855,36 @@ class Trainer(TrainerAttributes):
                     "interval over epochs, set check_val_every_n_epoch=None"
                 )
             return interval, 0
+        batches = self.data.max_batches["train"]
         if batches == INFINITE:
-            if interval != 1.0:
-                raise ValueError(
-                    f"val_check_interval={interval}: the training loader has no length to take a fraction of; pass a "
-                    "number of batches"
-                )
-            return INFINITE, 0
+            if interval == 1.0:
+                return INFINITE, 0
+            batches = self.num_training_batches
+        if batches == INFINITE:
+            raise ValueError(
+                f"val_check_interval={interval}: the training loader has no length to take a fraction of; pass a "
+                "number of batches"
+            )
         return max(1, int(batches * interval)), 0
+
+    def validation_due_at_end(self) -> bool:
+        """Whether to validate at an epoch's end, where that was not known beforehand.
+
+        The last of the validations that come after each fraction of an estimated epoch is the one at its end, unless
+        there has just been one.
+        """
+        batches = self.state.batch_idx
+        if not isinstance(self.val_check_interval, float) or batches >= self.data.max_batches["train"]:
+            return False
+        every, _ = self.validation_interval()
+        return self.state.validated < 0 or batches % every * 2 > every
+
+    def validation_follows(self) -> bool:
+        """Whether validation comes right after the training batch that has just ended."""
+        every, offset = self.validation_interval()
+        due = (self.state.batch_idx + offset) % every == 0
+        at_end = self.state.batches_done and self.validation_due_at_end()
+        return (due or at_end) and self.validation_due_in_epoch()
 
     @property
     def enable_validation(self) -> bool:

@@ -22,6 +22,7 @@ class Window:
         loader: where the batches come from; it has ``share``, what its running batch counts beside those of the other
             processes. None counts all alike.
         start: index of its first micro-batch in the epoch.
+        end: index of the micro-batch after its last one.
         length: micro-batches planned.
         count: losses that were added.
         weight: the sum of their weights, numbers or tensors, if there are any.
@@ -31,7 +32,7 @@ class Window:
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self.loader: Any = None
-        self.start = 0
+        self.start = self.end = 0
         self.length = 1
         self.count = self.begun = 0
         self.weight: Any = None
@@ -40,7 +41,7 @@ class Window:
 
     def open(self, start: int, length: int) -> None:
         """Begin at micro-batch ``start`` of the epoch."""
-        self.start, self.length = start, length
+        self.start, self.end, self.length = start, start + length, length
         self.close()
 
     def close(self) -> None:

@@ -167,6 +167,23 @@ def test_a_loader_without_length(screen: Screen):
     assert " 3/?" in screen.of("Epoch 0 ")[-1]
 
 
+@pytest.mark.parametrize(("told", "last"), [(4, "3/?"), (8, "3/4")])
+def test_a_length_that_is_an_estimate(screen: Screen, capsys: pytest.CaptureFixture[str], told: int, last: str):
+    class Told(IterableDataset[Any]):
+        def __len__(self) -> int:
+            return told
+
+        def __iter__(self) -> Any:
+            return iter([(torch.ones(2), torch.ones(1))] * 6)
+
+    batches = DataLoader(Told(), batch_size=2)
+    trainer(bar(screen), max_epochs=1).fit(Scripted(), batches, batches)
+    assert f" {last} " in screen.of("Epoch 0/0")[-1]
+    assert f" {last} " in screen.of("Validation")[-1]
+    trainer(RichProgressBar(), max_epochs=1).fit(Scripted(), batches)
+    assert capsys.readouterr().out.startswith(f"Epoch 0/0: {last.removesuffix('/?')} batches in ")
+
+
 def test_a_resumed_epoch_begins_where_it_was_cut(screen: Screen):
     class Stops(RichProgressBar):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from loopwright.framework import Module, Trainer
 
@@ -61,6 +61,19 @@ def data(size: int = 8) -> TensorDataset:
 def loader(batches: int = 4, batch_size: int = 2, **kwargs: Any) -> DataLoader[Any]:
     """A loader of so many batches, in order."""
     return DataLoader(data(batches * batch_size), batch_size=batch_size, **kwargs)
+
+
+class Told(IterableDataset[Any]):
+    """The samples of :func:`data` as a stream, whose length tells another number of them."""
+
+    def __init__(self, size: int, told: int) -> None:
+        self.size, self.told = size, told
+
+    def __len__(self) -> int:
+        return self.told
+
+    def __iter__(self) -> Any:
+        return iter(data(self.size))
 
 
 def quiet(*callbacks: Any, **kwargs: Any) -> Trainer:

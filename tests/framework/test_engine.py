@@ -17,9 +17,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.callbacks import Callback
-from loopwright.framework import CheckpointError, Engine, Module, find_executable_batch_size, get_logger, launch
+from loopwright.framework import (
+    CheckpointError,
+    CombinedLoader,
+    Engine,
+    Module,
+    find_executable_batch_size,
+    get_logger,
+    launch,
+)
+from loopwright.framework.loaders import INFINITE, loader_length
 from loopwright.loggers import CSVLogger
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
@@ -54,7 +64,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         {
             "compared": (compare_with_trainer,),
             "players": (two_players,),
-            "windows": (windows_of_a_stream,),
+            "windows": (windows_of_streams,),
             "prompts": (prompts,),
             "resumed": (resumed, str(folder / "state"), STOPS[2]),
             "uneven": (uneven,),
@@ -253,24 +263,48 @@ class Numbers(IterableDataset):
         return iter(torch.arange(self.count))
 
 
-def windows_of_a_stream() -> Any:
+class Told(Numbers):
+    """A stream whose length tells another number of samples."""
+
+    def __init__(self, count: int, told: int) -> None:
+        super().__init__(count)
+        self.told = told
+
+    def __len__(self) -> int:
+        return self.told
+
+
+def windows_of_streams() -> Any:
     engine = make(gradient_accumulation_steps=3)
+    processes = engine.num_processes
     model = engine.prepare(nn.Linear(1, 1))
-    loader = engine.prepare(DataLoader(Numbers(7 * engine.num_processes), batch_size=1))
-    flags, ends = [], []
-    for batch in loader:
-        with engine.accumulate(model):
-            engine.backward(model(batch[:, None].float()).mean())
-            flags.append(engine.sync_gradients)
-            ends.append(loader.end_of_dataloader)
-    return flags, ends
+    loaders: list[Any] = [
+        DataLoader(Numbers(7 * processes), batch_size=1),
+        DataLoader(Told(7 * processes, told=4 * processes), batch_size=1),
+        DataLoader(Told(7 * processes, told=9 * processes), batch_size=1),
+        StatefulDataLoader(Told(7 * processes, told=9 * processes), batch_size=1),
+        CombinedLoader([DataLoader(Told(7 * processes, told=5 * processes), batch_size=1), range(99)]),
+    ]
+    found = []
+    for loader in engine.prepare(*loaders):
+        flags, ends = [], []
+        for batch in loader:
+            batch = batch[0] if isinstance(batch, list) else batch
+            with engine.accumulate(model):
+                engine.backward(model(batch[:, None].float()).mean())
+                flags.append(engine.sync_gradients)
+                ends.append(loader.end_of_dataloader)
+        found.append((flags, ends, loader_length(loader)))
+    return found
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_end_of_a_stream_ends_its_window(two: dict[str, Any], processes: int):
-    flags, ends = windows_of_a_stream() if processes == 1 else two["windows"]
-    assert flags == [False, False, True, False, False, True, True]
-    assert ends == [False] * 6 + [True]
+    found = windows_of_streams() if processes == 1 else two["windows"]
+    assert [told for *_, told in found] == [INFINITE, 4, 9, 9, 5]
+    for flags, ends, _ in found:
+        assert flags == [False, False, True, False, False, True, True]
+        assert ends == [False] * 6 + [True]
 
 
 def test_an_evaluation_loop_inside_a_training_loop():

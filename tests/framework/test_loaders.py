@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import random
 import threading
+from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from torch.utils.data import (
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Module
 from loopwright.framework.data import limited
-from loopwright.framework.loaders import INFINITE, CombinedEpochLoader, EpochLoader, loader_length
+from loopwright.framework.loaders import INFINITE, CombinedEpochLoader, EpochLoader, by_epochs, loader_length
 from tests.framework.models import quiet
 
 
@@ -203,8 +205,7 @@ def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
     """What is cut in batches or samples ends there, also where the loader has no length that says so."""
     plain: Callable[[Any], list[Any]] = numbers_of
     if kind == "combined":
-        parts = [EpochLoader(DataLoader(Stream(), batch_size=2), 0), EpochLoader(range(7), 1)]
-        loader: Any = CombinedEpochLoader(CombinedLoader(parts, "max_size_cycle"), parts)
+        loader: Any = by_epochs(CombinedLoader([DataLoader(Stream(), batch_size=2), range(7)], "max_size_cycle"), 0)
         plain = lambda batches: [numbers_of(batch) for batch in batches]  # noqa: E731 # one line beside the other
     else:
         loader = EpochLoader(KINDS[kind](Numbers()), 0)
@@ -568,6 +569,80 @@ def test_several_loaders_in_fit(given: Callable[[], Any]) -> None:
     kind = dict if isinstance(made, dict) else list
     if getattr(made, "mode", "") != "sequential":
         assert all(type(batch) is kind and len(batch) == 2 for batch in whole)
+
+
+class Pair(NamedTuple):
+    """Two loaders, or batches."""
+
+    first: Any
+    second: Any
+
+
+def numbered(first: int) -> DataLoader[Any]:
+    """Two batches of one number."""
+    return DataLoader(Numbers(first + 2), batch_sampler=[[first], [first + 1]])
+
+
+def first_numbers(batch: Any) -> Any:
+    """A batch with numbers in the place of its tensors."""
+    if isinstance(batch, dict):
+        return {name: first_numbers(part) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(first_numbers, batch))
+    return type(batch)(map(first_numbers, batch)) if isinstance(batch, (list, tuple)) else int(batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "batches"),
+    [
+        (lambda n: {"a": n(0), "b": [n(10), n(20)]}, {"a": 0, "b": [10, 20]}),
+        (lambda n: [n(0), {"x": n(10), "y": (n(20), n(30))}], [0, {"x": 10, "y": (20, 30)}]),
+        (lambda n: [{"x": n(0)}, {"x": n(10)}], [{"x": 0}, {"x": 10}]),
+        (lambda n: Pair(n(0), Pair(n(10), [n(20)])), Pair(0, Pair(10, [20]))),
+        (lambda n: MappingProxyType({"a": n(0), "b": UserDict(c=n(10))}), {"a": 0, "b": {"c": 10}}),
+        (lambda n: OrderedDict(a=(n(0),), b=[[n(10)]]), {"a": (0,), "b": [[10]]}),
+        (lambda n: {"a": [10, 11], "b": [n(20), [30, 31]]}, {"a": 10, "b": [20, 30]}),  # lists of batches
+        (lambda n: {"a": CombinedLoader([n(0), n(10)]), "b": n(20)}, {"a": [0, 10], "b": 20}),
+        (lambda n: [[OfItsOwn(0), OfItsOwn(10)], n(20)], [[0, 10], 20]),
+    ],
+)
+def test_nested_collections_of_loaders(make: Any, batches: Any) -> None:
+    """A batch has the loaders' batches in their places: in fit, in a CombinedLoader, in evaluation one by one."""
+    module = Sees()
+    quiet().fit(module, make(numbered))
+    assert len(module.seen) == 2
+    assert type(module.seen[0]) is type(batches)
+    assert first_numbers(module.seen[0]) == batches
+    for mode in ("min_size", "max_size", "max_size_cycle"):
+        assert first_numbers(next(iter(CombinedLoader(make(numbered), mode)))) == batches
+    flat = CombinedLoader(make(numbered), "sequential").flattened
+    found = quiet().predict(Predicts(), make(numbered)) or []
+    assert [part[0] for part in found] == [first_numbers(next(iter(own))) for own in flat]
+
+
+class OfItsOwn(IterableOnly):
+    """A loader that is no DataLoader."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(self.first, self.first + 2))
+
+
+class Predicts(Sees):
+    """Gives the batch back, as numbers."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return first_numbers(batch)
+
+
+@pytest.mark.parametrize("beside", [None, torch.ones(2), "b"])
+@pytest.mark.parametrize("make", [lambda given: given, lambda given: {"a": given}, CombinedLoader])
+def test_a_loader_among_batches(make: Any, beside: Any) -> None:
+    """Is never taken for one."""
+    with pytest.raises(TypeError, match="a collection of loaders must hold nothing else"):
+        quiet().fit(Sees(), make([numbered(0), beside]))
 
 
 def test_two_loaders_of_one_dataset_are_shuffled_apart() -> None:

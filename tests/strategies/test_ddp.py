@@ -193,6 +193,17 @@ class Stream(IterableDataset):
         yield from (self.dataset[i] for i in range(len(self.dataset)))
 
 
+class Told(Stream):
+    """A stream whose length tells another number of samples."""
+
+    def __init__(self, samples: int, told: int) -> None:
+        super().__init__(samples)
+        self.told = told
+
+    def __len__(self) -> int:
+        return self.told
+
+
 class Loader(DataLoader):
     """A subclass whose constructor takes other arguments."""
 
@@ -213,6 +224,9 @@ LOADERS = {
     "batch sampler": lambda: DataLoader(data(50), batch_sampler=BatchSampler(RandomSampler(data(50)), 4, False)),
     "list": lambda: batches_of(50, 4),
     "stream": lambda: DataLoader(Stream(70), 2),
+    "stream that tells too few": lambda: DataLoader(Told(70, told=20), 2),
+    "stream that tells too many": lambda: DataLoader(Told(70, told=99), 2),
+    "several streams": lambda: {"a": DataLoader(Told(70, told=20), 2), "b": [DataLoader(Told(9, told=99), 2)]},
     "several": lambda: {"a": DataLoader(data(50), 4, shuffle=True), "b": DataLoader(data(10), 4, shuffle=True)},
     "sequential": lambda: CombinedLoader([DataLoader(data(26), 4), DataLoader(data(13), 4)], "sequential"),
 }

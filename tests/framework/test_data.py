@@ -1,0 +1,235 @@
+"""How many batches a stage has, whatever its loaders tell; where its loaders come from, and where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from loopwright.callbacks import ModelCheckpoint
+from tests.framework.models import Evaluated, Told, data, loader, quiet, weights
+from tests.framework.test_trainer import Rows, Watch
+
+
+class OfOnesOwn:
+    """A loader of so many batches, whose length tells another number of them."""
+
+    def __init__(self, batches: int, told: int) -> None:
+        self.batches, self.told = batches, told
+
+    def __len__(self) -> int:
+        return self.told
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(loader(self.batches))
+
+
+class Samples(IterableDataset[Any]):
+    """So many samples, without a length."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data(self.size))
+
+
+# -- lengths that are estimates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", [4, 5, 10])
+@pytest.mark.parametrize("make", [lambda told: DataLoader(Told(10, 2 * told), 2), lambda told: OfOnesOwn(5, told)])
+def test_a_length_that_is_an_estimate(told: int, make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """All of a stream is read, in each stage, and validated after, whatever it tells; a line says if it tells less."""
+    hooks = ("on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end")
+    module, watch, batches = (
+        Evaluated(),
+        Watch(lambda trainer: trainer.global_step, "on_validation_start"),
+        Watch(lambda _: None, *hooks),
+    )
+    trainer = quiet(watch, batches, max_epochs=2, num_sanity_val_steps=-1)
+    with caplog.at_level("INFO", "loopwright"):
+        trainer.fit(module, make(told), make(told))
+        assert trainer.num_training_batches == told
+        assert trainer.num_val_batches == [told]
+        trainer.test(module, make(told), verbose=False)
+        assert len(trainer.predict(module, make(told)) or ()) == 5
+    assert watch.values("on_validation_start") == [0, 5, 10]
+    assert len(module.seen) == 10
+    assert [len(batches.values(hook)) for hook in hooks] == [15, 5, 5]
+    said = [record.message.rpartition(" ")[2] for record in caplog.records if "gives more than" in record.message]
+    assert said == ([f"limit_{name}_batches=4" for name in ("val", "train", "test", "predict")] if told == 4 else [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "trained", "after"),
+    [
+        ({"limit_train_batches": 4}, 2, 4, [4]),
+        ({"limit_train_batches": 8}, 2, 5, [5]),
+        ({"limit_train_batches": 0.5}, 8, 4, [4]),
+        ({"limit_train_batches": 0.5}, 4, 2, [2]),
+        ({"val_check_interval": 0.5}, 4, 5, [2, 4]),  # as often as asked for: not once more just after
+        ({"val_check_interval": 0.5}, 6, 5, [3, 5]),
+        ({"val_check_interval": 0.3}, 10, 5, [3, 5]),
+        ({"val_check_interval": 0.5}, 20, 5, [5]),
+        ({"val_check_interval": 2}, 3, 5, [2, 4]),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 4, 5, [3]),
+        ({"max_steps": 4}, 2, 4, []),
+    ],
+)
+def test_limits_and_intervals_of_an_estimate(
+    arguments: dict[str, Any], told: int, trained: int, after: list[int]
+) -> None:
+    """A number counts batches, a fraction is one of what the loader tells; an early end is validated like any other."""
+    watch, module = Watch(lambda trainer: trainer.global_step, "on_validation_start"), Evaluated()
+    quiet(watch, **arguments).fit(module, DataLoader(Told(10, 2 * told), 2), loader(1))
+    assert len(module.seen) == trained
+    assert watch.values("on_validation_start") == after
+
+
+def test_an_interval_that_no_epoch_reaches(caplog: pytest.LogCaptureFixture) -> None:
+    """A number of batches that a stream does not have would never validate: that is said, once."""
+    trainer = quiet(max_epochs=2, val_check_interval=6)
+    trainer.fit(Evaluated(), DataLoader(Told(10, 20), 2), loader(1))
+    assert [record.levelname for record in caplog.records if "val_check_interval=6" in record.message] == ["WARNING"]
+    assert trainer.callback_metrics == {}
+
+
+def test_a_run_resumed_beyond_the_estimate() -> None:
+    """The rest of the epoch is what is left of the data, not of the estimate."""
+    batches = [DataLoader(Told(10, 4), 2), [DataLoader(Told(10, 6), 2), DataLoader(Told(10, 8), 2)]]
+    for given in batches:
+        whole, cut, rest = Reads(), Reads(), Reads()
+        quiet(max_epochs=2).fit(whole, given)
+        stopped = quiet(max_epochs=2, max_steps=4)
+        stopped.fit(cut, given)
+        stopped.save_checkpoint("cut.ckpt")
+        quiet(max_epochs=2).fit(rest, given, ckpt_path="cut.ckpt")
+        assert len(whole.seen) == 10
+        assert str(cut.seen + rest.seen) == str(whole.seen)
+
+
+class Reads(Evaluated):
+    """Trains on one loader's batches or on several's."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch if isinstance(batch[0], Tensor) else batch[0], batch_idx)
+
+
+# -- an epoch's end inside a window -----------------------------------------------------------------------------------
+
+
+class Logs(Evaluated):
+    """Logs by steps, and has schedulers that step by steps and by epochs."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        self.log("plateau", 1.0)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        by_step = {"scheduler": plateau, "interval": "step", "monitor": "plateau"}
+        return [optimizer], [by_step, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)]
+
+
+def of_windows_of_two(folder: str, batches: Any, **arguments: Any) -> Any:
+    """What is seen of the steps of three epochs: by hooks after batches, loggers, checkpoints, schedulers; weights."""
+    rows, save = Rows(), ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1)
+    steps = Watch(lambda trainer: trainer.global_step, "on_train_batch_end")
+    rates = Watch(lambda trainer: trainer.optimizers[0].param_groups[0]["lr"], "on_train_epoch_end")
+    torch.manual_seed(0)
+    module = Logs()
+    trainer = quiet(
+        steps, rates, save, logger=rows, log_every_n_steps=3, max_epochs=3, accumulate_grad_batches=2, **arguments
+    )
+    trainer.fit(module, batches, loader(1))
+    saved = sorted(int(path.name.removesuffix(".ckpt").rpartition("=")[2]) for path in Path(folder).glob("*=*.ckpt"))
+    logged = [step for step, row in rows.rows if "loss" in row]
+    return steps.values("on_train_batch_end"), logged, saved, rates.found, weights(module)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"limit_train_batches": 5}, {"micro_batch": 1}])
+def test_the_step_at_the_end_of_an_epoch_is_seen(arguments: dict[str, Any]) -> None:
+    """Who counts steps sees that of an epoch's last, shorter window, with and without a length, right or wrong."""
+    sized = of_windows_of_two("sized", loader(5), **arguments)
+    assert sized[:3] == ([0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9], [3, 6, 9], [3, 6, 9])
+    for told in (None, 4, 6, 10, 20):
+        stream = Samples(10) if told is None else Told(10, told)
+        streamed = of_windows_of_two(str(told), DataLoader(stream, 2), **arguments)
+        assert streamed[:4] == sized[:4], told
+        for mine, theirs in zip(streamed[4], sized[4], strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_the_step_of_a_skipped_epoch_is_seen() -> None:
+    """The step on a window that a skip ends is logged, saved and seen by schedulers."""
+
+    class Skips(Logs):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 3 else None
+
+    rows, save = Rows(), ModelCheckpoint("saved", every_n_train_steps=2, save_top_k=-1)
+    trainer = quiet(save, logger=rows, log_every_n_steps=2, accumulate_grad_batches=2)
+    trainer.fit(Skips(), loader(5))
+    assert [step for step, row in rows.rows if "loss" in row] == [2]
+    assert [path.name for path in Path("saved").glob("*=2.ckpt")] == ["epoch=0-step=2.ckpt"]
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+# -- no data ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), {}])
+def test_no_validation_data(nothing: Any) -> None:
+    """A val_dataloader that returns nothing is as one that is not there; given loaders, too."""
+
+    class Net(Evaluated):
+        def val_dataloader(self) -> Any:
+            return nothing
+
+    for given in ({}, {"val_dataloaders": nothing}):
+        save = ModelCheckpoint("saved")
+        trainer = quiet(save, max_epochs=2, num_sanity_val_steps=2)
+        trainer.fit(Net(), loader(), **given)
+        assert trainer.global_step == 8
+        assert not trainer.enable_validation
+        assert save.best_model_path
+
+
+def test_validation_data_that_come_later() -> None:
+    """A loader that is made again may have data then."""
+
+    class Net(Evaluated):
+        def val_dataloader(self) -> Any:
+            return [] if self.current_epoch < 1 else loader(1)
+
+    watch = Watch(lambda trainer: trainer.current_epoch, "on_validation_start")
+    quiet(watch, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(Net(), loader())
+    assert watch.values("on_validation_start") == [1, 2]
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_nothing_to_evaluate(nothing: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Results without data would say nothing: an error; no predictions are none, with a line."""
+
+    class Net(Evaluated):
+        def val_dataloader(self) -> Any:
+            return nothing
+
+        test_dataloader = predict_dataloader = val_dataloader
+
+    for fn, name in (("validate", "val"), ("test", "test")):
+        with pytest.raises(ValueError, match=f"{name}_dataloader returned no loader"):
+            getattr(quiet(), fn)(Net())
+        limited = quiet(**{f"limit_{name}_batches": 0})
+        assert getattr(limited, fn)(Net()) == []
+    assert quiet().predict(Net()) == []
+    assert "predict_dataloader returned no loader" in caplog.text
