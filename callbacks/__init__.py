@@ -23,6 +23,7 @@ _MODULES = {
     "EarlyStopping": "early_stopping",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
+    "MaxTime": "timer",  # for the Trainer, which makes one
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",

@@ -56,7 +56,11 @@ class Callback:
         """An exception ends the run; it is raised again afterwards."""
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        """The model is on its device, optimizers are made, and a checkpoint, if any, is loaded."""
+        """The model is on its device, and optimizers are made.
+
+        Of a checkpoint, if there is one, all is loaded but the states of optimizers and schedulers, which are next: who
+        has added parameter groups adds them again here.
+        """
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         """Fitting ended normally."""

@@ -221,7 +221,8 @@ def _record_sizes(
 
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(note(name), with_kwargs=True).remove)
+            if not isinstance(layer, torch.jit.ScriptModule):  # which takes no hooks
+                stack.callback(layer.register_forward_hook(note(name), with_kwargs=True).remove)
         stack.enter_context(_unchanged(module))
         stack.enter_context(torch.no_grad())
         module.eval()

@@ -120,10 +120,12 @@ class Timer(Callback):
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin(str(trainer.state.stage))
+        for stage in _kinds(trainer):
+            self._begin(stage)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        self._end[str(trainer.state.stage)] = time.monotonic()
+        for stage in _kinds(trainer):
+            self._end[stage] = time.monotonic()
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
@@ -131,6 +133,16 @@ class Timer(Callback):
     def _begin(self, stage: str) -> None:
         self._start[stage] = time.monotonic()
         self._end.pop(stage, None)
+
+
+class MaxTime(Timer):
+    """The Timer of ``Trainer(max_time=…)``: a class of its own, so that others may stand beside it."""
+
+
+def _kinds(trainer: Trainer) -> tuple[str, ...]:
+    """The running evaluation's stage; a sanity check is a validation, too."""
+    stage = str(trainer.state.stage)
+    return (stage, "validate") if stage == "sanity_check" else (stage,)
 
 
 def _known(stage: str) -> str:

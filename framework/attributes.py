@@ -153,14 +153,19 @@ class TrainerAttributes:
         return self.state.stage == "validate"
 
     @property
+    def is_running(self) -> bool:
+        """Whether ``fit``, ``validate``, ``test`` or ``predict`` runs."""
+        return self.state.status == "running"
+
+    @property
     def testing(self) -> bool:
         """Whether testing runs."""
-        return self.state.fn == "test" and self.state.status == "running"
+        return self.state.fn == "test" and self.is_running
 
     @property
     def predicting(self) -> bool:
         """Whether prediction runs."""
-        return self.state.fn == "predict" and self.state.status == "running"
+        return self.state.fn == "predict" and self.is_running
 
     @property
     def sanity_checking(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +119,10 @@ class DataModule(DataHooks, HyperparametersMixin):
         """Make a DataModule of datasets: training ones are shuffled, the others not.
 
         Args:
-            train_dataset: dataset to train on, or None.
-            val_dataset: dataset or list of datasets to validate on, or None.
-            test_dataset: dataset or list of datasets to test on, or None.
-            predict_dataset: dataset or list of datasets to predict, or None.
+            train_dataset: dataset to train on, a list or dict of them that are read together, or None.
+            val_dataset: dataset, or list or dict of datasets, to validate on, or None.
+            test_dataset: the same to test on.
+            predict_dataset: the same to predict.
             batch_size: samples per batch.
             num_workers: processes per loader.
             **kwargs: arguments of the class's constructor.
@@ -133,15 +134,16 @@ class DataModule(DataHooks, HyperparametersMixin):
             pin = torch.accelerator.is_available()
             return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pin)
 
-        def loaders(datasets: Any) -> Any:
+        def loaders(datasets: Any, shuffle: bool) -> Any:
+            if isinstance(datasets, Mapping):
+                return {name: loader(dataset, shuffle) for name, dataset in datasets.items()}
             if isinstance(datasets, (list, tuple)):
-                return [loader(dataset, shuffle=False) for dataset in datasets]
-            return loader(datasets, shuffle=False)
+                return [loader(dataset, shuffle) for dataset in datasets]
+            return loader(datasets, shuffle)
 
         instance = cls(**kwargs)
-        if train_dataset is not None:
-            instance.train_dataloader = lambda: loader(train_dataset, shuffle=True)
-        for name, datasets in (("val", val_dataset), ("test", test_dataset), ("predict", predict_dataset)):
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        for name, datasets in given.items():
             if datasets is not None:
-                setattr(instance, f"{name}_dataloader", partial(loaders, datasets))
+                setattr(instance, f"{name}_dataloader", partial(loaders, datasets, name == "train"))
         return instance

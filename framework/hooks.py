@@ -66,8 +66,14 @@ def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 def overrides(obj: object, name: str, base: type) -> bool:
-    """Whether ``obj`` has a method ``name`` other than that of ``base``, from its class or its instance."""
-    return name in vars(obj) or getattr(type(obj), name, None) is not getattr(base, name, None)
+    """Whether ``obj`` has a method ``name`` other than that of ``base``, from its class or its instance.
+
+    One that is set to None, on the object or in its class, is switched off.
+    """
+    if name in vars(obj):
+        return vars(obj)[name] is not None
+    own = getattr(type(obj), name, None)
+    return own is not None and own is not getattr(base, name, None)
 
 
 def check_callback(callback: Any) -> None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from argparse import Namespace
+import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torch import nn
 
-class AttributeDict(dict[str, Any]):
-    """A dict whose keys can be read and set as attributes."""
+from .configs import AttributeDict, fields_of, kind_of, portable
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            known = ", ".join(map(str, self)) or "none"
-            raise AttributeError(f"no hyperparameter {name!r}; there are: {known}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class HyperparametersMixin:
@@ -29,11 +22,11 @@ class HyperparametersMixin:
 
     _log_hyperparams = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # Each class's constructor notes what it is called with; so nothing is ever guessed from a frame.
-        if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Let the constructors note their arguments: only now, as ``dataclass`` makes one after the class."""
+        _record_constructors(cls)
+        new: Any = super().__new__
+        return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 
     def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] | None = None, logger: bool = True) -> None:
         """Keep the constructor's arguments in :attr:`hparams`, in checkpoints and in the loggers.
@@ -42,16 +35,18 @@ class HyperparametersMixin:
         outermost value of a name first. Arguments taken by ``**kwargs`` count one by one.
 
         Args:
-            *args: names of arguments to keep (default: all); or one dict or ``argparse.Namespace`` to keep instead.
-            ignore: names of arguments to leave out.
+            *args: names of arguments to keep (default: all); or one object to keep the fields of instead: any mapping,
+                ``argparse.Namespace``, dataclass, attrs or pydantic object.
+            ignore: names of arguments to leave out, and to forget if a base class has kept them.
             logger: whether loggers get them.
 
         Raises:
             ValueError: for a name that is no argument of the constructor.
-            TypeError: for anything else than names, a dict or a namespace.
+            TypeError: for anything else than names or such an object.
         """
-        if len(args) == 1 and isinstance(args[0], (dict, Namespace)):
-            chosen = dict(args[0] if isinstance(args[0], dict) else vars(args[0]))
+        given = fields_of(args[0]) if len(args) == 1 else None
+        if given is not None:
+            chosen = given
         elif all(isinstance(name, str) for name in args):
             recorded = self._constructor_arguments()
             if unknown := [name for name in args if name not in recorded]:
@@ -61,11 +56,22 @@ class HyperparametersMixin:
                 )
             chosen = {name: recorded[name] for name in args} if args else recorded
         else:
-            raise TypeError(f"save_hyperparameters takes names of arguments, or one dict or Namespace; got {args!r}")
+            raise TypeError(
+                "save_hyperparameters takes names of arguments, or one dict or other mapping, Namespace, dataclass, "
+                f"attrs or pydantic object; got {args!r}"
+            )
         self._note_call(args[0] if len(args) == 1 else None)
         left_out = {ignore} if isinstance(ignore, str) else set(ignore or ())
         self._log_hyperparams = logger
-        self.hparams.update({name: value for name, value in chosen.items() if name not in left_out})
+        self.hparams.update(chosen)
+        for name in left_out:
+            self.hparams.pop(name, None)
+        if modules := [name for name, value in self.hparams.items() if isinstance(value, nn.Module)]:
+            warnings.warn(
+                f"save_hyperparameters keeps {', '.join(map(repr, modules))}, which is a module: every checkpoint "
+                f"would hold its weights a second time, as a pickled object; leave it out by ignore={modules!r}",
+                stacklevel=2,
+            )
         self.__dict__["_hparams_initial"] = _copy(self.hparams)
 
     @property
@@ -82,13 +88,25 @@ class HyperparametersMixin:
         """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""
         if running := self.__dict__.get("_constructor_calls"):
             own = self._constructor_arguments(running[:1])
-            whole = next(([n, type(v).__name__] for n, v in own.items() if v is kept and not isinstance(v, str)), None)
-            self.__dict__["_hparams_call"] = {"arguments": list(own), "whole": whole}
+            kinds = {name: kind for name, value in own.items() if (kind := kind_of(type(self), name, value))}
+            whole = next((name for name, value in own.items() if value is kept and not isinstance(value, str)), None)
+            self.__dict__["_hparams_call"] = {
+                "arguments": list(own),
+                "whole": None if whole is None else [whole, kinds.get(whole, type(kept).__name__)],
+                "kinds": kinds,
+            }
 
     @property
     def hparams_call(self) -> dict[str, Any] | None:
         """How to construct the object again: names of its arguments, and the one that holds all hyperparameters."""
         return self.__dict__.get("_hparams_call")
+
+    def portable_hparams(self) -> dict[str, Any]:
+        """The hyperparameters for a checkpoint: what :attr:`hparams_call` tells how to make again, in plain dicts."""
+        call = self.hparams_call or {"whole": None, "kinds": {}}
+        everything = call["whole"] is not None
+        kinds = call["kinds"]
+        return {n: portable(value) if everything or n in kinds else value for n, value in self.hparams.items()}
 
     def _constructor_arguments(self, running: Any = None) -> dict[str, Any]:
         """The arguments of the constructors that are running, by name, defaults included."""
@@ -115,6 +133,22 @@ class HyperparametersMixin:
         return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
 
+def _record_constructors(cls: type[Any]) -> None:
+    """Let the constructors of ``cls`` note what they are called with; so nothing is ever guessed from a frame.
+
+    Those of its classes with hyperparameters, of mixins that save them, and in any case the one that is called first.
+    """
+    for kind in cls.__mro__:
+        init = vars(kind).get("__init__")
+        if not inspect.isfunction(init) or hasattr(init, "records_call"):
+            continue
+        code = getattr(inspect.unwrap(init), "__code__", None)
+        if issubclass(kind, HyperparametersMixin) or "save_hyperparameters" in getattr(code, "co_names", ()):
+            kind.__init__ = _recording(init)
+    if inspect.isfunction(cls.__init__) and not hasattr(cls.__init__, "records_call"):
+        cls.__init__ = _recording(cls.__init__)
+
+
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def record(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -125,6 +159,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         finally:
             running.pop()
 
+    record.records_call = True  # type: ignore[attr-defined] # so that it is done once
     return record
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from .batches import move_batch
 from .loaders import INFINITE, LookAhead
 from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
@@ -391,7 +394,7 @@ def evaluate(
 
 
 def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], keep: bool) -> list[Any]:
-    """Run the prediction loop, as :func:`evaluate` does; returns what ``predict_step`` returned, by loader."""
+    """Run the prediction loop, as :func:`evaluate` does; returns by loader, on the CPU, what ``predict_step`` did."""
     bus, module = trainer.bus, trainer.module
     trainer.remember_training_mode()
     trainer.engine.start_evaluation()
@@ -439,7 +442,8 @@ def _run_batches(
             for hook in on_end:
                 hook(output, batch, batch_idx, *place)
             if keep is not None:
-                keep[index].append(output)
+                # A host–device sync: predictions that stayed on the device would fill it.
+                keep[index].append(move_batch(output, torch.device("cpu")))
             # In several processes, its peers would wait in what is collective; and inside a window, a checkpoint would
             # go back to before this validation.
             if (

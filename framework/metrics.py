@@ -131,6 +131,7 @@ class Metrics:
         muted: the step that runs only keeps this process in step with its peers: what it logs does not count.
         part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
         without_batch: the evaluation loaders that gave this process no batch, by index; None if there is only one.
+        logged_in: for names that were logged with ``add_dataloader_idx=False``, the evaluation loaders they belong to.
     """
 
     def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
@@ -150,6 +151,7 @@ class Metrics:
         self.muted = False
         self.part: tuple[float, bool] | None = None
         self.without_batch: set[int | None] = set()
+        self.logged_in: dict[str, set[int]] = {}
 
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
@@ -157,6 +159,8 @@ class Metrics:
         self._sized = None
         if stage is None:
             self.without_batch = set()
+        else:
+            self.logged_in = {}
         self.stage, self.moment = stage, moment
         self.values = self.stages.setdefault(stage, {}) if stage is not None else {}
         return before
@@ -181,7 +185,10 @@ class Metrics:
             raise ValueError(f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes")
         if not self.enabled or (rank_zero_only and self.strategy.global_rank != 0):
             return
-        index = self.dataloader_idx if add_dataloader_idx else None
+        index = self.dataloader_idx
+        if index is not None and not add_dataloader_idx:
+            self.logged_in.setdefault(name, set()).add(index)
+            index = None
         entry = self.values.get((name, index))
         if entry is None:
             entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
@@ -348,14 +355,21 @@ class Metrics:
         """
         own = {entry.key: entry for entry in due if not entry.rank_zero_only}
         told = self.strategy.gather_objects(
-            (self.without_batch, {key: (entry.facts(), entry.list_states()) for key, entry in own.items()})
+            (
+                self.without_batch,
+                {key: (entry.facts(), entry.list_states()) for key, entry in own.items()},
+                self.logged_in,
+            )
         )
-        known = {key: facts for _, entries in reversed(told) for key, (facts, _) in entries.items()}
+        for _, _, logged_in in told:
+            for name, loaders in logged_in.items():
+                self.logged_in[name] = self.logged_in.get(name, set()) | loaders
+        known = {key: facts for _, entries, _ in reversed(told) for key, (facts, _) in entries.items()}
         for key in known:
-            lacking = [rank for rank, (without, entries) in enumerate(told) if key not in entries]
+            lacking = [rank for rank, (_, entries, _) in enumerate(told) if key not in entries]
             if any(not told[rank][0] for rank in lacking):
-                having = [rank for rank, (_, entries) in enumerate(told) if key in entries]
-                names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, (_, entries) in enumerate(told))
+                having = [rank for rank, (_, entries, _) in enumerate(told) if key in entries]
+                names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, (_, entries, _) in enumerate(told))
                 raise RuntimeError(
                     f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
                     f"{self.stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
@@ -369,7 +383,7 @@ class Metrics:
                     assert self.module is not None
                     entry.value = self.module.get_submodule(entry.metric)
             if entry.metric is not None:
-                fill_list_states(entry.value, [entries[key][1] for _, entries in told if key in entries])
+                fill_list_states(entry.value, [entries[key][1] for _, entries, _ in told if key in entries])
             agreed.append(entry)
         return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
 
@@ -403,11 +417,19 @@ class Metrics:
 
     def by_loader(self, results: Results, count: int) -> list[dict[str, float]]:
         """An evaluation's values for each of ``count`` loaders; what was logged for no loader stands in each."""
+        loaders_of = {
+            shown: loaders
+            for name, loaders in self.logged_in.items()
+            for shown in (name, f"{name}_step", f"{name}_epoch")
+        }
+
+        def belongs(name: str, index: int) -> bool:
+            if "/dataloader_idx_" in name:
+                return name.endswith(f"/dataloader_idx_{index}")
+            return index in loaders_of.get(name, (index,))
+
         values = as_floats(results.callback)
-        return [
-            {n: v for n, v in values.items() if "/dataloader_idx_" not in n or n.endswith(f"/dataloader_idx_{i}")}
-            for i in range(count)
-        ]
+        return [{n: v for n, v in values.items() if belongs(n, i)} for i in range(count)]
 
     def forget(self) -> None:
         """Drop everything, as after a sanity check."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         nn.Module.__init__(module)
         return module
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        init = super().__init__
+        # It has been done, and would forget what was assigned since: by a dataclass's constructor, or too early.
+        if args or kwargs or getattr(init, "__func__", None) is not nn.Module.__init__:
+            init(*args, **kwargs)
+
     # -- where the module runs --------------------------------------------------------------------------------
 
     @property
@@ -62,6 +69,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         trainer = self.__dict__.get("_trainer")
         if trainer is None:
+            reader = sys._getframe(1).f_globals.get("__name__", "")
+            if reader.startswith(("torch.jit", "torch._jit")):
+                return None  # type: ignore[return-value] # TorchScript reads all attributes, those it leaves alone too
             raise RuntimeError(f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first")
         return trainer
 
@@ -81,7 +91,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     @property
     def device_mesh(self) -> Any:
         """The processes as the strategy arranges them, for ``configure_model``: a ``DeviceMesh``, or None."""
-        return self.trainer.strategy.device_mesh
+        strategy = self._of_trainer("strategy", None)
+        return None if strategy is None else strategy.device_mesh
 
     @property
     def dtype(self) -> torch.dtype:
@@ -341,7 +352,11 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     # -- hooks ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """The model is on its device, optimizers are made, and a checkpoint, if any, is loaded."""
+        """The model is on its device, and optimizers are made.
+
+        Of a checkpoint, if there is one, all is loaded but the states of optimizers and schedulers, which are next: who
+        has added parameter groups adds them again here.
+        """
 
     def on_fit_end(self) -> None:
         """Fitting ended normally."""
@@ -464,6 +479,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """Switch gradients on for all parameters, and to training mode."""
         self.requires_grad_(True)
         self.train()
+
+
+# What TorchScript leaves alone: these tell of the run, or of types that it does not know.
+Module.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIssue] # torch reads it from the class
+    name for name in dir(Module) if isinstance(getattr(Module, name), property)
+]
 
 
 def _first_tensor(module: nn.Module, floating: bool = False) -> Tensor:

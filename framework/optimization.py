@@ -55,6 +55,9 @@ class LRSchedulerConfig:
             raise ValueError(f"lr_scheduler: frequency must be an integer from 1; got {self.frequency!r}")
         if not callable(getattr(self.scheduler, "step", None)):
             raise TypeError(f"lr_scheduler: a scheduler must have step(); got {self.scheduler!r}")
+
+    def require_monitor(self) -> None:
+        """Raise if the loop could not step it, for want of a value."""
         if self.reduce_on_plateau and self.monitor is None:
             raise ValueError(
                 f'configure_optimizers: {type(self.scheduler).__name__} needs "monitor" in its dict: '

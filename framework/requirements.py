@@ -27,10 +27,20 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
             f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
             " (subclass Module, and give it a training_step and configure_optimizers)"
         )
+    if type(module).__hash__ is None:
+        raise TypeError(
+            f"{type(module).__name__} cannot be hashed, as it compares by value, and torch keeps modules in sets: "
+            "make it by @dataclass(eq=False)"
+        )
     if datamodule is not None and not isinstance(datamodule, DataModule):
         raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
     if fn == "fit":
         _require_step(module, "training_step")
+        if any(parameter.is_inference() for parameter in module.parameters()):
+            raise ValueError(
+                f"{type(module).__name__} was made under torch.inference_mode(), as in a hook of an evaluation, and "
+                "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"
+            )
         if module.automatic_optimization and not overrides(module, "configure_optimizers", Module):
             raise ValueError(
                 f"{type(module).__name__} has no configure_optimizers: return an optimizer from it, such as "
@@ -56,6 +66,8 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         if given.get("validate") is not None:
             _require_step(module, "validation_step")
     elif fn == "predict":
+        if module.predict_step is None:
+            raise ValueError(f"{type(module).__name__} sets predict_step to None: define it, or leave it as it is")
         _require_loader(module, datamodule, given, "predict", "predict_dataloader", "dataloaders")
     else:
         _require_step(module, "validation_step" if fn == "validate" else "test_step")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 import reprlib
-from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks.base import Callback
 from .checkpoint import CheckpointError, find_manifests, load_checkpoint, read_manifest, resolve
+from .configs import rebuild
 from .datamodule import DataModule
 from .encoding import encode, find_sealed, require_unsealed
 from .hooks import overrides
-from .hparams import AttributeDict
 from .messages import log
 from .metric_states import merge_metric_states
 from .metrics import as_floats, merge_logged
@@ -71,7 +70,7 @@ def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
     }
     for owner, key in ((module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
         if owner is not None and owner.hparams:
-            checkpoint[key] = dict(owner.hparams)
+            checkpoint[key] = owner.portable_hparams()
             checkpoint[f"{key}_call"] = owner.hparams_call
     if not weights_only:
         checkpoint["callbacks"] = {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())}
@@ -257,7 +256,7 @@ def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured:
     """Say which hyperparameters are other ones than in the checkpoint, and which of them count."""
     changed = []
     for owner, key in ((trainer.module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
-        saved, now = checkpoint.get(key, {}), {} if owner is None else owner.hparams
+        saved, now = checkpoint.get(key, {}), {} if owner is None else owner.portable_hparams()
         for name in {**saved, **now} if saved else ():
             was, is_now = saved.get(name), now.get(name)
             if encode(was, "", {}, {}) != encode(is_now, "", {}, {}):
@@ -314,13 +313,16 @@ def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, o
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     saved = checkpoint.get(key, {})
     call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
+    kinds = call.get("kinds", {})
     if call["whole"] is not None:
         name, kind = call["whole"]
-        saved = {name: Namespace(**saved) if kind == "Namespace" else AttributeDict(saved)}
+        saved, kinds = {name: saved}, {name: kind}
     kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
     arguments = {**kept, **overrides}
     if (sealed := find_sealed(arguments)) is not None:
         raise sealed._error()
+    for name in kinds.keys() & kept.keys() - overrides.keys():
+        arguments[name] = rebuild(cls, name, kinds[name], kept[name])
     missing = [
         name
         for name, p in list(parameters.items())[1:]

@@ -6,7 +6,8 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -31,6 +32,7 @@ from .arguments import (
 from .attributes import TrainerAttributes
 from .checkpoint import is_taken, remove_checkpoint, write_pointer
 from .compilation import compile_submodules
+from .configs import portable
 from .control import Control
 from .data import RunData
 from .datamodule import DataModule
@@ -47,12 +49,14 @@ from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
+from .rollback import attach, attached
 from .saving import Save, exchange, in_main_process
 from .signals import Signals
 from .state import RunState
 
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
+    from .optimization import LRSchedulerConfig
 
 
 class Trainer(TrainerAttributes):
@@ -285,7 +289,7 @@ class Trainer(TrainerAttributes):
                 made = builtin_callbacks.RichProgressBar if name == "ProgressBar" else kind
                 given.append(made())
         if max_time is not None:
-            given.append(builtin_callbacks.Timer(max_time))
+            given.append(builtin_callbacks.MaxTime(max_time))
         if profiler is not None:
             name = {"simple": "SimpleProfiler", "pytorch": "PyTorchProfiler"}[profiler]
             given.append(getattr(builtin_callbacks, name)())
@@ -390,7 +394,8 @@ class Trainer(TrainerAttributes):
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
 
         Returns:
-            What ``predict_step`` returned, a list by batch; with several loaders, a list of such lists.
+            What ``predict_step`` returned, a list by batch, its tensors on the CPU; with several loaders, a list of
+            such lists.
         """
         check_choice("return_predictions", return_predictions, (None, True, False, "all"))
         keep = {None: "all" if self.engine.must_launch else "own", True: "own", False: "none"}
@@ -429,9 +434,15 @@ class Trainer(TrainerAttributes):
 
     def execute(self, run: Run) -> Any:
         """Run: here, or in processes that are started for it."""
+        if self.is_running:
+            raise RuntimeError(
+                f"{run.fn} was called while this Trainer is running {self.state.fn}, as in a hook or a step: use "
+                f"another Trainer there, such as Trainer(logger=False, enable_checkpointing=False).{run.fn}(module, …)"
+            )
         if self.engine.must_launch:
             return run_in_processes(self, run)
-        with self._run(run):
+        changes_weights = run.fn == "fit" or run.ckpt_path is not None
+        with attached(self, run.model, run.datamodule, changes_weights), self._run(run):
             if run.fn == "fit":
                 return loops.fit(self)
             limits = {"validate": self.limit_val_batches, "test": self.limit_test_batches}
@@ -455,7 +466,7 @@ class Trainer(TrainerAttributes):
     def _run(self, run: Run) -> Iterator[None]:
         """Prepare a run, hand over to its loop, and end it: normally, or with an exception's hooks."""
         fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
-        self.state.fn, self.state.stage, self.state.status = fn, None if fn == "fit" else fn, "running"
+        self.state.fn, self.state.stage = fn, None if fn == "fit" else fn
         self.control.begin()
         self._warned.clear()
         forget_failure()
@@ -464,7 +475,7 @@ class Trainer(TrainerAttributes):
         fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
         if fn == "fit" and fitted not in (None, model):
             # Another module begins at the beginning.
-            self.state, self.fitted, self.unfinished = RunState(fn=fn, status="running"), False, None
+            self.state, self.fitted, self.unfinished = RunState(fn=fn), False, None
             self.carried = None
         if fn == "fit" and self.unfinished is not None and ckpt_path is None:
             self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
@@ -473,13 +484,16 @@ class Trainer(TrainerAttributes):
         self.metrics.module = model
         if fn != "fit":
             self.metrics.results.progress_bar.clear()  # what a fit before showed is not of this run
-        model.trainer = self
-        if datamodule is not None:
-            datamodule.trainer = self
         self.callbacks = self.with_module_callbacks(model)
         self.bus = CallbackBus(self, model, self.callbacks)
+        self.state.status = "running"
         try:
-            with torch.autograd.set_detect_anomaly(True) if self.detect_anomaly else nullcontext():
+            with ExitStack() as contexts:
+                if self.detect_anomaly:
+                    contexts.enter_context(torch.autograd.set_detect_anomaly(True))
+                if fn == "fit":  # in a hook of an evaluation, too
+                    contexts.enter_context(torch.inference_mode(False))
+                    contexts.enter_context(torch.enable_grad())
                 self._prepare(fn, ckpt_path, run.weights_only)
                 yield
             if fn == "fit":
@@ -529,6 +543,7 @@ class Trainer(TrainerAttributes):
             hook(fn)
         with self.engine.precision.init_context(), self.strategy.init_context(self.engine.precision):
             module.configure_model()
+        attach(self, module)  # to what was made just now, too
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
         goes_on = fn == "fit" and checkpoint is None
@@ -543,20 +558,21 @@ class Trainer(TrainerAttributes):
         if fn != "fit":
             return
         optimizers, schedulers = parse_optimizers(module.configure_optimizers())
-        self._check_optimizers(optimizers)
+        self._check_optimizers(optimizers, schedulers)
         optimizers = self.engine.setup_optimizers(optimizers)
         self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
         self.fitted = True
+        self._announce()
+        self._log_hyperparameters()
+        for hook in self.bus.on_fit_start:
+            hook()
+        # Only now, so that a callback which has added parameter groups can add them again in on_fit_start.
         if checkpoint is not None:
             restore_run(self, checkpoint)
         elif self.carried is not None and self.carried.configured == self.optimization.configured:
             self.optimization.load_state_dict(self.carried.state_dict())
         self.carried = None
         self.unfinished = None
-        self._announce()
-        self._log_hyperparameters()
-        for hook in self.bus.on_fit_start:
-            hook()
 
     def _share_places(self) -> None:
         """Let all processes draw the data's order from one seed, and know the folders of the main process's loggers."""
@@ -567,9 +583,11 @@ class Trainer(TrainerAttributes):
         if not self.is_global_zero:
             self.loggers = [builtin_loggers.SilentLogger(place) for place in places]
 
-    def _check_optimizers(self, optimizers: list[Any]) -> None:
+    def _check_optimizers(self, optimizers: list[Any], schedulers: list[LRSchedulerConfig]) -> None:
         if not self.module.automatic_optimization:
-            return
+            return  # the module steps them itself
+        for config in schedulers:
+            config.require_monitor()
         if not optimizers:
             raise ValueError(
                 "configure_optimizers returned no optimizer, so there is nothing to train with; return one, or set "
@@ -627,7 +645,7 @@ class Trainer(TrainerAttributes):
         owners = [owner for owner in (self.module, self.datamodule) if owner is not None and owner._log_hyperparams]
         merged: dict[str, Any] = {}
         for owner in owners:
-            merged.update(owner.hparams_initial)
+            merged.update(portable(owner.hparams_initial))
         for logger in self.loggers if self.is_global_zero else ():
             if merged:
                 logger.log_hyperparams(merged)
@@ -658,6 +676,7 @@ class Trainer(TrainerAttributes):
                 self.datamodule.on_exception(error)
         except Exception:
             log.exception("A hook on_exception raised in turn; what ended the run follows")
+        self.restore_training_mode()  # of an evaluation that did not come to its end
         self.engine.saver.wait()
         self.strategy.teardown()
         self.strategy.failed = False
@@ -844,6 +863,8 @@ class Trainer(TrainerAttributes):
 
     def validation_interval(self) -> tuple[int | float, int]:
         """Validate after batches ``i`` of the epoch (from 1) with ``(i + offset) % every == 0``; never if infinite."""
+        if not self.enable_validation:
+            return INFINITE, 0
         interval = self.val_check_interval
         if self.check_val_every_n_epoch is None and isinstance(interval, int):
             return interval, self.state.past_batches
@@ -905,6 +926,7 @@ class Trainer(TrainerAttributes):
         """Put each submodule back into the mode that was noted."""
         for module, training in self._modes.items():
             module.training = training
+        self._modes = {}
 
     def zero_grad_hook(self) -> tuple[Any, ...]:
         """The module's ``on_validation_model_zero_grad``, if it overrides it."""
@@ -917,8 +939,16 @@ class Trainer(TrainerAttributes):
             print(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The bus and the data hold functions bound to one run; a copy gets its own when it runs.
-        return {**self.__dict__, "bus": None, "data": None}
+        # The bus, the data and the optimization hold functions bound to one run; a copy gets its own when it runs, and
+        # goes on with the states of optimizers and schedulers.
+        state = self.state
+        if self.is_running:
+            state = replace(state, fn=None, stage=None, status="initializing")
+        carried, fit = self.carried, self.optimization
+        if self.fitted:
+            carried = CarriedFit(fit.module, fit.configured, fit.state_dict())
+        own = {"bus": None, "data": None, "optimization": None, "fitted": False, "carried": carried, "state": state}
+        return {**self.__dict__, **own, "_signals": None}
 
 
 def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:

@@ -79,9 +79,10 @@ class Precision:
         if dtype in (None, torch.float32):
             return
         try:
-            x = torch.ones(2, 2, 4, 4, dtype=dtype, device=device, requires_grad=True)
-            y = nn.functional.conv2d(x, x) @ torch.ones(1, 2, dtype=dtype, device=device)
-            nn.functional.layer_norm(y, y.shape[-1:]).sum().backward()
+            with torch.inference_mode(False), torch.enable_grad():  # a Trainer may be made in a hook of an evaluation
+                x = torch.ones(2, 2, 4, 4, dtype=dtype, device=device, requires_grad=True)
+                y = nn.functional.conv2d(x, x) @ torch.ones(1, 2, dtype=dtype, device=device)
+                nn.functional.layer_norm(y, y.shape[-1:]).sum().backward()
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(

@@ -160,3 +160,14 @@ def test_training_is_the_same_with_a_summary():
 def test_a_depth_that_is_none_is_an_error(depth: Any):
     with pytest.raises(ValueError, match=f"max_depth must be -1 .*got {depth}"):
         ModelSummary(depth)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_parts_in_torchscript():
+    """Take no hooks: their sizes are not known, and those of the others are."""
+    model = Scripted()
+    model.layer = nn.Sequential(nn.Linear(2, 3), torch.jit.script(nn.Linear(3, 1)))
+    model.example_input_array = torch.zeros(4, 2)
+    sizes = {layer.name: (layer.in_size, layer.out_size) for layer in summarize(model, max_depth=2).layers}
+    assert sizes["layer.0"] == ([4, 2], [4, 3])
+    assert sizes["layer.1"] == (None, None)

@@ -117,3 +117,10 @@ def test_measured_time_is_on_the_monotonic_clock():
 def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Timer(**arguments)
+
+
+def test_a_sanity_check_counts_as_a_validation():
+    """As long as nothing else has been validated."""
+    timer = Timer()
+    fit(timer, num_sanity_val_steps=2, max_steps=1)
+    assert 0 < timer.time_elapsed("validate") == pytest.approx(timer.time_elapsed("sanity_check"), abs=0.01)

@@ -17,7 +17,7 @@ from torchmetrics import MaxMetric, MeanMetric, MetricCollection, MinMetric, Sum
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
 from loopwright.loggers import CSVLogger, Logger
-from tests.framework.models import quiet
+from tests.framework.models import Linear, loader, quiet
 
 VALUES = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
 
@@ -533,3 +533,24 @@ def test_epoch_values_are_there_in_the_hooks_of_the_epochs_end() -> None:
     with open(Path(logger.log_dir) / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["late"]]
     assert [(row["metric"], row["late"]) for row in rows] == [("0.5", "7.0")] * 2
+
+
+def test_results_of_each_loader_without_its_index_in_the_name() -> None:
+    """What was logged in one loader's batches stands in that loader's results; the rest in all."""
+
+    class Two(Linear):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+            self.log(f"only_{dataloader_idx}", 1.0, add_dataloader_idx=False)
+            self.log(f"steps_{dataloader_idx}", 2.0, on_step=True, on_epoch=True, add_dataloader_idx=False)
+            self.log("both", 3.0, add_dataloader_idx=False)
+            self.log("indexed", 4.0)
+
+        def on_test_epoch_end(self) -> None:
+            self.log("late", 5.0)
+
+    trainer = quiet()
+    for _ in range(2):
+        results = trainer.test(Two(), [loader(1), loader(1)], verbose=False)
+        for index, found in enumerate(results):
+            steps = {f"steps_{index}", f"steps_{index}_epoch"}
+            assert set(found) == {f"only_{index}", *steps, "both", f"indexed/dataloader_idx_{index}", "late"}

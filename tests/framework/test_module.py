@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import abc
 import copy
+import dataclasses
 import pickle
 from argparse import Namespace
+from collections import UserDict
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import attrs
+import pydantic
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from loopwright.framework import CheckpointError, DataModule, Module
@@ -71,7 +78,7 @@ def test_wrong_names() -> None:
     """Are refused, with those that there are."""
     with pytest.raises(ValueError, match=r"widht is no argument of Plain; its arguments are: width, depth, keep"):
         Plain(3, keep=(("widht",), {}))
-    with pytest.raises(TypeError, match="takes names of arguments, or one dict or Namespace; got"):
+    with pytest.raises(TypeError, match=r"takes names of arguments, or one dict or other mapping.*got \(3,\)"):
         Plain(3, keep=((3,), {}))
 
 
@@ -408,3 +415,266 @@ def test_predict_step_by_default() -> None:
             return x * 2
 
     assert quiet().predict(Forward(), [torch.ones(1)]) == [torch.full((1,), 2.0)]
+
+
+# -- hyperparameters of any make ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Size:
+    width: int = 3
+    names: tuple[str, ...] = ("a", "b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What its constructor makes of its arguments must not be made twice."""
+
+    size: Size
+    more: list[Size] = dataclasses.field(default_factory=list)
+    seed: dataclasses.InitVar[int] = 1
+    total: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self, seed: int) -> None:
+        object.__setattr__(self, "total", self.total + seed)
+
+
+@attrs.define
+class Attrs:
+    size: Size
+    _private: int = 1
+
+
+class Pydantic(pydantic.BaseModel):
+    width: int = 3
+    names: list[str] = pydantic.Field(default_factory=list)
+
+
+class Keeps(Linear):
+    """Takes one configuration, and keeps what is in it or it as an argument."""
+
+    def __init__(self, config: Any, whole: bool = True) -> None:
+        super().__init__()
+        self.save_hyperparameters(*([config] if whole else []))
+        self.config = config
+
+
+class KeepsFrozen(Keeps):
+    def __init__(self, config: Frozen | None = None, whole: bool = True) -> None:
+        super().__init__(config, whole)
+
+
+class KeepsAttrs(Keeps):
+    def __init__(self, config: Attrs, whole: bool = True) -> None:
+        super().__init__(config, whole)
+
+
+class KeepsPydantic(Keeps):
+    def __init__(self, config: Pydantic, whole: bool = True) -> None:
+        super().__init__(config, whole)
+
+
+def through_a_checkpoint(module: Any, **arguments: Any) -> Any:
+    run = quiet()
+    run.fit(module, loader(1))
+    run.save_checkpoint("again.ckpt")
+    return type(module).load_from_checkpoint("again.ckpt", **arguments)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (KeepsFrozen, Frozen(Size(4), [Size(5), Size(6)], seed=7)),
+        (KeepsAttrs, Attrs(Size(4), private=2)),
+        (KeepsPydantic, Pydantic(width=4, names=["x"])),
+        (Keeps, OmegaConf.create({"size": {"width": 4, "list": [1, {"a": 2}]}, "lr": 0.1, "same": "${lr}"})),
+        (Keeps, Namespace(width=4, names=("x",))),
+    ],
+)
+def test_configurations_come_back_as_what_they_were(kind: Any, config: Any, whole: bool) -> None:
+    """Without opening any pickled object; the class of an object is told by the constructor's annotation."""
+    module = kind(config, whole)
+    names = [field for field in ("size", "width") if hasattr(config, field)] if whole else ["config", "whole"]
+    assert set(names) <= set(module.hparams)
+    again = through_a_checkpoint(module)
+    assert type(again.config) is type(config)
+    assert again.config == config
+    assert again.hparams == module.hparams
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        UserDict(width=4, size={"deep": 1}),
+        MappingProxyType({"width": 4, "size": {"deep": 1}}),
+        SimpleNamespace(width=4, size={"deep": 1}),
+        {"width": 4, "size": {"deep": 1}},
+    ],
+)
+def test_other_mappings_come_back_as_dicts_with_attributes(config: Any) -> None:
+    """At any depth, and so does an object whose class no annotation tells."""
+    again = through_a_checkpoint(Keeps(config))
+    assert (again.config.width, again.config["width"], again.config.size.deep) == (4, 4, 1)
+    assert again.hparams == Keeps(config).hparams
+    assert through_a_checkpoint(Keeps(Frozen(Size(4)))).config.size.width == 4
+
+
+def test_an_object_whose_class_nothing_tells_stays_an_object() -> None:
+    """As an argument it is not silently another: the checkpoint names it, and how to get it."""
+    with pytest.raises(CheckpointError, match=r"hyper_parameters.config.*weights_only=False"):
+        through_a_checkpoint(Keeps(Frozen(Size(4)), whole=False))
+    module = Keeps(Frozen(Size(4)), whole=False)
+    assert through_a_checkpoint(module, weights_only=False).config == module.config
+
+
+def test_what_has_no_fields_is_refused() -> None:
+    class Opaque:
+        width = 3
+
+    for config in (Opaque(), Frozen, 3, None):
+        with pytest.raises(TypeError, match="dataclass, attrs or pydantic object; got"):
+            Keeps(config)
+
+
+def test_a_module_among_the_hyperparameters_is_told() -> None:
+    class Wraps(Linear):
+        def __init__(self, backbone: nn.Module, **ignore: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters(**ignore)
+
+    with pytest.warns(UserWarning, match=r"keeps 'backbone', which is a module.*ignore=\['backbone'\]"):
+        Wraps(nn.Linear(1, 1))
+    assert Wraps(nn.Linear(1, 1), ignore="backbone").hparams == {"ignore": "backbone"}
+
+
+# -- constructors ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(eq=False)
+class Generated(Linear):
+    """Its constructor is made after the class."""
+
+    width: int
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class SavingMixin:
+    def __init__(self, *args: Any, extra: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters()  # type: ignore[attr-defined] # of the module that it is mixed into
+
+
+class SilentMixin:
+    def __init__(self, *args: Any, extra: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class SavingBase(Linear):
+    def __init__(self, size: int = 64) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Mixed(SavingMixin, SavingBase): ...
+
+
+class SilentlyMixed(SilentMixin, SavingBase, abc.ABC): ...
+
+
+class MixedBelow(SavingMixin, SavingBase):
+    def __init__(self, name: str) -> None:
+        super().__init__(extra=7)
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (lambda: Generated(3), {"width": 3, "depth": 2}),
+        (lambda: Mixed(extra=2), {"size": 64, "extra": 2}),
+        (lambda: SilentlyMixed(extra=2, size=5), {"size": 5, "extra": 2}),
+        (lambda: MixedBelow("x"), {"size": 64, "extra": 7, "name": "x"}),
+    ],
+)
+def test_constructors_that_are_not_written_in_the_class(make: Any, kept: dict[str, Any]) -> None:
+    """Generated ones, and those of mixins, which know nothing of modules."""
+    assert make().hparams == kept
+    assert through_a_checkpoint(make()).hparams == kept
+    assert make().hparams == kept  # again, with all constructors noted
+
+
+def test_a_subclass_leaves_out_what_its_base_kept() -> None:
+    class Less(All):
+        def __init__(self, width: int, note: str) -> None:
+            super().__init__(width)
+            self.save_hyperparameters(ignore=["note", "depth"])
+
+    assert Less(3, "x").hparams == {"width": 3}
+
+
+def test_a_dataclass_that_cannot_be_hashed_is_refused() -> None:
+    @dataclasses.dataclass
+    class Equal(Linear):
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    with pytest.raises(TypeError, match=r"@dataclass\(eq=False\)"):
+        quiet().fit(Equal(), loader())
+
+
+# -- attributes -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_may_be_properties_or_stand_in_the_class() -> None:
+    class Fixed(Linear):
+        strict_loading = False
+
+        @property
+        def automatic_optimization(self) -> bool:  # type: ignore[override] # read only
+            return False
+
+        @property
+        def example_input_array(self) -> Any:  # type: ignore[override] # read only
+            return torch.zeros(1, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.optimizers().update(self.loss(batch))  # type: ignore[union-attr] # there is one
+
+    module, run = Fixed(), quiet()
+    before = weights(module)
+    run.fit(module, loader())
+    assert not any(map(torch.equal, before, weights(module)))
+    assert module.strict_loading is False
+
+
+class Scripted(Module):
+    """Has a module inside that knows the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * 2
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_modules_become_torchscript() -> None:
+    """Before a run and after it, by script and by trace."""
+    module, x = Scripted(), torch.ones(3, 2)
+    for _ in range(2):
+        torch.testing.assert_close(torch.jit.script(module)(x), module(x))
+        torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))
+        quiet().fit(module, loader())
+    with pytest.raises(RuntimeError, match="not attached to a Trainer"):
+        _ = Scripted().trainer

@@ -815,3 +815,26 @@ def test_manual_steps_under_a_loss_scale() -> None:
         quiet(precision=precision).fit(module, loader())
     for half, full in zip(*map(weights, modules), strict=True):
         torch.testing.assert_close(half, full, rtol=1e-3, atol=1e-6)
+
+
+def test_a_plateau_that_the_module_steps_needs_no_monitor() -> None:
+    """In manual optimization the loop steps no scheduler."""
+
+    class ByHand(Linear):
+        def __init__(self) -> None:
+            super().__init__(optimizers=plateau)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.optimizers().update(self.loss(batch))  # type: ignore[union-attr] # there is one
+
+        def on_train_epoch_end(self) -> None:
+            self.lr_schedulers().step(1.0)
+
+    def plateau(module: Any) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return [optimizer], [ReduceLROnPlateau(optimizer, factor=0.5, patience=0)]
+
+    trainer = quiet(max_epochs=3)
+    trainer.fit(ByHand(), loader())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.025

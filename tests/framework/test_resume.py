@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
-from loopwright.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from loopwright.framework import CheckpointError, CombinedLoader, Module, Trainer, seed_everything
 from loopwright.framework.encoding import encode
 
@@ -704,3 +704,61 @@ def test_fit_again_keeps_moments_and_schedules(tmp_path) -> None:
     other = Noisy()
     twice.fit(other, [torch.randn(2, 8)], [torch.randn(2, 8)])
     assert (len(other.seen), twice.current_epoch) == (3, 3)
+
+
+class Unfreeze(Callback):
+    """Trains the backbone from the second epoch on, with its own rate, and knows in a resumed run that it has begun."""
+
+    def __init__(self) -> None:
+        self.added = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"added": self.added}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.added = state_dict["added"]
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        if self.added:
+            self.add(trainer, module)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            self.add(trainer, module)
+
+    def add(self, trainer: Trainer, module: Any) -> None:
+        self.added = True
+        trainer.optimizers[0].add_param_group({"params": [*module.net[0].parameters()], "lr": 0.001})
+
+
+class Head(Noisy):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net[1:].parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("stop", [4, 7, 12])
+def test_parameter_groups_that_a_callback_adds(tmp_path, stop) -> None:
+    """It adds them again in on_fit_start, before the optimizer's state is loaded."""
+    loader = DataLoader(Augmented(), 4, shuffle=True)
+    whole = train(tmp_path / "whole", loader, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
+    cut, _ = train(tmp_path / "cut", loader, stop, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    path = str(tmp_path / "cut.ckpt")
+    resumed = train(
+        tmp_path, loader, ckpt_path=path, seed=9, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False
+    )
+    assert_same(resumed, whole)
+    assert [group["lr"] for group in resumed[0].optimizers[0].param_groups] == [0.01, 0.001]
+
+
+def test_parameter_groups_that_a_callback_adds_in_a_fit_that_goes_on(tmp_path) -> None:
+    """Called twice, fit goes on with the moments of both groups."""
+    loader = DataLoader(Augmented(), 4, shuffle=True)
+    whole = train(tmp_path / "whole", loader, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
+    trainer, module = train(
+        tmp_path / "twice", loader, 10, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False
+    )
+    trainer.max_steps = -1
+    trainer.fit(module, loader, DataLoader(Augmented(), 4))
+    assert trainer.global_step == whole[0].global_step
+    assert len(trainer.optimizers[0].param_groups) == 2

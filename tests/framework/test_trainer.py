@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from loopwright.callbacks import (
     Callback,
@@ -806,3 +807,138 @@ def test_a_raising_exception_hook_does_not_hide_the_error() -> None:
     module.training_step = lambda batch, batch_idx: 1 / 0
     with pytest.raises(ZeroDivisionError):
         quiet(Raises()).fit(module, loader())
+
+
+class Scheduled(Evaluated):
+    """At the top level, where pickle finds it; with a schedule that pickle does not take."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)]
+
+
+def test_a_fitted_trainer_can_be_pickled(tmp_path: Path) -> None:
+    """With all that it has by default; copies go on as the original does, with moments and schedule, bit for bit."""
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[Timer(), EarlyStopping("val_loss")], default_root_dir=tmp_path
+    )
+    trainer.fit(Scheduled(), loader(), loader())
+    ends = []
+    for one in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer), trainer):
+        assert one.state.status == "finished"
+        assert one.callback_metrics == trainer.callback_metrics
+        one.max_epochs = 3
+        one.fit(one.module, loader(), loader())
+        assert one.global_step == 12
+        ends.append(weights(one.module))
+    assert all(map(torch.equal, ends[0], ends[2]))
+    assert all(map(torch.equal, ends[1], ends[2]))
+
+
+class Encoding:
+    """Moves itself, as a tokenizer's encoding does."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def to(self, device: Any) -> Encoding:
+        return Encoding(str(device))
+
+
+class Pair(NamedTuple):
+    first: Any
+    others: Any
+
+
+@dataclass
+class Boxes:
+    corners: Any
+    label: str
+
+
+@pytest.mark.gpu
+def test_predictions_do_not_fill_the_device() -> None:
+    """What each batch gives goes to the CPU before the next."""
+
+    class Big(Evaluated):
+        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return {"x": torch.zeros(2**20, device=self.device)}
+
+    found = quiet(accelerator="gpu", devices=1).predict(Big(), loader(16))
+    assert found is not None
+    assert {part["x"].device.type for part in found} == {"cpu"}
+    assert torch.cuda.max_memory_allocated() < 8 * 2**22
+
+
+def test_predictions_are_on_the_cpu() -> None:
+    """In containers of any kind."""
+
+    class Nested(Evaluated):
+        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            far = Encoding("far")
+            return {"list": [far, (far, 3)], "pair": Pair(far, {"deep": far}), "boxes": Boxes(far, "x"), "none": None}
+
+    found = quiet().predict(Nested(), loader(1))
+    assert found is not None
+    (only,) = found
+    moved = [
+        only["list"][0],
+        only["list"][1][0],
+        only["pair"].first,
+        only["pair"].others["deep"],
+        only["boxes"].corners,
+    ]
+    assert [one.device for one in moved] == ["cpu"] * 5
+    assert (only["list"][1][1], only["boxes"].label, only["none"]) == (3, "x", None)
+    assert (type(only["pair"]), type(only["boxes"])) == (Pair, Boxes)
+    assert quiet().predict(Nested(), loader(1), return_predictions=False) is None
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_a_step_or_hook_that_is_none_is_switched_off(where: str) -> None:
+    """For one module, or in a subclass: as if it were not there."""
+    module = type("Off", (Evaluated,), {})()
+    place = module if where == "instance" else type(module)
+    for name in ("validation_step", "on_train_epoch_end", "configure_gradient_clipping", "val_dataloader", "setup"):
+        setattr(place, name, None)
+    trainer = quiet(num_sanity_val_steps=2)
+    trainer.fit(module, loader())
+    assert trainer.global_step == 4
+    assert "val_loss" not in trainer.callback_metrics
+    with pytest.raises(ValueError, match="has no validation_step"):
+        trainer.validate(module, loader())
+    module.predict_step = None
+    with pytest.raises(ValueError, match="sets predict_step to None"):
+        trainer.predict(module, loader())
+
+
+@pytest.mark.parametrize("arguments", [{"limit_val_batches": 0}, {"limit_val_batches": 0.0}, {}])
+def test_an_interval_of_validation_that_does_not_run(arguments: dict[str, Any]) -> None:
+    """Is no matter: neither one longer than the epoch, nor a fraction of a loader without length."""
+    for interval, batches in ((10, loader(3)), (0.25, DataLoader(Stream(), 2))):
+        trainer = quiet(val_check_interval=interval, **arguments)
+        trainer.fit(Evaluated(), batches, loader() if arguments else None)
+        assert trainer.global_step == 3
+
+
+def test_max_time_beside_timers() -> None:
+    """Each keeps its state, and the shorter time ends the run."""
+    timer, saved = Timer(), ModelCheckpoint("saved")
+    trainer = quiet(timer, saved, max_time={"hours": 1})
+    trainer.fit(Linear(), loader())
+    assert timer.time_elapsed() > 0
+    ended = quiet(Timer({"hours": 9}), max_time={"seconds": 0}, max_epochs=5)
+    ended.fit(Linear(), loader(), ckpt_path=trainer.checkpoint_callback.last_model_path or saved.best_model_path)
+    assert ended.current_epoch == 1
+
+
+def test_datasets_in_a_list_or_dict() -> None:
+    """Of training ones, too: they are read together, each shuffled."""
+    sets = [data(8), data(6)]
+    both = DataModule.from_datasets(sets, {"a": data(4), "b": data(2)}, batch_size=2)
+    train, val = both.train_dataloader(), both.val_dataloader()
+    assert [len(one) for one in train] == [4, 3]
+    assert all(isinstance(one.sampler, RandomSampler) for one in train)
+    assert {name: len(one) for name, one in val.items()} == {"a": 2, "b": 1}
+    named = DataModule.from_datasets({"x": sets[0], "y": sets[1]}, batch_size=2).train_dataloader()
+    assert {name: len(one) for name, one in named.items()} == {"x": 4, "y": 3}

@@ -202,3 +202,22 @@ def test_remote_folders():
 def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], error: type[Exception]):
     with pytest.raises(error, match=f"{next(iter(arguments))} must be"):
         CSVLogger("logs", **arguments)
+
+
+def test_a_subclass_may_name_the_run():
+    """By properties of its own, as the Logger's contract has them."""
+
+    class Named(CSVLogger):
+        @property
+        def name(self) -> str:
+            return "mine"
+
+        @property
+        def save_dir(self) -> str:
+            return "elsewhere"
+
+    logger = Named("logs", version=0)
+    assert logger.log_dir == "elsewhere/mine/version_0"
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    assert Path("elsewhere/mine/version_0/metrics.csv").is_file()

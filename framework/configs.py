@@ -1,0 +1,114 @@
+"""Configurations of any make: mappings and objects of fields, to plain dicts for a checkpoint and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+
+class AttributeDict(dict[str, Any]):
+    """A dict whose keys can be read and set as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            known = ", ".join(map(str, self)) or "none"
+            raise AttributeError(f"no hyperparameter {name!r}; there are: {known}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+def fields_of(config: Any) -> dict[str, Any] | None:
+    """The fields of a mapping, namespace, dataclass, attrs or pydantic object by name; None if it is none of these."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    if isinstance(config, (Namespace, SimpleNamespace)):
+        return dict(vars(config))
+    if (names := _field_names(type(config))) is None:
+        return None
+    return {name: getattr(config, name) for name in names}
+
+
+def _field_names(kind: type[Any]) -> dict[str, str | None] | None:
+    """By a field's name, the constructor's argument for it, if it has one; None if ``kind`` has no fields."""
+    if dataclasses.is_dataclass(kind):
+        return {field.name: field.name if field.init else None for field in dataclasses.fields(kind)}
+    if hasattr(kind, "__attrs_attrs__"):
+        return {field.name: field.alias if field.init else None for field in kind.__attrs_attrs__}
+    if hasattr(kind, "__pydantic_validator__"):
+        return {name: name for name in kind.model_fields}
+    return None
+
+
+def portable(value: Any) -> Any:
+    """``value`` with all configurations in it as plain dicts, and sequences of other makes as lists."""
+    if type(value) in (list, tuple):
+        return type(value)(map(portable, value))
+    if (fields := fields_of(value)) is not None:
+        return {name: portable(item) for name, item in fields.items()}
+    is_other = isinstance(value, (str, bytes, bytearray, range, memoryview, list, tuple))
+    return list(map(portable, value)) if isinstance(value, Sequence) and not is_other else value
+
+
+def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
+    """How :func:`rebuild` is to make ``value`` again, an argument of ``owner``'s constructor; None if it cannot.
+
+    A class is named by the constructor's annotation only: a checkpoint alone must not say what code runs.
+    """
+    kind = type(value).__name__
+    if kind in ("Namespace", "DictConfig", "ListConfig"):
+        return kind
+    with suppress(Exception):  # of whatever the object's own constructor or comparison raises
+        if _field_names(type(value)) is not None and rebuild(owner, argument, kind, portable(value)) == value:
+            return kind
+    return None
+
+
+def rebuild(owner: type[Any], argument: str, kind: str, value: Any) -> Any:
+    """Make again what :func:`portable` has taken apart, with keys as attributes where nothing else is known."""
+    if kind == "Namespace":
+        return Namespace(**value)
+    if kind in ("DictConfig", "ListConfig"):
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(value)
+    hint = _hints(owner.__init__).get(argument)
+    named = [one for one in (hint, *typing.get_args(hint)) if getattr(one, "__name__", None) == kind]
+    return _of_type(next(iter(named), None), value)
+
+
+def _hints(annotated: Any) -> dict[str, Any]:
+    with suppress(Exception):  # a name that is only there for type checkers
+        return typing.get_type_hints(annotated)
+    return dict(getattr(annotated, "__annotations__", {}))
+
+
+def _of_type(hint: Any, value: Any) -> Any:
+    """``value`` as what a type hint says, if that is a class with fields, or a union or container of one."""
+    if type(value) in (list, tuple):
+        item = next(iter(typing.get_args(hint)), None)
+        return type(value)(_of_type(item, each) for each in value)
+    if not isinstance(value, dict):
+        return value
+    for kind in (hint, *typing.get_args(hint)):
+        names = _field_names(kind) if isinstance(kind, type) else None
+        if names is not None and names.keys() == value.keys():
+            return _with_fields(kind, names, value)
+    return AttributeDict({name: _of_type(None, item) for name, item in value.items()})
+
+
+def _with_fields(kind: type[Any], names: dict[str, str | None], values: dict[str, Any]) -> Any:
+    hints = _hints(kind)
+    values = {name: _of_type(hints.get(name), value) for name, value in values.items()}
+    made = kind(**{argument: values[name] for name, argument in names.items() if argument is not None})
+    if not hasattr(kind, "model_fields"):
+        for name, value in values.items():
+            object.__setattr__(made, name, value)  # also what the constructor does not take, or would change again
+    return made

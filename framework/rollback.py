@@ -1,0 +1,81 @@
+"""Whose module it is: a run takes a module from a Trainer that is running, and gives it back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .datamodule import DataHooks
+from .metric_states import load_metric_states, metric_states
+from .seed import isolated_rng
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def attach(trainer: Trainer, module: nn.Module) -> None:
+    """Let ``trainer`` be the Trainer of a Module and of those inside it."""
+    for part in module.modules():
+        if isinstance(part, DataHooks):
+            part.trainer = trainer
+
+
+@contextmanager
+def attached(trainer: Trainer, module: nn.Module, datamodule: Any, changes_weights: bool) -> Iterator[None]:
+    """Let ``trainer`` be the Trainer of a module and its data.
+
+    Where another Trainer is running any of them, as when this run was called in one of its hooks, they go back to it
+    afterwards, and the other run does not notice: not by Trainers, training modes, gradients, dtypes, devices, metrics,
+    torch's settings or random numbers.
+
+    Args:
+        trainer: the one whose run begins.
+        module: what it runs.
+        datamodule: its data, or None.
+        changes_weights: whether parameters that this run has converted keep their new values.
+    """
+    parts = [part for part in (*module.modules(), datamodule) if isinstance(part, DataHooks)]
+    outer = {part: owner for part in parts if (owner := part.__dict__.get("_trainer")) and owner.is_running}
+    attach(trainer, module)
+    if datamodule is not None:
+        datamodule.trainer = trainer
+    if not outer:
+        yield
+        return
+    with isolated_rng(next(iter(outer.values())).engine.device), _unchanged(module, changes_weights):
+        try:
+            yield
+        finally:
+            for part, owner in outer.items():
+                part.trainer = owner
+
+
+@contextmanager
+def _unchanged(module: nn.Module, changes_weights: bool) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = None  # else this run would add to the gradients of a window that is open
+    values = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
+    metrics = metric_states(module)
+    deterministic = torch.get_deterministic_debug_mode()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_deterministic_debug_mode(deterministic)
+        for tensor, value in values:
+            if tensor.dtype != value.dtype or tensor.device != value.device:
+                # Back to the very numbers: what was rounded to fewer bits has lost them.
+                tensor.data = tensor.data.to(value) if changes_weights else value
+        for parameter, required, gradient in parameters:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
+        load_metric_states(module, metrics)
+        for part, training in modes.items():
+            part.training = training
