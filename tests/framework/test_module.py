@@ -678,3 +678,22 @@ def test_modules_become_torchscript() -> None:
         quiet().fit(module, loader())
     with pytest.raises(RuntimeError, match="not attached to a Trainer"):
         _ = Scripted().trainer
+
+
+def test_modules_assigned_before_the_base_class_is_initialised_stay() -> None:
+    """As a dataclass's constructor assigns its fields before ``__post_init__``."""
+
+    @dataclasses.dataclass(eq=False)
+    class Fields(Linear):
+        backbone: nn.Module
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    class Early(Linear):
+        def __init__(self) -> None:
+            self.backbone = nn.Linear(2, 3)
+            super().__init__()
+
+    for module in (Fields(nn.Linear(2, 3)), Early()):
+        assert set(dict(module.named_children())) == {"backbone", "layer"}
