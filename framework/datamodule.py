@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .batches import move_batch
 from .hparams import HyperparametersMixin
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class DataHooks:
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the device."""
-        assert self.trainer is not None, "called by the Trainer only"
-        return self.trainer.engine.to_device(batch)
+        trainer = self.__dict__.get("_trainer")
+        return move_batch(batch, device) if trainer is None else trainer.engine.to_device(batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch after it moved to the device."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -21,6 +22,7 @@ from ..strategies.precision import create_precision
 from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
+from .explanations import explain_step
 from .hooks import check_loggers, public_methods
 from .loaders import is_loader
 from .messages import configure, silence
@@ -304,6 +306,13 @@ class Engine(Peers):
 
     def _watch(self, optimizers: list[Optimizer]) -> None:
         for optimizer in optimizers if self.scaler is not None else ():
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                if parameter.requires_grad and (parameter.is_complex() or parameter.dtype == torch.float16):
+                    raise ValueError(
+                        f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
+                        f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
+                        'precision="bf16-mixed" or "32-true", or make parameters in half precision float() ones'
+                    )
             optimizer.register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -472,16 +481,20 @@ class Engine(Peers):
             **kwargs: for ``Tensor.backward``.
         """
         window = self.window
-        if self._plain_backward is not None and weight is None and window.length == 1 and window.weight is None:
-            if not self.accumulating and self._window_ended:
-                self._window_ended = False
-            self._plain_backward(loss, **kwargs)
-            return
-        if not self.accumulating and (self._window_ended or self._completed):
-            self.end_window()
-        if self._calls is not None:
-            self._calls.check("backward" if self.sync_gradients else "backward (local)")
-        self.compute_gradients(window.add(loss, weight), **kwargs)
+        try:
+            if self._plain_backward is not None and weight is None and window.length == 1 and window.weight is None:
+                if not self.accumulating and self._window_ended:
+                    self._window_ended = False
+                self._plain_backward(loss, **kwargs)
+                return
+            if not self.accumulating and (self._window_ended or self._completed):
+                self.end_window()
+            if self._calls is not None:
+                self._calls.check("backward" if self.sync_gradients else "backward (local)")
+            self.compute_gradients(window.add(loss, weight), **kwargs)
+        except Exception as error:
+            explain_step(error, loss)
+            raise
 
     def compute_gradients(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
@@ -631,7 +644,13 @@ class Engine(Peers):
             )
         self.unscale(optimizer)
         self._updated = False
-        result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+        try:
+            result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+        except AssertionError as error:
+            raise RuntimeError(
+                f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient: the loss depends on none "
+                "of them, or the gradients were cleared between backward and step"
+            ) from error
         if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one, which sees for itself
             found = self.scaler._found_inf_per_device(optimizer)
             self._updated = not any(bool(flag.item()) for flag in found.values())
@@ -683,17 +702,22 @@ class Engine(Peers):
     # -- logging ----------------------------------------------------------------------------------------------
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        """Write one row to the loggers, from the main process; tensors with one element are read.
+        """Write one row to the loggers, from the main process.
 
         Args:
-            values: numbers by name.
+            values: by name: numbers, tensors with one element, which are read, and whatever else the loggers take.
             step: of the row (default: the number of optimizer steps).
         """
         if not self.loggers or not self.is_main_process:
             return
         from .metrics import as_floats
 
-        row = as_floats(values)
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        }
+        row = {**values, **as_floats(numbers)}
         for logger in self.loggers:
             logger.log_metrics(row, step=self.global_step if step is None else step)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batches import move_batch
+from .explanations import explain_evaluation
 from .loaders import INFINITE, LookAhead
 from .metric_states import load_metric_states, metric_states
 from .optimization import step_arguments
@@ -438,7 +439,11 @@ def _run_batches(
             trainer.data.alone = batch_idx >= in_all[index]
             for hook in on_start:
                 hook(batch, batch_idx, *place)
-            output = forward(step_name, *(batch, batch_idx, *place)[:takes])
+            try:
+                output = forward(step_name, *(batch, batch_idx, *place)[:takes])
+            except RuntimeError as error:
+                explain_evaluation(error, step_name)
+                raise
             for hook in on_end:
                 hook(output, batch, batch_idx, *place)
             if keep is not None:

@@ -300,11 +300,8 @@ class Metrics:
         for entry in values.values():
             if entry.on_step and entry.value is not None:
                 value = getattr(entry.value, "_forward_cache", None) if entry.metric is not None else entry.value
-                if value is None:
-                    continue
-                results.add(entry, entry.names()[0], value)
-                if entry.on_epoch:
-                    results.callback[entry.name] = value
+                if value is not None:
+                    self._show(results, entry, value, of_step=True)
         return results
 
     def current(self) -> Results:
@@ -407,12 +404,20 @@ class Metrics:
         for (entry, _, _), column, weight in zip(shared, everywhere[:, :, 0].unbind(1), weights, strict=True):
             yield entry, {"min": column.amin, "max": column.amax}.get(entry.reduction, column.sum)(), weight
 
-    @staticmethod
-    def _show(results: Results, entry: LoggedValue, value: Any) -> None:
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"log({entry.name!r}): the metric computed {tuple(value.shape)} values; log one at a time")
-        results.add(entry, entry.names()[1], value)
-        if entry.on_step:
+    def _show(self, results: Results, entry: LoggedValue, value: Any, of_step: bool = False) -> None:
+        """Show an entry's value; the values of a metric that computes a dict each under a name of its own."""
+        if isinstance(value, dict):
+            for key, part in value.items():
+                self._show(results, replace(entry, name=f"{entry.name}_{key}"), part, of_step)
+            return
+        if not isinstance(value, (int, float)) and (not isinstance(value, Tensor) or value.numel() != 1):
+            shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"log({entry.name!r}): the metric computed {shape}, which is no number: at the epoch's end, take what "
+                "you want to log from metric.compute(), and log it by self.log or self.log_dict"
+            )
+        results.add(entry, entry.names()[0 if of_step else 1], value)
+        if entry.on_step and entry.on_epoch:
             results.callback[entry.name] = value
 
     def by_loader(self, results: Results, count: int) -> list[dict[str, float]]:
@@ -506,7 +511,10 @@ def _as_number(name: str, value: Any) -> float:
     try:
         return float(value)  # bool, NumPy scalars, and anything else that is a number
     except (TypeError, ValueError):
-        raise TypeError(f"log({name!r}): value must be a number, a tensor or a Metric; got {value!r}") from None
+        several = "; log_dict takes several" if hasattr(value, "items") else ""
+        raise TypeError(
+            f"log({name!r}): value must be a number, a tensor or a Metric; got {value!r}{several}"
+        ) from None
 
 
 def as_floats(values: dict[str, Any]) -> dict[str, float]:

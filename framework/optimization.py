@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .encoding import unseal
+from .explanations import explain_step
 from .hooks import CallbackBus, overrides
 
 if TYPE_CHECKING:
@@ -266,9 +267,13 @@ class Optimization:
         if self.accumulate == 1:
             output = self._call_step(batch, batch_idx)
             if self._short and isinstance(output, Tensor):
-                self._clear_gradients()  # pyright: ignore[reportOptionalCall] # what _short says
-                self._compute_gradients(output)
-                self._step_directly()  # pyright: ignore[reportOptionalCall] # as above
+                try:
+                    self._clear_gradients()  # pyright: ignore[reportOptionalCall] # what _short says
+                    self._compute_gradients(output)
+                    self._step_directly()  # pyright: ignore[reportOptionalCall] # as above
+                except Exception as error:
+                    explain_step(error, output)
+                    raise
                 self.state.global_step += 1
                 self.stepped = True
                 return {"loss": output.detach()} if self._wants_outputs else None
@@ -370,7 +375,11 @@ class Optimization:
             else:
                 self.zero_grad(batch_idx)
         window = self.window
-        self._compute_gradients(window.add(loss, weight) if part is None else window.add_part(loss, weight, *part))
+        try:
+            self._compute_gradients(window.add(loss, weight) if part is None else window.add_part(loss, weight, *part))
+        except Exception as error:
+            explain_step(error, loss)
+            raise
         if outputs is None and (self._wants_outputs or part is not None):
             outputs = {"loss": loss.detach()}
         return outputs
@@ -382,10 +391,14 @@ class Optimization:
             return False
         if self.micro is not None and self._several:
             self.engine.sync_gradients_of(self.optimizers[0])
-        if self._step_directly is not None and window.is_complete:
-            self._step_directly()
-        else:
-            self._step_window(self.optimizers[0], batch_idx)
+        try:
+            if self._step_directly is not None and window.is_complete:
+                self._step_directly()
+            else:
+                self._step_window(self.optimizers[0], batch_idx)
+        except Exception as error:
+            explain_step(error)
+            raise
         window.close()
         self.state.global_step += 1
         for config in self._each_step:
@@ -431,7 +444,11 @@ class Optimization:
             loss = loss * self.window.share
         for hook in self.bus.on_before_backward:
             hook(loss)
-        self.engine.compute_gradients(loss, *args, run=self._backward, **kwargs)
+        try:
+            self.engine.compute_gradients(loss, *args, run=self._backward, **kwargs)
+        except Exception as error:
+            explain_step(error, loss)
+            raise
         for hook in self.bus.on_after_backward:
             hook()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import warnings
@@ -38,6 +39,7 @@ from .data import RunData
 from .datamodule import DataModule
 from .dealing import data_place
 from .engine import Engine
+from .explanations import needs_closure
 from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log
@@ -57,6 +59,8 @@ from .state import RunState
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
     from .optimization import LRSchedulerConfig
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Trainer(TrainerAttributes):
@@ -557,7 +561,7 @@ class Trainer(TrainerAttributes):
             restore_module(self, checkpoint)
         if fn != "fit":
             return
-        optimizers, schedulers = parse_optimizers(module.configure_optimizers())
+        optimizers, schedulers = parse_optimizers(self._configure_optimizers())
         self._check_optimizers(optimizers, schedulers)
         optimizers = self.engine.setup_optimizers(optimizers)
         self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
@@ -598,6 +602,36 @@ class Trainer(TrainerAttributes):
                 f"configure_optimizers returned {len(optimizers)} optimizers; automatic optimization steps one. Set "
                 "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
             )
+        self._check_optimizer(optimizers[0])
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        """Refuse one that automatic optimization cannot step; say so if it steps nothing of the module."""
+        parameters = inspect.signature(optimizer.step).parameters.values()
+        required = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+        if required and not overrides(self.module, "optimizer_step", Module):
+            raise ValueError(needs_closure(type(optimizer).__name__))
+        own = set(self.module.parameters())
+        if not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+            log.warning(
+                "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
+                type(self.module).__name__,
+            )
+
+    def _configure_optimizers(self) -> Any:
+        """What the module's hook returns.
+
+        Raises:
+            ValueError: if it has no parameters to give to an optimizer.
+        """
+        try:
+            return self.module.configure_optimizers()
+        except ValueError as error:
+            if next(self.module.parameters(), None) is not None:
+                raise
+            raise ValueError(
+                f"configure_optimizers: {type(self.module).__name__} has no parameters. Layers must be attributes of "
+                "it; several of them in an nn.ModuleList or nn.ModuleDict, not in a plain list or dict"
+            ) from error
 
     def with_module_callbacks(self, module: Module) -> list[Callback]:
         """The Trainer's callbacks and the module's; a module that runs again keeps those of its first run."""

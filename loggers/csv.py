@@ -132,5 +132,5 @@ def _number(name: str, value: Any) -> float | int:
         return value
     try:
         return float(value)  # tensors, among others
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"CSVLogger takes numbers; {name!r} is {value!r}") from None

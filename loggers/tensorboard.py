@@ -92,7 +92,10 @@ class TensorBoardLogger(FolderLogger):
         row: dict[str, Any] = {}
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
-            row[tag] = dict(value) if isinstance(value, Mapping) else _number(tag, value)
+            if isinstance(value, Mapping):
+                row[tag] = {name: _number(f"{tag}/{name}", part) for name, part in value.items()}
+            else:
+                row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
         self._last_step = max(self._last_step, step)
         if monotonic() >= self._write_at:
@@ -117,9 +120,8 @@ class TensorBoardLogger(FolderLogger):
         self._write_at = monotonic() + WRITE_EVERY
 
     def _add(self, summary: Any, step: int, moment: float | None = None) -> None:
-        file_writer = self.experiment.file_writer
-        assert file_writer is not None, "a SummaryWriter has one until it is closed"
-        file_writer.add_summary(summary, step, moment)
+        # As the writer's own methods do, which open it again if somebody has closed it.
+        self.experiment._get_file_writer().add_summary(summary, step, moment)
 
     def log_hyperparams(
         self,
@@ -216,7 +218,7 @@ def _wait_for_a_later_name(folder: str) -> None:
 def _number(tag: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"TensorBoardLogger takes numbers and dicts of numbers; {tag!r} is {value!r}") from None
 
 

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from loopwright.framework import (
     launch,
 )
 from loopwright.framework.loaders import INFINITE, loader_length
-from loopwright.loggers import CSVLogger
+from loopwright.loggers import CSVLogger, Logger, TensorBoardLogger
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -742,6 +743,36 @@ def test_values_are_logged_by_the_main_process(tmp_path: Path):
     rows = Path(logger.log_dir, "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert [dict(zip(rows[0].split(","), row.split(","), strict=True))["step"] for row in rows[1:]] == ["0", "7"]
     assert "0.25" in rows[2]
+
+
+class Anything(Logger):
+    """Takes whatever comes."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        self.rows.append(metrics)
+
+
+def test_rows_hold_what_the_loggers_take(tmp_path: Path):
+    """Numbers arrive as such; the rest as it is, and a logger that cannot take it names it."""
+    anything = Anything()
+    several = torch.ones(3)
+    row = {"loss": torch.tensor([1.5]), "acc": np.float32(0.25), "n": 7, "note": "text", "by": {"a": 1.0}, "none": None}
+    make(logger=anything).log({**row, "several": several})
+    expected = {"loss": 1.5, "acc": 0.25, "n": 7.0, "note": "text", "by": {"a": 1.0}, "none": None, "several": several}
+    assert anything.rows == [expected]
+    assert type(anything.rows[0]["loss"]) is float
+    for kind, taken in ((CSVLogger, ()), (TensorBoardLogger, ("by",))):
+        engine = make(logger=kind(tmp_path))
+        for name, value in {**row, "several": several}.items():
+            if name in ("loss", "acc", "n", *taken):
+                engine.log({name: value})
+                continue
+            with pytest.raises(ValueError, match=rf"{kind.__name__} takes numbers.*'{name}' is"):
+                engine.log({name: value})
+        engine.end_training()
 
 
 def log_in_order(path: str) -> str:

@@ -479,6 +479,136 @@ def test_a_forgotten_call_of_the_constructor_above() -> None:
     assert copy.deepcopy(module).layer.weight.equal(module.layer.weight)
 
 
+LOSSES = {
+    "a vector": (
+        lambda m, x: m.layer(x).square().mean(1),
+        r"one real number.*got shape \(2,\) of torch.float",
+    ),
+    "complex": (lambda m, x: m.layer(x).mean() * 1j, r"one real number.*got shape \(\) of torch.complex"),
+    "detached": (lambda m, x: m.layer(x).mean().detach(), "the loss has no gradient"),
+    "used": (lambda m, x: used(m.layer(x).square().mean()), "the graph of the loss has been used before"),
+}
+
+
+def used(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss
+
+
+class Hook(Callback):
+    def on_after_backward(self, trainer, module): ...
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"accumulate_grad_batches": 2}, {"precision": "16-mixed"}, {"callbacks": Hook()}],
+    ids=["bare", "accumulated", "scaled", "hooked"],
+)
+def test_losses_without_a_gradient(loss, arguments) -> None:
+    """Of any way in which the loop computes gradients: in automatic and manual optimization, and on the Engine."""
+    compute, words = LOSSES[loss]
+    automatic, manual = Net(), Net()
+    automatic.training_step = lambda batch, batch_idx: compute(automatic, batch)
+    manual.automatic_optimization = False
+    manual.training_step = lambda batch, batch_idx: manual.manual_backward(compute(manual, batch))
+    for module in (automatic, manual):
+        with pytest.raises(RuntimeError, match=words) as error:
+            trainer(**arguments).fit(module, batches())
+        assert isinstance(error.value.__cause__, RuntimeError)  # torch's own words
+        assert error.value.__cause__.__cause__ is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_without_a_gradient_on_the_engine(loss) -> None:
+    """The same words, with windows and without."""
+    compute, words = LOSSES[loss]
+    for steps in (1, 2):
+        engine = Engine(accelerator="cpu", devices=1, gradient_accumulation_steps=steps)
+        module, _ = engine.prepare(Net(), torch.optim.SGD(Net().parameters(), 0.1))
+        with engine.accumulate(module), pytest.raises(RuntimeError, match=words):
+            engine.backward(compute(module, torch.ones(2, 3)))
+
+
+class Sharp(torch.optim.SGD):
+    """As SAM: says only at its step that it needs a closure."""
+
+    def step(self, closure=None):
+        assert closure is not None, "Sharp requires closure, but it was not provided"
+
+
+class Needs(torch.optim.SGD):
+    def step(self, loss_function): ...
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [(torch.optim.LBFGS, 0), (Needs, 0), (Sharp, 1)], ids=["LBFGS", "its own", "at the step"]
+)
+@pytest.mark.parametrize("arguments", [{}, {"gradient_clip_val": 1.0}], ids=["bare", "clipped"])
+def test_optimizers_that_need_a_closure(optimizer, steps, arguments) -> None:
+    """Automatic optimization has none: before training, where the optimizer tells."""
+    module = Net()
+    module.configure_optimizers = lambda: optimizer(module.parameters())
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"needs a closure.*automatic_optimization = False.*step\(closure"
+    ):
+        trainer(**arguments).fit(module, batches())
+    assert module.steps == steps
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "float16"), (torch.complex64, "complex64")])
+def test_parameters_whose_gradients_cannot_be_scaled(dtype, name) -> None:
+    """Found before training; frozen ones may be of any type."""
+
+    def make() -> Net:
+        module = Net()
+        module.extra = nn.Parameter(torch.ones(2, dtype=dtype))
+        return module
+
+    words = rf"precision='16-mixed' scales the loss.*torch.{name}.*shape \(2,\)"
+    module = make()
+    with pytest.raises(ValueError, match=words):
+        trainer(precision="16-mixed").fit(module, batches())
+    assert module.steps == 0
+    engine = Engine(accelerator="cpu", devices=1, precision="16-mixed")
+    with pytest.raises(ValueError, match=words):
+        engine.prepare(module, torch.optim.SGD(module.parameters(), 0.1))
+    module.extra.requires_grad_(False)
+    trainer(precision="16-mixed").fit(module, batches())
+    assert module.steps == 3
+
+
+def test_optimizers_of_nothing(caplog) -> None:
+    """Of a module without parameters, of another module's, and, under a loss scale, of those without a gradient."""
+
+    class Listed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = None
+            self.layers = [nn.Linear(3, 4)]
+
+    with pytest.raises(ValueError, match=r"Listed has no parameters.*nn.ModuleList"):
+        trainer().fit(Listed(), batches())
+    module, other = Net(), nn.Linear(1, 1)
+    module.configure_optimizers = lambda: torch.optim.SGD(other.parameters(), 0.1)
+    trainer().fit(module, batches())
+    assert "an optimizer of none of Net's parameters" in caplog.text
+    with pytest.raises(RuntimeError, match=r"no parameter of the optimizer \(SGD\) has a gradient"):
+        trainer(precision="16-mixed").fit(module, batches())
+
+
+def test_gradients_in_an_evaluation_step() -> None:
+    """The step, and how to have them."""
+
+    class Penalty(Net):
+        def validation_step(self, batch, batch_idx):
+            x = batch.clone().requires_grad_()
+            torch.autograd.grad(self.layer(x).sum(), x)
+
+    with pytest.raises(RuntimeError, match=r"validation_step computes gradients.*enable_grad.*inference_mode=False"):
+        trainer().validate(Penalty(), batches())
+
+
 def test_a_mixin_that_makes_the_module() -> None:
     """Its ``__new__`` sees the constructor's arguments."""
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection, MinMetric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.wrappers import ClasswiseWrapper
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
@@ -426,6 +428,94 @@ def test_log_dict() -> None:
     assert floats(trainer.callback_metrics) == trainer.progress_bar_metrics == {"a": 16, "b": 16}
 
 
+class OfClasses(Module):
+    """Logs a metric that computes a dict by ``log(module, metrics)``."""
+
+    def __init__(self, log: Callable[..., Any]) -> None:
+        super().__init__()
+        self.log_metrics = log
+        self.layer = nn.Linear(3, 3)
+        accuracy = MulticlassAccuracy(3, average=None)
+        classes = ClasswiseWrapper(accuracy, labels=["red", "green", "blue"])
+        self.metrics = MetricCollection({"micro": MulticlassAccuracy(3, average="micro"), "each": classes})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.metrics(*batch)
+        self.log_metrics(self, self.metrics)
+        return self.layer(batch[0]).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.metrics.update(*batch)
+        self.log_metrics(self, self.metrics)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def colours() -> DataLoader[Any]:
+    scores = torch.eye(3)[torch.tensor([0, 1, 1, 2, 2, 2])]
+    return DataLoader(TensorDataset(scores, torch.tensor([0, 0, 1, 2, 2, 1])), batch_size=3)
+
+
+def test_a_metric_that_computes_a_dict() -> None:
+    """Each of its values under a name of its own, from a collection and alone; of steps, too."""
+    each = {"each_multiclassaccuracy_red": 0.5, "each_multiclassaccuracy_green": 0.5, "each_multiclassaccuracy_blue": 1}
+    (found,) = quiet().validate(OfClasses(lambda m, metrics: m.log_dict(metrics)), colours(), verbose=False)
+    assert found == pytest.approx({"micro": 4 / 6, **each})
+    (found,) = quiet().validate(OfClasses(lambda m, metrics: m.log("each", metrics["each"])), colours(), verbose=False)
+    assert found == pytest.approx(each)
+
+
+class Twice(SumMetric):
+    """Computes a dict, of each batch too."""
+
+    def compute(self) -> Any:
+        return {"once": super().compute(), "twice": {"all": 2 * super().compute()}}
+
+
+def test_values_of_steps_of_a_metric_that_computes_a_dict() -> None:
+    """Under the names that a number would have."""
+
+    def log(module: Any, x: Tensor, batch_idx: int) -> None:
+        module.twice(x)
+        module.log("x", module.twice, on_step=True, on_epoch=True)
+
+    module, trainer = Logs(log), quiet()
+    module.twice = Twice()
+    trainer.fit(module, values())
+    assert floats(trainer.callback_metrics) == {
+        "x_once_step": 16, "x_once": 31, "x_once_epoch": 31,
+        "x_twice_all_step": 32, "x_twice_all": 62, "x_twice_all_epoch": 62,
+    }  # fmt: skip
+
+
+class Several(SumMetric):
+    """Computes what is no number."""
+
+    computed: Any = None
+
+    def compute(self) -> Any:
+        return self.computed
+
+
+@pytest.mark.parametrize(
+    ("computed", "words"),
+    [
+        (torch.ones(3), r"log\('m'\): the metric computed a tensor of shape \(3,\).*compute\(\).*log_dict"),
+        ({"a": torch.ones(()), "classes": torch.ones(2)}, r"log\('m_classes'\): .*shape \(2,\)"),
+        ((torch.ones(2), torch.ones(2)), r"log\('m'\): the metric computed \(tensor"),
+        ({"a": {"b": "text"}}, r"log\('m_a_b'\): the metric computed 'text'"),
+    ],
+)
+def test_a_metric_that_computes_what_is_no_number(computed: Any, words: str) -> None:
+    """The name, what it computed, and the way out."""
+    module = Logs(evaluate=lambda m, x, i: m.log("m", m.several))
+    module.several = Several()
+    module.several.computed = computed
+    with pytest.raises(ValueError, match=words):
+        quiet().validate(module, values(), verbose=False)
+
+
 # -- wrong use ------------------------------------------------------------------------------------------------------
 
 
@@ -434,6 +524,7 @@ def test_log_dict() -> None:
     [
         (lambda m, x, i: m.log("x", x), ValueError, r"must have one element; got shape \(2, 1\)"),
         (lambda m, x, i: m.log("x", "text"), TypeError, "must be a number, a tensor or a Metric; got 'text'"),
+        (lambda m, x, i: m.log("x", {"a": 1}), TypeError, "got {'a': 1}; log_dict takes several"),
         (lambda m, x, i: m.log(3, 1.0), TypeError, "name must be a str; got 3"),
         (lambda m, x, i: m.log("x", 1, on_step=False, on_epoch=False), ValueError, "would keep nothing; set one"),
         (lambda m, x, i: m.log("x", 1, reduce_fx="median"), ValueError, "one of mean, sum, min, max; got 'median'"),

@@ -697,3 +697,10 @@ def test_modules_assigned_before_the_base_class_is_initialised_stay() -> None:
 
     for module in (Fields(nn.Linear(2, 3)), Early()):
         assert set(dict(module.named_children())) == {"backbone", "layer"}
+
+
+def test_data_moves_a_batch_without_a_trainer() -> None:
+    """As in a loop of one's own, or in a test of the data."""
+    batch = {"x": torch.ones(2), "name": "a"}
+    moved = DataModule().transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert (moved["x"].device.type, moved["name"]) == ("meta", "a")

@@ -77,6 +77,18 @@ def test_dicts_and_tensors_and_a_prefix():
         logger.log_metrics({"name": "x"}, step=4)  # type: ignore[dict-item] # that is the point
 
 
+def test_a_writer_that_somebody_has_closed():
+    logger = TensorBoardLogger("logs")
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.save()
+    logger.experiment.close()
+    logger.log_metrics({"loss": 2.0}, step=2)
+    logger.finalize("success")
+    assert points(logger)["loss"] == [(1, 1.0), (2, 2.0)]
+    with pytest.raises(ValueError, match="takes numbers and dicts of numbers; 'parts/a' is None"):
+        logger.log_metrics({"parts": {"a": None}}, step=3)  # type: ignore[dict-item] # that is the point
+
+
 def hparams_of(logger: TensorBoardLogger) -> dict[str, Any]:
     """The values on TensorBoard's HParams page."""
     from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG

@@ -1,0 +1,60 @@
+"""What torch says in its own words of a mistake in a step, in ours: the loss, its graph, the optimizer's closure."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def explain_step(error: Exception, loss: Tensor | None = None) -> None:
+    """Raise an error that says what is wrong and what to do, if ``error`` is one that can be told; else do nothing.
+
+    Args:
+        error: raised by a backward pass or by an optimizer's step.
+        loss: that of the backward pass.
+
+    Raises:
+        RuntimeError: the explanation.
+    """
+    said = str(error)
+    if error.__cause__ is not None:
+        return  # it has been explained
+    if loss is not None and (loss.numel() != 1 or loss.is_complex()):
+        why = f"the loss must be one real number, such as loss.mean(); got shape {tuple(loss.shape)} of {loss.dtype}"
+    elif loss is not None and not loss.requires_grad:
+        why = (
+            "the loss has no gradient: it was detached or computed under torch.no_grad(), or it depends on no "
+            "parameter that requires a gradient (are all of them frozen?)"
+        )
+    elif "backward through the graph a second time" in said:
+        why = (
+            "the graph of the loss has been used before: backward runs once for each loss (in automatic optimization "
+            "the loop calls it, not training_step), and what a step keeps for the next one, such as a hidden state, "
+            "must be detached"
+        )
+    elif "closure" in said.lower():
+        why = needs_closure("the optimizer")
+    else:
+        return
+    raise RuntimeError(why) from error
+
+
+def explain_evaluation(error: RuntimeError, step_name: str) -> None:
+    """As :func:`explain_step`, of an error in an evaluation step that has computed gradients.
+
+    Raises:
+        RuntimeError: the explanation.
+    """
+    if "does not require grad" in str(error):
+        raise RuntimeError(
+            f"{step_name} computes gradients, and evaluation runs without: compute them inside `with "
+            "torch.enable_grad():`, and make the Trainer with inference_mode=False"
+        ) from error
+
+
+def needs_closure(optimizer: str) -> str:
+    """What to do with an optimizer that computes the loss itself."""
+    return (
+        f"{optimizer} needs a closure that computes the loss again, and automatic optimization computes it once: set "
+        "self.automatic_optimization = False in __init__, and call self.optimizers().step(closure) in training_step, "
+        "with self.manual_backward(loss) in the closure"
+    )
