@@ -181,7 +181,7 @@ def test_empty_validation_loader() -> None:
     """Found before training by the sanity check."""
     module = Net()
     with pytest.raises(ValueError, match="validate loader 0 is empty"):
-        trainer().fit(module, batches(), [])
+        trainer().fit(module, batches(), DataLoader(TensorDataset(torch.zeros(0, 3))))
     assert module.steps == 0
 
 
