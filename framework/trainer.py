@@ -606,7 +606,8 @@ class Trainer(TrainerAttributes):
 
     def _check_optimizer(self, optimizer: Any) -> None:
         """Refuse one that automatic optimization cannot step; say so if it steps nothing of the module."""
-        parameters = inspect.signature(optimizer.step).parameters.values()
+        # That of the class: a scheduler puts a function of its own in the place of the object's.
+        parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
         required = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
         if required and not overrides(self.module, "optimizer_step", Module):
             raise ValueError(needs_closure(type(optimizer).__name__))
