@@ -69,8 +69,8 @@ class ModelCheckpoint(Callback):
             slash in it, which would make a folder.
         every_n_train_steps: save when ``global_step`` is a multiple of this; 0 or None switches it off.
         train_time_interval: save when this much time has passed since the last time.
-        every_n_epochs: save after every n-th epoch; 0 switches it off. By default 1 if neither of the other two is given.
-            It does not keep ``save_last`` from saving each epoch.
+        every_n_epochs: save after every n-th epoch; 0 switches it off. By default 1 if neither of the other two is
+            given. It does not keep ``save_last`` from saving each epoch.
         save_on_train_epoch_end: save at the end of an epoch (True) or of a validation (False). By default at the
             end of an epoch if validation runs once in every epoch or never, and else after validation.
         enable_version_counter: put ``-v1``, ``-v2``, … behind a name that is taken; otherwise overwrite.
