@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import callbacks as builtin_callbacks
+from .arguments import check_count
 from .loaders import INFINITE
 from .metrics import as_floats, as_tensors
 
@@ -28,7 +29,7 @@ class TrainerAttributes:
     """The Trainer's attributes that follow from its state; :class:`~loopwright.framework.Trainer` holds the state."""
 
     if TYPE_CHECKING:
-        accumulate_grad_batches: int
+        _accumulate_grad_batches: int
         callbacks: list[Callback]
         control: Control
         data: RunData
@@ -43,6 +44,26 @@ class TrainerAttributes:
         num_sanity_val_steps: int
         optimization: Optimization
         state: RunState
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """Micro-batches per optimizer step.
+
+        Set inside ``fit``, it counts from the next window on, and for runs that resume this one.
+
+        Raises:
+            ValueError: if it is set to something else than an integer from 1.
+        """
+        return self._accumulate_grad_batches
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, batches: int) -> None:
+        check_count("accumulate_grad_batches", batches, 1)
+        self._accumulate_grad_batches = batches
+        if self.state.fn == "fit" and self.state.status == "running":
+            self.state.accumulate_grad_batches = batches
+            if self.fitted:
+                self.optimization.change_accumulation()
 
     # -- progress and place -----------------------------------------------------------------------------------
 

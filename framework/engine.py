@@ -77,7 +77,7 @@ class Engine(Peers):
         launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
 
     Attributes:
-        gradient_accumulation_steps: as given.
+        gradient_accumulation_steps: as given; set anew, it counts from the next window on.
         sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
         accumulating: inside :meth:`accumulate`.
         global_step: windows in which an optimizer has stepped.
@@ -129,7 +129,7 @@ class Engine(Peers):
         self._stepped: set[int] = set()
         self._updated = False  # whether the last scaled step took place
 
-        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self._accumulation_steps = gradient_accumulation_steps
         self.loggers = check_loggers([] if logger is None else logger, "a Logger or a list of them")
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
@@ -444,7 +444,7 @@ class Engine(Peers):
         loader = window.loader
         self.accumulating = True
         if self.sync_gradients:
-            single = self.gradient_accumulation_steps == 1 and window.length == 1
+            single = self._accumulation_steps == 1 and window.length == 1
             if single and self._plain_backward is not None and window.weight is None:
                 self._window_ended = False
                 return
@@ -452,7 +452,7 @@ class Engine(Peers):
                 self.end_window()
             for optimizer in self._optimizers:
                 optimizer.begin_window()
-            left = self.gradient_accumulation_steps
+            left = self._accumulation_steps
             if loader is not None:
                 left = min(left, loader.length - loader.batches + 1)
             window.open(0 if loader is None else loader.batches - 1, int(left))
@@ -463,8 +463,18 @@ class Engine(Peers):
     def goes_on_in_window(self) -> bool:
         """Whether the next micro-batch does not complete its window, if others follow it."""
         if self.sync_gradients:
-            return self.gradient_accumulation_steps > 1
+            return self._accumulation_steps > 1
         return self.window.begun + 1 < self.window.length
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches per optimizer step; set anew, it counts from the next window on."""
+        return self._accumulation_steps
+
+    @gradient_accumulation_steps.setter
+    def gradient_accumulation_steps(self, steps: int) -> None:
+        check_count("gradient_accumulation_steps", steps, 1)
+        self._accumulation_steps = steps
 
     def new_window(self) -> Window:
         """Forget the open window, and whether there are weights."""

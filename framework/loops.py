@@ -50,6 +50,8 @@ def fit(trainer: Trainer) -> None:
         trainer.data.restore_loader(trainer.resumed)
     if not trainer.data.max_batches["train"] or _limit_reached(trainer):
         _restore_progress(trainer)
+        if trainer.data.max_batches["train"] and state.global_step:
+            trainer.announce_end()
         return
     trainer.announce_batches()
     if trainer.validation_due_in_epoch():
@@ -59,6 +61,7 @@ def fit(trainer: Trainer) -> None:
     trainer.metrics.enter("train", "epoch")
     for hook in bus.on_train_start:
         hook()
+    trainer.announce_surprises()
     trainer.control.agree(state.batch_idx)
     while not _limit_reached(trainer):
         if trainer.control.signal:
@@ -134,7 +137,7 @@ def _train_epoch(trainer: Trainer) -> bool:
     trainer.engine.window.loader = loader
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
-    optimization.open_window(state.batch_idx, num_batches)
+    optimization.begin_windows()
 
     step = optimization.automatic_step if optimization.automatic else optimization.manual_step
     transfer = trainer.data.transfer()

@@ -314,8 +314,20 @@ class Optimization:
             self.state.global_step += 1
         return _outputs(output)
 
+    def begin_windows(self) -> None:
+        """The next batch begins a window, of as many batches as the Trainer says then."""
+        self.accumulate = self.trainer.accumulate_grad_batches
+        self.window.open(0, 1)
+        self.window.end = 0
+
+    def change_accumulation(self) -> None:
+        """The Trainer says another number of batches: for the next window; one that has been opened stays."""
+        if self.state.batch_idx >= self.window.end:
+            self.begin_windows()
+
     def open_window(self, batch_idx: int, num_batches: int | float) -> None:
         """Begin a window at ``batch_idx``."""
+        self.accumulate = self.trainer.accumulate_grad_batches
         self.window.open(batch_idx, int(min(self.accumulate, num_batches - batch_idx)))
 
     def ends_inside_window(self, batch_idx: int, batches: LookAhead) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
 from .datamodule import DataModule
 from .hooks import overrides
 from .module import Module
@@ -65,6 +69,8 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
             _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")
         if given.get("validate") is not None:
             _require_step(module, "validation_step")
+        elif trainer.limit_val_batches:
+            _note_missing_validation(trainer, module, datamodule)
     elif fn == "predict":
         if module.predict_step is None:
             raise ValueError(f"{type(module).__name__} sets predict_step to None: define it, or leave it as it is")
@@ -105,9 +111,61 @@ def _require_step(module: Module, name: str) -> None:
     raise ValueError(f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}")
 
 
+def _note_missing_validation(trainer: Trainer, module: Module, datamodule: DataModule | None) -> None:
+    """Say that there is no validation where a part of it is."""
+    makes = _makes(module, datamodule, "val_dataloader")
+    steps = overrides(module, "validation_step", Module)
+    if steps and not makes:
+        trainer.warn_once(
+            f"{type(module).__name__} has a validation_step, and there is no validation loader: nothing is validated. "
+            f"Pass val_dataloaders, or define val_dataloader(){_misnamed(module, datamodule, 'val_dataloader')}"
+        )
+    elif makes and not steps:
+        trainer.warn_once(
+            f"There is a val_dataloader, and {type(module).__name__} has no validation_step: nothing is validated"
+        )
+
+
+def _makes(module: Module, datamodule: DataModule | None, name: str) -> bool:
+    return overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
+
+
+def _misnamed(module: Module, datamodule: DataModule | None, name: str) -> str:
+    """A hint at a method called nearly as one that makes a loader."""
+    for owner in (datamodule, module):
+        own = [n for n in dir(type(owner)) if not hasattr(Module, n) and not n.startswith("_")]
+        if near := get_close_matches(name, own, n=1, cutoff=0.75):
+            return f"; did you mean {type(owner).__name__}.{near[0]}, which is never called?"
+    return ""
+
+
 def _require_loader(
     module: Module, datamodule: Any, given: dict[str, Any], stage: str, name: str, argument: str
 ) -> None:
-    made = overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
-    if given.get(stage) is None and not made:
-        raise ValueError(f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or its data")
+    if given.get(stage) is None and not _makes(module, datamodule, name):
+        raise ValueError(
+            f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or its data"
+            f"{_misnamed(module, datamodule, name)}"
+        )
+
+
+def names_in_eval_mode(module: Module, before: set[nn.Module]) -> list[str]:
+    """The topmost parts of a module that were in evaluation mode before a fit, and are, though they are to be trained.
+
+    Also those that are not trained and compute otherwise in that mode. What hooks have put into it is not among them.
+    """
+    found: list[str] = []
+    names: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
+        if inside or part.training or part not in before or not any(map(_trains_otherwise, part.modules())):
+            continue
+        found.append(name)
+        names.append(f"{name} ({type(part).__name__})" if name else f"all of {type(part).__name__}")
+    return names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"]
+
+
+def _trains_otherwise(part: nn.Module) -> bool:
+    """Whether it matters to a part that it is in evaluation mode."""
+    differs = isinstance(part, (_BatchNorm, _DropoutNd)) and getattr(part, "p", 1.0) > 0
+    return not part.training and (differs or any(own.requires_grad for own in part.parameters(recurse=False)))

@@ -233,6 +233,9 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if trainer.is_global_zero:
         _tell_what_changed(trainer, checkpoint, configured)
     trainer.state.load_state_dict(run["state"])
+    if (accumulate := trainer.state.accumulate_grad_batches) not in (None, trainer.accumulate_grad_batches):
+        log.info("accumulate_grad_batches is %d, as it was set in the run that is resumed", accumulate)
+        trainer.accumulate_grad_batches = accumulate
     rank = trainer.global_rank
     trainer.resumed = {
         **_gathered_part(trainer, [run, *run.get("peers", [])], checkpoint["manifest"]["world_size"]),

@@ -19,6 +19,7 @@ class RunState:
         past_batches: micro-batches finished in the epochs before.
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
+        accumulate_grad_batches: the Trainer's, if that was set while the run went on.
         plateau_waits: schedulers that monitor a value by steps wait for the validation that is due at ``batch_idx``.
         batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
@@ -42,6 +43,7 @@ class RunState:
     micro_batch: int | None = None
     part: dict[str, Any] | None = None
     plateau_waits: bool | None = None
+    accumulate_grad_batches: int | None = None
     fn: str | None = None
     stage: str | None = None
     status: str = "initializing"

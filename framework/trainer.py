@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import signal
 import warnings
@@ -49,7 +50,7 @@ from .module import Module
 from .optimization import Optimization, parse_optimizers
 from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
-from .requirements import check_run
+from .requirements import check_run, names_in_eval_mode
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
 from .rollback import attach, attached
 from .saving import Save, exchange, in_main_process
@@ -179,7 +180,7 @@ class Trainer(TrainerAttributes):
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
         check_choice("profiler", profiler, (None, "simple", "pytorch"))
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self._accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_algorithm = check_clipping(gradient_clip_val, gradient_clip_algorithm)
         self.gradient_clip_val = gradient_clip_val
         self.val_check_interval = check_interval(val_check_interval, check_val_every_n_epoch)
@@ -255,6 +256,7 @@ class Trainer(TrainerAttributes):
         self._modes: dict[torch.nn.Module, bool] = {}
         self._signals: Signals | None = None  # while a fit notes them
         self._warned: set[str] = set()  # what warn_once has said in this run
+        self._in_eval_mode: set[torch.nn.Module] = set()  # parts of the module, before any hook of the fit
 
     # -- arguments --------------------------------------------------------------------------------------------
 
@@ -568,6 +570,7 @@ class Trainer(TrainerAttributes):
         self.fitted = True
         self._announce()
         self._log_hyperparameters()
+        self._in_eval_mode = {part for part in module.modules() if not part.training}
         for hook in self.bus.on_fit_start:
             hook()
         # Only now, so that a callback which has added parameter groups can add them again in on_fit_start.
@@ -675,6 +678,32 @@ class Trainer(TrainerAttributes):
         if several := [f" × {count} {what}" for count, what in factors if count > 1]:
             total = batch_size * parts * self.accumulate_grad_batches
             log.info("Effective batch size: %d samples%s = %d", batch_size, "".join(several), total)
+
+    def announce_surprises(self) -> None:
+        """Say what a user may not have meant: parts in evaluation mode, loggers that get no row in an epoch."""
+        if names := names_in_eval_mode(self.module, self._in_eval_mode):
+            self.warn_once(
+                "In evaluation mode when training begins, so without dropout and with fixed batch norms: %s. If that "
+                "is not meant, call train() on it, such as in on_fit_start", ", ".join(names),
+            )  # fmt: skip
+        self._in_eval_mode = set()
+        steps = self.num_training_batches / self.accumulate_grad_batches
+        if self.loggers and steps <= self.log_every_n_steps - 1 < INFINITE:
+            log.info(
+                "An epoch has %d optimizer steps, fewer than log_every_n_steps=%d: not each epoch writes step values",
+                math.ceil(steps), self.log_every_n_steps,
+            )  # fmt: skip
+
+    def announce_end(self) -> None:
+        """Say why a fit has nothing to train."""
+        epochs, steps = self.max_epochs, self.max_steps
+        by_epochs = epochs not in (None, -1) and self.state.epoch >= epochs
+        limit = f"max_epochs={epochs}" if by_epochs else f"max_steps={steps}"
+        name = limit.partition("=")[0]
+        self.warn_once(
+            "There is nothing to train: %s was reached before (epoch %d, step %d). To go on, set trainer.%s to more",
+            limit, self.state.epoch, self.state.global_step, name,
+        )  # fmt: skip
 
     def _log_hyperparameters(self) -> None:
         owners = [owner for owner in (self.module, self.datamodule) if owner is not None and owner._log_hyperparams]

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from loopwright.callbacks import ModelCheckpoint
-from tests.framework.models import Evaluated, Told, data, loader, quiet, weights
+from loopwright.framework import DataModule
+from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
 from tests.framework.test_trainer import Rows, Watch
 
 
@@ -233,3 +234,131 @@ def test_nothing_to_evaluate(nothing: Any, caplog: pytest.LogCaptureFixture) -> 
         assert getattr(limited, fn)(Net()) == []
     assert quiet().predict(Net()) == []
     assert "predict_dataloader returned no loader" in caplog.text
+
+
+# -- what a user may not have meant -----------------------------------------------------------------------------------
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, *arguments: Any, **trainer: Any) -> list[str]:
+    """What a fit says, from warnings on unless ``level`` tells another."""
+    level = trainer.pop("level", "WARNING")
+    caplog.clear()
+    with caplog.at_level(level, "loopwright"):
+        quiet(**trainer).fit(*arguments)
+    return [record.getMessage() for record in caplog.records if record.levelname == level]
+
+
+def test_half_a_validation(caplog: pytest.LogCaptureFixture) -> None:
+    """A step without a loader, or a loader without a step, is said, with the method that may be meant."""
+
+    class Misnamed(DataModule):
+        def train_dataloader(self) -> Any:
+            return loader(1)
+
+        def valid_dataloader(self) -> Any:
+            return loader(1)
+
+    class Makes(Linear):
+        def val_dataloader(self) -> Any:
+            return loader(1)
+
+    (line,) = lines_of(caplog, Evaluated(), Misnamed(), max_epochs=2)
+    assert "no validation loader: nothing is validated" in line
+    assert "did you mean Misnamed.valid_dataloader" in line
+    (line,) = lines_of(caplog, Evaluated(), loader(1))
+    assert line.endswith("define val_dataloader()")
+    (line,) = lines_of(caplog, Makes(), loader(1))
+    assert "Makes has no validation_step: nothing is validated" in line
+    assert lines_of(caplog, Evaluated(), loader(1), loader(1)) == []
+    assert lines_of(caplog, Evaluated(), loader(1), limit_val_batches=0) == []
+    with pytest.raises(ValueError, match=r"no validate loader.*did you mean Misnamed.valid_dataloader"):
+        quiet().validate(Evaluated(), datamodule=Misnamed())
+
+
+def test_a_finished_run_that_is_fitted_again(caplog: pytest.LogCaptureFixture) -> None:
+    """It says which limit was reached, and what to set."""
+    for limit in ({"max_epochs": 2}, {"max_epochs": -1, "max_steps": 3}):
+        trainer, module = quiet(**limit), Linear()
+        trainer.fit(module, loader(2))
+        caplog.clear()
+        trainer.fit(module, loader(2))
+        (name, most) = list(limit.items())[-1]
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith(f"There is nothing to train: {name}={most} was reached")
+        assert line.endswith(f"set trainer.{name} to more")
+
+
+def test_a_step_that_returns_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The first time, it is said; an epoch without any step is an error."""
+
+    class Sometimes(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    class Never(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.loss(batch)
+
+    class ByHand(Never):
+        automatic_optimization = False
+
+    (line,) = lines_of(caplog, Sometimes(), loader(4), max_epochs=2)
+    assert line.startswith("training_step returned None, so its batch is left out (epoch 0, batch 1)")
+    with pytest.raises(RuntimeError, match=r"no optimizer step was taken in epoch 0.*any of its 4 batches"):
+        quiet().fit(Never(), loader(4))
+    (line,) = lines_of(caplog, ByHand(), loader(4), max_epochs=2)
+    assert line.startswith("Manual optimization took no optimizer step in an epoch")
+
+
+def test_fewer_steps_than_between_two_rows(caplog: pytest.LogCaptureFixture) -> None:
+    """A line, where a logger is there to miss them."""
+    for arguments, said in (
+        ({"log_every_n_steps": 5}, True),
+        ({"log_every_n_steps": 4}, False),
+        ({"log_every_n_steps": 3, "accumulate_grad_batches": 2}, True),
+        ({"log_every_n_steps": 0}, False),
+        ({"log_every_n_steps": 5, "logger": False}, False),
+    ):
+        lines = lines_of(caplog, Linear(), loader(4), **{"logger": Rows(), **arguments}, level="INFO")
+        assert any("fewer than log_every_n_steps" in line for line in lines) is said, arguments
+
+
+class Pretrained(nn.Module):
+    """Layers in evaluation mode, as ``from_pretrained`` gives them."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(2, 2), nn.Dropout(dropout))
+        self.eval()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda module: None, "backbone (Pretrained), head.1 (Dropout)"),
+        (lambda module: module.backbone.requires_grad_(False), "backbone (Pretrained), head.1 (Dropout)"),
+        (lambda module: module.eval(), "all of Net"),
+        (lambda module: module.train(), None),
+        (lambda module: (module.head.train(), setattr(module, "backbone", Pretrained(0.0))), "backbone (Pretrained)"),
+        (lambda module: (module.head.train(), module.backbone.inner[0].train()), "backbone (Pretrained)"),
+        (lambda module: (module.train(), module.norm.requires_grad_(False).eval()), "norm (BatchNorm1d)"),
+        (lambda module: (module.train(), module.relu.eval(), module.frozen.requires_grad_(False).eval()), None),
+        (lambda module: setattr(module, "on_fit_start", module.train), None),
+        (lambda module: (module.train(), setattr(module, "on_fit_start", module.eval)), None),
+    ],
+)
+def test_modules_in_evaluation_mode(change: Any, names: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """The topmost ones that matter are named, once, unless a hook has put them into that mode."""
+
+    class Net(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.relu, self.norm = Pretrained(), nn.ReLU(), nn.BatchNorm1d(2)
+            self.frozen = nn.Linear(2, 2)
+            self.head = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+            self.head[1].eval()
+
+    module = Net()
+    change(module)
+    lines = lines_of(caplog, module, loader(1), max_epochs=2)
+    assert [line.partition(": ")[2].partition(". ")[0] for line in lines] == ([names] if names else [])

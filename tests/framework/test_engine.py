@@ -308,6 +308,21 @@ def test_the_end_of_a_stream_ends_its_window(two: dict[str, Any], processes: int
         assert ends == [False] * 6 + [True]
 
 
+def test_accumulation_that_changes():
+    engine = make(gradient_accumulation_steps=3)
+    model = engine.prepare(nn.Linear(4, 1))
+    loader, seen = engine.prepare(DataLoader(regression(44), batch_size=4)), []
+    for batch_idx, (x, _) in enumerate(loader):
+        if batch_idx in (1, 6, 8):  # inside a window, and at its end
+            engine.gradient_accumulation_steps = {1: 2, 6: 1, 8: 2}[batch_idx]
+        with engine.accumulate(model):
+            engine.backward(model(x).mean())
+            seen.append(engine.sync_gradients)
+    assert seen == [False, False, True, False, True, False, True, True, False, True, True]
+    with pytest.raises(ValueError, match="gradient_accumulation_steps must be an integer from 1; got 0"):
+        engine.gradient_accumulation_steps = 0
+
+
 def test_an_evaluation_loop_inside_a_training_loop():
     engine = make(gradient_accumulation_steps=2)
     model = engine.prepare(nn.Linear(4, 1))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.callbacks import Callback
 from loopwright.framework import Module
 from loopwright.strategies import Precision
-from tests.framework.models import Evaluated, Linear, loader, quiet, weights
+from tests.framework.models import Evaluated, Linear, Told, loader, quiet, weights
 
 
 def sgd(module: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
@@ -510,6 +510,71 @@ def test_a_window_that_ends_with_the_data(manual: bool) -> None:
     assert trainer.global_step == 2
     for mine, theirs in zip(weights(module), weights(raw), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class Accumulates(Callback):
+    """Sets ``accumulate_grad_batches`` at a hook, by epochs or batches; notes the batches after which steps were."""
+
+    def __init__(self, hook: str, batches: dict[int, int]) -> None:
+        self.after: list[int] = []
+        self.seen = 0
+
+        def change(trainer: Any, *_: Any) -> None:
+            now = trainer.current_epoch if hook == "on_train_epoch_start" else self.seen
+            if now in batches:
+                trainer.accumulate_grad_batches = batches[now]
+
+        setattr(self, hook, change)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen = trainer.state.total_batches
+        if trainer.optimization.stepped:
+            self.after.append(self.seen)
+
+
+@pytest.mark.parametrize("kind", [Linear, Updates])
+@pytest.mark.parametrize(
+    ("hook", "batches", "after"),
+    [
+        ("on_train_start", {0: 2}, [2, 4, 5, 7, 9, 10]),
+        ("on_train_epoch_start", {0: 1, 1: 3}, [1, 2, 3, 4, 5, 8, 10]),
+        ("on_train_epoch_start", {0: 3, 1: 1}, [3, 5, 6, 7, 8, 9, 10]),
+        ("on_train_batch_start", {2: 2, 4: 1}, [1, 2, 4, 5, 6, 7, 8, 9, 10]),
+        ("on_train_batch_start", {1: 3, 2: 1}, [1, 4, 5, 6, 7, 8, 9, 10]),  # inside a window: from the next one on
+        ("on_before_zero_grad", {1: 2}, [1, 2, 4, 5, 7, 9, 10]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_accumulation_changed_in_a_hook(kind: Any, hook: str, batches: Any, after: list[int], stream: bool) -> None:
+    """It counts from the next window on; the gradients are the means of the windows as they are."""
+    module, changes = kind(), Accumulates(hook, batches)
+    raw, trainer = copy.deepcopy(module), quiet(changes, max_epochs=2)
+    given = DataLoader(Told(10, 6), 2) if stream else loader(5)
+    trainer.fit(module, given)
+    assert changes.after == after
+    optimizer, data, begin = sgd(raw), [*loader(5), *loader(5)], 0
+    for end in after:
+        optimizer.zero_grad()
+        (sum(raw.loss(batch) for batch in data[begin:end]) / (end - begin)).backward()
+        optimizer.step()
+        begin = end
+    for mine, theirs in zip(weights(module), weights(raw), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_changed_accumulation_is_resumed() -> None:
+    """A run that goes on inside an epoch has what was set at the epoch's start, or once in the run."""
+    for hook, batches in (("on_train_epoch_start", {0: 2, 1: 3}), ("on_train_batch_start", {4: 3})):
+        whole, cut, rest = Linear(), Linear(), Linear()
+        cut.load_state_dict(whole.state_dict())
+        quiet(Accumulates(hook, batches), max_epochs=3).fit(whole, loader(7))
+        stopped = quiet(Accumulates(hook, batches), max_epochs=3, max_steps=6)
+        stopped.fit(cut, loader(7))
+        stopped.save_checkpoint("cut.ckpt")
+        quiet(Accumulates(hook, batches), max_epochs=3).fit(rest, loader(7), ckpt_path="cut.ckpt")
+        assert all(map(torch.equal, weights(whole), weights(rest))), hook
+    with pytest.raises(ValueError, match="accumulate_grad_batches must be an integer from 1; got 0"):
+        stopped.accumulate_grad_batches = 0
 
 
 def test_update_twice_in_a_batch() -> None:
