@@ -61,7 +61,11 @@ class HyperparametersMixin:
                 f"attrs or pydantic object; got {args!r}"
             )
         self._note_call(args[0] if len(args) == 1 else None)
-        left_out = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        depth = len(self.__dict__.get("_constructor_calls") or ())
+        ignored = self.__dict__.setdefault("_ignored_hparams", {})
+        ignored[depth] = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        # A subclass, whose constructor runs around its base's, has the last word.
+        left_out = set().union(*(names for level, names in ignored.items() if level <= depth))
         self._log_hyperparams = logger
         self.hparams.update(chosen)
         for name in left_out:

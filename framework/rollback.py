@@ -37,9 +37,14 @@ def attached(trainer: Trainer, module: nn.Module, datamodule: Any, changes_weigh
         module: what it runs.
         datamodule: its data, or None.
         changes_weights: whether parameters that this run has converted keep their new values.
+
+    Raises:
+        RuntimeError: if it would convert parameters whose gradients the other run averages over processes.
     """
     parts = [part for part in (*module.modules(), datamodule) if isinstance(part, DataHooks)]
     outer = {part: owner for part in parts if (owner := part.__dict__.get("_trainer")) and owner.is_running}
+    for owner in outer.values():
+        _require_same_numbers(trainer, owner)
     attach(trainer, module)
     if datamodule is not None:
         datamodule.trainer = trainer
@@ -52,6 +57,18 @@ def attached(trainer: Trainer, module: nn.Module, datamodule: Any, changes_weigh
         finally:
             for part, owner in outer.items():
                 part.trainer = owner
+
+
+def _require_same_numbers(trainer: Trainer, owner: Trainer) -> None:
+    own, outer = trainer.engine, owner.engine
+    same = own.device == outer.device and own.precision.parameters in (None, outer.precision.parameters)
+    if owner.world_size > 1 and not same:
+        # A parameter that gets data of another kind loses the hooks by which its gradients are averaged.
+        raise RuntimeError(
+            f"a run with precision={trainer.precision!r} on {own.device} would convert the module that another Trainer "
+            f"is running in {owner.world_size} processes, with precision={owner.precision!r} on {outer.device}: use "
+            "the same precision and device, or run copy.deepcopy(module)"
+        )
 
 
 @contextmanager

@@ -613,7 +613,19 @@ def test_a_subclass_leaves_out_what_its_base_kept() -> None:
             super().__init__(width)
             self.save_hyperparameters(ignore=["note", "depth"])
 
+    class Before(All):
+        def __init__(self, width: int, note: str) -> None:
+            self.save_hyperparameters(ignore="note")
+            super().__init__(width)
+
+    class More(Less):
+        def __init__(self, width: int, note: str) -> None:
+            super().__init__(width, note)
+            self.save_hyperparameters()
+
     assert Less(3, "x").hparams == {"width": 3}
+    assert Before(3, "x").hparams == {"width": 3, "depth": 2}
+    assert More(3, "x").hparams == {"width": 3, "note": "x"}
 
 
 def test_a_dataclass_that_cannot_be_hashed_is_refused() -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
 
+from loopwright.callbacks import Callback
 from loopwright.framework import Module
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
@@ -103,7 +104,8 @@ def one() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two() -> dict[str, Any]:
     """Two processes, which are started once."""
-    return all_in_processes(2, {"evaluate": (evaluate,), "fit": (fit_with_validation,)})
+    calls = {"evaluate": (evaluate,), "fit": (fit_with_validation,), "nested": (runs_in_hooks,)}
+    return all_in_processes(2, calls)
 
 
 @pytest.mark.slow
@@ -164,3 +166,53 @@ def test_running_statistics_are_the_same_everywhere_when_it_is_validated(two: di
     assert alone == alone_1
     assert all(buffers[name].equal(buffers_1[name]) for name in buffers)
     assert buffers["norm.running_mean"].abs().max() > 0
+
+
+class Evaluates(Callback):
+    """Runs the module with another Trainer at the end of each training epoch, or inside the validation."""
+
+    def __init__(self, hook: str, **arguments: Any) -> None:
+        self.arguments, self.running, self.error = arguments, False, ""
+        setattr(self, hook, self.run)
+
+    def run(self, trainer: Any, module: Any) -> None:
+        if self.running:
+            return
+        self.running = True
+        inner = quiet(**self.arguments)
+        try:
+            inner.validate(module, loaders(30), verbose=False)
+        except RuntimeError as error:
+            self.error = str(error)
+        if not self.error:
+            inner.predict(module, loaders(30)[0])
+        self.running = False
+
+
+def runs_in_hooks() -> dict[str, Any]:
+    def fit(*callbacks: Callback) -> list[Any]:
+        module, trainer = Net(), quiet(max_epochs=2, callbacks=list(callbacks))
+        trainer.fit(module, DataLoader(data(88), 8, shuffle=True), DataLoader(data(30), 8))
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return trainer.strategy.gather_objects((state, logged, module.trainer is trainer))
+
+    otherwise = Evaluates("on_train_epoch_end", precision="bf16-true")
+    hooks = ("on_train_epoch_end", "on_validation_epoch_end")
+    return {
+        "none": fit(),
+        **{hook: fit(Evaluates(hook)) for hook in hooks},
+        "refused": fit(otherwise),
+        "error": otherwise.error,
+    }
+
+
+def test_runs_in_hooks_leave_the_outer_one_as_it_was(two: dict[str, Any]):
+    """In several processes, too; there, a module whose gradients are averaged is not converted."""
+    found = two["nested"]
+    for name in ("on_train_epoch_end", "on_validation_epoch_end", "refused"):
+        for (state, logged, same), (expected, expected_log, _) in zip(found[name], found["none"], strict=True):
+            assert same
+            assert logged == expected_log
+            assert all(state[key].equal(expected[key]) for key in expected), name
+    assert "use the same precision and device, or run copy.deepcopy(module)" in found["error"]
