@@ -22,7 +22,7 @@ from ..strategies.precision import create_precision
 from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
-from .explanations import explain_step
+from .explanations import explain_step, no_gradients
 from .hooks import check_loggers, public_methods
 from .loaders import is_loader
 from .messages import configure, silence
@@ -581,7 +581,10 @@ class Engine(Peers):
             states = self.scaler._per_optimizer_states
             states[len(states)] = states.pop(id(optimizer))
             self._stepped.discard(id(optimizer))
-        self.scaler.unscale_(optimizer)
+        try:
+            self.scaler.unscale_(optimizer)
+        except AssertionError as error:
+            raise RuntimeError(no_gradients(optimizer)) from error
         self._unscaled.add(id(optimizer))
 
     def complete_gradients(self, optimizer: Optimizer) -> None:
@@ -657,10 +660,7 @@ class Engine(Peers):
         try:
             result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
         except AssertionError as error:
-            raise RuntimeError(
-                f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient: the loss depends on none "
-                "of them, or the gradients were cleared between backward and step"
-            ) from error
+            raise RuntimeError(no_gradients(optimizer)) from error
         if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one, which sees for itself
             found = self.scaler._found_inf_per_device(optimizer)
             self._updated = not any(bool(flag.item()) for flag in found.values())

@@ -58,3 +58,11 @@ def needs_closure(optimizer: str) -> str:
         "self.automatic_optimization = False in __init__, and call self.optimizers().step(closure) in training_step, "
         "with self.manual_backward(loss) in the closure"
     )
+
+
+def no_gradients(optimizer: object) -> str:
+    """What is wrong where a loss scale finds no gradient to scale back."""
+    return (
+        f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient: there was no backward before its "
+        "step, the loss depends on none of its parameters, or the gradients were cleared in between"
+    )

@@ -98,6 +98,8 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
         for name, value in vars(kind).items():
             if name.startswith("_") or name in called or not callable(value):
                 continue
+            if any(name in vars(other) for other in kinds[index + 1 :]):
+                continue  # it overrides that one, which is judged there
             if name in elsewhere:
                 raise ValueError(f"{kind.__name__}.{name} would never be called: here that is {elsewhere[name]}")
             close = [STEPS_ELSEWHERE[name]] if name in STEPS_ELSEWHERE else get_close_matches(name, known, 1, 0.8)
@@ -132,22 +134,23 @@ def _names_in(value: Any) -> Iterator[str]:
 
 
 def check_hook_arguments(owner: object, name: str, base: type) -> None:
-    """Raise unless a hook can be called with what that of ``base`` takes, but for what has a default there.
+    """Raise unless a hook can be called with what that of ``base`` takes, with what has a default there or without.
 
     Raises:
         TypeError: as :func:`check_arguments`.
     """
     parameters = list(inspect.signature(getattr(base, name)).parameters.values())[1:]
-    check_arguments(owner, name, [parameter.name for parameter in parameters if parameter.default is parameter.empty])
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    check_arguments(owner, name, required, [parameter.name for parameter in parameters])
 
 
-def check_arguments(owner: object, name: str, arguments: Sequence[str]) -> None:
+def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     """Raise unless a method can be called as it will be.
 
     Args:
         owner: the object.
         name: of the method.
-        arguments: names of what it gets, by position.
+        *accepted: names of what it gets, by position: one of these.
 
     Raises:
         TypeError: with what it takes and what it would get.
@@ -156,17 +159,24 @@ def check_arguments(owner: object, name: str, arguments: Sequence[str]) -> None:
         signature = inspect.signature(getattr(owner, name))
     except ValueError:
         return  # a function without a signature, such as one written in C
+    if any(_takes(signature, arguments) for arguments in accepted):
+        return
+    several = ""
+    if "optimizer_idx" in signature.parameters:
+        several = (
+            "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
+            "opt.update(loss) for each in training_step"
+        )
+    given = ", ".join(accepted[0])
+    raise TypeError(f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}")
+
+
+def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
     try:
         signature.bind(*arguments)
     except TypeError:
-        given = ", ".join(arguments)
-        several = ""
-        if "optimizer_idx" in signature.parameters:
-            several = (
-                "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
-                "opt.update(loss) for each in training_step"
-            )
-        raise TypeError(f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}") from None
+        return False
+    return True
 
 
 def check_initialized(obj: object) -> None:

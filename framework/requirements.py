@@ -18,6 +18,8 @@ from .optimization import step_arguments
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
 
 def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: dict[str, Any]) -> None:
     """Raise unless ``module`` and the data have what ``fn`` needs.
@@ -87,10 +89,12 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
     for owner, base in ((module, Module), (datamodule, DataModule)):
         known = [name for name in dir(base) if _is_hook(name)]
         check_names(owner, base, known, HOOKS_ELSEWHERE)
-        for name in known:
-            if owner is not None and not name.endswith("_step") and overrides(owner, name, base):
+        for name in (*known, "optimizer_zero_grad"):
+            if name in (*_STEPS, "optimizer_step") or not hasattr(base, name):
+                continue
+            if owner is not None and overrides(owner, name, base):
                 check_hook_arguments(owner, name, base)
-    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+    for name in _STEPS:
         arguments = ("batch", "batch_idx", "dataloader_idx")[: 2 if name == "training_step" else 3]
         if overrides(module, name, Module):
             step = getattr(module, name)

@@ -322,7 +322,7 @@ class Both(Net):
     ("kind", "words"),
     [
         (Old, "Old.validation_epoch_end would never be called: here that is on_validation_epoch_end"),
-        (OldToo, "OldToo.validation_epoch_end would never be called"),
+        (OldToo, "Old.validation_epoch_end would never be called"),
         (Base, "Base.validaton_step would never be called; did you mean 'validation_step'?"),
         (Inherits, "Base.validaton_step would never be called"),
         (type("Loaders", (Net,), {"on_train_dataloader": lambda self: None}), "train_dataloader itself"),
@@ -339,7 +339,24 @@ def test_methods_of_modules_that_nobody_calls(kind, words) -> None:
     assert module.steps == 0
 
 
-@pytest.mark.parametrize("kind", [OwnBusiness, Both])
+class ByName(Net):
+    """Calls its steps by names that it puts together; a subclass overrides them."""
+
+    def training_step(self, batch, batch_idx):
+        return getattr(self, "_".join(["train", "step"]))(batch)
+
+    def train_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+class Below(ByName):
+    """Overrides what its base calls."""
+
+    def train_step(self, batch):
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize("kind", [OwnBusiness, Both, ByName, Below])
 def test_methods_that_are_the_authors_business(kind) -> None:
     """What the class calls itself, and what stands beside the right name."""
     module = kind()
@@ -441,6 +458,9 @@ def test_hooks_of_data_and_what_hooks_get() -> None:
             r"is called with \(batch, batch_idx\); with sev",
         ),
         ("on_before_optimizer_step", lambda optimizer, optimizer_idx: None, r"with \(optimizer\); with several"),
+        ("lr_scheduler_step", lambda scheduler, idx, metric: None, r"is called with \(scheduler, metric\)"),
+        ("optimizer_zero_grad", lambda epoch, batch_idx, optimizer, optimizer_idx: None, r"optimizer\); with several"),
+        ("configure_gradient_clipping", lambda optimizer, optimizer_idx, value, how: None, r"optimizer\); with sev"),
         ("setup", lambda: None, r"setup\(\) is called with \(stage\)"),
     ):
         module = Net()
@@ -448,6 +468,22 @@ def test_hooks_of_data_and_what_hooks_get() -> None:
         with pytest.raises(TypeError, match=words):
             trainer().fit(module, batches())
     assert module.steps == 0
+
+
+def test_what_hooks_may_take() -> None:
+    """Fewer, more or all, where ours has defaults: they are not refused for want of one."""
+
+    class Required(Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx):
+            self.last = dataloader_idx
+
+        def on_train_batch_end(self, *args, **kwargs): ...
+
+    module, callback = Net(), Required()
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: None
+    module.configure_gradient_clipping = lambda optimizer, gradient_clip_val, gradient_clip_algorithm: None
+    trainer(callbacks=callback).fit(module, batches(), [DataLoader(torch.randn(2, 3)), DataLoader(torch.randn(2, 3))])
+    assert (module.steps, callback.last) == (3, 1)
 
 
 def test_a_forgotten_call_of_the_constructor_above() -> None:
@@ -593,8 +629,13 @@ def test_optimizers_of_nothing(caplog) -> None:
     module.configure_optimizers = lambda: torch.optim.SGD(other.parameters(), 0.1)
     trainer().fit(module, batches())
     assert "an optimizer of none of Net's parameters" in caplog.text
-    with pytest.raises(RuntimeError, match=r"no parameter of the optimizer \(SGD\) has a gradient"):
+    words = r"no parameter of the optimizer \(SGD\) has a gradient"
+    with pytest.raises(RuntimeError, match=words):
         trainer(precision="16-mixed").fit(module, batches())
+    engine = Engine(accelerator="cpu", devices=1, precision="16-mixed")
+    _, optimizer = engine.prepare(other, torch.optim.SGD(other.parameters(), 0.1))
+    with pytest.raises(RuntimeError, match=words):
+        optimizer.step()
 
 
 def test_gradients_in_an_evaluation_step() -> None:
