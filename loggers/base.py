@@ -46,7 +46,7 @@ class Logger:
         """Write one row.
 
         Args:
-            metrics: values by name, among them ``epoch``.
+            metrics: numbers by name, among them ``epoch``; from ``Engine.log``, also what else was given to it.
             step: completed optimizer steps.
         """
         raise NotImplementedError(f"{type(self).__name__} must override log_metrics(metrics, step)")
