@@ -54,6 +54,7 @@ class RunData:
             Infinite where a loader is read to its end.
         num_batches: the same, with what loaders tell where that is not certain.
         whole_epoch: training batches in an epoch at most, were the running one not taken up from other processes.
+        looks_ahead: whether the number of training batches is not certain, so that their end has to be looked for.
         alone: whether the running evaluation step is one that other processes have no batch for.
     """
 
@@ -63,6 +64,7 @@ class RunData:
         self.max_batches: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
         self.whole_epoch: int | float = INFINITE
+        self.looks_ahead = False
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
@@ -123,9 +125,12 @@ class RunData:
             return
         state = self.trainer.state
         train = self.train
-        self.whole_epoch, told = limited_to(
-            train.length, train.estimate, self.trainer.limit_train_batches, "limit_train_batches"
-        )
+        exact = train.length
+        if not isinstance(train, SharedLoader):
+            exact = exact_length(train.loader, trusts_samplers=False)
+        self.looks_ahead = exact == INFINITE
+        limit = self.trainer.limit_train_batches
+        self.whole_epoch, told = limited_to(exact, train.estimate, limit, "limit_train_batches")
         length = cut_to(train, state.epoch, state.part)
         self.max_batches["train"] = self.whole_epoch if state.part is None else length
         self.num_batches["train"] = told if state.part is None or length == INFINITE else length
@@ -136,7 +141,7 @@ class RunData:
         state = self.trainer.state
         self._begun = state.epoch
         batches = self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
-        if self.train.length < INFINITE:
+        if not self.looks_ahead:
             return batches
         return self._noting_more(batches, self.train.estimate - state.batch_idx, "train", self.train.estimate)
 
@@ -227,9 +232,9 @@ class RunData:
         if stage not in self.loaders or again:
             self._make(stage)
         loaders = self.loaders[stage]
-        exact = [exact_length(loader) for loader in loaders]
         parts = self._parts.get(stage, [None] * len(loaders))
         world_size = data_place(self.trainer.strategy)[1]
+        exact = [exact_length(loader, trusts_samplers=world_size > 1) for loader in loaders]
         for index, (length, part) in enumerate(zip(exact, parts, strict=True)):
             if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
                 raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")

@@ -45,16 +45,20 @@ def loader_length(loader: Any) -> int | float:
             loader.__dict__["_IterableDataset_len_called"] = asked
 
 
-def exact_length(loader: Any) -> int | float:
+def exact_length(loader: Any, trusts_samplers: bool = True) -> int | float:
     """Number of batches where that is certain; infinite where what the loader tells is an estimate.
 
-    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself.
+    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself. A
+    sampler of a user's own, which may fill batches by size, is trusted where several processes plan their steps by it.
     """
     if isinstance(loader, CombinedLoader):
-        lengths = [exact_length(part) for part in loader.flattened]
+        lengths = [exact_length(part, trusts_samplers) for part in loader.flattened]
         return INFINITE if INFINITE in lengths else combined_length(lengths, loader.mode)
     if isinstance(loader, DataLoader):
+        samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        kept = [sampler for sampler in samplers if type(sampler).__module__.startswith(("torch.", "torchdata."))]
         exact = not isinstance(loader.dataset, IterableDataset)
+        exact = exact and (trusts_samplers or len(kept) == sum(sampler is not None for sampler in samplers))
     else:
         exact = isinstance(loader, Sequence)
     return loader_length(loader) if exact else INFINITE

@@ -132,7 +132,7 @@ def _train_epoch(trainer: Trainer) -> bool:
     trainer.engine.start_epoch()
     batches = iter(()) if ended else trainer.data.iterate_train()
     ahead = None
-    if loader.length == INFINITE:
+    if trainer.data.looks_ahead:
         batches = loader = ahead = LookAhead(batches, loader)
     trainer.engine.window.loader = loader
     _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .batches import map_tensors
 from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
-from .loaders import INFINITE, CombinedEpochLoader, CombinedLoader, EpochLoader, LookAhead, by_epochs
+from .loaders import INFINITE, CombinedEpochLoader, CombinedLoader, EpochLoader, LookAhead, by_epochs, exact_length
 from .seed import isolated_rng, mix_seeds
 
 if TYPE_CHECKING:
@@ -262,10 +262,10 @@ class PreparedLoader:
 
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
+        self._looks_ahead = exact_length(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
         self.read_in_order_of(engine.data_seed())
         self.epoch = self.batches = 0
         self._read_part(None)
-        self._looks_ahead = self.length == INFINITE
         # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
         # saved, that state must not be ahead.
         self._stateful = callable(getattr(loader, "state_dict", None))
@@ -299,7 +299,8 @@ class PreparedLoader:
 
     def _read_part(self, part: dict[str, Any] | None) -> None:
         """Give what was left of the epoch when these processes took it over, or all of it (None)."""
-        self._part, self.length = part, cut_to(self.source, self.epoch, part)
+        length = cut_to(self.source, self.epoch, part)
+        self._part, self.length = part, INFINITE if self._looks_ahead and part is None else length
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()

@@ -30,6 +30,19 @@ class OfOnesOwn:
         return iter(loader(self.batches))
 
 
+class BySize:
+    """A batch sampler that makes so many batches, and tells another number of them."""
+
+    def __init__(self, batches: int, told: int) -> None:
+        self.batches, self.told = batches, told
+
+    def __len__(self) -> int:
+        return self.told
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[2 * i, 2 * i + 1] for i in range(self.batches)])
+
+
 class Samples(IterableDataset[Any]):
     """So many samples, without a length."""
 
@@ -44,7 +57,14 @@ class Samples(IterableDataset[Any]):
 
 
 @pytest.mark.parametrize("told", [4, 5, 10])
-@pytest.mark.parametrize("make", [lambda told: DataLoader(Told(10, 2 * told), 2), lambda told: OfOnesOwn(5, told)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda told: DataLoader(Told(10, 2 * told), 2),
+        lambda told: OfOnesOwn(5, told),
+        lambda told: DataLoader(data(10), batch_sampler=BySize(5, told)),
+    ],
+)
 def test_a_length_that_is_an_estimate(told: int, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     """All of a stream is read, in each stage, and validated after, whatever it tells; a line says if it tells less."""
     hooks = ("on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end")
@@ -168,6 +188,8 @@ def test_the_step_at_the_end_of_an_epoch_is_seen(arguments: dict[str, Any]) -> N
         assert streamed[:4] == sized[:4], told
         for mine, theirs in zip(streamed[4], sized[4], strict=True):
             torch.testing.assert_close(mine, theirs)
+    by_size = of_windows_of_two("by size", DataLoader(data(10), batch_sampler=BySize(5, told=3)), **arguments)
+    assert by_size[:4] == sized[:4]
 
 
 def test_the_step_of_a_skipped_epoch_is_seen() -> None:
