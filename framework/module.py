@@ -62,7 +62,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     @property
     def trainer(self) -> Trainer:
-        """The Trainer that runs this module.
+        """The Trainer that runs this module, or one that it is a part of.
 
         Raises:
             RuntimeError: if none does.
@@ -77,7 +77,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
-        self.__dict__["_trainer"] = trainer
+        for part in self.modules():
+            if isinstance(part, Module):
+                part.__dict__["_trainer"] = trainer
 
     def _of_trainer(self, name: str, default: Any) -> Any:
         trainer = self.__dict__.get("_trainer")

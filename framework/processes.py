@@ -20,7 +20,6 @@ from .attributes import TrainerAttributes
 from .batches import map_tensors
 from .datamodule import DataHooks
 from .messages import configure
-from .rollback import attach
 from .seed import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ def _take_back(trainer: Trainer, run: Run, left: dict[str, Any]) -> None:
     for logger, attributes in zip(trainer.loggers, left["loggers"], strict=True):
         _set_attributes(logger, attributes)
     trainer.module, trainer.datamodule = module, run.datamodule
-    attach(trainer, module)
+    module.trainer = trainer
     trainer.state, trainer.unfinished, trainer.ckpt_path = left["state"], left["unfinished"], left["ckpt_path"]
     trainer.metrics.module, trainer.metrics.results = module, left["results"]
     if left["fit"] is not None:

@@ -14,18 +14,12 @@ from .metric_states import load_metric_states, metric_states
 from .seed import isolated_rng
 
 if TYPE_CHECKING:
+    from .module import Module
     from .trainer import Trainer
 
 
-def attach(trainer: Trainer, module: nn.Module) -> None:
-    """Let ``trainer`` be the Trainer of a Module and of those inside it."""
-    for part in module.modules():
-        if isinstance(part, DataHooks):
-            part.trainer = trainer
-
-
 @contextmanager
-def attached(trainer: Trainer, module: nn.Module, datamodule: Any, changes_weights: bool) -> Iterator[None]:
+def attached(trainer: Trainer, module: Module, datamodule: Any, changes_weights: bool) -> Iterator[None]:
     """Let ``trainer`` be the Trainer of a module and its data.
 
     Where another Trainer is running any of them, as when this run was called in one of its hooks, they go back to it
@@ -42,20 +36,20 @@ def attached(trainer: Trainer, module: nn.Module, datamodule: Any, changes_weigh
         RuntimeError: if it would convert parameters whose gradients the other run averages over processes.
     """
     parts = [part for part in (*module.modules(), datamodule) if isinstance(part, DataHooks)]
-    outer = {part: owner for part in parts if (owner := part.__dict__.get("_trainer")) and owner.is_running}
-    for owner in outer.values():
+    outer = [(part, owner) for part in parts if (owner := part.__dict__.get("_trainer")) and owner.is_running]
+    for _, owner in outer:
         _require_same_numbers(trainer, owner)
-    attach(trainer, module)
+    module.trainer = trainer
     if datamodule is not None:
         datamodule.trainer = trainer
     if not outer:
         yield
         return
-    with isolated_rng(next(iter(outer.values())).engine.device), _unchanged(module, changes_weights):
+    with isolated_rng(outer[0][1].engine.device), _unchanged(module, changes_weights):
         try:
             yield
         finally:
-            for part, owner in outer.items():
+            for part, owner in outer:
                 part.trainer = owner
 
 

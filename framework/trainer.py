@@ -52,7 +52,7 @@ from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run, names_in_eval_mode
 from .restore import read_run, restore_module, restore_run, restore_start, save_run
-from .rollback import attach, attached
+from .rollback import attached
 from .saving import Save, exchange, in_main_process
 from .signals import Signals
 from .state import RunState
@@ -549,7 +549,7 @@ class Trainer(TrainerAttributes):
             hook(fn)
         with self.engine.precision.init_context(), self.strategy.init_context(self.engine.precision):
             module.configure_model()
-        attach(self, module)  # to what was made just now, too
+        module.trainer = self  # of what was made just now, too
         if self.compile:
             compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
         goes_on = fn == "fit" and checkpoint is None

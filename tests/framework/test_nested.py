@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -74,6 +76,8 @@ def test_inner_modules_have_the_outer_ones_trainer() -> None:
         assert member.epochs == [0] * 4 + [1] * 4
         assert member.trainer is trainer
         assert member.global_step == 8
+    module.trainer = other = quiet()  # as tests of a module do
+    assert all(member.trainer is other for member in module.members)
 
 
 # -- runs inside a run ----------------------------------------------------------------------------------------------
@@ -191,10 +195,12 @@ def test_a_fit_in_a_hook_gives_the_trained_weights_back() -> None:
     def train(trainer: Trainer, module: Any) -> None:
         if trainer.batch_idx != 1:
             return
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         before, gradients = weights(module), [copy.copy(p.grad) for p in module.parameters()]
         quiet(precision="64-true").fit(module)
         assert not all(map(torch.equal, before, weights(module)))
         assert {p.dtype for p in module.parameters()} == {torch.float32}
+        assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         after = [p.grad for p in module.parameters()]
         seen["gradients"] = [
             a is None if b is None else torch.equal(a, b) for a, b in zip(after, gradients, strict=True)
@@ -269,7 +275,10 @@ def test_an_evaluation_that_fails_leaves_the_training_mode() -> None:
 def test_a_module_and_its_data_stay_with_the_trainer_that_ran_them() -> None:
     """After runs that follow each other, the last one's; after one in a hook, the outer one's."""
 
-    class Data(DataModule):
+    @dataclass
+    class Data(DataModule):  # which cannot be hashed
+        size: int = 2
+
         def val_dataloader(self) -> Any:
             return DataLoader(loader().dataset, batch_size=2)
 
