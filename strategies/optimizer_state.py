@@ -35,7 +35,10 @@ def number_optimizer_state(state: dict[str, Any], names: list[list[str]]) -> dic
     """
     groups = state["param_groups"]
     if len(groups) != len(names):
-        raise ValueError(f"the checkpoint's optimizer has {len(groups)} parameter groups, this one has {len(names)}")
+        raise ValueError(
+            f"the checkpoint's optimizer has {len(groups)} parameter groups, this one has {len(names)}; a callback "
+            "that has added some adds them again in on_fit_start"
+        )
     for index, (group, now) in enumerate(zip(groups, names, strict=True)):
         missing, new = sorted(set(group["params"]) - set(now)), sorted(set(now) - set(group["params"]))
         if missing or new:
