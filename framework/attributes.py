@@ -156,6 +156,8 @@ class TrainerAttributes:
 
     @optimizers.setter
     def optimizers(self, optimizers: list[Any]) -> None:
+        if not self.fitted:
+            raise RuntimeError("optimizers can be replaced once fit has called configure_optimizers")
         self.optimization.replace_optimizers(self.engine.setup_optimizers(optimizers))
 
     @property

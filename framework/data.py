@@ -104,7 +104,8 @@ class RunData:
             self.max_batches["train"] = self.num_batches["train"] = 0
             return
         source = self._source("train")
-        assert source is not None, "checked before the run"
+        if source is None:  # found before a fit; but other runs can be asked for their training batches, too
+            raise RuntimeError("there is no training loader whose batches could be counted")
         loaders = self.loaders["train"] = source()
         self.loaded_in_epoch["train"] = trainer.state.epoch
         combined = loaders

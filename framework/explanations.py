@@ -63,6 +63,7 @@ def needs_closure(optimizer: str) -> str:
 def no_gradients(optimizer: object) -> str:
     """What is wrong where a loss scale finds no gradient to scale back."""
     return (
-        f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient: there was no backward before its "
-        "step, the loss depends on none of its parameters, or the gradients were cleared in between"
+        f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient that was scaled: the loss depends "
+        "on none of them, the gradients were cleared before the step, or loss.backward() was called; the loss scale of "
+        "this precision takes engine.backward(loss), or self.manual_backward(loss) in a Module"
     )

@@ -423,6 +423,8 @@ class Trainer(TrainerAttributes):
         """Check the arguments of a run, before anything is set up or started."""
         if weights_only not in (None, True, False):
             raise ValueError(f"weights_only must be True, False or None; got {weights_only!r}")
+        if ckpt_path is not None and not isinstance(ckpt_path, (str, os.PathLike)):
+            raise TypeError(f'ckpt_path must be a path, "best", "last" or None; got {ckpt_path!r}')
         first = next(iter(given))
         if isinstance(given[first], DataModule):
             given[first], datamodule = None, datamodule or given[first]

@@ -57,7 +57,11 @@ class ProcessGroupStrategy(Strategy):
         if self.world_size == 1:
             return
         if not dist.is_initialized():
-            assert self.place is not None, "several processes have been launched"
+            if self.place is None:
+                raise RuntimeError(
+                    f"{self.world_size} processes cannot meet, as they have not been started: fit starts them, or "
+                    "Engine(launch=True)"
+                )
             import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group alive
             dist.init_process_group(
                 self._backend(),

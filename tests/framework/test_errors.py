@@ -629,13 +629,37 @@ def test_optimizers_of_nothing(caplog) -> None:
     module.configure_optimizers = lambda: torch.optim.SGD(other.parameters(), 0.1)
     trainer().fit(module, batches())
     assert "an optimizer of none of Net's parameters" in caplog.text
-    words = r"no parameter of the optimizer \(SGD\) has a gradient"
+    words = r"no parameter of the optimizer \(SGD\) has a gradient.*engine.backward\(loss\)"
     with pytest.raises(RuntimeError, match=words):
         trainer(precision="16-mixed").fit(module, batches())
     engine = Engine(accelerator="cpu", devices=1, precision="16-mixed")
     _, optimizer = engine.prepare(other, torch.optim.SGD(other.parameters(), 0.1))
     with pytest.raises(RuntimeError, match=words):
         optimizer.step()
+
+
+def test_what_is_asked_for_too_early() -> None:
+    """Instead of an assertion, or of what Python says of None."""
+
+    class Asks(Callback):
+        def setup(self, trainer, module, stage):
+            _ = trainer.estimated_stepping_batches
+
+    with pytest.raises(RuntimeError, match="no training loader"):
+        trainer(callbacks=Asks()).validate(Net(), batches())
+    with pytest.raises(RuntimeError, match="once fit has called configure_optimizers"):
+        trainer().optimizers = []
+    with pytest.raises(RuntimeError, match="2 processes cannot meet, as they have not been started"):
+        Engine(accelerator="cpu", devices=2, launch=False).connect()
+    with pytest.raises(TypeError, match=r'ckpt_path must be a path, "best", "last" or None; got 3'):
+        trainer().fit(Net(), batches(), ckpt_path=3)
+    module = Net()
+    module.automatic_optimization = False
+    module.training_step = lambda batch, batch_idx: (
+        module.layer(batch).sum().backward(), module.optimizers().step()
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"loss.backward\(\) was called.*self.manual_backward\(loss\)"):
+        trainer(precision="16-mixed").fit(module, batches())
 
 
 def test_gradients_in_an_evaluation_step() -> None:
