@@ -27,7 +27,7 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 2**28  # bytes; a file that is larger was made to fill the memory
 _FORGOTTEN = 7 * 86400.0  # seconds after which what another machine has not finished is taken for abandoned
 
 
@@ -143,7 +144,7 @@ def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: Non
 def find_checkpoints(directory: str) -> list[str]:
     """The complete checkpoints in a directory and its folders, the one written last first."""
     found = find_manifests(directory)
-    return sorted(found, key=lambda path: (found[path]["created"], path), reverse=True)
+    return sorted(found, key=lambda path: (found[path].get("created", 0.0), path), reverse=True)
 
 
 def is_taken(path: str) -> bool:
@@ -537,20 +538,36 @@ def read_manifest(path: str) -> dict[str, Any]:
     name = join(path, MANIFEST)
     if not exists(name):
         raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing")
-    content = read_bytes(name)
-    sealed: Any = None
-    try:
+    content = read_bytes(name, _LARGEST_MANIFEST)
+    with _naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
-        valid = _dump(sealed) == content and zlib.crc32(_dump(sealed["body"])) == sealed["crc32"]
-    except (ValueError, KeyError, TypeError):
-        valid = False
-    if not valid:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {MANIFEST} was altered or truncated")
-    if sealed["body"]["format"] > FORMAT:
+        body = sealed["body"]
+        if _dump(sealed) != content or zlib.crc32(_dump(body)) != sealed["crc32"]:
+            raise ValueError("its checksum differs")
+        later = body["format"] > FORMAT
+    if later:
         raise CheckpointError(
-            f"checkpoint {path!r} has format {sealed['body']['format']}, this version reads up to {FORMAT}; upgrade"
+            f"checkpoint {path!r} has format {body['format']}, this version reads up to {FORMAT}; upgrade"
         )
-    return sealed["body"]
+    with _naming_damage(path, f"{MANIFEST} is not as it should be"):
+        for name in [*body["files"], body.get("folder", "files")]:
+            if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
+                raise ValueError(f"it lists {name!r}, which is no file inside of it")
+        if not all(type(own[fact]) is int for own in body["files"].values() for fact in ("size", "crc32")):
+            raise TypeError("a file's size or checksum is no number")
+        float(body.get("created", 0.0))
+    return body
+
+
+@contextmanager
+def _naming_damage(path: str, what: str) -> Iterator[None]:
+    """Raise whatever content that is damaged, or was made to harm, makes others raise as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path!r} is damaged: {what} ({type(error).__name__}: {error})") from error
 
 
 def is_complete(path: str) -> bool:
@@ -568,13 +585,21 @@ def _file(path: str, name: str, manifest: dict[str, Any]) -> str:
 
 def _read_verified(path: str, name: str, manifest: dict[str, Any]) -> bytes:
     expected = manifest["files"][name]
+    file = _file(path, name, manifest)
+    content, found = b"", expected["size"]
     try:
-        content = read_bytes(_file(path, name, manifest))
+        if is_local(path):
+            found = size(file)
+        if found == expected["size"]:
+            content = read_bytes(file)
+            found = len(content)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path!r} is damaged: {name} is missing") from None
-    if len(content) != expected["size"]:
+    except MemoryError:
+        raise CheckpointError(f"checkpoint {path!r}: {name}, of {found} bytes, is larger than the memory") from None
+    if found != expected["size"]:
         raise CheckpointError(
-            f"checkpoint {path!r} is damaged: {name} has {len(content)} bytes, {expected['size']} were written"
+            f"checkpoint {path!r} is damaged: {name} has {found} bytes, {expected['size']} were written"
         )
     if zlib.crc32(content) != expected["crc32"]:
         raise CheckpointError(f"checkpoint {path!r} is damaged: {name} was altered (its checksum differs)")
@@ -609,10 +634,13 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         else:
             content[name] = _read_verified(path, name, manifest)
     # One file after the other, as memory may not suffice for all.
-    tensors = {
-        group: _join(path, (read_tensors(_read_verified(path, name, manifest), map_location) for name in names))
-        for group, names in files.items()
-    }
+    tensors: dict[str, Any] = {}
+    for group, names in files.items():
+        parts = (read_tensors(_read_verified(path, name, manifest), map_location) for name in names)
+        try:
+            tensors[group] = join_pieces(parts, sum(manifest["files"][name]["size"] for name in names))
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path!r} is damaged: in {', '.join(names)}, {error}") from error
     objects: dict[str, Any] | None = None
     if weights_only is False:
         objects = {}
@@ -624,23 +652,17 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         own = {**tensors.get(name, {}), **tensors.get(beside, {})}
         return decode(json.loads(content[f"{name}.json"]), own, objects)
 
-    checkpoint: dict[str, Any] = state("state", "optimizer")
-    checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
-    ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
-    checkpoint["rng"] = [state(f"rng/rank-{rank}") for rank in range(ranks)]
+    with _naming_damage(path, "its state is not as it should be"):
+        checkpoint: dict[str, Any] = {**state("state", "optimizer")}
+        checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
+        ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
+        checkpoint["rng"] = [state(f"rng/rank-{rank}") for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
-
-
-def _join(path: str, files: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
-    try:
-        return join_pieces(files)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {error}") from None
 
 
 def _load_weights(path: str, map_location: Any) -> dict[str, Any]:
     try:
         return {**load_weights_file(path, map_location), "rng": [], "manifest": {"module": "another program"}}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error

@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 from .messages import log
 from .tensor_files import is_name, is_plain, printable
 
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
 
 
@@ -173,7 +174,7 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
         return _CONTAINERS[content](decode(value["$value"], tensors, objects))
     plain = {
         "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": Path,
-        "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: getattr(torch, name),
+        "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: _DTYPES[name],
         "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
     }  # fmt: skip
     return plain[tag](content)

@@ -35,13 +35,15 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
         except Exception as error:  # the library's own
             raise ValueError(f"{path!r} is no safetensors file, or damaged: {error}") from error
     try:
-        loaded = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
+        loaded = torch.load(
+            io.BytesIO(content), map_location="cpu" if map_location is None else map_location, weights_only=True
+        )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
             f"load it where it was made, and save its state_dict alone. torch says: {error}"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
         raise ValueError(f"{path!r} cannot be read as a file of torch.save: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):

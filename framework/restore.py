@@ -108,7 +108,7 @@ def _best_of_earlier_programs(trainer: Trainer, callback: Any) -> str:
     for name in list_names(folder) if folder and exists(folder) else ():
         path = join(folder, name)
         if name.startswith(begins) and name.endswith(callback.FILE_EXTENSION) and is_file(path):
-            found[path] = read_manifest(resolve(path))["created"]
+            found[path] = read_manifest(resolve(path)).get("created", 0.0)
     if not found and callback.monitor is None and newest:
         return newest[0]
     return max(found, key=lambda path: found[path], default="")
@@ -150,7 +150,7 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
             "resume: they were saved with save_weights_only=True, or by an Engine; load their weights with "
             "Module.load_from_checkpoint"
         )
-    return sorted(usable, key=lambda path: found[path]["created"], reverse=True)
+    return sorted(usable, key=lambda path: found[path].get("created", 0.0), reverse=True)
 
 
 def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
@@ -228,7 +228,7 @@ def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     configured = _options(trainer)
     try:
         trainer.optimization.load_state_dict(checkpoint)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}") from error
     if trainer.is_global_zero:
         _tell_what_changed(trainer, checkpoint, configured)

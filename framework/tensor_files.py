@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,40 +125,65 @@ def device_of(map_location: Any) -> Any:
 
 
 def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
-    """The tensors of a safetensors file, or its pieces of them, on ``map_location`` (default: the CPU)."""
+    """The tensors of a safetensors file, or its pieces of them, on ``map_location`` (default: the CPU).
+
+    Raises:
+        ValueError: if it is damaged, or was made to harm.
+    """
     from safetensors.torch import load
 
+    with _naming_damage():
+        loaded = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     device = device_of(map_location)
-    tensors: dict[str, Any] = {name: tensor.to(device) for name, tensor in load(content).items()}
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    tensors: dict[str, Any] = {name: tensor.to(device) for name, tensor in loaded.items()}
     metadata = header.get("__metadata__", {})
-    for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
-        tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
-    for alias, name in json.loads(metadata.get("aliases", "{}")).items():
-        tensors[alias] = tensors[name]
-    for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
-        tensors[name] = Piece(tensors[name], tuple(shape), offset if isinstance(offset, int) else tuple(offset))
+    with _naming_damage():
+        for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
+            tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
+        for alias, name in json.loads(metadata.get("aliases", "{}")).items():
+            tensors[alias] = tensors[name]
+        for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
+            tensors[name] = Piece(tensors[name], tuple(shape), offset if isinstance(offset, int) else tuple(offset))
     return tensors
 
 
-def join_pieces(files: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+@contextmanager
+def _naming_damage() -> Iterator[None]:
+    """Raise whatever content that is not as we write it makes others raise as a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"its tensors cannot be read ({type(error).__name__}: {error})") from error
+
+
+def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor]:
     """The tensors of several files, those in pieces put together.
 
+    Args:
+        files: their tensors by name.
+        limit: the bytes of all files; a tensor that is said to be larger is a lie.
+
     Raises:
-        ValueError: if a part of one is missing.
+        ValueError: if a part of one is missing, or does not fit, or a name is there twice.
     """
     found: dict[str, Tensor] = {}
     missing: dict[str, int] = {}
     for tensors in files:
         for name, value in tensors.items():
+            if name in found and not (isinstance(value, Piece) and name in missing):
+                raise ValueError(f"{name} is there twice")
             if not isinstance(value, Piece):
                 found[name] = value
                 continue
             piece = value.tensor
-            if name not in found:
-                found[name] = torch.empty(value.shape, dtype=piece.dtype, device=piece.device)
-                missing[name] = found[name].numel()
-            value.of(found[name]).copy_(piece)
+            with _naming_damage():
+                if name not in found:
+                    if math.prod(value.shape) * piece.element_size() > limit:
+                        raise ValueError(f"{name} is said to have the shape {value.shape}, more than there is")
+                    found[name] = torch.empty(value.shape, dtype=piece.dtype, device=piece.device)
+                    missing[name] = found[name].numel()
+                value.of(found[name]).copy_(piece)
             missing[name] -= piece.numel()
         tensors.clear()  # before the next file is read
     if incomplete := [name for name, numbers in missing.items() if numbers]:

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import pickle
+import re
+import zlib
 from collections import Counter, OrderedDict, defaultdict
 from datetime import timedelta
 from pathlib import Path
@@ -819,3 +821,138 @@ def test_map_location_is_that_of_torch(map_location: Any) -> None:
     elsewhere = torch.empty(0, device="meta").untyped_storage()
     moved = Adam.load_from_checkpoint(path, map_location=lambda storage, location: elsewhere)
     assert moved.layer.weight.device.type == "meta"
+
+
+# -- made to harm -----------------------------------------------------------------------------------------------------
+
+
+def altered(name: str, content: bytes, other: str | None = None, **about: Any) -> str:
+    """A checkpoint whose file ``name`` has another content, and a manifest that says so."""
+    save_checkpoint(
+        {"state_dict": {"w": torch.ones(2, 3)}, "optimizer_states": [{"m": torch.ones(3)}], "x": 1},
+        "a.ckpt", FACTS, [{"torch": torch.get_rng_state()}],
+    )  # fmt: skip
+    body = read_manifest("a.ckpt")
+    file = Path("a.ckpt", other or name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    body["files"][other or name] = {"size": len(content), "crc32": zlib.crc32(content)}
+    Path("a.ckpt/manifest.json").write_bytes(module_under_test._seal_manifest({**body, **about}))
+    return "a.ckpt"
+
+
+def tensors(header: Any, data: bytes = bytes(24)) -> bytes:
+    """A safetensors file with a header of one's own."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape: Any = (2, 3), end: Any = 24, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+
+
+def pieces(shape: Any, offset: Any) -> dict[str, Any]:
+    return {"w": entry(), "__metadata__": {"pieces": json.dumps({"w": [shape, offset]})}}
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+MODEL = "model/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", DEEP), ("state.json", b'{"a":' * 200_000 + b"1" + b"}" * 200_000), ("state.json", b"[1]"),
+        ("state.json", b"{"), ("state.json", b'{"x": {"$tensor": "gone"}}'), ("state.json", b'{"x": {"$eval": "1"}}'),
+        ("state.json", b'{"x": {"$dtype": "load"}}'), ("state.json", b'{"x": {"$device": "nowhere"}}'),
+        ("state.json", b'{"x": {"$dict": "Popen", "$value": 1}}'), ("state.json", b'{"x": {"$items": 3}}'),
+        ("state.json", b'{"model_extra_state": 3}'), ("rng/rank-0.json", DEEP), ("state.json", b"\xff\xfe"),
+        (MODEL, b""), (MODEL, b"\xff" * 8), (MODEL, tensors(DEEP)), (MODEL, tensors({"w": entry(end=2**62)})),
+        (MODEL, tensors({"w": entry([2**40, 2**40])})), (MODEL, tensors({"w": entry([-2, -3])})),
+        (MODEL, tensors({"w": entry(dtype="F7")})), (MODEL, tensors({"w": "no"})), (MODEL, tensors(b"[]")),
+        (MODEL, tensors({"w": entry(), "__metadata__": {"aliases": '{"v": "gone"}'}})),
+        (MODEL, tensors({"w": entry(), "__metadata__": {"dtypes": '{"w": "load"}'}})),
+        (MODEL, tensors({"w": entry(), "__metadata__": {"dtypes": DEEP.decode()}})),
+        (MODEL, tensors(pieces([2**50, 3], [0, 0]))), (MODEL, tensors(pieces([-4, -3], 0))),
+        (MODEL, tensors(pieces([2, 3], [9, 0]))), (MODEL, tensors(pieces([2, 3], [0]))),
+        (MODEL, tensors(pieces("no", "no"))), (MODEL, tensors(pieces([4, 3], [0, 0]))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else repr(value[:40]),
+)  # fmt: skip
+def test_content_that_was_made_to_harm(name: str, content: bytes) -> None:
+    """Is an error of the checkpoint, whatever it makes others raise."""
+    path = altered(name, content)
+    assert is_complete(path)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.json", "model/../../secret.json", "/etc/hostname", "", "a//b", "C:\\x", "."]
+)
+@pytest.mark.parametrize("where", ["files", "folder"])
+def test_names_outside_of_the_checkpoint(name: str, where: str) -> None:
+    """Nothing there is read, nor removed."""
+    secret = b'{"secret": 1}'
+    Path("secret.json").write_bytes(secret)
+    about: dict[str, Any] = {"folder": name}
+    if where == "files":
+        facts = {"size": len(secret), "crc32": zlib.crc32(secret)}
+        about = {"files": {**read_manifest(altered("x", b""))["files"], name: facts}}
+    path = altered("x", b"", **about)
+    with pytest.raises(CheckpointError, match="no file inside of it"):
+        load_checkpoint(path)
+    assert not is_complete(path)
+    assert find_checkpoints(".") == []
+    with pytest.raises(CheckpointError):
+        remove_checkpoint(path)
+    assert Path("secret.json").read_bytes() == secret
+
+
+def test_a_tensor_that_is_there_twice() -> None:
+    """Which of them is meant, nobody knows."""
+    twice = tensors({"w": entry()})
+    with pytest.raises(CheckpointError, match=r"damaged: in model/model.safetensors, model/rank-1.safetensors, w is"):
+        load_checkpoint(altered(MODEL, twice, "model/rank-1.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model/model.safetensors"])
+def test_a_size_beyond_the_memory(name: str) -> None:
+    """A file with a hole of many terabytes is not read."""
+    path = altered("x", b"")
+    with Path(path, name).open("r+b") as file:
+        file.truncate(2**43)
+    with pytest.raises(CheckpointError, match=f"damaged: {name} "):
+        load_checkpoint(path)
+    if name != "manifest.json":
+        body = read_manifest(path)
+        body["files"][name]["size"] = 2**43
+        Path(path, "manifest.json").write_bytes(module_under_test._seal_manifest(body))
+        with pytest.raises(CheckpointError, match=f"{name}, of {2**43} bytes, is larger than the memory"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, [], 3, {"format": 1}, {"format": "1", "files": {}}, {"format": 1, "files": []},
+     {"format": 1, "files": {"a": 1}}, {"format": 1, "files": {}, "created": "now"}, {"format": 1, "files": {}, "folder": 3},
+     {"format": 1, "files": {"a": {"size": "1", "crc32": 2}}}],
+    ids=repr,
+)  # fmt: skip
+def test_a_manifest_of_another_shape(body: Any) -> None:
+    """Is an error, and no checkpoint to find."""
+    path = altered("x", b"")
+    Path(path, "manifest.json").write_bytes(module_under_test._seal_manifest(body))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*damaged"):
+        load_checkpoint(path)
+    assert find_checkpoints(".") == []
+
+
+def test_pointers_and_files_of_weights_that_were_made_to_harm() -> None:
+    """Are errors that name them, too."""
+    cases = {"a.ckpt": DEEP, "b.ckpt": b'{"checkpoint": 3}', "c.ckpt": b"PK\x03\x04" + bytes(100),
+             "d.safetensors": tensors(DEEP), "e.ckpt": b'{"checkpoint": ' * 200_000}  # fmt: skip
+    for name, content in cases.items():
+        Path(name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            load_checkpoint(name)
