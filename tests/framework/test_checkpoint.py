@@ -935,7 +935,8 @@ def test_a_size_beyond_the_memory(name: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [{}, [], 3, {"format": 1}, {"format": "1", "files": {}}, {"format": 1, "files": []},
-     {"format": 1, "files": {"a": 1}}, {"format": 1, "files": {}, "created": "now"}, {"format": 1, "files": {}, "folder": 3},
+     {"format": 1, "files": {"a": 1}}, {"format": 1, "files": {}, "created": "now"},
+     {"format": 1, "files": {}, "folder": 3},
      {"format": 1, "files": {"a": {"size": "1", "crc32": 2}}}],
     ids=repr,
 )  # fmt: skip
