@@ -53,7 +53,8 @@ class ModelCheckpoint(Callback):
 
     Args:
         dirpath: where to save, a path or an fsspec URL. By default ``checkpoints`` in the first logger's folder, or
-            in the Trainer's ``default_root_dir`` if there is no logger.
+            in the Trainer's ``default_root_dir`` if there is no logger. If another run that lives saves in a local
+            folder, this one does so in a folder ``v1`` (``v2``, …) inside of it, and says so.
         filename: name without extension; ``{name:format}`` stands for ``epoch``, ``step`` or any logged value.
             By default ``{epoch}-{step}``. A name without fields is overwritten or, if it must be kept, numbered.
         monitor: name of the logged value by which checkpoints are ranked; None keeps the newest. A NaN counts as the
@@ -91,7 +92,8 @@ class ModelCheckpoint(Callback):
     Raises:
         ValueError: if an argument is not as above, or two of the three triggers are given.
         RuntimeError: when a checkpoint is due, if nothing called ``monitor`` was ever logged.
-        OSError: if a checkpoint could not be written, naming it. What was saved before is untouched.
+        OSError: when a fit begins, if ``dirpath`` cannot be written to; later, if a checkpoint could not be written,
+            naming it. What was saved before is untouched.
     """
 
     phase = "persist"
@@ -159,6 +161,7 @@ class ModelCheckpoint(Callback):
         self._within_epochs = bool(self._every_n_train_steps) or train_time_interval is not None
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
+        self._claimed = ""  # the folder that the running fit has for itself
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -201,7 +204,7 @@ class ModelCheckpoint(Callback):
         return self._every_n_epochs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_save": None, "_then": None}  # a copy has nothing under way
+        return {**self.__dict__, "_save": None, "_then": None, "_claimed": ""}  # a copy has nothing under way
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -232,6 +235,21 @@ class ModelCheckpoint(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         # A collective: another process could find another version number free, or have a folder named by the time.
         self.dirpath = trainer.strategy.broadcast(self.dirpath or default_dirpath(trainer))
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        try:
+            self._claimed = self.dirpath = trainer.claim_folder(self.dirpath)
+        except OSError:
+            if self.on_save_error == "raise":
+                raise
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._release(trainer)
+
+    def _release(self, trainer: Trainer) -> None:
+        if self._claimed:
+            trainer.release_folder(self._claimed)
+            self._claimed = ""
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.global_step < self._last_global_step_saved:  # another run, such as of another module
@@ -280,6 +298,7 @@ class ModelCheckpoint(Callback):
             self._finish_save()  # here, a process hears of its own saves only
         except Exception as error:
             log.error("%s", error)
+        self._release(trainer)
 
     def save_now(self, trainer: Trainer) -> str:
         """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""

@@ -41,6 +41,7 @@ from .datamodule import DataModule
 from .dealing import data_place
 from .engine import Engine
 from .explanations import needs_closure
+from .folder_claims import claim_folder, release_folder
 from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
 from .loaders import INFINITE
 from .messages import configure, log
@@ -538,6 +539,9 @@ class Trainer(TrainerAttributes):
         checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None and fn == "fit":
             restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
+        if fn == "fit" and self.is_global_zero:  # the others are told
+            for logger in self.loggers:
+                logger.claim()
         if self.world_size > 1:
             self._share_places()
         for owner, base in ((datamodule, DataModule), (module, Module)):
@@ -859,6 +863,29 @@ class Trainer(TrainerAttributes):
             CheckpointError: if a directory is there that is no checkpoint.
         """
         remove_checkpoint(path, root)
+
+    def claim_folder(self, path: str) -> str:
+        """Make a folder to save in that no other run has while this one lives. A collective.
+
+        Returns:
+            ``path``, or a folder inside of it if another run has that.
+
+        Raises:
+            OSError: if nothing can be written there; in all processes.
+        """
+        claimed, failed = path, None
+        try:
+            claimed = claim_folder(path) if self.is_global_zero else path
+        except Exception as error:
+            failed = OSError(f"the folder for checkpoints {path!r} cannot be written to: {error}")
+        values, failed = exchange(self.strategy, path, failed, claimed)
+        if failed is not None:
+            raise failed
+        return values[0]
+
+    def release_folder(self, path: str) -> None:
+        """Let other runs have a folder that this one has claimed."""
+        release_folder(path)
 
     def write_pointer(self, path: str, target: str) -> None:
         """Make the small file ``path`` name the checkpoint ``target``, all at once."""

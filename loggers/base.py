@@ -51,6 +51,9 @@ class Logger:
         """
         raise NotImplementedError(f"{type(self).__name__} must override log_metrics(metrics, step)")
 
+    def claim(self) -> None:
+        """A fit begins: take a place that no other run has, before anybody asks for :attr:`log_dir`."""
+
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Record the hyperparameters of the run."""
 

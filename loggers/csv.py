@@ -79,8 +79,9 @@ class CSVLogger(FolderLogger):
 
     def finalize(self, status: str) -> None:
         self.save()
-        if status == "success":
+        if status == "success" and not self._hparams_written:
             self._write_hparams()
+        self._give_back()
 
     # -- state ------------------------------------------------------------------------------------------------
 

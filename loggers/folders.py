@@ -6,6 +6,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .base import Logger
@@ -14,8 +15,10 @@ from .base import Logger
 class FolderLogger(Logger):
     """The base of loggers that keep each run in a folder, ``save_dir/name/version_N``.
 
-    No folder is made before there is something to write. A resumed run goes on in the folder of the run that saved
-    the checkpoint, if it has the same ``save_dir`` and ``name`` and was not given another ``version``.
+    The folder is made when a fit begins or when there is something to write, and makes its number this run's: another
+    run that begins at the same time takes the next one. If nothing was written, it goes. A resumed run goes on in
+    the folder of the run that saved the checkpoint, if it has the same ``save_dir`` and ``name`` and was not given
+    another ``version``.
 
     Its arguments are described by the loggers that derive from it.
 
@@ -47,6 +50,7 @@ class FolderLogger(Logger):
         self._sub_dir = "" if sub_dir is None else os.fspath(sub_dir)
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
+        self._claimed = version is not None
 
     # -- places -----------------------------------------------------------------------------------------------
 
@@ -59,6 +63,19 @@ class FolderLogger(Logger):
         if self._version is None:
             self._version = _next_version(self.root_dir)
         return self._version
+
+    def claim(self) -> None:
+        while not self._claimed:
+            self._claimed = _make_folder(os.path.join(self.root_dir, f"version_{self.version}"))
+            if not self._claimed:
+                self._version = None  # another run was quicker
+
+    def _give_back(self) -> None:
+        """Remove the folder if nothing is in it."""
+        if self._given_version is None and self._claimed and is_local(self.root_dir):
+            with suppress(OSError):
+                os.rmdir(os.path.join(self.root_dir, f"version_{self.version}"))
+                self._claimed = False
 
     @property
     def save_dir(self) -> str:
@@ -83,6 +100,7 @@ class FolderLogger(Logger):
 
     def _write_hparams(self) -> None:
         """Write ``hparams.json`` if it is not up to date; what is no JSON goes in as its ``str``."""
+        self.claim()
         if self._hparams_written:
             return
         text = json.dumps(self.hparams, indent=2, default=_plain) + "\n"
@@ -100,6 +118,7 @@ class FolderLogger(Logger):
         if not same_place or self._given_version not in (None, state_dict["version"]):
             return False
         self._version = state_dict["version"]
+        self._claimed = True
         return True
 
 
@@ -124,6 +143,19 @@ def write_text(path: str, text: str) -> None:
     with open(f"{path}.tmp", "w", encoding="utf-8", newline="") as file:
         file.write(text)
     os.replace(f"{path}.tmp", path)
+
+
+def _make_folder(path: str) -> bool:
+    """Make a folder that nobody has made before; False if it is there."""
+    try:
+        if is_local(path):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            os.mkdir(path)
+        else:  # a store has no folders: a file that is only made if it is not there, where the store can do so
+            filesystem(path).pipe_file(f"{path}/.claimed", b"1", mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def _absolute(path: str) -> str:

@@ -81,6 +81,7 @@ class TensorBoardLogger(FolderLogger):
         if self._experiment is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            self.claim()
             purge_step, self._purge_step = self._purge_step, None
             if purge_step is not None:
                 _wait_for_a_later_name(self.log_dir)
@@ -185,6 +186,7 @@ class TensorBoardLogger(FolderLogger):
         if self._experiment is not None:
             self._experiment.close()
             self._experiment = None  # what comes later goes into a new file of the same folder
+        self._give_back()
 
     # -- state ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import Module
-from loopwright.framework.checkpoint import is_complete, load_checkpoint, resolve
+from loopwright.framework.checkpoint import find_checkpoints, is_complete, load_checkpoint, resolve
 from loopwright.loggers import CSVLogger, Logger
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
@@ -552,3 +552,78 @@ def test_weights_only_checkpoints_load_but_do_not_resume():
 def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         ModelCheckpoint(**arguments)
+
+
+# -- several runs at once ---------------------------------------------------------------------------------------------
+
+
+def runs_at_once(barrier: Any, root: str, number: int, answers: Any) -> None:
+    """In a process of its own: runs that begin with those of a peer, in the same folders; tells what each saved."""
+    os.chdir(root)
+    told = []
+    kinds: dict[str, Any] = {
+        "numbered": lambda folder: {"logger": CSVLogger(folder), "default_root_dir": folder},
+        "plain": lambda folder: {"default_root_dir": folder},
+        "given": lambda folder: {"dirpath": f"{folder}/kept"},
+    }
+    for folder, made in ((f"{kind}{i}", kinds[kind]) for kind in kinds for i in range(7)):
+        arguments = made(folder)
+        module = Scripted()
+        torch.nn.init.constant_(module.layer.weight, number)
+        saves = ModelCheckpoint(arguments.pop("dirpath", None), monitor="val_loss", save_top_k=-1, save_last=True)
+        barrier.wait()
+        fit(saves, module=module, **arguments)
+        bias = [load_checkpoint(path)["state_dict"]["layer.bias"].item() for path in saves.best_k_models]
+        newest = load_checkpoint(saves.last_model_path)["state_dict"]["layer.bias"].item()
+        told.append((folder, saves.dirpath, sorted(saves.best_k_models), bias, newest == module.layer.bias.item()))
+    answers.put((number, told))
+
+
+def test_runs_that_start_at_once_keep_all_their_checkpoints(tmp_path: Path):
+    spawn = torch.multiprocessing.get_context("spawn")
+    barrier, answers = spawn.Barrier(2), spawn.Queue()
+    runs = [spawn.Process(target=runs_at_once, args=(barrier, str(tmp_path), i, answers)) for i in (1, 2)]
+    for run in runs:
+        run.start()
+    (_, one), (_, other) = sorted(answers.get(timeout=120) for _ in runs)
+    for run in runs:
+        run.join()
+    for (folder, dirpath, paths, values, is_own), (_, theirs, their_paths, their_values, is_theirs) in zip(
+        one, other, strict=True
+    ):
+        assert dirpath != theirs, folder
+        assert is_own
+        assert is_theirs
+        assert not set(paths) & set(their_paths)
+        assert set(values).isdisjoint(their_values)
+        assert len(paths) == len(their_paths) == 3
+        found = {path for path in find_checkpoints(str(tmp_path / folder)) if "v" not in os.path.basename(path)}
+        assert found == {*paths, *their_paths}
+        first, second = sorted((dirpath, theirs))
+        assert second == (first.replace("version_0", "version_1") if "numbered" in folder else f"{first}/v1")
+
+
+def test_a_folder_is_free_again_when_the_run_that_had_it_is_over():
+    for number in range(3):
+        callback = ModelCheckpoint("kept", filename="{epoch}", every_n_epochs=3)
+        fit(callback, ModelCheckpoint("kept", filename="same folder", monitor="val_loss"))
+        assert callback.dirpath == os.path.abspath("kept"), number
+
+
+@pytest.mark.parametrize("on_save_error", ["raise", "warn"])
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_training(on_save_error: Any):
+    Path("notes").write_text("a file")
+
+    class Begins(Callback):
+        begun = False
+
+        def on_train_start(self, trainer: Any, module: Module) -> None:
+            self.begun = True
+
+    begins = Begins()
+    try:
+        fit(ModelCheckpoint("notes/kept", on_save_error=on_save_error), begins)
+    except OSError as error:
+        assert "the folder for checkpoints" in str(error)  # noqa: PT017 # the other setting raises nothing
+        assert "notes/kept" in str(error)  # noqa: PT017
+    assert begins.begun == (on_save_error == "warn")

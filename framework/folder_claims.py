@@ -1,0 +1,86 @@
+"""Folders that a run has for itself while it lives: two that save in one would mix up their checkpoints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+
+from .messages import log
+from .places import is_local, join, remove, write_file
+
+try:
+    import fcntl
+except ImportError:  # there are no such locks on Windows
+    fcntl = None
+
+_descriptors: dict[str, int] = {}
+_holders: dict[str, int] = {}  # in this process
+
+
+def claim_folder(path: str) -> str:
+    """Make a folder to save in, and see that it can be written to.
+
+    Returns:
+        ``path``, or a folder inside of it if another process has that: one that lives, as what holds it is a lock
+        that the system takes away with the process. At a URL there are none.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
+    if not is_local(path):
+        trial = join(path, f".{os.getpid()}.trial")
+        write_file(trial, b"")
+        with suppress(Exception):  # a store may let nobody delete
+            remove(trial)
+        return path
+    number, claimed = 0, path
+    while not _hold(claimed):
+        number += 1
+        claimed = join(path, f"v{number}")
+    if number:
+        log.warning("%s is in use by another run: this one saves in %s", path, claimed)
+    return claimed
+
+
+def release_folder(path: str) -> None:
+    """Let others have a folder that was claimed; one that is empty goes."""
+    if path not in _holders:
+        return
+    _holders[path] -= 1
+    if not _holders[path]:
+        del _holders[path]
+        with suppress(OSError):
+            os.rmdir(path)
+        os.close(_descriptors.pop(path))
+
+
+def _hold(path: str) -> bool:
+    """Lock a folder; False if another process has it."""
+    if path not in _holders:
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # raises if it cannot be written to
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:  # a file system without locks, as some on the network
+            pass
+        _descriptors[path], _holders[path] = descriptor, 0
+    _holders[path] += 1
+    return True
+
+
+def _forget() -> None:
+    """In a process that was forked, such as a loader's worker: the lock is its parent's, and must end with that."""
+    for descriptor in _descriptors.values():
+        os.close(descriptor)
+    _descriptors.clear()
+    _holders.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
