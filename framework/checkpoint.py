@@ -111,7 +111,7 @@ def resolve(path: str) -> str:
 def _pointed(path: str) -> str | None:
     """What the pointer ``path`` names; None if it is another file."""
     try:
-        target = json.loads(read_bytes(path, 1 << 16))["checkpoint"]
+        target = json.loads(read_bytes(path, limit=1 << 16))["checkpoint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return target if isinstance(target, str) else None
@@ -538,7 +538,7 @@ def read_manifest(path: str) -> dict[str, Any]:
     name = join(path, MANIFEST)
     if not exists(name):
         raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing")
-    content = read_bytes(name, _LARGEST_MANIFEST)
+    content = read_bytes(name, limit=_LARGEST_MANIFEST)
     with _naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
         body = sealed["body"]

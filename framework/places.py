@@ -48,11 +48,11 @@ def size(path: str) -> int:
     return os.path.getsize(path) if is_local(path) else _filesystem(path).size(path)
 
 
-def read_bytes(path: str, count: int | None = None) -> bytes:
-    """The content of a file, or its first ``count`` bytes."""
+def read_bytes(path: str, count: int | None = None, limit: int | None = None) -> bytes:
+    """The content of a file, or its first ``count`` bytes; of a local one, ``limit`` bytes at most."""
     if is_local(path):
         with open(path, "rb") as file:
-            return file.read(count)
+            return file.read(count or limit)
     return _filesystem(path).cat_file(path, 0, count) if count else _filesystem(path).cat_file(path)
 
 
