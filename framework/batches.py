@@ -1,62 +1,188 @@
-"""Batches of any nesting: finding and moving their tensors."""
+"""Batches of any nesting: reading, changing and moving their tensors.
+
+Containers are mappings, lists, tuples, named tuples and dataclasses, and their subclasses, whatever methods these have.
+Reading walks through them. Changing copies each of them and sets its values in the copy: no constructor is called, so
+all else that a container holds stays as it was.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+import copy
+import operator
+from collections import UserList, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+LISTS = (list, UserList, deque)
 
 
-def map_tensors(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply ``function`` to all tensors in dicts, lists, tuples, named tuples and dataclasses; the rest stays.
-
-    An object with a ``to`` method (a ``PackedSequence``, a tokenizer's encoding) counts as a tensor.
-    """
-    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-        return function(batch)
+def children(batch: Any) -> Iterable[Any] | None:
+    """The values in a container; None for anything else, such as a tensor, a ``PackedSequence`` or a graph."""
     if isinstance(batch, Mapping):
-        items = {key: map_tensors(value, function) for key, value in batch.items()}
-        return like_mapping(batch, items)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(value, function) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(value, function) for value in batch)
+        return batch.values()
+    if isinstance(batch, (tuple, *LISTS)):
+        return None if isinstance(batch, PackedSequence) else batch
     if is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in fields(batch) if field.init]
-        return replace(batch, **{name: map_tensors(getattr(batch, name), function) for name in names})
+        return [getattr(batch, field.name) for field in fields(batch) if hasattr(batch, field.name)]
+    return None
+
+
+def leaves(batch: Any) -> Iterator[Any]:
+    """All that the batch's containers hold, and that is no container."""
+    values = children(batch)
+    if values is None:
+        yield batch
+        return
+    for value in values:
+        yield from leaves(value)
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Copy the batch's containers, with ``function`` applied to all tensors; the rest stays."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    return rebuild(batch, partial(map_tensors, function=function))
+
+
+def rebuild(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Copy a container, with ``function`` applied to each of its values; what is no container is returned.
+
+    A container that cannot be copied is returned as well if it would hold the same tensors.
+
+    Raises:
+        TypeError: for a container that cannot be copied, or does not take the values.
+    """
+    if type(batch) is dict:
+        return {key: function(value) for key, value in batch.items()}
+    if type(batch) is list:
+        return [function(value) for value in batch]
+    if isinstance(batch, PackedSequence):
+        return batch
+    if isinstance(batch, tuple):
+        return _tuple_with(batch, [function(value) for value in batch])
+    if isinstance(batch, Mapping):
+        items = {key: function(value) for key, value in batch.items()}
+        return _copy_with(batch, items, operator.getitem, operator.setitem)
+    if isinstance(batch, LISTS):
+        items = {index: function(value) for index, value in enumerate(batch)}
+        return _copy_with(batch, items, operator.getitem, operator.setitem)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        items = {name: function(value) for name, value in _attributes(batch).items()}
+        return _copy_with(batch, items, getattr, _set_attribute)
     return batch
 
 
-def like_mapping(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """``items`` as a mapping of the batch's own kind."""
-    if isinstance(batch, defaultdict):
-        return type(batch)(batch.default_factory, items)
-    return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
+def _attributes(batch: Any) -> dict[str, Any]:
+    """A dataclass's fields, and what else it has that holds tensors, such as a cached property."""
+    names = [field.name for field in fields(batch)]
+    others = [name for name, value in getattr(batch, "__dict__", {}).items() if any(map(_is_tensor, leaves(value)))]
+    return {name: getattr(batch, name) for name in dict.fromkeys(names + others) if hasattr(batch, name)}
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _set_attribute(obj: Any, name: str, value: Any) -> None:
+    try:
+        setattr(obj, name, value)
+    except AttributeError:  # it is frozen
+        object.__setattr__(obj, name, value)
+
+
+def _tuple_with(batch: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
+    if type(batch) is tuple:
+        return tuple(values)
+    if all(map(operator.is_, batch, values)):
+        return batch
+    try:
+        made = tuple.__new__(type(batch), values)
+    except TypeError:  # one of torch's own, such as torch.return_types.max
+        return type(batch)(values)
+    getattr(made, "__dict__", {}).update(getattr(batch, "__dict__", {}))
+    return made
+
+
+def _copy_with(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]) -> Any:
+    """A copy of a container with other values, which are read again, as what sets them may have changed them."""
+    made: Any = None
+    reason: Any = "it does not keep the values that it is given"
+    try:
+        made = _set_in_copy(batch, items, get, put)
+        kept = all(get(made, key) is value for key, value in items.items())
+    except Exception as error:  # whatever a user's container raises
+        reason, kept = error, False
+    if not kept and isinstance(batch, Mapping) and len(getattr(batch, "__dict__", ())) < 2:
+        # One that cannot be changed and holds nothing but its items loses nothing in its constructor.
+        with suppress(Exception):
+            made = type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
+            kept = all(get(made, key) is value for key, value in items.items())
+    if kept:
+        return made
+    if all(map(operator.is_, leaves(batch), leaves(list(items.values())))):
+        return batch
+    raise TypeError(
+        f"a {type(batch).__name__} in a batch cannot be copied with other tensors, as is needed to move, convert or "
+        f"divide it ({reason}): use a dict, a tuple or a dataclass"
+    )
+
+
+def _set_in_copy(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]) -> Any:
+    copied = copy.copy(batch)
+    if copied is batch:
+        raise TypeError("its copy is itself")
+    if not isinstance(batch, (dict, list)) and not hasattr(batch, "__copy__"):
+        for name, value in list(getattr(copied, "__dict__", {}).items()):
+            if isinstance(value, (dict, list)):  # it may keep its values there, and the copy must not share them
+                object.__setattr__(copied, name, copy.copy(value))
+    for key, value in items.items():
+        if get(copied, key) is not value:
+            put(copied, key, value)
+    return copied
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:
-    """Move all tensors to ``device``; on CUDA on a stream of their own, so that the copy overlaps the step before."""
+    """Move all tensors to ``device``; on CUDA on a stream of their own, so that the copy overlaps the step before.
+
+    What has a ``to`` method is moved by it, except for a mapping that has no device of its own.
+    """
     if device.type != "cuda":
-        return map_tensors(batch, lambda tensor: tensor.to(device))
+        return _move(batch, lambda item: item.to(device))
     current = torch.cuda.current_stream(device)
     stream = _copy_stream(device)
 
-    def move(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor):  # its tensors are out of reach for record_stream
+    def move(item: Any) -> Any:
+        if not isinstance(item, Tensor):  # its tensors are out of reach for record_stream
             with torch.cuda.stream(current):
-                return tensor.to(device)
-        moved = tensor.to(device, non_blocking=True)
+                return item.to(device)
+        moved = item.to(device, non_blocking=True)
         moved.record_stream(current)  # its memory is reused only after the step that reads it
         return moved
 
     with torch.cuda.stream(stream):
-        moved = map_tensors(batch, move)
+        moved = _move(batch, move)
     current.wait_stream(stream)
     return moved
+
+
+def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
+    if isinstance(batch, Tensor):
+        return move(batch)
+    if callable(getattr(batch, "to", None)) and (not isinstance(batch, Mapping) or hasattr(type(batch), "device")):
+        try:
+            return move(batch)
+        except TypeError:
+            if children(batch) is None:
+                raise
+            # A container whose method takes other arguments is moved value by value.
+    return rebuild(batch, partial(_move, move=move))
 
 
 _copy_streams: dict[torch.device, Any] = {}
@@ -69,32 +195,27 @@ def _copy_stream(device: torch.device) -> Any:
 
 
 def cast_batch(batch: Any, dtype: torch.dtype) -> Any:
-    """Convert all floating-point tensors to ``dtype``."""
+    """Convert all floating-point tensors to ``dtype``; objects that are no containers stay as they are."""
+    if isinstance(batch, Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, PackedSequence):
+        return batch.to(dtype) if batch.data.is_floating_point() else batch
+    return rebuild(batch, partial(cast_batch, dtype=dtype))
 
-    def cast(tensor: Any) -> Any:
-        return tensor.to(dtype) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
 
-    return map_tensors(batch, cast)
-
-
-def batch_size_of(batch: Any, name: str = "") -> int:
-    """The first dimension of the batch's tensors.
+def batch_size_of(batch: Any) -> int:
+    """The first dimension of the batch's tensors; without any, the ``batch_size`` of what it holds, such as graphs.
 
     Raises:
-        ValueError: if they differ, or there is none; it names the value that was to be logged.
+        ValueError: if they differ, or there is none.
     """
-    sizes: list[int] = []
-
-    def note(tensor: Any) -> Any:
-        if isinstance(tensor, Tensor) and tensor.dim():
-            sizes.append(tensor.shape[0])
-        return tensor
-
-    map_tensors(batch, note)
-    if len(set(sizes)) == 1:
-        return sizes[0]
-    found = f"first dimensions {sorted(set(sizes))}" if sizes else "no tensor with a dimension"
-    raise ValueError(
-        f"log({name!r}): an epoch's mean is weighted by batch size, and this batch has {found}; "
-        "pass batch_size=… to log"
-    )
+    found = list(leaves(batch))
+    sizes = {leaf.shape[0] for leaf in found if isinstance(leaf, Tensor) and leaf.dim()}
+    sizes |= {int(leaf.batch_sizes[0]) for leaf in found if isinstance(leaf, PackedSequence)}
+    if not sizes:
+        sizes = {size for leaf in found if isinstance(size := getattr(leaf, "batch_size", None), int)}
+    if len(sizes) == 1:
+        return sizes.pop()
+    if sizes:
+        raise ValueError(f"this batch has first dimensions {sorted(sizes)}")
+    raise ValueError(f"this batch has no tensor with a dimension (it is a {type(batch).__name__})")

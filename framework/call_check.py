@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .batches import map_tensors
+from .batches import leaves
 
 _OWN_FOLDER = os.path.dirname(os.path.abspath(__file__))
 _TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds
@@ -92,16 +92,12 @@ def _words(told: dict[str, str]) -> str:
 
 
 def _describe(data: Any, sizes: bool) -> str:
-    found: list[str] = []
-
-    def note(tensor: Any) -> Any:
+    described = []
+    for tensor in leaves(data):
         if isinstance(tensor, torch.Tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            found.append(f"{dtype}{list(tensor.shape)}" if sizes else f"{dtype}, {max(1, tensor.dim())}-d")
-        return tensor
-
-    map_tensors(data, note)
-    return ", ".join(found)
+            described.append(f"{dtype}{list(tensor.shape)}" if sizes else f"{dtype}, {max(1, tensor.dim())}-d")
+    return ", ".join(described)
 
 
 def _caller() -> str:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ..strategies.pieces import Piece
-from .encoding import decode, encode
+from .encoding import SealedObject, decode, encode
 from .foreign import is_weights_file, load_weights_file
 from .places import (
     exists,
@@ -493,16 +493,16 @@ def _move_into_place(temporary: str, path: str, replaces: bool) -> None:
 
 def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:
     """Pickle each object by itself, so that one that cannot be pickled does not lose the others."""
-    import cloudpickle
+    from ..strategies.pickling import dumps, script_name
 
     pickled: dict[str, bytes] = {}
     for key, value in objects.items():
         try:
-            pickled[key] = cloudpickle.dumps(value)
+            pickled[key] = dumps(value)
         except Exception as error:  # whatever a user's object raises must not lose the checkpoint
             print(f"Checkpoint: {key} could not be pickled and is left out: {error}")
     if pickled:
-        files["objects.pkl"] = pickle.dumps(pickled)
+        files["objects.pkl"] = pickle.dumps((script_name(), pickled))
         print(f"Checkpoint: {', '.join(pickled)}: neither tensors nor JSON, kept in objects.pkl")
 
 
@@ -643,10 +643,7 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
             raise CheckpointError(f"checkpoint {path!r} is damaged: in {', '.join(names)}, {error}") from error
     objects: dict[str, Any] | None = None
     if weights_only is False:
-        objects = {}
-        if "objects.pkl" in content:
-            pickled = pickle.loads(content["objects.pkl"])
-            objects = {key: pickle.loads(value) for key, value in pickled.items()}
+        objects = _unpickle_objects(content["objects.pkl"]) if "objects.pkl" in content else {}
 
     def state(name: str, beside: str = "") -> Any:
         own = {**tensors.get(name, {}), **tensors.get(beside, {})}
@@ -659,6 +656,23 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         checkpoint["rng"] = [state(f"rng/rank-{rank}") for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
+
+
+def _unpickle_objects(content: bytes) -> dict[str, Any]:
+    """The objects of ``objects.pkl``, by key; one that cannot be made here raises only where it is used."""
+    from ..strategies.pickling import loads
+
+    pickled = pickle.loads(content)
+    script, pickled = pickled if isinstance(pickled, tuple) else ("", pickled)  # older ones have no script
+    objects: dict[str, Any] = {}
+    for key, value in pickled.items():
+        try:
+            objects[key] = loads(value, script)
+        except Exception as error:  # whatever a user's class raises
+            origin = f"the program {script!r}" if script else "another program"
+            reason = f"was pickled in {origin} and cannot be made here: {error}; import here what it is made of first"
+            objects[key] = SealedObject(key, reason)
+    return objects
 
 
 def _load_weights(path: str, map_location: Any) -> dict[str, Any]:

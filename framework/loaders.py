@@ -493,7 +493,8 @@ def holds_loaders(item: Any) -> bool:
 
 
 def _may_be_loader(item: Any) -> bool:
-    return hasattr(item, "__iter__") and not hasattr(item, "shape") and not isinstance(item, (str, bytes))
+    is_batch = hasattr(item, "shape") or hasattr(item, "to") or isinstance(item, (str, bytes))  # a tensor, a graph
+    return hasattr(item, "__iter__") and not is_batch
 
 
 def _holds_known_loaders(item: Any) -> bool:

@@ -276,7 +276,12 @@ class Metrics:
         if self.moment != "batch" or self.batch is None:
             return 1
         if self._sized is not self.batch:
-            self._size, self._sized = batch_size_of(self.batch, name), self.batch
+            try:
+                self._size, self._sized = batch_size_of(self.batch), self.batch
+            except ValueError as error:
+                raise ValueError(
+                    f"log({name!r}): an epoch's mean is weighted by batch size, and {error}; pass batch_size=… to log"
+                ) from None
         return self._size
 
     def copies(self) -> dict[Any, LoggedValue]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .batches import batch_size_of, like_mapping
+from .batches import batch_size_of, children, leaves, rebuild
 from .memory import free_memory, is_out_of_memory
 from .messages import log
 from .metric_states import load_metric_states, metric_states
@@ -53,7 +54,10 @@ class MicroBatches:
             add: runs the step on a part and adds its gradients, given the part, the index, the part's fraction, and
                 whether it is the first.
         """
-        whole = batch_size_of(batch, "micro_batch")
+        try:
+            whole = batch_size_of(batch)
+        except ValueError as error:
+            raise ValueError(f"micro_batch: a batch is divided along its first dimension, and {error}") from None
         state = self.trainer.state
         while True:
             size = min(state.micro_batch or whole, whole)
@@ -144,28 +148,23 @@ class _Before:
 
 
 def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
-    """Samples ``start`` to ``stop`` of a batch of ``whole``: of tensors and lists that have one entry for each sample.
+    """Samples ``start`` to ``stop`` of ``whole``: of tensors, arrays and lists with one entry for each sample.
 
     Raises:
         TypeError: for an object that holds tensors out of reach.
     """
-    if isinstance(batch, Tensor):
-        return batch[start:stop] if batch.dim() and len(batch) == whole else batch
-    if isinstance(batch, Mapping):
-        items = {key: slice_batch(value, start, stop, whole) for key, value in batch.items()}
-        return like_mapping(batch, items)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(slice_batch(value, start, stop, whole) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        if len(batch) == whole and not any(isinstance(item, (Tensor, Mapping, list, tuple)) for item in batch):
-            return batch[start:stop]
-        return type(batch)(slice_batch(value, start, stop, whole) for value in batch)
-    if callable(getattr(batch, "to", None)):
+    if isinstance(batch, Tensor) or type(batch).__module__ == "numpy":
+        return batch[start:stop] if batch.ndim and len(batch) == whole else batch
+    may_be_samples = isinstance(batch, (list, tuple)) and len(batch) == whole and not hasattr(batch, "_fields")
+    # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
+    if may_be_samples and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)):
+        return batch[start:stop]
+    if children(batch) is None and callable(getattr(batch, "to", None)):
         raise TypeError(
-            f"micro_batch: a batch can be divided if it is made of tensors, lists, tuples and dicts; got a "
-            f"{type(batch).__name__}"
+            f"micro_batch: a batch can be divided if it is made of tensors, lists, tuples, dicts and dataclasses; got "
+            f"a {type(batch).__name__}"
         )
-    return batch
+    return rebuild(batch, partial(slice_batch, start=start, stop=stop, whole=whole))
 
 
 def _join(outputs: list[Any], fractions: list[float]) -> Any:

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .batches import LISTS, children, map_tensors, move_batch, rebuild
+
 if TYPE_CHECKING:
     from ..strategies.base import Strategy
 
 
-def is_tensors(data: Any) -> bool:
-    """Whether ``data`` is made of tensors only."""
-    if isinstance(data, Tensor):
-        return True
-    if isinstance(data, dict):
-        return all(map(is_tensors, data.values()))
-    return isinstance(data, (list, tuple)) and bool(data) and all(map(is_tensors, data))
+def map_values(data: Any, function: Callable[[Any], Any], call: str) -> Any:
+    """Copy containers, with ``function`` applied to all tensors and Python numbers.
+
+    Raises:
+        TypeError: for anything else but None; it names the call.
+    """
+    if isinstance(data, (Tensor, Number)):
+        return function(data)
+    if data is None or children(data) is not None:
+        return rebuild(data, partial(map_values, function=function, call=call))
+    raise TypeError(
+        f"{call} takes tensors and numbers, alone or in dicts, lists, tuples and dataclasses; got a "
+        f"{type(data).__name__}: gather_object takes anything"
+    )
 
 
-def concatenate(strategy: Strategy, tensor: Tensor) -> Tensor:
-    """The tensors of all processes, one after the other; numbers become one dimension."""
+def as_tensor(value: Any) -> Tensor:
+    """A tensor, or a Python number as one without a dimension, of full precision."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+
+
+def reduce(strategy: Strategy, value: Any, reduction: str, scale: float) -> Any:
+    """A tensor or number reduced over all processes, of the kind that it was."""
+    if isinstance(value, Tensor):
+        reduced: Any = value if reduction == "none" else strategy.reduce(value, reduction)
+    elif reduction == "none":
+        reduced = value
+    else:
+        number = as_tensor(value * 1.0 if reduction == "mean" else +value)
+        reduced = strategy.reduce(number, reduction).item()
+    return reduced if scale == 1.0 else reduced * scale
+
+
+def concatenate(strategy: Strategy, value: Any) -> Tensor:
+    """The tensors or numbers of all processes, one after the other; numbers become one dimension."""
+    tensor = as_tensor(value)
     tensor = tensor[None] if tensor.dim() == 0 else tensor
     return strategy.all_gather(tensor).flatten(0, 1) if strategy.world_size > 1 else tensor
 
@@ -53,16 +85,31 @@ def pad(strategy: Strategy, tensor: Tensor, dim: int, value: Any, first: bool) -
     return torch.cat([padding, tensor] if first else [tensor, padding], dim)
 
 
-def flatten(found: list[Any]) -> list[Any]:
-    """The items of all processes' lists; what is no list is an item itself."""
-    return [item for own in found for item in (own if isinstance(own, (list, tuple)) else [own])]
+def exchange(strategy: Strategy, value: Any) -> list[Any]:
+    """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
+    if strategy.world_size == 1:
+        return [value]
+    with suppress(Exception):  # containers and tensors that cannot be copied are pickled as they are
+        value = map_tensors(value, _portable)
+    return move_batch(strategy.gather_objects(value), strategy.device)
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    # Pickle would take the whole memory that a view such as a row shares.
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def join(values: list[Any]) -> list[Any]:
+    """The items of all processes' lists, by rank; what is no list or tuple is an item itself."""
+    return [item for own in values for item in (own if isinstance(own, (tuple, *LISTS)) else [own])]
 
 
 def split(inputs: Any, rank: int, world_size: int, padding: bool) -> Any:
-    """Process ``rank``'s consecutive part of a list, tuple, tensor, dict of such, or dataset.
+    """Process ``rank``'s consecutive part of a list, tuple, tensor, mapping or dataclass of such, or dataset.
 
     Raises:
-        ValueError: for a dict whose values have different lengths.
+        ValueError: for a mapping whose values have different lengths.
         TypeError: for what cannot be divided.
     """
     if world_size == 1:
@@ -74,19 +121,25 @@ def split(inputs: Any, rank: int, world_size: int, padding: bool) -> Any:
 
 
 def _length(inputs: Any) -> int:
-    if isinstance(inputs, dict):
-        lengths = {key: _length(value) for key, value in inputs.items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"the values of a dict must have one length to be divided; got {lengths}")
-        return next(iter(lengths.values()), 0)
+    if _has_columns(inputs):
+        lengths = [_length(value) for value in children(inputs) or ()]
+        if len(set(lengths)) > 1:
+            told = dict(zip(inputs, lengths, strict=True)) if isinstance(inputs, Mapping) else lengths
+            raise ValueError(f"the values of a {type(inputs).__name__} must have one length to be divided; got {told}")
+        return lengths[0] if lengths else 0
     if isinstance(inputs, str) or not hasattr(inputs, "__len__") or not hasattr(inputs, "__getitem__"):
         raise TypeError(f"inputs must be a list, tuple, tensor, dict of such, or dataset; got {type(inputs).__name__}")
     return len(inputs)
 
 
+def _has_columns(inputs: Any) -> bool:
+    """Whether the values are divided, and not the container: of mappings, named tuples and dataclasses."""
+    return children(inputs) is not None and (not isinstance(inputs, (tuple, *LISTS)) or hasattr(inputs, "_fields"))
+
+
 def _part(inputs: Any, start: int, stop: int, at_least: int) -> Any:
-    if isinstance(inputs, dict):
-        return {key: _part(value, start, stop, at_least) for key, value in inputs.items()}
+    if _has_columns(inputs):
+        return rebuild(inputs, partial(_part, start=start, stop=stop, at_least=at_least))
     if not isinstance(inputs, (Sequence, Tensor)):
         kind = getattr(inputs, "select", None)  # a dataset of Hugging Face's
         stop = max(stop, start + min(at_least, len(inputs)))

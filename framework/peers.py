@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import peer_tensors
-from .batches import map_tensors
+from .batches import map_tensors, move_batch, rebuild
+from .results import Results
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
@@ -139,17 +141,30 @@ class Peers:
         self._meet("wait_for_everyone")
 
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
-        """Gather the tensors in ``data`` from all processes, stacked along a new first dimension."""
+        """Gather the tensors and numbers in ``data`` from all processes, stacked along a new first dimension.
+
+        Anything else stays as it is here.
+        """
         self._check("all_gather", data)
-        return map_tensors(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))
+
+        def gather(value: Any) -> Any:
+            if isinstance(value, (Tensor, Number)):
+                return self.strategy.all_gather(peer_tensors.as_tensor(value), sync_grads)
+            return rebuild(value, gather)
+
+        return gather(data)
 
     def gather(self, data: Any) -> Any:
         """Gather the tensors in ``data`` from all processes, concatenated along the first dimension by rank.
 
-        Numbers (0-dim tensors) become one dimension. Other shapes must be alike: see :meth:`pad_across_processes`.
+        Numbers (0-dim tensors, and Python's) become one dimension. Other shapes must be alike: see
+        :meth:`pad_across_processes`.
+
+        Raises:
+            TypeError: for anything else.
         """
         self._check("gather", data)
-        return map_tensors(data, lambda tensor: peer_tensors.concatenate(self.strategy, tensor))
+        return peer_tensors.map_values(data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather")
 
     def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
         """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
@@ -158,50 +173,50 @@ class Peers:
         the others are left out.
 
         Args:
-            data: tensors, the first dimension being the batch's, or numbers, nested at will; anything else that can be
-                pickled, as a list.
-            use_gather_object: gather by pickling, whatever it is.
+            data: tensors, the first dimension being the batch's, or 0-dim ones, are joined to one; lists, one item for
+                each sample, to one list; in tuples and dicts, each by itself. A list of the batch's columns (tensors
+                with as many rows as the loader's ``batch_size``) is treated as a tuple. Anything else, such as a
+                number, and a dict that holds tensors beside other things, becomes a list of those of all processes.
+            use_gather_object: gather by pickling, whatever it is, and join lists and tuples.
+
+        Raises:
+            RuntimeError: if the structure differs between processes.
         """
-        loader = self.running_loader
-        mine = loader is None or loader.share != 0.0
-        self._check("gather_for_metrics", data, sizes=False)
-        if use_gather_object or not peer_tensors.is_tensors(data):
-            found = self.strategy.gather_objects(data if mine else None)
-            present = self.strategy.gather_objects(mine)
-            return peer_tensors.flatten([each for each, there in zip(found, present, strict=True) if there])
-        return map_tensors(data, lambda tensor: peer_tensors.concatenate_uneven(self.strategy, tensor, mine))
+        self._check("gather_for_metrics", data if isinstance(data, Tensor) else None, sizes=False)
+        results = Results(self.strategy, self.running_loader)
+        return results.gather_objects(data) if use_gather_object else results.gather(data)
 
     def gather_object(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank: anything that can be pickled."""
+        """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
         self._check("gather_object")
-        return self.strategy.gather_objects(value)
+        return peer_tensors.exchange(self.strategy, value)
 
     def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
-        """Reduce the tensors in ``data`` over all processes.
+        """Reduce the tensors and Python numbers in ``data`` over all processes.
 
         Args:
-            data: tensors of the same shapes everywhere.
+            data: tensors of the same shapes everywhere, and numbers.
             reduction: ``"sum"``, ``"mean"``, ``"min"``, ``"max"`` or ``"none"``.
             scale: what to multiply the result with.
+
+        Raises:
+            TypeError: for anything else in ``data``.
         """
         if reduction not in ("sum", "mean", "min", "max", "none"):
             raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
         self._check("reduce", data)
-
-        def reduce(tensor: Tensor) -> Tensor:
-            reduced = tensor if reduction == "none" else self.strategy.reduce(tensor, reduction)
-            return reduced if scale == 1.0 else reduced * scale
-
-        return map_tensors(data, reduce)
+        return peer_tensors.map_values(
+            data, lambda value: peer_tensors.reduce(self.strategy, value, reduction, scale), "reduce"
+        )
 
     def broadcast(self, value: Any, from_process: int = 0) -> Any:
         """The ``value`` of one process, on all: anything that can be pickled; its tensors come to each one's device."""
         self._check("broadcast")
         if self.num_processes == 1:
             return value
-        sent = map_tensors(value, lambda tensor: tensor.cpu()) if self.process_index == from_process else None
-        received = self.strategy.broadcast(sent, from_process)
-        return value if self.process_index == from_process else map_tensors(received, lambda t: t.to(self.device))
+        here = self.process_index == from_process
+        received = self.strategy.broadcast(move_batch(value, torch.device("cpu")) if here else None, from_process)
+        return value if here else move_batch(received, self.device)
 
     def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
         """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""

@@ -258,6 +258,7 @@ class PreparedLoader:
         share: what the running batch counts beside those of the other processes.
         end_of_dataloader: whether the running batch is the epoch's last. Where the length is not certain and the
             loader keeps a state of its own, it tells so only inside a window of several batches.
+        batch: the running batch.
     """
 
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
@@ -271,6 +272,7 @@ class PreparedLoader:
         self._stateful = callable(getattr(loader, "state_dict", None))
         self.share = 1.0
         self.end_of_dataloader = False
+        self.batch: Any = None
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
 
     def __getattr__(self, name: str) -> Any:
@@ -336,11 +338,13 @@ class PreparedLoader:
                     self.end_of_dataloader = self._tells_end() and ahead.at_end
                 if given >= length:
                     self.end_of_dataloader = True
-                yield batch if transfer is None else transfer(batch)
+                self.batch = batch if transfer is None else transfer(batch)
+                yield self.batch
             self.epoch += 1
             self.batches = 0
             self._read_part(None)
         finally:
+            self.batch = None
             engine.leave_loader(self)
 
     def _tells_end(self) -> bool:

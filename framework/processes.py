@@ -17,7 +17,7 @@ from ..strategies.launch import call_in_processes, can_rerun, detect, rerun_scri
 from ..strategies.pieces import whole_state
 from .arguments import check_count
 from .attributes import TrainerAttributes
-from .batches import map_tensors
+from .batches import move_batch
 from .datamodule import DataHooks
 from .messages import configure
 from .seed import rng_state, set_rng_state
@@ -87,7 +87,7 @@ def launch(function: Callable[..., Any], args: tuple[Any, ...] = (), num_process
 
 
 def _portable_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return map_tensors(function(*args), lambda tensor: tensor.to("cpu"))
+    return move_batch(function(*args), torch.device("cpu"))
 
 
 def run_in_processes(trainer: Trainer, run: Run) -> Any:
@@ -126,7 +126,7 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
         "ckpt_path": trainer.ckpt_path,
         "rng": rng_state(),
     }
-    return map_tensors(left, lambda tensor: tensor.to("cpu"))
+    return move_batch(left, torch.device("cpu"))
 
 
 def _portable(obj: Any) -> dict[str, bytes]:

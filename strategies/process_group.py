@@ -10,13 +10,13 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
-import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from . import pickling
 from .base import Strategy
 from .launch import LAST_WORK, STORE, Place, adopt, leave, leave_group
 
@@ -166,13 +166,13 @@ class ProcessGroupStrategy(Strategy):
         if self._is_alone():
             return [value]
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, cloudpickle.dumps(value))  # which takes what a notebook defines
+        dist.all_gather_object(gathered, pickling.dumps(value))
         return [pickle.loads(each) for each in gathered]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         if self._is_alone():
             return value
-        holder = [cloudpickle.dumps(value) if self.global_rank == source else None]
+        holder = [pickling.dumps(value) if self.global_rank == source else None]
         dist.broadcast_object_list(holder, source)
         return pickle.loads(holder[0])  # pyright: ignore[reportArgumentType] # it has been filled
 

@@ -478,6 +478,32 @@ def gather_for_metrics_of_a_stream(make: Any, folder: str) -> Any:
 
 
 @case
+def gather_for_metrics_of_the_batch(make: Any, folder: str) -> Any:
+    made = make()
+    return [made.gather_for_metrics(batch) for batch in made.prepare(loader_of(56))]
+
+
+@case
+def gather_for_metrics_of_a_pair_of_lists(make: Any, folder: str) -> Any:
+    return gathered(make, 8, lambda x: ([f"{i:g}" for i in x[:, 0].tolist()], ["a"] * len(x)))
+
+
+@case
+def gather_for_metrics_of_boxes(make: Any, folder: str) -> Any:
+    """A dict for each sample; here all have one box, as Accelerate would otherwise hang or fail."""
+    return gathered(make, 8, lambda x: [{"boxes": row} for row in x[:2]])
+
+
+@case
+def reduce_numbers(make: Any, folder: str) -> Any:
+    made = make()
+    try:
+        return made.reduce(made.process_index + 0.5), made.gather(made.process_index).tolist()
+    except TypeError:
+        return "TypeError"
+
+
+@case
 def gather_for_metrics_of_dicts_as_objects(make: Any, folder: str) -> Any:
     made = make()
     return made.gather_for_metrics({"rank": made.process_index, "text": "a"}, use_gather_object=True)
@@ -1107,6 +1133,21 @@ DIFFERENT: dict[str, tuple[str, list[Any], list[Any]]] = {
         "three batches give three numbers; Accelerate leaves out samples, and here keeps the first batch's mean again",
         both([1.5, 5.5, 9.5]),
         both([1.5, 5.5, 9.5, 1.5]),
+    ),
+    "gather_for_metrics_of_a_pair_of_lists": (
+        "two lists, of all samples; Accelerate gives the processes' lists one after the other",
+        both([([f"{i}" for i in range(8)], ["a"] * 8)]),
+        both([[list("0123"), ["a"] * 4, list("4567"), ["a"] * 4]]),
+    ),
+    "gather_for_metrics_of_boxes": (
+        "a list of all samples; Accelerate puts boxes of different samples together",
+        both(plain([[{"boxes": torch.tensor([i])} for i in (0.0, 1.0, 4.0, 5.0)]])),
+        both(plain([[{"boxes": torch.tensor([0.0, 4.0])}, {"boxes": torch.tensor([1.0, 5.0])}]])),
+    ),
+    "reduce_numbers": (
+        "numbers are reduced and gathered as tensors are; Accelerate takes tensors only",
+        both((2.0, [0, 1])),
+        both("TypeError"),
     ),
     "gather_for_metrics_of_dicts_as_objects": (
         "the dicts of the processes; of a dict, Accelerate gives the keys",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module
+from loopwright.framework.micro_batches import slice_batch
 from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import in_processes, quiet
 
@@ -225,3 +227,30 @@ def test_dicts_and_lists_are_divided():
     batch = {"x": torch.randn(3, 4), "text": ["a", "b", "c"], "scale": torch.tensor(2.0)}
     quiet(micro_batch=2).fit(Texts(), [batch])
     assert seen == [(["a", "b"], 2.0, 2), (["c"], 2.0, 1)]
+
+
+def test_lists_and_arrays_of_samples_are_divided_and_columns_are_not():
+    batch = {
+        "x": torch.arange(2),
+        "texts": ["a", "b"],
+        "boxes": [{"label": "cat", "size": (1, 2)}, {"label": "dog", "size": (3, 4)}],
+        "scores": [torch.tensor(0.1), torch.tensor(0.2)],
+        "ids": numpy.array([7, 8]),
+        "columns": [torch.arange(2), torch.arange(2) * 10],
+        "about": "it",
+    }
+    part = slice_batch(batch, 1, 2, 2)
+    assert part["x"].tolist() == part["columns"][0].tolist() == [1]
+    assert part["columns"][1].tolist() == [10]
+    assert part["texts"] == ["b"]
+    assert part["boxes"] == [{"label": "dog", "size": (3, 4)}]
+    assert part["scores"] == [torch.tensor(0.2)]
+    assert part["ids"].tolist() == [8]
+    assert part["about"] == "it"
+
+
+def test_what_cannot_be_divided_is_named():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(2, 4), torch.ones(1, 4)])
+    for batch, told in ((packed, "got a PackedSequence"), (["text"], "micro_batch: .* no tensor with a dimension")):
+        with pytest.raises((TypeError, ValueError), match=told):
+            quiet(micro_batch=1).fit(Limited(), [batch])

@@ -1,0 +1,75 @@
+"""Pickling for other processes and later runs: classes and functions by name, by value where no name leads to them.
+
+By name, what arrives is an instance of the very class, and ``kind is Kind.SMALL`` holds. cloudpickle sends what belongs
+to ``__main__`` by value, so that each process, and each run, gets a class of its own. That is right for what has no
+name, such as a lambda, or a notebook's class in the processes that were started for it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import cloudpickle
+
+
+class Pickler(cloudpickle.Pickler):
+    """cloudpickle's, with names first."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Let pickle name what can be named."""
+        if isinstance(obj, (type, FunctionType)) and _has_name(obj):
+            return NotImplemented
+        return super().reducer_override(obj)
+
+
+def _has_name(obj: Any) -> bool:
+    found: Any = sys.modules.get(obj.__module__)
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle ``value``."""
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def script_name() -> str:
+    """The name under which another program would import this one's ``__main__``; empty if there is none."""
+    main = sys.modules["__main__"]
+    if (spec := getattr(main, "__spec__", None)) is not None:
+        return spec.name
+    return Path(getattr(main, "__file__", None) or "").stem
+
+
+class Unpickler(pickle.Unpickler):
+    """Finds the classes of a script that was ``__main__`` when it pickled them, also where it is imported now.
+
+    Args:
+        file: to read from.
+        script: its :func:`script_name`.
+    """
+
+    def __init__(self, file: Any, script: str) -> None:
+        super().__init__(file)
+        self.script = script
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class or function by its name."""
+        if module == "__main__" and self.script != script_name() and self.script in sys.modules:
+            with suppress(AttributeError):
+                return super().find_class(self.script, name)
+        return super().find_class(module, name)  # nothing is imported for it: the script would run
+
+
+def loads(content: bytes, script: str) -> Any:
+    """Unpickle what :func:`dumps` gave in a program called ``script``."""
+    return Unpickler(io.BytesIO(content), script).load()
