@@ -762,7 +762,8 @@ class Engine(Peers):
         processes call this.
 
         Args:
-            output_dir: the directory to make, local or any fsspec URL; one that is there is replaced.
+            output_dir: the directory, local or any fsspec URL; a checkpoint that is there is replaced, and other
+                files stay.
             wait: until it is complete; otherwise only until everything is copied to the host's memory. The next
                 call, :meth:`wait_for_save` or :meth:`end_training` then waits for the rest, and raises its error.
 
