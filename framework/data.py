@@ -12,7 +12,15 @@ import torch
 from .batches import map_tensors
 from .checkpoint import CheckpointError
 from .datamodule import DataModule
-from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
+from .dealing import (
+    SharedLoader,
+    cursor_of,
+    cut_to,
+    data_place,
+    gives_parts,
+    require_equal_lengths,
+    rest_of_epoch,
+)
 from .hooks import overrides
 from .loaders import (
     INFINITE,
@@ -67,6 +75,8 @@ class RunData:
         self.looks_ahead = False
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
         self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
+        # By stage and index, iterations of evaluation loaders that have been begun, to see that they are not dealt out.
+        self._opened: dict[tuple[str, int], Iterator[Any] | None] = {}
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self._begun: int | None = None  # the epoch that is iterated
@@ -113,7 +123,11 @@ class RunData:
             combined = CombinedLoader(loaders, "max_size_cycle")
         self.train = by_epochs(combined, trainer.data_seed(), shuffle=not trainer.overfit_batches)
         if trainer.world_size > 1:
-            self.train = SharedLoader(self.train, trainer.strategy, self._deals(combined))
+            epoch = trainer.state.epoch + trainer.state.epoch_done  # that which begins
+            cursor = trainer.resumed["cursor"] if trainer.resumed is not None else None
+            asked = trainer.use_distributed_sampler
+            own = gives_parts(self.train, trainer.strategy, asked, epoch, "training loader", cursor)
+            self.train = SharedLoader(self.train, trainer.strategy, deal=not own, verify=asked is None)
         self.begin_epoch()
         if self.train.length == 0:
             raise ValueError(
@@ -193,19 +207,6 @@ class RunData:
             state.epoch, trainer.world_size, saved_by, self.max_batches["train"] - state.batch_idx,
         )  # fmt: skip
 
-    def _deals(self, loader: Any) -> bool:
-        """Whether a loader's batches are dealt out to the processes, rather than its own in each of them."""
-        parts = loader.flattened if isinstance(loader, CombinedLoader) else [loader]
-        if not self.trainer.use_distributed_sampler or any(map(is_dealt_already, parts)):
-            return False
-        if any(loader_length(part) == INFINITE for part in parts):
-            log.info(
-                "A loader without length: each of the %d processes reads all of it and takes every %d-th batch. If it "
-                "gives each process its own part, pass Trainer(use_distributed_sampler=False)",
-                self.trainer.world_size, self.trainer.world_size,
-            )  # fmt: skip
-        return True
-
     def _noting_more(self, batches: Iterator[Any], left: int | float, stage: str, told: int | float) -> Iterator[Any]:
         """The same batches; a line says once that they are more than the loader tells."""
         if left == INFINITE or stage in self._noted:
@@ -249,7 +250,11 @@ class RunData:
         certain = [
             most if length < INFINITE else INFINITE for most, length in zip(self.max_batches[stage], exact, strict=True)
         ]
-        by_rank = self.trainer.strategy.gather_objects(certain)  # a collective
+        told = self.trainer.strategy.gather_objects((exact, certain))  # a collective
+        for index, lengths in enumerate(zip(*(own for own, _ in told), strict=True)):
+            if parts[index] is not None:
+                require_equal_lengths(list(lengths), f"{stage} loader {index}")
+        by_rank = [counts for _, counts in told]
         # Where nobody knows, there is none that each process is sure to have.
         self._in_all[stage] = [
             INFINITE if len(by_rank) == 1 else 0 if INFINITE in counts else min(counts)
@@ -273,8 +278,9 @@ class RunData:
         self._close(stage)
         self._iterated[stage] = [own_copy(loader) for loader in loaders]
         if self.trainer.world_size > 1:
-            seed = self.trainer.data_seed()
-            self._parts[stage] = [by_epochs(loader, seed) if self._deals(loader) else None for loader in loaders]
+            self._deal(stage)
+        else:
+            self._parts[stage] = [_part_of_kept(loader) for loader in loaders]
 
     def _own(self, batches: int | float, part: Any) -> int | float:
         """How many of a loader's batches this process has."""
@@ -282,6 +288,19 @@ class RunData:
             return batches
         rank, world_size = data_place(self.trainer.strategy)
         return len(range(rank, int(batches), world_size))
+
+    def _deal(self, stage: str) -> None:
+        """Find out which evaluation loaders are to be dealt out to the processes."""
+        trainer, loaders = self.trainer, self.loaders[stage]
+        counts = trainer.strategy.gather_objects(len(loaders))  # a collective
+        if len(set(counts)) > 1:
+            raise ValueError(f"the processes have different numbers of {stage} loaders, by rank: {counts}")
+        self._parts[stage] = []
+        for index, loader in enumerate(loaders):
+            part = by_epochs(loader, trainer.data_seed())
+            own = gives_parts(part, trainer.strategy, trainer.use_distributed_sampler, 0, f"{stage} loader {index}")
+            self._parts[stage].append(None if own else part)
+            self._opened[stage, index] = part.opened() if own else None
 
     def batches_in_all(self, stage: str) -> list[int | float]:
         """How many batches of each evaluation loader every process is sure to have."""
@@ -326,7 +345,9 @@ class RunData:
         # one: that must not take a number from the training's generator.
         with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
             if part is None:
-                batches = iterate_protected(loader)
+                opened = self._opened.get((stage, index))  # which was begun to find out whether to deal it out
+                batches = iterate_protected(loader) if opened is None else opened
+                self._opened[stage, index] = None
             else:
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
         told = loader_length(loader)
@@ -353,6 +374,7 @@ class RunData:
             self._close(stage)
 
     def _close(self, stage: str) -> None:
+        self._opened.clear()
         for part in self._parts.get(stage, ()):
             if part is not None:
                 part.close()
@@ -391,6 +413,15 @@ def _limit_of(stage: str) -> str:
 
 def _is_collection(loaders: Any) -> bool:
     return isinstance(loaders, Mapping) or holds_loaders(loaders)
+
+
+def _part_of_kept(loader: Any) -> EpochLoader | None:
+    """What reads a loader that keeps its iterator to its end when an evaluation has left it; None for others."""
+    if isinstance(loader, CombinedLoader):
+        return None
+    part = EpochLoader(loader, seed=0)
+    part.find_out(0)
+    return part if part.keeps_iterator else None
 
 
 def limited_to(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
-
-from torch.utils.data import DataLoader, DistributedSampler
 
 from .checkpoint import CheckpointError
 from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader
 from .seed import isolated_rng
+from .sharding import fingerprint, is_sharded
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
@@ -39,6 +38,7 @@ class SharedLoader:
         loader: the loader, as it is in each process.
         strategy: tells this process's rank, and lets it talk to the others.
         deal: whether all processes have the same loader.
+        verify: compare the first batches of a stream, to see that it is the same in all processes.
 
     Attributes:
         length: steps of an epoch, the same in all processes; infinite if that is not certain.
@@ -49,18 +49,17 @@ class SharedLoader:
         ValueError: if a loader that is to be dealt out has different lengths.
     """
 
-    def __init__(self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool) -> None:
+    def __init__(
+        self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool, verify: bool = False
+    ) -> None:
+        self._verify = verify
         self.loader, self.strategy, self.deal = loader, strategy, deal
         self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
         told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
         self.lengths: list[int | float] = [length for length, _ in told]
         self.share = 1.0
-        if deal and len(set(self.lengths)) > 1:
-            told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(self.lengths))
-            raise ValueError(
-                f"the training loader has {told}: the same data must be there in all processes, which are given their "
-                "parts of it; if each has its own data, pass Trainer(use_distributed_sampler=False)"
-            )
+        if deal:
+            require_equal_lengths(self.lengths, "the training loader")
         self.length = self._steps(max(self.lengths))
         self.estimate = self._steps(max(estimate for _, estimate in told))
 
@@ -98,6 +97,8 @@ class SharedLoader:
     def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
         last = NO_BATCH
         length = int(self.length_in(epoch))
+        if not self.deal and min(self.lengths) <= start < length:
+            batches, last = self._share_batch(batches, self.lengths.index(length))
         for step in range(start, length):
             self.share = self._share_of(step, epoch, length)
             batch = next(batches, NO_BATCH)
@@ -113,6 +114,12 @@ class SharedLoader:
             if step == length - 1 and self.deal and self.loader.stateful:
                 next(batches, None)  # one that begins where it was left must be at its end in all processes
             yield batch
+
+    def _share_batch(self, batches: Iterator[Any], source: int) -> tuple[Iterator[Any], Any]:
+        """This process's batches as they are, and the next one of rank ``source``, or NO_BATCH. A collective."""
+        own = [*islice(batches, 1)] if source == self.strategy.global_rank else []
+        given = self.strategy.broadcast(own, source)
+        return chain(own, batches), given[0] if given else NO_BATCH
 
     def _share_of(self, step: int, epoch: int, length: int) -> float:
         if not self.deal:
@@ -139,27 +146,36 @@ class SharedLoader:
     def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, int]]:
         """This process's batch of each round, or another's if it has none, and how many batches the round has."""
         while round_ := list(islice(batches, self.world_size)):
+            if self._verify:
+                self._marks.append(fingerprint(round_[-1]))
             yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
 
     def _agree(self, ahead: Iterator[tuple[Any, int]]) -> Iterator[Any]:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
         last = NO_BATCH
+        read = [0] * self.strategy.world_size
         while True:
+            self._marks: list[str] = []
             mine = list(islice(ahead, LOOK_AHEAD))
-            seen: list[list[int]] = self.strategy.gather_objects([count for _, count in mine])
-            if self.deal and any(counts != seen[0] for counts in seen):
+            told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
+            seen: list[list[int]] = [counts for counts, _ in told]
+            read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
+            if self.deal and any(own != told[0] for own in told):
+                counted = ", ".join(f"{batches} batches on rank {rank}" for rank, batches in enumerate(read))
                 raise RuntimeError(
-                    "the processes read different streams from what should be one training loader; if the dataset "
-                    "gives each process its own part, pass Trainer(use_distributed_sampler=False)"
+                    "the processes read different streams from what should be one training loader (until now "
+                    f"{counted}); if the dataset gives each process its own part, pass use_distributed_sampler=False"
                 )
+            self._verify = False
             steps = max(map(len, seen))
+            if last is NO_BATCH and steps and not all(seen):
+                source = next(rank for rank, counts in enumerate(seen) if counts)
+                last = self._share_batch(iter([batch for batch, _ in mine]), source)[1]
             for step in range(steps):
                 present = seen[0][step] if self.deal else sum(len(counts) > step for counts in seen)
                 own = self.rank < present if self.deal else step < len(mine)
                 self.share = self.world_size / present if own else 0.0
                 last = mine[step][0] if step < len(mine) else last
-                if last is NO_BATCH:
-                    raise RuntimeError(f"rank {self.rank}: the training loader gave no batch, while others have some")
                 yield last
             if steps < LOOK_AHEAD:
                 return
@@ -179,12 +195,53 @@ class SharedLoader:
         self.loader.load_state_dict(state)
 
 
-def is_dealt_already(loader: Any) -> bool:
-    """Whether the user has given a loader its part of the data, by torch's ``DistributedSampler``."""
-    if not isinstance(loader, DataLoader):
-        return False
-    samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+def gives_parts(
+    loader: EpochLoader | CombinedEpochLoader,
+    strategy: Strategy,
+    asked: bool | None,
+    epoch: int,
+    name: str,
+    cursor: dict[str, Any] | None = None,
+) -> bool:
+    """Whether a loader gives each process a part of its own, so that it is not to be dealt out.
+
+    Args:
+        loader: the loader, as it is in each process.
+        strategy: as of :class:`SharedLoader`.
+        asked: ``use_distributed_sampler``, as the user gave it; None lets the processes find out.
+        epoch: the epoch that begins.
+        name: what to call the loader in messages.
+        cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
+            read to find out what the processes that saved it knew.
+
+    Raises:
+        ValueError: if some of several loaders do, and others not.
+    """
+    parts = loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
+    if asked is None and cursor is not None and cursor["dealt_to"] > 1 and any(part.stateful for part in parts):
+        asked = bool(cursor["dealt"])
+    sharded = [is_sharded(part, strategy, asked, epoch, name) for part in parts]
+    if any(sharded) and not all(sharded):
+        found = ", ".join("its own part" if own else "all of the data" for own in sharded)
+        raise ValueError(
+            f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
+            f"the data (in their order: {found}): give the others a DistributedSampler, too"
+        )
+    return any(sharded)
+
+
+def require_equal_lengths(lengths: list[int | float], name: str) -> None:
+    """A loader that is dealt out must be the same in all processes.
+
+    Raises:
+        ValueError: if its lengths differ.
+    """
+    if len(set(lengths)) > 1:
+        told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(lengths))
+        raise ValueError(
+            f"{name} has {told}: the same data must be there in all processes, which are given their parts of it; if "
+            "each has its own data, pass use_distributed_sampler=False"
+        )
 
 
 # -- how far an epoch has come, for any number of processes -----------------------------------------------------------

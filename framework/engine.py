@@ -74,6 +74,8 @@ class Engine(Peers):
         debug: let the processes compare each collective call before they make it: one that differs, or does not come,
             is an error that names file and line on each rank, not a hang. Default: whether the environment's
             ``LOOPWRIGHT_DEBUG`` is 1.
+        use_distributed_sampler: deal the batches of prepared loaders out to the processes; False if each process makes
+            a loader for its own part of the data. By default they find out for each loader.
         launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
 
     Attributes:
@@ -102,6 +104,7 @@ class Engine(Peers):
         logger: Logger | list[Logger] | None = None,
         sync_batchnorm: bool = False,
         debug: bool | None = None,
+        use_distributed_sampler: bool | None = None,
         launch: bool = True,
     ) -> None:
         check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
@@ -131,6 +134,7 @@ class Engine(Peers):
 
         self._accumulation_steps = gradient_accumulation_steps
         self.loggers = check_loggers([] if logger is None else logger, "a Logger or a list of them")
+        self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
         self.window = Window(self.strategy)

@@ -117,6 +117,7 @@ class EpochLoader:
         unit: what a batch is in that count.
         batch_sizes: the loader's, in a list, as far as it tells.
         stateful: whether the loader has a state of its own.
+        keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
     """
 
@@ -136,9 +137,14 @@ class EpochLoader:
         self._step, self._read, self._ended = 1, 0, False
         self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
-        if not self.stateful and isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        self._opened: _Opened | None = None  # an iteration whose first batch has been looked at
+        self._asks = False  # whether it is sure to ask for our indices
+        self.keeps_iterator = False
+        self._left: Iterator[Any] = iter(())  # what is left of an iteration that the next one would go on with
+        if not self.stateful and _is_map_style(loader):
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = _replace_sampler(loader, self._indices)
+            self._asks = type(loader).__iter__ is DataLoader.__iter__
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.in_samples = self._indices is not None and self._indices.planned
         self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
@@ -176,7 +182,9 @@ class EpochLoader:
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
-        set_epoch(self.loader, epoch)
+        if self._opened is None or self._opened.epoch != epoch:  # else the epoch has begun
+            set_epoch(self.loader, epoch)
+        self.find_out(epoch)
         begin, end = self._part(epoch)
         if self._indices is not None:
             self._indices.place(epoch, start, step, begin, end)
@@ -187,6 +195,8 @@ class EpochLoader:
         elif isinstance(self.loader, Sequence):
             batches, start = iter(self.loader), begin + start
         else:
+            if self.keeps_iterator and begin + start >= step:
+                self._require_order(epoch)
             batches, start = self._iterate_stream(epoch, own_seed=step > 1), begin + start
             if start >= step:
                 log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
@@ -195,19 +205,102 @@ class EpochLoader:
                 start = 0
         return islice(batches, start, None if left is None else start + left, step)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read from its start, by what it does itself."""
+        return self._indices is None and not isinstance(self.loader, Sequence)
+
+    def peek(self, epoch: int) -> Any:
+        """Look at what tells whether other processes read the same: the first batch of a stream or of a sequence.
+
+        A stream is not read again for it: :meth:`iterate` begins with this batch.
+
+        Returns:
+            The batch, or :data:`NO_BATCH` if it has none; of a ``DataLoader`` with a sampler of its own the first
+            indices; None where torch's own samplers give all of a dataset's indices.
+        """
+        set_epoch(self.loader, epoch)
+        self.find_out(epoch)
+        if self._indices is not None:
+            self._indices.place(epoch, 0, 1, 0, None)
+            return None if self._indices.planned else self._indices.peek()
+        if isinstance(self.loader, Sequence):
+            return next(iter(self.loader), NO_BATCH)
+        if self.stateful and _is_map_style(self.loader):
+            return None
+        if self._opened is None:
+            self._opened = _Opened(self._source(epoch), mix_seeds(self.seed, epoch), epoch)
+        return self._opened.first
+
+    def opened(self) -> Iterator[Any] | None:
+        """The iteration that was begun by :meth:`peek`, for whom it has not been given to."""
+        opened, self._opened = self._opened, None
+        return None if opened is None else opened.iterate(isolated=False)
+
+    def find_out(self, epoch: int) -> None:
+        """See whether a ``DataLoader`` that is iterated in a way of its own asks for our indices.
+
+        One that does not, such as one that keeps its iterator for all epochs, is a stream of batches.
+        """
+        if self._indices is None or self._asks:
+            return
+        trap = copy.copy(self._indices)
+        trap.is_trap = True
+        probe = _replace_sampler(self.loader, trap)
+        probe.__dict__.update(num_workers=0, timeout=0)  # no worker is started for it
+        try:
+            self._opened = _Opened(probe, mix_seeds(self.seed, epoch), epoch)
+        except _Asked:
+            self._asks = True
+            return
+        except Exception:  # it cannot be iterated with another sampler
+            self._opened = None
+        self._indices, self.keeps_iterator = None, True
+        self.in_samples, self.unit = False, 1
+        log.info(
+            "A loader (%s) iterates in a way of its own and does not ask for its sampler's indices: its batches are "
+            "read as a stream, in the order in which it gives them", type(self.loader).__name__,
+        )  # fmt: skip
+
+    def _require_order(self, epoch: int) -> None:
+        """Refuse to go on inside an epoch whose order a kept iterator does not draw again as it did before."""
+        begun = epoch if self._opened is None else self._opened.epoch
+        if self.loader.num_workers > 0 or begun != epoch:
+            raise CheckpointError(
+                f"{type(self.loader).__name__} keeps its iterator from epoch to epoch"
+                f"{', and its workers draw the order ahead' if self.loader.num_workers > 0 else ''}: it does not go on "
+                "inside an epoch. Resume from a checkpoint of an epoch's end, or give torch's DataLoader with "
+                "persistent_workers=True"
+            )
+
+    def _source(self, epoch: int) -> Any:
+        """What is iterated of a stream: a copy of a ``DataLoader``, unless it is to know how far it has been read."""
+        if not isinstance(self.loader, DataLoader) or self.stateful:
+            return self.loader
+        copied = copy.copy(self.loader)
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+        copied.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
+        if copied.num_workers > 0:
+            protect_workers(copied)
+        return copied
+
     def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        loader = self.loader
-        if self.stateful and not own_seed:  # the loader itself, which is to know how far it has been read
-            return iterate_protected(loader)
-        if isinstance(loader, DataLoader) and not self.stateful:
-            loader = copy.copy(loader)
-            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
-            loader.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
-            if loader.num_workers > 0:
-                protect_workers(loader)
-                return iterate_protected(loader)
-        return _isolated(loader, mix_seeds(self.seed, epoch))
+        if self.stateful:
+            isolated = own_seed
+        else:  # workers have generators of their own; what is kept draws its order where it is iterated
+            isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
+        for _ in self._left:  # so that it begins where all processes do
+            pass
+        opened, self._opened = self._opened, None
+        if opened is not None and (opened.epoch == epoch or self.keeps_iterator):
+            batches = opened.iterate(isolated)
+        else:
+            source = self._source(epoch)
+            batches = _isolated(source, mix_seeds(self.seed, epoch)) if isolated else iterate_protected(source)
+        if self.keeps_iterator:
+            self._left = batches
+        return batches
 
     def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
@@ -273,6 +366,7 @@ class EpochLoader:
 
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
+        self._opened = None
         if self._indices is not None:
             self._copy.__dict__["_iterator"] = None
 
@@ -285,6 +379,8 @@ class EpochLoader:
         """
         if not self.stateful or self._resumed is not None:
             return self._resumed
+        if self._opened is not None:  # it has given a batch that nobody has got yet
+            return {"state": None, "batches": 0, "left": False}
         if not self._noted or following is None or done:
             return self._now(left=done and not self._ended and bool(self._noted))
         wanted = max(0, following - self._step + 1)
@@ -299,6 +395,8 @@ class EpochLoader:
             ours = isinstance(state, dict) and _KEYS - {"left"} <= state.keys() <= _KEYS
             # Older checkpoints have less.
             self._resumed = {"batches": 0, "left": False, **(state if ours else {"state": state})}
+            if self._resumed["state"] is not None:
+                self._opened = None
 
 
 class IndexPlan:
@@ -307,6 +405,8 @@ class IndexPlan:
     torch's own sequential and random samplers are planned anew from the seed; any other sampler is kept, and moved
     forward without loading.
     """
+
+    is_trap = False  # whether asking for its indices raises
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self.seed = seed
@@ -343,6 +443,8 @@ class IndexPlan:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
+        if self.is_trap:
+            raise _Asked
         batches = self._planned() if self.planned else self._replayed()
         if not self.in_workers:
             return batches
@@ -385,11 +487,21 @@ class IndexPlan:
 
     def _replayed(self) -> Iterator[Any]:
         """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        set_epoch(self.sampler, self.epoch)
+        return islice(self._drawn(self.sampler), self.begin + self.start, self.end, self.step)
+
+    def _drawn(self, sampler: Any) -> Iterator[Any]:
+        set_epoch(sampler, self.epoch)
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
-        batches = _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
-        return islice(batches, self.begin + self.start, self.end, self.step)
+        return _isolated(sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
+
+    def peek(self) -> Any:
+        """The first indices of the user's own sampler, which is not changed by it; None if it cannot be copied."""
+        try:
+            sampler = copy.copy(self.sampler)
+        except Exception:  # such as a generator, which is read once
+            return None
+        return next(self._drawn(sampler), NO_BATCH)
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         part = (self.begin,) if self.begin else ()
@@ -429,9 +541,11 @@ def _isolated(source: Iterable[Any], seed: int, at_once: bool = False) -> Iterat
         inside = rng_state()
     finally:
         set_rng_state(outside)
-    if at_once:
-        yield from iterator
-        return
+    yield from iterator if at_once else _with_generators(iterator, inside)
+
+
+def _with_generators(iterator: Iterator[Any], inside: dict[str, Any]) -> Iterator[Any]:
+    """Go on with random generators of its own."""
     while True:
         outside = rng_state()
         set_rng_state(inside)
@@ -443,6 +557,34 @@ def _isolated(source: Iterable[Any], seed: int, at_once: bool = False) -> Iterat
             inside = rng_state()
             set_rng_state(outside)
         yield item
+
+
+class _Opened:
+    """An iteration whose first batch has been read, with random generators of its own until then."""
+
+    def __init__(self, source: Iterable[Any], seed: int, epoch: int) -> None:
+        self.epoch = epoch
+        outside = rng_state()
+        seed_batch(seed)
+        try:
+            self.batches = iterate_protected(source)
+            self.first = next(self.batches, NO_BATCH)
+            self.inside = rng_state()
+        finally:
+            set_rng_state(outside)
+
+    def iterate(self, isolated: bool) -> Iterator[Any]:
+        """All of it, with these generators or with those of the process."""
+        following = _with_generators(self.batches, self.inside) if isolated else self.batches
+        return iter(()) if self.first is NO_BATCH else chain((self.first,), following)
+
+
+class _Asked(BaseException):
+    """A loader has asked for its sampler's indices; no loader's own ``except Exception`` hides it."""
+
+
+def _is_map_style(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
 def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
@@ -614,7 +756,7 @@ class CombinedEpochLoader:
     """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
 
     share = 1.0
-    in_samples = stateful = False
+    in_samples = stateful = keeps_iterator = False
     unit = 1
 
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
@@ -639,6 +781,11 @@ class CombinedEpochLoader:
 
     def _part(self, epoch: int) -> tuple[int, int | None]:
         return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+
+    def opened(self) -> None:
+        """None: what has been looked at is read again."""
+        for loader in self.loaders:
+            loader.opened()
 
     def length_in(self, epoch: int) -> int | float:
         """Number of batches in an epoch."""

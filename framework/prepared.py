@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batches import map_tensors
-from .dealing import SharedLoader, cursor_of, cut_to, data_place, is_dealt_already, rest_of_epoch
-from .loaders import INFINITE, CombinedEpochLoader, CombinedLoader, EpochLoader, LookAhead, by_epochs, exact_length
+from .dealing import SharedLoader, cursor_of, cut_to, data_place, gives_parts, rest_of_epoch
+from .loaders import INFINITE, CombinedEpochLoader, EpochLoader, LookAhead, by_epochs, exact_length
 from .seed import isolated_rng, mix_seeds
 
 if TYPE_CHECKING:
@@ -264,7 +264,11 @@ class PreparedLoader:
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self._looks_ahead = exact_length(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
-        self.read_in_order_of(engine.data_seed())
+        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(engine.data_seed())
+        if engine.num_processes > 1:
+            strategy, asked = engine.strategy, engine.use_distributed_sampler
+            own = gives_parts(self.source, strategy, asked, 0, "loader")
+            self.source = SharedLoader(self.source, strategy, deal=not own, verify=asked is None)
         self.epoch = self.batches = 0
         self._read_part(None)
         # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
@@ -288,11 +292,17 @@ class PreparedLoader:
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
-        seed = seed if self._index == 0 else mix_seeds(seed, self._index)
-        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = by_epochs(self.loader, seed)
-        if self.engine.num_processes > 1:
-            parts = self.loader.flattened if isinstance(self.loader, CombinedLoader) else [self.loader]
-            self.source = SharedLoader(self.source, self.engine.strategy, deal=not any(map(is_dealt_already, parts)))
+        shared = self.source if isinstance(self.source, SharedLoader) else None
+        before = self.source if shared is None else shared.loader
+        if before.keeps_iterator:  # which has been begun, and cannot be begun again
+            before.seed = seed
+        elif shared is None:
+            self.source = self._by_epochs(seed)
+        else:
+            shared.loader = self._by_epochs(seed)
+
+    def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
+        return by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""

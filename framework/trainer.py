@@ -107,7 +107,7 @@ class Trainer(TrainerAttributes):
         benchmark: let cuDNN try out algorithms. Default: torch's own setting.
         inference_mode: evaluate under ``torch.inference_mode`` rather than ``torch.no_grad`` (outside of ``fit``).
         use_distributed_sampler: deal the batches of each loader out to the processes; False if each process makes a
-            loader for its own part of the data.
+            loader for its own part of the data. By default they find out for each loader.
         profiler: ``"simple"`` or ``"pytorch"``.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
@@ -156,7 +156,7 @@ class Trainer(TrainerAttributes):
         deterministic: bool | str | None = None,
         benchmark: bool | None = None,
         inference_mode: bool = True,
-        use_distributed_sampler: bool = True,
+        use_distributed_sampler: bool | None = None,
         profiler: str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,

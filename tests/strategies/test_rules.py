@@ -147,20 +147,27 @@ def test_what_one_process_asks_for_happens_in_all_at_the_same_step(told: dict[st
 
 
 class Own(IterableDataset):
-    """A stream of which each process gives another part."""
+    """A stream of which each process gives another part; each may begin with the same batches."""
 
-    def __init__(self, lengths: tuple[int, ...], rank: int) -> None:
-        self.length, self.rank = lengths[rank], rank
+    def __init__(self, lengths: tuple[int, ...], rank: int, alike: int = 0) -> None:
+        self.length, self.rank, self.alike = lengths[rank], rank, alike
 
     def __iter__(self):
-        yield from (torch.tensor([100.0 * self.rank + i]) for i in range(self.length))
+        yield from (torch.tensor([100.0 * self.rank * (i >= self.alike) + i]) for i in range(self.length))
+
+
+class Judged(Net):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    predict_step = test_step
 
 
 def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
     """Loaders of unequal length, sized and unsized, in each process its own; then those that may not differ."""
     found: list[Any] = []
-    for kind in ("sized", "stream"):
-        module, trainer = Net(), quiet(use_distributed_sampler=False)
+    for kind in ("sized", "stream", "found out"):
+        module, trainer = Net(), quiet(use_distributed_sampler=None if kind == "found out" else False)
         rank = dist.get_rank() if dist.is_initialized() else trainer.global_rank
         own = Own(lengths, rank)
         loader: Any = [*own] if kind == "sized" else own
@@ -170,9 +177,15 @@ def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
     module, trainer = Net(), quiet()
     with pytest.raises(ValueError, match=r"5 batches on rank 0, 6 batches on rank 1.*use_distributed_sampler=False"):
         trainer.fit(module, DataLoader(data(10 + 2 * trainer.global_rank), 2))
-    module, trainer = Net(), quiet()
-    with pytest.raises(RuntimeError, match="different streams"):
-        trainer.fit(module, DataLoader(Own(lengths, trainer.global_rank), 1))
+    for stage in ("validate", "test", "predict"):
+        trainer = quiet()
+        with pytest.raises(ValueError, match=rf"{stage} loader 0 has 5 batches on rank 0, 6 batches on rank 1"):
+            getattr(trainer, stage)(Judged(), DataLoader(data(10 + 2 * trainer.global_rank), 2))
+    trainer = quiet()
+    read = [min(length, 2 * LOOK_AHEAD) for length in lengths]
+    counted = f"until now {read[0]} batches on rank 0, {read[1]} batches on rank 1"
+    with pytest.raises(RuntimeError, match=rf"different streams.*{counted}"):
+        trainer.fit(Net(), DataLoader(Own(lengths, trainer.global_rank, alike=1), 1))
     return found
 
 

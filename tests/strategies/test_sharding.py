@@ -1,0 +1,537 @@
+"""Loaders that give each process a part of the data already: nothing is dealt out twice, or read twice."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+import threading
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
+from transformers import BatchEncoding
+
+from loopwright.callbacks import Callback
+from loopwright.framework import Engine, Module
+from loopwright.framework.sharding import fingerprint
+from tests.strategies.distributed import in_processes, quiet
+
+SAMPLES = 64
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# -- loaders of other libraries ---------------------------------------------------------------------------------------
+
+
+def write_litdata(folder: Path) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_size=8)
+    for number in range(SAMPLES):
+        writer.add_item(number, {"number": number})
+    writer.done()
+    writer.merge()
+
+
+def write_tars(folder: Path, samples_in_each: int = 8) -> None:
+    folder.mkdir(parents=True)
+    for first in range(0, SAMPLES, samples_in_each):
+        with tarfile.open(folder / f"{first:03}.tar", "w") as tar:
+            for number in range(first, first + samples_in_each):
+                content = str(number).encode()
+                entry = tarfile.TarInfo(f"{number:03}.txt")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+
+
+def litdata(folder: Path, **arguments: Any) -> Any:
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    dataset = StreamingDataset(str(folder / "litdata"), shuffle=True, drop_last=False)
+    return StreamingDataLoader(dataset, batch_size=4, drop_last=False, **arguments)
+
+
+def hugging_face(folder: Path, split: bool = True) -> Any:
+    from datasets import Dataset
+    from datasets.distributed import split_dataset_by_node
+
+    stream = Dataset.from_dict({"number": range(SAMPLES)}).to_iterable_dataset(num_shards=4).shuffle(seed=3)
+    return DataLoader(split_dataset_by_node(stream, rank(), world_size()) if split else stream, 4)
+
+
+def web_dataset(folder: Path, splitter: str, **arguments: Any) -> Any:
+    import webdataset
+
+    split = webdataset.split_by_node if splitter == "by node" else lambda urls: iter(urls)
+    tars = sorted(map(str, (folder / "tars").iterdir()))
+    dataset = webdataset.WebDataset(tars, nodesplitter=split, shardshuffle=False).decode().to_tuple("txt")
+    return DataLoader(dataset.map_tuple(int).batched(4), batch_size=None, **arguments)
+
+
+# -- loaders of one's own ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Labelled:
+    number: Tensor
+    text: str
+
+
+class Part(IterableDataset):
+    """The numbers of one rank, in batches of a class of one's own; ranks may have any number of them, or none."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[Labelled]:
+        for first in range(0, len(self.numbers), 4):
+            yield Labelled(torch.tensor(self.numbers[first : first + 4]), "text")
+
+
+class OfMyRank(Sampler):
+    """One that knows its rank by the names that the field has for it."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        self.names = names
+        setattr(self, names[0], rank())
+        setattr(self, names[1], world_size())
+
+    def __len__(self) -> int:
+        return len(range(rank(), SAMPLES, world_size()))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(getattr(self, self.names[0]), SAMPLES, getattr(self, self.names[1])))
+
+
+class Secretive(Sampler):
+    """One that asks for its rank when it is iterated."""
+
+    def __len__(self) -> int:
+        return len(range(rank(), SAMPLES, world_size()))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(rank(), SAMPLES, world_size()))
+
+
+class Again:
+    """Repeats a batch sampler for ever."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self.sampler
+
+
+class Kept(DataLoader):
+    """Keeps its iterator for all epochs, as timm's and YOLO's do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        object.__setattr__(self, "batch_sampler", Again(self.batch_sampler))
+        self.iterator = super().__iter__()
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler.sampler)  # type: ignore[union-attr]
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
+class Wrapped(DataLoader):
+    """Adds to what torch's own iteration does."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            yield {"number": batch}
+
+
+def uneven() -> list[int]:
+    """All numbers on the first ranks, none on the last one."""
+    ranks = max(1, world_size() - 1)
+    return list(range(rank(), SAMPLES, ranks)) if rank() < ranks else []
+
+
+def numbers() -> Any:
+    return torch.arange(SAMPLES)
+
+
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "litdata": litdata,
+    "litdata, workers": lambda folder: litdata(folder, num_workers=1, multiprocessing_context="fork"),
+    "datasets, split": hugging_face,
+    "datasets, whole": lambda folder: hugging_face(folder, split=False),
+    "webdataset, split": lambda folder: web_dataset(folder, "by node"),
+    "webdataset, split, workers": lambda folder: web_dataset(
+        folder, "by node", num_workers=2, multiprocessing_context="fork"
+    ),
+    "webdataset, whole": lambda folder: web_dataset(folder, ""),
+    "uneven parts, one empty": lambda _: DataLoader(Part(uneven()), batch_size=None),
+    "uneven lists": lambda _: [*Part(list(range(40)) if rank() == 0 else list(range(40, SAMPLES)))],
+    "rank and num_replicas": lambda _: DataLoader(numbers(), 4, sampler=OfMyRank(("rank", "num_replicas"))),
+    "batch sampler of one that knows its rank": lambda _: DataLoader(
+        numbers(), batch_sampler=BatchSampler(OfMyRank(("_rank", "_world_size")), 4, False)
+    ),
+    "asks for its rank": lambda _: DataLoader(numbers(), 4, sampler=Secretive()),
+    "keeps its iterator": lambda _: Kept(numbers(), batch_size=4, shuffle=True),
+    "keeps its iterator, knows its rank": lambda _: Kept(
+        numbers(), batch_size=4, sampler=OfMyRank(("rank", "world_size"))
+    ),
+    "wrapped": lambda _: Wrapped(numbers(), batch_size=4, shuffle=True),
+    "indices of batches": lambda _: DataLoader(
+        numbers(), batch_size=None, sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False)
+    ),
+}
+
+
+def numbers_in(batch: Any) -> list[int]:
+    if isinstance(batch, dict):
+        batch = batch["number"]
+    elif isinstance(batch, Labelled):
+        batch = batch.number
+    elif isinstance(batch, (list, tuple)):
+        (batch,) = batch
+    return [int(number) for number in batch]
+
+
+class Net(Module):
+    def __init__(self, loader: Callable[[], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.loader = loader
+        self.trained: dict[int, list[int]] = {}
+        self.steps = 0
+
+    def train_dataloader(self) -> Any:  # here, as the process knows its rank by now
+        return self.loader()
+
+    def val_dataloader(self) -> Any:
+        return self.loader()
+
+    def predict_dataloader(self) -> Any:
+        return self.loader()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        if not self.trainer.metrics.muted:  # else it only keeps the peers company
+            self.trained.setdefault(self.current_epoch, []).extend(numbers_in(batch))
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        found = numbers_in(batch)
+        self.log("count", float(len(found)), reduce_fx="sum")
+        self.log("sum", float(sum(found)), reduce_fx="sum")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[int]:
+        return numbers_in(batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def read(name: str, folder: Path) -> dict[str, Any]:
+    """What all processes read of a loader, in two epochs of a Trainer and of an Engine's loop."""
+    torch.manual_seed(7)
+    module, trainer = Net(lambda: LOADERS[name](folder)), quiet(max_epochs=2, num_sanity_val_steps=1)
+    trainer.fit(module)
+    gather = trainer.strategy.gather_objects
+    steps, trained = gather(module.steps), gather(module.trained)
+    found: dict[str, Any] = {f"epoch {e}": [n for own in trained for n in own.get(e, [])] for e in (0, 1)}
+    values = trainer.callback_metrics
+    found["evaluated"] = int(values["count"]), int(values["sum"])
+    found["steps"] = steps
+    predicted = trainer.predict(module, return_predictions="all")
+    found["predicted"] = [number for batch in predicted for number in batch]
+
+    engine = Engine(accelerator="cpu")
+    loader = engine.prepare(given) if hasattr(given := LOADERS[name](folder), "dataset") else None
+    for epoch in () if loader is None else (0, 1):
+        own = [number for batch in loader if loader.share for number in numbers_in(batch)]
+        found[f"engine, epoch {epoch}"] = [number for each in gather(own) for number in each]
+    return found
+
+
+LIBRARIES = ["litdata", "datasets, split", "datasets, whole", "webdataset, split", "webdataset, whole"]
+# By number of processes, for starting them takes long.
+READ = {1: LIBRARIES, 2: list(LOADERS), 3: [*LIBRARIES, "uneven parts, one empty", "keeps its iterator"]}
+
+
+def read_all(names: list[str], folder: Path) -> dict[str, Any]:
+    return {name: read(name, folder) for name in names}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for library in ("litdata", "datasets", "webdataset"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("sharding")
+    write_litdata(folder / "litdata")
+    write_tars(folder / "tars")
+    return folder
+
+
+def in_two(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: read(name, folder) for name in READ[2]}
+    found["resumed"] = {name: resumed(name, folder) for name in RESUMED}
+    found["asked"] = asked()
+    found["refused"] = refused()
+    found["said"] = said(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    """What two processes come to, which are started once for all tests."""
+    return in_processes(2, in_two, folder)
+
+
+def require_each_once(found: dict[str, Any], name: str) -> None:
+    assert found.pop("evaluated") == (SAMPLES, sum(range(SAMPLES))), name
+    assert len(set(found.pop("steps"))) == 1, f"{name}: the processes meet in each step"
+    for what, read in found.items():
+        assert sorted(read) == list(range(SAMPLES)), f"{name}: {what}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 3])
+def test_each_sample_is_read_once_whoever_shards(folder: Path, processes: int):
+    for name, found in in_processes(processes, read_all, READ[processes], folder).items():
+        require_each_once(found, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOADERS)
+def test_each_sample_is_read_once_by_two_processes(two: dict[str, Any], name: str):
+    require_each_once(dict(two[name]), name)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+RESUMED = ["litdata", "webdataset, split", "uneven parts, one empty", "keeps its iterator"]
+
+
+class Cut(Callback):
+    """Saves a checkpoint after a step, and ends the run."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+def resumed(name: str, folder: Path) -> list[Any]:
+    """What each process reads in a run, and in one that is cut inside an epoch and its rest; with an Engine, too."""
+    path, read = folder / f"{name}.ckpt", []
+    for callbacks, ckpt_path in (([], None), ([Cut(path, 3)], None), ([], path)):
+        torch.manual_seed(3)
+        module, trainer = Net(lambda: LOADERS[name](folder)), quiet(callbacks=callbacks, limit_val_batches=0)
+        with suppress(InterruptedError):
+            trainer.fit(module, ckpt_path=ckpt_path)
+        trainer.strategy.barrier()
+        read.append(trainer.strategy.gather_objects(module.trained.get(0, [])))
+    for cut, state in ((0, None), (3, None), (0, folder / name)):
+        torch.manual_seed(3)
+        engine = Engine(accelerator="cpu")
+        loader, own = engine.prepare(LOADERS[name](folder)), []
+        if state is not None:
+            engine.load_state(state)
+        for batch in loader:
+            own += numbers_in(batch) if loader.share else []
+            if cut and loader.batches == cut:
+                engine.save_state(folder / name)
+                break
+        read.append(engine.gather_object(own))
+    return read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
+def test_an_epoch_that_was_cut_goes_on_where_it_was(two: dict[str, Any], name: str):
+    trainer, engine = two["resumed"][name][:3], two["resumed"][name][3:]
+    for whole, cut, rest in (trainer, engine):
+        assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
+
+
+# -- what decides, and what is said -----------------------------------------------------------------------------------
+
+
+def asked() -> dict[str, Any]:
+    """How many samples are read where the user has decided."""
+    counts = {}
+    parts = list(range(rank(), SAMPLES, world_size()))
+    for name, numbers in {"parts": parts, "one stream": list(range(SAMPLES))}.items():
+        loader = DataLoader(Part(numbers), None)
+        for decided in (True, False):
+            module, trainer = Net(lambda: None), quiet(use_distributed_sampler=decided, limit_val_batches=0)
+            trainer.fit(module, loader)
+            counts[name, decided] = sum(len(own[0]) for own in trainer.strategy.gather_objects(module.trained))
+            prepared = Engine(accelerator="cpu", use_distributed_sampler=decided).prepare(loader)
+            own = sum(len(numbers_in(batch)) for batch in prepared if prepared.share)
+            assert sum(trainer.strategy.gather_objects(own)) == counts[name, decided]
+    return counts
+
+
+@pytest.mark.slow
+def test_the_user_decides(two: dict[str, Any]):
+    assert two["asked"] == {
+        ("parts", True): SAMPLES // 2,  # every second batch of each part
+        ("parts", False): SAMPLES,
+        ("one stream", True): SAMPLES,
+        ("one stream", False): 2 * SAMPLES,
+    }
+
+
+class Broken(Part):
+    """One whose first batch cannot be read on rank 1."""
+
+    def __iter__(self) -> Iterator[Labelled]:
+        if rank() == 1:
+            raise OSError("no such shard")
+        yield from super().__iter__()
+
+
+def refused() -> list[dict[str, str]]:
+    """What each process says of loaders that cannot be as they are."""
+    elsewhere = OfMyRank(("rank", "num_replicas"))
+    elsewhere.rank = 0  # type: ignore[attr-defined] # as one that was pickled in another process
+    part, whole = DataLoader(Part(uneven()), None), DataLoader(numbers(), 4)
+    loaders: dict[str, tuple[Any, Any]] = {
+        "sampler": (DataLoader(numbers(), 4, sampler=elsewhere), []),
+        "broken": (DataLoader(Broken([1, 2]), None), []),
+        "both": ([part, whole], []),
+        "counts": (whole, [whole] * (1 + rank())),
+    }
+    said = {}
+    for name, (train, val) in loaders.items():
+        with pytest.raises((ValueError, RuntimeError, OSError)) as error:
+            quiet().fit(Net(lambda: None), train, val)
+        said[name] = f"{error.type.__name__}: {error.value}"
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, said)
+    return gathered
+
+
+REFUSED = {
+    "sampler": ["ValueError: the sampler of the training loader was made for other ranks", "rank 1: 0 of 2"],
+    "broken": ["rank 1 could not read the first batch of the training loader: OSError: no such shard"],
+    "both": ["ValueError", "its own part, all of the data"],
+    "counts": ["ValueError", "different numbers of validate loaders, by rank: [1, 2]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_dealt_out_is_refused_by_all(two: dict[str, Any], name: str):
+    for rank, said in enumerate(two["refused"]):
+        if (name, rank) == ("broken", 1):
+            assert said[name] == "OSError: no such shard"
+            continue
+        for words in REFUSED[name]:
+            assert words in said[name]
+
+
+class Lines(logging.Handler):
+    """Keeps what is logged about sharding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "loader" in record.getMessage().lower():
+            self.lines.append(record.getMessage())
+
+
+def said(folder: Path) -> dict[str, list[str]]:
+    """What is logged while a loader is prepared and read twice."""
+    found, logger = {}, logging.getLogger("loopwright")
+    for name in ("datasets, split", "datasets, whole", "rank and num_replicas", "keeps its iterator", "wrapped"):
+        logger.addHandler(lines := Lines())
+        loader = Engine(accelerator="cpu").prepare(LOADERS[name](folder))
+        _ = [*loader, *loader]
+        logger.removeHandler(lines)
+        found[name] = lines.lines
+    return found
+
+
+@pytest.mark.slow
+def test_one_line_says_how_a_loader_is_read(two: dict[str, Any]):
+    words = {
+        "datasets, split": ["gives each rank another first batch: it counts as sharded already"],
+        "datasets, whole": ["gives all 2 ranks the same first batch: it counts as one stream"],
+        "rank and num_replicas": ["The sampler of the loader knows its rank"],
+        "keeps its iterator": ["iterates in a way of its own", "it counts as one stream"],
+        "wrapped": [],
+    }
+    for name, lines in two["said"].items():
+        assert len(lines) == len(words[name]), lines
+        assert all(part in line for part, line in zip(words[name], lines, strict=True))
+
+
+# -- the fingerprint of a batch ---------------------------------------------------------------------------------------
+
+
+class Plain:
+    def __init__(self, x: Any, names: set[str]) -> None:
+        self.x, self.names = x, names
+
+
+def batches(number: int) -> dict[str, Any]:
+    """Batches of many kinds, equal if made from the same number."""
+
+    @dataclass
+    class Local:
+        x: Any
+        lock: Any = field(default_factory=threading.Lock)  # which nothing pickles
+
+    circle: dict[str, Any] = {"x": torch.tensor(number)}
+    circle["itself"] = circle
+    return {
+        "tensor": torch.arange(6).reshape(2, 3) + number,
+        "half": torch.full((2,), number, dtype=torch.bfloat16),
+        "sparse": torch.full((2,), number + 1.0).to_sparse(),
+        "nested": [{"a": (torch.zeros(2), np.full(3, number))}, "text", None],
+        "string": [f"line {number}"],
+        "mapping with to": BatchEncoding({"input_ids": torch.tensor([[number]])}),
+        "user dict": UserDict({"x": number}),
+        "dataclass": Labelled(torch.tensor([number]), "text"),
+        "plain object": Plain(torch.tensor([number]), {f"{number}", "b"}),
+        "object": Local(torch.tensor([number])),
+        "sets": [{f"{number}", "b", "c"}, frozenset({1.5, number})],
+        "packed": nn.utils.rnn.pack_sequence([torch.full((3,), number), torch.zeros(2)]),
+        "circle": circle,
+    }
+
+
+@pytest.mark.parametrize("kind", batches(0))
+def test_fingerprints_tell_batches_apart(kind: str):
+    assert fingerprint(batches(1)[kind]) == fingerprint(batches(1)[kind])
+    assert fingerprint(batches(1)[kind]) != fingerprint(batches(2)[kind])
+
+
+def test_fingerprints_tell_shapes_and_kinds_apart():
+    alike = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), [0] * 6, (0,) * 6]
+    assert len({fingerprint(batch) for batch in alike}) == len(alike)
+    assert fingerprint(torch.arange(4)[::2]) == fingerprint(torch.tensor([0, 2])), "however it lies in memory"
