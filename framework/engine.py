@@ -17,15 +17,22 @@ from torch.optim import Optimizer
 
 from ..strategies import Precision, Strategy, create_strategy
 from ..strategies.accelerator import select_devices
-from ..strategies.launch import can_rerun, check_place, detect, rerun_script
+from ..strategies.launch import adopt, can_rerun, check_place, detect, rerun_script, runs_alone
 from ..strategies.precision import create_precision
 from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
 from .call_check import CallCheck
 from .explanations import explain_step, no_gradients
 from .hooks import check_loggers, public_methods
+from .launch_settings import (
+    check_launched_strategy,
+    launched_accelerator,
+    launched_accumulation,
+    launched_debug,
+    launched_precision,
+)
 from .loaders import is_loader
-from .messages import configure, silence
+from .messages import configure, log, silence
 from .names import STRATEGIES_ELSEWHERE, check_initialized, check_names
 from .peers import Peers
 from .prepared import (
@@ -43,6 +50,7 @@ from .window import Window
 
 if TYPE_CHECKING:
     from ..loggers.base import Logger
+    from ..strategies.launch import Place
 
 
 class Engine(Peers):
@@ -67,7 +75,8 @@ class Engine(Peers):
         devices: a count, a list of indices, ``"auto"`` or -1.
         num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         strategy: a name or a :class:`~loopwright.strategies.Strategy`.
-        precision: a name or a :class:`~loopwright.strategies.Precision`.
+        precision: a name or a :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what
+            ``accelerate launch`` says.
         gradient_accumulation_steps: micro-batches per optimizer step inside :meth:`accumulate`.
         logger: a logger, or a list of them, for :meth:`log`.
         sync_batchnorm: let batch norms compute their statistics over all processes.
@@ -84,6 +93,7 @@ class Engine(Peers):
         accumulating: inside :meth:`accumulate`.
         global_step: windows in which an optimizer has stepped.
         loggers: as given.
+        is_copy: this process runs by itself, and so does another one, which shows what comes of it.
 
     Raises:
         ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
@@ -99,7 +109,7 @@ class Engine(Peers):
         devices: int | str | list[int] = "auto",
         num_nodes: int | str = "auto",
         strategy: str | Strategy = "auto",
-        precision: int | str | Precision = "32-true",
+        precision: int | str | Precision | None = None,
         gradient_accumulation_steps: int = 1,
         logger: Logger | list[Logger] | None = None,
         sync_batchnorm: bool = False,
@@ -108,9 +118,15 @@ class Engine(Peers):
         launch: bool = True,
     ) -> None:
         check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
-        self._asked = accelerator, devices, num_nodes
-        self.precision = create_precision(precision)
-        chosen, num_nodes = self._choose_devices()
+        self.is_copy = False
+        if launch:  # else the Trainer has windows of its own
+            gradient_accumulation_steps = launched_accumulation(
+                "gradient_accumulation_steps", gradient_accumulation_steps
+            )
+        check_launched_strategy(strategy)
+        self._asked = launched_accelerator(accelerator), devices, num_nodes
+        self.precision = create_precision(launched_precision(precision))
+        chosen, num_nodes = self._choose_devices(strategy)
         if devices == "auto" and strategy == "single" and self.place is None:
             chosen = chosen[:1]
         self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
@@ -159,7 +175,7 @@ class Engine(Peers):
         self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
         self._accumulation = Accumulation(self)
         self._calls: CallCheck | None = None
-        self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
+        self._debug = launched_debug() if debug is None else debug
         Engine.living.add(self)
         if launch:
             configure()
@@ -169,12 +185,14 @@ class Engine(Peers):
 
     # -- processes --------------------------------------------------------------------------------------------
 
-    def _choose_devices(self) -> tuple[list[torch.device], int]:
+    def _choose_devices(self, strategy: str | Strategy) -> tuple[list[torch.device], int]:
         """The devices of this machine's processes, and the number of machines."""
         accelerator, devices, asked = self._asked
         if asked != "auto" and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
             raise ValueError(f'num_nodes must be an integer from 1, or "auto"; got {asked!r}')
         self.place = place = detect()
+        if place is not None and runs_alone(place, devices, asked, getattr(strategy, "name", strategy) == "single"):
+            return [self._choose_own_device(place)], 1
         if place is not None:
             check_place(place, None, None if asked == "auto" else int(asked))
             return select_devices(accelerator, devices, place), place.num_nodes
@@ -185,9 +203,24 @@ class Engine(Peers):
             )
         return select_devices(accelerator, devices), 1
 
+    def _choose_own_device(self, place: Place) -> torch.device:
+        """The device on which this process runs by itself, though it is one of several."""
+        adopt()
+        self.place = None
+        self.is_copy = place.rank > 0
+        if not self.is_copy:
+            log.warning(
+                "One device was asked for, and %s started %d processes: each of them runs all of it by itself",
+                place.launcher, place.world_size,
+            )  # fmt: skip
+        accelerator, devices, _ = self._asked
+        if isinstance(devices, list):
+            return select_devices(accelerator, devices)[0]
+        return select_devices(accelerator, "auto", place)[place.local_rank]
+
     def find_place(self) -> None:
         """Look once more where this process stands: it was started with this engine in its hands."""
-        devices, num_nodes = self._choose_devices()
+        devices, num_nodes = self._choose_devices(self.strategy)
         self.strategy.setup_environment(devices, num_nodes, self.place)
         self.precision.check(self.device)
 
@@ -211,7 +244,7 @@ class Engine(Peers):
         self.strategy.connect()
         if self._debug and self.num_processes > 1:
             self._calls = CallCheck(self.process_index, self.num_processes)
-        if not self.is_main_process:
+        if self.is_copy or not self.is_main_process:
             silence()
 
     # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .batches import map_tensors
 
@@ -22,6 +25,25 @@ def is_metric(value: Any) -> bool:
 
 def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
     return [(name, metric) for name, metric in module.named_modules() if is_metric(metric)]
+
+
+@contextmanager
+def own_metrics(module: torch.nn.Module, world_size: int) -> Iterator[None]:
+    """Keep torchmetrics from adding up over processes of which each runs ``module`` by itself."""
+    alone = world_size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    metrics = [metric for _, metric in _metrics_of(module)] if alone else []
+    before = [metric.distributed_available_fn for metric in metrics]
+    for metric in metrics:
+        metric.distributed_available_fn = _no_peers
+    try:
+        yield
+    finally:
+        for metric, available in zip(metrics, before, strict=True):
+            metric.distributed_available_fn = available
+
+
+def _no_peers() -> bool:
+    return False
 
 
 def list_states(metric: Any) -> dict[tuple[str, str], Any]:

@@ -77,7 +77,8 @@ def launch(function: Callable[..., Any], args: tuple[Any, ...] = (), num_process
 
     Raises:
         TypeError: if something cannot be pickled.
-        RuntimeError: if a process failed; with the rank that did first, and its traceback.
+        RuntimeError: if a process died or hung; with the rank that did first, and what is known of it.
+        BaseException: what the process that failed first has raised, caused by such a RuntimeError with its traceback.
     """
     check_count("num_processes", num_processes, 1, (None,))
     count = num_processes or max(1, torch.accelerator.device_count())

@@ -43,9 +43,10 @@ from .engine import Engine
 from .explanations import needs_closure
 from .folder_claims import claim_folder, release_folder
 from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
+from .launch_settings import launched_accumulation
 from .loaders import INFINITE
 from .messages import configure, log
-from .metric_states import metric_states
+from .metric_states import metric_states, own_metrics
 from .metrics import Metrics, as_floats
 from .module import Module
 from .optimization import Optimization, parse_optimizers
@@ -74,7 +75,7 @@ class Trainer(TrainerAttributes):
         devices: a count, a list of indices, ``"auto"`` or -1 (all). With several, there is a process for each.
         num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or a
-            :class:`~loopwright.strategies.Precision`.
+            :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what ``accelerate launch`` says.
         logger: a logger, a list of them, True (TensorBoard under ``default_root_dir``) or False.
         callbacks: a callback or a list of them.
         fast_dev_run: True or a number: run that many batches of everything, once, without logger and checkpoints.
@@ -128,7 +129,7 @@ class Trainer(TrainerAttributes):
         strategy: str | Strategy = "auto",
         devices: int | str | list[int] = "auto",
         num_nodes: int | str = "auto",
-        precision: int | str | Precision = "32-true",
+        precision: int | str | Precision | None = None,
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: Callback | list[Callback] | None = None,
         fast_dev_run: int | bool = False,
@@ -181,7 +182,7 @@ class Trainer(TrainerAttributes):
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
         check_choice("profiler", profiler, (None, "simple", "pytorch"))
-        self._accumulate_grad_batches = accumulate_grad_batches
+        self._accumulate_grad_batches = launched_accumulation("accumulate_grad_batches", accumulate_grad_batches)
         self.gradient_clip_algorithm = check_clipping(gradient_clip_val, gradient_clip_algorithm)
         self.gradient_clip_val = gradient_clip_val
         self.val_check_interval = check_interval(val_check_interval, check_val_every_n_epoch)
@@ -284,8 +285,8 @@ class Trainer(TrainerAttributes):
             check_callback(callback)
         wanted: list[tuple[str, str, bool | None, bool]] = [
             ("ModelCheckpoint", "enable_checkpointing", checkpointing, not self.fast_dev_run),
-            ("ProgressBar", "enable_progress_bar", progress_bar, True),
-            ("ModelSummary", "enable_model_summary", summary, True),
+            ("ProgressBar", "enable_progress_bar", progress_bar, not self.engine.is_copy),
+            ("ModelSummary", "enable_model_summary", summary, not self.engine.is_copy),
         ]
         for name, argument, asked, usual in wanted:
             kind = getattr(builtin_callbacks, name)
@@ -373,7 +374,7 @@ class Trainer(TrainerAttributes):
         weights_only: bool | None,
     ) -> list[dict[str, float]]:  # fmt: skip
         results = self.execute(self._plan(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only))
-        if verbose and self.is_global_zero and any(results):
+        if verbose and self.is_global_zero and not self.engine.is_copy and any(results):
             from .report import print_results
 
             print_results(stage, results)
@@ -503,6 +504,7 @@ class Trainer(TrainerAttributes):
                 if fn == "fit":  # in a hook of an evaluation, too
                     contexts.enter_context(torch.inference_mode(False))
                     contexts.enter_context(torch.enable_grad())
+                contexts.enter_context(own_metrics(model, self.world_size))
                 self._prepare(fn, ckpt_path, run.weights_only)
                 yield
             if fn == "fit":

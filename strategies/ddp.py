@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,11 +41,40 @@ class _FixedBuckets(DistributedDataParallel):
 
     def _build_params_for_reducer(self) -> tuple[list[Tensor], list[bool]]:
         parameters, sparse = super()._build_params_for_reducer()
-        if not self.rebuilds_buckets:
-            return parameters, sparse
-        # Buckets are communicated in their order. The last parameters have their gradients first: with them in front,
-        # the communication begins while the backward runs.
-        return parameters[::-1], sparse[::-1]
+        if self.rebuilds_buckets:
+            # Buckets are communicated in their order. The last parameters have their gradients first: with them in
+            # front, the communication begins while the backward runs.
+            parameters = parameters[::-1]
+            sparse = sparse[::-1]
+        self.in_order = parameters
+        return parameters, sparse
+
+    def check_gradients(self) -> None:
+        """See whether the last backward has given all parameters their gradients, as the processes wait for them.
+
+        Raises:
+            RuntimeError: if it has not, naming those that are left.
+        """
+        try:
+            # Looks for it before anything else, and has nothing else to do.
+            self.reducer._rebuild_buckets()
+        except RuntimeError as error:
+            self.name_unused_parameters(error)
+            raise
+
+    def name_unused_parameters(self, error: RuntimeError) -> None:
+        """Raise in other words what DDP finds at the next step: there, parameters have numbers."""
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if found is None:
+            return
+        names = {id(parameter): name for name, parameter in self.module.module.named_parameters()}
+        unused = [names[id(self.in_order[int(index)])] for index in found[1].split()]
+        others = f" and {len(unused) - 10} others" if len(unused) > 10 else ""
+        raise RuntimeError(
+            f"the loss of the last step did not depend on {', '.join(unused[:10])}{others}, and so the processes could "
+            "not average all gradients. Freeze what is not trained (requires_grad_(False)), or set "
+            'strategy="ddp_find_unused_parameters_true"'
+        ) from None
 
 
 class DDPStrategy(ProcessGroupStrategy):
@@ -109,7 +139,7 @@ class DDPStrategy(ProcessGroupStrategy):
         self.comm_hook, self.comm_state, self.comm_wrapper = ddp_comm_hook, ddp_comm_state, ddp_comm_wrapper
         self.sync_batchnorm = sync_batchnorm
         self.activation_checkpointing = activation_checkpointing
-        self._ddp: DistributedDataParallel | None = None
+        self._ddp: _FixedBuckets | None = None
         self._local = False  # inside no_sync, in a step
         self.synced_forwards = 0
         self.torn_down = False
@@ -169,11 +199,14 @@ class DDPStrategy(ProcessGroupStrategy):
             self._ddp.register_comm_hook(self.comm_state, hook)
 
     def teardown(self) -> None:
+        ddp = self._ddp
         self._ddp = None
         self.torn_down = True
         for parent, name, own in self._replaced:
             setattr(parent, name, own.train(getattr(parent, name).training))
         self._replaced.clear()
+        if ddp is not None and not self.failed:
+            ddp.check_gradients()
 
     # -- steps ------------------------------------------------------------------------------------------------
 
@@ -190,6 +223,9 @@ class DDPStrategy(ProcessGroupStrategy):
         self.in_step = True
         try:
             return ddp(step_name, *args, **kwargs)
+        except RuntimeError as error:
+            ddp.name_unused_parameters(error)
+            raise
         finally:
             self.in_step = False
             if self._prepared:
@@ -242,6 +278,8 @@ class DDPStrategy(ProcessGroupStrategy):
                 gradient.copy_(mean.view_as(gradient))
 
     def start_evaluation(self) -> None:
+        if self._ddp is not None:
+            self._ddp.check_gradients()
         if self.world_size > 1 and self.broadcast_buffers:
             # Running statistics are each process's own since the last forward began.
             self.equalize(self.module.buffers())

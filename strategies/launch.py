@@ -12,7 +12,10 @@ from __future__ import annotations
 import atexit
 import builtins
 import gc
+import io
 import json
+import linecache
+import multiprocessing
 import os
 import pickle
 import re
@@ -25,10 +28,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from glob import glob
-from multiprocessing import parent_process
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -182,13 +184,33 @@ def check_place(place: Place, devices: int | None, num_nodes: int | None) -> Non
             )
 
 
+def runs_alone(place: Place, devices: Any, num_nodes: int | str, single: bool) -> bool:
+    """Whether a Trainer in one of several processes asks for no more than a device of its own.
+
+    Args:
+        place: what the launcher told this process.
+        devices: as passed.
+        num_nodes: as passed.
+        single: the strategy is one for a single process.
+    """
+    one_index = isinstance(devices, list) and len(devices) == 1
+    one_device = one_index or devices == "1" or (type(devices) is int and devices == 1)
+    if num_nodes not in ("auto", 1) or not (one_device or (single and devices == "auto")):
+        return False
+    # A launcher may have started one process on each machine: then one device is its share.
+    return single or place.local_world_size > 1 or (num_nodes == 1 and place.num_nodes > 1)
+
+
 def adopt() -> None:
     """Make this process a good one among several: its errors are recorded, and it does not outlive its agent."""
-    global _previous_hook
-    if sys.excepthook is not _report_uncaught:
-        _previous_hook, sys.excepthook = sys.excepthook, _report_uncaught
-    if AGENT in os.environ:
-        _die_with(int(os.environ[AGENT]))
+    global _adopted, _previous_hook
+    if _adopted:
+        return
+    _adopted = True
+    _previous_hook = sys.excepthook
+    sys.excepthook = _report_uncaught
+    if AGENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with(int(os.environ.get(AGENT, os.getppid())))
 
 
 def _started_by_a_rank() -> bool:
@@ -283,6 +305,8 @@ def note(error: BaseException, where: str) -> None:
     if isinstance(error, SystemExit) or _is_loss(error):
         with suppress(OSError):  # such as a full disk: the run must end in order all the same
             _report(error)
+    if isinstance(error, SystemExit) and _adopted and "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        _print(f"{_headline(error)} SystemExit: {error}\n")
 
 
 def forget_failure() -> None:
@@ -310,11 +334,31 @@ def _is_loss(error: BaseException) -> bool:
 def _report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path or not isinstance(error, (Exception, SystemExit)):
-        return
-    callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    where = _noted[1] if _noted is not None and _noted[0] == id(error) else ""
-    _write_report(path, f"{type(error).__name__}: {error}", callstack, where, lost=_is_loss(error))
+    if path:
+        callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        _write_report(path, f"{type(error).__name__}: {error}", callstack, _where(error), lost=_is_loss(error))
+
+
+def _where(error: BaseException) -> str:
+    """How far the run had come that ``error`` ended, if one has noted it."""
+    return _noted[1] if _noted is not None and _noted[0] == id(error) else ""
+
+
+def _headline(error: BaseException) -> str:
+    """Which process ``error`` ends, and where."""
+    place = detect()
+    who = "This process" if place is None else f"Rank {place.rank} of {place.world_size}"
+    what = "lost its peers" if _is_loss(error) else "failed"
+    where = _where(error)
+    return f"{who} {what} at {where}:" if where else f"{who} {what}:"
+
+
+def _print(text: str) -> None:
+    """Write to standard error at once, as other processes do."""
+    # Not sys.stderr: torch's hook calls ours with another one there, which is written out only afterwards.
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(text)
+        sys.__stderr__.flush()
 
 
 def _write_report(path: str, message: str, callstack: str, where: str, **facts: bool) -> None:
@@ -329,22 +373,28 @@ def _write_report(path: str, message: str, callstack: str, where: str, **facts: 
 
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     _report(error)
-    if AGENT not in os.environ or not isinstance(error, Exception):  # else the agent prints it, the guilty rank's first
+    if not isinstance(error, Exception):
         _previous_hook(kind, error, trace)
-    if isinstance(error, Exception):
-        # `leave` might wait for peers; and without it, the end of the interpreter is not safe.
-        atexit.unregister(leave)
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        return
+    # With an agent of ours, it prints what all have reported, the guilty rank's first.
+    if AGENT not in os.environ:
+        with redirect_stderr(io.StringIO()) as text:
+            _previous_hook(kind, error, trace)
+        _print(f"{_headline(error)}\n{text.getvalue()}")
+    # `leave` might wait for peers; and without it, the end of the interpreter is not safe.
+    atexit.unregister(leave)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
+_adopted = False
 _previous_hook = sys.excepthook
 
 
-def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tuple[str, int]:
-    """What failed, in the order of guilt: those that merely lost a peer come last; and the exit code of the first."""
+def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tuple[str, int, int]:
+    """What failed, in the order of guilt: those that merely lost a peer come last; the first's exit code and rank."""
     # By SIGTERM the agent ends those that are left; if there is nothing else, the first had it from elsewhere.
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
     own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
@@ -376,7 +426,8 @@ def _failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> t
         found = [entry for entry in found if entry[1] not in stopped]
         found = [((True, 0.0), rank, f"Rank {rank} of {processes} {how}") for rank, how in guilty.items()] + found
     code = next(own[rank].exitcode for _, rank, _ in found if rank in own)
-    return "\n\n".join(text for _, _, text in found), 128 - code if code < 0 else code or 1
+    text = "\n\n".join(text for _, _, text in found)
+    return text, 128 - code if code < 0 else code or 1, found[0][1]
 
 
 # -- starting ---------------------------------------------------------------------------------------------------------
@@ -388,7 +439,7 @@ def can_rerun() -> bool:
     runner = getattr(getattr(main, "__spec__", None), "name", "").partition(".")[0]
     interactive = hasattr(sys, "ps1") or sys.flags.interactive or hasattr(builtins, "__IPYTHON__")
     in_test = "PYTEST_CURRENT_TEST" in os.environ and "_pytest" in sys.modules
-    alone = parent_process() is None
+    alone = multiprocessing.parent_process() is None
     gone = getattr(main, "__file__", "<string>").startswith(("<", "/dev/"))  # it was read from standard input, or -c
     return not gone and alone and not interactive and not in_test and runner not in _RUNNERS
 
@@ -419,7 +470,7 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
         try:
             launch(sys.executable)("-u", *sys.orig_argv[1:])
         except ChildFailedError as error:
-            text, code = _failure_text(error.failures, folder, processes)
+            text, code, _ = _failure_text(error.failures, folder, processes)
             print(text, file=sys.stderr)
         except SignalException as error:
             code = 128 + error.sigval
@@ -433,7 +484,8 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
 
     Raises:
         TypeError: if they cannot be pickled.
-        RuntimeError: if a process failed; with the rank that did first, and its traceback.
+        RuntimeError: if a process died or hung; with the rank that did first, and what is known of it.
+        BaseException: what the process that failed first has raised, caused by such a RuntimeError with its traceback.
     """
     import cloudpickle
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -443,7 +495,8 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
         payload, result = os.path.join(folder, "call.pkl"), os.path.join(folder, "result.pkl")
         try:
             with open(payload, "wb") as file:
-                cloudpickle.dump((function, args), file)
+                start_method = multiprocessing.get_start_method(allow_none=True)
+                cloudpickle.dump((start_method, _unwritten_sources(), function, args), file)
         except Exception as error:
             raise TypeError(
                 f"{processes} processes get the module, its data and the Trainer by pickle here, as there is no script "
@@ -453,14 +506,26 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
             with _without_main():
                 launch(_call)(payload, result)
         except ChildFailedError as error:
-            text, _ = _failure_text(error.failures, folder, processes)
-            raise RuntimeError(f"a process failed\n\n{text}") from None
+            text, _, rank = _failure_text(error.failures, folder, processes)
+            failure = RuntimeError(f"a process failed\n\n{text}")
+            raised = _load_error(f"{result}.{rank}")
+            if raised is None:
+                raise failure from None
+            if not isinstance(raised, Exception):
+                # Nobody prints what has caused one that ends the program.
+                print(failure, file=sys.stderr)
+            raise raised from failure
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + error.sigval) from None
         with open(result, "rb") as file:
             return pickle.load(file)
+
+
+def _unwritten_sources() -> dict[str, Any]:
+    """The lines of code that is in no file, such as a notebook's cells, for tracebacks in other processes."""
+    return {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
 
 
 def _call(payload: str, result: str) -> None:
@@ -470,15 +535,65 @@ def _call(payload: str, result: str) -> None:
     adopt()
     try:
         with open(payload, "rb") as file:
-            function, args = pickle.load(file)
+            start_method, sources, function, args = pickle.load(file)
+        # A DataLoader's workers are started as they would be in the program, not as this process was.
+        multiprocessing.set_start_method(start_method, force=True)
+        linecache.cache.update(sources)
         value = function(*args)
         if os.environ["RANK"] == "0":
             with open(result, "wb") as file:
                 cloudpickle.dump(value, file)
         leave()
-    except Exception as error:
+    except BaseException as error:
         _report(error)
+        with suppress(Exception):
+            _save_error(error, f"{result}.{os.environ['RANK']}")
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)  # without waiting for threads or for peers
+
+
+def _save_error(error: BaseException, path: str) -> None:
+    """Write an exception for the process that waits, if it says by itself what happened."""
+    import cloudpickle
+
+    if _is_loss(error) or (isinstance(error, SystemExit) and not error.code):
+        return
+    try:
+        content = cloudpickle.dumps(error)
+        pickle.loads(content)
+    except Exception:
+        # Its constructor takes other arguments than it has kept, or something in it cannot be pickled.
+        attributes = {name: value for name, value in vars(error).items() if _can_pickle(value)}
+        args = error.args if _can_pickle(error.args) else (str(error),)
+        content = cloudpickle.dumps((type(error), args, attributes))
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def _can_pickle(value: Any) -> bool:
+    import cloudpickle
+
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _load_error(path: str) -> BaseException | None:
+    """What another process has raised; None if that cannot be told."""
+    try:
+        with open(path, "rb") as file:
+            found = pickle.load(file)
+        if isinstance(found, BaseException):
+            return found
+        kind, args, attributes = found
+        error = kind.__new__(kind, *args)
+        error.__dict__.update(attributes)
+        return error
+    except Exception:  # nothing is there, or it is of a class that cannot be sent
+        return None
 
 
 @contextmanager

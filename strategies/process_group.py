@@ -80,8 +80,16 @@ class ProcessGroupStrategy(Strategy):
             )
 
     def connect_alone(self) -> None:
-        """Make a process group for one process, if it is the only one."""
+        """Make a process group for one process, if it is the only one.
+
+        Raises:
+            RuntimeError: if this is one of several processes that a Trainer has joined.
+        """
         global _users
+        if self.world_size == 1 and dist.is_initialized() and dist.get_world_size() > 1:
+            raise RuntimeError(
+                f'strategy={self.name!r} cannot run by itself in one of several processes: use strategy="single"'
+            )
         if not dist.is_initialized():
             _next_group()
             store: Any = getattr(dist, "HashStore")()  # noqa: B009 # torch documents it, and does not declare it
@@ -197,6 +205,8 @@ def meet(place: Place, timeout: timedelta) -> Store:
             "MASTER_PORT": str(place.port),
             "RANK": str(place.rank),
             "LOCAL_RANK": str(place.local_rank),
+            "LOCAL_WORLD_SIZE": str(place.local_world_size),
+            "NODE_RANK": str(place.node_rank),
             "WORLD_SIZE": str(place.world_size),
         }
         os.environ.update(meeting)

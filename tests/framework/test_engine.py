@@ -32,7 +32,7 @@ from loopwright.framework import (
 )
 from loopwright.framework.loaders import INFINITE, loader_length
 from loopwright.loggers import CSVLogger, Logger, TensorBoardLogger
-from tests.strategies.distributed import all_in_processes, in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -612,7 +612,7 @@ def test_debug_mode_names_the_lines_that_differ(kind: str, told: list[str]):
     with pytest.raises(RuntimeError) as caught:
         in_processes(2, mismatch, kind)
     for pattern in told:
-        assert re.search(pattern, str(caught.value)), str(caught.value)
+        assert re.search(pattern, told_by(caught.value)), told_by(caught.value)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,11 @@ def all_in_processes(processes: int, calls: dict[str, tuple[Any, ...]]) -> dict[
     return in_processes(processes, _each, calls)
 
 
+def told_by(error: BaseException) -> str:
+    """What an exception of :func:`in_processes` says, and what the processes have reported."""
+    return f"{error}\n{error.__cause__ or ''}"
+
+
 def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     found = {}
     for name, (function, *args) in calls.items():

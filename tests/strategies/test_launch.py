@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy, launch
@@ -123,6 +124,7 @@ told = {
     "best": os.path.exists(trainer.checkpoint_callback.best_model_path),
     "folder": os.getcwd(),
     "gloo_threads": gloo_threads(),
+    "again": Trainer(accelerator="cpu", logger=False).world_size,
     "flags": [sys._xoptions.get("mark"), sys.warnoptions],
 }
 if arguments.ask and trainer.global_rank == 1:
@@ -426,6 +428,14 @@ class Losses(Callback):
         self.seen.append(float(outputs["loss"]))
 
 
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(data)
+
+    def __getitem__(self, index):
+        return data[index]
+
+
 class Cell(Net):
     fails_at = -1
 
@@ -460,7 +470,7 @@ tell()
 """,
     """
 trainer.max_epochs = 3
-trainer.fit(module, DataLoader(data, 2), DataLoader(data, 3))
+trainer.fit(module, DataLoader(Rows(), 2, num_workers=1), DataLoader(data, 3))
 tell()
 """,
     """
@@ -502,11 +512,14 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert second["progress"] == [9, 3, 9, 9]
     assert second["log_dir"] == first["log_dir"]
 
+    # With the line of the cell, which is in no file.
     (error,) = outputs[3]
-    assert error.ename == "RuntimeError"
-    assert "Rank 1 of 2 failed at epoch 3, batch 1, global step 10:" in error.evalue
-    assert "in training_step" in error.evalue
-    assert "ValueError: a bad sample" in error.evalue
+    assert (error.ename, error.evalue) == ("ValueError", "a bad sample")
+    text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+    assert in_order(
+        text, "Rank 1 of 2 failed at epoch 3, batch 1, global step 10:", "in training_step",
+        'raise ValueError("a bad sample")', "direct cause", "ValueError: a bad sample",
+    )  # fmt: skip
 
 
 class Here(Module):
@@ -534,13 +547,21 @@ class Here(Module):
 def test_in_a_test_of_pytest() -> None:
     x = torch.arange(20.0).reshape(10, 2) / 20
     data = TensorDataset(x, 3 * x.sum(1, keepdim=True))
+
+    class Rows(Dataset):  # which no other process can import
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> Any:
+            return data[index]
+
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy=DDPStrategy(), max_epochs=2, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     module = Here()
     weight = module.layer.weight
-    trainer.fit(module, DataLoader(data, 2))
+    trainer.fit(module, DataLoader(Rows(), 2, num_workers=1))
     (values,) = trainer.validate(module, DataLoader(data, 3), verbose=False)
     assert_trained(weight.flatten().tolist(), values["val_loss"])  # in place: who holds a parameter sees it trained
     assert (trainer.global_step, trainer.state.status) == (6, "finished")
@@ -606,12 +627,46 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         extra = {"py_callstack": f"stack of {rank}", "timestamp": "0"}
         content = {"message": {"message": facts.pop("message"), "extraInfo": extra}, "where": "step 3", "time": rank}
         (folder / "error.json").write_text(json.dumps({**content, "lost": True, **facts}))
-    text, code = launch._failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
+    text, code, guilty = launch._failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
     assert in_order(
         text, "Rank 1 of 3 did not answer", "Rank 2 of 3 was still running when it was stopped at step 3:\nstack of 2",
         "Rank 0 of 3 lost its peers at step 3: gloo",
     )  # fmt: skip
-    assert code == 1
+    assert (code, guilty) == (1, 1)
+
+
+class Odd(Exception):
+    """Its constructor cannot be called with what it keeps."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__("odd", reason)
+        self.reason, self.lock = reason, threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyError("x"), (KeyError, ("x",))),
+        (OSError(2, "gone", "file"), (FileNotFoundError, (2, "gone"))),
+        (Odd(reason="why"), (Odd, ("odd", "why"))),
+        (ValueError(threading.Lock()), (ValueError, None)),
+        (KeyboardInterrupt(), (KeyboardInterrupt, ())),
+        (SystemExit(3), (SystemExit, (3,))),
+        (SystemExit(0), None),  # nobody would see that the run has not come to its end
+        (RuntimeError("gloo: connection closed by peer"), None),  # the reports tell who has ended
+    ],
+    ids=repr,
+)
+def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, tmp_path: Path) -> None:
+    with suppress(Exception):
+        launch._save_error(error, str(tmp_path / "error"))
+    found = launch._load_error(str(tmp_path / "error"))
+    if expected is None:
+        assert found is None
+        return
+    assert type(found) is expected[0]
+    assert found.args == (expected[1] if expected[1] is not None else (str(error),))
+    assert getattr(found, "reason", None) == getattr(error, "reason", None)
 
 
 def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
@@ -637,18 +692,33 @@ def test_a_rank_that_fails_once(programs: Programs, tmp_path: Path) -> None:
     assert ended.out.count("trained") == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_signal_ends_all_processes(number: int, code: int, programs: Programs, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(FAILING)
-    program = programs.start("train.py", "endless")
+def workers_of(program: Any) -> dict[str, int]:
+    """The processes of FAILING, by rank, when both are training."""
     workers: dict[str, int] = {}
     for line in program.stdout:
         workers.update((rank, int(process)) for rank, process in re.findall(r"training (\d) (\d+)\n", line))
         if len(workers) == 2:
             break
     assert len(workers) == 2, program.stderr.read()
+    return workers
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_ends_all_processes(number: int, code: int, programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(FAILING)
+    program = programs.start("train.py", "endless")
+    workers = workers_of(program)
     program.send_signal(number)
     assert programs.end(program).code == code
+    assert all(map(ends, workers.values()))
+
+
+def test_processes_do_not_outlive_an_agent_of_the_users(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(FAILING)
+    program = programs.start(*TORCHRUN, "--standalone", "--nproc-per-node", 2, "train.py", "endless")
+    workers = workers_of(program)
+    program.kill()
+    assert programs.end(program).code == -signal.SIGKILL
     assert all(map(ends, workers.values()))
 
 
@@ -768,10 +838,11 @@ def test_mpi_over_machines_needs_an_address(launched_by: Any) -> None:
             {"num_nodes": 2},
             ["num_nodes asks for 2", "srun started 3 machines"],
         ),
-        (TORCHELASTIC, {"strategy": "single"}, ["single", "one process", "devices=2, num_nodes=3"]),
+        (TORCHELASTIC, {"strategy": "single", "devices": 2}, ["single", "one process", "devices=2, num_nodes=3"]),
+        (TORCHELASTIC, {"devices": 1, "num_nodes": 3}, ["devices asks for 1", "torchrun started 2"]),
         ({}, {"num_nodes": 2, "devices": 4}, ["num_nodes=2", "torchrun --nnodes 2 --nproc-per-node 4", "srun"]),
     ],
-    ids=["devices", "devices of PyTorchJob", "nodes", "single", "no launcher"],
+    ids=["devices", "devices of PyTorchJob", "nodes", "single", "one device of each", "no launcher"],
 )
 def test_what_contradicts_the_launcher_is_refused(
     variables: dict[str, str], arguments: dict[str, Any], words: list[str], launched_by: Any
@@ -779,6 +850,35 @@ def test_what_contradicts_the_launcher_is_refused(
     launched_by(variables)
     with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
         Trainer(accelerator="cpu", logger=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "alone"),
+    [
+        (TORCHELASTIC, {"devices": 1}, True),
+        (TORCHELASTIC, {"devices": "1", "num_nodes": 1}, True),
+        (TORCHELASTIC, {"strategy": "single"}, True),
+        (PYTORCHJOB, {"devices": 1, "num_nodes": 1}, True),
+        (PYTORCHJOB, {"strategy": "single"}, True),
+        (PYTORCHJOB, {"devices": 1}, False),  # one on each machine
+        (PYTORCHJOB, {"devices": 1, "num_nodes": 3}, False),
+        (TORCHELASTIC, {}, False),
+    ],
+)
+def test_one_device_of_a_launched_program_is_used_alone(
+    variables: dict[str, str], arguments: dict[str, Any], alone: bool, launched_by: Any,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(launch, "_adopted", True)  # or the hook for uncaught exceptions would be put in here
+    for rank in ("0", "1"):
+        launched_by(variables, RANK=rank)
+        trainer = Trainer(accelerator="cpu", logger=False, **arguments)
+        assert trainer.world_size == (1 if alone else int(variables["WORLD_SIZE"]))
+        assert trainer.is_global_zero == (alone or rank == "0")
+        shown = [callback for callback in trainer.callbacks if "Bar" in type(callback).__name__]
+        assert len(shown) == (0 if alone and rank == "1" else 1)
+    said = f"started {variables['WORLD_SIZE']} processes: each of them runs all of it by itself"
+    assert caplog.text.count(said) == int(alone)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
@@ -803,7 +903,24 @@ def test_processes_of_a_launcher_train_together(launcher: str, programs: Program
         assert ended.code == 0, ended.err
     for result in results(tmp_path):
         assert_trained(result["weights"], result["val_loss"])
-        assert result["world_size"] == 2
+        assert result["world_size"] == result["again"] == 2
+
+
+def test_without_an_agent_each_rank_says_how_it_ended(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(FAILING)
+    for way, code, words in (("raise", 1, "in fail"), ("exit 3", 3, "SystemExit: 3")):
+        place = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        started = [programs.start("train.py", way, RANK=rank, LOCAL_RANK=rank, **place) for rank in ("0", "1")]
+        other, guilty = (programs.end(program) for program in started)
+        assert in_order(guilty.err, "Rank 1 of 2 failed at epoch 1, batch 2, global step 7:", words), guilty.err
+        assert ("ValueError: a bad sample" in guilty.err) == (way == "raise")
+        assert in_order(other.err, "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7:", "Traceback")
+        assert (other.code, guilty.code) == (1, code)
 
 
 # -- machines ---------------------------------------------------------------------------------------------------------

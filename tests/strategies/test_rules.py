@@ -17,7 +17,7 @@ from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
 from loopwright.framework.dealing import LOOK_AHEAD
 from loopwright.strategies import DeepSpeedStrategy, Precision
-from tests.strategies.distributed import all_in_processes, in_processes, quiet
+from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 
 
 def data(samples: int = 40) -> TensorDataset:
@@ -31,6 +31,8 @@ class Net(Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(1, 1)
+        if way in ("unused", "unfrozen"):
+            self.spare = nn.Linear(1, 1).requires_grad_(way == "unused")
         self.metric = MeanMetric()
         self.way, self.rank = way, rank
         self.read: list[tuple[float, list[float]]] = []
@@ -57,6 +59,10 @@ class Net(Module):
         if self.way == "weights" and self.global_rank != self.rank:
             return {"loss": loss, "weight": 2}
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        if self.way == "unfrozen":
+            self.spare.requires_grad_(self.current_epoch == 1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", self.layer(batch[0]).mean())
@@ -85,33 +91,39 @@ def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("way", "words"),
+    ("way", "kind", "words"),
     [
-        ("none", ["returned None on rank 1, batch 2"]),
-        ("raise", ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
-        ("gather", ["all_gather", "batch", "Rank 0"]),
-        ("save after it", ["ValueError: a bad sample"]),
+        ("none", RuntimeError, ["returned None on rank 1, batch 2"]),
+        ("raise", ValueError, ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
+        ("gather", RuntimeError, ["all_gather", "batch", "Rank 0"]),
+        ("save after it", ValueError, ["ValueError: a bad sample"]),
     ],
 )
-def test_what_one_process_does_ends_all_with_its_error(way: str, words: list[str]):
-    with pytest.raises(RuntimeError) as error:
+def test_what_one_process_does_ends_all_with_its_error(way: str, kind: type[Exception], words: list[str]):
+    with pytest.raises(kind) as error:
         in_processes(2, fit, way, 1, {})
+    assert error.type is kind
     for word in words:
-        assert word in str(error.value)
+        assert word in told_by(error.value)
     if "rank 0" not in words[-1]:  # the guilty one comes first
-        assert re.search(r"Rank (\d)", str(error.value))
+        assert re.search(r"Rank (\d)", told_by(error.value))
 
 
 def refused(way: str) -> list[str]:
     """What each process says when all of them find out."""
     with pytest.raises((RuntimeError, ValueError)) as error:
-        lying() if way == "lying" else fit(way, 1, {})
+        lying() if way == "lying" else fit(way, 1, REFUSED_WITH.get(way, {}))
     said: list[Any] = [None, None]
     dist.all_gather_object(said, f"{error.type.__name__}: {error.value}")
     return said
 
 
+# Of parameters that the loss does not use: in a single step, which no other follows; and from the second epoch on.
+REFUSED_WITH = {"unused": {"max_steps": 1, "limit_val_batches": 0}, "unfrozen": {"max_epochs": 2}}
+UNUSED = ["RuntimeError", "spare.weight", "spare.bias", 'strategy="ddp_find_unused_parameters_true"']
 REFUSED = {
+    "unused": UNUSED,
+    "unfrozen": UNUSED,
     "other key": ["RuntimeError", "'mine'", "on rank 1 and not on rank 0", "train epoch"],
     "validation key": ["RuntimeError", "'other'", "on rank 1 and not on rank 0", "validation epoch"],
     "weights": ["RuntimeError", "weight", "none on rank 1"],

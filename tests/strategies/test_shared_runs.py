@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loopwright.framework import CheckpointError, DataModule, Module
+from loopwright.framework import CheckpointError, DataModule, Engine, Module
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
@@ -77,9 +78,7 @@ def run(folder: Path, workers: int, stop: int = 0, ckpt_path: str | None = None)
     # Each process has random numbers of its own, as when nothing was seeded.
     torch.manual_seed(trainer.global_rank)
     trainer.state.seed = 11
-    # Forked, as in a script's processes; in those that are spawned, as here, each worker would import all again.
-    context = "fork" if workers else None
-    loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=workers, multiprocessing_context=context)
+    loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=workers)
     try:
         trainer.fit(module, loader, DataLoader(Noisy(10), 3), ckpt_path=ckpt_path)
     except InterruptedError:
@@ -121,6 +120,7 @@ def three(folder: Path) -> dict[str, Any]:
         {
             **{f"{workers} workers": (cut_and_resumed, folder / f"{workers}", workers) for workers in (0, 1)},
             "log": (log, folder),
+            "alone": (alone,),
             "fail to save": (fail_to_save, folder / "file" / "x.ckpt"),
         },
     )
@@ -155,6 +155,41 @@ def test_a_checkpoint_is_resumed_by_another_number_of_processes(three: dict[str,
     at_an_epochs_end = str(folder / "0" / "whole" / "best" / "last.ckpt")
     assert resume_elsewhere(at_an_epochs_end)[1] == 4
     assert in_processes(2, resume_elsewhere, at_an_epochs_end)[1] == 4
+
+
+# -- one process of several -------------------------------------------------------------------------------------------
+
+
+class Counts(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = SumMetric()
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.seen.update(len(batch))
+        self.log("seen", self.seen)
+        self.log("mean", batch.mean())
+
+
+def alone() -> Any:
+    """A test with one device after the runs of all processes, and an engine: by rank, and with one of them waiting."""
+    rank, found = dist.get_rank(), []
+    module, loader = Counts(), DataLoader(torch.arange(11.0)[:, None], 2)
+    for arguments in ({"devices": 1}, {"strategy": "single"}, {"devices": 1, "strategy": "ddp"}):
+        trainer = quiet(**arguments)
+        if rank != 1:
+            found += trainer.test(module, loader, verbose=False)
+            assert (trainer.world_size, trainer.engine.is_copy) == (1, rank > 0)
+    engine = Engine(accelerator="cpu", devices=1)
+    assert len(list(engine.prepare(loader))) == 6
+    assert module.seen.distributed_available_fn(), "as before"
+    own: list[Any] = [None] * 3
+    dist.all_gather_object(own, found)
+    return own
+
+
+def test_a_trainer_for_one_device_runs_by_itself_in_each_process(three: dict[str, Any]):
+    assert three["alone"] == [[{"seen": 11.0, "mean": 5.0}] * 3, [], [{"seen": 11.0, "mean": 5.0}] * 3]
 
 
 # -- loggers, folders, printing ---------------------------------------------------------------------------------------
