@@ -480,7 +480,6 @@ class Trainer(TrainerAttributes):
         self.control.begin()
         self._warned.clear()
         forget_failure()
-        outer, self._signals = self._signals, None  # of a fit in one of whose hooks this runs
         self.ckpt_path = None
         fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
         if fn == "fit" and fitted not in (None, model):
@@ -522,7 +521,7 @@ class Trainer(TrainerAttributes):
             raise
         finally:
             own = self._end_signals()
-            self._signals = outer
+            self._signals = None
             self.data.close()
             self.state.stage = None
             self.metrics.enter(None, None)

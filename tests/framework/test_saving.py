@@ -227,7 +227,7 @@ def test_signals_do_again_what_they_did_after_a_run_in_a_hook_and_after_an_error
         fails = False
 
         def on_train_end(self) -> None:
-            self.trainer.validate(self, loader(1), verbose=False)
+            quiet().validate(self, loader(1), verbose=False)
             if self.fails:
                 raise ValueError("a mistake")
 
