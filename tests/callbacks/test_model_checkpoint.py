@@ -581,7 +581,7 @@ def runs_at_once(barrier: Any, root: str, number: int, answers: Any) -> None:
 
 def test_runs_that_start_at_once_keep_all_their_checkpoints(tmp_path: Path):
     spawn = torch.multiprocessing.get_context("spawn")
-    barrier, answers = spawn.Barrier(2), spawn.Queue()
+    barrier, answers = spawn.Barrier(2, timeout=60), spawn.Queue()  # nobody waits for one that has failed
     runs = [spawn.Process(target=runs_at_once, args=(barrier, str(tmp_path), i, answers)) for i in (1, 2)]
     for run in runs:
         run.start()
