@@ -187,7 +187,8 @@ class RunData:
         assert train is not None
         cursor, saved_by = saved["cursor"], saved["saved_by"]
         # Of an epoch's end, others' states tell nothing about loaders that each process has for its own.
-        if state.batch_idx or saved_by == trainer.world_size or (cursor is not None and cursor["dealt"]):
+        dealt = cursor is not None and cursor["dealt"] and (not isinstance(train, SharedLoader) or train.deal)
+        if state.batch_idx or saved_by == trainer.world_size or dealt:
             train.load_state_dict(saved["loader"])
         if not state.batch_idx or cursor is None:
             return
