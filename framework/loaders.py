@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice, pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
@@ -583,7 +583,7 @@ class _Asked(BaseException):
     """A loader has asked for its sampler's indices; no loader's own ``except Exception`` hides it."""
 
 
-def _is_map_style(loader: Any) -> bool:
+def _is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 

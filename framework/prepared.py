@@ -293,8 +293,8 @@ class PreparedLoader:
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
         shared = self.source if isinstance(self.source, SharedLoader) else None
-        before = self.source if shared is None else shared.loader
-        if before.keeps_iterator:  # which has been begun, and cannot be begun again
+        before = shared.loader if shared is not None else self.source
+        if isinstance(before, EpochLoader) and before.keeps_iterator:  # which has been begun, and cannot be begun again
             before.seed = seed
         elif shared is None:
             self.source = self._by_epochs(seed)
