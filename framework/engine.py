@@ -21,7 +21,7 @@ from ..strategies.launch import adopt, can_rerun, check_place, detect, rerun_scr
 from ..strategies.precision import create_precision
 from .arguments import check_count, names_arguments
 from .batches import cast_batch, move_batch
-from .call_check import CallCheck
+from .call_check import DEBUG_TIMEOUT, of_group
 from .explanations import explain_step, no_gradients
 from .hooks import check_loggers, public_methods
 from .launch_settings import (
@@ -82,7 +82,8 @@ class Engine(Peers):
         sync_batchnorm: let batch norms compute their statistics over all processes.
         debug: let the processes compare each collective call before they make it: one that differs, or does not come,
             is an error that names file and line on each rank, not a hang. Default: whether the environment's
-            ``LOOPWRIGHT_DEBUG`` is 1.
+            ``LOOPWRIGHT_DEBUG`` is 1. Calls that are rare, such as :meth:`wait_for_everyone` and :meth:`load_state`,
+            are always compared.
         use_distributed_sampler: deal the batches of prepared loaders out to the processes; False if each process makes
             a loader for its own part of the data. By default they find out for each loader.
         launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
@@ -153,6 +154,7 @@ class Engine(Peers):
         self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
+        self._told_alone = False  # that the main process saves alone
         self.window = Window(self.strategy)
         self.sync_gradients = True
         self.global_step = 0
@@ -174,7 +176,7 @@ class Engine(Peers):
         # What backward() and step() come to where nothing is to be scaled, weighed or shared.
         self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
         self._accumulation = Accumulation(self)
-        self._calls: CallCheck | None = None
+        self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
         self._debug = launched_debug() if debug is None else debug
         Engine.living.add(self)
         if launch:
@@ -242,7 +244,12 @@ class Engine(Peers):
     def connect(self) -> None:
         """Join the other processes, if that is not done."""
         self.strategy.connect()
-        if self._debug and self.num_processes > 1:
+        if self.num_processes > 1 and torch.distributed.is_initialized():
+            self._calls = of_group()
+        if self._debug and self._calls is not None:
+            self._calls.timeout = float(os.environ.get(DEBUG_TIMEOUT, 60))
+            self._every_call = self._calls
+        if not self.is_main_process:
             self._calls = CallCheck(self.process_index, self.num_processes)
         if self.is_copy or not self.is_main_process:
             silence()
@@ -265,6 +272,8 @@ class Engine(Peers):
         """
         # What another engine prepared, or this one has forgotten, is prepared anew.
         objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
+        if any(self._takes_all(item) for item in objects):
+            self.all_call("prepare")
         new = [item for item in objects if isinstance(item, Optimizer) and self._prepared(item) is None]
         modules = {id(item): self._prepare_module(item, new) for item in objects if isinstance(item, nn.Module)}
         for optimizer in new:
@@ -287,6 +296,11 @@ class Engine(Peers):
     def _is_ours(self, item: Any) -> bool:
         ours = (*self._faces.values(), *self._optimizers, *self._schedulers, *self._loaders)
         return any(item is one for one in ours)
+
+    def _takes_all(self, item: Any) -> bool:
+        """Whether all processes must prepare it together."""
+        is_new = not self._is_ours(item) and id(item) not in self._faces
+        return is_new and (isinstance(item, nn.Module) or is_loader(item))
 
     def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
         if (found := self._faces.get(id(unwrap(module)))) is not None:
@@ -326,7 +340,6 @@ class Engine(Peers):
             self._schedulers.append(PreparedScheduler(item, self))
             return self._schedulers[-1]
         if is_loader(item):
-            self._check("prepare a loader")
             self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
             return self._loaders[-1]
         return item
@@ -536,8 +549,8 @@ class Engine(Peers):
                 return
             if not self.accumulating and (self._window_ended or self._completed):
                 self.end_window()
-            if self._calls is not None:
-                self._calls.check("backward" if self.sync_gradients else "backward (local)")
+            if self._every_call is not None:
+                self._every_call.check("backward" if self.sync_gradients else "backward (local)")
             self.compute_gradients(window.add(loss, weight), **kwargs)
         except Exception as error:
             explain_step(error, loss)
@@ -796,7 +809,8 @@ class Engine(Peers):
         """Write a checkpoint of everything that was prepared or registered, and of the random generators.
 
         It has the Trainer's format: ``Module.load_from_checkpoint`` reads its weights, under any strategy. All
-        processes call this.
+        processes call this. If the main process alone does, and has all of the state, the checkpoint lacks the other
+        processes' random states.
 
         Args:
             output_dir: the directory, local or any fsspec URL; a checkpoint that is there is replaced, and other
@@ -809,16 +823,29 @@ class Engine(Peers):
 
         Raises:
             OSError: if it cannot be written, or the save before could not.
+            RuntimeError: if some processes call something else, where each has a part of the state.
         """
-        from .engine_state import save_state
+        from .engine_state import can_save_alone, save_state
 
-        self._check("save_state")
-        self.wait_for_save()
         path = os.fspath(output_dir)
+        if not self.all_call("save_state", alone=can_save_alone(self)):
+            self.tell_alone("save_state", "the random states of the others", "those that load it take the main one's")
+            save_state(self, path, wait=True, alone=True).finish()
+            return path
+        self._finish_save()
         self._save = save_state(self, path, wait)
         if wait:
-            self.wait_for_save()
+            self._finish_save()
         return path
+
+    def tell_alone(self, call: str, lacks: str, instead: str) -> None:
+        """Say once what a checkpoint lacks that the main process saves alone."""
+        if not self._told_alone:
+            self._told_alone = True
+            log.warning(
+                "%s was called by the main process alone: %s are not in the checkpoint, and %s; to resume exactly, "
+                "call it in all processes", call, lacks, instead
+            )  # fmt: skip
 
     def wait_for_save(self) -> None:
         """Wait until the checkpoint that ``save_state(..., wait=False)`` began is complete. All processes call this.
@@ -826,6 +853,11 @@ class Engine(Peers):
         Raises:
             OSError: if it could not be written.
         """
+        if self._save is not None:
+            self.all_call("wait_for_save")
+            self._finish_save()
+
+    def _finish_save(self) -> None:
         if self._save is not None:
             save, self._save = self._save, None
             save.finish()
@@ -843,16 +875,19 @@ class Engine(Peers):
         """
         from .engine_state import load_state
 
-        self._check("load_state")
-        self.wait_for_save()  # it may be the one to load
+        self.all_call("load_state")
+        self._finish_save()  # it may be the one to load
         load_state(self, os.fspath(input_dir), weights_only)
 
     def save_model(self, model: nn.Module, save_directory: str | os.PathLike[str]) -> str:
-        """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path."""
-        from .engine_state import save_model
+        """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path.
 
-        self._check("save_model")
-        return save_model(self, model, os.fspath(save_directory))
+        All processes call this, or the main one alone where it has all of the weights.
+        """
+        from .engine_state import is_whole, save_model
+
+        together = self.all_call("save_model", alone=self.is_main_process and is_whole(self))
+        return save_model(self, model, os.fspath(save_directory), together)
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -887,15 +922,19 @@ class Engine(Peers):
         self.sync_gradients = True
 
     def end_training(self) -> None:
-        """Close the loggers, forget what was prepared, and leave the process group. All processes call this."""
+        """Close the loggers, forget what was prepared, and leave the process group. All processes call this.
+
+        Raises:
+            OSError: if the save before could not be written.
+            RuntimeError: if a process can no longer come, as it calls something else or has ended.
+        """
         for logger in self.loggers if self.is_main_process else ():
             logger.finalize("success")
         self._meet("end_training")
-        self.wait_for_save()
-        if self._calls is not None:
-            self._calls.end()
+        self._finish_save()
         self.free_memory()
         self.strategy.disconnect()
+        self._calls = self._every_call = None
 
 
 def _trains(optimizer: Optimizer, module: nn.Module) -> bool:

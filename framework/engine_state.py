@@ -20,10 +20,22 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def save_state(engine: Engine, path: str, wait: bool) -> Save:
-    """``Engine.save_state``."""
+def is_whole(engine: Engine) -> bool:
+    """Whether each process has all of the models' and optimizers' states."""
+    return not any(strategy.shards_state for strategy in (engine.strategy, *engine._strategies))
+
+
+def can_save_alone(engine: Engine) -> bool:
+    """Whether this process can write a checkpoint without the others: it has all that differs beside random states."""
+    stateful = any(loader.stateful for loader in engine._loaders)
+    return engine.is_main_process and is_whole(engine) and not stateful
+
+
+def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
+    """``Engine.save_state``; ``alone``: by this process, without the others."""
     engine.end_stepped_window()  # its loss scale belongs to the state
     strategies = engine._strategies
+    loaders = [loader.state_dict() for loader in engine._loaders]
     states = [strategy.model_state() for strategy in strategies]
     checkpoint: dict[str, Any] = {
         "epoch": engine._loaders[0].epoch if engine._loaders else 0,
@@ -33,7 +45,7 @@ def save_state(engine: Engine, path: str, wait: bool) -> Save:
         "more_state_dicts": states[1:],
         "optimizer_states": [engine.optimizer_state(optimizer) for optimizer in engine._optimizers],
         "lr_schedulers": [scheduler.state_dict() for scheduler in engine._schedulers],
-        "loaders": engine.strategy.gather_objects([loader.state_dict() for loader in engine._loaders]),
+        "loaders": [loaders] * engine.num_processes if alone else engine.strategy.gather_objects(loaders),
         "data_seed": engine._data_seed,
         "registered": [item.state_dict() for item in engine._registered],
     }
@@ -47,8 +59,9 @@ def save_state(engine: Engine, path: str, wait: bool) -> Save:
         "metrics": {},
         "resumable": False,  # by a Trainer
     }
-    rng = engine.strategy.gather_objects(rng_state(engine.device))
-    return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait)
+    own = rng_state(engine.device)
+    rng = [own] if alone else engine.strategy.gather_objects(own)
+    return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait, alone=alone)
 
 
 def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
@@ -131,11 +144,11 @@ def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
     ]
 
 
-def save_model(engine: Engine, model: nn.Module, directory: str) -> str:
-    """``Engine.save_model``."""
+def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
+    """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
     module = unwrap(model)
     strategy = next((own for own in engine._strategies if own.module is module), None)
     state = module.state_dict() if strategy is None else whole_state(strategy, strategy.model_state())
     path = join(directory, "model.safetensors")
-    in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True))
+    in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True), together)
     return path

@@ -31,7 +31,8 @@ class Peers:
 
     strategy: Strategy
     running_loader: PreparedLoader | None
-    _calls: CallCheck | None  # in debug mode
+    _calls: CallCheck | None = None  # with several processes: compares calls that are rare, and that all must make
+    _every_call: CallCheck | None = None  # the same in debug mode, for those that are not
     _triggered = False
 
     @property
@@ -126,18 +127,39 @@ class Peers:
 
     # -- collectives ------------------------------------------------------------------------------------------
 
-    def _meet(self, call: str, data: Any = None) -> None:
-        """A barrier, or in debug mode a comparison of the calls, which is one."""
-        if self._calls is not None:
-            self._calls.check(call, data)
+    def all_call(self, call: str, alone: bool = False) -> bool:
+        """Wait until all processes have come to a call that all must make; for calls that are rare.
+
+        Args:
+            call: its name.
+            alone: whether this process can also make it alone.
+
+        Returns:
+            Whether all make it; False only if ``alone``.
+
+        Raises:
+            RuntimeError: if a process can no longer come, as it calls something else or has ended; file and line on
+                each rank are named.
+        """
+        if self._calls is None or self.strategy.failed:
+            return True
+        return self._calls.check(call, alone=alone)
+
+    def _meet(self, call: str) -> None:
+        self.all_call(call)
         self.strategy.barrier()
 
     def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
-        if self._calls is not None:
-            self._calls.check(call, data, sizes)
+        if self._every_call is not None:
+            self._every_call.check(call, data, sizes)
 
     def wait_for_everyone(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes.
+
+        Raises:
+            RuntimeError: if one of them can no longer come, as it calls something else or has ended; file and line on
+                each rank are named.
+        """
         self._meet("wait_for_everyone")
 
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:

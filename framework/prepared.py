@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -29,8 +30,8 @@ class _PreparedModule:
     """A module's second face: it shares its attributes, and is called through a strategy.
 
     :func:`prepare_module` makes a class of this and the module's own, whose instance has the module's ``__dict__``: so
-    it is the module in all but its call, without a name more in its ``state_dict``. Copying or pickling it gives the
-    module.
+    it is the module in all but its call, without a name more in its ``state_dict``. A copy of it is one of the module,
+    with weights of its own, and so is what is pickled; that of a module in parts is refused.
     """
 
     _original: Any
@@ -45,8 +46,25 @@ class _PreparedModule:
         output = (train if torch.is_grad_enabled() else evaluate)("__call__", *args, **kwargs)
         return map_tensors(output, _to_single) if self._single else output
 
+    # The module's class may define these, as parametrized modules do; they would copy the face.
+
+    def __copy__(self) -> Any:
+        return copy.copy(self._whole())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._whole(), memo)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _same, (self._original,)
+        return _same, (self._whole(),)
+
+    def _whole(self) -> nn.Module:
+        original: nn.Module = self._original
+        if any(hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh") for tensor in original.parameters()):
+            raise RuntimeError(
+                f"this {type(original).__name__} is in parts, as its strategy spreads it over the processes: it cannot "
+                "be copied or pickled. Copy it before prepare; save_model and save_state write its weights"
+            )
+        return original
 
 
 def _same(module: Any) -> Any:
@@ -235,6 +253,9 @@ class PreparedScheduler:
         ):
             self.scheduler.step(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a copy does not take the engine along
+        return _same, (self.scheduler,)
+
 
 # -- loaders ----------------------------------------------------------------------------------------------------------
 
@@ -289,6 +310,11 @@ class PreparedLoader:
         if length == INFINITE:
             raise TypeError("the loader has no length")
         return int(length)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the loader has a state of its own, which differs between processes."""
+        return self.engine.num_processes > 1 and self.source.loader.stateful
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""

@@ -26,10 +26,27 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
+def can_save_alone(trainer: Trainer) -> bool:
+    """Whether this process can write a checkpoint without the others: it has all that resuming cannot do without."""
+    if not trainer.is_global_zero or trainer.strategy.shards_state:
+        return False
+    if trainer.world_size == 1 or not trainer.fitted:
+        return True
+    # The state of a loader that keeps one differs between processes.
+    state = trainer.data.loader_state(trainer.progress()["batch_idx"])
+    states = state if isinstance(state, list) else [state]
+    return not any(states)
+
+
 def save_run(
-    trainer: Trainer, path: str, weights_only: bool, wait: bool = True, then: Callable[[], None] | None = None
+    trainer: Trainer,
+    path: str,
+    weights_only: bool,
+    wait: bool = True,
+    then: Callable[[], None] | None = None,
+    together: bool = True,
 ) -> Save:
-    """Write a checkpoint of the run as it stands; with several processes, all of them call this, and one writes."""
+    """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
     if trainer.strategy.failed and trainer.strategy.shards_state and trainer.world_size > 1:
         raise RuntimeError(
             f"no checkpoint can be saved after an exception under strategy={trainer.strategy.name!r}: each process has "
@@ -41,9 +58,14 @@ def save_run(
         rng = None if weights_only else rng_state(trainer.engine.device)
     except OSError as error:  # of a user's hook, in this process alone; other errors end it, and so the others
         failed = error
-    peers = trainer.world_size > 1 and rng is not None and not trainer.strategy.failed
+    peers = together and trainer.world_size > 1 and rng is not None and not trainer.strategy.failed
     own = trainer.gathered() if peers and not trainer.is_global_zero else None
-    told, failed = exchange(trainer.strategy, path, failed, (rng, own))
+    told: list[Any] = [(rng, None)]
+    if together:
+        told, failed = exchange(trainer.strategy, path, failed, (rng, own))
+    elif not weights_only:
+        lacks = "the random states of the others and what they have logged in this epoch"
+        trainer.engine.tell_alone("save_checkpoint", lacks, "all that resume take the main one's random state")
     if failed is not None:
         raise failed
     if peers:
@@ -57,7 +79,8 @@ def save_run(
         "resumable": "optimizer_states" in checkpoint,
     }
     generators = None if weights_only else [own for own, _ in told]
-    return trainer.engine.saver.save(trainer.strategy, checkpoint, path, facts, generators, wait, then)
+    alone = not together
+    return trainer.engine.saver.save(trainer.strategy, checkpoint, path, facts, generators, wait, then, alone)
 
 
 def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:

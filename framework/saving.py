@@ -81,12 +81,14 @@ class Save:
 
     Attributes:
         path: where to.
+        alone: the main process saves without the others.
         written: whether the checkpoint is complete; known to all processes after :meth:`finish`.
     """
 
     def __init__(self, path: str, strategy: Strategy) -> None:
         self.path = path
         self.strategy = strategy
+        self.alone = False
         self.written = False
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
@@ -131,12 +133,16 @@ class Save:
             log.error("%s", self._failed)
 
     def finish(self) -> None:
-        """Wait until the checkpoint is complete. A collective.
+        """Wait until the checkpoint is complete. A collective, unless the main process saves alone.
 
         Raises:
             OSError: if it could not be written; in all processes.
         """
         self.wait()
+        if self.alone:
+            if self._failed is not None:
+                raise self._failed
+            return
         written, failed = exchange(self.strategy, self.path, self._failed, self.written)
         self.written = written[0]
         if failed is not None:
@@ -167,6 +173,7 @@ class Saver:
         rng: list[Any] | None,
         wait: bool = True,
         then: Callable[[], None] | None = None,
+        alone: bool = False,
     ) -> Save:
         """Let the main process write a checkpoint.
 
@@ -178,12 +185,14 @@ class Saver:
             rng: each process's random generators, by rank.
             wait: write now; otherwise only copy the tensors now, after the save before is done.
             then: called in the main process when it is complete, before the next one begins.
+            alone: whether the main process does so without the others.
 
         Returns:
             What tells how it went, when its ``finish()`` is called; in all processes.
         """
         self.wait()
         self._last = save = Save(path, strategy)
+        save.alone = alone
         peers = Peers(strategy) if strategy.shards_state and strategy.world_size > 1 else None
         if peers is None and not strategy.is_global_zero:
             return save
@@ -213,15 +222,16 @@ class Saver:
             self._last = None
 
 
-def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any]) -> None:
-    """Let the main process write ``path``; if that fails, it fails in all of them. A collective."""
+def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any], together: bool = True) -> None:
+    """Let the main process write ``path``; if that fails, it fails in all of them. A collective, if ``together``."""
     failed: BaseException | None = None
     if strategy.is_global_zero:
         try:
             write()
         except Exception as error:
             failed = error
-    _, failed = exchange(strategy, path, failed)
+    if together:
+        _, failed = exchange(strategy, path, failed)
     if failed is not None:
         raise failed
 

@@ -53,7 +53,7 @@ from .optimization import Optimization, parse_optimizers
 from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run, names_in_eval_mode
-from .restore import read_run, restore_module, restore_run, restore_start, save_run
+from .restore import can_save_alone, read_run, restore_module, restore_run, restore_start, save_run
 from .rollback import attached
 from .saving import Save, exchange, in_main_process
 from .signals import Signals
@@ -786,9 +786,11 @@ class Trainer(TrainerAttributes):
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; when this returns, it is complete and on disk.
+        """Write a checkpoint; when this returns, it is complete and on disk. All processes call this.
 
-        Inside an accumulation window the data cursor is put at the window's start: its batches are read again.
+        If the main process alone does, and has all of the state, the checkpoint lacks what the others have drawn and
+        logged in the running epoch. Inside an accumulation window the data cursor is put at the window's start: its
+        batches are read again.
 
         Args:
             filepath: the directory to make, local or any fsspec URL.
@@ -796,14 +798,16 @@ class Trainer(TrainerAttributes):
             storage_options: accepted for familiarity; must be None (fsspec is configured by its own means).
 
         Raises:
-            RuntimeError: before the first run.
+            RuntimeError: before the first run; or if some processes call something else, where each has a part of the
+                state.
             OSError: if it cannot be written; what was at ``filepath`` before is untouched.
         """
         if storage_options is not None:
             raise ValueError(f"storage_options must be None; got {storage_options!r}")
         if self.module is None:
             raise RuntimeError("save_checkpoint: this Trainer has run nothing yet; call fit first")
-        save_run(self, os.fspath(filepath), bool(weights_only)).finish()
+        together = self.engine.all_call("save_checkpoint", alone=can_save_alone(self))
+        save_run(self, os.fspath(filepath), bool(weights_only), together=together).finish()
 
     def begin_save(
         self, filepath: str, weights_only: bool = False, wait: bool = False, then: Callable[[], None] | None = None
@@ -823,7 +827,9 @@ class Trainer(TrainerAttributes):
         return save_run(self, filepath, weights_only, wait, then)
 
     def export(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write the module's weights, and nothing else, to one safetensors file. All processes call this.
+        """Write the module's weights, and nothing else, to one safetensors file.
+
+        All processes call this, or the main one alone where it has all of the weights.
 
         Args:
             path: the file, local or any fsspec URL; one that is there is replaced, all at once.
@@ -837,8 +843,9 @@ class Trainer(TrainerAttributes):
             raise RuntimeError("export: this Trainer has run nothing yet; call fit first")
         from .export import export_weights  # a program, too: what runs as one must not have been imported before
 
+        together = self.engine.all_call("export", alone=self.is_global_zero and not self.strategy.shards_state)
         file, state = os.fspath(path), whole_state(self.strategy, self.strategy.model_state())
-        in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype))
+        in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype), together)
 
     def agree_on_save(self, path: str, failed: BaseException | None) -> BaseException | None:
         """Tell all processes what went wrong in this one while ``path`` was saved, if anything. All call this.

@@ -21,13 +21,14 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from glob import glob
@@ -251,6 +252,25 @@ def _runs_beside(process: int) -> bool:
     return int(parent) == os.getppid() and state != "Z"
 
 
+def process_here() -> tuple[str, int]:
+    """This process, for :func:`has_ended`: its machine (or container), and its number there."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}", os.getpid()
+    return "", os.getpid()
+
+
+def has_ended(process: Sequence[Any] | None) -> bool:
+    """Whether a process that :func:`process_here` told is known to have ended; on another machine, it is not."""
+    machine, number = process or ("", 0)
+    if not machine or machine != process_here()[0]:
+        return False
+    try:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def _command(process: int) -> bytes:
     """How a process was called, without the numbers, in which those that an agent starts may differ."""
     try:
@@ -262,12 +282,15 @@ def _command(process: int) -> bytes:
 
 LAST_WORK: list[Any] = []  # the last barrier's
 STORE: list[Any] = []  # where the processes meet: kept for the next process group, which must not meet in another
+BEFORE_LEAVING: list[Callable[[], None]] = []  # what is to be done while the process group is still there
 
 
 def leave_group() -> None:
     """Leave the process group, and so end gloo's threads: one that drops a tensor as the interpreter ends aborts it."""
     import torch.distributed as dist
 
+    for function in list(BEFORE_LEAVING):
+        function()
     LAST_WORK.clear()
     gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
     if dist.is_initialized():

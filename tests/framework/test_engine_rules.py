@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -309,6 +316,183 @@ def test_a_trainers_checkpoint_is_taken_up_beside_a_loader_for_validation(tmp_pa
     )
     engine.load_state(tmp_path / "three.ckpt")
     assert (len(list(train)), len(list(val))) == (5, 8)
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+
+class Copied(nn.Linear):
+    """Copies itself in a way of its own."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        other = Copied(self.in_features, self.out_features)
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)),
+    "parametrized": lambda: weight_norm(nn.Linear(3, 1)),
+    "parametrized part": lambda: nn.Sequential(weight_norm(nn.Linear(3, 1))),
+    "copies itself": lambda: Copied(3, 1),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_of_a_prepared_model_computes_with_weights_of_its_own(name: str):
+    check_copies(make(precision="bf16-mixed"), MODELS[name]())
+
+
+def check_copies(engine: Engine, model: nn.Module) -> None:
+    model = engine.prepare(model)
+    copies = [copy.deepcopy(model), copy.deepcopy({"models": [model]})["models"][0], AveragedModel(model).module]
+    for number, other in enumerate(copies):
+        for parameter in other.parameters():
+            parameter.detach().fill_(number + 1)
+    for parameter in model.parameters():
+        parameter.detach().zero_()
+    x = torch.randn(4, 3)
+    expected = copy.deepcopy(engine.unwrap_model(model))
+    for number, other in enumerate(copies):
+        assert engine.unwrap_model(other) is other
+        for parameter in expected.parameters():
+            parameter.detach().fill_(number + 1)
+        assert torch.equal(other(x), expected(x))
+    assert all(not parameter.any() for parameter in model.parameters())
+
+
+def test_a_copy_of_an_optimizer_or_a_scheduler_is_one_without_the_engine():
+    engine = make()
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, scheduler = engine.prepare(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    for copied in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert type(copied) is torch.optim.lr_scheduler.StepLR
+        assert type(copied.optimizer) is torch.optim.SGD
+    assert type(copy.deepcopy(optimizer)) is torch.optim.SGD
+
+
+# -- calls that all processes must make --------------------------------------------------------------------------------
+
+
+def calls_of_one(folder: Path) -> dict[str, Any]:
+    """What happens when one of two processes makes a call, while the other gathers (or makes another)."""
+    engine = make(strategy="ddp")
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    model, optimizer, loader = engine.prepare(
+        model, torch.optim.Adam(model.parameters()), DataLoader(torch.arange(12.0)[:, None], batch_size=2)
+    )
+    spread = make(strategy="fsdp")
+    spread_model = nn.Linear(2, 1)
+    spread.prepare(spread_model, torch.optim.SGD(spread_model.parameters(), lr=0.1))
+    found: dict[str, Any] = {}
+
+    def one(name: str, rank: int, call: Callable[[], Any], other: Callable[[], Any] | None = None) -> None:
+        """Make a call in one process, and another in the other one; then all gather how it went."""
+        outcome = "went on"
+        try:
+            if engine.process_index == rank:
+                call()
+            elif other is not None:
+                other()
+        except RuntimeError as error:
+            outcome = str(error)
+        found[name] = engine.gather_object(outcome)
+
+    one("wait", 0, engine.wait_for_everyone)
+    one("wait of the other", 1, engine.wait_for_everyone)
+    one("end", 0, engine.end_training)
+    another = nn.Linear(1, 1)
+    one("prepare", 1, lambda: engine.prepare(another))
+    one("different", 0, lambda: engine.load_state("nowhere"), engine.wait_for_everyone)
+    one("late", 0, engine.wait_for_everyone, lambda: (threading.Event().wait(1.5), engine.wait_for_everyone()))
+    one("save in parts", 0, lambda: spread.save_state(folder / "parts"))
+    one("save of the other", 1, lambda: engine.save_state(folder / "other"))
+    one("copy of parts", 0, lambda: copy.deepcopy(spread.prepare(spread_model)))
+    for batch_idx, x in enumerate(loader):
+        engine.backward(model(x).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+        if batch_idx == 0:
+            one("save", 0, lambda: engine.save_state(folder / "state"))
+            one("save without waiting", 0, lambda: engine.save_state(folder / "state", wait=False))
+            one("save weights", 0, lambda: engine.save_model(model, folder / "weights"))
+    engine.wait_for_everyone()
+    trained = [parameter.detach().clone() for parameter in model.parameters()]
+    engine.load_state(folder / "state")
+    for x in loader:
+        engine.backward(model(x).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+    found["resumed"] = engine.gather_object((trained, [parameter.detach().clone() for parameter in model.parameters()]))
+    check_copies(make(strategy="ddp"), MODELS["parametrized"]())
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("calls")
+    return folder, in_processes(2, calls_of_one, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "rank"),
+    [
+        ("wait", "wait_for_everyone", 0),
+        ("wait of the other", "wait_for_everyone", 1),
+        ("end", "end_training", 0),
+        ("prepare", "prepare", 1),
+        ("save in parts", "save_state", 0),
+        ("save of the other", "save_state", 1),
+    ],
+)
+def test_a_call_that_one_process_makes_names_the_lines_of_all(of_one: Any, name: str, call: str, rank: int):
+    told = of_one[1][name]
+    assert re.search(rf"rank {rank}: {call}\(\) at .*test_engine_rules.py:\d+", told[rank]), told
+    assert re.search(rf"rank {1 - rank}: waits in another collective, at .*test_engine_rules.py:\d+", told[rank]), told
+    assert told[1 - rank] == "went on"
+
+
+def test_two_different_calls_name_the_lines_in_both_processes(of_one: Any):
+    for told in of_one[1]["different"]:
+        assert re.search(r"rank 0: load_state\(\) at .*test_engine_rules.py:\d+", told), told
+        assert re.search(r"rank 1: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", told), told
+
+
+def test_a_process_that_is_late_is_waited_for(of_one: Any):
+    assert of_one[1]["late"] == ["went on"] * 2
+
+
+def test_a_model_in_parts_is_not_copied(of_one: Any):
+    assert "is in parts" in of_one[1]["copy of parts"][0]
+
+
+def test_the_main_process_saves_alone_and_all_resume(of_one: Any):
+    folder, found = of_one
+    assert [found[name] for name in ("save", "save without waiting", "save weights")] == [["went on"] * 2] * 3
+    for trained, resumed in found["resumed"]:
+        assert all(torch.equal(a, b) for a, b in zip(trained, resumed, strict=True))
+    engine = make()
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    model, _, loader = engine.prepare(
+        model, torch.optim.Adam(model.parameters()), DataLoader(torch.arange(12.0)[:, None], batch_size=2)
+    )
+    engine.load_state(folder / "state")
+    assert torch.cat(list(loader)).flatten().tolist() == list(range(4, 12))
+    assert load_file(folder / "weights" / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def ending_first() -> None:
+    engine = make()
+    if engine.is_main_process:
+        engine.wait_for_everyone()
+
+
+def test_a_process_that_has_ended_is_not_waited_for():
+    with pytest.raises(RuntimeError) as error:
+        in_processes(2, ending_first)
+    assert re.search(r"rank 0: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", str(error.value))
+    assert "rank 1: has ended" in str(error.value)
 
 
 # -- several processes ------------------------------------------------------------------------------------------------

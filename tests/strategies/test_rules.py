@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -420,3 +421,47 @@ def told() -> dict[str, Any]:
             "stop early": (stop_early,),
         },
     )
+
+
+class SavesAlone(Callback):
+    """Saves in the main process only, as many callbacks that people write do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and batch_idx == 3:
+            trainer.save_checkpoint(self.folder / "alone.ckpt")
+            trainer.export(self.folder / "alone.safetensors")
+
+
+def saved_by_one(folder: Path) -> Any:
+    """The weights of a run in the middle of which one process saves, and of the one that goes on from there."""
+    found = []
+    for ckpt_path in (None, folder / "alone.ckpt"):
+        module, trainer = Net(), quiet(strategy="ddp", max_epochs=2, callbacks=[SavesAlone(folder)])
+        trainer.fit(module, DataLoader(data(), 2, shuffle=True), ckpt_path=ckpt_path)
+        found.append([parameter.detach().clone() for parameter in module.parameters()])
+    return found
+
+
+def test_a_checkpoint_that_one_process_saved_is_resumed_by_any_number(tmp_path: Path):
+    whole, resumed = in_processes(2, saved_by_one, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    module = Net()
+    loader = DataLoader(data(), 2, shuffle=True)
+    quiet(max_epochs=1).fit(module, loader, ckpt_path=tmp_path / "alone.ckpt")
+    assert sum(len(x) for _, x in module.read) == 40 - 2 * 4 * 2
+    assert (tmp_path / "alone.safetensors").is_file()
+
+
+def fit_in_parts(folder: Path) -> None:
+    trainer = quiet(strategy="fsdp", callbacks=[SavesAlone(folder)])
+    trainer.fit(Net(), DataLoader(data(), 2))
+
+
+def test_one_process_alone_cannot_save_a_state_in_parts(tmp_path: Path):
+    with pytest.raises(RuntimeError) as error:
+        in_processes(2, fit_in_parts, tmp_path)
+    assert re.search(r"rank 0: save_checkpoint\(\) at .*test_rules.py:\d+", str(error.value))
+    assert re.search(r"rank 1: waits in another collective, at .*test_rules.py:\d+", str(error.value))
