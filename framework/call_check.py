@@ -108,7 +108,7 @@ class CallCheck:
             if not all_came:
                 with suppress(dist.DistError):  # such as that the store is gone
                     self.store.add(together, -1)
-                    self.store.delete_key(f"calls/{number}/{self.rank}")
+                    self._tell(f"calls/{number}/{self.rank}", None)  # not deleted: another may be about to get it
         if not all_came:
             return False
         self.calls += 1
