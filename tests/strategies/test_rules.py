@@ -450,7 +450,7 @@ def test_a_checkpoint_that_one_process_saved_is_resumed_by_any_number(tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
     module = Net()
     loader = DataLoader(data(), 2, shuffle=True)
-    quiet(max_epochs=1).fit(module, loader, ckpt_path=tmp_path / "alone.ckpt")
+    quiet(max_epochs=2).fit(module, loader, ckpt_path=tmp_path / "alone.ckpt")
     assert sum(len(x) for _, x in module.read) == 40 - 2 * 4 * 2
     assert (tmp_path / "alone.safetensors").is_file()
 
