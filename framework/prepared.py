@@ -314,7 +314,10 @@ class PreparedLoader:
     @property
     def stateful(self) -> bool:
         """Whether the loader has a state of its own, which differs between processes."""
-        return self.engine.num_processes > 1 and self.source.loader.stateful
+        if self.engine.num_processes == 1:
+            return False
+        loader: Any = self.source.loader
+        return any(part.stateful for part in getattr(loader, "loaders", [loader]))
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
