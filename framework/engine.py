@@ -249,8 +249,6 @@ class Engine(Peers):
         if self._debug and self._calls is not None:
             self._calls.timeout = float(os.environ.get(DEBUG_TIMEOUT, 60))
             self._every_call = self._calls
-        if not self.is_main_process:
-            self._calls = CallCheck(self.process_index, self.num_processes)
         if self.is_copy or not self.is_main_process:
             silence()
 
