@@ -178,8 +178,8 @@ class CallCheck:
         before = self._read(f"calls/{number - 1}/{rank}")
         last = "it has made no call" if before is None else f"its last call was {before['call']} at {before['where']}"
         return (
-            f"rank {self.rank} waits in {mine['call']} at {mine['where']}, and rank {rank} has not come within "
-            f"{self.timeout:g} s: {last}"
+            f"rank {self.rank} waits in {mine['call'].removesuffix('()')} at {mine['where']}, and rank {rank} has not "
+            f"come within {self.timeout:g} s: {last}"
         )
 
     def _ask(self, rank: int) -> dict[str, Any]:
