@@ -655,7 +655,7 @@ class Odd(Exception):
         (SystemExit(0), None),  # nobody would see that the run has not come to its end
         (RuntimeError("gloo: connection closed by peer"), None),  # the reports tell who has ended
     ],
-    ids=repr,
+    ids=["plain", "of the system", "odd constructor", "no pickle", "interrupt", "exit 3", "exit 0", "a lost peer"],
 )
 def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, tmp_path: Path) -> None:
     with suppress(Exception):
