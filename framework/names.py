@@ -2,7 +2,7 @@
 
 What a method does is lost without a word if nobody calls it: so one whose name is nearly that of a hook, or is another
 trainer's name of one, is an error. A method that the class itself calls is its author's own business, as are methods of
-mixins from other libraries.
+mixins from other libraries, and what overrides them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dis
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from types import CodeType
 from typing import Any
 
@@ -93,22 +94,38 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
     kinds = list(_written_by_users(type(obj), base))
     methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
     called = {name for own, value in methods for name in _names_in(value) if name != own}
-    called.update(name for parent in type(obj).__mro__ if _is_ours(parent) for name in dir(parent))
+    patterns = [name for name in called if "*" in name]
+    called.update(name for parent in type(obj).__mro__ if parent not in kinds for name in dir(parent))
     for index, kind in enumerate(kinds):
         for name, value in vars(kind).items():
             if name.startswith("_") or name in called or not callable(value):
                 continue
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                continue
             if any(name in vars(other) for other in kinds[index + 1 :]):
                 continue  # it overrides that one, which is judged there
-            if name in elsewhere:
-                raise ValueError(f"{kind.__name__}.{name} would never be called: here that is {elsewhere[name]}")
-            close = [STEPS_ELSEWHERE[name]] if name in STEPS_ELSEWHERE else get_close_matches(name, known, 1, 0.8)
+            meant = elsewhere.get(name) or _meant(name, known)
             # Whoever writes both in one class knows the right name.
-            if close and close[0] in known and not any(close[0] in vars(other) for other in kinds[: index + 1]):
-                raise ValueError(
-                    f"{kind.__name__}.{name} would never be called; did you mean {close[0]!r}? "
-                    "(If it is not meant to be a hook, give it another name.)"
-                )
+            if meant is None or any(meant in vars(other) for other in kinds[: index + 1]):
+                continue
+            if name in elsewhere:
+                raise ValueError(f"{kind.__name__}.{name} would never be called: here that is {meant}")
+            raise ValueError(
+                f"{kind.__name__}.{name} would never be called; did you mean {meant!r}? "
+                "(If it is not meant to be a hook, give it another name.)"
+            )
+
+
+def _meant(name: str, known: list[str]) -> str | None:
+    """The method of the contract that a name is nearly that of, if there is one."""
+    if STEPS_ELSEWHERE.get(name) in known:
+        return STEPS_ELSEWHERE[name]
+    for close in get_close_matches(name, known, 1, 0.8):
+        misspelt = name.count("_") <= close.count("_") or name.replace("_", "") == close.replace("_", "")
+        # With more words, as in predict_next_step, it says something else: only what begins so is meant as a hook.
+        if misspelt or name.startswith("on_"):
+            return close
+    return None
 
 
 def _written_by_users(kind: type, base: type) -> Iterator[type]:
@@ -124,13 +141,21 @@ def _is_ours(kind: type) -> bool:
 
 
 def _names_in(value: Any) -> Iterator[str]:
-    """The names that a function, or those inside it, uses."""
-    code = value if isinstance(value, CodeType) else getattr(inspect.unwrap(value), "__code__", None)
-    if code is not None:
+    """The names that a function or property, or a function inside it, uses.
+
+    Where it has ``getattr``, also the texts in it: parts of names, such as ``"_step"``, as patterns.
+    """
+    for function in (value, *(getattr(value, name, None) for name in ("fget", "fset", "func"))):
+        code = function if isinstance(function, CodeType) else getattr(inspect.unwrap(function), "__code__", None)
+        if not isinstance(code, CodeType):
+            continue
         yield from code.co_names
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 yield from _names_in(constant)
+            elif isinstance(constant, str) and constant.isidentifier() and "getattr" in code.co_names:
+                start = "*" if constant.startswith("_") else ""
+                yield f"{start}{constant}{'*' if constant.endswith('_') else ''}"
 
 
 def check_hook_arguments(owner: object, name: str, base: type) -> None:
@@ -155,11 +180,14 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     Raises:
         TypeError: with what it takes and what it would get.
     """
+    method = getattr(owner, name)
     try:
-        signature = inspect.signature(getattr(owner, name))
+        signature = inspect.signature(method)
+        decorated = inspect.signature(method, follow_wrapped=False)
     except ValueError:
         return  # a function without a signature, such as one written in C
-    if any(_takes(signature, arguments) for arguments in accepted):
+    # A decorator may give the function more than it is given itself.
+    if any(_takes(each, arguments) for each in (signature, decorated) for arguments in accepted):
         return
     several = ""
     if "optimizer_idx" in signature.parameters:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import re
+from functools import cached_property, wraps
 from pathlib import Path
 
 import pytest
@@ -356,7 +357,55 @@ class Below(ByName):
         return super().train_step(batch)
 
 
-@pytest.mark.parametrize("kind", [OwnBusiness, Both, ByName, Below])
+class ByStage(Net):
+    """Puts names together of texts; a subclass brings the methods."""
+
+    def on_train_start(self) -> None:
+        getattr(self, f"{'val'}_step")()
+
+
+class OfStage(ByStage):
+    def val_step(self): ...
+
+
+class InProperties(Net):
+    """Calls the method in a property."""
+
+    @property
+    def first(self):
+        return self.valid_step()
+
+    @cached_property
+    def second(self):
+        return self.test_steps()
+
+    def valid_step(self): ...
+    def test_steps(self): ...
+
+
+class MoreWords(Net):
+    """Called from a script, and no misspelling: other words."""
+
+    def predict_next_step(self, batch): ...
+    def num_training_steps(self): ...
+
+
+def given(hook):
+    """Give a hook more than it is called with."""
+    return wraps(hook)(lambda self, *args: hook(self, *args, more=1))
+
+
+class Injected(Net):
+    """Its hooks take more than they are called with."""
+
+    @given
+    def on_train_start(self, more): ...
+    @given
+    def training_step(self, batch, batch_idx, more):
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [OwnBusiness, Both, ByName, Below, OfStage, InProperties, MoreWords, Injected])
 def test_methods_that_are_the_authors_business(kind) -> None:
     """What the class calls itself, and what stands beside the right name."""
     module = kind()
@@ -371,6 +420,21 @@ def test_a_mixin_of_another_library_is_its_own_business() -> None:
     mixin.__module__ = __name__
     with pytest.raises(ValueError, match="did you mean 'on_train_epoch_end'"):
         trainer().fit(type("Mixed", (Net, mixin), {})(), batches())
+
+
+def test_what_another_librarys_class_asks_for() -> None:
+    """A subclass overrides its methods, and a callback may be for a second trainer, beside the names of this one."""
+    foreign = type("Foreign", (), {"val_step": lambda self: None, "__module__": "somewhere.else"})
+    trainer().fit(type("Mixed", (Net, foreign), {"val_step": lambda self: None})(), batches())
+
+    class ForTwo(Callback):
+        def on_train_begin(self, args, state, control): ...
+        def on_train_start(self, trainer, module): ...
+
+    trainer(callbacks=[ForTwo()])
+    del ForTwo.on_train_start
+    with pytest.raises(ValueError, match="here that is on_train_start"):
+        trainer(callbacks=[ForTwo()])
 
 
 class Metric(Logger):
