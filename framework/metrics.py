@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .batches import batch_size_of, map_tensors
+from .messages import log
 from .metric_states import fill_list_states, is_metric, list_states
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Metrics:
         part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
         without_batch: the evaluation loaders that gave this process no batch, by index; None if there is only one.
         logged_in: for names that were logged with ``add_dataloader_idx=False``, the evaluation loaders they belong to.
+        left_out: values of metrics that a line has said to be no numbers.
     """
 
     def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
@@ -152,6 +154,7 @@ class Metrics:
         self.part: tuple[float, bool] | None = None
         self.without_batch: set[int | None] = set()
         self.logged_in: dict[str, set[int]] = {}
+        self.left_out: set[str] = set()
 
     def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
@@ -413,13 +416,19 @@ class Metrics:
         """Show an entry's value; the values of a metric that computes a dict each under a name of its own."""
         if isinstance(value, dict):
             for key, part in value.items():
-                self._show(results, replace(entry, name=f"{entry.name}_{key}"), part, of_step)
+                name = f"{entry.name}_{key}"
+                if entry.name in self.logged_in:
+                    self.logged_in[name] = self.logged_in[entry.name]
+                if _is_number(part) or isinstance(part, dict):
+                    self._show(results, replace(entry, name=name), part, of_step)
+                elif name not in self.left_out and self.strategy.is_global_zero:
+                    self.left_out.add(name)
+                    log.warning("log(%r): %r is left out, as it is no number: %s", entry.name, key, _described(part))
             return
-        if not isinstance(value, (int, float)) and (not isinstance(value, Tensor) or value.numel() != 1):
-            shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        if not _is_number(value):
             raise ValueError(
-                f"log({entry.name!r}): the metric computed {shape}, which is no number: at the epoch's end, take what "
-                "you want to log from metric.compute(), and log it by self.log or self.log_dict"
+                f"log({entry.name!r}): the metric computed {_described(value)}, which is no number: at the epoch's "
+                "end, take what you want to log from metric.compute(), and log it by self.log or self.log_dict"
             )
         results.add(entry, entry.names()[0 if of_step else 1], value)
         if entry.on_step and entry.on_epoch:
@@ -510,6 +519,14 @@ def _join(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
         return value if first else choose(before, value)
     part = value * fraction if entry.reduction == "mean" else value
     return part if first else before + part
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _as_number(name: str, value: Any) -> float:

@@ -502,9 +502,7 @@ class Several(SumMetric):
     ("computed", "words"),
     [
         (torch.ones(3), r"log\('m'\): the metric computed a tensor of shape \(3,\).*compute\(\).*log_dict"),
-        ({"a": torch.ones(()), "classes": torch.ones(2)}, r"log\('m_classes'\): .*shape \(2,\)"),
         ((torch.ones(2), torch.ones(2)), r"log\('m'\): the metric computed \(tensor"),
-        ({"a": {"b": "text"}}, r"log\('m_a_b'\): the metric computed 'text'"),
     ],
 )
 def test_a_metric_that_computes_what_is_no_number(computed: Any, words: str) -> None:
@@ -514,6 +512,31 @@ def test_a_metric_that_computes_what_is_no_number(computed: Any, words: str) -> 
     module.several.computed = computed
     with pytest.raises(ValueError, match=words):
         quiet().validate(module, values(), verbose=False)
+
+
+def test_what_is_no_number_among_a_metrics_values(caplog: pytest.LogCaptureFixture) -> None:
+    """Is left out, as MeanAveragePrecision's vector of classes; a line says so once in all epochs."""
+    module = Logs(evaluate=lambda m, x, i: m.log("m", m.several))
+    module.several = Several()
+    module.several.computed = {"a": torch.ones(()), "classes": torch.ones(2), "b": {"c": 2, "d": "text"}}
+    trainer = quiet(max_epochs=2)
+    with caplog.at_level("WARNING", "loopwright"):
+        trainer.fit(module, values(), values())
+    assert floats(trainer.callback_metrics) == {"m_a": 1, "m_b_c": 2}
+    assert [line for line in caplog.messages if "left out" in line] == [
+        "log('m'): 'classes' is left out, as it is no number: a tensor of shape (2,)",
+        "log('m_b'): 'd' is left out, as it is no number: 'text'",
+    ]
+
+
+def test_a_metric_that_computes_a_dict_for_one_loader_of_two() -> None:
+    """Without the loader's index in its name, it stands in the results of the loader for which it was logged."""
+    module = Logs(evaluate=lambda m, x, i: m.log("x", m.twice, add_dataloader_idx=False))
+    module.twice = Twice()
+    step = module.validation_step
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: dataloader_idx or step(batch, batch_idx)
+    found = quiet().validate(module, [values(), values()], verbose=False)
+    assert [set(values) for values in found] == [{"x_once", "x_twice_all"}, set()]
 
 
 # -- wrong use ------------------------------------------------------------------------------------------------------
