@@ -55,7 +55,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init = super().__init__
         # It has been done, and would forget what was assigned since: by a dataclass's constructor, or too early.
-        if args or kwargs or getattr(init, "__func__", None) is not nn.Module.__init__:
+        done = getattr(init, "__func__", None) is nn.Module.__init__ and "_parameters" in vars(self)
+        if args or kwargs or not done:
             init(*args, **kwargs)
 
     # -- where the module runs --------------------------------------------------------------------------------

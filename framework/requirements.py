@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from .datamodule import DataModule
 from .hooks import overrides
@@ -42,7 +43,7 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
     if fn == "fit":
         _require_step(module, "training_step")
-        if any(parameter.is_inference() for parameter in module.parameters()):
+        if any(not is_lazy(parameter) and parameter.is_inference() for parameter in module.parameters()):
             raise ValueError(
                 f"{type(module).__name__} was made under torch.inference_mode(), as in a hook of an evaluation, and "
                 "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"

@@ -711,6 +711,36 @@ def test_modules_assigned_before_the_base_class_is_initialised_stay() -> None:
         assert set(dict(module.named_children())) == {"backbone", "layer"}
 
 
+class OneOnly(Linear):
+    """There is one object of it."""
+
+    only: OneOnly | None = None
+
+    def __new__(cls, *args: Any) -> OneOnly:
+        cls.only = cls.only or object.__new__(cls)
+        return cls.only
+
+
+def test_a_module_may_be_made_in_its_own_way() -> None:
+    """Past Module.__new__."""
+    module = OneOnly()
+    quiet().fit(module, loader(2))
+    assert module.layer.weight.grad is not None
+
+
+def test_lazy_layers_are_trained() -> None:
+    """They have no shape before their first batch, in the checks before training neither."""
+
+    class Lazy(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(1)
+
+    module = Lazy()
+    quiet().fit(module, loader(2))
+    assert module.layer.weight.shape == (1, 2)
+
+
 def test_data_moves_a_batch_without_a_trainer() -> None:
     """As in a loop of one's own, or in a test of the data."""
     batch = {"x": torch.ones(2), "name": "a"}
