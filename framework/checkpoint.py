@@ -22,6 +22,7 @@ import fnmatch
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import time
@@ -63,6 +64,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 2**28  # bytes; a file that is larger was made to fill the memory
+# What is there for a while only: the name that it is for, and the process that made it; the last part is replacing's.
+_UNFINISHED = re.compile(
+    r"\.(?P<name>.+)\.(?P<place>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?", re.DOTALL
+)
 _FORGOTTEN = 7 * 86400.0  # seconds after which what another machine has not finished is taken for abandoned
 
 
@@ -312,6 +317,8 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any]
 def _commit(snapshot: Snapshot, path: str) -> None:
     if is_file(path) and _pointed(path) is None:
         raise FileExistsError("a file is there that is no checkpoint; remove it, or save elsewhere")
+    if is_local(path) and os.path.islink(path):
+        path = os.path.realpath(path)  # it stays one
     if is_local(path) and (not os.path.isdir(path) or _is_all_ours(path)):
         _write_beside(snapshot, path)
     else:
@@ -343,7 +350,7 @@ def _write_in_place(snapshot: Snapshot, path: str) -> None:
     _settle_journals(path)
     if is_file(path):
         remove(path)  # a pointer at a store
-    there = {name.partition("/")[0] for name in list_files(path)}
+    there = {*list_names(path)} if is_local(path) else {name.partition("/")[0] for name in list_files(path)}
     before = _own_files(path)
     if MANIFEST in there and not before:
         raise FileExistsError(f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere")
@@ -359,7 +366,8 @@ def _write_in_place(snapshot: Snapshot, path: str) -> None:
             _settle(path, journal)
         raise
     if is_local(path):
-        _sync_directories(path)
+        for own in {path, target, *(os.path.dirname(_file(path, name, manifest)) for name in manifest["files"])}:
+            sync_directory(own)
     # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
     write_file(join(path, MANIFEST), _seal_manifest(manifest))
     _settle(path, journal)
@@ -375,10 +383,20 @@ def _own_files(path: str) -> list[str]:
 
 
 def _is_all_ours(path: str) -> bool:
-    """Whether a local folder holds a checkpoint and nothing else."""
-    if not is_local(path) or os.path.islink(path) or not (own := _own_files(path)):
+    """Whether a local folder holds a checkpoint and nothing else, and another can take its place."""
+    if not _can_move(path) or not (own := {*_own_files(path)}):
         return False
-    return {*list_files(path)} <= {*own}
+    return {name.partition("/")[0] for name in own}.issuperset(list_names(path)) and own.issuperset(list_files(path))
+
+
+def _can_move(path: str) -> bool:
+    """Whether a folder can be renamed: it is local, no link, no disk, not where this program works, ours to move."""
+    if not is_local(path) or os.path.islink(path) or os.path.ismount(path):
+        return False
+    here, real = "", os.path.realpath(path)
+    with suppress(FileNotFoundError):  # somebody has removed where we are
+        here = os.getcwd()
+    return os.access(os.path.dirname(real), os.W_OK) and not join(here, "").startswith(join(real, ""))
 
 
 def _hidden(path: str, kind: str) -> str:
@@ -409,17 +427,19 @@ def _settle(path: str, journal: str) -> None:
 
 def _settle_journals(path: str) -> None:
     """Clear up what changes to a folder have left that broke off."""
-    folder, beginning = _journals_of(path).rpartition("/")[::2]
+    folder, _, beginning = _journals_of(path).rpartition("/")
     for name in list_names(folder) if exists(folder) else []:
-        if not name.startswith(beginning) or not name.endswith(".tmp"):
+        found = _UNFINISHED.fullmatch(name)
+        if found is None or f".{found['name']}." != beginning or not is_file(join(folder, name)):
             continue
-        if _is_at_work(name.removeprefix(beginning).partition(".")[0]):
+        if _is_at_work(found["place"], found["process"]):
             continue
         try:
             _settle(path, join(folder, name))
         except ValueError:  # it broke off while it was written, and nothing came after
             remove(join(folder, name))
-        remove_files(path, fnmatch.filter(list_files(path), f"{MANIFEST}.????????.tmp"))
+        if is_local(path):
+            remove_files(path, fnmatch.filter(list_names(path), f"{MANIFEST}.????????.tmp"))
 
 
 def _owner() -> str:
@@ -435,28 +455,25 @@ def _own_name(hidden: str) -> str:
 
 def _sweep(directory: str) -> None:
     """Remove what saves of processes that are gone have left unfinished in a local folder."""
-    here, _, own = _owner().rpartition("-")
     for name in os.listdir(directory):
-        if not name.startswith(".") or not name.endswith((".tmp", ".old")) or name.count(".") < 4:
+        found = _UNFINISHED.fullmatch(name)
+        if found is None:
             continue
-        place, _, process = name.rsplit(".", 3)[1].rpartition("-")
         path = join(directory, name)
         try:
-            if place != here:  # nobody here knows whether it lives
+            if found["place"] != _owner().rpartition("-")[0]:  # nobody here knows whether it lives
                 gone = time.time() - os.path.getmtime(path) > _FORGOTTEN
             else:
-                gone = process != own and process.isdigit() and not _lives(int(process))
+                gone = int(found["process"]) != os.getpid() and not _lives(int(found["process"]))
         except OSError:  # another process was quicker
             continue
-        if gone and (name.endswith(".tmp") or exists(join(directory, _own_name(name)))):
+        if gone and (name.endswith(".tmp") or exists(join(directory, found["name"]))):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_at_work(owner: str) -> bool:
+def _is_at_work(place: str, process: str) -> bool:
     """Whether that is another process of this machine, and lives."""
-    here, _, own = _owner().rpartition("-")
-    place, _, process = owner.rpartition("-")
-    return place == here and process != own and process.isdigit() and _lives(int(process))
+    return place == _owner().rpartition("-")[0] and int(process) != os.getpid() and _lives(int(process))
 
 
 def _lives(process: int) -> bool:

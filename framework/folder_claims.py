@@ -16,6 +16,7 @@ except ImportError:  # there are no such locks on Windows
 
 _descriptors: dict[str, int] = {}
 _holders: dict[str, int] = {}  # in this process
+_made: set[str] = set()  # folders that were not there before
 
 
 def claim_folder(path: str) -> str:
@@ -44,42 +45,72 @@ def claim_folder(path: str) -> str:
 
 
 def release_folder(path: str) -> None:
-    """Let others have a folder that was claimed; one that is empty goes."""
+    """Let others have a folder that was claimed; one that was made for it and is empty goes."""
     if path not in _holders:
         return
     _holders[path] -= 1
     if not _holders[path]:
         del _holders[path]
-        with suppress(OSError):
-            os.rmdir(path)
+        if path in _made:
+            _made.remove(path)
+            with suppress(OSError):
+                os.rmdir(path)
         os.close(_descriptors.pop(path))
 
 
 def _hold(path: str) -> bool:
     """Lock a folder; False if another process has it."""
     if path not in _holders:
-        os.makedirs(path, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # raises if it cannot be written to
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        is_new = not os.path.exists(path)
+        descriptor = _lock(path)
+        if descriptor is None:
             return False
-        except OSError:  # a file system without locks, as some on the network
-            pass
         _descriptors[path], _holders[path] = descriptor, 0
+        if is_new:
+            _made.add(path)
     _holders[path] += 1
     return True
+
+
+def _lock(path: str) -> int | None:
+    """Make a folder and lock it; None if another process has it."""
+    while True:
+        os.makedirs(path, exist_ok=True)
+        descriptor = None
+        try:
+            tempfile.TemporaryFile(dir=path).close()  # raises if it cannot be written to
+            descriptor = os.open(path, os.O_RDONLY)
+            _try_lock(descriptor)
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            assert descriptor is not None, "only a lock is waited for"
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        # The run that had it has ended just now, and removed it, as it was empty: make it again.
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks, as some on the network
+        pass
 
 
 def _forget() -> None:
     """In a process that was forked, such as a loader's worker: the lock is its parent's, and must end with that."""
     for descriptor in _descriptors.values():
         os.close(descriptor)
-    _descriptors.clear()
-    _holders.clear()
+    for own in (_descriptors, _holders, _made):
+        own.clear()
 
 
 if hasattr(os, "register_at_fork"):

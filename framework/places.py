@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,32 @@ def list_names(path: str) -> list[str]:
     return [name.rstrip("/").rpartition("/")[2] for name in _filesystem(path).ls(path, detail=False)]
 
 
-def list_files(path: str) -> list[str]:
-    """The names, relative to a folder, of all files below it, and of local folders that are empty or links."""
+def list_files(path: str, within: Collection[str] | None = None) -> list[str]:
+    """The names, relative to a folder, of all files below it, and of local folders that are empty, links or closed.
+
+    Args:
+        path: the folder.
+        within: of what is in it, look at these only. There may be much else in a local one.
+    """
     if is_local(path):
-        entries = Path(path).rglob("*")
-        own = [entry for entry in entries if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())]
+        begin = list_names(path) if within is None else within
+        entries = [Path(path, name) for name in begin if os.path.lexists(join(path, name))]
+        below = (other for entry in entries if _is_open_folder(entry) for other in entry.rglob("*"))
+        own = (entry for entry in (*entries, *below) if not _is_open_folder(entry))
         return [entry.relative_to(path).as_posix() for entry in own]
     filesystem = _filesystem(path)
     root = filesystem._strip_protocol(path)
     return [name[len(root) :].lstrip("/") for name in filesystem.find(path)]
+
+
+def _is_open_folder(entry: Path) -> bool:
+    """Whether it is a folder that shows what is in it."""
+    if entry.is_symlink() or not entry.is_dir():
+        return False
+    try:
+        return any(entry.iterdir())
+    except OSError:  # nobody may look into it, such as the system's ``lost+found``
+        return False
 
 
 @contextmanager
@@ -137,16 +155,26 @@ def remove(path: str) -> None:
     if not exists(path):
         return
     if not is_local(path):
-        _filesystem(path).rm(path, recursive=True)
+        _remove_remote(_filesystem(path), path)
     elif os.path.isdir(path):
         shutil.rmtree(path)
     else:
         os.unlink(path)
 
 
+def _remove_remote(filesystem: Any, path: str) -> None:
+    if not has_magic(path):
+        filesystem.rm(path, recursive=True)
+        return
+    # ``rm`` would take the name for a pattern, and remove what others have.
+    for file in filesystem.find(path):
+        filesystem.rm_file(file)
+
+
 def remove_files(path: str, names: Iterable[str]) -> None:
     """Delete those files below a folder that are there, and the folders in it that this empties."""
-    there = {*list_files(path)}
+    names = {*names}
+    there = {*list_files(path, within={name.partition("/")[0] for name in names})}
     listed = [join(path, *name.split("/")) for name in sorted(there.intersection(names))]
     if is_local(path):
         for file in listed:
@@ -154,14 +182,19 @@ def remove_files(path: str, names: Iterable[str]) -> None:
             remove_empty_folders(os.path.dirname(file), path)
     elif listed:
         filesystem = _filesystem(path)
-        whole = len(listed) == len(there) and filesystem._parent(path).strip("/")  # never a bucket
-        filesystem.rm(path if whole else listed, recursive=bool(whole))
+        if len(listed) == len(there) and filesystem._parent(path).strip("/"):  # never a bucket
+            _remove_remote(filesystem, path)
+        elif any(map(has_magic, listed)):
+            for file in listed:
+                filesystem.rm_file(file)
+        else:
+            filesystem.rm(listed)
 
 
 def remove_empty_folders(path: str, root: str) -> None:
     """Delete a folder, and those around it as far as ``root``, which stays, while there is nothing in them."""
     with suppress(Exception):  # it is not empty, or gone, or the store has no folders
-        while path != root and path.startswith(root):
+        while path != root and path.startswith(join(root, "")):
             os.rmdir(path) if is_local(path) else _filesystem(path).rmdir(path)
             path = path.rpartition("/")[0]
 

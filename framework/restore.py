@@ -13,6 +13,7 @@ from .checkpoint import CheckpointError, find_manifests, load_checkpoint, read_m
 from .configs import rebuild
 from .datamodule import DataModule
 from .encoding import encode, find_sealed, require_unsealed
+from .foreign import is_weights_file
 from .hooks import overrides
 from .messages import log
 from .metric_states import merge_metric_states
@@ -127,14 +128,21 @@ def _best_of_earlier_programs(trainer: Trainer, callback: Any) -> str:
     newest = newest_checkpoints(trainer)
     folder = callback.dirpath or (newest[0].rpartition("/")[0] if newest else "")
     begins = callback.CHECKPOINT_NAME_BEST.partition("{")[0]  # it may hold the epoch
-    found: dict[str, float] = {}
-    for name in list_names(folder) if folder and exists(folder) else ():
-        path = join(folder, name)
-        if name.startswith(begins) and name.endswith(callback.FILE_EXTENSION) and is_file(path):
-            found[path] = read_manifest(resolve(path)).get("created", 0.0)
-    if not found and callback.monitor is None and newest:
-        return newest[0]
-    return max(found, key=lambda path: found[path], default="")
+    named = [
+        join(folder, name)
+        for name in (list_names(folder) if folder and exists(folder) else ())
+        if name.startswith(begins) and name.endswith(callback.FILE_EXTENSION)
+    ]
+    pointers = [path for path in named if is_file(path) and not is_weights_file(path)]
+    if pointers:
+        return max(pointers, key=lambda path: read_manifest(resolve(path)).get("created", 0.0))
+    if callback.monitor is None:
+        return newest[0] if newest else ""
+    # With ``filename="best"``, what is called so is no pointer.
+    values = {path: read_manifest(path)["metrics"].get(callback.monitor) for path in named if path in newest}
+    ranked = {path: value for path, value in values.items() if value is not None and value == value}
+    choose = max if callback.mode == "max" else min
+    return choose(ranked, key=lambda path: ranked[path], default="")
 
 
 def newest_checkpoints(trainer: Trainer) -> list[str]:

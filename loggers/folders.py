@@ -66,15 +66,21 @@ class FolderLogger(Logger):
 
     def claim(self) -> None:
         while not self._claimed:
-            self._claimed = _make_folder(os.path.join(self.root_dir, f"version_{self.version}"))
+            self.version  # noqa: B018 # asking chooses a number
+            if self._version is None:  # a subclass names its runs itself
+                return
+            self._claimed = _make_folder(self._numbered_folder())
             if not self._claimed:
-                self._version = None  # another run was quicker
+                self._version = int(self._version) + 1  # another run was quicker
+
+    def _numbered_folder(self) -> str:
+        return os.path.join(self.root_dir, f"version_{self._version}")
 
     def _give_back(self) -> None:
         """Remove the folder if nothing is in it."""
         if self._given_version is None and self._claimed and is_local(self.root_dir):
             with suppress(OSError):
-                os.rmdir(os.path.join(self.root_dir, f"version_{self.version}"))
+                os.rmdir(self._numbered_folder())
                 self._claimed = False
 
     @property
@@ -131,7 +137,8 @@ def filesystem(path: str) -> Any:
     """The fsspec file system of a path or URL."""
     import fsspec
 
-    return fsspec.core.url_to_fs(path)[0]
+    # Its listings are not kept: another run's folder would not be seen in them.
+    return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
 
 
 def write_text(path: str, text: str) -> None:
@@ -151,11 +158,23 @@ def _make_folder(path: str) -> bool:
         if is_local(path):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             os.mkdir(path)
-        else:  # a store has no folders: a file that is only made if it is not there, where the store can do so
-            filesystem(path).pipe_file(f"{path}/.claimed", b"1", mode="create")
+        else:
+            _put_once(filesystem(path), f"{path}/.claimed")
     except FileExistsError:
         return False
     return True
+
+
+def _put_once(store: Any, path: str) -> None:
+    """Put a file where there is none, as a store has no folders."""
+    try:
+        store.pipe_file(path, b"1", mode="create")
+    except FileExistsError:
+        raise
+    except Exception:  # not every store can do so; then two runs of one moment are not told apart
+        if store.exists(path):
+            raise FileExistsError(path) from None
+        store.pipe_file(path, b"1")
 
 
 def _absolute(path: str) -> str:

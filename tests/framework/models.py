@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -93,3 +95,20 @@ def quiet(*callbacks: Any, **kwargs: Any) -> Trainer:
 def weights(module: nn.Module) -> list[Tensor]:
     """Copies of the parameters."""
     return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def in_a_child(act: Callable[[], Any]) -> int:
+    """Begin ``act`` in a forked process; returns its id."""
+    if (child := os.fork()) == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # whatever happens, the child must not go on as a second test run
+    return child
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import pickle
 import re
 import zlib
@@ -34,7 +35,7 @@ from loopwright.framework.checkpoint import (
     write_pointer,
 )
 from loopwright.framework.encoding import decode, encode
-from tests.framework.models import Evaluated, Linear, loader, quiet, weights
+from tests.framework.models import Evaluated, Linear, ended, in_a_child, loader, quiet, weights
 
 FACTS = {"created": 1.0, "global_step": 3}
 
@@ -734,6 +735,76 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     assert Path("out").is_symlink()
     remove_checkpoint("out")
     assert not files("disk")
+    Path("later").symlink_to("not there yet")
+    save_checkpoint({"state_dict": {}}, "later", FACTS, None)
+    assert Path("later").is_symlink()
+    assert is_complete("not there yet")
+
+
+def test_a_save_where_the_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which it works stays that folder, though there is nothing else in it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for number, path in enumerate((".", str(tmp_path / "here"), str(tmp_path / "here"), ".")):
+        save_checkpoint({"state_dict": {"w": torch.tensor([number])}}, path, FACTS, None)
+        assert load_checkpoint(".")["state_dict"]["w"].item() == number
+        assert Path("manifest.json").is_file()
+    assert not [name for name in files(tmp_path) if ".tmp" in name or ".old" in name]
+
+
+NEARLY_OURS = {
+    ".run.notes.tmp": "mine", ".run.tmp": "mine", "manifest.json.tmp": "mine", ".cache.v1.2.3.tmp/notes": "mine",
+    ".run.host-1-99999999.abcdef12.tmp/notes": "an unfinished checkpoint in it, of the same name",
+}  # fmt: skip
+
+
+def test_names_that_are_nearly_ours(root: str) -> None:
+    """What only looks like something that a save has left is a user's, old or not."""
+    put(root, NEARLY_OURS)
+    if Path(root).is_dir():
+        os.utime(f"{root}/.cache.v1.2.3.tmp", (1, 1))
+    for path in (root, f"{root}/a.ckpt", root):
+        save_checkpoint({"state_dict": {}}, path, FACTS, None)
+    assert content_of(root).keys() >= NEARLY_OURS.keys()
+
+
+def test_names_that_are_patterns(root: str) -> None:
+    """A name with brackets or stars in it is that name, and nobody else's."""
+    others, own = {f"{root}/acc1.ckpt", f"{root}/accx.ckpt"}, f"{root}/acc[1]*?.ckpt"
+    for path in (*others, own, own):
+        save_checkpoint({"state_dict": {}}, path, FACTS, None)
+    assert {*find_checkpoints(root)} == {*others, own}
+    put(own, {"notes.txt": "mine"})
+    remove_checkpoint(own)
+    assert {*find_checkpoints(root)} == others
+    assert content_of(own).keys() == {"notes.txt"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_folders_of_others(tmp_path: Path) -> None:
+    """One that stands in a folder of somebody else's, and has one in it into which nobody may look, like a disk's."""
+    folder = tmp_path / "disk"
+    (folder / "lost+found").mkdir(parents=True, mode=0o700)
+    nobody = 65534
+    os.chown(folder, nobody, nobody)
+    for above in folder.parents[: len(folder.parents) - 2]:
+        above.chmod(0o755)
+
+    def act() -> None:
+        os.setgid(nobody)
+        os.setuid(nobody)
+        for value in (1, 2):
+            save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None)
+        remove_checkpoint(str(folder))
+        for value in (1, 2):
+            save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None)
+
+    for alone in (False, True):
+        if alone:
+            remove_checkpoint(str(folder))
+            (folder / "lost+found").rmdir()
+        assert ended(in_a_child(act)) == 0, alone
+        assert load_checkpoint(str(folder))["state_dict"]["w"].item() == 2
 
 
 # -- what is not loaded ---------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ from loopwright.framework.checkpoint import (
     resolve,
     save_checkpoint,
 )
-from tests.framework.models import Evaluated, loader, quiet
+from tests.framework.models import Evaluated, ended, in_a_child, loader, quiet
 
 FIRST, SECOND, THIRD, FOURTH = (f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(4))
 EPOCHS = 3
@@ -281,23 +280,6 @@ def kill_before(call: int) -> None:
 
     for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
-
-
-def in_a_child(act: Callable[[], Any]) -> int:
-    """Begin ``act`` in a forked process; returns its id."""
-    if (child := os.fork()) == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)  # whatever happens, the child must not go on as a second test run
-    return child
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def content(value: int) -> dict[str, Any]:

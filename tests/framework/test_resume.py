@@ -678,6 +678,19 @@ def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
     assert plain.ckpt_path == expected
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_best_of_an_earlier_program_by_its_own_name(tmp_path, mode) -> None:
+    """Checkpoints that are called "best" themselves are no pointers; nor are files of other programs."""
+    saves = {"dirpath": tmp_path, "filename": "best", "monitor": "val_loss", "mode": mode, "save_last": True}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trained = Trainer(max_epochs=3, callbacks=[ModelCheckpoint(**saves)], **quiet)
+    trained.fit(Rated(), LOADERS["shuffled"](), VALIDATION)
+    torch.save({"state_dict": {}}, tmp_path / "best-of-lightning.ckpt")
+    again = Trainer(callbacks=[ModelCheckpoint(**saves)], **quiet)
+    again.validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
+    assert again.ckpt_path == trained.checkpoint_callback.best_model_path
+
+
 def first(samples: list) -> Tensor:
     """A collate function: the first tensors of the samples, stacked."""
     return torch.stack([sample[0] for sample in samples])

@@ -7,8 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.loggers import CSVLogger
@@ -221,3 +223,39 @@ def test_a_subclass_may_name_the_run():
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
     assert Path("elsewhere/mine/version_0/metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("version", [7, "job-7"])
+def test_a_subclass_may_name_the_run_by_its_version(version: Any):
+    """Two runs of that name go into that folder, and there is no other."""
+
+    class Named(CSVLogger):
+        @property
+        def version(self) -> Any:
+            return version
+
+    folder = Path("logs", "loopwright_logs", "version_7" if version == 7 else version)
+    for _ in range(2):
+        logger = Named("logs")
+        fit(logger=logger, enable_checkpointing=False, module=Scripted())
+        assert logger.log_dir == str(folder)
+        assert [*folder.parent.iterdir()] == [folder]
+
+
+class Simple(MemoryFileSystem):
+    """A store that cannot make a file only where none is."""
+
+    protocol = "simple"
+
+    def pipe_file(self, path: str, value: bytes) -> None:  # type: ignore[override] # what it lacks
+        super().pipe_file(path, value)
+
+
+def test_a_store_that_cannot_make_a_file_only_where_none_is():
+    """Runs one after the other have folders of their own all the same."""
+    fsspec.register_implementation("simple", Simple, clobber=True)
+    loggers = [CSVLogger("simple://bucket/logs", name="run") for _ in range(2)]
+    for logger in loggers:
+        fit(logger=logger, enable_checkpointing=False, module=Scripted())
+    assert [logger.version for logger in loggers] == [0, 1]
+    assert all(logger._exists(logger.metrics_file_path) for logger in loggers)
