@@ -28,12 +28,23 @@ class AttributeDict(dict[str, Any]):
 def fields_of(config: Any) -> dict[str, Any] | None:
     """The fields of a mapping, namespace, dataclass, attrs or pydantic object by name; None if it is none of these."""
     if isinstance(config, Mapping):
-        return dict(config)
+        return _readable_items(config) if type(config).__name__ == "DictConfig" else dict(config)
     if isinstance(config, (Namespace, SimpleNamespace)):
         return dict(vars(config))
     if (names := _field_names(type(config))) is None:
         return None
     return {name: getattr(config, name) for name in names}
+
+
+def _readable_items(config: Any) -> dict[str, Any]:
+    """The items of an OmegaConf mapping; one that cannot be read yet, as ``???``, as it is written."""
+    from omegaconf import OmegaConf
+
+    items: Any = OmegaConf.to_container(config, resolve=False)
+    for name in items:
+        with suppress(Exception):  # the value is missing, or refers to what is
+            items[name] = config[name]
+    return items
 
 
 def _field_names(kind: type[Any]) -> dict[str, str | None] | None:

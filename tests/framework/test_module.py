@@ -489,6 +489,7 @@ def through_a_checkpoint(module: Any, **arguments: Any) -> Any:
         (KeepsAttrs, Attrs(Size(4), private=2)),
         (KeepsPydantic, Pydantic(width=4, names=["x"])),
         (Keeps, OmegaConf.create({"size": {"width": 4, "list": [1, {"a": 2}]}, "lr": 0.1, "same": "${lr}"})),
+        (Keeps, OmegaConf.create({"size": {"to_come": "???", "width": 4}, "late": "???", "same": "${late}"})),
         (Keeps, Namespace(width=4, names=("x",))),
     ],
 )
