@@ -109,7 +109,7 @@ class FolderLogger(Logger):
         self.claim()
         if self._hparams_written:
             return
-        text = json.dumps(self.hparams, indent=2, default=_plain) + "\n"
+        text = json.dumps(_plain(self.hparams), indent=2) + "\n"
         write_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
         self._hparams_written = True
 
@@ -193,8 +193,17 @@ def _next_version(root: str) -> int:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Namespace, Mapping)):
-        return dict(value) if isinstance(value, Mapping) else vars(value)
+    """``value`` in what JSON has; all else as its ``str``, keys of dicts too."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key if _is_plain(key) else str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(_plain, value))
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    return str(value)
+    return value if _is_plain(value) else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))

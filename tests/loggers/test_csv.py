@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -84,6 +85,7 @@ def test_hyperparameters_are_json():
     logger = CSVLogger("logs", version="a")
     logger.log_hyperparams(Namespace(lr=0.1, sizes=(1, 2), nested={"path": Path("x")}))
     logger.log_hyperparams({"seed": 3, "device": torch.device("cpu"), "names": {"b", "a"}})
+    logger.log_hyperparams({"labels": {numpy.int64(0): "cat", (1, 2): [{numpy.int64(3): None}], 4: "dog"}})
     logger.finalize("success")
     assert json.loads(Path("logs/loopwright_logs/a/hparams.json").read_text()) == {
         "lr": 0.1,
@@ -92,6 +94,7 @@ def test_hyperparameters_are_json():
         "seed": 3,
         "device": "cpu",
         "names": ["a", "b"],
+        "labels": {"0": "cat", "(1, 2)": [{"3": None}], "4": "dog"},
     }
 
 
