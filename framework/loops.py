@@ -221,7 +221,7 @@ def _train_epoch(trainer: Trainer) -> bool:
         if control.stop and state.validated != state.batch_idx:
             validate(trainer, asked=False)
     elif not skipped:
-        if begins and state.global_step == steps_before:
+        if begins and state.global_step == steps_before and not optimization.has_zero_weights:
             _note_no_step(trainer)
         if trainer.validation_due_at_end():
             validate(trainer)

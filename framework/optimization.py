@@ -220,6 +220,7 @@ class Optimization:
 
         self._toggled: list[tuple[Tensor, bool]] = []
         self.stepped = False  # whether the last batch completed a window
+        self.has_zero_weights = False  # whether a batch has been left out by its weight
         self.window = engine.new_window()
         self.micro: MicroBatches | None = None
         if trainer.micro_batch is not None:
@@ -378,6 +379,7 @@ class Optimization:
             )  # fmt: skip
             return None
         elif isinstance(output, dict) and not self._several and _is_zero(output.get("weight")):
+            self.has_zero_weights = True
             return None
         else:
             loss, weight, outputs = _unpack(output)
