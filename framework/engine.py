@@ -176,7 +176,6 @@ class Engine(Peers):
         # What backward() and step() come to where nothing is to be scaled, weighed or shared.
         self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
         self._accumulation = Accumulation(self)
-        self._debug = os.environ.get("LOOPWRIGHT_DEBUG") == "1" if debug is None else debug
         self._debug = launched_debug() if debug is None else debug
         Engine.living.add(self)
         if launch:
@@ -210,7 +209,7 @@ class Engine(Peers):
         adopt()
         self.place = None
         self.is_copy = place.rank > 0
-        if not self.is_copy:
+        if place.rank == 0 and place.world_size > 1:
             log.warning(
                 "One device was asked for, and %s started %d processes: each of them runs all of it by itself",
                 place.launcher, place.world_size,
@@ -908,6 +907,9 @@ class Engine(Peers):
     def forget(self) -> None:
         """Let go of everything that was prepared or registered."""
         for strategy in self._strategies:
+            if strategy is not self.strategy:
+                # What it trains may be given up in the middle of a backward, such as when memory ran out there.
+                strategy.failed = True
             strategy.teardown()
         for loader in self._loaders:
             loader.close()

@@ -39,8 +39,14 @@ def launched_precision(precision: Any) -> Any:
             _say(f"ACCELERATE_MIXED_PRECISION={asked} is ignored: precision={precision!r} was passed")
         return "32-true" if precision is None else precision
     if asked not in _PRECISIONS:
-        raise ValueError(f"accelerate launch asks for mixed_precision={asked!r}: pass a precision= that there is here")
-    _say(f"precision={_PRECISIONS[asked]!r}, as accelerate launch asks for mixed_precision={asked!r}")
+        raise ValueError(
+            f"accelerate launch asks for mixed_precision={asked!r} (ACCELERATE_MIXED_PRECISION): pass a precision= "
+            "that there is here"
+        )
+    _say(
+        f"precision={_PRECISIONS[asked]!r}, as accelerate launch asks for mixed_precision={asked!r} "
+        "(ACCELERATE_MIXED_PRECISION)"
+    )
     return _PRECISIONS[asked]
 
 
@@ -52,7 +58,10 @@ def launched_accumulation(argument: str, steps: int) -> int:
     if steps != 1:
         _say(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={asked} is ignored: {argument}={steps} was passed")
         return steps
-    _say(f"{argument}={asked}, as accelerate launch asks for gradient_accumulation_steps={asked}")
+    _say(
+        f"{argument}={asked}, as accelerate launch asks for gradient_accumulation_steps={asked} "
+        "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS)"
+    )
     return int(asked)
 
 
@@ -66,7 +75,7 @@ def launched_accelerator(accelerator: str) -> str:
     if not _asked("ACCELERATE_USE_CPU") or accelerator == "cpu":
         return accelerator
     if accelerator == "auto":
-        _say('accelerator="cpu", as accelerate launch asks for use_cpu')
+        _say('accelerator="cpu", as accelerate launch asks for use_cpu (ACCELERATE_USE_CPU)')
         return "cpu"
     _say(f"ACCELERATE_USE_CPU is ignored: accelerator={accelerator!r} was passed")
     return accelerator
@@ -82,7 +91,7 @@ def check_launched_strategy(strategy: Any) -> None:
         if strategy == "auto" and _asked(variable):
             raise ValueError(
                 f'accelerate launch asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
-                "options, or launch without"
+                "options, launch without, or unset the variable if something else in this program has set it"
             )
     prefixes = ("ACCELERATE_", "FSDP_") if _asked("ACCELERATE_USE_FSDP") else ("ACCELERATE_",)
     names = [name for name in os.environ if name.startswith(prefixes) and name not in _HONOURED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .batches import batch_size_of, children, leaves, rebuild
+from .batches import LISTS, batch_size_of, children, leaves, rebuild
 from .memory import free_memory, is_out_of_memory
 from .messages import log
 from .metric_states import load_metric_states, metric_states
@@ -155,10 +156,11 @@ def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
     """
     if isinstance(batch, Tensor) or type(batch).__module__ == "numpy":
         return batch[start:stop] if batch.ndim and len(batch) == whole else batch
-    may_be_samples = isinstance(batch, (list, tuple)) and len(batch) == whole and not hasattr(batch, "_fields")
+    may_be_samples = isinstance(batch, (tuple, *LISTS)) and len(batch) == whole and not hasattr(batch, "_fields")
     # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
     if may_be_samples and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)):
-        return batch[start:stop]
+        samples = list(batch) if isinstance(batch, deque) else batch  # which has no slices
+        return samples[start:stop]
     if children(batch) is None and callable(getattr(batch, "to", None)):
         raise TypeError(
             f"micro_batch: a batch can be divided if it is made of tensors, lists, tuples, dicts and dataclasses; got "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -60,16 +62,44 @@ def concatenate(strategy: Strategy, value: Any) -> Tensor:
 
 
 def concatenate_uneven(strategy: Strategy, tensor: Tensor, present: bool) -> Tensor:
-    """As :func:`concatenate`, of tensors with different first dimensions; one that is not ``present`` is left out."""
+    """As :func:`concatenate`, of tensors with different first dimensions; one that is not ``present`` is left out.
+
+    Raises:
+        RuntimeError: if they differ in their types or in other dimensions.
+    """
     tensor = tensor[None] if tensor.dim() == 0 else tensor
     if strategy.world_size == 1:
         return tensor
-    sizes = strategy.all_gather(torch.tensor(len(tensor) if present else 0)).tolist()
+    # Where types or shapes differ, gloo ends the process, and others give wrong numbers.
+    kind = zlib.crc32(outline(tensor).encode())
+    told = strategy.all_gather(torch.tensor([len(tensor) if present else 0, kind])).tolist()
+    if any(other != kind for _, other in told):
+        require_alike(strategy.gather_objects(outline(tensor)))
+    sizes = [size for size, _ in told]
     longest = max(sizes)
     rows = tensor[:longest] if present else tensor[:0]
     if len(rows) < longest:
         rows = torch.cat([rows, rows.new_zeros((longest - len(rows), *rows.shape[1:]))])
     return torch.cat([own[:size] for own, size in zip(strategy.all_gather(rows), sizes, strict=True)])
+
+
+def outline(tensor: Tensor) -> str:
+    """What must be alike of tensors that are put together."""
+    return f"{tensor.dtype}{['n', *tensor.shape[1:]]}"
+
+
+def require_alike(outlines: list[Any]) -> None:
+    """Refuse results that cannot be put together.
+
+    Raises:
+        RuntimeError: if they differ, with each process's.
+    """
+    if any(outline != outlines[0] for outline in outlines):
+        lines = [f"  rank {rank}: {outline}" for rank, outline in enumerate(outlines)]
+        raise RuntimeError(
+            "gather_for_metrics: the processes have different results:\n" + "\n".join(lines) + "\n"
+            "Rows of different lengths can be made equal before: pad_across_processes(tensor, dim=1)"
+        )
 
 
 def pad(strategy: Strategy, tensor: Tensor, dim: int, value: Any, first: bool) -> Tensor:
@@ -140,10 +170,14 @@ def _has_columns(inputs: Any) -> bool:
 def _part(inputs: Any, start: int, stop: int, at_least: int) -> Any:
     if _has_columns(inputs):
         return rebuild(inputs, partial(_part, start=start, stop=stop, at_least=at_least))
+    if isinstance(inputs, (deque, range)):  # one has no slices, and the other takes no padding
+        inputs = list(inputs)
     if not isinstance(inputs, (Sequence, Tensor)):
         kind = getattr(inputs, "select", None)  # a dataset of Hugging Face's
         stop = max(stop, start + min(at_least, len(inputs)))
         indices = [min(i, len(inputs) - 1) for i in range(start, stop)]
+        if type(inputs).__module__ == "numpy":
+            return inputs[indices]
         return kind(indices) if kind is not None else torch.utils.data.Subset(inputs, indices)
     part: Any = inputs[start:stop]
     missing = at_least - len(part)

@@ -50,10 +50,7 @@ class Results:
         counted = [each for each in told if each[0]]
         if any(mixed for _, mixed, _, _ in counted):
             return self.gather_objects(data)
-        outlines = [outline for *_, outline in told]
-        if any(outline != outlines[0] for outline in outlines):
-            lines = [f"  rank {rank}: {outline}" for rank, outline in enumerate(outlines)]
-            raise RuntimeError("gather_for_metrics: the processes have different results:\n" + "\n".join(lines))
+        peer_tensors.require_alike([outline for *_, outline in told])
         are_columns = [_are_columns(kinds) for kinds in zip(*(kinds for _, _, kinds, _ in counted), strict=True)]
         return self._gather_parts(data, parts, are_columns)
 
@@ -105,8 +102,8 @@ def _are_columns(kinds: tuple[tuple[str, int], ...]) -> bool:
     names = {kind for kind, _ in kinds}
     if names == {"either"} and len(kinds) > 1 and kinds[0][1] > 1:
         warnings.warn(
-            f"gather_for_metrics: a list of {kinds[0][1]} tensors, which may be the batch's columns, is taken for "
-            "one of samples: pass columns as a tuple or dict",
+            f"gather_for_metrics: a list of {kinds[0][1]}, which may be the batch's columns, is taken for one of "
+            "samples: pass columns as a dict",
             stacklevel=5,
         )
     return "columns" in names and "samples" not in names and len({length for _, length in kinds}) == 1
@@ -145,5 +142,5 @@ def _outline(data: Any) -> Any:
         values = [_outline(value) for value in children(data) or ()]
         return dict(zip(data, values, strict=True)) if isinstance(data, Mapping) else values
     if isinstance(data, Tensor):
-        return f"{data.dtype}{['n', *data.shape[1:]]}"
+        return peer_tensors.outline(data)
     return "list" if isinstance(data, (tuple, *LISTS)) else "None" if data is None else "object"

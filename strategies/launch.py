@@ -372,6 +372,8 @@ def _headline(error: BaseException) -> str:
     place = detect()
     who = "This process" if place is None else f"Rank {place.rank} of {place.world_size}"
     what = "lost its peers" if _is_loss(error) else "failed"
+    if isinstance(error, SystemExit) and not error.code:
+        what = "ended"
     where = _where(error)
     return f"{who} {what} at {where}:" if where else f"{who} {what}:"
 

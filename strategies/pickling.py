@@ -51,7 +51,7 @@ def script_name() -> str:
 
 
 class Unpickler(pickle.Unpickler):
-    """Finds the classes of a script that was ``__main__`` when it pickled them, also where it is imported now.
+    """Finds the classes of a script where it was ``__main__`` when they were pickled, and is imported now, or reversed.
 
     Args:
         file: to read from.
@@ -64,10 +64,17 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """A class or function by its name."""
-        if module == "__main__" and self.script != script_name() and self.script in sys.modules:
+        here = script_name()
+        found = module
+        # Nothing is imported for it: the script would run.
+        if module == "__main__" and self.script != here and self.script in sys.modules:
+            found = self.script
+        elif module == here and module not in sys.modules:
+            found = "__main__"
+        if found != module:
             with suppress(AttributeError):
-                return super().find_class(self.script, name)
-        return super().find_class(module, name)  # nothing is imported for it: the script would run
+                return super().find_class(found, name)
+        return super().find_class(module, name)
 
 
 def loads(content: bytes, script: str) -> Any:

@@ -633,7 +633,13 @@ def search(place: str) -> Any:
             model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(regression(64), batch_size=batch_size)
         )
         full = batch_size > 4 and engine.process_index == engine.num_processes - 1
+
+        def fail(_: Tensor) -> None:  # when the bias has its gradient, and the weight has none
+            raise torch.OutOfMemoryError("the device is full")
+
         for batch_idx, (x, y) in enumerate(loader):
+            if full and batch_idx == 1 and place == "backward":
+                model.weight.register_hook(fail)
             with engine.accumulate(model):
                 if full and batch_idx == 1 and place == "forward":
                     raise torch.OutOfMemoryError("the device is full")
@@ -651,7 +657,7 @@ def search(place: str) -> Any:
     return train(2.0), sizes
 
 
-PLACES = ("forward", "step", "end")
+PLACES = ("forward", "backward", "step", "end")
 
 
 def search_at_all_places() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList, deque
 from typing import Any
 
 import numpy
@@ -236,6 +237,8 @@ def test_lists_and_arrays_of_samples_are_divided_and_columns_are_not():
         "boxes": [{"label": "cat", "size": (1, 2)}, {"label": "dog", "size": (3, 4)}],
         "scores": [torch.tensor(0.1), torch.tensor(0.2)],
         "ids": numpy.array([7, 8]),
+        "user list": UserList("ab"),
+        "deque": deque("ab"),
         "columns": [torch.arange(2), torch.arange(2) * 10],
         "about": "it",
     }
@@ -246,6 +249,7 @@ def test_lists_and_arrays_of_samples_are_divided_and_columns_are_not():
     assert part["boxes"] == [{"label": "dog", "size": (3, 4)}]
     assert part["scores"] == [torch.tensor(0.2)]
     assert part["ids"].tolist() == [8]
+    assert list(part["user list"]) == list(part["deque"]) == ["b"]
     assert part["about"] == "it"
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.framework import Engine
+from loopwright.framework.peer_tensors import split
 from tests.strategies.distributed import in_processes
 
 SAMPLES = 7  # with batches of two: the last round of three processes holds one sample
@@ -69,6 +72,17 @@ def joined(parts: list[Any]) -> Any:
     return parts[0]
 
 
+def test_what_is_divided_among_processes_keeps_its_kind():
+    numbers = numpy.arange(14).reshape(7, 2)
+    inputs = {"array": numbers, "queue": deque(range(7)), "range": range(7)}
+    parts = [split(inputs, rank, 3, padding=True) for rank in range(3)]
+    assert [part["array"].tolist() for part in parts] == [
+        numbers[[0, 1, 2]].tolist(), numbers[[3, 4, 5]].tolist(), numbers[[5, 6, 6]].tolist()
+    ]  # fmt: skip
+    assert [list(part["queue"]) for part in parts] == [list(part["range"]) for part in parts]
+    assert list(parts[2]["range"]) == [5, 6, 6]
+
+
 def gathered() -> dict[str, Any]:
     engine = Engine(accelerator="cpu")
     rank = engine.process_index
@@ -88,6 +102,8 @@ def gathered() -> dict[str, Any]:
     pairs = DataLoader(TensorDataset(torch.arange(SAMPLES), torch.arange(SAMPLES) * 10), batch_size=2)
     found["batches"] = [engine.gather_for_metrics(batch) for batch in engine.prepare(pairs)]
     for name, data in {
+        "widths": torch.ones(1, 1 + rank),
+        "types": torch.ones(2, dtype=torch.float64 if rank else torch.int64),
         "lengths": (torch.ones(1),) * (1 + rank % 2),
         "rows": (torch.ones(1, 1 + rank),),
         "names": {"a" if rank else "b": torch.ones(1)},
@@ -145,6 +161,9 @@ def test_a_list_of_columns_stays_one(results: dict[str, Any]):
 
 
 def test_results_that_do_not_fit_together_are_told(results: dict[str, Any]):
+    assert results["widths"].count("float32['n', ") == 3
+    assert "pad_across_processes(tensor, dim=1)" in results["widths"]
+    assert "rank 0: torch.int64['n']\n  rank 1: torch.float64['n']" in results["types"]
     assert results["lengths"].count("float32") == 4
     assert "['n', 3]" in results["rows"]
     assert "{'a': " in results["names"]

@@ -669,6 +669,15 @@ def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, 
     assert getattr(found, "reason", None) == getattr(error, "reason", None)
 
 
+def test_an_exit_that_is_no_failure_is_not_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(launch, "_adopted", True)
+    monkeypatch.setattr(launch, "_print", told.append)
+    for code in (0, None, 3):
+        launch.note(SystemExit(code), "epoch 1")
+    assert [text.split(" at epoch 1:")[0] for text in told] == ["This process ended"] * 2 + ["This process failed"]
+
+
 def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -879,6 +888,16 @@ def test_one_device_of_a_launched_program_is_used_alone(
         assert len(shown) == (0 if alone and rank == "1" else 1)
     said = f"started {variables['WORLD_SIZE']} processes: each of them runs all of it by itself"
     assert caplog.text.count(said) == int(alone)
+
+
+def test_the_only_process_of_a_launcher_is_told_nothing(
+    launched_by: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "_adopted", True)  # as above
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    launched_by({**TORCHELASTIC, **alone})
+    assert Trainer(accelerator="cpu", logger=False, strategy="single").world_size == 1
+    assert "by itself" not in caplog.text
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])

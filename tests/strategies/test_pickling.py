@@ -91,6 +91,28 @@ def test_a_scripts_objects_stay_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert hparams["make"]() is script.Kind.SMALL
 
 
+IMPORTED_BEFORE = """
+import sys
+
+from loopwright.strategies.pickling import loads
+
+
+class Kind:
+    pass
+
+
+# As another program has pickled it that imports this one.
+assert loads(b"cscript_of_its_own\\nKind\\n.", "another_script") is Kind
+assert "script_of_its_own" not in sys.modules
+"""
+
+
+def test_a_script_finds_its_classes_that_were_pickled_where_it_was_imported(tmp_path: Path):
+    Path(tmp_path, "script_of_its_own.py").write_text(IMPORTED_BEFORE)
+    ended = run_program("script_of_its_own.py", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
 class Kind(enum.Enum):
     SMALL = 1
 
