@@ -157,17 +157,25 @@ def _require_loader(
 def names_in_eval_mode(module: Module, before: set[nn.Module]) -> list[str]:
     """The topmost parts of a module that were in evaluation mode before a fit, and are, though they are to be trained.
 
-    Also those that are not trained and compute otherwise in that mode. What hooks have put into it is not among them.
+    What is frozen as a whole, such as a teacher, is not among them, nor what hooks have put into that mode.
     """
     found: list[str] = []
     names: list[str] = []
     for name, part in module.named_modules():
         inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
-        if inside or part.training or part not in before or not any(map(_trains_otherwise, part.modules())):
+        if inside or part.training or part not in before:
             continue
-        found.append(name)
-        names.append(f"{name} ({type(part).__name__})" if name else f"all of {type(part).__name__}")
+        if _is_frozen(part):
+            found.append(name)
+        elif any(map(_trains_otherwise, part.modules())):
+            found.append(name)
+            names.append(f"{name} ({type(part).__name__})" if name else f"all of {type(part).__name__}")
     return names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"]
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _trains_otherwise(part: nn.Module) -> bool:

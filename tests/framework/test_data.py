@@ -358,19 +358,28 @@ class Pretrained(nn.Module):
     ("change", "names"),
     [
         (lambda module: None, "backbone (Pretrained), head.1 (Dropout)"),
-        (lambda module: module.backbone.requires_grad_(False), "backbone (Pretrained), head.1 (Dropout)"),
+        (lambda module: module.backbone.requires_grad_(False), "head.1 (Dropout)"),
+        (
+            lambda module: module.backbone.inner[0].weight.requires_grad_(False),
+            "backbone (Pretrained), head.1 (Dropout)",
+        ),
+        (
+            lambda module: module.requires_grad_(False).layer.requires_grad_(True).eval(),
+            "layer (Linear), head.1 (Dropout)",
+        ),
         (lambda module: module.eval(), "all of Net"),
         (lambda module: module.train(), None),
         (lambda module: (module.head.train(), setattr(module, "backbone", Pretrained(0.0))), "backbone (Pretrained)"),
         (lambda module: (module.head.train(), module.backbone.inner[0].train()), "backbone (Pretrained)"),
-        (lambda module: (module.train(), module.norm.requires_grad_(False).eval()), "norm (BatchNorm1d)"),
+        (lambda module: (module.train(), module.norm.eval()), "norm (BatchNorm1d)"),
+        (lambda module: (module.train(), module.norm.requires_grad_(False).eval()), None),
         (lambda module: (module.train(), module.relu.eval(), module.frozen.requires_grad_(False).eval()), None),
         (lambda module: setattr(module, "on_fit_start", module.train), None),
         (lambda module: (module.train(), setattr(module, "on_fit_start", module.eval)), None),
     ],
 )
 def test_modules_in_evaluation_mode(change: Any, names: str | None, caplog: pytest.LogCaptureFixture) -> None:
-    """The topmost ones that matter are named, once, unless a hook has put them into that mode."""
+    """The topmost ones that matter are named, once, unless a hook has put them into that mode or they are frozen."""
 
     class Net(Linear):
         def __init__(self) -> None:
