@@ -299,7 +299,8 @@ class RunData:
         self._parts[stage] = []
         for index, loader in enumerate(loaders):
             part = by_epochs(loader, trainer.data_seed())
-            own = gives_parts(part, trainer.strategy, trainer.use_distributed_sampler, 0, f"{stage} loader {index}")
+            asked, name = trainer.use_distributed_sampler, f"{stage} loader {index}"
+            own = gives_parts(part, trainer.strategy, asked, 0, name, mixed=False)
             self._parts[stage].append(None if own else part)
             self._opened[stage, index] = part.opened() if own else None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import CheckpointError
 from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader
+from .messages import log
 from .seed import isolated_rng
 from .sharding import fingerprint, is_sharded
 
@@ -202,8 +203,11 @@ def gives_parts(
     epoch: int,
     name: str,
     cursor: dict[str, Any] | None = None,
+    mixed: bool = True,
 ) -> bool:
     """Whether a loader gives each process a part of its own, so that it is not to be dealt out.
+
+    Of loaders that are read together, some may, and others give all of the data: those then give a part each, too.
 
     Args:
         loader: the loader, as it is in each process.
@@ -213,21 +217,30 @@ def gives_parts(
         name: what to call the loader in messages.
         cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
             read to find out what the processes that saved it knew.
+        mixed: whether loaders that are read together may differ.
 
     Raises:
-        ValueError: if some of several loaders do, and others not.
+        ValueError: if some of several loaders do, and others not, where they may not differ.
     """
     parts = loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
     if asked is None and cursor is not None and cursor["dealt_to"] > 1 and any(part.stateful for part in parts):
         asked = bool(cursor["dealt"])
-    sharded = [is_sharded(part, strategy, asked, epoch, name) for part in parts]
-    if any(sharded) and not all(sharded):
+    sharded = []
+    for index, part in enumerate(parts):
+        part_name = name if len(parts) == 1 else f"{name}'s part {index}"
+        sharded.append(is_sharded(part, strategy, asked, epoch, part_name))
+        part.plan_steps()
+    if not isinstance(loader, CombinedEpochLoader) or len(set(sharded)) == 1:
+        return any(sharded)
+    if not mixed:
         found = ", ".join("its own part" if own else "all of the data" for own in sharded)
         raise ValueError(
             f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
             f"the data (in their order: {found}): give the others a DistributedSampler, too"
         )
-    return any(sharded)
+    log.info("Those parts of the %s that give all of the data are dealt out; the others are read as they are", name)
+    loader.deal_to([(0, 1) if own else data_place(strategy) for own in sharded])
+    return True
 
 
 def require_equal_lengths(lengths: list[int | float], name: str) -> None:

@@ -118,6 +118,7 @@ class EpochLoader:
         batch_sizes: the loader's, in a list, as far as it tells.
         stateful: whether the loader has a state of its own.
         keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
+        place: which of its batches this process reads: the first, and every how many.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
     """
 
@@ -150,6 +151,20 @@ class EpochLoader:
         self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
         self.batch_sizes = [getattr(loader, "batch_size", None)]
         self._cut: tuple[int, int, int | None] | None = None
+        self.place = (0, 1)
+
+    def deal_to(self, first: int, every: int) -> None:
+        """Read the batch ``first`` and every ``every``-th after it, as if there were no others."""
+        self.place = (first, every)
+        self.length, self.estimate = (
+            batches if batches == INFINITE else len(range(first, int(batches), every))
+            for batches in (exact_length(self.loader), loader_length(self.loader))
+        )
+
+    def plan_steps(self) -> None:
+        """Several processes plan their steps by the length: they have to leave out what a sampler gives beyond."""
+        if self._indices is not None:
+            self._indices.plans_steps = True
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """In one epoch, leave out what lies before ``begin`` and from ``end`` on; its batches are counted from there.
@@ -182,6 +197,8 @@ class EpochLoader:
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
+        first, every = self.place
+        start, step = first + start * every, step * every
         if self._opened is None or self._opened.epoch != epoch:  # else the epoch has begun
             set_epoch(self.loader, epoch)
         self.find_out(epoch)
@@ -255,6 +272,9 @@ class EpochLoader:
             return
         except Exception:  # it cannot be iterated with another sampler
             self._opened = None
+        # One that goes on for ever makes its next iterator from what is iterated now: as it was given.
+        given = self.loader.__dict__
+        probe.__dict__.update({name: given[name] for name in (trap.replaces, "num_workers", "timeout")})
         self._indices, self.keeps_iterator = None, True
         self.in_samples, self.unit = False, 1
         log.info(
@@ -298,8 +318,8 @@ class EpochLoader:
         else:
             source = self._source(epoch)
             batches = _isolated(source, mix_seeds(self.seed, epoch)) if isolated else iterate_protected(source)
-        if self.keeps_iterator:
-            self._left = batches
+        if self.keeps_iterator and self.estimate < INFINITE:  # some go on for ever
+            batches = self._left = islice(batches, int(self.estimate))
         return batches
 
     def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
@@ -407,6 +427,7 @@ class IndexPlan:
     """
 
     is_trap = False  # whether asking for its indices raises
+    plans_steps = False  # whether several processes count on the length that the sampler tells
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self.seed = seed
@@ -414,7 +435,8 @@ class IndexPlan:
         self.place(0, 0, 1, 0, None)
         self.in_workers = loader.num_workers > 0
         self.batched = loader.batch_sampler is not None
-        self.sampler: Any = loader.batch_sampler if self.batched else loader.sampler
+        self.replaces = "batch_sampler" if self.batched else "sampler"
+        self.sampler: Any = getattr(loader, self.replaces)
         self.batch_size: int | None = None
         self.drop_last = False
         inner: Any = self.sampler
@@ -487,13 +509,28 @@ class IndexPlan:
 
     def _replayed(self) -> Iterator[Any]:
         """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        return islice(self._drawn(self.sampler), self.begin + self.start, self.end, self.step)
+        drawn = self._drawn(self.sampler)
+        if self.plans_steps and self.length is not None:
+            drawn = self._noting_more(drawn, self.length)
+        return islice(drawn, self.begin + self.start, self.end, self.step)
+
+    def _noting_more(self, drawn: Iterator[Any], told: int) -> Iterator[Any]:
+        """The same indices, as many as the length tells; a line says once that there are more."""
+        planned = list(islice(drawn, told))
+        if next(drawn, NO_BATCH) is not NO_BATCH:
+            self.plans_steps = False
+            log.warning(
+                "A loader's sampler (%s) gives more than the %d batches that its length tells. Several processes plan "
+                "their steps by the length, and leave the others out: have its __len__ tell how many it gives",
+                type(getattr(self.sampler, "sampler", self.sampler)).__name__, told,
+            )  # fmt: skip
+        return iter(planned)
 
     def _drawn(self, sampler: Any) -> Iterator[Any]:
         set_epoch(sampler, self.epoch)
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
-        return _isolated(sampler, mix_seeds(self.seed, self.epoch), at_once=self.length is not None)
+        return _isolated(sampler, mix_seeds(self.seed, self.epoch), at_once=self.length)
 
     def peek(self) -> Any:
         """The first indices of the user's own sampler, which is not changed by it; None if it cannot be copied."""
@@ -529,19 +566,22 @@ def _seed_and_unwrap(indices: Any, seed: int) -> Any:
     return indices
 
 
-def _isolated(source: Iterable[Any], seed: int, at_once: bool = False) -> Iterator[Any]:
+def _isolated(source: Iterable[Any], seed: int, at_once: int | None = None) -> Iterator[Any]:
     """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone.
 
-    To swap all generators' states costs about 0.1 ms; ``at_once`` reads everything at the first item, with one swap.
+    To swap all generators' states costs about 0.1 ms; ``at_once`` reads so many at the first item, with one swap.
     """
     outside = rng_state()
     seed_batch(seed)
     try:
-        iterator = iter(list(source)) if at_once else iterate_protected(source)
+        iterator = iterate_protected(source)
+        first = [] if at_once is None else list(islice(iterator, at_once + 1))  # one more shows that it has ended
         inside = rng_state()
     finally:
         set_rng_state(outside)
-    yield from iterator if at_once else _with_generators(iterator, inside)
+    yield from first
+    if at_once is None or len(first) > at_once:
+        yield from _with_generators(iterator, inside)
 
 
 def _with_generators(iterator: Iterator[Any], inside: dict[str, Any]) -> Iterator[Any]:
@@ -590,8 +630,7 @@ def _is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
 def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
     """A shallow copy with another index sampler."""
     changed = copy.copy(loader)  # past __setattr__, which refuses a new sampler after construction
-    name = "batch_sampler" if indices.batched else "sampler"
-    changed.__dict__.update({name: indices, "_iterator": None})
+    changed.__dict__.update({indices.replaces: indices, "_iterator": None})
     protect_workers(changed)
     if loader.persistent_workers:
         # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
@@ -781,6 +820,14 @@ class CombinedEpochLoader:
 
     def _part(self, epoch: int) -> tuple[int, int | None]:
         return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+
+    def deal_to(self, places: Sequence[tuple[int, int]]) -> None:
+        """As :meth:`EpochLoader.deal_to`, for each of the loaders."""
+        for loader, place in zip(self.loaders, places, strict=True):
+            loader.deal_to(*place)
+        lengths = [loader.length for loader in self.loaders]
+        self.length = INFINITE if INFINITE in lengths else combined_length(lengths, self.loader.mode)
+        self.estimate = combined_length([loader.estimate for loader in self.loaders], self.loader.mode)
 
     def opened(self) -> None:
         """None: what has been looked at is read again."""

@@ -329,6 +329,8 @@ class PreparedLoader:
             self.source = self._by_epochs(seed)
         else:
             shared.loader = self._by_epochs(seed)
+            if isinstance(before, CombinedEpochLoader) and isinstance(shared.loader, CombinedEpochLoader):
+                shared.loader.deal_to([part.place for part in before.loaders])
 
     def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
         return by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))

@@ -152,8 +152,9 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
         yield from _content(item.__reduce_ex__(2)[1], outer)  # its dense parts
     elif isinstance(item, Tensor):
         yield repr((item.dtype, *item.shape)).encode()
-        values = item.detach().cpu().contiguous().reshape(-1)
-        yield values.view(torch.uint8).numpy().tobytes()
+        # Of its own: one element may have any stride, of which a view as bytes is refused.
+        values = item.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+        yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(item, (set, frozenset)):  # whose order differs between processes
         yield from sorted(fingerprint(part).encode() for part in item)
     elif isinstance(item, Mapping):

@@ -687,6 +687,24 @@ def test_combined_loader_arguments(arguments: Any, message: str) -> None:
         CombinedLoader(*arguments)
 
 
+class WithoutEnd(Sampler):
+    """Begins again for ever, and tells a length."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(4).tolist()
+
+
+def test_a_sampler_without_end_is_cut_as_any_other() -> None:
+    loader = EpochLoader(DataLoader(range(4), 2, sampler=WithoutEnd()), seed=0)  # type: ignore[arg-type]
+    whole = [batch.tolist() for batch in islice(loader.iterate(0), 6)]
+    assert sorted(whole[0] + whole[1]) == sorted(whole[4] + whole[5]) == [0, 1, 2, 3]
+    assert [batch.tolist() for batch in islice(loader.iterate(0, 3), 3)] == whole[3:]
+
+
 def test_an_endless_loader_is_cut() -> None:
     """limit_train_batches reads no batch more than it says."""
 

@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler,
 from transformers import BatchEncoding
 
 from loopwright.callbacks import Callback
-from loopwright.framework import Engine, Module
+from loopwright.framework import CombinedLoader, Engine, Module
 from loopwright.framework.sharding import fingerprint
 from tests.strategies.distributed import in_processes, quiet
 
@@ -157,6 +157,24 @@ class Kept(DataLoader):
             yield next(self.iterator)
 
 
+class Endless(DataLoader):
+    """Its own iterator, which begins again where it ends."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kept = super().__iter__()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a recipe that is in use
+        return self  # type: ignore[return-value] # as above
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.kept)
+        except StopIteration:
+            self.kept = super().__iter__()
+            return next(self.kept)
+
+
 class Wrapped(DataLoader):
     """Adds to what torch's own iteration does."""
 
@@ -196,17 +214,32 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "keeps its iterator, knows its rank": lambda _: Kept(
         numbers(), batch_size=4, sampler=OfMyRank(("rank", "world_size"))
     ),
+    "without end": lambda _: Endless(numbers(), batch_size=4, shuffle=True),
     "wrapped": lambda _: Wrapped(numbers(), batch_size=4, shuffle=True),
     "indices of batches": lambda _: DataLoader(
         numbers(), batch_size=None, sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False)
     ),
 }
 
+# Of loaders that are read together some give a part, and others all of the data; what is under "number" is looked at.
+MIXED: dict[str, Callable[[Path], Any]] = {
+    "all beside a part": lambda _: CombinedLoader(
+        {"number": DataLoader(numbers(), 4, shuffle=True), "other": DataLoader(Part(part()), None)}, "max_size_cycle"
+    ),
+    "a part beside all": lambda _: CombinedLoader(
+        {"number": DataLoader(Part(part()), None), "other": DataLoader(numbers(), 4, shuffle=True)}, "max_size_cycle"
+    ),
+}
+
+
+def part() -> list[int]:
+    return list(range(rank(), SAMPLES, world_size()))
+
 
 def numbers_in(batch: Any) -> list[int]:
     if isinstance(batch, dict):
         batch = batch["number"]
-    elif isinstance(batch, Labelled):
+    if isinstance(batch, Labelled):
         batch = batch.number
     elif isinstance(batch, (list, tuple)):
         (batch,) = batch
@@ -295,6 +328,7 @@ def in_two(folder: Path) -> dict[str, Any]:
     found["asked"] = asked()
     found["refused"] = refused()
     found["said"] = said(folder)
+    found["miscounted"] = miscounted()
     return found
 
 
@@ -326,7 +360,7 @@ def test_each_sample_is_read_once_by_two_processes(two: dict[str, Any], name: st
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
-RESUMED = ["litdata", "webdataset, split", "uneven parts, one empty", "keeps its iterator"]
+RESUMED = ["litdata", "webdataset, split", "uneven parts, one empty", "keeps its iterator", *MIXED]
 
 
 class Cut(Callback):
@@ -343,10 +377,10 @@ class Cut(Callback):
 
 def resumed(name: str, folder: Path) -> list[Any]:
     """What each process reads in a run, and in one that is cut inside an epoch and its rest; with an Engine, too."""
-    path, read = folder / f"{name}.ckpt", []
+    path, read, make = folder / f"{name}.ckpt", [], {**LOADERS, **MIXED}[name]
     for callbacks, ckpt_path in (([], None), ([Cut(path, 3)], None), ([], path)):
         torch.manual_seed(3)
-        module, trainer = Net(lambda: LOADERS[name](folder)), quiet(callbacks=callbacks, limit_val_batches=0)
+        module, trainer = Net(lambda: make(folder)), quiet(callbacks=callbacks, limit_val_batches=0)
         with suppress(InterruptedError):
             trainer.fit(module, ckpt_path=ckpt_path)
         trainer.strategy.barrier()
@@ -354,7 +388,7 @@ def resumed(name: str, folder: Path) -> list[Any]:
     for cut, state in ((0, None), (3, None), (0, folder / name)):
         torch.manual_seed(3)
         engine = Engine(accelerator="cpu")
-        loader, own = engine.prepare(LOADERS[name](folder)), []
+        loader, own = engine.prepare(make(folder)), []
         if state is not None:
             engine.load_state(state)
         for batch in loader:
@@ -371,6 +405,7 @@ def resumed(name: str, folder: Path) -> list[Any]:
 def test_an_epoch_that_was_cut_goes_on_where_it_was(two: dict[str, Any], name: str):
     trainer, engine = two["resumed"][name][:3], two["resumed"][name][3:]
     for whole, cut, rest in (trainer, engine):
+        assert sorted(number for own in whole for number in own) == list(range(SAMPLES))
         assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
 
 
@@ -420,7 +455,7 @@ def refused() -> list[dict[str, str]]:
     loaders: dict[str, tuple[Any, Any]] = {
         "sampler": (DataLoader(numbers(), 4, sampler=elsewhere), []),
         "broken": (DataLoader(Broken([1, 2]), None), []),
-        "both": ([part, whole], []),
+        "both": (whole, CombinedLoader([part, whole])),
         "counts": (whole, [whole] * (1 + rank())),
     }
     said = {}
@@ -511,6 +546,8 @@ def batches(number: int) -> dict[str, Any]:
     return {
         "tensor": torch.arange(6).reshape(2, 3) + number,
         "half": torch.full((2,), number, dtype=torch.bfloat16),
+        "one of a column": torch.full((3, 2), number)[:1, 0],
+        "conjugate": torch.tensor([number + 1j]).conj(),
         "sparse": torch.full((2,), number + 1.0).to_sparse(),
         "nested": [{"a": (torch.zeros(2), np.full(3, number))}, "text", None],
         "string": [f"line {number}"],
@@ -535,3 +572,30 @@ def test_fingerprints_tell_shapes_and_kinds_apart():
     alike = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), [0] * 6, (0,) * 6]
     assert len({fingerprint(batch) for batch in alike}) == len(alike)
     assert fingerprint(torch.arange(4)[::2]) == fingerprint(torch.tensor([0, 2])), "however it lies in memory"
+
+
+class Miscounted(Sampler):
+    """Gives more batches than it tells."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[number] for number in range(SAMPLES)])
+
+
+def miscounted() -> tuple[list[int], list[str]]:
+    """How many samples each process reads of it in two epochs, and what is said."""
+    logging.getLogger("loopwright").addHandler(lines := Lines())
+    module, trainer = Net(lambda: DataLoader(numbers(), batch_sampler=Miscounted())), quiet(max_epochs=2)
+    trainer.fit(module, val_dataloaders=[])
+    logging.getLogger("loopwright").removeHandler(lines)
+    return trainer.strategy.gather_objects(len(module.trained[1])), lines.lines
+
+
+@pytest.mark.slow
+def test_what_a_sampler_gives_beyond_its_length_is_not_left_out_in_silence(two: dict[str, Any]):
+    samples, lines = two["miscounted"]
+    assert samples == [6, 6]
+    (line,) = [line for line in lines if "more than" in line]
+    assert "(Miscounted) gives more than the 12 batches" in line
