@@ -313,7 +313,8 @@ class EpochLoader:
         for _ in self._left:  # so that it begins where all processes do
             pass
         opened, self._opened = self._opened, None
-        if opened is not None and (opened.epoch == epoch or self.keeps_iterator):
+        goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
+        if opened is not None and (opened.epoch == epoch or goes_on):
             batches = opened.iterate(isolated)
         else:
             source = self._source(epoch)

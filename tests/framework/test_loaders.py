@@ -687,6 +687,12 @@ def test_combined_loader_arguments(arguments: Any, message: str) -> None:
         CombinedLoader(*arguments)
 
 
+def test_a_generator_that_has_been_looked_at_is_read_whole_in_any_epoch() -> None:
+    loader = EpochLoader((number for number in range(4)), seed=0)
+    assert loader.peek(0) == 0
+    assert list(loader.iterate(3)) == [0, 1, 2, 3]
+
+
 class WithoutEnd(Sampler):
     """Begins again for ever, and tells a length."""
 
