@@ -145,7 +145,8 @@ def _names_in(value: Any) -> Iterator[str]:
 
     Where it has ``getattr``, also the texts in it: parts of names, such as ``"_step"``, as patterns.
     """
-    for function in (value, *(getattr(value, name, None) for name in ("fget", "fset", "func"))):
+    functions: list[Any] = [value, *(getattr(value, name, None) for name in ("fget", "fset", "func"))]
+    for function in functions:
         code = function if isinstance(function, CodeType) else getattr(inspect.unwrap(function), "__code__", None)
         if not isinstance(code, CodeType):
             continue
