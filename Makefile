@@ -20,13 +20,14 @@ EXTRAS_bench := bench
 ALONE_test := litdata
 ALONE_check := $(ALONE_test)
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test test-all check bench docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    train on scikit-learn's digits (examples/digits.py)"
-	@echo "make test    run the tests; PYTEST_ARGS='-m \"not slow\"' and the like are passed on"
+	@echo "make test    run the tests but the slow ones; PYTEST_ARGS='tests/loggers' and the like are passed on"
+	@echo "make test-all  all of them"
 	@echo "make check   lint, format, types, docs with warnings as errors"
 	@echo "make bench   compare with a raw loop and with other trainers; BENCH_ARGS are passed on"
 	@echo "make docs    build the documentation into docs/_build"
@@ -45,8 +46,13 @@ $(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/installed-demo
 	$(RUN) python examples/digits.py
 
+PYTEST := pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed-test
-	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(RUN) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: test
+	$(RUN) $(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/installed-check
 	$(RUN) ruff check .
