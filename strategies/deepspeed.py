@@ -270,7 +270,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
         raise RuntimeError(
             f"strategy={self.name!r} cannot end an accumulation window early: it averages gradients in the backward "
-            "pass of the window's last batch. Use a loader with a length, or accumulate_grad_batches=1"
+            "pass of the window's last batch. Leave an epoch between windows, or use accumulate_grad_batches=1"
         )
 
     def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:

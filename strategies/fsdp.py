@@ -231,8 +231,8 @@ class FSDPStrategy(ProcessGroupStrategy):
         if self._root is not None:
             raise RuntimeError(
                 f"strategy={self.name!r} averages gradients in the backward pass of a window's last batch: a window "
-                "cannot end early (use a loader with a length, or accumulate_grad_batches=1), and a prepared module is "
-                "to be called itself, not by its parts"
+                "cannot end early (leave an epoch between windows, or use accumulate_grad_batches=1), and a prepared "
+                "module is to be called itself, not by its parts"
             )
 
     def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
