@@ -16,35 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
 from loopwright.strategies.launch import call_in_processes
 
+from .kills import Noisy
 from .report import Table
 
 RANKS, EPOCHS = 2, 2
 SECONDS = 60  # after which a worker that has not given a batch is taken for one that hangs
 
 
-class Noisy(Dataset):
-    """With random augmentation."""
-
-    def __init__(self, samples: int) -> None:
-        self.x = torch.randn(samples, 4)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.x[index] + 0.1 * torch.randn(4)
-
-
 class Net(Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.net = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.net(batch).square().mean()
