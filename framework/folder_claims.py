@@ -14,6 +14,9 @@ try:
 except ImportError:  # there are no such locks on Windows
     fcntl = None
 
+# How often to make a folder that its last holder removes meanwhile; what cannot be made at all fails as often.
+_TRIES = 1000
+
 _descriptors: dict[str, int] = {}
 _holders: dict[str, int] = {}  # in this process
 _made: set[str] = set()  # folders that were not there before
@@ -74,10 +77,11 @@ def _hold(path: str) -> bool:
 
 def _lock(path: str) -> int | None:
     """Make a folder and lock it; None if another process has it."""
-    while True:
-        os.makedirs(path, exist_ok=True)
+    missing: OSError = FileNotFoundError(path)
+    for _ in range(_TRIES):
         descriptor = None
         try:
+            os.makedirs(path, exist_ok=True)
             tempfile.TemporaryFile(dir=path).close()  # raises if it cannot be written to
             descriptor = os.open(path, os.O_RDONLY)
             _try_lock(descriptor)
@@ -87,11 +91,12 @@ def _lock(path: str) -> int | None:
             assert descriptor is not None, "only a lock is waited for"
             os.close(descriptor)
             return None
-        except FileNotFoundError:
-            pass
+        except (FileExistsError, FileNotFoundError) as error:
+            missing = error
         # The run that had it has ended just now, and removed it, as it was empty: make it again.
         if descriptor is not None:
             os.close(descriptor)
+    raise missing
 
 
 def _try_lock(descriptor: int) -> None:

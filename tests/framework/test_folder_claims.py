@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from loopwright.framework.folder_claims import claim_folder, release_folder
 from tests.framework.models import ended, in_a_child
@@ -30,3 +33,27 @@ def test_a_users_empty_folder_stays(tmp_path: Path) -> None:
     for name in ("theirs", "ours"):
         release_folder(claim_folder(str(tmp_path / name)))
     assert os.listdir(tmp_path) == ["theirs"]
+
+
+def test_a_folder_that_comes_and_goes_while_it_is_made(tmp_path: Path) -> None:
+    path = str(tmp_path / "kept")
+
+    def act() -> None:
+        for _ in range(3000):
+            with suppress(FileExistsError):
+                os.mkdir(path)
+            sum(range(10_000))  # the folder is there for a moment, and gone for another
+            with suppress(OSError):
+                os.rmdir(path)
+            sum(range(10_000))
+
+    child = in_a_child(act)
+    for _ in range(1500):
+        release_folder(claim_folder(path))
+    assert ended(child) == 0
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("theirs")
+    with pytest.raises(FileExistsError, match="kept"):
+        claim_folder(str(tmp_path / "kept"))
