@@ -33,7 +33,9 @@ from .loaders import (
     holds_loaders,
     loader_length,
     loaders_in,
+    may_give_more,
     own_copy,
+    up_to,
 )
 from .messages import log
 from .module import Module
@@ -80,7 +82,9 @@ class RunData:
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self._begun: int | None = None  # the epoch that is iterated
-        self._noted: set[str] = set()  # stages in which a loader has given more batches than it told
+        self._said: set[Any] = (
+            set()
+        )  # stages, or loaders, of which a line says that there are more batches than they tell
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
         self._in_any: dict[str, list[int | float]] = {}  # and at most
@@ -210,13 +214,13 @@ class RunData:
 
     def _noting_more(self, batches: Iterator[Any], left: int | float, stage: str, told: int | float) -> Iterator[Any]:
         """The same batches; a line says once that they are more than the loader tells."""
-        if left == INFINITE or stage in self._noted:
+        if left == INFINITE or stage in self._said:
             return batches
         return chain(islice(batches, max(0, int(left))), self._more(batches, stage, told))
 
     def _more(self, batches: Iterator[Any], stage: str, told: int | float) -> Iterator[Any]:
         for batch in islice(batches, 1):
-            self._noted.add(stage)
+            self._said.add(stage)
             log.info(
                 "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To end "
                 "there, set %s=%d", stage, told, _limit_of(stage), told,
@@ -353,6 +357,9 @@ class RunData:
             else:
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
         told = loader_length(loader)
+        exact = exact_length(loader, trusts_samplers=self.trainer.world_size > 1)
+        if part is None and 0 < exact < INFINITE and may_give_more(loader):
+            return up_to(loader, batches, int(exact), int(exact), self._said)
         return self._noting_more(batches, self._own(told, part), stage, told)
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:

@@ -30,6 +30,8 @@ NO_BATCH = object()  # a batch that is not there
 _KEYS = {"state", "batches", "left"}
 # What may be iterated and is a batch or a part of one where it stands in a list.
 _NO_LOADERS = (list, tuple, Mapping, str, bytes, set)
+# Modules whose samplers and loaders give as many batches as their length tells.
+_TORCH = ("torch.", "torchdata.")
 
 
 def loader_length(loader: Any) -> int | float:
@@ -56,12 +58,50 @@ def exact_length(loader: Any, trusts_samplers: bool = True) -> int | float:
         return INFINITE if INFINITE in lengths else combined_length(lengths, loader.mode)
     if isinstance(loader, DataLoader):
         samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-        kept = [sampler for sampler in samplers if type(sampler).__module__.startswith(("torch.", "torchdata."))]
+        kept = [sampler for sampler in samplers if type(sampler).__module__.startswith(_TORCH)]
         exact = not isinstance(loader.dataset, IterableDataset)
         exact = exact and (trusts_samplers or len(kept) == sum(sampler is not None for sampler in samplers))
     else:
         exact = isinstance(loader, Sequence)
     return loader_length(loader) if exact else INFINITE
+
+
+def up_to(loader: Any, batches: Iterator[Any], count: int, told: int, said: set[Any]) -> Iterator[Any]:
+    """``count`` of a loader's batches; a line says if it has more than the ``told`` ones of its length.
+
+    Args:
+        loader: where they come from.
+        batches: what gives them.
+        count: how many of the ``told`` ones those are.
+        told: the loader's length.
+        said: of which loaders the line has been given; this one is added.
+    """
+    yield from islice(batches, count - 1)
+    last = next(batches, NO_BATCH)
+    if last is NO_BATCH:
+        return
+    with isolated_rng():  # nobody has asked for this batch: what it draws must change nothing
+        beyond = next(batches, NO_BATCH)
+    if beyond is not NO_BATCH and id(loader) not in said:
+        said.add(id(loader))
+        log.warning(
+            "A loader (%s) gives more than the %d batches that its length tells, and the others are left out: have its "
+            "__len__ tell how many it gives", type(loader).__name__, told,
+        )  # fmt: skip
+    yield last
+
+
+def may_give_more(loader: Any) -> bool:
+    """Whether a map-style ``DataLoader`` is iterated, or its samples drawn, by a user's own code."""
+    if not _is_map_style(loader):
+        return False
+    return iterates_alone(loader) or exact_length(loader, trusts_samplers=False) == INFINITE
+
+
+def iterates_alone(loader: DataLoader[Any]) -> bool:
+    """Whether a ``DataLoader`` has an ``__iter__`` of a user's own, which may give more than its length tells."""
+    iterating = next(part for part in type(loader).__mro__ if "__iter__" in part.__dict__)
+    return not iterating.__module__.startswith(_TORCH)
 
 
 class LookAhead:
@@ -152,6 +192,7 @@ class EpochLoader:
         self.batch_sizes = [getattr(loader, "batch_size", None)]
         self._cut: tuple[int, int, int | None] | None = None
         self.place = (0, 1)
+        self._said: set[Any] = set()
 
     def deal_to(self, first: int, every: int) -> None:
         """Read the batch ``first`` and every ``every``-th after it, as if there were no others."""
@@ -205,7 +246,11 @@ class EpochLoader:
         begin, end = self._part(epoch)
         if self._indices is not None:
             self._indices.place(epoch, start, step, begin, end)
-            return iterate_protected(self._copy)
+            batches = iterate_protected(self._copy)
+            if self.length == INFINITE or not iterates_alone(self.loader):
+                return batches
+            count = len(range(start, int(self.length_in(epoch)), step))
+            return up_to(self.loader, batches, count, int(self.length), self._said) if count else batches
         left = None if end is None else max(0, end - begin - start)
         if self.stateful:
             batches, start = self._iterate_stateful(epoch, begin, start, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import reprlib
 from collections.abc import Callable
@@ -293,7 +294,7 @@ def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured:
         saved, now = checkpoint.get(key, {}), {} if owner is None else owner.portable_hparams()
         for name in {**saved, **now} if saved else ():
             was, is_now = saved.get(name), now.get(name)
-            if encode(was, "", {}, {}) != encode(is_now, "", {}, {}):
+            if _written(was) != _written(is_now):
                 changed.append(f"{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}")
     if not changed:
         return
@@ -304,6 +305,11 @@ def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured:
         "optimizers and schedulers go on with the checkpoint's%s", ", ".join(changed),
         f" ({', '.join(kept)})" if kept else "",
     )  # fmt: skip
+
+
+def _written(value: Any) -> str:
+    """A hyperparameter as a checkpoint holds it: of a not-a-number, too, there are then two that are equal."""
+    return json.dumps(encode(value, "", {}, {}), sort_keys=True, default=repr)
 
 
 def _gathered_part(trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int) -> dict[str, Any]:

@@ -393,3 +393,38 @@ def test_modules_in_evaluation_mode(change: Any, names: str | None, caplog: pyte
     change(module)
     lines = lines_of(caplog, module, loader(1), max_epochs=2)
     assert [line.partition(": ")[2].partition(". ")[0] for line in lines] == ([names] if names else [])
+
+
+class Twice(DataLoader):
+    """Gives each batch again, and does not tell."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            yield batch
+            yield batch
+
+
+class Endless(DataLoader):
+    """Ends where its length says, for whoever reads no further."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from super().__iter__()
+
+
+class Changed(DataLoader):
+    """Gives as many batches as it tells."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch in super().__iter__())
+
+
+@pytest.mark.parametrize(("kind", "lines"), [(Twice, 2), (Endless, 2), (Changed, 0)])
+def test_a_loader_that_gives_more_than_its_length(kind: type, lines: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left out of a map-style loader that iterates in its own way is said, once of each loader."""
+    module, watch = Evaluated(), Watch(lambda trainer: trainer.global_step, "on_validation_start")
+    with caplog.at_level("WARNING", "loopwright"):
+        quiet(watch, max_epochs=2).fit(module, kind(data(10), 2), kind(data(10), 2))
+    assert watch.values("on_validation_start") == [5, 10]
+    said = [record.message for record in caplog.records if "gives more than the 5 batches" in record.message]
+    assert len(said) == lines

@@ -597,7 +597,7 @@ VALIDATION = DataLoader(torch.ones(4, 8), 2)
 class Rated(Noisy):
     """Has hyperparameters, one of which its optimizer takes."""
 
-    def __init__(self, lr: float = 0.1, depth: int = 1) -> None:
+    def __init__(self, lr: float = 0.1, depth: int = 1, bound: float = float("nan")) -> None:
         super().__init__()
         self.save_hyperparameters()
 
@@ -624,6 +624,7 @@ def test_other_hyperparameters_are_named_and_which_count(tmp_path, caplog) -> No
     assert "lr was 0.1 and is 0.5" in message
     assert "go on with the checkpoint's (lr of parameter group 0 = 0.1)" in message
     assert "depth" not in message
+    assert "bound" not in message, "a not-a-number is no other one"
 
 
 class Renamed(Rated):
