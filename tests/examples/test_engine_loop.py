@@ -54,7 +54,8 @@ def test_the_losses_are_those_of_the_raw_loop(devices: int, precision: str, tmp_
     found = losses(ENGINE.replace("Engine()", f"Engine({arguments})"), tmp_path)
     expected = raw_losses(tmp_path, 32 * devices)
     if precision == "32-true":
-        # An epoch's last batch is the same 5 images, in whichever process.
-        assert found == (expected if devices == 1 else pytest.approx(expected, rel=1e-3))
+        # An epoch's last batch is the same 5 images, in whichever process. Sums round otherwise in two halves, more so
+        # with several threads, and five epochs of training magnify it.
+        assert found == (expected if devices == 1 else pytest.approx(expected, rel=1e-2))
     else:
         assert found == pytest.approx(expected, rel=0.1)
