@@ -177,7 +177,8 @@ def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
         return move(batch)
     if callable(getattr(batch, "to", None)) and (not isinstance(batch, Mapping) or hasattr(type(batch), "device")):
         try:
-            return move(batch)
+            moved = move(batch)
+            return batch if moved is None else moved  # some move in place, and give nothing back
         except TypeError:
             if children(batch) is None:
                 raise

@@ -214,7 +214,7 @@ class RunData:
 
     def _noting_more(self, batches: Iterator[Any], left: int | float, stage: str, told: int | float) -> Iterator[Any]:
         """The same batches; a line says once that they are more than the loader tells."""
-        if left == INFINITE or stage in self._said:
+        if left == INFINITE or not told or stage in self._said:
             return batches
         return chain(islice(batches, max(0, int(left))), self._more(batches, stage, told))
 
@@ -444,7 +444,7 @@ def limited_to(
         limit: as of :func:`limited`; a fraction is one of what it tells.
         name: what the limit is called.
     """
-    shown = limited(told, limit, name)
+    shown = limited(told or length, limit, name)  # a stream that tells 0 does not know
     is_fraction = isinstance(limit, float) and limit < 1.0
     return (shown if is_fraction else limited(length, limit, name)), shown
 

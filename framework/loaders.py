@@ -8,7 +8,7 @@ shallow-copied and its index sampler replaced in the copy, so that the order of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from itertools import chain, islice, pairwise
 from typing import Any, TypeGuard
@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from .batches import LISTS
 from .checkpoint import CheckpointError
 from .messages import log
 from .seed import isolated_rng, mix_seeds, rng_state, seed_batch, set_rng_state
@@ -28,8 +29,10 @@ _NOTED_EVERY = 64
 NO_BATCH = object()  # a batch that is not there
 # What stands for that state: it or an earlier one, the batches since then, and whether that iteration is then left.
 _KEYS = {"state", "batches", "left"}
+# What may hold loaders.
+_COLLECTIONS = (tuple, *LISTS, ValuesView, Mapping)
 # What may be iterated and is a batch or a part of one where it stands in a list.
-_NO_LOADERS = (list, tuple, Mapping, str, bytes, set)
+_NO_LOADERS = (*_COLLECTIONS, str, bytes, set)
 # Modules whose samplers and loaders give as many batches as their length tells.
 _TORCH = ("torch.", "torchdata.")
 
@@ -39,7 +42,7 @@ def loader_length(loader: Any) -> int | float:
     asked = getattr(loader, "_IterableDataset_len_called", None)
     try:
         return len(loader)
-    except (TypeError, NotImplementedError):  # no __len__, or a DataLoader over a dataset without one
+    except (TypeError, ValueError, RuntimeError):  # no __len__, or one that cannot tell
         return INFINITE
     finally:
         if isinstance(loader, DataLoader):
@@ -715,18 +718,20 @@ def holds_loaders(item: Any) -> bool:
     """Whether a list, tuple or mapping is a collection of loaders, rather than a loader: a list of batches."""
     if _holds_known_loaders(item):
         return True
-    items = _items_of(item) if isinstance(item, (list, tuple, Mapping)) else []
+    items = _items_of(item) if isinstance(item, _COLLECTIONS) else []
     return all(map(_may_be_loader, items)) and any(not isinstance(part, _NO_LOADERS) for part in items)
 
 
 def _may_be_loader(item: Any) -> bool:
-    is_batch = hasattr(item, "shape") or hasattr(item, "to") or isinstance(item, (str, bytes))  # a tensor, a graph
+    # A tensor, a text, or graphs; a loader may move its batches by a ``to`` of its own, but has no items.
+    is_batch = hasattr(item, "shape") or isinstance(item, (str, bytes))
+    is_batch = is_batch or (hasattr(item, "to") and hasattr(item, "__getitem__"))
     return hasattr(item, "__iter__") and not is_batch
 
 
 def _holds_known_loaders(item: Any) -> bool:
     """Whether there is what surely is a loader somewhere in a collection; batches may hold other iterables."""
-    if not isinstance(item, (list, tuple, Mapping)):
+    if not isinstance(item, _COLLECTIONS):
         return False
     return any(is_loader(part) or _holds_known_loaders(part) for part in _items_of(item))
 
@@ -759,7 +764,7 @@ class _Places:
 
     def __init__(self, collection: Any) -> None:
         self.inside = [_Places(item) if _nests(item) else None for item in _items_of(collection)]
-        self.keys = list(collection) if isinstance(collection, Mapping) else None
+        self.keys = list(collection.keys()) if isinstance(collection, Mapping) else None
         self.make = getattr(collection, "_make", tuple if isinstance(collection, tuple) else list)
 
     def fill(self, batches: Iterator[Any]) -> Any:
@@ -791,7 +796,7 @@ class CombinedLoader:
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in self.MODES:
             raise ValueError(f"mode must be one of {', '.join(self.MODES)}; got {mode!r}")
-        if not isinstance(iterables, (list, tuple, Mapping)) or not iterables:
+        if not isinstance(iterables, _COLLECTIONS) or not iterables:
             raise ValueError(f"iterables must be a list, tuple or mapping with at least one loader; got {iterables!r}")
         self.iterables = iterables
         self.mode = mode

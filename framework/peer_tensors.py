@@ -154,7 +154,7 @@ def _length(inputs: Any) -> int:
     if _has_columns(inputs):
         lengths = [_length(value) for value in children(inputs) or ()]
         if len(set(lengths)) > 1:
-            told = dict(zip(inputs, lengths, strict=True)) if isinstance(inputs, Mapping) else lengths
+            told = dict(zip(inputs.keys(), lengths, strict=True)) if isinstance(inputs, Mapping) else lengths
             raise ValueError(f"the values of a {type(inputs).__name__} must have one length to be divided; got {told}")
         return lengths[0] if lengths else 0
     if isinstance(inputs, str) or not hasattr(inputs, "__len__") or not hasattr(inputs, "__getitem__"):

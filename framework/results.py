@@ -116,7 +116,7 @@ def _keeps_structure(data: Any) -> bool:
         return False
     if not isinstance(data, tuple) or hasattr(data, "_fields"):
         return True
-    if all(isinstance(value, Mapping) for value in data) and len(set(map(frozenset, data))) <= 1:
+    if all(isinstance(value, Mapping) for value in data) and len({frozenset(value.keys()) for value in data}) <= 1:
         return False
     return any(isinstance(value, Tensor) or children(value) is not None for value in data)
 
@@ -140,7 +140,7 @@ def _outline(data: Any) -> Any:
     """What must be alike in all processes."""
     if _keeps_structure(data):
         values = [_outline(value) for value in children(data) or ()]
-        return dict(zip(data, values, strict=True)) if isinstance(data, Mapping) else values
+        return dict(zip(data.keys(), values, strict=True)) if isinstance(data, Mapping) else values
     if isinstance(data, Tensor):
         return peer_tensors.outline(data)
     return "list" if isinstance(data, (tuple, *LISTS)) else "None" if data is None else "object"

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,14 @@ def protect_workers(loader: DataLoader[Any]) -> None:
 
 
 def iterate_protected(loader: Any) -> Iterator[Any]:
-    """Iterate ``loader``, whose workers live on then."""
+    """Iterate ``loader``, whose workers live on then, until it ends first."""
     with workers_protected(loader):
-        return iter(loader)
+        batches = iter(loader)
+    return batches if type(batches).__module__.startswith("torch.") else _until_end(batches)
+
+
+def _until_end(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches. Some iterators begin again when they are asked or iterated once more, as those of DALI."""
+    with suppress(StopIteration):
+        while True:
+            yield next(batches)

@@ -87,7 +87,8 @@ class Trainer(TrainerAttributes):
         max_time: stop after this time: ``"DD:HH:MM:SS"``, a ``timedelta``, or a dict of its arguments.
         limit_train_batches: run so many batches an epoch (int), or this fraction of them (float), in each process.
             Default: all.
-        limit_val_batches: the same for validation, for each loader; here, of all processes together.
+        limit_val_batches: the same for validation, for each loader; here, of all processes together, unless the loader
+            gives each its own part.
         limit_test_batches: the same for testing.
         limit_predict_batches: the same for prediction.
         overfit_batches: train and validate on so many batches (int) or this fraction (float), unshuffled.

@@ -201,6 +201,17 @@ def test_an_object_is_moved_by_its_own_method_and_a_mapping_by_its_items():
     assert batch_size_of([packed, torch.ones(2)]) == 2
 
 
+def test_an_object_that_is_moved_in_place_is_kept():
+    class InPlace(MovesItself):
+        def to(self, device: torch.device) -> None:  # type: ignore[override] # it gives nothing back
+            self.x = self.x.to(device)
+
+    batch = InPlace(torch.ones(2))
+    moved = move_batch({"x": [batch]}, torch.device("meta"))
+    assert moved["x"][0] is batch
+    assert batch.x.is_meta
+
+
 def test_what_cannot_be_copied_is_passed_on_or_refused_by_name():
     batch = Named({"x": torch.ones(2), "more": [torch.ones(2)]}, "its name")
     assert move_batch(batch, torch.device("cpu")) is batch

@@ -43,6 +43,13 @@ class BySize:
         return iter([[2 * i, 2 * i + 1] for i in range(self.batches)])
 
 
+class Unknown(BySize):
+    """One that cannot tell, and says so in its own way."""
+
+    def __len__(self) -> int:
+        raise ValueError("num_steps is not given: the number of batches is not known")
+
+
 class Samples(IterableDataset[Any]):
     """So many samples, without a length."""
 
@@ -85,6 +92,55 @@ def test_a_length_that_is_an_estimate(told: int, make: Any, caplog: pytest.LogCa
     assert [len(batches.values(hook)) for hook in hooks] == [15, 5, 5]
     said = [record.message.rpartition(" ")[2] for record in caplog.records if "gives more than" in record.message]
     assert said == ([f"limit_{name}_batches=4" for name in ("val", "train", "test", "predict")] if told == 4 else [])
+
+
+class Beginning:
+    """Begins again when it has ended, as loaders do that fetch for a GPU: at the next read, or when it is iterated."""
+
+    def __init__(self, at_once: bool) -> None:
+        self.at_once, self.source = at_once, iter(loader(5))
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.at_once:
+            self.source = iter(loader(5))
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.source)
+        except StopIteration:
+            if self.at_once:
+                self.source = iter(loader(5))
+            raise
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_loader_that_begins_again_is_read_once(at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """In each epoch and evaluation: who has seen its end does not ask it again."""
+    watch, module = Watch(lambda _: None, "on_validation_batch_end"), Evaluated()
+    trainer = quiet(watch, max_epochs=2, num_sanity_val_steps=0)
+    with caplog.at_level("INFO", "loopwright"):
+        trainer.fit(module, Beginning(at_once), Beginning(at_once))
+    assert (len(module.seen), len(watch.values("on_validation_batch_end"))) == (10, 10)
+    assert len(trainer.predict(module, Beginning(at_once)) or ()) == 5
+    assert not [record for record in caplog.records if "gives more than" in record.message]
+
+
+def test_a_stream_that_tells_nothing_or_zero(caplog: pytest.LogCaptureFixture) -> None:
+    """Its length is not known: it is read to its end, and has no fraction."""
+    with caplog.at_level("INFO", "loopwright"):
+        module = Evaluated()
+        quiet(val_check_interval=5).fit(module, DataLoader(Told(10, 0), 2), DataLoader(Told(10, 0), 2))
+    assert len(module.seen) == 5
+    assert not [record for record in caplog.records if "gives more than" in record.message]
+    with pytest.raises(ValueError, match="the loader has no length"):
+        quiet(limit_train_batches=0.5).fit(Evaluated(), DataLoader(Told(10, 0), 2))
+    module = Evaluated()
+    quiet().fit(module, DataLoader(data(10), batch_sampler=Unknown(5, 0)))
+    assert len(module.seen) == 5
 
 
 @pytest.mark.parametrize(

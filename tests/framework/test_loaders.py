@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import random
 import threading
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -604,6 +604,10 @@ def first_numbers(batch: Any) -> Any:
         (lambda n: {"a": [10, 11], "b": [n(20), [30, 31]]}, {"a": 10, "b": [20, 30]}),  # lists of batches
         (lambda n: {"a": CombinedLoader([n(0), n(10)]), "b": n(20)}, {"a": [0, 10], "b": 20}),
         (lambda n: [[OfItsOwn(0), OfItsOwn(10)], n(20)], [[0, 10], 20]),
+        (lambda n: [Moved(0), Moved(10)], [0, 10]),
+        (lambda n: {"a": Moved(0), "b": n(10)}, {"a": 0, "b": 10}),
+        (lambda n: {"a": n(0), "b": n(10)}.values(), [0, 10]),
+        (lambda n: UserList([n(0), deque([n(10), n(20)])]), [0, [10, 20]]),
     ],
 )
 def test_nested_collections_of_loaders(make: Any, batches: Any) -> None:
@@ -630,6 +634,13 @@ class OfItsOwn(IterableOnly):
         return iter(range(self.first, self.first + 2))
 
 
+class Moved(OfItsOwn):
+    """One that moves its batches itself, and has a ``to`` as tensors do."""
+
+    def to(self, device: Any) -> Any:
+        return self
+
+
 class Predicts(Sees):
     """Gives the batch back, as numbers."""
 
@@ -654,10 +665,11 @@ def test_two_loaders_of_one_dataset_are_shuffled_apart() -> None:
 
 def test_a_list_of_batches_is_one_loader() -> None:
     """Lists and tuples of tensors are batches, not loaders."""
-    module = Sees()
-    quiet().fit(module, [[torch.ones(2), torch.zeros(2)], [torch.ones(2), torch.zeros(2)]])
-    assert len(module.seen) == 2
-    assert len(module.seen[0]) == 2
+    for kind in (list, tuple, UserList, deque):
+        module = Sees()
+        quiet().fit(module, [kind([torch.ones(2), torch.zeros(2)]), kind([torch.ones(2), torch.zeros(2)])])
+        assert len(module.seen) == 2
+        assert type(module.seen[0]) is kind
 
 
 def test_combined_loader_for_validation() -> None:

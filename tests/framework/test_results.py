@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.framework import Engine
 from loopwright.framework.peer_tensors import split
+from loopwright.framework.sharding import fingerprint
 from tests.strategies.distributed import in_processes
 
 SAMPLES = 7  # with batches of two: the last round of three processes holds one sample
@@ -70,6 +71,28 @@ def joined(parts: list[Any]) -> Any:
         values = [joined(list(values)) for values in zip(*parts, strict=True)]
         return Pair(*values) if isinstance(parts[0], Pair) else tuple(values)
     return parts[0]
+
+
+class ByRows(dict[str, Any]):
+    """A mapping that is iterated by its rows, as a TensorDict is."""
+
+    def __iter__(self) -> Any:
+        return iter([ByRows(x=row) for row in self["x"]])
+
+
+def test_a_mapping_that_is_iterated_by_rows():
+    """It is read by its keys."""
+    engine = Engine(accelerator="cpu", devices=1)
+    data = ByRows(x=torch.arange(4), inner=ByRows(x=torch.ones(4)))
+    for batch in engine.prepare(DataLoader([0, 1, 2, 3], 4, collate_fn=lambda _: data)):
+        gathered = engine.gather_for_metrics(batch)
+        assert type(gathered) is ByRows
+        assert gathered["x"].tolist() == [0, 1, 2, 3]
+        assert engine.gather_for_metrics((batch, batch))[1]["inner"]["x"].tolist() == [1.0] * 4
+    assert fingerprint(data) == fingerprint(ByRows(data)) != fingerprint(ByRows(data, x=torch.zeros(4)))
+    assert split(data, 1, 2, padding=False)["x"].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="must have one length to be divided"):
+        split(ByRows(x=torch.ones(4), y=[1]), 0, 2, padding=False)
 
 
 def test_what_is_divided_among_processes_keeps_its_kind():
