@@ -553,10 +553,10 @@ def read_manifest(path: str) -> dict[str, Any]:
         CheckpointError: if there is none, or it was altered, or is of a later format.
     """
     name = join(path, MANIFEST)
-    if not exists(name):
-        raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing")
+    if not is_file(name):  # to open a pipe would wait for somebody to write
+        raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file")
     content = read_bytes(name, limit=_LARGEST_MANIFEST)
-    with _naming_damage(path, f"{MANIFEST} was altered or truncated"):
+    with naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
         body = sealed["body"]
         if _dump(sealed) != content or zlib.crc32(_dump(body)) != sealed["crc32"]:
@@ -566,7 +566,7 @@ def read_manifest(path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path!r} has format {body['format']}, this version reads up to {FORMAT}; upgrade"
         )
-    with _naming_damage(path, f"{MANIFEST} is not as it should be"):
+    with naming_damage(path, f"{MANIFEST} is not as it should be"):
         for name in [*body["files"], body.get("folder", "files")]:
             if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
                 raise ValueError(f"it lists {name!r}, which is no file inside of it")
@@ -577,7 +577,7 @@ def read_manifest(path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming_damage(path: str, what: str) -> Iterator[None]:
+def naming_damage(path: str, what: str) -> Iterator[None]:
     """Raise whatever content that is damaged, or was made to harm, makes others raise as a CheckpointError."""
     try:
         yield
@@ -606,12 +606,14 @@ def _read_verified(path: str, name: str, manifest: dict[str, Any]) -> bytes:
     content, found = b"", expected["size"]
     try:
         if is_local(path):
+            if not is_file(file):
+                raise FileNotFoundError
             found = size(file)
         if found == expected["size"]:
             content = read_bytes(file)
             found = len(content)
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {name} is missing") from None
+        raise CheckpointError(f"checkpoint {path!r} is damaged: {name} is missing, or no file") from None
     except MemoryError:
         raise CheckpointError(f"checkpoint {path!r}: {name}, of {found} bytes, is larger than the memory") from None
     if found != expected["size"]:
@@ -666,7 +668,7 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         own = {**tensors.get(name, {}), **tensors.get(beside, {})}
         return decode(json.loads(content[f"{name}.json"]), own, objects)
 
-    with _naming_damage(path, "its state is not as it should be"):
+    with naming_damage(path, "its state is not as it should be"):
         checkpoint: dict[str, Any] = {**state("state", "optimizer")}
         checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
         ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)

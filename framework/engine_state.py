@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..strategies.pieces import whole_state
-from .checkpoint import CheckpointError, load_checkpoint, resolve
+from .checkpoint import CheckpointError, resolve
 from .encoding import unseal
 from .export import export_weights
 from .places import join
 from .prepared import unwrap
-from .restore import load_weights
+from .restore import load_checked, load_weights
 from .saving import Save, in_main_process
 from .seed import rng_state, set_rng_state
 
@@ -67,7 +67,7 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
 def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     """``Engine.load_state``."""
     path = resolve(path)
-    checkpoint = load_checkpoint(path, weights_only)
+    checkpoint = load_checked(path, weights_only)
     _check_counts(engine, checkpoint, path)
     engine.end_window()
     engine.sync_gradients = True

@@ -76,7 +76,14 @@ class RunState:
 
         Raises:
             KeyError: if one is missing.
+            ValueError: if one is of another type, such as a not-a-number, or too small.
         """
         for field in fields(self):
-            if field.name not in _TRANSIENT:
-                setattr(self, field.name, state.get(field.name) if field.default is None else state[field.name])
+            if field.name in _TRANSIENT:
+                continue
+            value = state.get(field.name) if field.default is None else state[field.name]
+            # An annotation is text here, such as "int | None".
+            is_known = type(value).__name__ in str(field.type).replace("None", "NoneType")
+            if not is_known or (field.default is not None and value < field.default):
+                raise ValueError(f"{field.name} is {value!r}")
+            setattr(self, field.name, value)

@@ -987,6 +987,17 @@ def test_a_tensor_that_is_there_twice() -> None:
         load_checkpoint(altered(MODEL, twice, "model/rank-1.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", MODEL])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
+def test_what_is_no_file_is_not_opened(make: Any, name: str) -> None:
+    """A pipe that nobody writes to would be waited for."""
+    path = altered("x" if name == "manifest.json" else name, b"")  # a pipe's size is none, too
+    Path(path, name).unlink()
+    make(Path(path, name))
+    with pytest.raises(CheckpointError, match=rf"a\.ckpt.*{name} is missing, or no file"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "model/model.safetensors"])
 def test_a_size_beyond_the_memory(name: str) -> None:
     """A file with a hole of many terabytes is not read."""

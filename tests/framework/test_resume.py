@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
-from loopwright.framework import CheckpointError, CombinedLoader, Module, Trainer, seed_everything
+from loopwright.framework import CheckpointError, CombinedLoader, Engine, Module, Trainer, seed_everything
+from loopwright.framework.checkpoint import _seal_manifest, read_manifest
 from loopwright.framework.encoding import encode
 
 BATCHES, EPOCHS = 5, 3
@@ -495,7 +498,69 @@ def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path, caplog) -> None:
     save = ModelCheckpoint(tmp_path / "kept")
     resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=4, callbacks=[save], ckpt_path="last")
     assert len(resumed[1].seen) == 2
-    assert "epoch=0-step=3.ckpt' cannot be read" in caplog.text
+    assert "epoch=0-step=3.ckpt' is no complete checkpoint" in caplog.text
+
+
+def damaged(path: Path, file: str, keys: tuple[Any, ...], value: Any) -> None:
+    """Put ``value`` where ``keys`` lead to in a JSON file of a checkpoint; the checksums know of it."""
+    body = read_manifest(str(path))
+    content = {**body} if file == "manifest.json" else json.loads((path / file).read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    if value is ...:
+        del place[keys[-1]]
+    if file == "manifest.json":
+        body = content
+    else:
+        altered = json.dumps(content).encode()
+        (path / file).write_bytes(altered)
+        body["files"][file] = {"size": len(altered), "crc32": zlib.crc32(altered)}
+    (path / "manifest.json").write_bytes(_seal_manifest(body))
+
+
+STATE = ("run", "state")
+STATES_OF_ANOTHER_SHAPE = [
+    (("run",), 3), (("run",), None), (STATE, ...), (STATE, []), ((*STATE, "epoch"), float("nan")),
+    ((*STATE, "epoch"), -5), ((*STATE, "epoch"), ...), ((*STATE, "global_step"), "many"),
+    ((*STATE, "batch_idx"), True), ((*STATE, "validated"), 1.5), ((*STATE, "epoch_done"), 1),
+    ((*STATE, "seed"), float("inf")), ((*STATE, "part"), "all"), ((*STATE, "part"), {"first": 1}),
+    (("run", "metrics"), ...), (("run", "metrics", "train", 0, "reduction"), ...), (("run", "metrics", "results"), 7),
+    (("run", "metric_states"), "none"), (("run", "metric_states", "mean_loss", "state"), ...),
+    (("run", "loader"), ...), (("run", "cursor"), {"epoch": "x"}), (("run", "cursor"), "far"),
+    (("run", "saved_by"), ...), (("run", "peers"), [3]), (("callbacks",), [1]), (("loggers",), "csv"),
+    (("optimizer_states",), "x"), (("lr_schedulers",), {"a": 1}), (("global_step",), float("nan")),
+]  # fmt: skip
+ELSEWHERE_OF_ANOTHER_SHAPE = [
+    ("rng/rank-0.json", ("python",), "x"), ("rng/rank-0.json", ("torch",), 3),
+    ("rng/rank-0.json", ("numpy",), {"$tuple": ["MT19937"]}), ("manifest.json", ("world_size",), ...),
+]  # fmt: skip
+
+
+def test_a_state_of_another_shape_is_damage(tmp_path, caplog) -> None:
+    """Named before training, and passed over by "last": a checksum that is right does not make its content so."""
+    kept = tmp_path / "kept"
+    for steps in (1, 2):
+        save = ModelCheckpoint(kept, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        ckpt_path = "last" if steps == 2 else None
+        train(tmp_path, LOADERS["shuffled"](), max_steps=steps, callbacks=[save], ckpt_path=ckpt_path)
+    newest, engine = kept / "step=2.ckpt", Engine(accelerator="cpu")
+    shutil.copytree(newest, tmp_path / "whole.ckpt")
+    for file, keys, value in [("state.json", *case) for case in STATES_OF_ANOTHER_SHAPE] + ELSEWHERE_OF_ANOTHER_SHAPE:
+        shutil.rmtree(newest)
+        shutil.copytree(tmp_path / "whole.ckpt", newest)
+        damaged(newest, file, keys, value)
+        caplog.clear()
+        with pytest.raises(CheckpointError, match=r"step=2\.ckpt' is damaged: its state is not as it should be"):
+            train(tmp_path, LOADERS["shuffled"](), max_steps=3, ckpt_path=str(newest))
+        with pytest.raises(CheckpointError, match=r"step=2\.ckpt' is damaged: its state is not as it should be"):
+            engine.load_state(newest)
+        assert Noisy.load_from_checkpoint(newest).net[0].weight.shape == (16, 8)  # what is asked for is whole
+        save = ModelCheckpoint(kept, save_top_k=0, save_last=False)
+        resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=2, callbacks=[save], ckpt_path="last")
+        assert len(resumed[1].seen) == 1, (keys, value)
+        assert "trying the one before" in caplog.text
 
 
 def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> None:
