@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 
@@ -17,7 +18,8 @@ def require(valid: bool, name: str, accepted: str, value: Any) -> None:
 
 def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
     """Refuse what is no integer from ``least``."""
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    # NumPy's integers are such, too.
+    valid = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
     require(valid, name, accepted or f"an int of at least {least}", value)
 
 

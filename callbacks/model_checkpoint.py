@@ -255,6 +255,9 @@ class ModelCheckpoint(Callback):
         if trainer.global_step < self._last_global_step_saved:  # another run, such as of another module
             self._begin_anew()
         self._last_step_seen = trainer.global_step
+        epochs = trainer.max_epochs
+        if epochs not in (None, -1) and self._every_n_epochs > epochs and not self.save_last:
+            log.warning("ModelCheckpoint(every_n_epochs=%d) saves nothing: max_epochs=%d", self._every_n_epochs, epochs)
         if self._interval:
             self._interval.start(trainer.control.clock)
 

@@ -88,9 +88,15 @@ def names_arguments(init: Initializer) -> Initializer:
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{owner} has no argument {name!r}{_advice(name, known)}")
-        init(self, *args, **kwargs)
+        init(self, *map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
     return checked  # type: ignore[return-value] # it has the constructor's signature
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's, as a computed step count or a sweep has it, as Python's own."""
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
 
 
 def _advice(name: str, known: list[str]) -> str:

@@ -786,9 +786,20 @@ class Engine(Peers):
         return self._owner_of(optimizer).optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Take back :meth:`optimizer_state`."""
+        """Take back :meth:`optimizer_state`.
+
+        Raises:
+            ValueError: if it is of an optimizer of another kind, which has other options.
+        """
         optimizer = bare(optimizer)
         self._owner_of(optimizer).load_optimizer_state(optimizer, state)
+        options = set(getattr(optimizer, "defaults", ()))
+        for group in optimizer.param_groups:
+            if lacking := options - group.keys():
+                raise ValueError(
+                    f"the state is of another kind of optimizer: it has no {', '.join(sorted(lacking))}, which a "
+                    f"{type(optimizer).__name__} needs"
+                )
 
     def _owner_of(self, optimizer: Any) -> Strategy:
         return self._owners.get(id(optimizer), self.strategy)

@@ -109,6 +109,8 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
             )
         check_initialized(logger)
         check_names(logger, Logger, public_methods(Logger), LOGGERS_ELSEWHERE)
+        for name in ("log_metrics", "log_hyperparams"):
+            check_hook_arguments(logger, name, Logger)
     return listed
 
 

@@ -50,7 +50,9 @@ def fit(trainer: Trainer) -> None:
         trainer.data.restore_loader(trainer.resumed)
     if not trainer.data.max_batches["train"] or _limit_reached(trainer):
         _restore_progress(trainer)
-        if trainer.data.max_batches["train"] and state.global_step:
+        if not trainer.data.max_batches["train"]:
+            trainer.warn_once("Nothing is trained: limit_train_batches=%s", trainer.limit_train_batches)
+        elif state.global_step:
             trainer.announce_end()
         return
     trainer.announce_batches()

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .encoding import unseal
 from .explanations import explain_step
 from .hooks import CallbackBus, overrides
+from .messages import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +106,22 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     return optimizers, [_scheduler_config(scheduler) for scheduler in schedulers if scheduler is not None]
 
 
+def check_schedulers(optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:
+    """Raise for a scheduler that would change nothing.
+
+    Raises:
+        ValueError: if it belongs to an optimizer that is not stepped.
+    """
+    inner = [getattr(optimizer, "optimizer", None) for optimizer in optimizers]  # of what wraps another
+    for config in schedulers:
+        owner = getattr(config.scheduler, "optimizer", None)
+        if isinstance(owner, Optimizer) and not any(owner is known for known in (*optimizers, *inner)):
+            raise ValueError(
+                f"configure_optimizers: the {type(config.scheduler).__name__} is for a {type(owner).__name__} that was "
+                "not returned, so it would change nothing: return that optimizer, too"
+            )
+
+
 def _is_list_of_optimizers(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(item is None or isinstance(item, Optimizer) for item in value)
 
@@ -184,6 +201,7 @@ class Optimization:
         module: Module,
         optimizers: list[Optimizer],
         schedulers: list[LRSchedulerConfig],
+        kinds: list[str],
     ) -> None:
         from .module import Module as ModuleBase  # which imports this module for its types
 
@@ -192,6 +210,7 @@ class Optimization:
         self.trainer = trainer
         self.optimizers, self.schedulers = optimizers, schedulers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
+        self.kinds = kinds  # names of the optimizers' classes, then of the schedulers'
         # What configure_optimizers asked for, before anything was trained or loaded.
         self.configured = repr([engine.optimizer_state(o)["param_groups"] for o in optimizers])
         self.automatic = module.automatic_optimization
@@ -580,6 +599,7 @@ class Optimization:
         state: dict[str, Any] = {
             "optimizer_states": [self.engine.optimizer_state(optimizer) for optimizer in self.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in self.schedulers],
+            "optimizer_kinds": self.kinds,
         }
         if self.engine.scaler is not None:
             state["scaler"] = self.engine.scaler.state_dict()
@@ -589,15 +609,28 @@ class Optimization:
         """Take back :meth:`state_dict`.
 
         Raises:
-            ValueError: if there were other optimizers or schedulers.
+            ValueError: if there were other optimizers or schedulers, whose states these cannot take.
         """
         for name, now in (("optimizer_states", self.optimizers), ("lr_schedulers", self.schedulers)):
             if len(state[name]) != len(now):
                 raise ValueError(f"the checkpoint has {len(state[name])} {name}, configure_optimizers made {len(now)}")
-        for optimizer, saved in zip(self.optimizers, state["optimizer_states"], strict=True):
-            self.engine.load_optimizer_state(optimizer, saved)
-        for config, saved in zip(self.schedulers, state["lr_schedulers"], strict=True):
-            config.scheduler.load_state_dict(unseal(saved, config.scheduler))
+        kinds = zip(state.get("optimizer_kinds", self.kinds), self.kinds, strict=True)
+        changed = ", ".join(f"its {was} is now a {now}" for was, now in kinds if was != now)
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizer_states"], strict=True):
+                self.engine.load_optimizer_state(optimizer, saved)
+            for config, saved in zip(self.schedulers, state["lr_schedulers"], strict=True):
+                config.scheduler.load_state_dict(unseal(saved, config.scheduler))
+        except Exception as error:
+            if not changed:
+                raise
+            raise ValueError(
+                f"{changed}, which cannot take its state ({type(error).__name__}: {error}); to go on with other ones, "
+                "load the weights with load_from_checkpoint and begin a new run"
+            ) from error
+        if changed:
+            log.warning("Resuming with other optimizers or schedulers than the checkpoint's, whose options stay: %s",
+                        changed)  # fmt: skip
         if self.engine.scaler is not None and "scaler" in state:
             self.engine.scaler.load_state_dict(state["scaler"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .optimization import step_arguments
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -90,11 +92,19 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
     for owner, base in ((module, Module), (datamodule, DataModule)):
         known = [name for name in dir(base) if _is_hook(name)]
         check_names(owner, base, known, HOOKS_ELSEWHERE)
+        for name in _LOADERS:
+            if owner is not None and not callable(getattr(owner, name)):
+                raise TypeError(
+                    f"{type(owner).__name__}.{name} must be a method that returns the loader; got "
+                    f"{reprlib.repr(getattr(owner, name))}"
+                )
         for name in (*known, "optimizer_zero_grad"):
             if name in (*_STEPS, "optimizer_step") or not hasattr(base, name):
                 continue
             if owner is not None and overrides(owner, name, base):
                 check_hook_arguments(owner, name, base)
+    if overrides(module, "backward", Module):
+        check_arguments(module, "backward", ("loss",))
     for name in _STEPS:
         arguments = ("batch", "batch_idx", "dataloader_idx")[: 2 if name == "training_step" else 3]
         if overrides(module, name, Module):

@@ -49,7 +49,7 @@ from .messages import configure, log
 from .metric_states import metric_states, own_metrics
 from .metrics import Metrics, as_floats
 from .module import Module
-from .optimization import Optimization, parse_optimizers
+from .optimization import Optimization, check_schedulers, parse_optimizers
 from .places import plain
 from .processes import CarriedFit, Run, run_in_processes
 from .requirements import check_run, names_in_eval_mode
@@ -538,6 +538,7 @@ class Trainer(TrainerAttributes):
         module, datamodule = self.module, self.datamodule
         _set_torch_flags(self.deterministic, self.benchmark)
         self.engine.connect()
+        self.engine.all_call(fn)  # a collective
         checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
         if checkpoint is not None and fn == "fit":
             restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
@@ -572,9 +573,12 @@ class Trainer(TrainerAttributes):
         if fn != "fit":
             return
         optimizers, schedulers = parse_optimizers(self._configure_optimizers())
+        check_schedulers(optimizers, schedulers)
         self._check_optimizers(optimizers, schedulers)
+        made = [*optimizers, *(config.scheduler for config in schedulers)]
+        kinds = [type(item).__name__ for item in made]  # as the user knows them: a strategy may give others
         optimizers = self.engine.setup_optimizers(optimizers)
-        self.optimization = Optimization(self, self.engine, module, optimizers, schedulers)
+        self.optimization = Optimization(self, self.engine, module, optimizers, schedulers, kinds)
         self.fitted = True
         self._announce()
         self._log_hyperparameters()
@@ -695,6 +699,9 @@ class Trainer(TrainerAttributes):
                 "is not meant, call train() on it, such as in on_fit_start", ", ".join(names),
             )  # fmt: skip
         self._in_eval_mode = set()
+        every, epochs = self.check_val_every_n_epoch, self.max_epochs
+        if every and epochs not in (None, -1) and every > epochs and self.num_val_batches:
+            self.warn_once("Nothing is validated: check_val_every_n_epoch=%d, and max_epochs=%d", every, epochs)
         steps = self.num_training_batches / self.accumulate_grad_batches
         if self.loggers and steps <= self.log_every_n_steps - 1 < INFINITE:
             log.info(

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import Engine, find_executable_batch_size
-from tests.framework.models import Linear, data
+from tests.framework.models import Evaluated, Linear, data
 from tests.strategies.distributed import in_processes, quiet
 
 
@@ -408,6 +408,9 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
     one("late", 0, engine.wait_for_everyone, lambda: (threading.Event().wait(1.5), engine.wait_for_everyone()))
     one("save in parts", 0, lambda: spread.save_state(folder / "parts"))
     one("save of the other", 1, lambda: engine.save_state(folder / "other"))
+    trainer, module, batches = quiet(devices=2, strategy="ddp"), Evaluated(), list(DataLoader(data(8), 2))
+    one("test", 0, lambda: trainer.test(module, batches, verbose=False))
+    one("runs of two kinds", 0, lambda: trainer.predict(module, batches), lambda: trainer.validate(module, batches))
     one("copy of parts", 0, lambda: copy.deepcopy(spread.prepare(spread_model)))
     for batch_idx, x in enumerate(loader):
         engine.backward(model(x).sum())
@@ -444,6 +447,7 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         ("prepare", "prepare", 1),
         ("save in parts", "save_state", 0),
         ("save of the other", "save_state", 1),
+        ("test", "test", 0),
     ],
 )
 def test_a_call_that_one_process_makes_names_the_lines_of_all(of_one: Any, name: str, call: str, rank: int):
@@ -457,6 +461,12 @@ def test_two_different_calls_name_the_lines_in_both_processes(of_one: Any):
     for told in of_one[1]["different"]:
         assert re.search(r"rank 0: load_state\(\) at .*test_engine_rules.py:\d+", told), told
         assert re.search(r"rank 1: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", told), told
+
+
+def test_two_runs_of_a_trainer_name_the_lines_in_both_processes(of_one: Any):
+    for told in of_one[1]["runs of two kinds"]:
+        assert re.search(r"rank 0: predict\(\) at .*test_engine_rules.py:\d+", told), told
+        assert re.search(r"rank 1: validate\(\) at .*test_engine_rules.py:\d+", told), told
 
 
 def test_a_process_that_is_late_is_waited_for(of_one: Any):

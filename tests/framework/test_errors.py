@@ -9,6 +9,7 @@ import re
 from functools import cached_property, wraps
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -834,3 +835,67 @@ def test_weights_alone_cannot_resume(tmp_path) -> None:
     assert "optimizer_states" not in json.loads((tmp_path / "weights.ckpt" / "state.json").read_text())
     with pytest.raises(CheckpointError, match="cannot resume"):
         trainer(max_epochs=2).fit(Net(), batches(), ckpt_path=tmp_path / "weights.ckpt")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """Computed step counts and sweeps bring them."""
+    given = trainer(
+        max_epochs=np.int64(2), log_every_n_steps=np.int32(3), limit_train_batches=np.float32(0.5),
+        gradient_clip_val=np.float64(1.0), devices=np.int64(1), accumulate_grad_batches=np.int64(2),
+        callbacks=[EarlyStopping("train_loss", patience=np.int64(3)), ModelCheckpoint(save_top_k=np.int64(1))],
+        enable_checkpointing=True,
+    )  # fmt: skip
+    assert (given.max_epochs, given.limit_train_batches) == (2, 0.5)
+    assert all(type(value) in (int, float) for value in (given.max_epochs, given.limit_train_batches))
+    assert Engine(accelerator="cpu", gradient_accumulation_steps=np.int64(2)).gradient_accumulation_steps == 2
+
+
+def test_a_scheduler_of_an_optimizer_that_is_not_returned() -> None:
+    """It would change nothing."""
+    module = Net()
+    optimizer, other = (torch.optim.SGD(module.parameters(), 0.1) for _ in range(2))
+    module.configure_optimizers = lambda: ([optimizer], [torch.optim.lr_scheduler.StepLR(other, 1)])
+    with pytest.raises(ValueError, match="the StepLR is for a SGD that was not returned"):
+        trainer().fit(module, batches())
+    module.configure_optimizers = lambda: [
+        {"optimizer": optimizer}, {"optimizer": other, "lr_scheduler": torch.optim.lr_scheduler.StepLR(other, 1)}
+    ]  # fmt: skip
+    module.automatic_optimization = False
+    module.training_step = lambda batch, batch_idx: None
+    trainer().fit(module, batches())
+
+
+class HasOldBackward(Net):
+    def backward(self, loss, optimizer, optimizer_idx): ...
+
+
+class OldRows(Logger):
+    def log_metrics(self, metrics): ...
+
+
+class HasLoader(DataModule):
+    train_dataloader = batches()
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (lambda: trainer().fit(HasOldBackward(), batches()), "backward(loss, optimizer, optimizer_idx) is called with"),
+        (lambda: trainer(logger=OldRows()), "log_metrics(metrics) is called with (metrics, step)"),
+        (lambda: trainer().fit(Net(), datamodule=HasLoader()), "train_dataloader must be a method that returns the"),
+    ],
+)
+def test_methods_that_cannot_be_called_as_they_will_be(start, words) -> None:
+    with pytest.raises(TypeError, match=re.escape(words)):
+        start()
+
+
+def test_a_run_that_does_nothing_says_so(caplog) -> None:
+    """Where a limit or an interval leaves no training, no validation or no checkpoint."""
+    trainer(limit_train_batches=0).fit(Net(), batches())
+    saves = ModelCheckpoint("kept", every_n_epochs=5)
+    trainer(check_val_every_n_epoch=10, callbacks=saves, enable_checkpointing=True).fit(Net(), batches(), batches())
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("Nothing is trained: limit_train_batches=0" in line for line in lines) == 1
+    assert sum("Nothing is validated: check_val_every_n_epoch=10, and max_epochs=1" in line for line in lines) == 1
+    assert sum("ModelCheckpoint(every_n_epochs=5) saves nothing: max_epochs=1" in line for line in lines) == 1

@@ -841,3 +841,35 @@ def test_parameter_groups_that_a_callback_adds_in_a_fit_that_goes_on(tmp_path) -
     trainer.fit(module, loader, DataLoader(Augmented(), 4))
     assert trainer.global_step == whole[0].global_step
     assert len(trainer.optimizers[0].param_groups) == 2
+
+
+OPTIMIZERS = {
+    "SGD": lambda own: torch.optim.SGD(own, 0.1, momentum=0.9),
+    "Adam": lambda own: torch.optim.Adam(own, 0.1),
+    "AdamW": lambda own: torch.optim.AdamW(own, 0.1),
+    "RMSprop": lambda own: torch.optim.RMSprop(own, 0.1),
+}
+
+
+@pytest.mark.parametrize("before", ["SGD", "Adam", "RMSprop"])
+@pytest.mark.parametrize("after", OPTIMIZERS)
+def test_resuming_with_another_kind_of_optimizer(before: str, after: str, tmp_path, caplog) -> None:
+    """It is an error that names both, or a line where one can go on with the other's state."""
+
+    def fit(kind: str, epochs: int, path: str | None) -> None:
+        module = Rated()
+        module.configure_optimizers = lambda: OPTIMIZERS[kind](module.parameters())
+        trainer = Trainer(max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          callbacks=[ModelCheckpoint(tmp_path)])  # fmt: skip
+        trainer.fit(module, LOADERS["shuffled"](), VALIDATION, ckpt_path=path)
+
+    fit(before, 1, None)
+    if after == before:
+        fit(after, 2, "last")
+        assert "other optimizers" not in caplog.text
+    elif (before, after) == ("Adam", "AdamW"):
+        fit(after, 2, "last")
+        assert "whose options stay: its Adam is now a AdamW" in caplog.text
+    else:
+        with pytest.raises(CheckpointError, match=f"its {before} is now a {after}, which cannot take its state"):
+            fit(after, 2, "last")
