@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from ..strategies.pieces import Piece
-from .encoding import SealedObject, decode, encode
+from .encoding import SealedObject, decode, encode, has_plain
 from .foreign import is_weights_file, load_weights_file
 from .places import (
     exists,
@@ -517,10 +517,12 @@ def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:
         try:
             pickled[key] = dumps(value)
         except Exception as error:  # whatever a user's object raises must not lose the checkpoint
-            print(f"Checkpoint: {key} could not be pickled and is left out: {error}")
+            if not has_plain(value):
+                print(f"Checkpoint: {key} could not be pickled and is left out: {error}")
     if pickled:
         files["objects.pkl"] = pickle.dumps((script_name(), pickled))
-        print(f"Checkpoint: {', '.join(pickled)}: neither tensors nor JSON, kept in objects.pkl")
+    if needed := [key for key in pickled if not has_plain(objects[key])]:
+        print(f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl")
 
 
 class _Checksum:

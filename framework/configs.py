@@ -7,6 +7,7 @@ import typing
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import Enum, EnumMeta
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,7 +78,8 @@ def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
     if kind in ("Namespace", "DictConfig", "ListConfig"):
         return kind
     with suppress(Exception):  # of whatever the object's own constructor or comparison raises
-        if _field_names(type(value)) is not None and rebuild(owner, argument, kind, portable(value)) == value:
+        is_known = isinstance(value, Enum) or _field_names(type(value)) is not None
+        if is_known and rebuild(owner, argument, kind, portable(value)) == value:
             return kind
     return None
 
@@ -102,13 +104,18 @@ def _hints(annotated: Any) -> dict[str, Any]:
 
 
 def _of_type(hint: Any, value: Any) -> Any:
-    """``value`` as what a type hint says, if that is a class with fields, or a union or container of one."""
+    """``value`` as what a type hint says, if that is an enum or a class with fields, or a union or container of one."""
     if type(value) in (list, tuple):
         item = next(iter(typing.get_args(hint)), None)
         return type(value)(_of_type(item, each) for each in value)
+    kinds = (hint, *typing.get_args(hint))
     if not isinstance(value, dict):
+        for kind in kinds:
+            if isinstance(kind, EnumMeta) and issubclass(kind, type(value)) and type(value) not in kinds:
+                with suppress(ValueError):  # it has no such member any more
+                    return kind(value)
         return value
-    for kind in (hint, *typing.get_args(hint)):
+    for kind in kinds:
         names = _field_names(kind) if isinstance(kind, type) else None
         if names is not None and names.keys() == value.keys():
             return _with_fields(kind, names, value)

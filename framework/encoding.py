@@ -1,12 +1,14 @@
 """Nested state as JSON, with its tensors beside it and, apart from both, what is neither.
 
 JSON takes None, bools, numbers, strings, lists and dicts with string keys as they are. Everything else becomes a dict
-with one key that begins with ``$``: ``{"$tensor": key}`` names a tensor of a safetensors file, ``{"$object": key}`` an
-entry of the pickle, ``{"$tuple": [...]}`` and the like keep a container's type.
+with a key that begins with ``$``: ``{"$tensor": key}`` names a tensor of a safetensors file, ``{"$object": key}`` an
+entry of the pickle, ``{"$tuple": [...]}`` and the like keep a container's type. Where an object's class extends a plain
+one, such as an enum of strings, its plain value stands beside: ``{"$object": key, "$plain": "fast"}``.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
 from datetime import timedelta
@@ -18,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
+from .configs import AttributeDict
 from .messages import log
 from .tensor_files import is_name, is_plain, printable
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_CONTAINERS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict}
+_PLAIN = (bool, int, float, str)
+_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (Counter, OrderedDict, AttributeDict)}
 
 
 class SealedObject:
@@ -89,7 +93,7 @@ def unseal(state: Any, living: Any) -> Any:
 
 def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
     """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths where they stand."""
-    if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
+    if value is None or type(value) in _PLAIN:
         return value
     path = printable(path)
     while path in tensors or path in objects or not is_name(path):
@@ -104,8 +108,9 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
     if type(value) is tuple:
         return {"$tuple": encode(list(value), path, tensors, objects)}
     if type(value) in (set, frozenset) and all(isinstance(item, (str, int)) for item in value):
-        return {f"${type(value).__name__}": sorted(value, key=repr)}
-    if isinstance(value, (dict, Counter, OrderedDict)) and not isinstance(value, defaultdict):
+        items = sorted(value, key=json.dumps)  # an enum's item as its value
+        return {f"${type(value).__name__}": encode(items, path, tensors, objects)}
+    if isinstance(value, dict) and has_plain(value):
         return _encode_dict(value, path, tensors, objects)
     if isinstance(value, torch.Size):
         return {"$size": list(value)}
@@ -120,11 +125,18 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
     if type(value).__module__ == "numpy":
         return _encode_numpy(value, path, tensors, objects)
     objects[path] = value
-    return {"$object": path}
+    # JSON writes what such a value holds, whatever its class says that it is.
+    return {"$object": path, "$plain": value} if has_plain(value) else {"$object": path}
+
+
+def has_plain(value: Any) -> bool:
+    """Whether an object that is pickled also has a plain value, for who does not load pickled objects."""
+    return isinstance(value, (str, int, float, dict)) and not isinstance(value, defaultdict)
 
 
 def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
-    if all(isinstance(key, str) and not key.startswith("$") for key in value):
+    known = len(tensors)
+    if all(type(key) is str and not key.startswith("$") for key in value):
         encoded: Any = {key: encode(item, f"{path}.{key}", tensors, objects) for key, item in value.items()}
     else:
         items = [
@@ -132,8 +144,17 @@ def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], o
             for i, (key, item) in enumerate(value.items())
         ]
         encoded = {"$items": items}
-    name = type(value).__name__
-    return {"$dict": name, "$value": encoded} if _CONTAINERS.get(name) is type(value) else encoded
+    kind = type(value)
+    if kind is dict:
+        return encoded
+    if kind in _CONTAINERS.values():
+        return {"$dict": kind.__name__, "$value": encoded}
+    # Of a class that is not known here, the keys may be attributes.
+    encoded = {"$dict": "AttributeDict", "$value": encoded}
+    if len(tensors) > known:
+        return encoded  # they would be written twice
+    objects[path] = value
+    return {"$object": path, "$plain": encoded}
 
 
 def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
@@ -144,7 +165,7 @@ def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: di
             tensors[path] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
             return {"$array": path}
     # By the kind, as a date's item may be an int; and by the item, as a long double's is itself.
-    elif isinstance(value, np.generic) and value.dtype.kind in "biuf" and type(value.item()) in (bool, int, float):
+    elif isinstance(value, np.generic) and value.dtype.kind in "biufU" and type(value.item()) in _PLAIN:
         return value.item()
     objects[path] = value
     return {"$object": path}
@@ -165,19 +186,22 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
     if tag == "$array":
         return tensors[content].cpu().numpy()
     if tag == "$object":
-        return _open_object(content, objects)
-    if tag == "$tuple":
-        return tuple(decode(content, tensors, objects))
+        found = _open_object(content, objects)
+        if "$plain" not in value or not isinstance(found, SealedObject):
+            return found
+        if objects is not None:
+            log.warning("The checkpoint's %r %s; its plain value is taken", content, found._reason)
+        return decode(value["$plain"], tensors, objects)
     if tag == "$items":
         return {decode(key, tensors, objects): decode(item, tensors, objects) for key, item in content}
     if tag == "$dict":
         return _CONTAINERS[content](decode(value["$value"], tensors, objects))
     plain = {
-        "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device, "$path": Path,
-        "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: _DTYPES[name],
+        "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device,
+        "$path": Path, "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: _DTYPES[name],
         "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
     }  # fmt: skip
-    return plain[tag](content)
+    return plain[tag](decode(content, tensors, objects))
 
 
 def _open_object(key: str, objects: dict[str, Any] | None) -> Any:

@@ -351,7 +351,16 @@ def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured:
 
 def _written(value: Any) -> str:
     """A hyperparameter as a checkpoint holds it: of a not-a-number, too, there are then two that are equal."""
-    return json.dumps(encode(value, "", {}, {}), sort_keys=True, default=repr)
+    plain = json.loads(json.dumps(encode(value, "", {}, {}), default=repr), object_hook=_as_loaded)
+    return json.dumps(plain, sort_keys=True)
+
+
+def _as_loaded(written: dict[str, Any]) -> Any:
+    """Without the classes that are known only where pickled objects are loaded."""
+    items = written.get("$items")
+    if items and all(isinstance(key, str) for key, _ in items):
+        return dict(items)
+    return written.get("$plain", written.get("$value", written))
 
 
 def _gathered_part(trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int) -> dict[str, Any]:

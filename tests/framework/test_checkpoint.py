@@ -10,7 +10,9 @@ import pickle
 import re
 import zlib
 from collections import Counter, OrderedDict, defaultdict
+from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from loopwright.framework.checkpoint import (
     save_checkpoint,
     write_pointer,
 )
+from loopwright.framework.configs import AttributeDict
 from loopwright.framework.encoding import decode, encode
 from tests.framework.models import Evaluated, Linear, ended, in_a_child, loader, quiet, weights
 
@@ -598,6 +601,159 @@ def test_types_inside_come_back() -> None:
     assert repr(there_and_back(value)) == repr(value)
 
 
+class Mode(str, Enum):  # as in scripts from before StrEnum
+    """A hyperparameter of a few names."""
+
+    FAST = "fast"
+    SLOW = "slow"
+
+
+class Level(IntEnum):
+    """One of numbers."""
+
+    LOW = 1
+
+
+class Attributes(dict[str, Any]):
+    """Reads keys as attributes, as in many scripts."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+class Name(str):
+    """With a method of its own."""
+
+    __slots__ = ()
+
+    def greet(self) -> str:
+        """Use it."""
+        return f"hello {self[:]}"
+
+
+EXTENDED = [
+    Mode.FAST, Level.LOW, Name("n"), Attributes(width=3), Attributes(inner=Attributes(width=3), modes=[Mode.SLOW]),
+    {Mode.FAST: 0.1, Mode.SLOW: Level.LOW}, {Mode.SLOW, Mode.FAST}, frozenset({Level.LOW}), (Mode.FAST, [Mode.SLOW]),
+    Attributes({Mode.FAST: {Level.LOW: 1}}), AttributeDict(width=AttributeDict(x=1)), {"a": {1: Mode.FAST}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", EXTENDED, ids=lambda value: type(value).__name__)
+def test_classes_that_extend_plain_ones(value: Any) -> None:
+    """Come back as they were where objects are loaded, and as plain values of the same content where they are not."""
+    objects: dict[str, Any] = {}
+    encoded = json.loads(json.dumps(encode(value, "x", {}, objects)))
+    back, plain = decode(encoded, {}, objects), decode(encoded, {}, None)
+    assert (back, types_in(back)) == (value, types_in(value))
+    assert plain == value
+    own = {Mode, Level, Name, Attributes}
+    assert not own.intersection(types_in(plain))
+
+
+def types_in(value: Any) -> list[type]:
+    """The types of a value and of all in it."""
+    items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+    if isinstance(value, dict):
+        items = [part for item in value.items() for part in item]
+    return [type(value), *(t for item in items for t in types_in(item))] if is_nest(value) else [type(value)]
+
+
+def is_nest(value: Any) -> bool:
+    """Whether values are in it."""
+    return isinstance(value, (dict, list, tuple, set, frozenset))
+
+
+def test_a_dict_of_attributes_with_tensors() -> None:
+    """Its tensors are written once, and its keys are attributes still."""
+    tensors: dict[str, Tensor] = {}
+    objects: dict[str, Any] = {}
+    encoded = encode(Attributes(weight=torch.ones(2), mode=Mode.FAST), "x", tensors, objects)
+    assert objects == {"x.mode": Mode.FAST}
+    for known in (objects, None):
+        back = decode(json.loads(json.dumps(encoded)), tensors, known)
+        assert (back.weight.tolist(), back.mode) == ([1, 1], "fast")
+
+
+class Chooses(Linear):
+    """A module with enums and dicts of its own making among its arguments."""
+
+    def __init__(self, mode: Mode, level: Level | None, config: Attributes, untold: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.width = config.width
+
+
+def test_enums_and_dicts_in_hyperparameters(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Enums come back by the annotation, keys as attributes; all as they were if objects may be loaded. No line."""
+
+    def make() -> Chooses:
+        modes = {Mode.SLOW: 1, Mode.FAST: {Mode.SLOW, Mode.FAST}}
+        return Chooses(Mode.FAST, Level.LOW, Attributes(width=3, modes=modes), {"mode": Mode.SLOW, "name": Name("n")})
+
+    path = saved(module=make())
+    assert "objects.pkl" not in "".join(capsys.readouterr())
+    loaded = Chooses.load_from_checkpoint(path)
+    assert loaded.hparams == make().hparams
+    assert loaded.hparams.mode is Mode.FAST
+    assert loaded.hparams.level is Level.LOW
+    assert loaded.width == 3
+    assert loaded.hparams.untold["mode"] == "slow"
+    loaded = Chooses.load_from_checkpoint(path, weights_only=False)
+    assert type(loaded.hparams.config) is Attributes
+    assert loaded.hparams.untold["mode"] is Mode.SLOW
+    assert loaded.hparams.untold["name"].greet() == "hello n"
+    for weights_only in (None, False):
+        quiet(max_epochs=2).fit(make(), loader(), ckpt_path=path, weights_only=weights_only)
+    assert "other hyperparameters" not in caplog.text
+
+
+@dataclass
+class Chosen:
+    """A configuration with enums."""
+
+    mode: Mode = Mode.SLOW
+    modes: list[Mode] = field(default_factory=lambda: [Mode.FAST, Mode.SLOW])
+    maybe: Mode | None = None
+    either: Mode | str = "fast"
+
+
+class Configured(Linear):
+    """Takes one."""
+
+    def __init__(self, config: Chosen) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.config = config
+
+
+def test_enums_in_a_configuration() -> None:
+    """Are what its class says, without pickled objects."""
+    config = Configured.load_from_checkpoint(saved(module=Configured(Chosen(maybe=Mode.FAST)))).config
+    assert config.mode is Mode.SLOW
+    assert config.modes[0] is Mode.FAST
+    assert config.maybe is Mode.FAST
+    assert type(config.either) is str
+
+
+def test_a_dict_that_cannot_be_pickled(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Its plain value is taken, which is said where the object was asked for."""
+
+    class Closed(Attributes):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise TypeError("not me")
+
+    save_checkpoint({"state_dict": {}, "mine": Closed(a=1)}, "a.ckpt", FACTS, None)
+    assert capsys.readouterr().out == ""
+    assert load_checkpoint("a.ckpt")["mine"].a == 1
+    assert caplog.text == ""
+    assert load_checkpoint("a.ckpt", weights_only=False)["mine"].a == 1
+    assert "'mine' could not be pickled when the checkpoint was saved; its plain value is taken" in caplog.text
+
+
 def test_nan_comes_back() -> None:
     """As NaN."""
     assert str(there_and_back([float("nan"), {"a": float("-inf")}])) == "[nan, {'a': -inf}]"
@@ -610,6 +766,7 @@ def test_numpy_comes_back() -> None:
     assert array.dtype == np.int16
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert there_and_back(np.float32(1.5)) == 1.5
+    assert repr(there_and_back({np.str_("a"): [np.str_("b"), np.float64(1)]})) == "{'a': ['b', 1.0]}"
     assert there_and_back(np.array(["a", "b"])).tolist() == ["a", "b"]
 
 
