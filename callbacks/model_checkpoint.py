@@ -161,7 +161,6 @@ class ModelCheckpoint(Callback):
         self._within_epochs = bool(self._every_n_train_steps) or train_time_interval is not None
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
-        self._claimed = ""  # the folder that the running fit has for itself
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -204,7 +203,7 @@ class ModelCheckpoint(Callback):
         return self._every_n_epochs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_save": None, "_then": None, "_claimed": ""}  # a copy has nothing under way
+        return {**self.__dict__, "_save": None, "_then": None}  # a copy has nothing under way
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -238,18 +237,10 @@ class ModelCheckpoint(Callback):
         if stage != "fit" or trainer.fast_dev_run:
             return
         try:
-            self._claimed = self.dirpath = trainer.claim_folder(self.dirpath)
+            self.dirpath = trainer.claim_folder(self.dirpath)
         except OSError:
             if self.on_save_error == "raise":
                 raise
-
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        self._release(trainer)
-
-    def _release(self, trainer: Trainer) -> None:
-        if self._claimed:
-            trainer.release_folder(self._claimed)
-            self._claimed = ""
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.global_step < self._last_global_step_saved:  # another run, such as of another module
@@ -301,7 +292,6 @@ class ModelCheckpoint(Callback):
             self._finish_save()  # here, a process hears of its own saves only
         except Exception as error:
             log.error("%s", error)
-        self._release(trainer)
 
     def save_now(self, trainer: Trainer) -> str:
         """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from typing import Any
 
 from .messages import log
 from .places import is_local, join, remove, write_file
@@ -17,17 +18,22 @@ except ImportError:  # there are no such locks on Windows
 # How often to make a folder that its last holder removes meanwhile; what cannot be made at all fails as often.
 _TRIES = 1000
 
+# By folder, in this process, where runs in several threads may come and go.
+_owners: dict[str, Any] = {}
 _descriptors: dict[str, int] = {}
-_holders: dict[str, int] = {}  # in this process
 _made: set[str] = set()  # folders that were not there before
 
 
-def claim_folder(path: str) -> str:
+def claim_folder(path: str, owner: object) -> str:
     """Make a folder to save in, and see that it can be written to.
 
+    Args:
+        path: the folder.
+        owner: what has it from now on, and may claim it again.
+
     Returns:
-        ``path``, or a folder inside of it if another process has that: one that lives, as what holds it is a lock
-        that the system takes away with the process. At a URL there are none.
+        ``path``, or a folder inside of it if another owner has that, or another process: one that lives, as what
+        holds it is a lock that the system takes away with the process. At a URL there are none.
 
     Raises:
         OSError: if nothing can be written there.
@@ -39,7 +45,7 @@ def claim_folder(path: str) -> str:
             remove(trial)
         return path
     number, claimed = 0, path
-    while not _hold(claimed):
+    while not _hold(claimed, owner):
         number += 1
         claimed = join(path, f"v{number}")
     if number:
@@ -47,36 +53,39 @@ def claim_folder(path: str) -> str:
     return claimed
 
 
-def release_folder(path: str) -> None:
-    """Let others have a folder that was claimed; one that was made for it and is empty goes."""
-    if path not in _holders:
-        return
-    _holders[path] -= 1
-    if not _holders[path]:
-        del _holders[path]
-        if path in _made:
-            _made.remove(path)
+def release_folders(owner: object) -> None:
+    """Let others have the folders that ``owner`` has claimed; those that were made for it and are empty go."""
+    for path, holder in list(_owners.items()):
+        if holder is not owner:
+            continue
+        is_new = path in _made
+        _made.discard(path)
+        descriptor = _descriptors.pop(path)
+        del _owners[path]
+        if is_new:
             with suppress(OSError):
                 os.rmdir(path)
-        os.close(_descriptors.pop(path))
+        os.close(descriptor)  # only now another can have it
 
 
-def _hold(path: str) -> bool:
-    """Lock a folder; False if another process has it."""
-    if path not in _holders:
-        is_new = not os.path.exists(path)
-        descriptor = _lock(path)
-        if descriptor is None:
-            return False
-        _descriptors[path], _holders[path] = descriptor, 0
-        if is_new:
-            _made.add(path)
-    _holders[path] += 1
+def _hold(path: str, owner: object) -> bool:
+    """Lock a folder; False if another has it."""
+    holder = _owners.get(path)
+    if holder is not None:
+        return holder is owner
+    is_new = not os.path.exists(path)
+    descriptor = _lock(path)
+    if descriptor is None:
+        return False
+    _descriptors[path] = descriptor
+    if is_new:
+        _made.add(path)
+    _owners[path] = owner
     return True
 
 
 def _lock(path: str) -> int | None:
-    """Make a folder and lock it; None if another process has it."""
+    """Make a folder and lock it; None if another has it."""
     missing: OSError = FileNotFoundError(path)
     for _ in range(_TRIES):
         descriptor = None
@@ -114,7 +123,7 @@ def _forget() -> None:
     """In a process that was forked, such as a loader's worker: the lock is its parent's, and must end with that."""
     for descriptor in _descriptors.values():
         os.close(descriptor)
-    for own in (_descriptors, _holders, _made):
+    for own in (_owners, _descriptors, _made):
         own.clear()
 
 

@@ -41,7 +41,7 @@ from .datamodule import DataModule
 from .dealing import data_place
 from .engine import Engine
 from .explanations import needs_closure
-from .folder_claims import claim_folder, release_folder
+from .folder_claims import claim_folder, release_folders
 from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
 from .launch_settings import launched_accumulation
 from .loaders import INFINITE
@@ -522,6 +522,7 @@ class Trainer(TrainerAttributes):
             raise
         finally:
             own = self._end_signals()
+            release_folders(self)
             self._signals = None
             self.data.close()
             self.state.stage = None
@@ -881,7 +882,7 @@ class Trainer(TrainerAttributes):
         remove_checkpoint(path, root)
 
     def claim_folder(self, path: str) -> str:
-        """Make a folder to save in that no other run has while this one lives. A collective.
+        """Make a folder to save in that no other run has until this one ends. A collective.
 
         Returns:
             ``path``, or a folder inside of it if another run has that.
@@ -891,17 +892,13 @@ class Trainer(TrainerAttributes):
         """
         claimed, failed = path, None
         try:
-            claimed = claim_folder(path) if self.is_global_zero else path
+            claimed = claim_folder(path, self) if self.is_global_zero else path
         except Exception as error:
             failed = OSError(f"the folder for checkpoints {path!r} cannot be written to: {error}")
         values, failed = exchange(self.strategy, path, failed, claimed)
         if failed is not None:
             raise failed
         return values[0]
-
-    def release_folder(self, path: str) -> None:
-        """Let other runs have a folder that this one has claimed."""
-        release_folder(path)
 
     def write_pointer(self, path: str, target: str) -> None:
         """Make the small file ``path`` name the checkpoint ``target``, all at once."""
