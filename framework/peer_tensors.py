@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from ..strategies.base import Strategy
 
 
+def rebuild_alike(data: Any, function: Callable[[Any], Any]) -> Any:
+    """As :func:`rebuild`; goes through a mapping in an order that does not depend on that of its keys."""
+    if not isinstance(data, Mapping):
+        return rebuild(data, function)
+    made = {key: function(data[key]) for key in sorted(data.keys(), key=repr)}
+    values = iter([made[key] for key in data.keys()])  # noqa: SIM118 # some mappings are iterated by their rows
+    return rebuild(data, lambda _: next(values))
+
+
+def keys_of(data: Any) -> Any:
+    """The keys of all mappings in ``data``, each where it is; None if there is no mapping."""
+    if isinstance(data, Mapping):
+        return {repr(key): keys_of(value) for key, value in data.items()}
+    inside = list(map(keys_of, children(data) or ()))
+    return inside if any(keys is not None for keys in inside) else None
+
+
 def map_values(data: Any, function: Callable[[Any], Any], call: str) -> Any:
     """Copy containers, with ``function`` applied to all tensors and Python numbers.
 
@@ -28,7 +45,7 @@ def map_values(data: Any, function: Callable[[Any], Any], call: str) -> Any:
     if isinstance(data, (Tensor, Number)):
         return function(data)
     if data is None or children(data) is not None:
-        return rebuild(data, partial(map_values, function=function, call=call))
+        return rebuild_alike(data, partial(map_values, function=function, call=call))
     raise TypeError(
         f"{call} takes tensors and numbers, alone or in dicts, lists, tuples and dataclasses; got a "
         f"{type(data).__name__}: gather_object takes anything"
@@ -88,7 +105,7 @@ def outline(tensor: Tensor) -> str:
     return f"{tensor.dtype}{['n', *tensor.shape[1:]]}"
 
 
-def require_alike(outlines: list[Any]) -> None:
+def require_alike(outlines: list[Any], call: str = "gather_for_metrics") -> None:
     """Refuse results that cannot be put together.
 
     Raises:
@@ -97,7 +114,7 @@ def require_alike(outlines: list[Any]) -> None:
     if any(outline != outlines[0] for outline in outlines):
         lines = [f"  rank {rank}: {outline}" for rank, outline in enumerate(outlines)]
         raise RuntimeError(
-            "gather_for_metrics: the processes have different results:\n" + "\n".join(lines) + "\n"
+            f"{call}: the processes have different results:\n" + "\n".join(lines) + "\n"
             "Rows of different lengths can be made equal before: pad_across_processes(tensor, dim=1)"
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import peer_tensors
-from .batches import map_tensors, move_batch, rebuild
+from .batches import move_batch
 from .results import Results
 
 if TYPE_CHECKING:
@@ -152,6 +152,9 @@ class Peers:
     def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
         if self._every_call is not None:
             self._every_call.check(call, data, sizes)
+        if self.num_processes > 1 and (keys := peer_tensors.keys_of(data)) is not None:
+            # A collective beside those of its values: without it, those of other keys would be put together.
+            peer_tensors.require_alike(self.strategy.gather_objects(keys), call)
 
     def wait_for_everyone(self) -> None:
         """Wait for all processes.
@@ -172,7 +175,7 @@ class Peers:
         def gather(value: Any) -> Any:
             if isinstance(value, (Tensor, Number)):
                 return self.strategy.all_gather(peer_tensors.as_tensor(value), sync_grads)
-            return rebuild(value, gather)
+            return peer_tensors.rebuild_alike(value, gather)
 
         return gather(data)
 
@@ -184,6 +187,7 @@ class Peers:
 
         Raises:
             TypeError: for anything else.
+            RuntimeError: for dicts of different keys.
         """
         self._check("gather", data)
         return peer_tensors.map_values(data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather")
@@ -223,6 +227,7 @@ class Peers:
 
         Raises:
             TypeError: for anything else in ``data``.
+            RuntimeError: for dicts of different keys.
         """
         if reduction not in ("sum", "mean", "min", "max", "none"):
             raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
@@ -243,7 +248,13 @@ class Peers:
     def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
         """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
         self._check("pad_across_processes", data, sizes=False)
-        return map_tensors(data, lambda tensor: peer_tensors.pad(self.strategy, tensor, dim, pad_index, pad_first))
+
+        def pad(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return peer_tensors.pad(self.strategy, value, dim, pad_index, pad_first)
+            return peer_tensors.rebuild_alike(value, pad)
+
+        return pad(data)
 
     @contextmanager
     def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:

@@ -124,7 +124,7 @@ def _keeps_structure(data: Any) -> bool:
 def _for_each(data: Any, function: Callable[[Any], Any]) -> Any:
     """Copy what keeps its structure, with ``function`` applied to each result in it."""
     if _keeps_structure(data):
-        return rebuild(data, partial(_for_each, function=function))
+        return peer_tensors.rebuild_alike(data, partial(_for_each, function=function))
     return function(data)
 
 

@@ -158,9 +158,9 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
     elif isinstance(item, (set, frozenset)):  # whose order differs between processes
         yield from sorted(fingerprint(part).encode() for part in item)
     elif isinstance(item, Mapping):
-        for key, value in item.items():  # not as it is iterated: some give rows then
+        for key in sorted(item.keys(), key=repr):  # in whatever order a process has put them
             yield from _content(key, outer)
-            yield from _content(value, outer)
+            yield from _content(item[key], outer)
     elif isinstance(item, (list, tuple)):
         for part in item:
             yield from _content(part, outer)

@@ -91,6 +91,7 @@ def test_a_mapping_that_is_iterated_by_rows():
         assert engine.gather_for_metrics((batch, batch))[1]["inner"]["x"].tolist() == [1.0] * 4
     assert fingerprint(data) == fingerprint(ByRows(data)) != fingerprint(ByRows(data, x=torch.zeros(4)))
     assert split(data, 1, 2, padding=False)["x"].tolist() == [2, 3]
+    assert fingerprint({"x": 1, "y": 2}) == fingerprint({"y": 2, "x": 1}) != fingerprint({"x": 2, "y": 1})
     with pytest.raises(ValueError, match="must have one length to be divided"):
         split(ByRows(x=torch.ones(4), y=[1]), 0, 2, padding=False)
 
@@ -136,6 +137,20 @@ def gathered() -> dict[str, Any]:
         ) as error:
             engine.gather_for_metrics(data)
         found[name] = str(error.value)
+    keys = ["pred", "label"] if rank == 1 else ["label", "pred"]  # an order of its own, as from a set
+    tensors = {key: torch.full((1 + rank,), len(key)) for key in keys}
+    found["orders"] = [
+        engine.gather_for_metrics(tensors),
+        engine.gather_for_metrics({key: [f"{key} {rank}"] for key in keys}),
+        engine.gather({key: torch.full((1,), len(key)) for key in keys}),
+        engine.reduce({"inner": {key: len(key) for key in keys}}),
+        engine.all_gather({key: len(key) for key in keys}),
+        engine.pad_across_processes({key: torch.full((1, len(key)), rank) for key in keys}, dim=1),
+    ]
+    for call in (engine.reduce, engine.gather, engine.all_gather, engine.pad_across_processes):
+        with pytest.raises(RuntimeError, match=f"{call.__name__}: the processes have different results:") as error:
+            call([{"cat": torch.ones(1)} if rank else {}])
+        found[call.__name__] = str(error.value)
     row = torch.arange(6.0).reshape(3, 2)[rank]
     found["sent"] = engine.gather_object([row])
     found["reduced"] = [engine.reduce(0.1 * rank), engine.reduce(rank, "mean"), engine.reduce(rank == 1, "max")]
@@ -190,6 +205,20 @@ def test_results_that_do_not_fit_together_are_told(results: dict[str, Any]):
     assert results["lengths"].count("float32") == 4
     assert "['n', 3]" in results["rows"]
     assert "{'a': " in results["names"]
+
+
+def test_keys_are_put_together_in_any_order(results: dict[str, Any]):
+    tensors, lists, gathered, reduced, stacked, padded = results["orders"]
+    for found in (tensors, lists, gathered, reduced["inner"], stacked, padded):
+        assert list(found) == ["label", "pred"]  # each process's own order; the first one's here
+    assert {key: value.tolist() for key, value in tensors.items()} == {"label": [5] * 6, "pred": [4] * 6}
+    assert lists["pred"] == ["pred 0", "pred 1", "pred 2"]
+    assert {key: value.tolist() for key, value in gathered.items()} == {"label": [5] * 3, "pred": [4] * 3}
+    assert reduced == {"inner": {"label": 15, "pred": 12}}
+    assert {key: value.tolist() for key, value in stacked.items()} == {"label": [5] * 3, "pred": [4] * 3}
+    assert [list(value.shape) for value in padded.values()] == [[1, 5], [1, 4]]
+    for call in ("reduce", "gather", "all_gather", "pad_across_processes"):
+        assert "rank 0: [{}]\n  rank 1: [{\"'cat'\": None}]" in results[call]
 
 
 def test_python_numbers_are_reduced_and_gathered(results: dict[str, Any]):
