@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+from logging import getLogger
 from typing import Any
 
 from .folders import FolderLogger, filesystem, is_local, write_text
+
+log = getLogger("loopwright")
 
 
 class CSVLogger(FolderLogger):
@@ -126,6 +129,7 @@ class CSVLogger(FolderLogger):
         while self._exists(aside := path.replace(".csv", f"-{number}.csv")):
             number += 1
         os.rename(path, aside) if is_local(path) else filesystem(path).mv(path, aside)
+        log.warning("CSVLogger: %s is another run's, and is kept as %s", path, os.path.basename(aside))
 
 
 def _number(name: str, value: Any) -> float | int:

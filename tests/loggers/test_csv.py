@@ -127,13 +127,15 @@ def test_a_prefix_and_tensors():
         logger.log_metrics({"name": "x"}, step=2)  # type: ignore[dict-item] # that is the point
 
 
-def test_another_runs_file_is_kept_aside():
+def test_another_runs_file_is_kept_aside(caplog: pytest.LogCaptureFixture):
     for value in (1.0, 2.0, 3.0):
         logger = CSVLogger("logs", version="same")
         logger.log_metrics({"loss": value}, step=1)
         logger.finalize("success")
     rows = [read(os.path.join(logger.log_dir, f"metrics{n}.csv"))[0]["loss"] for n in ("-1", "-2", "")]
     assert rows == ["1.0", "2.0", "3.0"]
+    path = os.path.join("logs", "loopwright_logs", "same", "metrics.csv")
+    assert caplog.messages == [f"CSVLogger: {path} is another run's, and is kept as metrics-{n}.csv" for n in (1, 2)]
 
 
 def test_fit_then_test_write_one_file():
