@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError, load_checkpoint
 from .messages import configure, log
-from .places import replacing
+from .places import join, replacing
 from .tensor_files import StagedTensors, is_plain
 
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
@@ -30,8 +31,11 @@ def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None =
         How many bytes the tensors take.
 
     Raises:
+        ValueError: if ``path`` is a folder.
         OSError: if it cannot be written.
     """
+    if os.path.isdir(path) or path.endswith("/"):
+        raise ValueError(f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got a folder")
     tensors = {name: _converted(value, dtype) for name, value in state.items() if is_plain(value)}
     if left_out := state.keys() - tensors.keys():
         log.warning("Export: left out %s, no tensors that safetensors can hold", ", ".join(sorted(left_out)))
@@ -61,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         state = load_checkpoint(options.checkpoint)["state_dict"]
         count = export_weights(state, options.file, _DTYPES.get(options.dtype))
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{options.file}: {len(state)} tensors, {count / 1e6:,.1f} MB")

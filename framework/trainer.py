@@ -846,6 +846,7 @@ class Trainer(TrainerAttributes):
 
         Raises:
             RuntimeError: before the first run.
+            ValueError: if ``path`` is a folder.
             OSError: if it cannot be written.
         """
         if self.module is None:
