@@ -13,6 +13,8 @@ import torch.distributed as dist
 # Frames between the caller and logging's own record. Since Python 3.11 logging leaves its own frames out of the count.
 _OWN_FRAMES = 2 if sys.version_info >= (3, 11) else 3
 
+_said: set[str] = set()  # by ``warning_once``
+
 
 class RankLogger(logging.LoggerAdapter):
     """Logs in the main process only, unless a call says otherwise.
@@ -32,6 +34,13 @@ class RankLogger(logging.LoggerAdapter):
                 dist.barrier()
         elif not main_only or _rank() == 0:
             self._log_here(level, msg, args, kwargs)
+
+    def warning_once(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """As ``warning``, the first time only that this is said."""
+        said = repr((self.logger.name, msg, args))
+        if said not in _said:
+            _said.add(said)
+            self.warning(msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
 
     def _log_here(self, level: int, msg: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self.isEnabledFor(level):
@@ -60,6 +69,7 @@ def get_logger(name: str, log_level: str | None = None) -> RankLogger:
         logger.info("once")
         logger.warning("of each", main_process_only=False)
         logger.info("of each, by rank", main_process_only=False, in_order=True)
+        logger.warning_once("in the first round only")
 
     Args:
         name: as of ``logging.getLogger``.

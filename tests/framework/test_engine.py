@@ -830,6 +830,19 @@ def test_a_logger_names_its_caller(caplog: pytest.LogCaptureFixture):
     assert {record.pathname for record in caplog.records} == {__file__}
 
 
+def test_a_logger_warns_once(caplog: pytest.LogCaptureFixture):
+    """For each message with its arguments, whichever logger of that name says it; the line is the caller's."""
+    for _ in range(2):
+        get_logger("c.test").warning_once("%d batches are short", 3)
+        get_logger("c.test").warning_once("%d batches are short", 4, main_process_only=False)
+        get_logger("d.test").warning_once("%d batches are short", 3)
+    told = [(record.name, record.getMessage()) for record in caplog.records]
+    assert told == [(name, f"{n} batches are short") for name, n in (("c.test", 3), ("c.test", 4), ("d.test", 3))]
+    assert {record.funcName for record in caplog.records} == {"test_a_logger_warns_once"}
+    assert {record.pathname for record in caplog.records} == {__file__}
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):
     pytest.importorskip("accelerate")
     model = network().eval()
