@@ -10,7 +10,7 @@ from .checkpoint import CheckpointError
 from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader
 from .messages import log
 from .seed import isolated_rng
-from .sharding import fingerprint, is_sharded
+from .sharding import draw_alike, fingerprint, is_sharded
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
@@ -83,9 +83,11 @@ class SharedLoader:
         if self.length == INFINITE:
             batches = self.loader.iterate(epoch, self._first(start))
             return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
-        if not self.deal:
-            return self._planned(self.loader.iterate(epoch, start), epoch, start)
-        return self._planned(self.loader.iterate(epoch, self._first(start), self.world_size), epoch, start)
+        batches = self.loader.iterate(epoch, self._first(start), self.world_size if self.deal else 1)
+        if not self.loader.alone:
+            return self._planned(batches, epoch, start)
+        length = int(self.length_in(epoch))
+        return self._agree((batch, self._share_of(step, epoch, length)) for step, batch in enumerate(batches, start))
 
     def _first(self, step: int) -> int:
         """The first of the loader's batches that this process reads in a step."""
@@ -144,24 +146,30 @@ class SharedLoader:
 
     # -- unknown lengths --------------------------------------------------------------------------------------
 
-    def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, int]]:
+    def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
         """This process's batch of each round, or another's if it has none, and how many batches the round has."""
         while round_ := list(islice(batches, self.world_size)):
             if self._verify:
                 self._marks.append(fingerprint(round_[-1]))
             yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
 
-    def _agree(self, ahead: Iterator[tuple[Any, int]]) -> Iterator[Any]:
-        """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps."""
+    def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
+        """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps.
+
+        Args:
+            ahead: batches of this process. Where all processes read all batches, one of each round, and how many
+                batches it has; else each with its share were none missing.
+        """
         last = NO_BATCH
-        read = [0] * self.strategy.world_size
+        in_rounds = self.deal and self.length == INFINITE
+        read = [0.0] * self.strategy.world_size
         while True:
             self._marks: list[str] = []
             mine = list(islice(ahead, LOOK_AHEAD))
             told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
-            seen: list[list[int]] = [counts for counts, _ in told]
+            seen: list[list[float]] = [counts for counts, _ in told]
             read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
-            if self.deal and any(own != told[0] for own in told):
+            if in_rounds and any(own != told[0] for own in told):
                 counted = ", ".join(f"{batches} batches on rank {rank}" for rank, batches in enumerate(read))
                 raise RuntimeError(
                     "the processes read different streams from what should be one training loader (until now "
@@ -173,9 +181,12 @@ class SharedLoader:
                 source = next(rank for rank, counts in enumerate(seen) if counts)
                 last = self._share_batch(iter([batch for batch, _ in mine]), source)[1]
             for step in range(steps):
-                present = seen[0][step] if self.deal else sum(len(counts) > step for counts in seen)
-                own = self.rank < present if self.deal else step < len(mine)
-                self.share = self.world_size / present if own else 0.0
+                own = mine[step][1] if step < len(mine) else 0.0
+                total = sum(shares[step] for shares in seen if len(shares) > step)
+                if in_rounds:
+                    total = seen[0][step]
+                    own = self.rank < total
+                self.share = self.world_size * own / total
                 last = mine[step][0] if step < len(mine) else last
                 yield last
             if steps < LOOK_AHEAD:
@@ -227,6 +238,8 @@ def gives_parts(
         asked = bool(cursor["dealt"])
     sharded = []
     for index, part in enumerate(parts):
+        if asked is not False:
+            draw_alike(part, strategy)
         part_name = name if len(parts) == 1 else f"{name}'s part {index}"
         sharded.append(is_sharded(part, strategy, asked, epoch, part_name))
         part.plan_steps()

@@ -8,9 +8,10 @@ shallow-copied and its index sampler replaced in the copy, so that the order of 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, tee
 from typing import Any, TypeGuard
 
 import torch
@@ -163,9 +164,11 @@ class EpochLoader:
         keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
         place: which of its batches this process reads: the first, and every how many.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
+        shards: whether its own way of iterating gives each process another part.
     """
 
     share = 1.0
+    shards = False
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
         if not isinstance(loader, Iterable):
@@ -208,7 +211,7 @@ class EpochLoader:
     def plan_steps(self) -> None:
         """Several processes plan their steps by the length: they have to leave out what a sampler gives beyond."""
         if self._indices is not None:
-            self._indices.plans_steps = True
+            self._indices.plans_steps = not self.alone
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """In one epoch, leave out what lies before ``begin`` and from ``end`` on; its batches are counted from there.
@@ -248,12 +251,18 @@ class EpochLoader:
         self.find_out(epoch)
         begin, end = self._part(epoch)
         if self._indices is not None:
-            self._indices.place(epoch, start, step, begin, end)
+            # Which batches a part has, its own way of iterating counts from the first one on.
+            again = start if self.shards else 0
+            self._indices.place(epoch, start - again, step, begin, end)
             batches = iterate_protected(self._copy)
+            if again:
+                with isolated_rng():
+                    for _ in islice(batches, again):
+                        pass
             if self.length == INFINITE or not iterates_alone(self.loader):
                 return batches
             count = len(range(start, int(self.length_in(epoch)), step))
-            return up_to(self.loader, batches, count, int(self.length), self._said) if count else batches
+            return up_to(self.loader, batches, count, int(self.length), self._said) if count else iter(())
         left = None if end is None else max(0, end - begin - start)
         if self.stateful:
             batches, start = self._iterate_stateful(epoch, begin, start, step)
@@ -271,6 +280,11 @@ class EpochLoader:
         return islice(batches, start, None if left is None else start + left, step)
 
     @property
+    def alone(self) -> bool:
+        """Whether a user's own ``__iter__`` gives the batches, from our indices: how many, nobody knows."""
+        return self._indices is not None and iterates_alone(self.loader)
+
+    @property
     def is_stream(self) -> bool:
         """Whether it can only be read from its start, by what it does itself."""
         return self._indices is None and not isinstance(self.loader, Sequence)
@@ -286,19 +300,27 @@ class EpochLoader:
         """
         set_epoch(self.loader, epoch)
         self.find_out(epoch)
+        seed = mix_seeds(self.seed, epoch)
         if self._indices is not None:
             self._indices.place(epoch, 0, 1, 0, None)
-            return None if self._indices.planned else self._indices.peek()
+            if self.alone:
+                return _Opened(self._probe(self._indices.looking()), seed, epoch).first
+            return None if self._indices.planned else next(self._indices.look(), NO_BATCH)
         if isinstance(self.loader, Sequence):
             return next(iter(self.loader), NO_BATCH)
-        if self.stateful and _is_map_style(self.loader):
-            return None
+        if self.stateful and _is_map_style(self.loader) and not iterates_alone(self.loader):
+            with suppress(Exception):  # it cannot be copied
+                dataset = self.loader.dataset
+                sampler = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
+                return next(_isolated(sampler, seed), NO_BATCH)
         if self._opened is None:
-            self._opened = _Opened(self._source(epoch), mix_seeds(self.seed, epoch), epoch)
+            self._opened = _Opened(self._source(epoch), seed, epoch)
         return self._opened.first
 
     def opened(self) -> Iterator[Any] | None:
         """The iteration that was begun by :meth:`peek`, for whom it has not been given to."""
+        if self._indices is not None and self._indices.kept:
+            return chain.from_iterable(map(self.iterate, [*self._indices.kept]))
         opened, self._opened = self._opened, None
         return None if opened is None else opened.iterate(isolated=False)
 
@@ -309,17 +331,16 @@ class EpochLoader:
         """
         if self._indices is None or self._asks:
             return
-        trap = copy.copy(self._indices)
-        trap.is_trap = True
-        probe = _replace_sampler(self.loader, trap)
-        probe.__dict__.update(num_workers=0, timeout=0)  # no worker is started for it
-        try:
+        trap = self._indices.looking()
+        trap.place(epoch, 0, 1, 0, None)
+        trap.prober, trap.found = threading.get_ident(), threading.Event()
+        probe = self._probe(trap)
+        with suppress(_Asked, Exception):  # it asks, or cannot be iterated with another sampler
             self._opened = _Opened(probe, mix_seeds(self.seed, epoch), epoch)
-        except _Asked:
-            self._asks = True
+        trap.found.set()
+        if trap.asked:
+            self._asks, self._opened = True, None
             return
-        except Exception:  # it cannot be iterated with another sampler
-            self._opened = None
         # One that goes on for ever makes its next iterator from what is iterated now: as it was given.
         given = self.loader.__dict__
         probe.__dict__.update({name: given[name] for name in (trap.replaces, "num_workers", "timeout")})
@@ -329,6 +350,12 @@ class EpochLoader:
             "A loader (%s) iterates in a way of its own and does not ask for its sampler's indices: its batches are "
             "read as a stream, in the order in which it gives them", type(self.loader).__name__,
         )  # fmt: skip
+
+    def _probe(self, indices: IndexPlan) -> DataLoader[Any]:
+        """A copy of the loader to be looked at, with other indices; no worker is started for it."""
+        probe = _replace_sampler(self.loader, indices)
+        probe.__dict__.update(num_workers=0, timeout=0)
+        return probe
 
     def _require_order(self, epoch: int) -> None:
         """Refuse to go on inside an epoch whose order a kept iterator does not draw again as it did before."""
@@ -475,17 +502,23 @@ class IndexPlan:
     forward without loading.
     """
 
-    is_trap = False  # whether asking for its indices raises
+    found: threading.Event  # set when a loader that is looked at has given a batch, or none
+    prober: int | None = None  # the thread that is told, by an exception, when it asks for the indices
+    asked = False  # whether any has
+    looks = False  # whether what is drawn of the user's own sampler is kept for the iteration that follows
     plans_steps = False  # whether several processes count on the length that the sampler tells
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self.seed = seed
-        self.length = len(loader) if loader_length(loader) != INFINITE else None
         self.place(0, 0, 1, 0, None)
+        # By epoch, what has been drawn of the user's own sampler for a look; copies share it.
+        self.kept: dict[int, Iterator[Any]] = {}
         self.in_workers = loader.num_workers > 0
         self.batched = loader.batch_sampler is not None
         self.replaces = "batch_sampler" if self.batched else "sampler"
         self.sampler: Any = getattr(loader, self.replaces)
+        length = loader_length(self.sampler)
+        self.length = int(length) if length != INFINITE else None
         self.batch_size: int | None = None
         self.drop_last = False
         inner: Any = self.sampler
@@ -514,9 +547,12 @@ class IndexPlan:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        if self.is_trap:
+        self.asked = True
+        if self.prober == threading.get_ident():
             raise _Asked
         batches = self._planned() if self.planned else self._replayed()
+        if self.prober is not None:
+            return self._until_found(batches)
         if not self.in_workers:
             return batches
         return self._seeded(batches)
@@ -558,7 +594,7 @@ class IndexPlan:
 
     def _replayed(self) -> Iterator[Any]:
         """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        drawn = self._drawn(self.sampler)
+        drawn = self.look() if self.looks else self._drawn()
         if self.plans_steps and self.length is not None:
             drawn = self._noting_more(drawn, self.length)
         return islice(drawn, self.begin + self.start, self.end, self.step)
@@ -575,19 +611,31 @@ class IndexPlan:
             )  # fmt: skip
         return iter(planned)
 
-    def _drawn(self, sampler: Any) -> Iterator[Any]:
-        set_epoch(sampler, self.epoch)
+    def _drawn(self) -> Iterator[Any]:
+        if self.epoch in self.kept:
+            return self.kept.pop(self.epoch)
+        set_epoch(self.sampler, self.epoch)
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
-        return _isolated(sampler, mix_seeds(self.seed, self.epoch), at_once=self.length)
+        return _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length)
 
-    def peek(self) -> Any:
-        """The first indices of the user's own sampler, which is not changed by it; None if it cannot be copied."""
-        try:
-            sampler = copy.copy(self.sampler)
-        except Exception:  # such as a generator, which is read once
-            return None
-        return next(self._drawn(sampler), NO_BATCH)
+    def look(self) -> Iterator[Any]:
+        """What the user's own sampler gives in this epoch; it may be drawn once only, and is kept for the iteration."""
+        drawn, self.kept[self.epoch] = tee(self._drawn())
+        return drawn
+
+    def looking(self) -> IndexPlan:
+        """A copy for a look at what a loader makes of the indices, without workers."""
+        changed = copy.copy(self)
+        changed.looks, changed.in_workers = True, False
+        return changed
+
+    def _until_found(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """What a thread of the loader's gets until the loader has given a batch: more only if it waits for more."""
+        for batch in batches:
+            yield batch
+            if self.found.wait(1):
+                return
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         part = (self.begin,) if self.begin else ()
@@ -846,7 +894,7 @@ class CombinedEpochLoader:
     """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
 
     share = 1.0
-    in_samples = stateful = keeps_iterator = False
+    in_samples = stateful = keeps_iterator = alone = False
     unit = 1
 
     def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:

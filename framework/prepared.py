@@ -329,6 +329,8 @@ class PreparedLoader:
             self.source = self._by_epochs(seed)
         else:
             shared.loader = self._by_epochs(seed)
+            if isinstance(before, EpochLoader) and isinstance(shared.loader, EpochLoader):
+                shared.loader.shards = before.shards
             if isinstance(before, CombinedEpochLoader) and isinstance(shared.loader, CombinedEpochLoader):
                 shared.loader.deal_to([part.place for part in before.loaders])
 

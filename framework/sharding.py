@@ -47,6 +47,8 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
         place = place_of_sampler(loader.loader)
         first = None if place is not None else loader.peek(epoch)
         mark = "" if first is NO_BATCH else fingerprint(first)
+        if place is None and loader.alone and fingerprint(loader.peek(epoch)) != mark:
+            mark = "random"  # what differs in one process, too, tells nothing
     except Exception as error:  # which this rank raises when its peers know, who would wait for it
         failure = error
     told = strategy.gather_objects((place, mark, failure and f"{type(failure).__name__}: {failure}"))  # collective
@@ -67,6 +69,19 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
         log.info("The sampler of the %s knows its rank: its batches are not dealt out once more", name)
         return True
     return _differ(marks, loader, name)
+
+
+def draw_alike(loader: EpochLoader, strategy: Strategy) -> None:
+    """Have the random samplers of a loader with a state of its own draw the same order in all processes: rank 0's.
+
+    torchdata's take a seed from torch's generator, which may differ between processes. A collective.
+    """
+    samplers = samplers_of(loader.loader) if loader.stateful else []
+    generators = [sampler.generator for sampler in samplers if type(sampler).__name__ == "RandomSampler"]
+    generators = [generator for generator in generators if generator is not None]
+    states = strategy.broadcast([generator.get_state() for generator in generators])
+    for generator, state in zip(generators, states, strict=False):
+        generator.set_state(state)
 
 
 def _check_places(places: list[Any], name: str) -> None:
@@ -97,6 +112,7 @@ def _differ(marks: list[str], loader: EpochLoader, name: str) -> bool:
         "gets. If it is one stream that each rank shuffles in its own way, seed it alike, or pass "
         "use_distributed_sampler=True", name,
     )  # fmt: skip
+    loader.shards = loader.alone
     alike = [[rank for rank, own in enumerate(marks) if own == mark] for mark in dict.fromkeys(marks) if mark]
     for ranks in alike:
         if len(ranks) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import queue
 import random
 import threading
 from collections import OrderedDict, UserDict, UserList, deque
@@ -739,3 +740,44 @@ def test_an_endless_loader_is_cut() -> None:
     quiet(limit_train_batches=3).fit(Sees(), DataLoader(endless, batch_size=1))
     assert endless.read == 3
     assert len(list(islice(endless, 2))) == 2
+
+
+class InThread(DataLoader[Any]):
+    """Reads ahead in a thread; one that marks the end reads until the mark, else as many as its length tells."""
+
+    def __init__(self, *args: Any, marks_end: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.marks_end = marks_end
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a recipe that is in use
+        batches, iterate, end = queue.Queue(1), super().__iter__, object()
+
+        def read() -> None:
+            try:
+                for batch in iterate():
+                    batches.put(batch)
+            finally:
+                if self.marks_end:
+                    batches.put(end)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        if self.marks_end:
+            yield from iter(batches.get, end)
+        else:
+            ahead = batches.get()
+            for _ in range(len(self) - 1):
+                ahead, batch = batches.get(), ahead
+                yield batch
+            yield ahead
+        thread.join()
+
+
+@pytest.mark.parametrize("marks_end", [True, False])
+def test_a_loader_that_reads_in_a_thread(marks_end: bool) -> None:
+    """It is read in the run's order, and no thread is left."""
+    threads, module, expected = threading.active_count(), Sees(), Sees()
+    quiet(max_epochs=2).fit(module, InThread(Numbers(), 3, shuffle=True, marks_end=marks_end))
+    quiet(max_epochs=2).fit(expected, DataLoader(Numbers(), 3, shuffle=True))
+    assert numbers_of(module.seen) == numbers_of(expected.seen)
+    assert threading.active_count() == threads

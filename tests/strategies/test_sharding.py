@@ -10,6 +10,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,45 @@ class Wrapped(DataLoader):
             yield {"number": batch}
 
 
+class OfMyBatches(DataLoader):
+    """Keeps its rank's batches of those that torch gives; its length tells them, or all."""
+
+    def __init__(self, *args: Any, tells_all: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tells_all = tells_all
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        return length if self.tells_all else len(range(rank(), length, world_size()))
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), rank(), None, world_size())
+
+
+class OfMySamples(DataLoader):
+    """Keeps its rank's samples of each batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch[rank() :: world_size()] for batch in super().__iter__())
+
+
+class Noisy(DataLoader):
+    """Puts random numbers beside its batches, which nobody has seeded."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ({"number": batch, "noise": np.random.default_rng().random()} for batch in super().__iter__())
+
+
+def stateful(**arguments: Any) -> Any:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(numbers(), 4, **arguments)
+
+
+def seeded_by_rank() -> torch.Generator:
+    return torch.Generator().manual_seed(rank())
+
+
 def uneven() -> list[int]:
     """All numbers on the first ranks, none on the last one."""
     ranks = max(1, world_size() - 1)
@@ -216,6 +256,12 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     ),
     "without end": lambda _: Endless(numbers(), batch_size=4, shuffle=True),
     "wrapped": lambda _: Wrapped(numbers(), batch_size=4, shuffle=True),
+    "its batches": lambda _: OfMyBatches(numbers(), batch_size=4, tells_all=False),
+    "its batches of all": lambda _: OfMyBatches(numbers(), batch_size=4, shuffle=False, tells_all=True),
+    "its samples": lambda _: OfMySamples(numbers(), batch_size=4),
+    "random by itself": lambda _: Noisy(numbers(), batch_size=4, shuffle=True),
+    "state of its own, asks for its rank": lambda _: stateful(sampler=Secretive()),
+    "state of its own, shuffled": lambda _: stateful(shuffle=True, generator=seeded_by_rank()),
     "indices of batches": lambda _: DataLoader(
         numbers(), batch_size=None, sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False)
     ),
@@ -329,6 +375,8 @@ def in_two(folder: Path) -> dict[str, Any]:
     found["refused"] = refused()
     found["said"] = said(folder)
     found["miscounted"] = miscounted()
+    found["once"] = once()
+    found["fewer"] = fewer()
     return found
 
 
@@ -360,7 +408,15 @@ def test_each_sample_is_read_once_by_two_processes(two: dict[str, Any], name: st
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
-RESUMED = ["litdata", "webdataset, split", "uneven parts, one empty", "keeps its iterator", *MIXED]
+RESUMED = [
+    "litdata",
+    "webdataset, split",
+    "uneven parts, one empty",
+    "keeps its iterator",
+    "its batches of all",
+    "state of its own, shuffled",
+    *MIXED,
+]
 
 
 class Cut(Callback):
@@ -599,3 +655,69 @@ def test_what_a_sampler_gives_beyond_its_length_is_not_left_out_in_silence(two: 
     assert samples == [6, 6]
     (line,) = [line for line in lines if "more than" in line]
     assert "(Miscounted) gives more than the 12 batches" in line
+
+
+class Unseen(Sampler):
+    """Half of the samples, none of which it has given before."""
+
+    def __init__(self, of_my_rank: bool = False) -> None:
+        self.left = [*range(rank() if of_my_rank else 0, SAMPLES, world_size() if of_my_rank else 1)]
+        self.count = len(self.left) // 2
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(self.count):
+            yield self.left.pop(0)
+
+
+def once() -> dict[str, list[int]]:
+    """What is read in two epochs, and in two evaluations, of samplers that change when they are drawn."""
+    read = {}
+    for name, of_my_rank in (("dealt", False), ("parts", True)):
+        module, trainer = Net(lambda: None), quiet(max_epochs=2)
+        trainer.fit(module, DataLoader(numbers(), 4, sampler=Unseen(of_my_rank)), val_dataloaders=[])
+        trained = [number for own in module.trained.values() for number in own]
+        read[f"trained, {name}"] = [*chain.from_iterable(trainer.strategy.gather_objects(trained))]
+        loader = DataLoader(numbers(), 4, sampler=Unseen(of_my_rank))
+        predicted = [trainer.predict(module, loader, return_predictions="all") for _ in range(2)]
+        read[f"predicted, {name}"] = [number for run in predicted for batch in run for number in batch]
+    return read
+
+
+@pytest.mark.slow
+def test_a_sampler_is_drawn_once_in_an_epoch(two: dict[str, Any]):
+    for what, read in two["once"].items():
+        assert sorted(read) == list(range(SAMPLES)), what
+
+
+class LeavesOut(DataLoader):
+    """Leaves out some batches, and does not tell."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch in super().__iter__() if int(batch[0]) not in (4, 24, 28, 32))
+
+
+def fewer() -> tuple[list[Any], list[Any], list[int]]:
+    """What each process reads of it, with the shares, with an Engine and with a Trainer."""
+    engine = Engine(accelerator="cpu")
+    loader = engine.prepare(LeavesOut(torch.arange(42), 4))
+    own = [(numbers_in(batch), round(loader.share, 6)) for _ in range(2) for batch in loader]
+    module, trainer = Net(lambda: LeavesOut(torch.arange(42), 4)), quiet(max_epochs=2, limit_val_batches=0)
+    trainer.fit(module)
+    return engine.gather_object(own), *zip(*engine.gather_object((module.trained[1], module.steps)), strict=True)
+
+
+@pytest.mark.slow
+def test_a_loader_may_leave_batches_out(two: dict[str, Any]):
+    read, trained, steps = two["fewer"]
+    # Of 11 batches, the last of two samples, rank 0 has six, less two; rank 1 five, less two.
+    numbers_of = [[[first + i for i in range(4)] for first in firsts] for firsts in ((0, 8, 16), (12, 20, 36))]
+    numbers_of[0].append([40, 41])
+    given = [[(numbers, 1.0) for numbers in own] for own in numbers_of]
+    given[0][-1] = [40, 41], 2.0
+    given[1].append(([36, 37, 38, 39], 0.0))
+    assert read == [own * 2 for own in given]
+    assert [sorted(own) for own in trained] == [[*chain.from_iterable(own)] for own in numbers_of]
+    assert steps == (8, 8)
