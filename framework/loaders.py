@@ -309,9 +309,9 @@ class EpochLoader:
         if isinstance(self.loader, Sequence):
             return next(iter(self.loader), NO_BATCH)
         if self.stateful and _is_map_style(self.loader) and not iterates_alone(self.loader):
-            with suppress(Exception):  # it cannot be copied
+            with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
-                sampler = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
+                sampler: Any = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
                 return next(_isolated(sampler, seed), NO_BATCH)
         if self._opened is None:
             self._opened = _Opened(self._source(epoch), seed, epoch)
