@@ -11,6 +11,8 @@ from enum import Enum, EnumMeta
 from types import SimpleNamespace
 from typing import Any
 
+_NAMESPACES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Namespace, SimpleNamespace)}
+
 
 class AttributeDict(dict[str, Any]):
     """A dict whose keys can be read and set as attributes."""
@@ -75,7 +77,7 @@ def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
     A class is named by the constructor's annotation only: a checkpoint alone must not say what code runs.
     """
     kind = type(value).__name__
-    if kind in ("Namespace", "DictConfig", "ListConfig"):
+    if kind in (*_NAMESPACES, "DictConfig", "ListConfig"):
         return kind
     with suppress(Exception):  # of whatever the object's own constructor or comparison raises
         is_known = isinstance(value, Enum) or _field_names(type(value)) is not None
@@ -86,8 +88,8 @@ def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
 
 def rebuild(owner: type[Any], argument: str, kind: str, value: Any) -> Any:
     """Make again what :func:`portable` has taken apart, with keys as attributes where nothing else is known."""
-    if kind == "Namespace":
-        return Namespace(**value)
+    if kind in _NAMESPACES:
+        return _NAMESPACES[kind](**_of_type(None, value))
     if kind in ("DictConfig", "ListConfig"):
         from omegaconf import OmegaConf
 

@@ -491,6 +491,7 @@ def through_a_checkpoint(module: Any, **arguments: Any) -> Any:
         (Keeps, OmegaConf.create({"size": {"width": 4, "list": [1, {"a": 2}]}, "lr": 0.1, "same": "${lr}"})),
         (Keeps, OmegaConf.create({"size": {"to_come": "???", "width": 4}, "late": "???", "same": "${late}"})),
         (Keeps, Namespace(width=4, names=("x",))),
+        (Keeps, SimpleNamespace(width=4, size={"deep": 1})),
     ],
 )
 def test_configurations_come_back_as_what_they_were(kind: Any, config: Any, whole: bool) -> None:
@@ -509,7 +510,6 @@ def test_configurations_come_back_as_what_they_were(kind: Any, config: Any, whol
     [
         UserDict(width=4, size={"deep": 1}),
         MappingProxyType({"width": 4, "size": {"deep": 1}}),
-        SimpleNamespace(width=4, size={"deep": 1}),
         {"width": 4, "size": {"deep": 1}},
     ],
 )
@@ -519,6 +519,18 @@ def test_other_mappings_come_back_as_dicts_with_attributes(config: Any) -> None:
     assert (again.config.width, again.config["width"], again.config.size.deep) == (4, 4, 1)
     assert again.hparams == Keeps(config).hparams
     assert through_a_checkpoint(Keeps(Frozen(Size(4)))).config.size.width == 4
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", [Namespace, SimpleNamespace])
+def test_what_is_inside_a_namespace_keeps_its_attributes(kind: Any, whole: bool) -> None:
+    """In lists and at any depth, after a second checkpoint, too; it is a dict then."""
+    config = kind(size=kind(width=4, deep=kind(er=5)), more=[kind(a=1), (kind(b=2), 3)], plain={6: {"c": 7}})
+    again = through_a_checkpoint(through_a_checkpoint(Keeps(config, whole))).config
+    assert type(again) is kind
+    found = (again.size.width, again.size.deep.er, again.more[0].a, again.more[1][0].b, again.more[1][1], again.plain)
+    assert found == (4, 5, 1, 2, 3, {6: {"c": 7}})
+    assert again.size == {"width": 4, "deep": {"er": 5}}
 
 
 def test_an_object_whose_class_nothing_tells_stays_an_object() -> None:
