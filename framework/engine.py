@@ -31,7 +31,7 @@ from .launch_settings import (
     launched_debug,
     launched_precision,
 )
-from .loaders import is_loader
+from .loaders import is_loader, is_other_stream
 from .messages import configure, log, silence
 from .names import STRATEGIES_ELSEWHERE, check_initialized, check_names
 from .peers import Peers
@@ -154,6 +154,7 @@ class Engine(Peers):
         self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
+        self._told_kinds: set[type] = set()  # of what prepare gives back as it is
         self._told_alone = False  # that the main process saves alone
         self.window = Window(self.strategy)
         self.sync_gradients = True
@@ -265,7 +266,8 @@ class Engine(Peers):
           device; see :class:`~loopwright.framework.prepared.PreparedLoader`.
 
         Returns:
-            One object for each, in the order given; anything else comes back as it is.
+            One object for each, in the order given; anything else comes back as it is. With several processes, a line
+            says so of what is surely read for batches, such as webdataset's loader.
         """
         # What another engine prepared, or this one has forgotten, is prepared anew.
         objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
@@ -339,6 +341,14 @@ class Engine(Peers):
         if is_loader(item):
             self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
             return self._loaders[-1]
+        kind = type(item)
+        if self.num_processes > 1 and kind not in self._told_kinds and is_other_stream(item):
+            self._told_kinds.add(kind)
+            log.info(
+                "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
+                "dealt out to the %d processes, nor moved to the device. Let it give each process a part, or prepare a "
+                "loader that reads it", kind.__name__, self.num_processes
+            )  # fmt: skip
         return item
 
     def setup(self, module: nn.Module, strategy: Strategy | None = None) -> nn.Module:

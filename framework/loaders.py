@@ -762,6 +762,15 @@ def is_loader(item: Any) -> bool:
     return isinstance(item, CombinedLoader) or (hasattr(item, "__iter__") and hasattr(item, "dataset"))
 
 
+def is_other_stream(item: Any) -> bool:
+    """Whether ``item`` is for reading batches, though :func:`is_loader` does not know it; False if that is not sure."""
+    if isinstance(item, IterableDataset):  # as webdataset's loader
+        return True
+    # Python's own iterators may give parameters; what has items may be a configuration.
+    is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(item, "__getitem__")
+    return hasattr(item, "__iter__") and not is_plain and (hasattr(item, "__next__") or _has_state(item))
+
+
 def holds_loaders(item: Any) -> bool:
     """Whether a list, tuple or mapping is a collection of loaders, rather than a loader: a list of batches."""
     if _holds_known_loaders(item):

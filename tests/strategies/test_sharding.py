@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import tarfile
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 from transformers import BatchEncoding
@@ -564,7 +566,57 @@ def said(folder: Path) -> dict[str, list[str]]:
         _ = [*loader, *loader]
         logger.removeHandler(lines)
         found[name] = lines.lines
+    logger.addHandler(lines := Lines())
+    engine = Engine(accelerator="cpu")
+    for name, others in others_of_a_program().items():
+        lines.lines = []
+        for _ in range(2):
+            for given in others:
+                assert engine.prepare(given) is given
+        found[name] = lines.lines
+    logger.removeHandler(lines)
     return found
+
+
+class Pipeline:
+    """Gives batches in a way of its own, as DALI's iterators do."""
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        raise StopIteration
+
+
+class Settings(BaseModel):
+    """What can be iterated, and is no loader."""
+
+    width: int = 1
+
+
+def others_of_a_program() -> dict[str, list[Any]]:
+    """What ``prepare`` gives back as it is."""
+    from torchdata.nodes import IterableWrapper, Loader
+    from webdataset import DataPipeline, WebLoader
+
+    model = nn.Linear(1, 1)
+    weights = list(model.parameters())
+    configs = [Settings(), BatchEncoding({"a": 1}), {"a": 1}, Labelled(torch.ones(1), "text"), argparse.Namespace()]
+    return {
+        "WebLoader": [WebLoader(DataPipeline([1, 2]), batch_size=None)],
+        "nodes": [Loader(IterableWrapper([1, 2]))],
+        "iterator": [Pipeline(), Pipeline()],
+        "no loaders": [
+            *configs,
+            weights,
+            model.parameters(),
+            chain(weights),
+            np.ones(2),
+            "text",
+            io.StringIO(),
+            Pipeline,
+        ],
+    }
 
 
 @pytest.mark.slow
@@ -575,6 +627,10 @@ def test_one_line_says_how_a_loader_is_read(two: dict[str, Any]):
         "rank and num_replicas": ["The sampler of the loader knows its rank"],
         "keeps its iterator": ["iterates in a way of its own", "it counts as one stream"],
         "wrapped": [],
+        "WebLoader": ["a WebLoader comes back as it is"],
+        "nodes": ["a Loader comes back as it is"],
+        "iterator": ["a Pipeline comes back as it is"],
+        "no loaders": [],
     }
     for name, lines in two["said"].items():
         assert len(lines) == len(words[name]), lines
