@@ -575,6 +575,7 @@ def read_manifest(path: str) -> dict[str, Any]:
         if not all(type(own[fact]) is int for own in body["files"].values() for fact in ("size", "crc32")):
             raise TypeError("a file's size or checksum is no number")
         float(body.get("created", 0.0))
+        dict(body.get("metrics", {}))
     return body
 
 
@@ -657,7 +658,8 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
     # One file after the other, as memory may not suffice for all.
     tensors: dict[str, Any] = {}
     for group, names in files.items():
-        parts = (read_tensors(_read_verified(path, name, manifest), map_location) for name in names)
+        device = None if group.startswith("rng/") else map_location
+        parts = (read_tensors(_read_verified(path, name, manifest), device) for name in names)
         try:
             tensors[group] = join_pieces(parts, sum(manifest["files"][name]["size"] for name in names))
         except ValueError as error:

@@ -334,7 +334,7 @@ def _tell_what_changed(trainer: Trainer, checkpoint: dict[str, Any], configured:
     changed = []
     for owner, key in ((trainer.module, "hyper_parameters"), (trainer.datamodule, "datamodule_hyper_parameters")):
         saved, now = checkpoint.get(key, {}), {} if owner is None else owner.portable_hparams()
-        for name in {**saved, **now} if saved else ():
+        for name in {**saved, **now} if saved and isinstance(saved, dict) else ():
             was, is_now = saved.get(name), now.get(name)
             if _written(was) != _written(is_now):
                 changed.append(f"{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}")
@@ -403,12 +403,13 @@ def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, o
     parameters = inspect.signature(cls.__init__).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     saved = checkpoint.get(key, {})
-    call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
-    kinds = call.get("kinds", {})
-    if call["whole"] is not None:
-        name, kind = call["whole"]
-        saved, kinds = {name: saved}, {name: kind}
-    kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
+    with naming_damage(path, "its hyperparameters are not as they should be"):
+        call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
+        kinds = call.get("kinds", {})
+        if call["whole"] is not None:
+            name, kind = call["whole"]
+            saved, kinds = {name: saved}, {name: kind}
+        kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
     arguments = {**kept, **overrides}
     if (sealed := find_sealed(arguments)) is not None:
         raise sealed._error()

@@ -1047,8 +1047,9 @@ def test_map_location_is_that_of_torch(map_location: Any) -> None:
     path = saved(weights_only=True)
     assert Adam.load_from_checkpoint(path, map_location=map_location).layer.weight.device.type == "cpu"
     elsewhere = torch.empty(0, device="meta").untyped_storage()
-    moved = Adam.load_from_checkpoint(path, map_location=lambda storage, location: elsewhere)
-    assert moved.layer.weight.device.type == "meta"
+    for whole in (path, saved("whole.ckpt")):  # with random generators, which are no tensors of anybody's model
+        moved = Adam.load_from_checkpoint(whole, map_location=lambda storage, location: elsewhere)
+        assert moved.layer.weight.device.type == "meta"
 
 
 # -- made to harm -----------------------------------------------------------------------------------------------------
@@ -1116,6 +1117,19 @@ def test_content_that_was_made_to_harm(name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "state",
+    [{"hyper_parameters": "x"}, {"hyper_parameters": [1]}, {"hyper_parameters": 3}, {"hyper_parameters_call": [1]},
+     {"hyper_parameters_call": {"arguments": ["lr"]}},
+     {"hyper_parameters_call": {"arguments": 3, "whole": None}, "hyper_parameters": {"lr": 0.1}}],
+    ids=repr,
+)  # fmt: skip
+def test_hyperparameters_of_another_shape(state: Any) -> None:
+    """Are damage before anything is constructed from them."""
+    with pytest.raises(CheckpointError, match=r"a\.ckpt' is damaged: its hyperparameters are not as they should be"):
+        Linear.load_from_checkpoint(altered("state.json", json.dumps(state).encode()))
+
+
+@pytest.mark.parametrize(
     "name", ["../secret.json", "model/../../secret.json", "/etc/hostname", "", "a//b", "C:\\x", "."]
 )
 @pytest.mark.parametrize("where", ["files", "folder"])
@@ -1175,7 +1189,7 @@ def test_a_size_beyond_the_memory(name: str) -> None:
     "body",
     [{}, [], 3, {"format": 1}, {"format": "1", "files": {}}, {"format": 1, "files": []},
      {"format": 1, "files": {"a": 1}}, {"format": 1, "files": {}, "created": "now"},
-     {"format": 1, "files": {}, "folder": 3},
+     {"format": 1, "files": {}, "folder": 3}, {"format": 1, "files": {}, "metrics": ["loss"]},
      {"format": 1, "files": {"a": {"size": "1", "crc32": 2}}}],
     ids=repr,
 )  # fmt: skip

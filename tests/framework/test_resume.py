@@ -561,6 +561,9 @@ def test_a_state_of_another_shape_is_damage(tmp_path, caplog) -> None:
         resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=2, callbacks=[save], ckpt_path="last")
         assert len(resumed[1].seen) == 1, (keys, value)
         assert "trying the one before" in caplog.text
+    # A run goes on without those that it does not take up.
+    damaged(tmp_path / "whole.ckpt", "state.json", ("hyper_parameters",), "x")
+    assert len(train(tmp_path, LOADERS["shuffled"](), max_steps=3, ckpt_path=tmp_path / "whole.ckpt")[1].seen) == 1
 
 
 def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> None:
