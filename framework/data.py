@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from .dealing import (
     cursor_of,
     cut_to,
     data_place,
+    different_streams,
     gives_parts,
+    noting_end,
     require_equal_lengths,
     rest_of_epoch,
 )
@@ -85,6 +88,7 @@ class RunData:
         self._said: set[Any] = (
             set()
         )  # stages, or loaders, of which a line says that there are more batches than they tell
+        self._ends: dict[str, list[tuple[int, str]]] = {}  # of streams that are dealt out, by name; see `noting_end`
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
         self._in_any: dict[str, list[int | float]] = {}  # and at most
@@ -316,7 +320,7 @@ class RunData:
         """At most ``limit`` batches of an evaluation loader, and whether each is this process's own."""
         if self.trainer.strategy.equal_forwards and self.trainer.world_size > 1:
             return self._in_step(stage, index, limit)
-        batches = self.begin(stage, index) if limit else ()
+        batches = self.begin(stage, index, limit) if limit else ()
         return ((batch, True) for batch in islice(batches, None if limit == INFINITE else int(limit)))
 
     def _in_step(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
@@ -325,7 +329,7 @@ class RunData:
         The others are this process's last batch once more, or a batch of another's.
         """
         strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
-        own = islice(self.begin(stage, index), None if limit == INFINITE else int(limit)) if limit else iter(())
+        own = islice(self.begin(stage, index, limit), None if limit == INFINITE else int(limit)) if limit else iter(())
         last = NO_BATCH
         for _ in count() if rounds == INFINITE else range(int(rounds)):
             batch = next(own, NO_BATCH)
@@ -343,7 +347,7 @@ class RunData:
                     )
             yield last, batch is not NO_BATCH
 
-    def begin(self, stage: str, index: int) -> Iterator[Any]:
+    def begin(self, stage: str, index: int, limit: int | float) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every n-th batch of n processes."""
         loader, parts = self._iterated[stage][index], self._parts.get(stage)
         part = parts[index] if parts else None
@@ -355,12 +359,37 @@ class RunData:
                 batches = iterate_protected(loader) if opened is None else opened
                 self._opened[stage, index] = None
             else:
+                if limit == INFINITE and self.trainer.world_size > 1 and self.trainer.use_distributed_sampler is None:
+                    self._watch(part, f"{stage} loader {index}")
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
         told = loader_length(loader)
         exact = exact_length(loader, trusts_samplers=self.trainer.world_size > 1)
         if part is None and 0 < exact < INFINITE and may_give_more(loader):
             return up_to(loader, batches, int(exact), int(exact), self._said)
         return self._noting_more(batches, self._own(told, part), stage, told)
+
+    def _watch(self, part: Any, name: str) -> None:
+        for number, loader in enumerate(getattr(part, "loaders", [part])):
+            ends = self._ends[f"{name}, {number}"] = []
+            loader.watch = partial(noting_end, ends=ends)
+
+    def check_streams(self) -> None:
+        """See whether streams that were dealt out have been the same in all processes, to the end. A collective.
+
+        It is one for all of an evaluation, if there are such streams that have no limit.
+
+        Raises:
+            RuntimeError: if they have ended elsewhere, or with another batch.
+        """
+        if not self._ends:
+            return
+        told = self.trainer.strategy.gather_objects(self._ends)  # a collective
+        self._ends = {}
+        for name in told[0]:
+            # Of loaders that are read together, one may not have been read to its end, and one several times.
+            ends = [own[name][0] for own in told if own[name]]
+            if len(set(ends)) > 1:
+                raise different_streams([batches for batches, _ in ends], name.partition(",")[0])
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
         """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -170,11 +170,7 @@ class SharedLoader:
             seen: list[list[float]] = [counts for counts, _ in told]
             read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
             if in_rounds and any(own != told[0] for own in told):
-                counted = ", ".join(f"{batches} batches on rank {rank}" for rank, batches in enumerate(read))
-                raise RuntimeError(
-                    "the processes read different streams from what should be one training loader (until now "
-                    f"{counted}); if the dataset gives each process its own part, pass use_distributed_sampler=False"
-                )
+                raise different_streams(read, "training loader")
             self._verify = False
             steps = max(map(len, seen))
             if last is NO_BATCH and steps and not all(seen):
@@ -205,6 +201,28 @@ class SharedLoader:
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
         self.loader.load_state_dict(state)
+
+
+def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[Any]:
+    """The same batches; ``ends`` gets their number and a hash of the last one, taken before a step can change it."""
+    number = 0
+    batch = next(batches, NO_BATCH)
+    while batch is not NO_BATCH:
+        number += 1
+        following = next(batches, NO_BATCH)
+        if following is NO_BATCH:
+            ends.append((number, fingerprint(batch)))
+        yield batch
+        batch = following
+
+
+def different_streams(read: Iterable[float], name: str) -> RuntimeError:
+    """The error of a stream that was dealt out, and is another one in each process."""
+    counted = ", ".join(f"{int(batches)} batches on rank {rank}" for rank, batches in enumerate(read))
+    return RuntimeError(
+        f"the processes read different streams from what should be one {name} (until now {counted}); if the dataset "
+        "gives each process its own part, pass use_distributed_sampler=False"
+    )
 
 
 def gives_parts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from itertools import chain, islice, pairwise, tee
 from typing import Any, TypeGuard
@@ -165,10 +165,12 @@ class EpochLoader:
         place: which of its batches this process reads: the first, and every how many.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
         shards: whether its own way of iterating gives each process another part.
+        watch: what all of a stream's batches go through before this process's are chosen.
     """
 
     share = 1.0
     shards = False
+    watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
         if not isinstance(loader, Iterable):
@@ -277,6 +279,8 @@ class EpochLoader:
                 for _ in islice(batches, start):
                     pass
                 start = 0
+        if self.watch is not None:
+            batches = self.watch(batches)
         return islice(batches, start, None if left is None else start + left, step)
 
     @property

@@ -470,6 +470,7 @@ def _run_batches(
     metrics.dataloader_idx = None
     metrics.batch = None
     trainer.data.alone = False
+    trainer.data.check_streams()
 
 
 def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:

@@ -108,6 +108,13 @@ class Part(IterableDataset):
             yield Labelled(torch.tensor(self.numbers[first : first + 4]), "text")
 
 
+class Dicts(Part):
+    """The same in dicts, out of which the steps take what they need."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ({"number": batch.number} for batch in super().__iter__())
+
+
 class OfMyRank(Sampler):
     """One that knows its rank by the names that the field has for it."""
 
@@ -246,6 +253,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     ),
     "webdataset, whole": lambda folder: web_dataset(folder, ""),
     "uneven parts, one empty": lambda _: DataLoader(Part(uneven()), batch_size=None),
+    "one stream of dicts": lambda _: DataLoader(Dicts(list(range(SAMPLES))), batch_size=None),
     "uneven lists": lambda _: [*Part(list(range(40)) if rank() == 0 else list(range(40, SAMPLES)))],
     "rank and num_replicas": lambda _: DataLoader(numbers(), 4, sampler=OfMyRank(("rank", "num_replicas"))),
     "batch sampler of one that knows its rank": lambda _: DataLoader(
@@ -286,7 +294,7 @@ def part() -> list[int]:
 
 def numbers_in(batch: Any) -> list[int]:
     if isinstance(batch, dict):
-        batch = batch["number"]
+        batch = batch.pop("number")
     if isinstance(batch, Labelled):
         batch = batch.number
     elif isinstance(batch, (list, tuple)):
@@ -509,12 +517,16 @@ def refused() -> list[dict[str, str]]:
     """What each process says of loaders that cannot be as they are."""
     elsewhere = OfMyRank(("rank", "num_replicas"))
     elsewhere.rank = 0  # type: ignore[attr-defined] # as one that was pickled in another process
-    part, whole = DataLoader(Part(uneven()), None), DataLoader(numbers(), 4)
+    own_part, whole = DataLoader(Part(uneven()), None), DataLoader(numbers(), 4)
+    later = [0] * 4 + part()  # a head that all have, and a part of each
     loaders: dict[str, tuple[Any, Any]] = {
         "sampler": (DataLoader(numbers(), 4, sampler=elsewhere), []),
         "broken": (DataLoader(Broken([1, 2]), None), []),
-        "both": (whole, CombinedLoader([part, whole])),
+        "both": (whole, CombinedLoader([own_part, whole])),
         "counts": (whole, [whole] * (1 + rank())),
+        "later": (whole, [whole, DataLoader(Part(later), None)]),
+        "later together": (whole, CombinedLoader({"number": DataLoader(Part(later), None), "all": whole})),
+        "longer": (whole, DataLoader(Part(list(range(8 + 4 * rank()))), None)),
     }
     said = {}
     for name, (train, val) in loaders.items():
@@ -530,6 +542,11 @@ REFUSED = {
     "sampler": ["ValueError: the sampler of the training loader was made for other ranks", "rank 1: 0 of 2"],
     "broken": ["rank 1 could not read the first batch of the training loader: OSError: no such shard"],
     "both": ["ValueError", "its own part, all of the data"],
+    "later": [
+        "RuntimeError: the processes read different streams from what should be one validate loader 1 (until now"
+    ],
+    "later together": ["should be one validate loader 0 (until now 9 batches on rank 0, 9 batches on rank 1)"],
+    "longer": ["should be one validate loader 0 (until now 2 batches on rank 0, 3 batches on rank 1)"],
     "counts": ["ValueError", "different numbers of validate loaders, by rank: [1, 2]"],
 }
 
