@@ -81,7 +81,7 @@ class RunState:
         for field in fields(self):
             if field.name in _TRANSIENT:
                 continue
-            value = state.get(field.name) if field.default is None else state[field.name]
+            value: Any = state.get(field.name) if field.default is None else state[field.name]
             # An annotation is text here, such as "int | None".
             is_known = type(value).__name__ in str(field.type).replace("None", "NoneType")
             if not is_known or (field.default is not None and value < field.default):
