@@ -34,8 +34,8 @@ def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None =
         ValueError: if ``path`` is a folder.
         OSError: if it cannot be written.
     """
-    if os.path.isdir(path) or path.endswith("/"):
-        raise ValueError(f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got a folder")
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise ValueError(f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got {path!r}")
     tensors = {name: _converted(value, dtype) for name, value in state.items() if is_plain(value)}
     if left_out := state.keys() - tensors.keys():
         log.warning("Export: left out %s, no tensors that safetensors can hold", ", ".join(sorted(left_out)))

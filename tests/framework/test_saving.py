@@ -540,11 +540,10 @@ def test_exported_weights_are_one_file_for_any_program(caplog: pytest.LogCapture
     twin = Tied()
     twin.load_state_dict(load_file("model.safetensors"))
     assert all(map(torch.equal, weights(module), weights(twin)))
-    for folder in ("kept", "new/"):
-        Path("kept").mkdir(exist_ok=True)
-        with pytest.raises(
-            ValueError, match=rf"one file, such as '{folder.rstrip('/')}/model\.safetensors'; got a fold"
-        ):
+    Path("kept").mkdir()
+    for folder in ("kept", "new/", ""):
+        example = os.path.join(folder, "model.safetensors")
+        with pytest.raises(ValueError, match=f"one file, such as '{example}'; got '{folder}'"):
             trainer.export(folder)
     assert not Path("new").exists()
     assert not [*Path("kept").iterdir(), *Path().glob("*.tmp")]
@@ -569,7 +568,7 @@ def test_the_export_program(capsys: pytest.CaptureFixture[str]):
     assert "no checkpoint at 'nothing.ckpt'" in capsys.readouterr().err
     assert not Path("x.safetensors").exists()
     assert export(["a.ckpt", "a.ckpt"]) == 1
-    assert "such as 'a.ckpt/model.safetensors'; got a folder" in capsys.readouterr().err
+    assert "such as 'a.ckpt/model.safetensors'; got 'a.ckpt'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
