@@ -87,7 +87,10 @@ class SharedLoader:
         if not self.loader.alone:
             return self._planned(batches, epoch, start)
         length = int(self.length_in(epoch))
-        return self._agree((batch, self._share_of(step, epoch, length)) for step, batch in enumerate(batches, start))
+        steps = range(start, length)
+        return self._agree(
+            (batch, self._share_of(step, epoch, length)) for batch, step in zip(batches, steps, strict=False)
+        )
 
     def _first(self, step: int) -> int:
         """The first of the loader's batches that this process reads in a step."""
@@ -182,7 +185,7 @@ class SharedLoader:
                 if in_rounds:
                     total = seen[0][step]
                     own = self.rank < total
-                self.share = self.world_size * own / total
+                self.share = self.world_size * own / total if own else 0.0
                 last = mine[step][0] if step < len(mine) else last
                 yield last
             if steps < LOOK_AHEAD:

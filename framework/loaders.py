@@ -285,8 +285,8 @@ class EpochLoader:
 
     @property
     def alone(self) -> bool:
-        """Whether a user's own ``__iter__`` gives the batches, from our indices: how many, nobody knows."""
-        return self._indices is not None and iterates_alone(self.loader)
+        """Whether a user's own ``__iter__`` gives a ``DataLoader``'s batches: how many, nobody knows."""
+        return isinstance(self.loader, DataLoader) and iterates_alone(self.loader)
 
     @property
     def is_stream(self) -> bool:
@@ -308,11 +308,15 @@ class EpochLoader:
         if self._indices is not None:
             self._indices.place(epoch, 0, 1, 0, None)
             if self.alone:
-                return _Opened(self._probe(self._indices.looking()), seed, epoch).first
+                plan = self._indices.looking()
+                try:
+                    return _Opened(self._probe(plan), seed, epoch).first
+                finally:
+                    plan.found.set()
             return None if self._indices.planned else next(self._indices.look(), NO_BATCH)
         if isinstance(self.loader, Sequence):
             return next(iter(self.loader), NO_BATCH)
-        if self.stateful and _is_map_style(self.loader) and not iterates_alone(self.loader):
+        if self.stateful and _is_map_style(self.loader) and not self.alone:
             with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
                 sampler: Any = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
@@ -337,7 +341,7 @@ class EpochLoader:
             return
         trap = self._indices.looking()
         trap.place(epoch, 0, 1, 0, None)
-        trap.prober, trap.found = threading.get_ident(), threading.Event()
+        trap.is_trap = True
         probe = self._probe(trap)
         with suppress(_Asked, Exception):  # it asks, or cannot be iterated with another sampler
             self._opened = _Opened(probe, mix_seeds(self.seed, epoch), epoch)
@@ -506,15 +510,14 @@ class IndexPlan:
     forward without loading.
     """
 
-    found: threading.Event  # set when a loader that is looked at has given a batch, or none
-    prober: int | None = None  # the thread that is told, by an exception, when it asks for the indices
-    asked = False  # whether any has
-    looks = False  # whether what is drawn of the user's own sampler is kept for the iteration that follows
+    looker: int | None = None  # the thread that has a look at what a loader makes of the indices, if it is one
+    found: threading.Event  # set when it has got a batch, or none
+    is_trap = False  # whether it is told, by an exception, when it asks for the indices
+    asked = False  # whether any thread has
     plans_steps = False  # whether several processes count on the length that the sampler tells
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
-        self.seed = seed
-        self.place(0, 0, 1, 0, None)
+        self._seed = seed
         # By epoch, what has been drawn of the user's own sampler for a look; copies share it.
         self.kept: dict[int, Iterator[Any]] = {}
         self.in_workers = loader.num_workers > 0
@@ -532,8 +535,7 @@ class IndexPlan:
         self.random = inner if shuffle and type(inner) is RandomSampler else None
         self.size = len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
         self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
-        if self.random is not None and self.random.generator is not None:
-            self.seed = mix_seeds(seed, self.random.generator.initial_seed())
+        self.place(0, 0, 1, 0, None)
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
         self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
@@ -544,6 +546,9 @@ class IndexPlan:
         The part is counted in samples where the order is planned, else in batches.
         """
         self.epoch, self.start, self.step, self.begin, self.end = epoch, start, step, begin, end
+        self.seed = self._seed
+        if self.random is not None and self.random.generator is not None:
+            self.seed = mix_seeds(self._seed, self.random.generator.initial_seed())
 
     def __len__(self) -> int:
         if self.length is None:
@@ -552,10 +557,10 @@ class IndexPlan:
 
     def __iter__(self) -> Iterator[Any]:
         self.asked = True
-        if self.prober == threading.get_ident():
+        if self.is_trap and threading.get_ident() == self.looker:
             raise _Asked
         batches = self._planned() if self.planned else self._replayed()
-        if self.prober is not None:
+        if self.looker is not None:
             return self._until_found(batches)
         if not self.in_workers:
             return batches
@@ -598,7 +603,7 @@ class IndexPlan:
 
     def _replayed(self) -> Iterator[Any]:
         """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        drawn = self.look() if self.looks else self._drawn()
+        drawn = self._drawn() if self.looker is None else self.look()
         if self.plans_steps and self.length is not None:
             drawn = self._noting_more(drawn, self.length)
         return islice(drawn, self.begin + self.start, self.end, self.step)
@@ -630,15 +635,16 @@ class IndexPlan:
 
     def looking(self) -> IndexPlan:
         """A copy for a look at what a loader makes of the indices, without workers."""
-        changed = copy.copy(self)
-        changed.looks, changed.in_workers = True, False
-        return changed
+        plan = copy.copy(self)
+        plan.looker, plan.found, plan.in_workers = threading.get_ident(), threading.Event(), False
+        return plan
 
     def _until_found(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """What a thread of the loader's gets until the loader has given a batch: more only if it waits for more."""
+        """The same; to a thread of the loader's only until that has given a batch, so that the thread ends."""
         for batch in batches:
             yield batch
-            if self.found.wait(1):
+            # It may have to read more than one before the loader gives one.
+            if threading.get_ident() != self.looker and self.found.wait(1):
                 return
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:

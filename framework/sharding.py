@@ -72,11 +72,11 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
 
 
 def draw_alike(loader: EpochLoader, strategy: Strategy) -> None:
-    """Have the random samplers of a loader with a state of its own draw the same order in all processes: rank 0's.
+    """Have the random samplers of torch and torchdata draw the same order in all processes: that of rank 0.
 
-    torchdata's take a seed from torch's generator, which may differ between processes. A collective.
+    Their generators may be seeded by rank; torchdata's take a seed from torch's. A collective.
     """
-    samplers = samplers_of(loader.loader) if loader.stateful else []
+    samplers = samplers_of(loader.loader)
     generators = [sampler.generator for sampler in samplers if type(sampler).__name__ == "RandomSampler"]
     generators = [generator for generator in generators if generator is not None]
     states = strategy.broadcast([generator.get_state() for generator in generators])

@@ -760,7 +760,7 @@ class InThread(DataLoader[Any]):
                 if self.marks_end:
                     batches.put(end)
 
-        thread = threading.Thread(target=read)
+        thread = threading.Thread(target=read, daemon=True)
         thread.start()
         if self.marks_end:
             yield from iter(batches.get, end)

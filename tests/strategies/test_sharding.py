@@ -27,6 +27,7 @@ from transformers import BatchEncoding
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Engine, Module
 from loopwright.framework.sharding import fingerprint
+from tests.framework.test_loaders import InThread
 from tests.strategies.distributed import in_processes, quiet
 
 SAMPLES = 64
@@ -212,7 +213,8 @@ class OfMySamples(DataLoader):
     """Keeps its rank's samples of each batch."""
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch[rank() :: world_size()] for batch in super().__iter__())
+        for batch in super().__iter__():
+            yield batch[rank() :: world_size()]
 
 
 class Noisy(DataLoader):
@@ -222,10 +224,18 @@ class Noisy(DataLoader):
         return ({"number": batch, "noise": np.random.default_rng().random()} for batch in super().__iter__())
 
 
-def stateful(**arguments: Any) -> Any:
+class OfMine:
+    """Keeps its rank's batches of those that the loader beside it gives."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), rank(), None, world_size())  # type: ignore[misc] # beside a loader
+
+
+def stateful(kind: type | None = None, **arguments: Any) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    return StatefulDataLoader(numbers(), 4, **arguments)
+    made = StatefulDataLoader if kind is None else type("OfMyOwn", (kind, StatefulDataLoader), {})
+    return made(numbers(), 4, **arguments)
 
 
 def seeded_by_rank() -> torch.Generator:
@@ -272,6 +282,9 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "random by itself": lambda _: Noisy(numbers(), batch_size=4, shuffle=True),
     "state of its own, asks for its rank": lambda _: stateful(sampler=Secretive()),
     "state of its own, shuffled": lambda _: stateful(shuffle=True, generator=seeded_by_rank()),
+    "state of its own, its batches": lambda _: stateful(OfMine),
+    "shuffled by rank": lambda _: DataLoader(numbers(), 4, shuffle=True, generator=seeded_by_rank()),
+    "in a thread": lambda _: InThread(numbers(), 4, shuffle=True, marks_end=True),
     "indices of batches": lambda _: DataLoader(
         numbers(), batch_size=None, sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False)
     ),
