@@ -47,7 +47,8 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
         place = place_of_sampler(loader.loader)
         first = None if place is not None else loader.peek(epoch)
         mark = "" if first is NO_BATCH else fingerprint(first)
-        if place is None and loader.alone and fingerprint(loader.peek(epoch)) != mark:
+        again = place is None and loader.alone and not loader.is_stream  # which can be read from its start again
+        if again and fingerprint(loader.peek(epoch)) != mark:
             mark = "random"  # what differs in one process, too, tells nothing
     except Exception as error:  # which this rank raises when its peers know, who would wait for it
         failure = error
