@@ -988,6 +988,9 @@ class CombinedEpochLoader:
                     return
             if all(stream.ended for stream in streams):
                 return
+            for place, stream in enumerate(streams):
+                while batch[place] is NO_BATCH:
+                    batch[place] = stream.next()
             yield self.loader.in_places(batch)
 
     @staticmethod
@@ -1044,26 +1047,31 @@ class _Stream:
                 self.round, start = self.round - 1, int(length)
             self.ended = self.round > 0
         self.position = start  # of the next batch in its round
-        self.iterator = loader.iterate(self._epoch(), start, step)
+        self.iterator: Iterator[Any] | None = loader.iterate(self._epoch(), start, step)
 
     def _epoch(self) -> int:
         # Further rounds need orders of their own; no training has this many epochs.
         return self.epoch + self.round * 1_000_000_007
 
     def next(self) -> Any:
-        """The next batch, or None when there is no more."""
-        while True:
-            try:
-                batch = next(self.iterator)
-            except StopIteration:
-                self.ended = True
-                if not self.cycle:
-                    return None
-                if self.position == 0:
-                    raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
-                self.position = 0 if self.step == 1 else max(0, self.position - int(_round_length(self.loader)))
-                self.round += 1
-                self.iterator = self.loader.iterate(self._epoch(), self.position, self.step)
-            else:
-                self.position += self.step
-                return batch
+        """The next batch, or None when there is no more.
+
+        At the end of a round it is NO_BATCH, and the call after that begins the next one: where all loaders have ended,
+        there is none, and what goes on where it was left loses no batch to it.
+        """
+        if self.iterator is None:
+            self.iterator = self.loader.iterate(self._epoch(), self.position, self.step)
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            self.ended = True
+            if not self.cycle:
+                return None
+            if self.position == 0:
+                raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
+            self.position = 0 if self.step == 1 else max(0, self.position - int(_round_length(self.loader)))
+            self.round += 1
+            self.iterator = None
+            return NO_BATCH
+        self.position += self.step
+        return batch

@@ -117,6 +117,22 @@ class Beginning:
             raise
 
 
+def first_of(batch: Any) -> float:
+    return float(batch[0][0, 0])
+
+
+class Together(Evaluated):
+    """Notes the first numbers of loaders that are read together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: list[list[float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.first.append([first_of(each) for each in batch])
+        return self.loss(batch[0])
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_loader_that_begins_again_is_read_once(at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
     """In each epoch and evaluation: who has seen its end does not ask it again."""
@@ -126,6 +142,10 @@ def test_a_loader_that_begins_again_is_read_once(at_once: bool, caplog: pytest.L
         trainer.fit(module, Beginning(at_once), Beginning(at_once))
     assert (len(module.seen), len(watch.values("on_validation_batch_end"))) == (10, 10)
     assert len(trainer.predict(module, Beginning(at_once)) or ()) == 5
+    together = Together()
+    quiet(max_epochs=2).fit(together, [Beginning(at_once), Beginning(at_once), loader(2)])
+    own = [first_of(batch) for batch in loader(5)]
+    assert together.first == 2 * [list(firsts) for firsts in zip(own, own, [*own[:2], *own[:2], own[0]], strict=True)]
     assert not [record for record in caplog.records if "gives more than" in record.message]
 
 
