@@ -1047,7 +1047,7 @@ class _Stream:
                 self.round, start = self.round - 1, int(length)
             self.ended = self.round > 0
         self.position = start  # of the next batch in its round
-        self.iterator: Iterator[Any] | None = loader.iterate(self._epoch(), start, step)
+        self.iterator: Any = loader.iterate(self._epoch(), start, step)
 
     def _epoch(self) -> int:
         # Further rounds need orders of their own; no training has this many epochs.
