@@ -93,10 +93,11 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
         known = [name for name in dir(base) if _is_hook(name)]
         check_names(owner, base, known, HOOKS_ELSEWHERE)
         for name in _LOADERS:
-            if owner is not None and not callable(getattr(owner, name)):
+            loader = getattr(owner, name, None)
+            if loader is not None and not callable(loader):
                 raise TypeError(
                     f"{type(owner).__name__}.{name} must be a method that returns the loader; got "
-                    f"{reprlib.repr(getattr(owner, name))}"
+                    f"{reprlib.repr(loader)}"
                 )
         for name in (*known, "optimizer_zero_grad"):
             if name in (*_STEPS, "optimizer_step") or not hasattr(base, name):

@@ -38,6 +38,10 @@ if STARTING not in sys.path:
     sys.path.insert(0, STARTING)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTING, os.environ.get("PYTHONPATH"))))
 
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start: some of them send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 GRACE = 2.0  # seconds that threads and processes get to end after a test
 
 
