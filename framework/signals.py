@@ -33,7 +33,8 @@ _DEFAULTS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
 }
 
-_noting = mmap.mmap(-1, 1)  # whether signals are only noted now: seen by the processes that are forked, too
+_noting = mmap.mmap(-1, 1)  # how many runs only note signals now: seen by the processes that are forked, too
+_counting = threading.Lock()  # runs in several threads begin and end at once
 
 
 class Signals:
@@ -52,13 +53,13 @@ class Signals:
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
         self._set: list[int] = []
-        self._noted_before: int | None = None  # by a run around this one, while this one notes
+        self._notes = False
         self.in_a_hurry = False
 
     def begin(self) -> None:
         """Note signals from now on."""
         self._peers = find_peers()
-        self._noted_before, _noting[0] = _noting[0], 1
+        self._note_from_now_on(True)
         if threading.current_thread() is threading.main_thread():  # only there Python sets handlers
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) is default:
@@ -67,11 +68,15 @@ class Signals:
 
     def end(self) -> None:
         """Let signals do what they did before."""
-        if self._noted_before is not None:
-            _noting[0], self._noted_before = self._noted_before, None
+        self._note_from_now_on(False)
         for number in self._set:
             signal.signal(number, _DEFAULTS[number])
         self._set = []
+
+    def _note_from_now_on(self, notes: bool) -> None:
+        with _counting:
+            _noting[0] += notes - self._notes
+            self._notes = notes
 
     def send_again(self) -> None:
         """Send once more what was noted, and not acted upon."""

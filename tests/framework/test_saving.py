@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, Timer
+from loopwright.callbacks import (
+    Callback,
+    EarlyStopping,
+    LambdaCallback,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    Timer,
+)
 from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as checkpoint_module
 from loopwright.framework.checkpoint import is_complete, load_checkpoint, read_manifest, save_checkpoint
 from loopwright.framework.export import main as export
 from loopwright.framework.tensor_files import StagedTensors
 from loopwright.loggers import CSVLogger, TensorBoardLogger
-from tests.framework.models import Evaluated, Linear, data, loader, quiet, weights
+from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
 from tests.programs import run_program
 
 
@@ -260,6 +268,27 @@ def test_a_signal_that_comes_too_late_for_the_loop_is_sent_again():
         trainer.fit(Last(), loader(2))
     assert finished == ["fit"]
     assert trainer.state.status == "finished"
+
+
+def test_workers_end_with_their_run_after_runs_in_threads():
+    """Of two runs in threads, the second begins in the first and ends after it: neither keeps signals from workers."""
+    begun, ended = threading.Event(), threading.Event()
+    meet = threading.Barrier(2, timeout=30)
+
+    def first() -> None:
+        quiet(LambdaCallback(on_train_start=lambda *_: (begun.set(), meet.wait()))).fit(Linear(), loader(2))
+        ended.set()
+
+    def second() -> None:
+        begun.wait(30)
+        hooks = {"on_train_start": lambda *_: meet.wait(), "on_train_end": lambda *_: ended.wait(30)}
+        quiet(LambdaCallback(**hooks)).fit(Linear(), loader(2))
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(first), pool.submit(second)]:
+            future.result()
+    # The test fails if a process is left behind, as a worker that does not end when it is told to.
+    quiet(max_steps=2).fit(Linear(), DataLoader(Told(40, 40), 2, num_workers=1))
 
 
 def test_a_path_may_end_in_a_slash():
