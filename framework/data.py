@@ -48,7 +48,7 @@ from .signals import iterate_protected
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-_LOADERS = {
+LOADER_METHODS = {
     "train": "train_dataloader",
     "validate": "val_dataloader",
     "test": "test_dataloader",
@@ -85,9 +85,8 @@ class RunData:
         self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self._begun: int | None = None  # the epoch that is iterated
-        self._said: set[Any] = (
-            set()
-        )  # stages, or loaders, of which a line says that there are more batches than they tell
+        # Stages and loaders of which a line has said that there are more batches than they tell.
+        self._said: set[Any] = set()
         self._ends: dict[str, list[tuple[int, str]]] = {}  # of streams that are dealt out, by name; see `noting_end`
         self.alone = False
         self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
@@ -99,7 +98,7 @@ class RunData:
         return self._source(stage) is not None and not empty
 
     def _source(self, stage: str) -> Callable[[], Any] | None:
-        name = _LOADERS[stage]
+        name = LOADER_METHODS[stage]
         if (given := self.given.get(stage)) is not None:
             return lambda: given
         for owner, base in ((self.datamodule, DataModule), (self.module, Module)):
@@ -362,10 +361,11 @@ class RunData:
                 if limit == INFINITE and self.trainer.world_size > 1 and self.trainer.use_distributed_sampler is None:
                     self._watch(part, f"{stage} loader {index}")
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
+        if part is None and may_give_more(loader):
+            exact = exact_length(loader, trusts_samplers=self.trainer.world_size > 1)
+            if 0 < exact < INFINITE:
+                return up_to(loader, batches, int(exact), int(exact), self._said)
         told = loader_length(loader)
-        exact = exact_length(loader, trusts_samplers=self.trainer.world_size > 1)
-        if part is None and 0 < exact < INFINITE and may_give_more(loader):
-            return up_to(loader, batches, int(exact), int(exact), self._said)
         return self._noting_more(batches, self._own(told, part), stage, told)
 
     def _watch(self, part: Any, name: str) -> None:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from .data import LOADER_METHODS
 from .datamodule import DataModule
 from .hooks import overrides
 from .module import Module
@@ -20,7 +21,6 @@ from .optimization import step_arguments
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -92,7 +92,7 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
     for owner, base in ((module, Module), (datamodule, DataModule)):
         known = [name for name in dir(base) if _is_hook(name)]
         check_names(owner, base, known, HOOKS_ELSEWHERE)
-        for name in _LOADERS:
+        for name in LOADER_METHODS.values():
             loader = getattr(owner, name, None)
             if loader is not None and not callable(loader):
                 raise TypeError(
