@@ -160,8 +160,8 @@ class SharedLoader:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps.
 
         Args:
-            ahead: batches of this process. Where all processes read all batches, one of each round, and how many
-                batches it has; else each with its share were none missing.
+            ahead: pairs. Where all processes read all batches: this process's batch of a round, and how many batches
+                the round has. Else: a batch of this process, and the share that it has if no process lacks one.
         """
         last = NO_BATCH
         in_rounds = self.deal and self.length == INFINITE
@@ -239,7 +239,8 @@ def gives_parts(
 ) -> bool:
     """Whether a loader gives each process a part of its own, so that it is not to be dealt out.
 
-    Of loaders that are read together, some may, and others give all of the data: those then give a part each, too.
+    Of loaders that are read together, some may do so, while others give all of the data: those are then dealt out one
+    by one.
 
     Args:
         loader: the loader, as it is in each process.

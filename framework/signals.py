@@ -171,7 +171,7 @@ def protect_workers(loader: DataLoader[Any]) -> None:
 
 
 def iterate_protected(loader: Any) -> Iterator[Any]:
-    """Iterate ``loader``, whose workers live on then, until it ends first."""
+    """Iterate ``loader`` to its first end. Signals that a run only notes do not end its workers."""
     with workers_protected(loader):
         batches = iter(loader)
     return batches if type(batches).__module__.startswith("torch.") else _until_end(batches)

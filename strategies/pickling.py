@@ -51,7 +51,7 @@ def script_name() -> str:
 
 
 class Unpickler(pickle.Unpickler):
-    """Finds the classes of a script where it was ``__main__`` when they were pickled, and is imported now, or reversed.
+    """Finds the classes of a script that was ``__main__`` when they were pickled, and is imported now; and reversely.
 
     Args:
         file: to read from.
