@@ -45,12 +45,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GRACE = 2.0  # seconds that threads and processes get to end after a test
 
 
+# Seconds for a slow test. The first one that offloads to the CPU waits until DeepSpeed has compiled its optimizer: that
+# took 108 s with an empty cache of torch's extensions and two other programs on two cores.
+SLOW_TIMEOUT = 400
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that need a GPU where there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Skip tests that need a GPU where there is none, and give slow ones more time."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 def is_running(pid: int) -> bool:
