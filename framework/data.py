@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batches import map_tensors
-from .checkpoint import CheckpointError
 from .datamodule import DataModule
 from .dealing import (
     SharedLoader,
@@ -22,6 +21,7 @@ from .dealing import (
     gives_parts,
     noting_end,
     require_equal_lengths,
+    require_resumable,
     rest_of_epoch,
 )
 from .hooks import overrides
@@ -199,12 +199,7 @@ class RunData:
             train.load_state_dict(saved["loader"])
         if not state.batch_idx or cursor is None:
             return
-        combined = train.loader if isinstance(train, SharedLoader) else train
-        if isinstance(combined, CombinedEpochLoader) and not combined.resumable:
-            raise CheckpointError(
-                f"loaders combined in mode {combined.loader.mode!r}, or without length, of which some have a state of "
-                "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
-            )
+        require_resumable(train)
         rest = rest_of_epoch(cursor, train, saved_by, data_place(trainer.strategy)[1])
         if rest is None:
             return

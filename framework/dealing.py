@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,6 @@ class SharedLoader:
     def __init__(
         self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool, verify: bool = False
     ) -> None:
-        self._verify = verify
         self.loader, self.strategy, self.deal = loader, strategy, deal
         self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
         told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
@@ -63,6 +62,17 @@ class SharedLoader:
             require_equal_lengths(self.lengths, "the training loader")
         self.length = self._steps(max(self.lengths))
         self.estimate = self._steps(max(estimate for _, estimate in told))
+        self._verify = verify and deal and self.length == INFINITE
+        self._marks: list[str] = []
+        self.take(loader)
+
+    def take(self, loader: EpochLoader | CombinedEpochLoader) -> None:
+        """Read ``loader``, which is like the one before but for its seed."""
+        self.loader = loader
+        for part in parts_of(loader):
+            part.read_ahead = self.length == INFINITE or loader.alone
+            if self._verify:  # only streams are watched: a map-style loader's random augmentation may differ
+                part.watch = self._marking
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """As :meth:`EpochLoader.cut`, of the loader before it is dealt out."""
@@ -149,11 +159,16 @@ class SharedLoader:
 
     # -- unknown lengths --------------------------------------------------------------------------------------
 
+    def _marking(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """A stream's batches; what the first ones are is kept, to be compared."""
+        for batch in batches:
+            if self._verify:
+                self._marks.append(fingerprint(batch))
+            yield batch
+
     def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
         """This process's batch of each round, or another's if it has none, and how many batches the round has."""
         while round_ := list(islice(batches, self.world_size)):
-            if self._verify:
-                self._marks.append(fingerprint(round_[-1]))
             yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
 
     def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
@@ -167,7 +182,7 @@ class SharedLoader:
         in_rounds = self.deal and self.length == INFINITE
         read = [0.0] * self.strategy.world_size
         while True:
-            self._marks: list[str] = []
+            self._marks = []
             mine = list(islice(ahead, LOOK_AHEAD))
             told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
             seen: list[list[float]] = [counts for counts, _ in told]
@@ -228,6 +243,25 @@ def different_streams(read: Iterable[float], name: str) -> RuntimeError:
     )
 
 
+def parts_of(loader: EpochLoader | CombinedEpochLoader) -> Sequence[EpochLoader]:
+    """The loaders that are read together, or the only one."""
+    return loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
+
+
+def require_resumable(loader: EpochLoader | CombinedEpochLoader | SharedLoader) -> None:
+    """Refuse to go on inside an epoch of loaders whose own states are at batches that nobody can tell.
+
+    Raises:
+        CheckpointError: for such loaders, which are read together.
+    """
+    combined = loader.loader if isinstance(loader, SharedLoader) else loader
+    if isinstance(combined, CombinedEpochLoader) and not combined.resumable:
+        raise CheckpointError(
+            f"loaders combined in mode {combined.loader.mode!r}, or without length, of which some have a state of "
+            "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
+        )
+
+
 def gives_parts(
     loader: EpochLoader | CombinedEpochLoader,
     strategy: Strategy,
@@ -255,7 +289,7 @@ def gives_parts(
     Raises:
         ValueError: if some of several loaders do, and others not, where they may not differ.
     """
-    parts = loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
+    parts = parts_of(loader)
     if asked is None and cursor is not None and cursor["dealt_to"] > 1 and any(part.stateful for part in parts):
         asked = bool(cursor["dealt"])
     sharded = []

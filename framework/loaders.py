@@ -11,7 +11,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
-from itertools import chain, islice, pairwise, tee
+from itertools import chain, count, islice, pairwise, tee
 from typing import Any, TypeGuard
 
 import torch
@@ -165,11 +165,13 @@ class EpochLoader:
         place: which of its batches this process reads: the first, and every how many.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
         shards: whether its own way of iterating gives each process another part.
+        read_ahead: whether it is read before the loop asks for it, or in step with other processes: what it draws must
+            then be apart from what the loop draws.
         watch: what all of a stream's batches go through before this process's are chosen.
     """
 
     share = 1.0
-    shards = False
+    shards = read_ahead = False
     watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
@@ -179,7 +181,7 @@ class EpochLoader:
         self.seed = seed
         self.length = exact_length(loader)
         self.estimate = loader_length(loader)
-        self.stateful = _has_state(loader)
+        self.stateful = has_state(loader)
         self._resumed: dict[str, Any] | None = None
         # Of the last iteration, of a loader with a state of its own: the step, the batches read, whether it has ended,
         # and its first state and two others, with the batches read until then.
@@ -256,15 +258,21 @@ class EpochLoader:
             # Which batches a part has, its own way of iterating counts from the first one on.
             again = start if self.shards else 0
             self._indices.place(epoch, start - again, step, begin, end)
-            batches = iterate_protected(self._copy)
+            if iterates_alone(self.loader):
+                # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
+                self._copy.__dict__["generator"] = self._generator(epoch)
+            if self.read_ahead and not self._indices.in_workers:
+                batches = self._seeded_by_batch(self._copy, epoch, start - again, step)
+            else:
+                batches = iterate_protected(self._copy)
             if again:
                 with isolated_rng():
                     for _ in islice(batches, again):
                         pass
             if self.length == INFINITE or not iterates_alone(self.loader):
                 return batches
-            count = len(range(start, int(self.length_in(epoch)), step))
-            return up_to(self.loader, batches, count, int(self.length), self._said) if count else iter(())
+            left = len(range(start, int(self.length_in(epoch)), step))
+            return up_to(self.loader, batches, left, int(self.length), self._said) if left else iter(())
         left = None if end is None else max(0, end - begin - start)
         if self.stateful:
             batches, start = self._iterate_stateful(epoch, begin, start, step)
@@ -273,7 +281,7 @@ class EpochLoader:
         else:
             if self.keeps_iterator and begin + start >= step:
                 self._require_order(epoch)
-            batches, start = self._iterate_stream(epoch, own_seed=step > 1), begin + start
+            batches, start = self._iterate_stream(epoch), begin + start
             if start >= step:
                 log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
                 for _ in islice(batches, start):
@@ -381,30 +389,67 @@ class EpochLoader:
         if not isinstance(self.loader, DataLoader) or self.stateful:
             return self.loader
         copied = copy.copy(self.loader)
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
-        copied.__dict__.update(generator=generator, _iterator=None)  # workers take their seeds from it
+        copied.__dict__.update(generator=self._generator(epoch), _iterator=None)  # workers take their seeds from it
         if copied.num_workers > 0:
             protect_workers(copied)
         return copied
 
-    def _iterate_stream(self, epoch: int, own_seed: bool) -> Iterator[Any]:
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+
+    def _iterate_stream(self, epoch: int) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        if self.stateful:
-            isolated = own_seed
-        else:  # workers have generators of their own; what is kept draws its order where it is iterated
-            isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
+        # Workers have generators of their own; what is kept draws its order where it is iterated.
+        isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
         for _ in self._left:  # so that it begins where all processes do
             pass
         opened, self._opened = self._opened, None
         goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
         if opened is not None and (opened.epoch == epoch or goes_on):
-            batches = opened.iterate(isolated)
+            batches = opened.iterate(isolated and not self.stateful)
+            if self.stateful:
+                batches = self._seeded_by_batch(batches, epoch)
+        elif self.stateful:
+            batches = self._seeded_by_batch(self.loader, epoch)
+        elif isolated:
+            batches = _isolated(self._source(epoch), mix_seeds(self.seed, epoch))
         else:
-            source = self._source(epoch)
-            batches = _isolated(source, mix_seeds(self.seed, epoch)) if isolated else iterate_protected(source)
+            batches = iterate_protected(self._source(epoch))
         if self.keeps_iterator and self.estimate < INFINITE:  # some go on for ever
             batches = self._left = islice(batches, int(self.estimate))
         return batches
+
+    def _seeded_by_batch(
+        self, source: Iterable[Any], epoch: int, first: int | None = None, step: int = 1
+    ) -> Iterator[Any]:
+        """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
+
+        So it is the same in all processes, and after a loader's own state has been loaded, which has no generators.
+
+        Args:
+            source: what to iterate.
+            epoch: the epoch.
+            first: the number of its first batch; None is the number of those that have been read.
+            step: by how much the next batch's number is higher.
+        """
+        with isolated_rng():
+            seed_batch(mix_seeds(self.seed, epoch))  # an order is drawn again as at the epoch's begin
+            iterator = iterate_protected(source)
+            begun = rng_state()
+
+        def batches() -> Iterator[Any]:
+            for number in count(self._read if first is None else first, step):
+                with isolated_rng():
+                    if number:
+                        seed_batch(mix_seeds(self.seed, epoch, number))
+                    else:
+                        set_rng_state(begun)  # some draw an order now, and others when they were begun
+                    batch = next(iterator, NO_BATCH)
+                if batch is NO_BATCH:
+                    return
+                yield batch
+
+        return batches()
 
     def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
@@ -418,10 +463,10 @@ class EpochLoader:
         elif not saved["left"]:
             read = max(0, start - step + 1) - saved["batches"]
         if batches is None:
-            batches = self._iterate_stream(epoch, step > 1)
+            batches = self._iterate_stream(epoch)
         self._step, self._read, self._ended = step, read, False
         self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
-        return self._noting(batches, epoch, step > 1), start - read
+        return self._noting(batches, epoch), start - read
 
     def _restored(self, saved: dict[str, Any], epoch: int, start: int, step: int) -> Iterator[Any] | None:
         """Iterate the loader from a state; None if it cannot, and an epoch begins.
@@ -434,10 +479,15 @@ class EpochLoader:
         try:
             if saved["state"] is not None:
                 self.loader.load_state_dict(saved["state"])
+            if saved["state"] is not None and getattr(self.loader, "num_workers", 0):
+                log.info(
+                    "%s has workers, whose random states are not in its state: their order is kept, and what they draw "
+                    "at random (augmentation) is drawn anew", type(self.loader).__name__,
+                )  # fmt: skip
             if saved["left"]:
                 with isolated_rng():
                     iterate_protected(self.loader)  # as a new iteration begins that was, too
-            return self._iterate_stream(epoch, step > 1)
+            return self._iterate_stream(epoch)
         except Exception as error:
             if start >= step or saved["batches"]:
                 raise CheckpointError(
@@ -452,10 +502,10 @@ class EpochLoader:
             attributes.update(unchanged)
             return None
 
-    def _noting(self, batches: Iterator[Any], epoch: int, own_seed: bool) -> Iterator[Any]:
+    def _noting(self, batches: Iterator[Any], epoch: int) -> Iterator[Any]:
         first = next(batches, NO_BATCH)
         if first is NO_BATCH and self._noted[0][1]["left"]:  # it went on with the last iteration, and only ended that
-            batches = self._iterate_stream(epoch, own_seed)
+            batches = self._iterate_stream(epoch)
         for batch in batches if first is NO_BATCH else chain((first,), batches):
             self._read += 1
             if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
@@ -756,7 +806,8 @@ def own_copy(loader: Any) -> Any:
     return copied
 
 
-def _has_state(loader: Any) -> bool:
+def has_state(loader: Any) -> bool:
+    """Whether a loader keeps a state of its own, to be saved and given back."""
     return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
@@ -778,7 +829,7 @@ def is_other_stream(item: Any) -> bool:
         return True
     # Python's own iterators may give parameters; what has items may be a configuration.
     is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(item, "__getitem__")
-    return hasattr(item, "__iter__") and not is_plain and (hasattr(item, "__next__") or _has_state(item))
+    return hasattr(item, "__iter__") and not is_plain and (hasattr(item, "__next__") or has_state(item))
 
 
 def holds_loaders(item: Any) -> bool:
@@ -928,9 +979,11 @@ class CombinedEpochLoader:
     @property
     def resumable(self) -> bool:
         """Whether it can go on inside an epoch: loaders with states of their own are then all at the same batch."""
-        cycles = self.loader.mode == "max_size_cycle" and all(_round_length(own) < INFINITE for own in self.loaders)
-        in_step = self.loader.mode == "min_size" or cycles
-        return in_step or not any(loader.stateful for loader in self.loaders)
+        if self.loader.mode == "min_size" or not any(loader.stateful for loader in self.loaders):
+            return True
+        if self.loader.mode != "max_size_cycle" or any(loader.read_ahead for loader in self.loaders):
+            return False
+        return all(_round_length(loader) < INFINITE for loader in self.loaders)
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
         """As :meth:`EpochLoader.cut`, in batches."""
@@ -972,7 +1025,11 @@ class CombinedEpochLoader:
         if counts and (start or step > 1) and any(_round_length(loader) == INFINITE for loader in self.loaders):
             if start >= step:
                 log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
-            return islice(self._iterate(epoch, 0, 1), start, None, step)
+            batches = self._iterate(epoch, 0, 1)
+            with isolated_rng():  # what these batches draw was drawn when they were read first
+                for _ in islice(batches, start):
+                    pass
+            return islice(batches, 0, None, step)
         if self.loader.mode == "sequential":
             return self._sequential(list(self.loaders), epoch, start, step)
         cycle = self.loader.mode == "max_size_cycle"
@@ -1015,8 +1072,14 @@ class CombinedEpochLoader:
             loader.close()
 
     def state_dict(self, following: int | None = None, done: bool = False) -> list[Any]:
-        """The loaders' states, as they are now."""
-        return [loader.state_dict(done=done) for loader in self.loaders]
+        """The loaders' states: as they are now, but where each of them gives one batch after the other."""
+        if self.loader.mode != "min_size" or following is None:
+            return [loader.state_dict(done=done) for loader in self.loaders]
+        states = []
+        for loader in self.loaders:
+            first, every = loader.place
+            states.append(loader.state_dict(first + following * every, done))
+        return states
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""

@@ -13,8 +13,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batches import map_tensors
-from .dealing import SharedLoader, cursor_of, cut_to, data_place, gives_parts, rest_of_epoch
-from .loaders import INFINITE, CombinedEpochLoader, EpochLoader, LookAhead, by_epochs, exact_length
+from .dealing import (
+    SharedLoader,
+    cursor_of,
+    cut_to,
+    data_place,
+    gives_parts,
+    parts_of,
+    require_resumable,
+    rest_of_epoch,
+)
+from .loaders import (
+    INFINITE,
+    CombinedEpochLoader,
+    CombinedLoader,
+    EpochLoader,
+    LookAhead,
+    by_epochs,
+    exact_length,
+    has_state,
+)
 from .seed import isolated_rng, mix_seeds
 
 if TYPE_CHECKING:
@@ -285,6 +303,9 @@ class PreparedLoader:
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self._looks_ahead = exact_length(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
+        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
+        # saved, that state must not be ahead.
+        self._stateful = any(map(has_state, loader.flattened if isinstance(loader, CombinedLoader) else [loader]))
         self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(engine.data_seed())
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
@@ -292,9 +313,6 @@ class PreparedLoader:
             self.source = SharedLoader(self.source, strategy, deal=not own, verify=asked is None)
         self.epoch = self.batches = 0
         self._read_part(None)
-        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
-        # saved, that state must not be ahead.
-        self._stateful = callable(getattr(loader, "state_dict", None))
         self.share = 1.0
         self.end_of_dataloader = False
         self.batch: Any = None
@@ -328,14 +346,17 @@ class PreparedLoader:
         elif shared is None:
             self.source = self._by_epochs(seed)
         else:
-            shared.loader = self._by_epochs(seed)
+            shared.take(self._by_epochs(seed))
             if isinstance(before, EpochLoader) and isinstance(shared.loader, EpochLoader):
                 shared.loader.shards = before.shards
             if isinstance(before, CombinedEpochLoader) and isinstance(shared.loader, CombinedEpochLoader):
                 shared.loader.deal_to([part.place for part in before.loaders])
 
     def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
-        return by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
+        loader = by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
+        for part in parts_of(loader):
+            part.read_ahead = self._looks_ahead and not self._stateful
+        return loader
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
@@ -412,6 +433,8 @@ class PreparedLoader:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
         world_size, part, batches = data_place(self.engine.strategy)[1], state["part"], state["batches"]
+        if batches:
+            require_resumable(self.source)
         if batches and (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)):
             part = {"first": batches, **rest}
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True

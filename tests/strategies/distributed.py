@@ -18,6 +18,11 @@ def in_processes(processes: int, function: Callable[..., Any], *args: Any) -> An
     """What ``function(*args)`` returns in rank 0 of so many processes; with one, it is called here."""
     if processes == 1:
         return function(*args)
+    return in_new_processes(processes, function, *args)
+
+
+def in_new_processes(processes: int, function: Callable[..., Any], *args: Any) -> Any:
+    """As :func:`in_processes`, and never here."""
     timer = threading.Timer(90, lambda: show_stacks(descendants(os.getpid())[1:]))  # before a test's time-out
     timer.daemon = True
     timer.start()
@@ -34,7 +39,7 @@ def all_in_processes(processes: int, calls: dict[str, tuple[Any, ...]]) -> dict[
         processes: how many.
         calls: by name, a function and its arguments.
     """
-    return in_processes(processes, _each, calls)
+    return in_processes(processes, call_all, calls)
 
 
 def told_by(error: BaseException) -> str:
@@ -42,7 +47,8 @@ def told_by(error: BaseException) -> str:
     return f"{error}\n{error.__cause__ or ''}"
 
 
-def _each(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def call_all(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """What several functions return, by name."""
     found = {}
     for name, (function, *args) in calls.items():
         torch.manual_seed(0)
