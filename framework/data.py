@@ -199,7 +199,8 @@ class RunData:
             train.load_state_dict(saved["loader"])
         if not state.batch_idx or cursor is None:
             return
-        require_resumable(train)
+        if not state.batches_done:
+            require_resumable(train)
         rest = rest_of_epoch(cursor, train, saved_by, data_place(trainer.strategy)[1])
         if rest is None:
             return

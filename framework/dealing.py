@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import CheckpointError
-from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader
+from .loaders import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader, is_map_style
 from .messages import log
 from .seed import isolated_rng
 from .sharding import draw_alike, fingerprint, is_sharded
@@ -63,7 +63,7 @@ class SharedLoader:
         self.length = self._steps(max(self.lengths))
         self.estimate = self._steps(max(estimate for _, estimate in told))
         self._verify = verify and deal and self.length == INFINITE
-        self._marks: list[str] = []
+        self._marks: list[str] | None = None  # of the batches that are read ahead, to be compared
         self.take(loader)
 
     def take(self, loader: EpochLoader | CombinedEpochLoader) -> None:
@@ -71,7 +71,8 @@ class SharedLoader:
         self.loader = loader
         for part in parts_of(loader):
             part.read_ahead = self.length == INFINITE or loader.alone
-            if self._verify:  # only streams are watched: a map-style loader's random augmentation may differ
+            part.draws_apart = () if self.deal else (self.strategy.global_rank,)
+            if self._verify and part.is_stream and not is_map_style(part.loader):  # whose augmentation may differ
                 part.watch = self._marking
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
@@ -160,9 +161,9 @@ class SharedLoader:
     # -- unknown lengths --------------------------------------------------------------------------------------
 
     def _marking(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """A stream's batches; what the first ones are is kept, to be compared."""
+        """A stream's batches; what the first ones hold is kept, to be compared."""
         for batch in batches:
-            if self._verify:
+            if self._marks is not None:
                 self._marks.append(fingerprint(batch))
             yield batch
 
@@ -182,14 +183,14 @@ class SharedLoader:
         in_rounds = self.deal and self.length == INFINITE
         read = [0.0] * self.strategy.world_size
         while True:
-            self._marks = []
+            self._marks = [] if self._verify else None
             mine = list(islice(ahead, LOOK_AHEAD))
             told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
             seen: list[list[float]] = [counts for counts, _ in told]
             read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
             if in_rounds and any(own != told[0] for own in told):
                 raise different_streams(read, "training loader")
-            self._verify = False
+            self._verify, self._marks = False, None
             steps = max(map(len, seen))
             if last is NO_BATCH and steps and not all(seen):
                 source = next(rank for rank, counts in enumerate(seen) if counts)

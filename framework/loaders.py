@@ -28,8 +28,9 @@ INFINITE = float("inf")
 # A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
 _NOTED_EVERY = 64
 NO_BATCH = object()  # a batch that is not there
-# What stands for that state: it or an earlier one, the batches since then, and whether that iteration is then left.
-_KEYS = {"state", "batches", "left"}
+# What stands for that state: it or an earlier one, the batches since then, whether that iteration is then left, how
+# many batches of the epoch had been read when it was taken, and the epoch. Earlier versions had the first two or three.
+_KEYS = {"state", "batches", "left", "read", "epoch"}
 # What may hold loaders.
 _COLLECTIONS = (tuple, *LISTS, ValuesView, Mapping)
 # What may be iterated and is a batch or a part of one where it stands in a list.
@@ -97,7 +98,7 @@ def up_to(loader: Any, batches: Iterator[Any], count: int, told: int, said: set[
 
 def may_give_more(loader: Any) -> bool:
     """Whether a map-style ``DataLoader`` is iterated, or its samples drawn, by a user's own code."""
-    if not _is_map_style(loader):
+    if not is_map_style(loader):
         return False
     return iterates_alone(loader) or exact_length(loader, trusts_samplers=False) == INFINITE
 
@@ -161,17 +162,20 @@ class EpochLoader:
         unit: what a batch is in that count.
         batch_sizes: the loader's, in a list, as far as it tells.
         stateful: whether the loader has a state of its own.
+        iterated: the epoch that such a one has been iterated for last.
         keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
         place: which of its batches this process reads: the first, and every how many.
         share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
         shards: whether its own way of iterating gives each process another part.
         read_ahead: whether it is read before the loop asks for it, or in step with other processes: what it draws must
             then be apart from what the loop draws.
+        draws_apart: numbers by which what this process draws differs from what others do, which read other batches.
         watch: what all of a stream's batches go through before this process's are chosen.
     """
 
     share = 1.0
     shards = read_ahead = False
+    draws_apart: tuple[int, ...] = ()
     watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
@@ -183,16 +187,18 @@ class EpochLoader:
         self.estimate = loader_length(loader)
         self.stateful = has_state(loader)
         self._resumed: dict[str, Any] | None = None
-        # Of the last iteration, of a loader with a state of its own: the step, the batches read, whether it has ended,
-        # and its first state and two others, with the batches read until then.
+        # Of the last iteration, of a loader with a state of its own: the step, the epoch's batches that have been read,
+        # whether it has ended, and its first state and two others, with the batches read until then.
         self._step, self._read, self._ended = 1, 0, False
+        self._begin = 0  # of the part of the epoch that it iterates
+        self.iterated: int | None = None
         self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
         self._opened: _Opened | None = None  # an iteration whose first batch has been looked at
         self._asks = False  # whether it is sure to ask for our indices
         self.keeps_iterator = False
         self._left: Iterator[Any] = iter(())  # what is left of an iteration that the next one would go on with
-        if not self.stateful and _is_map_style(loader):
+        if not self.stateful and is_map_style(loader):
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = _replace_sampler(loader, self._indices)
             self._asks = type(loader).__iter__ is DataLoader.__iter__
@@ -262,7 +268,8 @@ class EpochLoader:
                 # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
                 self._copy.__dict__["generator"] = self._generator(epoch)
             if self.read_ahead and not self._indices.in_workers:
-                batches = self._seeded_by_batch(self._copy, epoch, start - again, step)
+                part = (begin,) if begin else ()
+                batches = self._seeded_by_batch(self._copy, epoch, start - again, step, part)
             else:
                 batches = iterate_protected(self._copy)
             if again:
@@ -273,15 +280,17 @@ class EpochLoader:
                 return batches
             left = len(range(start, int(self.length_in(epoch)), step))
             return up_to(self.loader, batches, left, int(self.length), self._said) if left else iter(())
-        left = None if end is None else max(0, end - begin - start)
+        start += begin  # what is not planned is read from its first batch on
+        left = None if end is None else max(0, end - start)
         if self.stateful:
-            batches, start = self._iterate_stateful(epoch, begin, start, step)
+            self._begin = begin
+            batches, start = self._iterate_stateful(epoch, start, step)
         elif isinstance(self.loader, Sequence):
-            batches, start = iter(self.loader), begin + start
+            batches = iter(self.loader)
         else:
-            if self.keeps_iterator and begin + start >= step:
+            if self.keeps_iterator and start >= step:
                 self._require_order(epoch)
-            batches, start = self._iterate_stream(epoch), begin + start
+            batches = self._iterate_stream(epoch)
             if start >= step:
                 log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
                 for _ in islice(batches, start):
@@ -324,7 +333,7 @@ class EpochLoader:
             return None if self._indices.planned else next(self._indices.look(), NO_BATCH)
         if isinstance(self.loader, Sequence):
             return next(iter(self.loader), NO_BATCH)
-        if self.stateful and _is_map_style(self.loader) and not self.alone:
+        if self.stateful and is_map_style(self.loader) and not self.alone:
             with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
                 sampler: Any = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
@@ -395,7 +404,9 @@ class EpochLoader:
         return copied
 
     def _generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+        given = getattr(self.loader, "generator", None)
+        own = (given.initial_seed(),) if given is not None else ()
+        return torch.Generator().manual_seed(mix_seeds(self.seed, epoch, *own))
 
     def _iterate_stream(self, epoch: int) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
@@ -420,28 +431,37 @@ class EpochLoader:
         return batches
 
     def _seeded_by_batch(
-        self, source: Iterable[Any], epoch: int, first: int | None = None, step: int = 1
+        self, source: Iterable[Any], epoch: int, first: int | None = None, step: int = 1, part: tuple[int, ...] = ()
     ) -> Iterator[Any]:
         """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
 
-        So it is the same in all processes, and after a loader's own state has been loaded, which has no generators.
+        So it is the same after a resume, for the states of loaders hold no generators; and in all processes that read
+        the same batches. Processes that read different ones draw different numbers.
 
         Args:
             source: what to iterate.
             epoch: the epoch.
             first: the number of its first batch; None is the number of those that have been read.
             step: by how much the next batch's number is higher.
+            part: where the part of the epoch begins whose batches are counted, if it is not all of it.
         """
+        in_workers = bool(getattr(self.loader, "num_workers", 0))
         with isolated_rng():
             seed_batch(mix_seeds(self.seed, epoch))  # an order is drawn again as at the epoch's begin
             iterator = iterate_protected(source)
             begun = rng_state()
 
         def batches() -> Iterator[Any]:
+            apart = () if self.place[1] > 1 else self.draws_apart
+            is_first = True
             for number in count(self._read if first is None else first, step):
+                if in_workers and not is_first:  # which draw with generators of their own
+                    yield from iterator
+                    return
+                is_first = False
                 with isolated_rng():
-                    if number:
-                        seed_batch(mix_seeds(self.seed, epoch, number))
+                    if number or part:
+                        seed_batch(mix_seeds(self.seed, epoch, *part, number, *apart))
                     else:
                         set_rng_state(begun)  # some draw an order now, and others when they were begun
                     batch = next(iterator, NO_BATCH)
@@ -451,22 +471,40 @@ class EpochLoader:
 
         return batches()
 
-    def _iterate_stateful(self, epoch: int, begin: int, start: int, step: int) -> tuple[Iterator[Any], int]:
+    def _iterate_stateful(self, epoch: int, start: int, step: int) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
         saved, self._resumed = self._resumed, None
-        read, batches = -begin, None  # batches are counted from there
+        read, batches = 0, None
         if saved is None:
             with suppress(Exception):  # which only a save is to tell
                 saved = self.state_dict(done=True) if self._noted else None  # that in which the last one was left
         elif (batches := self._restored(saved, epoch, start, step)) is None:
             saved = None
         elif not saved["left"]:
-            read = max(0, start - step + 1) - saved["batches"]
+            read = self._read_until(saved, epoch, start, step)
         if batches is None:
             batches = self._iterate_stream(epoch)
-        self._step, self._read, self._ended = step, read, False
+        self._step, self._read, self._ended, self.iterated = step, read, False, epoch
         self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
         return self._noting(batches, epoch), start - read
+
+    @staticmethod
+    def _read_until(saved: dict[str, Any], epoch: int, start: int, step: int) -> int:
+        """How many of the epoch's batches had been read when a state was taken.
+
+        Raises:
+            CheckpointError: if those to go on with are among them.
+        """
+        if "read" not in saved:
+            return max(0, start - step + 1) - saved["batches"]
+        if saved["epoch"] != epoch and start < step:
+            return 0
+        if saved["epoch"] != epoch or saved["read"] > start:
+            raise CheckpointError(
+                "the training loader does not go on inside the epoch: its own state, as it was saved, is ahead of the "
+                "training; resume from a checkpoint of an epoch's end"
+            )
+        return saved["read"]
 
     def _restored(self, saved: dict[str, Any], epoch: int, start: int, step: int) -> Iterator[Any] | None:
         """Iterate the loader from a state; None if it cannot, and an epoch begins.
@@ -479,7 +517,8 @@ class EpochLoader:
         try:
             if saved["state"] is not None:
                 self.loader.load_state_dict(saved["state"])
-            if saved["state"] is not None and getattr(self.loader, "num_workers", 0):
+            inside = start >= step or saved["batches"]
+            if inside and saved["state"] is not None and getattr(self.loader, "num_workers", 0):
                 log.info(
                     "%s has workers, whose random states are not in its state: their order is kept, and what they draw "
                     "at random (augmentation) is drawn anew", type(self.loader).__name__,
@@ -516,7 +555,8 @@ class EpochLoader:
 
     def _now(self, left: bool = False) -> dict[str, Any]:
         with workers_protected(self.loader):  # asked before it is iterated, it may start them
-            return {"state": self.loader.state_dict(), "batches": 0, "left": left}
+            state = self.loader.state_dict()
+        return {"state": state, "batches": 0, "left": left, "read": self._read, "epoch": self.iterated}
 
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
@@ -537,17 +577,16 @@ class EpochLoader:
             return {"state": None, "batches": 0, "left": False}
         if not self._noted or following is None or done:
             return self._now(left=done and not self._ended and bool(self._noted))
-        wanted = max(0, following - self._step + 1)
+        wanted = max(0, self._begin + following - self._step + 1)
         if wanted == self._read > self._noted[0][0] and not self._ended:
             return self._now()
-        read, state = [noted for noted in self._noted if noted[0] <= wanted][-1]
-        return {**state, "batches": wanted - read}
+        read, state = [noted for noted in self._noted if noted[0] <= max(wanted, self._noted[0][0])][-1]
+        return {**state, "batches": max(0, wanted - read), "read": read, "epoch": self.iterated}
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
         if self.stateful and state is not None:
-            ours = isinstance(state, dict) and _KEYS - {"left"} <= state.keys() <= _KEYS
-            # Older checkpoints have less.
+            ours = isinstance(state, dict) and {"state", "batches"} <= state.keys() <= _KEYS
             self._resumed = {"batches": 0, "left": False, **(state if ours else {"state": state})}
             if self._resumed["state"] is not None:
                 self._opened = None
@@ -780,7 +819,8 @@ class _Asked(BaseException):
     """A loader has asked for its sampler's indices; no loader's own ``except Exception`` hides it."""
 
 
-def _is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
+def is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
+    """Whether it is a ``DataLoader`` over a dataset with ``__getitem__``."""
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
@@ -955,6 +995,22 @@ def combined_length(lengths: list[int | float], mode: str) -> int | float:
     return {"min_size": min, "sequential": sum}.get(mode, max)(lengths)
 
 
+def _round_of(batch: int, length: int | float) -> tuple[int, int]:
+    """In which round of a loader that begins again a batch is, and its number there."""
+    if length in (0, INFINITE):
+        return 0, batch
+    round_, place = divmod(batch, int(length))
+    if place == 0 and round_ > 0:
+        # The round before is over, but its end is only seen by the next read.
+        return round_ - 1, int(length)
+    return round_, place
+
+
+def _epoch_of(epoch: int, round_: int) -> int:
+    # Further rounds need orders of their own; no training has this many epochs.
+    return epoch + round_ * 1_000_000_007
+
+
 def _round_length(loader: Any) -> int | float:
     """Batches until a loader begins again; one with a state of its own cannot be read again to count them."""
     return loader.estimate if loader.stateful else loader.length
@@ -975,10 +1031,11 @@ class CombinedEpochLoader:
         self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
         self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
         self._cut: tuple[int, int, int | None] | None = None
+        self._epoch = self._begin = 0  # the epoch that is iterated, and where the part of it begins
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on inside an epoch: loaders with states of their own are then all at the same batch."""
+        """Whether it can go on inside an epoch: what each loader with a state of its own gives when is known."""
         if self.loader.mode == "min_size" or not any(loader.stateful for loader in self.loaders):
             return True
         if self.loader.mode != "max_size_cycle" or any(loader.read_ahead for loader in self.loaders):
@@ -1017,6 +1074,7 @@ class CombinedEpochLoader:
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
         begin, end = self._part(epoch)
+        self._epoch, self._begin = epoch, begin
         batches = self._iterate(epoch, begin + start, step)
         return islice(batches, None if end is None else len(range(begin + start, end, step)))
 
@@ -1072,13 +1130,18 @@ class CombinedEpochLoader:
             loader.close()
 
     def state_dict(self, following: int | None = None, done: bool = False) -> list[Any]:
-        """The loaders' states: as they are now, but where each of them gives one batch after the other."""
-        if self.loader.mode != "min_size" or following is None:
+        """The loaders' states, to go on with batch ``following``, as far as each loader tells."""
+        if following is None or not self.resumable:
             return [loader.state_dict(done=done) for loader in self.loaders]
         states = []
         for loader in self.loaders:
             first, every = loader.place
-            states.append(loader.state_dict(first + following * every, done))
+            place = first + (self._begin + following) * every
+            if self.loader.mode == "max_size_cycle" and loader.stateful:
+                round_, place = _round_of(place, _round_length(loader))
+                if loader.iterated != _epoch_of(self._epoch, round_):
+                    place = None  # it has begun the next round: its state is ahead, which a resume finds
+            states.append(loader.state_dict(place, done))
         return states
 
     def load_state_dict(self, state: Any) -> None:
@@ -1104,17 +1167,10 @@ class _Stream:
         self.round = 0
         length = _round_length(loader)
         if cycle and start and length not in (0, INFINITE):
-            self.round, start = divmod(start, int(length))
-            if start == 0:
-                # The round before is over, but its end is only seen by the next read.
-                self.round, start = self.round - 1, int(length)
+            self.round, start = _round_of(start, length)
             self.ended = self.round > 0
         self.position = start  # of the next batch in its round
-        self.iterator: Any = loader.iterate(self._epoch(), start, step)
-
-    def _epoch(self) -> int:
-        # Further rounds need orders of their own; no training has this many epochs.
-        return self.epoch + self.round * 1_000_000_007
+        self.iterator: Any = loader.iterate(_epoch_of(epoch, self.round), start, step)
 
     def next(self) -> Any:
         """The next batch, or None when there is no more.
@@ -1123,7 +1179,7 @@ class _Stream:
         there is none, and what goes on where it was left loses no batch to it.
         """
         if self.iterator is None:
-            self.iterator = self.loader.iterate(self._epoch(), self.position, self.step)
+            self.iterator = self.loader.iterate(_epoch_of(self.epoch, self.round), self.position, self.step)
         try:
             batch = next(self.iterator)
         except StopIteration:

@@ -379,6 +379,8 @@ class PreparedLoader:
         elif self.batches:
             self.epoch += 1  # the last one was left before its end
             self._read_part(None)
+        if inside and start < self.length:
+            require_resumable(self.source)
         self.batches = start
         first = 0 if self._part is None else self._part["first"]
         engine = self.engine
@@ -433,8 +435,6 @@ class PreparedLoader:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
         world_size, part, batches = data_place(self.engine.strategy)[1], state["part"], state["batches"]
-        if batches:
-            require_resumable(self.source)
         if batches and (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)):
             part = {"first": batches, **rest}
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True

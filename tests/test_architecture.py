@@ -25,7 +25,7 @@ LEAVES = ("callbacks", "loggers", "strategies")  # hold their own contract; fram
 CONTRACTS = ("callbacks/base.py", "loggers/base.py", "strategies/base.py")
 
 CONTRACT_LINES = 200  # at most
-ALL_TOKENS = 127_400  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
+ALL_TOKENS = 127_800  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
 
 # Importing the framework must not import these, unless `import torch` does so already.
 HEAVY = (

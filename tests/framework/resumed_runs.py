@@ -138,16 +138,19 @@ class TwoOptimizers(Net):
 
 
 class Save(Callback):
-    """Saves in the middle, and has a state that says so."""
+    """Saves after so many batches of a run, and has a state that counts them."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, after: int) -> None:
         self.path = path
+        self.after = after
         self.batches = 0
-        self.steps_before = 0  # calls of training_step, before what is compared
+        self.batches_of_this_run = 0
+        self.steps_before = 0  # calls of training_step until then
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches += 1
-        if self.path is not None and self.batches == SAVED_AT[trainer.world_size]:
+        self.batches_of_this_run += 1
+        if self.path is not None and self.batches_of_this_run == self.after:
             trainer.save_checkpoint(self.path)
             self.steps_before = len(module.samples)
 
@@ -276,7 +279,9 @@ SHARDED = (
 )  # fmt: skip
 
 
-def train(name: str, path: Path, resume: bool, strategy: str = "auto", windows: int = 1) -> dict[str, Any]:
+def train(
+    name: str, path: Path, resume: bool, strategy: str = "auto", windows: int = 1, save_again: bool = False
+) -> dict[str, Any]:
     """One run of the Trainer: from its begin, saved in its middle, or from there.
 
     Returns:
@@ -285,7 +290,9 @@ def train(name: str, path: Path, resume: bool, strategy: str = "auto", windows: 
     kind, loader, arguments = RUNS[name] if name in RUNS else (Net, LOADERS[name], {"accumulate_grad_batches": windows})
     seed_everything(5 if resume else 3, workers=True, verbose=False)
     module = kind()
-    save = Save(None if resume else path)
+    save = Save(path, SAVED_AT[int(os.environ.get("WORLD_SIZE", "1"))])
+    if resume:
+        save = Save(path.with_name(f"{path.name} again") if save_again else None, 2)
     stopping = EarlyStopping("val_loss", patience=1, min_delta=10.0) if name == "windows" else EarlyStopping(
         "val_loss", patience=99
     )  # fmt: skip
@@ -294,7 +301,8 @@ def train(name: str, path: Path, resume: bool, strategy: str = "auto", windows: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, loader(), validation, ckpt_path=str(path) if resume else None)
-    seen = {"samples": module.samples[save.steps_before :], "losses": module.losses[save.steps_before :]}
+    begin = 0 if resume else save.steps_before
+    seen = {"samples": module.samples[begin:], "losses": module.losses[begin:]}
     whole = trainer.strategy.gather_objects(seen)
     found = {
         "samples": [each["samples"] for each in whole],

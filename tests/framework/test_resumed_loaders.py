@@ -55,6 +55,32 @@ def test_the_rest_of_a_run_is_the_same_to_the_last_bit(tmp_path: Path, processes
     check(in_processes(processes, differences, tmp_path, by_trainer))
 
 
+# What keeps a state of its own, and goes on inside an epoch.
+KEPT = [name for name in LOADERS if "stateful" in name and name not in REFUSED and "stream" not in name]
+
+
+def all_samples(folder: Path, resume: bool, save_again: bool = False) -> dict[str, list[Any]]:
+    """What a run reads, or its rest, by loader and rank."""
+    found = {}
+    for name in KEPT:
+        path = folder / name
+        found[name] = train(name, path, resume, save_again=save_again)["samples"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_reads_the_rest_once(tmp_path: Path, before: int, after: int):
+    whole = in_processes(before, all_samples, tmp_path, False)
+    rest = in_processes(after, all_samples, tmp_path, True, True)
+    for name in KEPT:
+        in_turn = [
+            [batch for round_ in zip(*by_rank, strict=True) for batch in round_]
+            for by_rank in (whole[name], rest[name])
+        ]
+        assert in_turn[0] == in_turn[1], name
+
+
 @pytest.mark.parametrize("name", ["max_size_cycle: shuffled and stream", "own iteration", "stateful stream"])
 def test_one_process_goes_on_in_the_same_way(tmp_path: Path, name: str):
     assert SAVED_AT[1] % 10, "inside an epoch"

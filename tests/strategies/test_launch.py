@@ -84,8 +84,13 @@ import sys
 
 
 def gloo_threads():
-    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
-    return sum("gloo" in name for name in names)
+    count = 0
+    for task in os.listdir("/proc/self/task"):
+        try:
+            count += "gloo" in open(f"/proc/self/task/{task}/comm").read()
+        except FileNotFoundError:  # this thread has just ended
+            pass
+    return count
 
 
 @atexit.register
