@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
-from loopwright.strategies.launch import call_in_processes
+from loopwright.strategies.launch.launcher import call_in_processes
 
 from .kills import Noisy
 from .report import Table

@@ -21,7 +21,7 @@ from .monitor import acts_at_epoch_ends, not_logged
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
-    from ..framework.saving import Save
+    from ..framework.checkpoint.saver import Save
 
 log = getLogger("loopwright")
 

@@ -1,13 +1,13 @@
 """The Trainer, the Engine, and what they run."""
 
-from .checkpoint import CheckpointError
+from .checkpoint.writer import CheckpointError
+from .data.sources import CombinedLoader
 from .datamodule import DataModule
-from .engine import Engine
-from .loaders import CombinedLoader
-from .memory import find_executable_batch_size
+from .engine.batch_size import find_executable_batch_size
+from .engine.engine import Engine
+from .engine.rank_logger import get_logger
+from .lifecycle.processes import launch
 from .module import Module
-from .processes import launch
-from .rank_logger import get_logger
 from .seed import isolated_rng, seed_everything
 from .trainer import Trainer
 

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from .. import callbacks as builtin_callbacks
 from .arguments import check_count
-from .loaders import INFINITE
-from .metrics import as_floats, as_tensors
+from .data.sources import INFINITE
+from .metrics.metrics import as_floats, as_tensors
 
 if TYPE_CHECKING:
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
     from ..strategies import Strategy
-    from .control import Control
-    from .data import RunData
-    from .engine import Engine
-    from .metrics import Metrics
+    from .engine.engine import Engine
+    from .loop.consensus import Control
+    from .loop.loaders import RunData
+    from .loop.state import RunState
+    from .loop.step import LRSchedulerConfig, Optimization
+    from .metrics.metrics import Metrics
     from .module import Module
-    from .optimization import LRSchedulerConfig, Optimization
-    from .state import RunState
 
 
 class TrainerAttributes:

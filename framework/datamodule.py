@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .batches import move_batch
+from .data.batches import move_batch
 from .hparams import HyperparametersMixin
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class DataModule(DataHooks, HyperparametersMixin):
         Raises:
             CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or lacks an argument.
         """
-        from .restore import datamodule_from_checkpoint
+        from .lifecycle.checkpoint import datamodule_from_checkpoint
 
         return datamodule_from_checkpoint(cls, checkpoint_path, weights_only, overrides)
 

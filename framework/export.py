@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_checkpoint
+from .checkpoint.storage import join, replacing
+from .checkpoint.tensors import StagedTensors, is_plain
+from .checkpoint.writer import CheckpointError, load_checkpoint
 from .messages import configure, log
-from .places import join, replacing
-from .tensor_files import StagedTensors, is_plain
 
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 

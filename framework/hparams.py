@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .configs import AttributeDict, fields_of, kind_of, portable
+from .checkpoint.configs import AttributeDict, fields_of, kind_of, portable
 
 if TYPE_CHECKING:
     from typing_extensions import Self

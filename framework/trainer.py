@@ -19,9 +19,8 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
-from ..strategies.launch import forget_failure, note
+from ..strategies.launch.launcher import forget_failure, note
 from ..strategies.pieces import whole_state
-from . import loops
 from .arguments import (
     check_choice,
     check_clipping,
@@ -32,36 +31,37 @@ from .arguments import (
     names_arguments,
 )
 from .attributes import TrainerAttributes
-from .checkpoint import is_taken, remove_checkpoint, write_pointer
-from .compilation import compile_submodules
-from .configs import portable
-from .control import Control
-from .data import RunData
+from .checkpoint.configs import portable
+from .checkpoint.folder_claims import claim_folder, release_folders
+from .checkpoint.saver import Save, exchange, in_main_process
+from .checkpoint.storage import plain
+from .checkpoint.writer import is_taken, remove_checkpoint, write_pointer
+from .data.sharding import data_place
+from .data.sources import INFINITE
 from .datamodule import DataModule
-from .dealing import data_place
-from .engine import Engine
-from .explanations import needs_closure
-from .folder_claims import claim_folder, release_folders
-from .hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
-from .launch_settings import launched_accumulation
-from .loaders import INFINITE
+from .engine.engine import Engine
+from .engine.explanations import needs_closure
+from .engine.launch_settings import launched_accumulation
+from .lifecycle.attachment import attached
+from .lifecycle.checkpoint import can_save_alone, read_run, restore_module, restore_run, restore_start, save_run
+from .lifecycle.checks import check_run, names_in_eval_mode
+from .lifecycle.compile import compile_submodules
+from .lifecycle.processes import CarriedFit, Run, run_in_processes
+from .lifecycle.signals import Signals
+from .loop import fit as loops
+from .loop.consensus import Control
+from .loop.hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
+from .loop.loaders import RunData
+from .loop.state import RunState
+from .loop.step import Optimization, check_schedulers, parse_optimizers
 from .messages import configure, log
-from .metric_states import metric_states, own_metrics
-from .metrics import Metrics, as_floats
+from .metrics.metric_state import metric_states, own_metrics
+from .metrics.metrics import Metrics, as_floats
 from .module import Module
-from .optimization import Optimization, check_schedulers, parse_optimizers
-from .places import plain
-from .processes import CarriedFit, Run, run_in_processes
-from .requirements import check_run, names_in_eval_mode
-from .restore import can_save_alone, read_run, restore_module, restore_run, restore_start, save_run
-from .rollback import attached
-from .saving import Save, exchange, in_main_process
-from .signals import Signals
-from .state import RunState
 
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
-    from .optimization import LRSchedulerConfig
+    from .loop.step import LRSchedulerConfig
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
-    from .launch import Place
+    from .launch.launcher import Place
     from .precision import Precision
 
 

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from . import pickling
 from .base import Strategy
-from .launch import LAST_WORK, STORE, Place, adopt, leave, leave_group
+from .launch.launcher import LAST_WORK, STORE, Place, adopt, leave, leave_group
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 

@@ -12,7 +12,7 @@ import torch
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import Module
-from loopwright.framework.checkpoint import find_checkpoints, is_complete, load_checkpoint, resolve
+from loopwright.framework.checkpoint.writer import find_checkpoints, is_complete, load_checkpoint, resolve
 from loopwright.loggers import CSVLogger, Logger
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader
 
 from loopwright.framework import Module
-from loopwright.framework.batches import batch_size_of, cast_batch, map_tensors, move_batch
+from loopwright.framework.data.batches import batch_size_of, cast_batch, map_tensors, move_batch
 from tests.strategies.distributed import quiet
 
 

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as module_under_test
-from loopwright.framework.checkpoint import (
+from loopwright.framework.checkpoint.configs import AttributeDict
+from loopwright.framework.checkpoint.serialization import decode, encode
+from loopwright.framework.checkpoint.writer import (
     Snapshot,
     find_checkpoints,
     is_complete,
@@ -36,8 +38,6 @@ from loopwright.framework.checkpoint import (
     save_checkpoint,
     write_pointer,
 )
-from loopwright.framework.configs import AttributeDict
-from loopwright.framework.encoding import decode, encode
 from tests.framework.models import Evaluated, Linear, ended, in_a_child, loader, quiet, weights
 
 FACTS = {"created": 1.0, "global_step": 3}

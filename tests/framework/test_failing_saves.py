@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import Module, Trainer
-from loopwright.framework.checkpoint import (
+from loopwright.framework.checkpoint.writer import (
     find_checkpoints,
     is_complete,
     load_checkpoint,

@@ -34,8 +34,8 @@ from torch.utils.data import (
 
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Module
-from loopwright.framework.data import limited
-from loopwright.framework.loaders import INFINITE, CombinedEpochLoader, EpochLoader, by_epochs, loader_length
+from loopwright.framework.data.sources import INFINITE, CombinedEpochLoader, EpochLoader, by_epochs, loader_length
+from loopwright.framework.loop.loaders import limited
 from tests.framework.models import quiet
 
 

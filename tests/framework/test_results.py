@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.framework import Engine
-from loopwright.framework.peer_tensors import split
-from loopwright.framework.sharding import fingerprint
+from loopwright.framework.data.shard_detection import fingerprint
+from loopwright.framework.engine.peer_tensors import split
 from tests.strategies.distributed import in_processes
 
 SAMPLES = 7  # with batches of two: the last round of three processes holds one sample

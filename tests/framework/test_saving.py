@@ -30,9 +30,9 @@ from loopwright.callbacks import (
 )
 from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as checkpoint_module
-from loopwright.framework.checkpoint import is_complete, load_checkpoint, read_manifest, save_checkpoint
+from loopwright.framework.checkpoint.tensors import StagedTensors
+from loopwright.framework.checkpoint.writer import is_complete, load_checkpoint, read_manifest, save_checkpoint
 from loopwright.framework.export import main as export
-from loopwright.framework.tensor_files import StagedTensors
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
 from tests.programs import run_program

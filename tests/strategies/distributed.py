@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from loopwright.framework import Trainer
-from loopwright.strategies.launch import call_in_processes
+from loopwright.strategies.launch.launcher import call_in_processes
 from tests.programs import descendants, show_stacks
 
 

@@ -373,7 +373,7 @@ def test_batches_that_only_count_as_such_keep_their_size(tmp_path: Path):
 def test_what_is_no_sum_cannot_be_joined(tmp_path: Path):
     from torchmetrics.regression import PearsonCorrCoef
 
-    from loopwright.framework.metric_states import merge_metric_states, metric_states
+    from loopwright.framework.metrics.metric_state import merge_metric_states, metric_states
 
     class Holder(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
-from loopwright.framework.dealing import LOOK_AHEAD
+from loopwright.framework.data.sharding import LOOK_AHEAD
 from loopwright.strategies import DeepSpeedStrategy, Precision
 from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 

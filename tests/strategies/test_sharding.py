@@ -26,7 +26,7 @@ from transformers import BatchEncoding
 
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Engine, Module
-from loopwright.framework.sharding import fingerprint
+from loopwright.framework.data.shard_detection import fingerprint
 from tests.framework.test_loaders import InThread
 from tests.strategies.distributed import in_processes, quiet
 

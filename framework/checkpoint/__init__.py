@@ -1,0 +1,1 @@
+"""What is on disk: checkpoints as folders of tensors and JSON."""

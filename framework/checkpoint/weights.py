@@ -1,0 +1,60 @@
+"""Weights from files that are no checkpoint of ours: safetensors files, and those of ``torch.save``, as Lightning's."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .storage import read_bytes
+from .tensors import read_tensors
+
+_ZIP = b"PK\x03\x04"
+
+
+def is_weights_file(path: str) -> bool:
+    """Whether a file is one that :func:`load_weights_file` reads, by its name or its first bytes."""
+    return path.endswith(".safetensors") or read_bytes(path, len(_ZIP)) == _ZIP
+
+
+def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
+    """What of a checkpoint is in a file of weights: ``state_dict``, and the hyperparameters of a Lightning checkpoint.
+
+    Nothing in the file can run code: torch's ``weights_only=True`` applies, whoever asks.
+
+    Raises:
+        ValueError: if it is damaged, holds more than that, or no weights.
+    """
+    content = read_bytes(path)
+    if path.endswith(".safetensors"):
+        try:
+            return {"state_dict": read_tensors(content, map_location)}
+        except Exception as error:  # the library's own
+            raise ValueError(f"{path!r} is no safetensors file, or damaged: {error}") from error
+    try:
+        loaded = torch.load(
+            io.BytesIO(content), map_location="cpu" if map_location is None else map_location, weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
+            f"load it where it was made, and save its state_dict alone. torch says: {error}"
+        ) from error
+    except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
+        raise ValueError(f"{path!r} cannot be read as a file of torch.save: {error}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path!r} holds no state_dict; its content is a {type(loaded).__name__}")
+    if "state_dict" not in loaded and not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path!r} holds no state_dict and no tensors; its keys are {', '.join(map(repr, state))}")
+    found: dict[str, Any] = {"state_dict": state}
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        if key in loaded:
+            found[key] = dict(loaded[key])
+    # Lightning notes the name of an argument that holds all hyperparameters, as a dict or Namespace.
+    if "hyper_parameters" in found and (name := loaded.get("hparams_name")) not in (None, "kwargs"):
+        found["hyper_parameters_call"] = {"arguments": [name], "whole": [name, ""]}
+    return found

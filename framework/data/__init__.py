@@ -1,0 +1,1 @@
+"""Where batches come from, and how far a run has read them."""

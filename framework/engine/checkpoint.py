@@ -1,0 +1,154 @@
+"""What ``Engine.save_state`` writes, and how it is taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...strategies.pieces import whole_state
+from ..checkpoint.saver import Save, in_main_process
+from ..checkpoint.serialization import unseal
+from ..checkpoint.storage import join
+from ..checkpoint.writer import CheckpointError, resolve
+from ..export import export_weights
+from ..lifecycle.checkpoint import load_checked, load_weights
+from ..seed import rng_state, set_rng_state
+from .prepared import unwrap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .engine import Engine
+
+
+def is_whole(engine: Engine) -> bool:
+    """Whether each process has all of the models' and optimizers' states."""
+    return not any(strategy.shards_state for strategy in (engine.strategy, *engine._strategies))
+
+
+def can_save_alone(engine: Engine) -> bool:
+    """Whether this process can write a checkpoint without the others: it has all that differs beside random states."""
+    stateful = any(loader.stateful for loader in engine._loaders)
+    return engine.is_main_process and is_whole(engine) and not stateful
+
+
+def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
+    """``Engine.save_state``; ``alone``: by this process, without the others."""
+    engine.end_stepped_window()  # its loss scale belongs to the state
+    strategies = engine._strategies
+    loaders = [loader.state_dict() for loader in engine._loaders]
+    states = [strategy.model_state() for strategy in strategies]
+    checkpoint: dict[str, Any] = {
+        "epoch": engine._loaders[0].epoch if engine._loaders else 0,
+        "global_step": engine.global_step,
+        "models": len(states),
+        "state_dict": states[0] if states else {},
+        "more_state_dicts": states[1:],
+        "optimizer_states": [engine.optimizer_state(optimizer) for optimizer in engine._optimizers],
+        "lr_schedulers": [scheduler.state_dict() for scheduler in engine._schedulers],
+        "loaders": [loaders] * engine.num_processes if alone else engine.strategy.gather_objects(loaders),
+        "data_seed": engine._data_seed,
+        "registered": [item.state_dict() for item in engine._registered],
+    }
+    if engine.scaler is not None:
+        checkpoint["scaler"] = engine.scaler.state_dict()
+    facts = {
+        "epoch": checkpoint["epoch"],
+        "global_step": engine.global_step,
+        "precision": engine.precision.name,
+        "module": type(strategies[0].module).__qualname__ if strategies else "none",
+        "metrics": {},
+        "resumable": False,  # by a Trainer
+    }
+    own = rng_state(engine.device)
+    rng = [own] if alone else engine.strategy.gather_objects(own)
+    return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait, alone=alone)
+
+
+def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
+    """``Engine.load_state``."""
+    path = resolve(path)
+    checkpoint = load_checked(path, weights_only)
+    _check_counts(engine, checkpoint, path)
+    engine.end_window()
+    engine.sync_gradients = True
+    for optimizer in engine._optimizers:
+        optimizer.optimizer.zero_grad()
+    states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
+    for strategy, state in zip(engine._strategies, states, strict=False):
+        load_weights(strategy.load_model_state, strategy.module, {**checkpoint, "state_dict": state}, path, strict=True)
+    try:
+        for optimizer, state in zip(engine._optimizers, checkpoint.get("optimizer_states", []), strict=True):
+            engine.load_optimizer_state(optimizer, state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
+    for scheduler, state in zip(engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True):
+        scheduler.load_state_dict(unseal(state, scheduler.scheduler))
+    for item, state in zip(engine._registered, checkpoint.get("registered", []), strict=True):
+        item.load_state_dict(unseal(state, item))
+    if engine.scaler is not None and "scaler" in checkpoint:
+        engine.scaler.load_state_dict(checkpoint["scaler"])
+    engine.global_step = checkpoint["global_step"]
+    _place_loaders(engine, checkpoint, path)
+    if rng := checkpoint["rng"]:
+        set_rng_state(rng[engine.process_index % len(rng)], engine.device)
+
+
+def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
+    """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
+    models = checkpoint.get("models", 1)  # the Trainer's have one
+    for name, saved, now in (
+        ("models", models, engine._strategies),
+        ("optimizers", len(checkpoint.get("optimizer_states", ())), engine._optimizers),
+        ("schedulers", len(checkpoint.get("lr_schedulers", ())), engine._schedulers),
+        ("registered objects", len(checkpoint.get("registered", ())), engine._registered),
+    ):
+        if saved != len(now):
+            raise CheckpointError(
+                f"checkpoint {path!r} holds {saved} {name}, and this engine has {len(now)}: prepare and register the "
+                "same, in the same order, before load_state"
+            )
+
+
+def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
+    places = _places(checkpoint)
+    if places is None:
+        return
+    if "run" in checkpoint:
+        engine.set_data_seed(checkpoint["run"]["state"]["seed"])
+        places = [own[: len(engine._loaders)] for own in places]  # the first loader's; others are at their beginning
+    elif len(places[0]) != len(engine._loaders):
+        raise CheckpointError(
+            f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
+            f"{len(engine._loaders)}: prepare the same before load_state"
+        )
+    if (seed := checkpoint.get("data_seed")) is not None:
+        engine.set_data_seed(seed)
+    # With another number of processes, the last one's places: it has read furthest.
+    own = places[engine.process_index if len(places) == engine.num_processes else -1]
+    for loader, place in zip(engine._loaders, own, strict=False):
+        loader.load_state_dict(place, saved_by=len(places))
+
+
+def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
+    """Where each process's loaders were; of a Trainer's checkpoint, its training loader."""
+    if "loaders" in checkpoint and "registered" in checkpoint:
+        return checkpoint["loaders"]
+    if "run" not in checkpoint:
+        return None
+    run, state = checkpoint["run"], checkpoint["run"]["state"]
+    epoch, batches = (state["epoch"] + 1, 0) if state["epoch_done"] else (state["epoch"], state["batch_idx"])
+    part = None if state["epoch_done"] else state["part"]
+    return [
+        [{"epoch": epoch, "batches": batches, "loader": own["loader"], "part": part, "cursor": own["cursor"]}]
+        for own in (run, *run.get("peers", ()))
+    ]
+
+
+def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
+    """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
+    module = unwrap(model)
+    strategy = next((own for own in engine._strategies if own.module is module), None)
+    state = module.state_dict() if strategy is None else whole_state(strategy, strategy.model_state())
+    path = join(directory, "model.safetensors")
+    in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True), together)
+    return path

@@ -1,0 +1,282 @@
+"""This process among the others: which one it is, and what the Engine lets them tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from numbers import Number
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..data.batches import move_batch
+from . import peer_tensors
+from .gather import Results
+
+if TYPE_CHECKING:
+    from ...strategies import Strategy
+    from .call_check import CallCheck
+    from .prepared import PreparedLoader
+
+
+class Peers:
+    """The part of the Engine that needs no more than a strategy: the process's place, and collectives.
+
+    Attributes:
+        strategy: the strategy.
+        running_loader: the prepared loader that is being iterated; of several, the innermost.
+    """
+
+    strategy: Strategy
+    running_loader: PreparedLoader | None
+    _calls: CallCheck | None = None  # with several processes: compares calls that are rare, and that all must make
+    _every_call: CallCheck | None = None  # the same in debug mode, for those that are not
+    _triggered = False
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.strategy.device
+
+    @property
+    def device_mesh(self) -> Any:
+        """The processes as the strategy arranges them: a ``DeviceMesh``, or None."""
+        return self.strategy.device_mesh
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes."""
+        return self.strategy.world_size
+
+    @property
+    def process_index(self) -> int:
+        """This process's index among all."""
+        return self.strategy.global_rank
+
+    @property
+    def local_process_index(self) -> int:
+        """This process's index on its machine."""
+        return self.strategy.local_rank
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is process 0."""
+        return self.strategy.is_global_zero
+
+    @property
+    def is_local_main_process(self) -> bool:
+        """Whether this is its machine's process 0."""
+        return self.strategy.local_rank == 0
+
+    @property
+    def is_last_process(self) -> bool:
+        """Whether this is the last process."""
+        return self.process_index == self.num_processes - 1
+
+    @contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """The main process runs the context before the others begin it (to fill a cache that they read)."""
+        yield from self._first(self.is_main_process)
+
+    @contextmanager
+    def local_main_process_first(self) -> Iterator[None]:
+        """Each machine's main process runs the context before its others begin it."""
+        yield from self._first(self.is_local_main_process)
+
+    def _first(self, is_first: bool) -> Iterator[None]:
+        if not is_first:
+            self._meet("main_process_first")
+        try:
+            yield
+        finally:
+            if is_first:  # the others wait for it, even if it failed
+                self._meet("main_process_first")
+
+    def on_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in the main process only; elsewhere it returns None."""
+        return self._only(function, lambda: self.is_main_process)
+
+    def on_local_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in each machine's main process only."""
+        return self._only(function, lambda: self.is_local_main_process)
+
+    def on_last_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to run in the last process only."""
+        return self._only(function, lambda: self.is_last_process)
+
+    def on_process(self, function: Callable[..., Any] | None = None, process_index: int = 0) -> Callable[..., Any]:
+        """Decorate a function to run in one process only: ``@engine.on_process(process_index=1)``."""
+        if function is None:
+            return lambda given: self.on_process(given, process_index)
+        return self._only(function, lambda: self.process_index == process_index)
+
+    @staticmethod
+    def _only(function: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs) if here() else None
+
+        return run
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print, once on each machine."""
+        if self.is_local_main_process:
+            print(*args, **kwargs)
+
+    # -- collectives ------------------------------------------------------------------------------------------
+
+    def all_call(self, call: str, alone: bool = False) -> bool:
+        """Wait until all processes have come to a call that all must make; for calls that are rare.
+
+        Args:
+            call: its name.
+            alone: whether this process can also make it alone.
+
+        Returns:
+            Whether all make it; False only if ``alone``.
+
+        Raises:
+            RuntimeError: if a process can no longer come, as it calls something else or has ended; file and line on
+                each rank are named.
+        """
+        if self._calls is None or self.strategy.failed:
+            return True
+        return self._calls.check(call, alone=alone)
+
+    def _meet(self, call: str) -> None:
+        self.all_call(call)
+        self.strategy.barrier()
+
+    def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
+        if self._every_call is not None:
+            self._every_call.check(call, data, sizes)
+        if self.num_processes > 1 and (keys := peer_tensors.keys_of(data)) is not None:
+            # A collective beside those of its values: without it, those of other keys would be put together.
+            peer_tensors.require_alike(self.strategy.gather_objects(keys), call)
+
+    def wait_for_everyone(self) -> None:
+        """Wait for all processes.
+
+        Raises:
+            RuntimeError: if one of them can no longer come, as it calls something else or has ended; file and line on
+                each rank are named.
+        """
+        self._meet("wait_for_everyone")
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Gather the tensors and numbers in ``data`` from all processes, stacked along a new first dimension.
+
+        Anything else stays as it is here.
+        """
+        self._check("all_gather", data)
+
+        def gather(value: Any) -> Any:
+            if isinstance(value, (Tensor, Number)):
+                return self.strategy.all_gather(peer_tensors.as_tensor(value), sync_grads)
+            return peer_tensors.rebuild_alike(value, gather)
+
+        return gather(data)
+
+    def gather(self, data: Any) -> Any:
+        """Gather the tensors in ``data`` from all processes, concatenated along the first dimension by rank.
+
+        Numbers (0-dim tensors, and Python's) become one dimension. Other shapes must be alike: see
+        :meth:`pad_across_processes`.
+
+        Raises:
+            TypeError: for anything else.
+            RuntimeError: for dicts of different keys.
+        """
+        self._check("gather", data)
+        return peer_tensors.map_values(data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather")
+
+    def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
+        """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
+
+        Batches of different sizes are gathered as they are; results of a batch that only kept a process in step with
+        the others are left out.
+
+        Args:
+            data: tensors, the first dimension being the batch's, or 0-dim ones, are joined to one; lists, one item for
+                each sample, to one list; in tuples and dicts, each by itself. A list of the batch's columns (tensors
+                with as many rows as the loader's ``batch_size``) is treated as a tuple. Anything else, such as a
+                number, and a dict that holds tensors beside other things, becomes a list of those of all processes.
+            use_gather_object: gather by pickling, whatever it is, and join lists and tuples.
+
+        Raises:
+            RuntimeError: if the structure differs between processes.
+        """
+        self._check("gather_for_metrics", data if isinstance(data, Tensor) else None, sizes=False)
+        results = Results(self.strategy, self.running_loader)
+        return results.gather_objects(data) if use_gather_object else results.gather(data)
+
+    def gather_object(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
+        self._check("gather_object")
+        return peer_tensors.exchange(self.strategy, value)
+
+    def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        """Reduce the tensors and Python numbers in ``data`` over all processes.
+
+        Args:
+            data: tensors of the same shapes everywhere, and numbers.
+            reduction: ``"sum"``, ``"mean"``, ``"min"``, ``"max"`` or ``"none"``.
+            scale: what to multiply the result with.
+
+        Raises:
+            TypeError: for anything else in ``data``.
+            RuntimeError: for dicts of different keys.
+        """
+        if reduction not in ("sum", "mean", "min", "max", "none"):
+            raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
+        self._check("reduce", data)
+        return peer_tensors.map_values(
+            data, lambda value: peer_tensors.reduce(self.strategy, value, reduction, scale), "reduce"
+        )
+
+    def broadcast(self, value: Any, from_process: int = 0) -> Any:
+        """The ``value`` of one process, on all: anything that can be pickled; its tensors come to each one's device."""
+        self._check("broadcast")
+        if self.num_processes == 1:
+            return value
+        here = self.process_index == from_process
+        received = self.strategy.broadcast(move_batch(value, torch.device("cpu")) if here else None, from_process)
+        return value if here else move_batch(received, self.device)
+
+    def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
+        """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
+        self._check("pad_across_processes", data, sizes=False)
+
+        def pad(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return peer_tensors.pad(self.strategy, value, dim, pad_index, pad_first)
+            return peer_tensors.rebuild_alike(value, pad)
+
+        return pad(data)
+
+    @contextmanager
+    def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:
+        """This process's part of ``inputs``: consecutive ones, the first processes having one more where uneven.
+
+        Args:
+            inputs: a list, tuple, tensor, dict of such of one length, or dataset.
+            apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
+        """
+        running, self.running_loader = self.running_loader, None  # what is gathered inside is no batch of its
+        try:
+            yield peer_tensors.split(inputs, self.process_index, self.num_processes, apply_padding)
+        finally:
+            self.running_loader = running
+
+    def set_trigger(self) -> None:
+        """Raise a flag that :meth:`check_trigger` lowers in all processes."""
+        self._triggered = True
+
+    def check_trigger(self) -> bool:
+        """Whether any process has called :meth:`set_trigger` since the last time. A collective."""
+        self._check("check_trigger")
+        flag = self.strategy.reduce(torch.tensor(int(self._triggered)), "max")
+        found, self._triggered = bool(flag.item()), False
+        return found

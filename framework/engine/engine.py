@@ -1,0 +1,968 @@
+"""The level below the Trainer: a device, a strategy and a precision, for loops of one's own."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...strategies import Precision, Strategy, create_strategy
+from ...strategies.accelerator import select_devices
+from ...strategies.launch.launcher import adopt, can_rerun, check_place, detect, rerun_script, runs_alone
+from ...strategies.precision import create_precision
+from ..arguments import check_count, names_arguments
+from ..checkpoint.saver import Save, Saver
+from ..data.batches import cast_batch, move_batch
+from ..data.sources import is_loader, is_other_stream
+from ..loop.hooks import check_loggers, public_methods
+from ..messages import configure, log, silence
+from ..names import STRATEGIES_ELSEWHERE, check_initialized, check_names
+from .accumulation import Window
+from .call_check import DEBUG_TIMEOUT, of_group
+from .collectives import Peers
+from .explanations import explain_step, no_gradients
+from .launch_settings import (
+    check_launched_strategy,
+    launched_accelerator,
+    launched_accumulation,
+    launched_debug,
+    launched_precision,
+)
+from .prepared import (
+    Accumulation,
+    PreparedLoader,
+    PreparedOptimizer,
+    PreparedScheduler,
+    SkippedLoader,
+    bare,
+    prepare_module,
+    unwrap,
+)
+
+if TYPE_CHECKING:
+    from ...loggers.base import Logger
+    from ...strategies.launch.launcher import Place
+
+
+class Engine(Peers):
+    """Runs a training loop of your own on the chosen devices, with the chosen strategy and precision.
+
+    ::
+
+        engine = Engine(devices=2, strategy="ddp", precision="bf16-mixed")
+        model, optimizer, loader = engine.prepare(model, optimizer, loader)
+        for inputs, targets in loader:
+            loss = loss_function(model(inputs), targets)
+            engine.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    With several devices, a plain script is run again in a process for each from the line that makes the engine, as
+    under torchrun; in a notebook, give a function that makes the engine to :func:`~loopwright.framework.launch`. The
+    Trainer's loops are written on the same methods.
+
+    Args:
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+        devices: a count, a list of indices, ``"auto"`` or -1.
+        num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
+        strategy: a name or a :class:`~loopwright.strategies.Strategy`.
+        precision: a name or a :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what
+            ``accelerate launch`` says.
+        gradient_accumulation_steps: micro-batches per optimizer step inside :meth:`accumulate`.
+        logger: a logger, or a list of them, for :meth:`log`.
+        sync_batchnorm: let batch norms compute their statistics over all processes.
+        debug: let the processes compare each collective call before they make it: one that differs, or does not come,
+            is an error that names file and line on each rank, not a hang. Default: whether the environment's
+            ``LOOPWRIGHT_DEBUG`` is 1. Calls that are rare, such as :meth:`wait_for_everyone` and :meth:`load_state`,
+            are always compared.
+        use_distributed_sampler: deal the batches of prepared loaders out to the processes; False if each process makes
+            a loader for its own part of the data. By default they find out for each loader.
+        launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
+
+    Attributes:
+        gradient_accumulation_steps: as given; set anew, it counts from the next window on.
+        sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
+        accumulating: inside :meth:`accumulate`.
+        global_step: windows in which an optimizer has stepped.
+        loggers: as given.
+        is_copy: this process runs by itself, and so does another one, which shows what comes of it.
+
+    Raises:
+        ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
+        RuntimeError: for several devices where there is no script to run again.
+    """
+
+    living: ClassVar[WeakSet[Engine]] = WeakSet()  # all engines of this process
+
+    @names_arguments
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int | str = "auto",
+        strategy: str | Strategy = "auto",
+        precision: int | str | Precision | None = None,
+        gradient_accumulation_steps: int = 1,
+        logger: Logger | list[Logger] | None = None,
+        sync_batchnorm: bool = False,
+        debug: bool | None = None,
+        use_distributed_sampler: bool | None = None,
+        launch: bool = True,
+    ) -> None:
+        check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
+        self.is_copy = False
+        if launch:  # else the Trainer has windows of its own
+            gradient_accumulation_steps = launched_accumulation(
+                "gradient_accumulation_steps", gradient_accumulation_steps
+            )
+        check_launched_strategy(strategy)
+        self._asked = launched_accelerator(accelerator), devices, num_nodes
+        self.precision = create_precision(launched_precision(precision))
+        chosen, num_nodes = self._choose_devices(strategy)
+        if devices == "auto" and strategy == "single" and self.place is None:
+            chosen = chosen[:1]
+        self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
+        check_initialized(self.strategy)
+        check_names(self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE)
+        self.strategy.sync_batchnorm |= sync_batchnorm
+        self.strategy.setup_environment(chosen, num_nodes, self.place)
+        if not self.must_launch:  # else it is done in those processes, and takes no memory of a device here
+            self.precision.check(self.device)
+        scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
+        self.scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling()) if scaled else None
+        # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
+        # evaluation: the strategy's own methods, without a frame between.
+        self.forward: Callable[..., Any] = self.strategy.forward
+        self.evaluate: Callable[..., Any] = self.strategy.evaluate
+        own_step = type(self.strategy).step is not Strategy.step
+        self._strategy_step: Callable[[Any], Any] = self.strategy.step if own_step else _step
+        self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
+        self._stepped: set[int] = set()
+        self._updated = False  # whether the last scaled step took place
+
+        self._accumulation_steps = gradient_accumulation_steps
+        self.loggers = check_loggers([] if logger is None else logger, "a Logger or a list of them")
+        self.use_distributed_sampler = use_distributed_sampler
+        self.saver = Saver()
+        self._save: Save | None = None  # begun by save_state, and not waited for
+        self._told_kinds: set[type] = set()  # of what prepare gives back as it is
+        self._told_alone = False  # that the main process saves alone
+        self.window = Window(self.strategy)
+        self.sync_gradients = True
+        self.global_step = 0
+        self._completed: set[int] = set()  # optimizers whose gradients are those of their step
+        self.accumulating = False
+        self._window_ended = False  # an optimizer has stepped in the window
+        self._strategies: list[Strategy] = []  # one for each prepared module
+        self._faces: dict[int, Any] = {}  # what prepare() returned for each module
+        self._optimizers: list[PreparedOptimizer] = []
+        self._schedulers: list[PreparedScheduler] = []
+        self._loaders: list[PreparedLoader] = []
+        self._running: list[PreparedLoader] = []  # those that are being iterated, the innermost last
+        self._window_loader: PreparedLoader | None = None  # of the open window
+        self._owners: dict[int, Strategy] = {}  # by optimizer: its module's
+        self._forwards: dict[int, int] = {}  # by optimizer: its module's synchronised forwards until its last step
+        self._data_seed: int | None = None
+        self._registered: list[Any] = []
+        self.running_loader = None
+        # What backward() and step() come to where nothing is to be scaled, weighed or shared.
+        self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
+        self._accumulation = Accumulation(self)
+        self._debug = launched_debug() if debug is None else debug
+        Engine.living.add(self)
+        if launch:
+            configure()
+            if self.must_launch:
+                self._launch()
+            self.connect()
+
+    # -- processes --------------------------------------------------------------------------------------------
+
+    def _choose_devices(self, strategy: str | Strategy) -> tuple[list[torch.device], int]:
+        """The devices of this machine's processes, and the number of machines."""
+        accelerator, devices, asked = self._asked
+        if asked != "auto" and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
+            raise ValueError(f'num_nodes must be an integer from 1, or "auto"; got {asked!r}')
+        self.place = place = detect()
+        if place is not None and runs_alone(place, devices, asked, getattr(strategy, "name", strategy) == "single"):
+            return [self._choose_own_device(place)], 1
+        if place is not None:
+            check_place(place, None, None if asked == "auto" else int(asked))
+            return select_devices(accelerator, devices, place), place.num_nodes
+        if asked not in ("auto", 1):
+            raise ValueError(
+                f"num_nodes={asked}: start the program on each of the machines, such as with torchrun --nnodes {asked} "
+                f"--nproc-per-node {devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT script.py, or with srun"
+            )
+        return select_devices(accelerator, devices), 1
+
+    def _choose_own_device(self, place: Place) -> torch.device:
+        """The device on which this process runs by itself, though it is one of several."""
+        adopt()
+        self.place = None
+        self.is_copy = place.rank > 0
+        if place.rank == 0 and place.world_size > 1:
+            log.warning(
+                "One device was asked for, and %s started %d processes: each of them runs all of it by itself",
+                place.launcher, place.world_size,
+            )  # fmt: skip
+        accelerator, devices, _ = self._asked
+        if isinstance(devices, list):
+            return select_devices(accelerator, devices)[0]
+        return select_devices(accelerator, "auto", place)[place.local_rank]
+
+    def find_place(self) -> None:
+        """Look once more where this process stands: it was started with this engine in its hands."""
+        devices, num_nodes = self._choose_devices(self.strategy)
+        self.strategy.setup_environment(devices, num_nodes, self.place)
+        self.precision.check(self.device)
+
+    @property
+    def must_launch(self) -> bool:
+        """Whether the processes of this engine are still to be started."""
+        return self.place is None and self.strategy.world_size > 1
+
+    def _launch(self) -> None:
+        processes = self.num_processes
+        if not can_rerun():
+            raise RuntimeError(
+                f"Engine(devices={self._asked[1]!r}) needs {processes} processes, and there is no script here to run "
+                "again in them: write a function that makes the engine and trains, and call "
+                f"launch(function, num_processes={processes}) from loopwright.framework"
+            )
+        rerun_script(processes, self.strategy.max_restarts)
+
+    def connect(self) -> None:
+        """Join the other processes, if that is not done."""
+        self.strategy.connect()
+        if self.num_processes > 1 and torch.distributed.is_initialized():
+            self._calls = of_group()
+        if self._debug and self._calls is not None:
+            self._calls.timeout = float(os.environ.get(DEBUG_TIMEOUT, 60))
+            self._every_call = self._calls
+        if self.is_copy or not self.is_main_process:
+            silence()
+
+    # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------
+
+    def prepare(self, *objects: Any) -> Any:
+        """Make modules, optimizers, loaders and schedulers ready, in any order and number.
+
+        - A module is moved to the device, and what is returned computes in the precision and with synchronised
+          gradients when it is called with gradients enabled; without, the bare module runs. It is the module in all
+          else: it has its class, its attributes, its ``state_dict``.
+        - An optimizer and a scheduler do nothing until the window of :meth:`accumulate` is complete. Give an optimizer
+          together with its module, or later.
+        - A loader's batches are dealt out to the processes (rank *r* gets batches *r*, *r + W*, …) and moved to the
+          device; see :class:`~loopwright.framework.engine.prepared.PreparedLoader`.
+
+        Returns:
+            One object for each, in the order given; anything else comes back as it is. With several processes, a line
+            says so of what is surely read for batches, such as webdataset's loader.
+        """
+        # What another engine prepared, or this one has forgotten, is prepared anew.
+        objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
+        if any(self._takes_all(item) for item in objects):
+            self.all_call("prepare")
+        new = [item for item in objects if isinstance(item, Optimizer) and self._prepared(item) is None]
+        modules = {id(item): self._prepare_module(item, new) for item in objects if isinstance(item, nn.Module)}
+        for optimizer in new:
+            if self._prepared(optimizer) is None:  # its module was prepared before
+                self._watch([optimizer])
+                owners = [own for own in self._strategies if _trains(optimizer, own.module)]
+                if self.strategy.replaces_parameters and self.num_processes > 1 and not owners:
+                    raise ValueError(
+                        f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
+                        f"strategy={self.strategy.name!r} replaces parameters, so prepare the module and its optimizer "
+                        "in one call of prepare, or make the optimizer afterwards"
+                    )
+                self._owners[id(optimizer)] = owners[0] if owners else self.strategy
+                self._optimizers.append(PreparedOptimizer(optimizer, self))
+        prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
+        sizes = [getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]] or [None]
+        self.strategy.check_steps(sizes[0], self.gradient_accumulation_steps, None, None)
+        return prepared[0] if len(prepared) == 1 else prepared
+
+    def _is_ours(self, item: Any) -> bool:
+        ours = (*self._faces.values(), *self._optimizers, *self._schedulers, *self._loaders)
+        return any(item is one for one in ours)
+
+    def _takes_all(self, item: Any) -> bool:
+        """Whether all processes must prepare it together."""
+        is_new = not self._is_ours(item) and id(item) not in self._faces
+        return is_new and (isinstance(item, nn.Module) or is_loader(item))
+
+    def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
+        if (found := self._faces.get(id(unwrap(module)))) is not None:
+            return found
+        if self.strategy.one_module and self._strategies:
+            raise ValueError(f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another")
+        strategy = self.strategy if self.strategy.one_module else copy.copy(self.strategy)
+        trained = [own for own in optimizers if self._prepared(own) is None and _trains(own, module)]
+        own = {id(parameter) for parameter in module.parameters()}
+        alone = strategy.one_module or (strategy.replaces_parameters and self.num_processes > 1)
+        for optimizer in trained if alone else ():
+            if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+                raise ValueError(
+                    f"strategy={strategy.name!r} takes an optimizer for each module; this {type(optimizer).__name__} "
+                    "has parameters of several"
+                )
+        if strategy.one_module and not trained:
+            raise ValueError(f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare")
+        self.setup(module, strategy)
+        trained = self.setup_optimizers(trained, strategy)
+        self._strategies.append(strategy)
+        self._owners.update({id(optimizer): strategy for optimizer in trained})
+        self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in trained]
+        face = module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
+        self._faces[id(module)] = face
+        return face
+
+    def _prepared(self, optimizer: Any) -> PreparedOptimizer | None:
+        return next((own for own in self._optimizers if own.optimizer is optimizer or own is optimizer), None)
+
+    def _prepare_other(self, item: Any) -> Any:
+        if isinstance(item, (PreparedLoader, PreparedScheduler)):
+            return item
+        if isinstance(item, Optimizer):
+            return self._prepared(item)
+        if callable(getattr(item, "step", None)) and callable(getattr(item, "state_dict", None)):
+            self._schedulers.append(PreparedScheduler(item, self))
+            return self._schedulers[-1]
+        if is_loader(item):
+            self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
+            return self._loaders[-1]
+        kind = type(item)
+        if self.num_processes > 1 and kind not in self._told_kinds and is_other_stream(item):
+            self._told_kinds.add(kind)
+            log.info(
+                "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
+                "dealt out to the %d processes, nor moved to the device. Let it give each process a part, or prepare a "
+                "loader that reads it", kind.__name__, self.num_processes
+            )  # fmt: skip
+        return item
+
+    def setup(self, module: nn.Module, strategy: Strategy | None = None) -> nn.Module:
+        """Move a module to the device and into the precision; by default with the engine's own strategy object."""
+        return (strategy or self.strategy).setup(module, self.precision)
+
+    def setup_optimizers(self, optimizers: list[Optimizer], strategy: Strategy | None = None) -> list[Optimizer]:
+        """Take the optimizers of a module that was set up; returns those to step."""
+        optimizers = (strategy or self.strategy).setup_optimizers(optimizers)
+        self._watch(optimizers)
+        return optimizers
+
+    def _watch(self, optimizers: list[Optimizer]) -> None:
+        for optimizer in optimizers if self.scaler is not None else ():
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                if parameter.requires_grad and (parameter.is_complex() or parameter.dtype == torch.float16):
+                    raise ValueError(
+                        f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
+                        f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
+                        'precision="bf16-mixed" or "32-true", or make parameters in half precision float() ones'
+                    )
+            optimizer.register_step_post_hook(self._note_step)
+
+    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._updated = True
+
+    def unwrap_model(self, model: nn.Module) -> nn.Module:
+        """The module that was given to :meth:`prepare`."""
+        return unwrap(model)
+
+    def dispatch_model(self, model: nn.Module, device_map: str | dict[str, Any] = "auto", **options: Any) -> nn.Module:
+        """Spread a model that is too big for one device over devices, CPU and disk, for inference in one process.
+
+        Accelerate does it (``pip install loopwright[big-models]``), by hooks on the model's parts.
+
+        Args:
+            model: the model, on the CPU.
+            device_map: where each part goes, as ``accelerate.dispatch_model`` takes it (devices, ``"cpu"``,
+                ``"disk"``), or ``"auto"``: as ``accelerate.infer_auto_device_map`` finds.
+            **options: ``max_memory`` and ``no_split_module_classes`` for the latter; the others (``offload_dir``,
+                ``main_device`` …) for the former.
+
+        Returns:
+            The model, to be called under ``torch.no_grad()``.
+
+        Raises:
+            ImportError: if accelerate is not installed.
+            ValueError: with several processes.
+        """
+        from .big_models import dispatch_model
+
+        if self.num_processes > 1:
+            raise ValueError(
+                f"dispatch_model uses all devices from one process, and this engine has {self.num_processes}: "
+                'make Engine(devices=1, strategy="single")'
+            )
+        return dispatch_model(model, device_map, options)
+
+    def start_epoch(self) -> None:
+        """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
+        self.strategy.start_epoch()
+
+    def start_evaluation(self) -> None:
+        """All processes are about to evaluate: make equal what training leaves different. A collective."""
+        self.strategy.start_evaluation()
+
+    def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
+        """A context for evaluation. What a strategy gathers there may be trained later: then no inference mode."""
+        gathers = self.strategy.equal_forwards and self.num_processes > 1
+        return torch.inference_mode() if inference_mode and not gathers else torch.no_grad()
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
+        return not self._updated if self.scaler is not None else self.strategy.step_was_skipped
+
+    @property
+    def moves_batches(self) -> bool:
+        """Whether :meth:`to_device` does anything."""
+        return self.device.type != "cpu" or self.precision.input_dtype is not None
+
+    def to_device(self, batch: Any) -> Any:
+        """Move a batch's tensors to the device, and convert them where the precision says so."""
+        batch = move_batch(batch, self.device)
+        dtype = self.precision.input_dtype
+        return batch if dtype is None else cast_batch(batch, dtype)
+
+    def data_seed(self) -> int:
+        """The seed from which the order of prepared loaders is drawn: that of process 0's generator, first asked."""
+        if self._data_seed is None:
+            self._data_seed = int(self.strategy.broadcast(torch.initial_seed() % 2**63))
+        return self._data_seed
+
+    def set_data_seed(self, seed: int) -> None:
+        """Draw the order of prepared loaders from this seed. All processes call this."""
+        if seed != self._data_seed:
+            self._data_seed = seed
+            for loader in self._loaders:
+                loader.read_in_order_of(seed)
+
+    def enter_loader(self, loader: PreparedLoader) -> None:
+        """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
+        self._running.append(loader)
+        self.running_loader = self.window.loader = loader
+        self._check("iterate a loader")
+        for strategy in self._strategies:
+            if strategy.module.training:
+                strategy.start_epoch()
+            else:
+                strategy.start_evaluation()
+
+    def leave_loader(self, loader: PreparedLoader) -> None:
+        """Its iteration has ended."""
+        if loader in self._running:
+            self._running.remove(loader)
+        self.running_loader = self.window.loader = self._running[-1] if self._running else None
+
+    def batches_of_open_window(self, loader: PreparedLoader) -> int:
+        """How many of a loader's batches wait in a window that has not ended."""
+        inside = not self.sync_gradients and self._window_loader is loader
+        return min(self.window.begun, loader.batches) if inside else 0
+
+    def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
+        """The loader without this process's first batches, which are not loaded if it is a prepared one.
+
+        After :meth:`load_state` a prepared loader needs no such thing: it goes on where it was.
+        """
+        check_count("num_batches", num_batches, 0)
+        return SkippedLoader(dataloader, num_batches)
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """Around a micro-batch: prepared optimizers step after ``gradient_accumulation_steps`` of them.
+
+        Until then gradients stay local to the process, and ``step()`` and ``zero_grad()`` of prepared optimizers and
+        ``step()`` of prepared schedulers do nothing. The last window of an epoch, if it is shorter, divides by what it
+        holds.
+
+        Args:
+            *models: the prepared models that it trains (default: all).
+        """
+        if models != self._accumulation.models:
+            self._accumulation = Accumulation(self, models)
+        return self._accumulation
+
+    def begin_micro_batch(self) -> None:
+        """A micro-batch begins; if the window is complete, the next one."""
+        window = self.window
+        loader = window.loader
+        self.accumulating = True
+        if self.sync_gradients:
+            single = self._accumulation_steps == 1 and window.length == 1
+            if single and self._plain_backward is not None and window.weight is None:
+                self._window_ended = False
+                return
+            if self._window_ended or self._completed:
+                self.end_window()
+            for optimizer in self._optimizers:
+                optimizer.begin_window()
+            left = self._accumulation_steps
+            if loader is not None:
+                left = min(left, loader.length - loader.batches + 1)
+            window.open(0 if loader is None else loader.batches - 1, int(left))
+            self._window_loader = loader
+        window.begun += 1
+        self.sync_gradients = window.begun >= window.length or (loader is not None and loader.end_of_dataloader)
+
+    def goes_on_in_window(self) -> bool:
+        """Whether the next micro-batch does not complete its window, if others follow it."""
+        if self.sync_gradients:
+            return self._accumulation_steps > 1
+        return self.window.begun + 1 < self.window.length
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches per optimizer step; set anew, it counts from the next window on."""
+        return self._accumulation_steps
+
+    @gradient_accumulation_steps.setter
+    def gradient_accumulation_steps(self, steps: int) -> None:
+        check_count("gradient_accumulation_steps", steps, 1)
+        self._accumulation_steps = steps
+
+    def new_window(self) -> Window:
+        """Forget the open window, and whether there are weights."""
+        self.window = Window(self.strategy)
+        return self.window
+
+    def backward(self, loss: Tensor, weight: Any = None, **kwargs: Any) -> None:
+        """Compute the gradients of ``loss``, as its window asks: divided by its length, and scaled in half precision.
+
+        Args:
+            loss: the mean over the batch.
+            weight: what the batch counts beside the others of its window and of the other processes, such as its number
+                of tokens: for all batches or for none.
+            **kwargs: for ``Tensor.backward``.
+        """
+        window = self.window
+        try:
+            if self._plain_backward is not None and weight is None and window.length == 1 and window.weight is None:
+                if not self.accumulating and self._window_ended:
+                    self._window_ended = False
+                self._plain_backward(loss, **kwargs)
+                return
+            if not self.accumulating and (self._window_ended or self._completed):
+                self.end_window()
+            if self._every_call is not None:
+                self._every_call.check("backward" if self.sync_gradients else "backward (local)")
+            self.compute_gradients(window.add(loss, weight), **kwargs)
+        except Exception as error:
+            explain_step(error, loss)
+            raise
+
+    def compute_gradients(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
+
+        Args:
+            loss: a scalar.
+            *args: for ``Tensor.backward``.
+            run: called with the scaled loss instead of the strategy's backward.
+            **kwargs: for ``Tensor.backward``.
+        """
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        run = run or self.strategy.backward
+        if self.strategy.in_step:
+            self.strategy.prepare_backward(loss)
+        if self.precision.compute is not None and torch.is_autocast_enabled(self.device.type):
+            # Manual optimization calls this inside the step: backward repeats each operation in its forward's type.
+            with torch.autocast(self.device.type, enabled=False):
+                run(loss, *args, **kwargs)
+        else:
+            run(loss, *args, **kwargs)
+
+    def plain_backward(self) -> Callable[[Tensor], Any] | None:
+        """What does the work of :meth:`compute_gradients` alone, if there is nothing else to it."""
+        if self.scaler is not None or self.precision.compute is not None:
+            return None
+        return Tensor.backward if type(self.strategy).backward is Strategy.backward else self.strategy.backward
+
+    def no_sync(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """A context around forward and backward in which gradients stay local to the process.
+
+        Args:
+            *models: prepared models (default: all).
+        """
+        if len(self._strategies) <= 1:
+            return (self._strategies or [self.strategy])[0].no_sync()
+        chosen = {id(unwrap(model)) for model in models}
+        stack = ExitStack()
+        for strategy in self._strategies:
+            if not models or id(strategy.module) in chosen:
+                stack.enter_context(strategy.no_sync())
+        return stack
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context that computes in the engine's precision, for what is done outside of a prepared model."""
+        return self.precision.forward_context(self.device) or nullcontext()
+
+    def keep_gradients_local(self, local: bool) -> None:
+        """Before :meth:`setup_optimizers`: whether gradients are averaged by :meth:`sync_gradients_of` alone.
+
+        Raises:
+            ValueError: if the strategy cannot do that.
+        """
+        if self.strategy.keeps_gradients_local is not None:
+            self.strategy.keeps_gradients_local = local
+        elif local and self.num_processes > 1:
+            raise ValueError(
+                f'micro_batch with {self.num_processes} processes takes strategy="ddp"; {self.strategy.name!r} lets '
+                "processes meet in the middle of a step, where one that ran out of memory would not come"
+            )
+
+    def sync_gradients_of(self, optimizer: Optimizer) -> None:
+        """Average the gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
+        self.strategy.sync_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring an optimizer's gradients back to their true size, once per step."""
+        if self.scaler is None or id(optimizer) in self._unscaled:
+            return
+        if id(optimizer) in self._stepped:
+            # A second step in one window: this optimizer begins anew, at the same scale, which other gradients still
+            # carry. GradScaler has no call for that; what it noted of the first step is kept under another key, so
+            # that update() takes its overflow into account.
+            states = self.scaler._per_optimizer_states
+            states[len(states)] = states.pop(id(optimizer))
+            self._stepped.discard(id(optimizer))
+        try:
+            self.scaler.unscale_(optimizer)
+        except AssertionError as error:
+            raise RuntimeError(no_gradients(optimizer)) from error
+        self._unscaled.add(id(optimizer))
+
+    def complete_gradients(self, optimizer: Optimizer) -> None:
+        """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
+        if id(optimizer) in self._completed:
+            return
+        if self._strategies and self.num_processes > 1:
+            self._sync_what_was_not(optimizer)
+        self.unscale(optimizer)
+        self._completed.add(id(optimizer))
+        if (factor := self.window.factor()) is not None:
+            self.scale_gradients(optimizer, factor)
+
+    def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
+        """Multiply the gradients with which an optimizer steps next."""
+        self._owner_of(optimizer).scale_gradients(optimizer, factor)
+
+    def _sync_what_was_not(self, optimizer: Optimizer) -> None:
+        """Average gradients of a module that was never called as a whole, but by its parts or other methods."""
+        forwards = self._owner_of(optimizer).synced_forwards
+        if forwards is not None and forwards == self._forwards.get(id(optimizer), 0):
+            self.sync_gradients_of(optimizer)
+        self._forwards[id(optimizer)] = forwards or 0
+
+    def clip_gradients(self, optimizer: Any, value: float | None, algorithm: str = "norm") -> None:
+        """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
+        if not value:
+            return
+        if algorithm not in ("norm", "value"):
+            raise ValueError(f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}')
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # the wrapper of manual optimization
+        self.unscale(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.strategy.clip_gradients(parameters, value, algorithm)
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2.0) -> Tensor | None:
+        """Clip gradients by their global norm, and return it; None inside a window, where nothing is done.
+
+        Args:
+            parameters: a tensor or an iterable of them.
+            max_norm: the largest norm to leave.
+            norm_type: which norm; ``inf`` is the largest absolute value.
+        """
+        if not self.sync_gradients:
+            return None
+        parameters = self._complete_for(parameters)
+        return self.strategy.clip_gradients(parameters, max_norm, "norm", norm_type)
+
+    def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
+        """Clip each gradient to -``clip_value`` … ``clip_value``; inside a window, nothing is done."""
+        if self.sync_gradients:
+            self.strategy.clip_gradients(self._complete_for(parameters), clip_value, "value")
+
+    def _complete_for(self, parameters: Any) -> list[Tensor]:
+        found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        wanted = {id(parameter) for parameter in found}
+        for prepared in self._optimizers:
+            if any(id(parameter) in wanted for group in prepared.param_groups for parameter in group["params"]):
+                self.complete_gradients(prepared.optimizer)
+        return found
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Step an optimizer; under loss scaling, not if a gradient overflowed."""
+        if self.scaler is None:
+            return self._strategy_step(optimizer) if closure is None else optimizer.step(closure)
+        if closure is not None:
+            raise RuntimeError(
+                f"an optimizer with a closure ({type(optimizer).__name__}) cannot be combined with loss scaling "
+                f'(precision={self.precision.name!r}); use precision="bf16-mixed" or "32-true"'
+            )
+        self.unscale(optimizer)
+        self._updated = False
+        try:
+            result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+        except AssertionError as error:
+            raise RuntimeError(no_gradients(optimizer)) from error
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one, which sees for itself
+            found = self.scaler._found_inf_per_device(optimizer)
+            self._updated = not any(bool(flag.item()) for flag in found.values())
+        self._unscaled.discard(id(optimizer))
+        self._stepped.add(id(optimizer))
+        return result
+
+    def plain_step(self, optimizer: Optimizer) -> Callable[[], Any] | None:
+        """What does the work of :meth:`step` alone, if there is nothing else to it."""
+        if self.scaler is not None:
+            return None
+        return optimizer.step if self._strategy_step is _step else partial(self._strategy_step, optimizer)
+
+    def step_of_was_skipped(self, optimizer: Any) -> bool:
+        """Whether the last step of a scheduler's optimizer was skipped."""
+        prepared = self._prepared(optimizer)
+        return prepared is not None and prepared.step_was_skipped
+
+    def step_prepared(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Complete the gradients of a prepared optimizer, and step it."""
+        window = self.window
+        if self._plain_backward is not None and window.length == 1 and window.weight is None and closure is None:
+            result = optimizer.step() if self._strategy_step is _step else self._strategy_step(optimizer)
+        else:
+            self.complete_gradients(optimizer)
+            result = self.step(optimizer, closure)
+            self._completed.discard(id(optimizer))
+        if not self._window_ended:
+            self._window_ended = True  # the window ends when the next one begins
+            self.global_step += 1
+        return result
+
+    def end_stepped_window(self) -> None:
+        """End the window if an optimizer has stepped in it."""
+        if self._window_ended:
+            self.end_window()
+
+    def end_window(self) -> None:
+        """All optimizers of a window have stepped: adapt the loss scale."""
+        if self.scaler is not None and self._stepped:
+            self.scaler.update()
+            self._stepped.clear()
+        while self.scaler is not None and self._unscaled:
+            self.scaler._per_optimizer_states.pop(self._unscaled.pop(), None)  # unscaled, and then not stepped
+        self._completed.clear()
+        self._window_ended = False
+        self.window.close()
+
+    # -- logging ----------------------------------------------------------------------------------------------
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers, from the main process.
+
+        Args:
+            values: by name: numbers, tensors with one element, which are read, and whatever else the loggers take.
+            step: of the row (default: the number of optimizer steps).
+        """
+        if not self.loggers or not self.is_main_process:
+            return
+        from ..metrics.metrics import as_floats
+
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        }
+        row = {**values, **as_floats(numbers)}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.global_step if step is None else step)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """An optimizer's state by parameter names."""
+        optimizer = bare(optimizer)
+        return self._owner_of(optimizer).optimizer_state(optimizer)
+
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Take back :meth:`optimizer_state`.
+
+        Raises:
+            ValueError: if it is of an optimizer of another kind, which has other options.
+        """
+        optimizer = bare(optimizer)
+        self._owner_of(optimizer).load_optimizer_state(optimizer, state)
+        options = set(getattr(optimizer, "defaults", ()))
+        for group in optimizer.param_groups:
+            if lacking := options - group.keys():
+                raise ValueError(
+                    f"the state is of another kind of optimizer: it has no {', '.join(sorted(lacking))}, which a "
+                    f"{type(optimizer).__name__} needs"
+                )
+
+    def _owner_of(self, optimizer: Any) -> Strategy:
+        return self._owners.get(id(optimizer), self.strategy)
+
+    def register_for_checkpointing(self, *objects: Any) -> None:
+        """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
+        for item in objects:
+            if not all(callable(getattr(item, name, None)) for name in ("state_dict", "load_state_dict")):
+                raise ValueError(
+                    f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
+                )
+        self._registered.extend(objects)
+
+    def save_state(self, output_dir: str | os.PathLike[str], wait: bool = True) -> str:
+        """Write a checkpoint of everything that was prepared or registered, and of the random generators.
+
+        It has the Trainer's format: ``Module.load_from_checkpoint`` reads its weights, under any strategy. All
+        processes call this. If the main process alone does, and has all of the state, the checkpoint lacks the other
+        processes' random states.
+
+        Args:
+            output_dir: the directory, local or any fsspec URL; a checkpoint that is there is replaced, and other
+                files stay.
+            wait: until it is complete; otherwise only until everything is copied to the host's memory. The next
+                call, :meth:`wait_for_save` or :meth:`end_training` then waits for the rest, and raises its error.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: if it cannot be written, or the save before could not.
+            RuntimeError: if some processes call something else, where each has a part of the state.
+        """
+        from .checkpoint import can_save_alone, save_state
+
+        path = os.fspath(output_dir)
+        if not self.all_call("save_state", alone=can_save_alone(self)):
+            self.tell_alone("save_state", "the random states of the others", "those that load it take the main one's")
+            save_state(self, path, wait=True, alone=True).finish()
+            return path
+        self._finish_save()
+        self._save = save_state(self, path, wait)
+        if wait:
+            self._finish_save()
+        return path
+
+    def tell_alone(self, call: str, lacks: str, instead: str) -> None:
+        """Say once what a checkpoint lacks that the main process saves alone."""
+        if not self._told_alone:
+            self._told_alone = True
+            log.warning(
+                "%s was called by the main process alone: %s are not in the checkpoint, and %s; to resume exactly, "
+                "call it in all processes", call, lacks, instead
+            )  # fmt: skip
+
+    def wait_for_save(self) -> None:
+        """Wait until the checkpoint that ``save_state(..., wait=False)`` began is complete. All processes call this.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        if self._save is not None:
+            self.all_call("wait_for_save")
+            self._finish_save()
+
+    def _finish_save(self) -> None:
+        if self._save is not None:
+            save, self._save = self._save, None
+            save.finish()
+
+    def load_state(self, input_dir: str | os.PathLike[str], weights_only: bool | None = None) -> None:
+        """Load what :meth:`save_state` wrote, or a Trainer's checkpoint; prepared loaders go on where they were.
+
+        Args:
+            input_dir: the directory, local or any fsspec URL.
+            weights_only: False lets pickled objects be loaded, which can run code.
+
+        Raises:
+            CheckpointError: if it is damaged, or does not fit.
+            OSError: if the save before could not be written.
+        """
+        from .checkpoint import load_state
+
+        self.all_call("load_state")
+        self._finish_save()  # it may be the one to load
+        load_state(self, os.fspath(input_dir), weights_only)
+
+    def save_model(self, model: nn.Module, save_directory: str | os.PathLike[str]) -> str:
+        """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path.
+
+        All processes call this, or the main one alone where it has all of the weights.
+        """
+        from .checkpoint import is_whole, save_model
+
+        together = self.all_call("save_model", alone=self.is_main_process and is_whole(self))
+        return save_model(self, model, os.fspath(save_directory), together)
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def free_memory(self, *objects: Any) -> list[None]:
+        """Forget everything that was prepared, and free what memory that frees.
+
+        Returns:
+            None for each argument: ``model, optimizer = engine.free_memory(model, optimizer)``.
+        """
+        from .batch_size import free_memory
+
+        count = len(objects)
+        del objects
+        self.forget()
+        free_memory(self.device)
+        return [None] * count
+
+    clear = free_memory
+
+    def forget(self) -> None:
+        """Let go of everything that was prepared or registered."""
+        for strategy in self._strategies:
+            if strategy is not self.strategy:
+                # What it trains may be given up in the middle of a backward, such as when memory ran out there.
+                strategy.failed = True
+            strategy.teardown()
+        for loader in self._loaders:
+            loader.close()
+        self.running_loader = self.window.loader = None
+        self._accumulation = Accumulation(self)
+        prepared = (self._strategies, self._optimizers, self._schedulers, self._loaders, self._running)
+        for mine in (*prepared, self._registered, self._faces, self._owners, self._forwards):
+            mine.clear()
+        self.end_window()
+        self.sync_gradients = True
+
+    def end_training(self) -> None:
+        """Close the loggers, forget what was prepared, and leave the process group. All processes call this.
+
+        Raises:
+            OSError: if the save before could not be written.
+            RuntimeError: if a process can no longer come, as it calls something else or has ended.
+        """
+        for logger in self.loggers if self.is_main_process else ():
+            logger.finalize("success")
+        self._meet("end_training")
+        self._finish_save()
+        self.free_memory()
+        self.strategy.disconnect()
+        self._calls = self._every_call = None
+
+
+def _trains(optimizer: Optimizer, module: nn.Module) -> bool:
+    """Whether an optimizer has parameters of a module."""
+    own = {id(parameter) for parameter in module.parameters()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _step(optimizer: Optimizer) -> Any:
+    return optimizer.step()

@@ -1,0 +1,1 @@
+"""How a run begins and ends: processes, signals, what is restored and saved."""

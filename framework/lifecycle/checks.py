@@ -1,0 +1,195 @@
+"""What a run needs of its module and data, checked before anything is set up."""
+
+from __future__ import annotations
+
+import reprlib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from ..datamodule import DataModule
+from ..loop.hooks import overrides
+from ..loop.loaders import LOADER_METHODS
+from ..loop.step import step_arguments
+from ..module import Module
+from ..names import HOOKS_ELSEWHERE, check_arguments, check_hook_arguments, check_names
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: dict[str, Any]) -> None:
+    """Raise unless ``module`` and the data have what ``fn`` needs.
+
+    Raises:
+        TypeError: if one of them is no Module or DataModule.
+        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a method is one that nobody calls.
+    """
+    if not isinstance(module, Module):
+        raise TypeError(
+            f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
+            " (subclass Module, and give it a training_step and configure_optimizers)"
+        )
+    if type(module).__hash__ is None:
+        raise TypeError(
+            f"{type(module).__name__} cannot be hashed, as it compares by value, and torch keeps modules in sets: "
+            "make it by @dataclass(eq=False)"
+        )
+    if datamodule is not None and not isinstance(datamodule, DataModule):
+        raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
+    if fn == "fit":
+        _require_step(module, "training_step")
+        if any(not is_lazy(parameter) and parameter.is_inference() for parameter in module.parameters()):
+            raise ValueError(
+                f"{type(module).__name__} was made under torch.inference_mode(), as in a hook of an evaluation, and "
+                "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"
+            )
+        if module.automatic_optimization and not overrides(module, "configure_optimizers", Module):
+            raise ValueError(
+                f"{type(module).__name__} has no configure_optimizers: return an optimizer from it, such as "
+                "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
+            )
+        if overrides(module, "optimizer_step", Module) and step_arguments(module.optimizer_step) > 3:
+            raise ValueError(
+                f"{type(module).__name__}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
+                "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
+            )
+        if not module.automatic_optimization and not trainer.strategy.manual_optimization:
+            raise ValueError(
+                f"{type(module).__name__} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
+                'computes gradients only after a whole step; use "ddp", or automatic optimization'
+            )
+        if trainer.micro_batch is not None and not module.automatic_optimization:
+            raise ValueError(
+                f"micro_batch={trainer.micro_batch!r} is for automatic optimization, and {type(module).__name__} sets "
+                "automatic_optimization = False: divide the batch in its training_step"
+            )
+        if trainer.limit_train_batches:
+            _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")
+        if given.get("validate") is not None:
+            _require_step(module, "validation_step")
+        elif trainer.limit_val_batches:
+            _note_missing_validation(trainer, module, datamodule)
+    elif fn == "predict":
+        if module.predict_step is None:
+            raise ValueError(f"{type(module).__name__} sets predict_step to None: define it, or leave it as it is")
+        _require_loader(module, datamodule, given, "predict", "predict_dataloader", "dataloaders")
+    else:
+        _require_step(module, "validation_step" if fn == "validate" else "test_step")
+        name = "val_dataloader" if fn == "validate" else "test_dataloader"
+        _require_loader(module, datamodule, given, fn, name, "dataloaders")
+    _check_methods(module, datamodule)
+
+
+def _check_methods(module: Module, datamodule: DataModule | None) -> None:
+    """Raise if a method is one that nobody calls, or cannot be called as it will be."""
+    for owner, base in ((module, Module), (datamodule, DataModule)):
+        known = [name for name in dir(base) if _is_hook(name)]
+        check_names(owner, base, known, HOOKS_ELSEWHERE)
+        for name in LOADER_METHODS.values():
+            loader = getattr(owner, name, None)
+            if loader is not None and not callable(loader):
+                raise TypeError(
+                    f"{type(owner).__name__}.{name} must be a method that returns the loader; got "
+                    f"{reprlib.repr(loader)}"
+                )
+        for name in (*known, "optimizer_zero_grad"):
+            if name in (*_STEPS, "optimizer_step") or not hasattr(base, name):
+                continue
+            if owner is not None and overrides(owner, name, base):
+                check_hook_arguments(owner, name, base)
+    if overrides(module, "backward", Module):
+        check_arguments(module, "backward", ("loss",))
+    for name in _STEPS:
+        arguments = ("batch", "batch_idx", "dataloader_idx")[: 2 if name == "training_step" else 3]
+        if overrides(module, name, Module):
+            step = getattr(module, name)
+            check_arguments(module, name, arguments[: step_arguments(step)])
+
+
+def _is_hook(name: str) -> bool:
+    others = ("setup", "teardown", "transfer_batch_to_device")
+    return name.startswith(("on_", "configure_")) or name.endswith("_step") or name in others
+
+
+def _require_step(module: Module, name: str) -> None:
+    if overrides(module, name, Module):
+        return
+    own = [n for n in dir(type(module)) if not hasattr(Module, n) and not n.startswith("_")]
+    near = get_close_matches(name, own, n=1, cutoff=0.6)
+    hint = f"; did you mean its {near[0]!r}?" if near else ""
+    raise ValueError(f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}")
+
+
+def _note_missing_validation(trainer: Trainer, module: Module, datamodule: DataModule | None) -> None:
+    """Say that there is no validation where a part of it is."""
+    makes = _makes(module, datamodule, "val_dataloader")
+    steps = overrides(module, "validation_step", Module)
+    if steps and not makes:
+        trainer.warn_once(
+            f"{type(module).__name__} has a validation_step, and there is no validation loader: nothing is validated. "
+            f"Pass val_dataloaders, or define val_dataloader(){_misnamed(module, datamodule, 'val_dataloader')}"
+        )
+    elif makes and not steps:
+        trainer.warn_once(
+            f"There is a val_dataloader, and {type(module).__name__} has no validation_step: nothing is validated"
+        )
+
+
+def _makes(module: Module, datamodule: DataModule | None, name: str) -> bool:
+    return overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
+
+
+def _misnamed(module: Module, datamodule: DataModule | None, name: str) -> str:
+    """A hint at a method called nearly as one that makes a loader."""
+    for owner in (datamodule, module):
+        own = [n for n in dir(type(owner)) if not hasattr(Module, n) and not n.startswith("_")]
+        if near := get_close_matches(name, own, n=1, cutoff=0.75):
+            return f"; did you mean {type(owner).__name__}.{near[0]}, which is never called?"
+    return ""
+
+
+def _require_loader(
+    module: Module, datamodule: Any, given: dict[str, Any], stage: str, name: str, argument: str
+) -> None:
+    if given.get(stage) is None and not _makes(module, datamodule, name):
+        raise ValueError(
+            f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or its data"
+            f"{_misnamed(module, datamodule, name)}"
+        )
+
+
+def names_in_eval_mode(module: Module, before: set[nn.Module]) -> list[str]:
+    """The topmost parts of a module that were in evaluation mode before a fit, and are, though they are to be trained.
+
+    What is frozen as a whole, such as a teacher, is not among them, nor what hooks have put into that mode.
+    """
+    found: list[str] = []
+    names: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
+        if inside or part.training or part not in before:
+            continue
+        if _is_frozen(part):
+            found.append(name)
+        elif any(map(_trains_otherwise, part.modules())):
+            found.append(name)
+            names.append(f"{name} ({type(part).__name__})" if name else f"all of {type(part).__name__}")
+    return names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"]
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _trains_otherwise(part: nn.Module) -> bool:
+    """Whether it matters to a part that it is in evaluation mode."""
+    differs = isinstance(part, (_BatchNorm, _DropoutNd)) and getattr(part, "p", 1.0) > 0
+    return not part.training and (differs or any(own.requires_grad for own in part.parameters(recurse=False)))

@@ -1,0 +1,1 @@
+"""What a run does: epochs, batches, steps, hooks, evaluation."""

@@ -1,0 +1,1 @@
+"""What a module logs, and how it is reduced."""
