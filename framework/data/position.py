@@ -1,0 +1,418 @@
+"""How the batches of a run are dealt out to its processes, so that all of them take the same number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.writer import CheckpointError
+from ..messages import log
+from ..seed import isolated_rng
+from .shard_detection import draw_alike, fingerprint, is_sharded
+from .sources import INFINITE, NO_BATCH, CombinedEpochLoader, EpochLoader, is_map_style
+
+if TYPE_CHECKING:
+    from ...strategies import Strategy
+
+# Where nobody knows how many batches there are, the processes tell each other after so many steps how far they can see.
+LOOK_AHEAD = 8
+
+
+def data_place(strategy: Strategy) -> tuple[int, int]:
+    """This process's index among those that get different batches, and their number."""
+    size = strategy.tensor_parallel_size
+    return strategy.global_rank // size, strategy.world_size // size
+
+
+class SharedLoader:
+    """A training loader as one of several processes reads it.
+
+    The batches of the user's loader are dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, *r + 2W*, … So
+    each process has batches of the loader's own size, and each sample is read once. If the last round is incomplete,
+    the processes without a batch run their last one again, with a :attr:`share` of 0, to stay in step; those that have
+    one weigh by size, so that the gradient is the mean over the round's samples. ``drop_last`` leaves that round out.
+
+    A loader that each process has for its own (``deal=False``) is read to its end, and the others wait in the same way.
+
+    Args:
+        loader: the loader, as it is in each process.
+        strategy: tells this process's rank, and lets it talk to the others.
+        deal: whether all processes have the same loader.
+        verify: compare the first batches of a stream, to see that it is the same in all processes.
+
+    Attributes:
+        length: steps of an epoch, the same in all processes; infinite if that is not certain.
+        estimate: the same, as the loader tells it.
+        share: what to multiply the loss of the batch given last with, before the processes' gradients are averaged.
+
+    Raises:
+        ValueError: if a loader that is to be dealt out has different lengths.
+    """
+
+    def __init__(
+        self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool, verify: bool = False
+    ) -> None:
+        self.loader, self.strategy, self.deal = loader, strategy, deal
+        self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
+        told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
+        self.lengths: list[int | float] = [length for length, _ in told]
+        self.share = 1.0
+        if deal:
+            require_equal_lengths(self.lengths, "the training loader")
+        self.length = self._steps(max(self.lengths))
+        self.estimate = self._steps(max(estimate for _, estimate in told))
+        self._verify = verify and deal and self.length == INFINITE
+        self._marks: list[str] | None = None  # of the batches that are read ahead, to be compared
+        self.take(loader)
+
+    def take(self, loader: EpochLoader | CombinedEpochLoader) -> None:
+        """Read ``loader``, which is like the one before but for its seed."""
+        self.loader = loader
+        for part in parts_of(loader):
+            part.read_ahead = self.length == INFINITE or loader.alone
+            part.draws_apart = () if self.deal else (self.strategy.global_rank,)
+            if self._verify and part.is_stream and not is_map_style(part.loader):  # whose augmentation may differ
+                part.watch = self._marking
+
+    def cut(self, epoch: int, begin: int, end: int | None) -> None:
+        """As :meth:`EpochLoader.cut`, of the loader before it is dealt out."""
+        self.loader.cut(epoch, begin, end)
+
+    def length_in(self, epoch: int) -> int | float:
+        """Steps of an epoch, the same in all processes."""
+        return self._steps(self.loader.length_in(epoch)) if self.deal else self.length
+
+    def _steps(self, batches: int | float) -> int | float:
+        if not self.deal or batches == INFINITE:
+            return batches
+        rounds, rest = divmod(int(batches), self.world_size)
+        return rounds + (rest > 0 and not self.loader.drop_last)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
+        if self.length == INFINITE:
+            batches = self.loader.iterate(epoch, self._first(start))
+            return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
+        batches = self.loader.iterate(epoch, self._first(start), self.world_size if self.deal else 1)
+        if not self.loader.alone:
+            return self._planned(batches, epoch, start)
+        length = int(self.length_in(epoch))
+        steps = range(start, length)
+        return self._agree(
+            (batch, self._share_of(step, epoch, length)) for batch, step in zip(batches, steps, strict=False)
+        )
+
+    def _first(self, step: int) -> int:
+        """The first of the loader's batches that this process reads in a step."""
+        if not self.deal:
+            return step
+        return step * self.world_size + (0 if self.length == INFINITE else self.rank)
+
+    # -- known lengths ----------------------------------------------------------------------------------------
+
+    def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
+        last = NO_BATCH
+        length = int(self.length_in(epoch))
+        if not self.deal and min(self.lengths) <= start < length:
+            batches, last = self._share_batch(batches, self.lengths.index(length))
+        for step in range(start, length):
+            self.share = self._share_of(step, epoch, length)
+            batch = next(batches, NO_BATCH)
+            if batch is NO_BATCH:
+                if self.share:
+                    raise RuntimeError(
+                        f"rank {self.rank}: the training loader has no batch {step} of the {length} that its "
+                        "length promised; the other processes count on it"
+                    )
+                batch = self._borrow(epoch) if last is NO_BATCH else last
+            if step == length - 2 or not self.deal:
+                last = batch
+            if step == length - 1 and self.deal and self.loader.stateful:
+                next(batches, None)  # one that begins where it was left must be at its end in all processes
+            yield batch
+
+    def _share_batch(self, batches: Iterator[Any], source: int) -> tuple[Iterator[Any], Any]:
+        """This process's batches as they are, and the next one of rank ``source``, or NO_BATCH. A collective."""
+        own = [*islice(batches, 1)] if source == self.strategy.global_rank else []
+        given = self.strategy.broadcast(own, source)
+        return chain(own, batches), given[0] if given else NO_BATCH
+
+    def _share_of(self, step: int, epoch: int, length: int) -> float:
+        if not self.deal:
+            present = sum(length > step for length in self.lengths)
+            return self.world_size / present if step < self.lengths[self.rank] else 0.0
+        if step < length - 1:
+            return 1.0
+        present = min(self.world_size, int(self.loader.length_in(epoch)) - step * self.world_size)
+        if self.rank >= present:
+            return 0.0
+        last_fraction = self.loader.last_fraction_in(epoch)
+        return self.world_size * (last_fraction if self.rank == present - 1 else 1.0) / (present - 1 + last_fraction)
+
+    def _borrow(self, epoch: int) -> Any:
+        """A batch of another process, for one that has none to run again."""
+        with isolated_rng():
+            batch = next(iter(self.loader.iterate(epoch)), NO_BATCH)
+        if batch is NO_BATCH:
+            raise RuntimeError(f"rank {self.rank}: the training loader gave no batch")
+        return batch
+
+    # -- unknown lengths --------------------------------------------------------------------------------------
+
+    def _marking(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """A stream's batches; what the first ones hold is kept, to be compared."""
+        for batch in batches:
+            if self._marks is not None:
+                self._marks.append(fingerprint(batch))
+            yield batch
+
+    def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+        """This process's batch of each round, or another's if it has none, and how many batches the round has."""
+        while round_ := list(islice(batches, self.world_size)):
+            yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
+
+    def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
+        """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps.
+
+        Args:
+            ahead: pairs. Where all processes read all batches: this process's batch of a round, and how many batches
+                the round has. Else: a batch of this process, and the share that it has if no process lacks one.
+        """
+        last = NO_BATCH
+        in_rounds = self.deal and self.length == INFINITE
+        read = [0.0] * self.strategy.world_size
+        while True:
+            self._marks = [] if self._verify else None
+            mine = list(islice(ahead, LOOK_AHEAD))
+            told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
+            seen: list[list[float]] = [counts for counts, _ in told]
+            read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
+            if in_rounds and any(own != told[0] for own in told):
+                raise different_streams(read, "training loader")
+            self._verify, self._marks = False, None
+            steps = max(map(len, seen))
+            if last is NO_BATCH and steps and not all(seen):
+                source = next(rank for rank, counts in enumerate(seen) if counts)
+                last = self._share_batch(iter([batch for batch, _ in mine]), source)[1]
+            for step in range(steps):
+                own = mine[step][1] if step < len(mine) else 0.0
+                total = sum(shares[step] for shares in seen if len(shares) > step)
+                if in_rounds:
+                    total = seen[0][step]
+                    own = self.rank < total
+                self.share = self.world_size * own / total if own else 0.0
+                last = mine[step][0] if step < len(mine) else last
+                yield last
+            if steps < LOOK_AHEAD:
+                return
+
+    # -- as the loader ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End its workers."""
+        self.loader.close()
+
+    def state_dict(self, following: int | None = None, done: bool = False) -> Any:
+        """The loader's own state, as :meth:`EpochLoader.state_dict`; ``following`` counts steps."""
+        return self.loader.state_dict(None if following is None else self._first(following), done)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take back :meth:`state_dict`."""
+        self.loader.load_state_dict(state)
+
+
+def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[Any]:
+    """The same batches; ``ends`` gets their number and a hash of the last one, taken before a step can change it."""
+    number = 0
+    batch = next(batches, NO_BATCH)
+    while batch is not NO_BATCH:
+        number += 1
+        following = next(batches, NO_BATCH)
+        if following is NO_BATCH:
+            ends.append((number, fingerprint(batch)))
+        yield batch
+        batch = following
+
+
+def different_streams(read: Iterable[float], name: str) -> RuntimeError:
+    """The error of a stream that was dealt out, and is another one in each process."""
+    counted = ", ".join(f"{int(batches)} batches on rank {rank}" for rank, batches in enumerate(read))
+    return RuntimeError(
+        f"the processes read different streams from what should be one {name} (until now {counted}); if the dataset "
+        "gives each process its own part, pass use_distributed_sampler=False"
+    )
+
+
+def parts_of(loader: EpochLoader | CombinedEpochLoader) -> Sequence[EpochLoader]:
+    """The loaders that are read together, or the only one."""
+    return loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
+
+
+def require_resumable(loader: EpochLoader | CombinedEpochLoader | SharedLoader) -> None:
+    """Refuse to go on inside an epoch of loaders whose own states are at batches that nobody can tell.
+
+    Raises:
+        CheckpointError: for such loaders, which are read together.
+    """
+    combined = loader.loader if isinstance(loader, SharedLoader) else loader
+    if isinstance(combined, CombinedEpochLoader) and not combined.resumable:
+        raise CheckpointError(
+            f"loaders combined in mode {combined.loader.mode!r}, or without length, of which some have a state of "
+            "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
+        )
+
+
+def gives_parts(
+    loader: EpochLoader | CombinedEpochLoader,
+    strategy: Strategy,
+    asked: bool | None,
+    epoch: int,
+    name: str,
+    cursor: dict[str, Any] | None = None,
+    mixed: bool = True,
+) -> bool:
+    """Whether a loader gives each process a part of its own, so that it is not to be dealt out.
+
+    Of loaders that are read together, some may do so, while others give all of the data: those are then dealt out one
+    by one.
+
+    Args:
+        loader: the loader, as it is in each process.
+        strategy: as of :class:`SharedLoader`.
+        asked: ``use_distributed_sampler``, as the user gave it; None lets the processes find out.
+        epoch: the epoch that begins.
+        name: what to call the loader in messages.
+        cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
+            read to find out what the processes that saved it knew.
+        mixed: whether loaders that are read together may differ.
+
+    Raises:
+        ValueError: if some of several loaders do, and others not, where they may not differ.
+    """
+    parts = parts_of(loader)
+    if asked is None and cursor is not None and cursor["dealt_to"] > 1 and any(part.stateful for part in parts):
+        asked = bool(cursor["dealt"])
+    sharded = []
+    for index, part in enumerate(parts):
+        if asked is not False:
+            draw_alike(part, strategy)
+        part_name = name if len(parts) == 1 else f"{name}'s part {index}"
+        sharded.append(is_sharded(part, strategy, asked, epoch, part_name))
+        part.plan_steps()
+    if not isinstance(loader, CombinedEpochLoader) or len(set(sharded)) == 1:
+        return any(sharded)
+    if not mixed:
+        found = ", ".join("its own part" if own else "all of the data" for own in sharded)
+        raise ValueError(
+            f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
+            f"the data (in their order: {found}): give the others a DistributedSampler, too"
+        )
+    log.info("Those parts of the %s that give all of the data are dealt out; the others are read as they are", name)
+    loader.deal_to([(0, 1) if own else data_place(strategy) for own in sharded])
+    return True
+
+
+def require_equal_lengths(lengths: list[int | float], name: str) -> None:
+    """A loader that is dealt out must be the same in all processes.
+
+    Raises:
+        ValueError: if its lengths differ.
+    """
+    if len(set(lengths)) > 1:
+        told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(lengths))
+        raise ValueError(
+            f"{name} has {told}: the same data must be there in all processes, which are given their parts of it; if "
+            "each has its own data, pass use_distributed_sampler=False"
+        )
+
+
+# -- how far an epoch has come, for any number of processes -----------------------------------------------------------
+
+
+def cursor_of(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    world_size: int,
+    batches: int,
+    part: dict[str, Any] | None,
+    limited_to: int | float | None = None,
+) -> dict[str, Any]:
+    """How much of an epoch's data all processes have been given.
+
+    Args:
+        source: the training loader, as this process reads it.
+        world_size: how many processes get different batches.
+        batches: given to each of them in this epoch.
+        part: what was left of the epoch when these processes took it over, if others had begun it: ``first``, the
+            batches given before, and ``begin`` and ``end`` of the rest.
+        limited_to: how many batches of the epoch each is to be given, if not all.
+
+    Returns:
+        ``position`` and ``end`` (None for all of the epoch), both in samples where the order is planned, else in the
+        loader's batches; and what is needed to tell whether they mean the same in another run.
+    """
+    loader, dealt = _loader_of(source)
+    each = loader.unit * (world_size if dealt else 1)
+    if part is None:
+        part = {"first": 0, "begin": 0, "end": None if limited_to is None else limited_to * each}
+    return {
+        "position": part["begin"] + (batches - part["first"]) * each,
+        "end": part["end"],
+        "in_samples": loader.in_samples,
+        "batch_sizes": loader.batch_sizes,
+        "dealt": dealt,
+        "dealt_to": world_size,
+    }
+
+
+def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size: int) -> dict[str, Any] | None:
+    """What is left of an epoch that other processes have begun, or the same ones with another batch size.
+
+    Args:
+        cursor: what :func:`cursor_of` gave there.
+        source: the training loader, as this process reads it now.
+        saved_by: how many processes they were.
+        world_size: how many of those that there are now get different batches.
+
+    Returns:
+        ``begin`` and ``end`` for :meth:`EpochLoader.cut`; None if nothing has changed.
+
+    Raises:
+        CheckpointError: if it cannot be dealt out anew.
+    """
+    loader, dealt = _loader_of(source)
+    saved_by = cursor.get("dealt_to", saved_by)
+    if saved_by == world_size and cursor["batch_sizes"] == loader.batch_sizes:
+        return None
+    why = ""
+    if not (cursor["dealt"] and dealt):
+        why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
+    elif cursor["in_samples"] != loader.in_samples:
+        why = "the loader's sampler has been changed for one of another kind"
+    elif not loader.in_samples and cursor["batch_sizes"] != loader.batch_sizes:
+        why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
+        why += f"{loader.batch_sizes}"
+    if why:
+        raise CheckpointError(
+            f"the checkpoint was saved inside an epoch by {saved_by} process(es), now there are {world_size}, and what "
+            f"is left of the epoch cannot be dealt out anew: {why}. Resume with {saved_by} and the same loaders, or "
+            "from a checkpoint of an epoch's end"
+        )
+    return {"begin": cursor["position"], "end": cursor["end"]}
+
+
+def cut_to(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader, epoch: int, part: dict[str, Any] | None
+) -> int | float:
+    """Have ``source`` give a part of an epoch, as :func:`cursor_of` has it, or all of it (None).
+
+    Returns:
+        Batches of the epoch in each process, those before the part included.
+    """
+    first, begin, end = (0, 0, None) if part is None else (part["first"], part["begin"], part["end"])
+    source.cut(epoch, begin, end)
+    return first + source.length_in(epoch)
+
+
+def _loader_of(source: EpochLoader | CombinedEpochLoader | SharedLoader) -> tuple[Any, bool]:
+    return (source.loader, source.deal) if isinstance(source, SharedLoader) else (source, True)
