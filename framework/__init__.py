@@ -1,11 +1,11 @@
 """The Trainer, the Engine, and what they run."""
 
-from .checkpoint.writer import CheckpointError
-from .data.sources import CombinedLoader
+from .data.combined import CombinedLoader
 from .datamodule import DataModule
 from .engine.batch_size import find_executable_batch_size
 from .engine.engine import Engine
 from .engine.rank_logger import get_logger
+from .errors import CheckpointError
 from .lifecycle.processes import launch
 from .module import Module
 from .seed import isolated_rng, seed_everything

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import callbacks as builtin_callbacks
 from .arguments import check_count
-from .data.sources import INFINITE
-from .metrics.metrics import as_floats, as_tensors
+from .data.iteration import INFINITE
+from .metrics.values import as_floats, as_tensors
 
 if TYPE_CHECKING:
     from ..callbacks.base import Callback
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .loop.consensus import Control
     from .loop.loaders import RunData
+    from .loop.optimizers import LRSchedulerConfig
     from .loop.state import RunState
-    from .loop.step import LRSchedulerConfig, Optimization
+    from .loop.step import Optimization
     from .metrics.metrics import Metrics
     from .module import Module
 

@@ -102,7 +102,7 @@ class DataModule(DataHooks, HyperparametersMixin):
         Raises:
             CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or lacks an argument.
         """
-        from .lifecycle.checkpoint import datamodule_from_checkpoint
+        from .from_checkpoint import datamodule_from_checkpoint
 
         return datamodule_from_checkpoint(cls, checkpoint_path, weights_only, overrides)
 

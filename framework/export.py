@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoint.reader import load_checkpoint
 from .checkpoint.storage import join, replacing
 from .checkpoint.tensors import StagedTensors, is_plain
-from .checkpoint.writer import CheckpointError, load_checkpoint
+from .errors import CheckpointError
 from .messages import configure, log
 
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
-    from .loop.step import ManualOptimizer
+    from .loop.manual import ManualOptimizer
     from .trainer import Trainer
 
 
@@ -465,7 +465,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         Raises:
             CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or is for another module.
         """
-        from .lifecycle.checkpoint import module_from_checkpoint
+        from .from_checkpoint import module_from_checkpoint
 
         if hparams_file is not None:
             raise ValueError("hparams_file must be None: a checkpoint holds its hyperparameters; pass overrides")

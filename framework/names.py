@@ -7,13 +7,20 @@ mixins from other libraries, and what overrides them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..loggers.base import Logger
+
+if TYPE_CHECKING:
+    pass
+
 import dis
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import CodeType
-from typing import Any
 
 # What Lightning 1, Keras and Hugging Face call at moments that have another name here.
 _EPOCH_END = ", which gets no outputs: keep what you need of them in the step"
@@ -222,3 +229,42 @@ def check_initialized(obj: object) -> None:
             raise TypeError(
                 f"{type(obj).__name__}.__init__ has not called {parent.__name__}'s: begin it with super().__init__(…)"
             )
+
+
+def overrides(obj: object, name: str, base: type) -> bool:
+    """Whether ``obj`` has a method ``name`` other than that of ``base``, from its class or its instance.
+
+    One that is set to None, on the object or in its class, is switched off.
+    """
+    if name in vars(obj):
+        return vars(obj)[name] is not None
+    own = getattr(type(obj), name, None)
+    return own is not None and own is not getattr(base, name, None)
+
+
+def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
+    """Return a list of loggers.
+
+    Args:
+        loggers: a logger or several.
+        accepted: what the argument may be, for the error.
+
+    Raises:
+        TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
+    """
+    listed = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
+    for logger in listed:
+        if not isinstance(logger, Logger):
+            raise TypeError(
+                f"logger must be {accepted}, such as TensorBoardLogger(…) of loopwright.loggers; got {logger!r}"
+            )
+        check_initialized(logger)
+        check_names(logger, Logger, public_methods(Logger), LOGGERS_ELSEWHERE)
+        for name in ("log_metrics", "log_hyperparams"):
+            check_hook_arguments(logger, name, Logger)
+    return listed
+
+
+def public_methods(base: type) -> list[str]:
+    """The names of a contract's methods."""
+    return [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]

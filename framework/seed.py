@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..strategies.accelerator import device_rng_state, set_device_rng_state
-from ..strategies.launch.launcher import AGENT
+from ..strategies.launch.environment import AGENT
 
 SEED_VARIABLE = "LOOPWRIGHT_SEED"
 

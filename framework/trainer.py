@@ -19,7 +19,7 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
-from ..strategies.launch.launcher import forget_failure, note
+from ..strategies.launch.failures import forget_failure, note
 from ..strategies.pieces import whole_state
 from .arguments import (
     check_choice,
@@ -32,36 +32,42 @@ from .arguments import (
 )
 from .attributes import TrainerAttributes
 from .checkpoint.configs import portable
+from .checkpoint.find import is_taken
 from .checkpoint.folder_claims import claim_folder, release_folders
-from .checkpoint.saver import Save, exchange, in_main_process
+from .checkpoint.saver import Save
 from .checkpoint.storage import plain
-from .checkpoint.writer import is_taken, remove_checkpoint, write_pointer
+from .checkpoint.writer import remove_checkpoint, write_pointer
+from .data.iteration import INFINITE
 from .data.sharding import data_place
-from .data.sources import INFINITE
 from .datamodule import DataModule
 from .engine.engine import Engine
 from .engine.explanations import needs_closure
 from .engine.launch_settings import launched_accumulation
+from .errors import exchange, in_main_process
 from .lifecycle.attachment import attached
 from .lifecycle.checkpoint import can_save_alone, read_run, restore_module, restore_run, restore_start, save_run
 from .lifecycle.checks import check_run, names_in_eval_mode
 from .lifecycle.compile import compile_submodules
 from .lifecycle.processes import CarriedFit, Run, run_in_processes
 from .lifecycle.signals import Signals
-from .loop import fit as loops
 from .loop.consensus import Control
-from .loop.hooks import CallbackBus, check_callback, check_loggers, order_callbacks, overrides
+from .loop.evaluate import evaluate, predict
+from .loop.fit import fit
+from .loop.hooks import CallbackBus, check_callback, order_callbacks
 from .loop.loaders import RunData
+from .loop.optimizers import parse_optimizers
 from .loop.state import RunState
-from .loop.step import Optimization, check_schedulers, parse_optimizers
+from .loop.step import Optimization, check_schedulers
 from .messages import configure, log
 from .metrics.metric_state import metric_states, own_metrics
-from .metrics.metrics import Metrics, as_floats
+from .metrics.metrics import Metrics
+from .metrics.values import as_floats
 from .module import Module
+from .names import check_loggers, overrides
 
 if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
-    from .loop.step import LRSchedulerConfig
+    from .loop.optimizers import LRSchedulerConfig
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -376,7 +382,7 @@ class Trainer(TrainerAttributes):
     ) -> list[dict[str, float]]:  # fmt: skip
         results = self.execute(self._plan(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only))
         if verbose and self.is_global_zero and not self.engine.is_copy and any(results):
-            from .report import print_results
+            from .messages import print_results
 
             print_results(stage, results)
         return results
@@ -455,7 +461,7 @@ class Trainer(TrainerAttributes):
         changes_weights = run.fn == "fit" or run.ckpt_path is not None
         with attached(self, run.model, run.datamodule, changes_weights), self._run(run):
             if run.fn == "fit":
-                return loops.fit(self)
+                return fit(self)
             limits = {"validate": self.limit_val_batches, "test": self.limit_test_batches}
             if not self.data.load(run.fn, limit := limits.get(run.fn, self.limit_predict_batches)):
                 if limit:
@@ -463,8 +469,8 @@ class Trainer(TrainerAttributes):
                 return []
             loaders, batches = self.data.loaders[run.fn], self.data.max_batches[run.fn]
             if run.fn != "predict":
-                return loops.evaluate(self, run.fn, loaders, batches)
-            outputs = loops.predict(self, loaders, batches, run.keep != "none")
+                return evaluate(self, run.fn, loaders, batches)
+            outputs = predict(self, loaders, batches, run.keep != "none")
             return self.data.in_order("predict", outputs) if run.keep == "all" and self.world_size > 1 else outputs
 
     def _note_no_data(self, fn: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .launch.launcher import Place, check_place
+from .launch.environment import Place, check_place
 
 # The Trainer's names and the torch device types behind them; "auto" and "gpu" mean whatever this machine has.
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
-    from .launch.launcher import Place
+    from .launch.environment import Place
     from .precision import Precision
 
 

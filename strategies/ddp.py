@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .launch.launcher import Place
+from .launch.environment import Place
 from .module_policy import Policy
 from .precision import Precision
 from .process_group import ProcessGroupStrategy

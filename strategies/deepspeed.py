@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .build_locks import await_builds
 from .deepspeed_config import check_batches, complete_config, read_config
-from .launch.launcher import Place
+from .launch.environment import Place
 from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import number_optimizer_state, parameter_names
 from .pieces import Piece, whole_state

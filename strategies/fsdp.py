@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .distributed_tensors import distribute, in_pieces, whole_tensor
-from .launch.launcher import Place
+from .launch.environment import Place
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import parameter_names, rename_optimizer_state
 from .precision import Precision

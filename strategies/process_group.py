@@ -18,7 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from . import pickling
 from .base import Strategy
-from .launch.launcher import LAST_WORK, STORE, Place, adopt, leave, leave_group
+from .launch.environment import Place
+from .launch.failures import adopt
+from .launch.rendezvous import LAST_WORK, STORE, leave, leave_group
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 

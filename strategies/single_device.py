@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Strategy
-from .launch.launcher import Place
+from .launch.environment import Place
 from .module_policy import Policy
 
 

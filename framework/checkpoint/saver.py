@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import exchange
 from ..messages import log
 from .writer import Snapshot
 
@@ -220,42 +221,3 @@ class Saver:
         if self._last is not None:
             self._last.abandon()
             self._last = None
-
-
-def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any], together: bool = True) -> None:
-    """Let the main process write ``path``; if that fails, it fails in all of them. A collective, if ``together``."""
-    failed: BaseException | None = None
-    if strategy.is_global_zero:
-        try:
-            write()
-        except Exception as error:
-            failed = error
-    if together:
-        _, failed = exchange(strategy, path, failed)
-    if failed is not None:
-        raise failed
-
-
-def exchange(
-    strategy: Strategy, path: str, failed: BaseException | None, value: Any = None
-) -> tuple[list[Any], BaseException | None]:
-    """Tell all processes what each has come to on the way to writing ``path``. A collective.
-
-    Returns:
-        The ``value`` of each, by rank; and what to raise, if anything failed anywhere: an OSError in all of them, or
-        something else in all of them.
-    """
-    if strategy.world_size == 1 or strategy.failed:  # then the others are in another collective, or gone
-        return [value], failed
-    own = failed and (isinstance(failed, OSError), f"{type(failed).__name__}: {failed}")
-    told = strategy.gather_objects((own, value))
-    values = [each for _, each in told]
-    guilty = next((rank for rank, (error, _) in enumerate(told) if error), None)
-    if guilty is None:
-        return values, None
-    by_system, message = told[guilty][0]
-    if failed is not None and isinstance(failed, OSError) == by_system:
-        return values, failed
-    error = (OSError if by_system else RuntimeError)(f"rank {guilty} could not save {path!r}: {message}")
-    error.__cause__ = failed
-    return values, error

@@ -36,7 +36,7 @@ class SealedObject:
         self.__dict__.update(_key=key, _reason=reason)
 
     def _error(self) -> Exception:
-        from .writer import CheckpointError
+        from ..errors import CheckpointError
 
         return CheckpointError(f"the checkpoint's {self._key!r} {self._reason}")
 

@@ -132,13 +132,13 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
     """
     from safetensors.torch import load
 
-    with _naming_damage():
+    with naming_damage():
         loaded = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     device = device_of(map_location)
     tensors: dict[str, Any] = {name: tensor.to(device) for name, tensor in loaded.items()}
     metadata = header.get("__metadata__", {})
-    with _naming_damage():
+    with naming_damage():
         for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
             tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
         for alias, name in json.loads(metadata.get("aliases", "{}")).items():
@@ -149,7 +149,7 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming_damage() -> Iterator[None]:
+def naming_damage() -> Iterator[None]:
     """Raise whatever content that is not as we write it makes others raise as a ValueError."""
     try:
         yield
@@ -177,7 +177,7 @@ def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor
                 found[name] = value
                 continue
             piece = value.tensor
-            with _naming_damage():
+            with naming_damage():
                 if name not in found:
                     if math.prod(value.shape) * piece.element_size() > limit:
                         raise ValueError(f"{name} is said to have the shape {value.shape}, more than there is")

@@ -7,17 +7,24 @@ all else that a container holds stays as it was.
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections import UserList, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+import copy
+import operator
+from collections import UserList
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+
 from torch.nn.utils.rnn import PackedSequence
 
 LISTS = (list, UserList, deque)
@@ -220,3 +227,24 @@ def batch_size_of(batch: Any) -> int:
     if sizes:
         raise ValueError(f"this batch has first dimensions {sorted(sizes)}")
     raise ValueError(f"this batch has no tensor with a dimension (it is a {type(batch).__name__})")
+
+
+def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
+    """Samples ``start`` to ``stop`` of ``whole``: of tensors, arrays and lists with one entry for each sample.
+
+    Raises:
+        TypeError: for an object that holds tensors out of reach.
+    """
+    if isinstance(batch, Tensor) or type(batch).__module__ == "numpy":
+        return batch[start:stop] if batch.ndim and len(batch) == whole else batch
+    may_be_samples = isinstance(batch, (tuple, *LISTS)) and len(batch) == whole and not hasattr(batch, "_fields")
+    # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
+    if may_be_samples and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)):
+        samples = list(batch) if isinstance(batch, deque) else batch  # which has no slices
+        return samples[start:stop]
+    if children(batch) is None and callable(getattr(batch, "to", None)):
+        raise TypeError(
+            f"micro_batch: a batch can be divided if it is made of tensors, lists, tuples, dicts and dataclasses; got "
+            f"a {type(batch).__name__}"
+        )
+    return rebuild(batch, partial(slice_batch, start=start, stop=stop, whole=whole))

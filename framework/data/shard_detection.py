@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from ..messages import log
-from .sources import NO_BATCH, EpochLoader
+from .iteration import NO_BATCH
+from .sources import EpochLoader
 
 if TYPE_CHECKING:
     from ...strategies import Strategy

@@ -8,142 +8,38 @@ shallow-copied and its index sampler replaced in the copy, so that the order of 
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, count, islice, pairwise, tee
-from typing import Any, TypeGuard
+from itertools import chain, count, islice
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
-from ..checkpoint.writer import CheckpointError
-from ..lifecycle.signals import iterate_protected, protect_workers, workers_protected
+from ..errors import CheckpointError
 from ..messages import log
 from ..seed import isolated_rng, mix_seeds, rng_state, seed_batch, set_rng_state
-from .batches import LISTS
-
-INFINITE = float("inf")
+from .iteration import (
+    INFINITE,
+    NO_BATCH,
+    OpenedIteration,
+    exact_length,
+    has_state,
+    is_map_style,
+    isolated_iteration,
+    iterates_alone,
+    loader_length,
+    set_epoch,
+    up_to,
+)
+from .sampler import IndexPlan, SamplerWasAsked, replace_sampler
+from .workers import iterate_protected, protect_workers, workers_protected
 
 # A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
 _NOTED_EVERY = 64
-NO_BATCH = object()  # a batch that is not there
 # What stands for that state: it or an earlier one, the batches since then, whether that iteration is then left, how
 # many batches of the epoch had been read when it was taken, and the epoch. Earlier versions had the first two or three.
 _KEYS = {"state", "batches", "left", "read", "epoch"}
-# What may hold loaders.
-_COLLECTIONS = (tuple, *LISTS, ValuesView, Mapping)
-# What may be iterated and is a batch or a part of one where it stands in a list.
-_NO_LOADERS = (*_COLLECTIONS, str, bytes, set)
-# Modules whose samplers and loaders give as many batches as their length tells.
-_TORCH = ("torch.", "torchdata.")
-
-
-def loader_length(loader: Any) -> int | float:
-    """Number of batches, as the loader tells it; infinite if it does not."""
-    asked = getattr(loader, "_IterableDataset_len_called", None)
-    try:
-        return len(loader)
-    except (TypeError, ValueError, RuntimeError):  # no __len__, or one that cannot tell
-        return INFINITE
-    finally:
-        if isinstance(loader, DataLoader):
-            # Once asked, torch warns of each batch beyond the length of a stream.
-            loader.__dict__["_IterableDataset_len_called"] = asked
-
-
-def exact_length(loader: Any, trusts_samplers: bool = True) -> int | float:
-    """Number of batches where that is certain; infinite where what the loader tells is an estimate.
-
-    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself. A
-    sampler of a user's own, which may fill batches by size, is trusted where several processes plan their steps by it.
-    """
-    if isinstance(loader, CombinedLoader):
-        lengths = [exact_length(part, trusts_samplers) for part in loader.flattened]
-        return INFINITE if INFINITE in lengths else combined_length(lengths, loader.mode)
-    if isinstance(loader, DataLoader):
-        samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-        kept = [sampler for sampler in samplers if type(sampler).__module__.startswith(_TORCH)]
-        exact = not isinstance(loader.dataset, IterableDataset)
-        exact = exact and (trusts_samplers or len(kept) == sum(sampler is not None for sampler in samplers))
-    else:
-        exact = isinstance(loader, Sequence)
-    return loader_length(loader) if exact else INFINITE
-
-
-def up_to(loader: Any, batches: Iterator[Any], count: int, told: int, said: set[Any]) -> Iterator[Any]:
-    """``count`` of a loader's batches; a line says if it has more than the ``told`` ones of its length.
-
-    Args:
-        loader: where they come from.
-        batches: what gives them.
-        count: how many of the ``told`` ones those are.
-        told: the loader's length.
-        said: of which loaders the line has been given; this one is added.
-    """
-    yield from islice(batches, count - 1)
-    last = next(batches, NO_BATCH)
-    if last is NO_BATCH:
-        return
-    with isolated_rng():  # nobody has asked for this batch: what it draws must change nothing
-        beyond = next(batches, NO_BATCH)
-    if beyond is not NO_BATCH and id(loader) not in said:
-        said.add(id(loader))
-        log.warning(
-            "A loader (%s) gives more than the %d batches that its length tells, and the others are left out: have its "
-            "__len__ tell how many it gives", type(loader).__name__, told,
-        )  # fmt: skip
-    yield last
-
-
-def may_give_more(loader: Any) -> bool:
-    """Whether a map-style ``DataLoader`` is iterated, or its samples drawn, by a user's own code."""
-    if not is_map_style(loader):
-        return False
-    return iterates_alone(loader) or exact_length(loader, trusts_samplers=False) == INFINITE
-
-
-def iterates_alone(loader: DataLoader[Any]) -> bool:
-    """Whether a ``DataLoader`` has an ``__iter__`` of a user's own, which may give more than its length tells."""
-    iterating = next(part for part in type(loader).__mro__ if "__iter__" in part.__dict__)
-    return not iterating.__module__.startswith(_TORCH)
-
-
-class LookAhead:
-    """The batches of a loader without a certain length; it tells whether one follows, by reading it.
-
-    Args:
-        batches: what to iterate.
-        loader: where they come from.
-
-    Attributes:
-        share: of the batch given last, as the loader's own ``share`` is of the one read last.
-    """
-
-    def __init__(self, batches: Iterable[Any], loader: Any) -> None:
-        self._batches, self._loader = iter(batches), loader
-        self._following: Any = NO_BATCH
-        self._following_share = self.share = 1.0
-
-    def __iter__(self) -> LookAhead:
-        return self
-
-    def __next__(self) -> Any:
-        batch = self._following
-        if batch is NO_BATCH:
-            batch = next(self._batches)
-            self.share = self._loader.share
-        else:
-            self._following, self.share = NO_BATCH, self._following_share
-        return batch
-
-    @property
-    def at_end(self) -> bool:
-        """Whether the batch given last is the last one."""
-        if self._following is NO_BATCH:
-            self._following = next(self._batches, NO_BATCH)
-            self._following_share = self._loader.share
-        return self._following is NO_BATCH
 
 
 class EpochLoader:
@@ -194,13 +90,13 @@ class EpochLoader:
         self.iterated: int | None = None
         self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
-        self._opened: _Opened | None = None  # an iteration whose first batch has been looked at
+        self._opened: OpenedIteration | None = None  # an iteration whose first batch has been looked at
         self._asks = False  # whether it is sure to ask for our indices
         self.keeps_iterator = False
         self._left: Iterator[Any] = iter(())  # what is left of an iteration that the next one would go on with
         if not self.stateful and is_map_style(loader):
             self._indices = IndexPlan(loader, seed, shuffle)
-            self._copy = _replace_sampler(loader, self._indices)
+            self._copy = replace_sampler(loader, self._indices)
             self._asks = type(loader).__iter__ is DataLoader.__iter__
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.in_samples = self._indices is not None and self._indices.planned
@@ -327,7 +223,7 @@ class EpochLoader:
             if self.alone:
                 plan = self._indices.looking()
                 try:
-                    return _Opened(self._probe(plan), seed, epoch).first
+                    return OpenedIteration(self._probe(plan), seed, epoch).first
                 finally:
                     plan.found.set()
             return None if self._indices.planned else next(self._indices.look(), NO_BATCH)
@@ -337,9 +233,9 @@ class EpochLoader:
             with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
                 sampler: Any = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
-                return next(_isolated(sampler, seed), NO_BATCH)
+                return next(isolated_iteration(sampler, seed), NO_BATCH)
         if self._opened is None:
-            self._opened = _Opened(self._source(epoch), seed, epoch)
+            self._opened = OpenedIteration(self._source(epoch), seed, epoch)
         return self._opened.first
 
     def opened(self) -> Iterator[Any] | None:
@@ -360,8 +256,8 @@ class EpochLoader:
         trap.place(epoch, 0, 1, 0, None)
         trap.is_trap = True
         probe = self._probe(trap)
-        with suppress(_Asked, Exception):  # it asks, or cannot be iterated with another sampler
-            self._opened = _Opened(probe, mix_seeds(self.seed, epoch), epoch)
+        with suppress(SamplerWasAsked, Exception):  # it asks, or cannot be iterated with another sampler
+            self._opened = OpenedIteration(probe, mix_seeds(self.seed, epoch), epoch)
         trap.found.set()
         if trap.asked:
             self._asks, self._opened = True, None
@@ -378,7 +274,7 @@ class EpochLoader:
 
     def _probe(self, indices: IndexPlan) -> DataLoader[Any]:
         """A copy of the loader to be looked at, with other indices; no worker is started for it."""
-        probe = _replace_sampler(self.loader, indices)
+        probe = replace_sampler(self.loader, indices)
         probe.__dict__.update(num_workers=0, timeout=0)
         return probe
 
@@ -423,7 +319,7 @@ class EpochLoader:
         elif self.stateful:
             batches = self._seeded_by_batch(self.loader, epoch)
         elif isolated:
-            batches = _isolated(self._source(epoch), mix_seeds(self.seed, epoch))
+            batches = isolated_iteration(self._source(epoch), mix_seeds(self.seed, epoch))
         else:
             batches = iterate_protected(self._source(epoch))
         if self.keeps_iterator and self.estimate < INFINITE:  # some go on for ever
@@ -590,607 +486,3 @@ class EpochLoader:
             self._resumed = {"batches": 0, "left": False, **(state if ours else {"state": state})}
             if self._resumed["state"] is not None:
                 self._opened = None
-
-
-class IndexPlan:
-    """The batches of indices of a map-style loader, for any epoch from any batch; stands in for its sampler.
-
-    torch's own sequential and random samplers are planned anew from the seed; any other sampler is kept, and moved
-    forward without loading.
-    """
-
-    looker: int | None = None  # the thread that has a look at what a loader makes of the indices, if it is one
-    found: threading.Event  # set when it has got a batch, or none
-    is_trap = False  # whether it is told, by an exception, when it asks for the indices
-    asked = False  # whether any thread has
-    plans_steps = False  # whether several processes count on the length that the sampler tells
-
-    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
-        self._seed = seed
-        # By epoch, what has been drawn of the user's own sampler for a look; copies share it.
-        self.kept: dict[int, Iterator[Any]] = {}
-        self.in_workers = loader.num_workers > 0
-        self.batched = loader.batch_sampler is not None
-        self.replaces = "batch_sampler" if self.batched else "sampler"
-        self.sampler: Any = getattr(loader, self.replaces)
-        length = loader_length(self.sampler)
-        self.length = int(length) if length != INFINITE else None
-        self.batch_size: int | None = None
-        self.drop_last = False
-        inner: Any = self.sampler
-        if self.batched and type(inner) is BatchSampler:
-            self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
-            inner = inner.sampler
-        self.random = inner if shuffle and type(inner) is RandomSampler else None
-        self.size = len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
-        self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
-        self.place(0, 0, 1, 0, None)
-        samplers = (self.sampler, getattr(self.sampler, "sampler", None))
-        generators = [getattr(sampler, "generator", None) for sampler in samplers]
-        self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
-
-    def place(self, epoch: int, start: int, step: int, begin: int, end: int | None) -> None:
-        """Set the part of the epoch to iterate next, the batch to begin with, and every how many batches to give one.
-
-        The part is counted in samples where the order is planned, else in batches.
-        """
-        self.epoch, self.start, self.step, self.begin, self.end = epoch, start, step, begin, end
-        self.seed = self._seed
-        if self.random is not None and self.random.generator is not None:
-            self.seed = mix_seeds(self._seed, self.random.generator.initial_seed())
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("the sampler has no length")
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        self.asked = True
-        if self.is_trap and threading.get_ident() == self.looker:
-            raise _Asked
-        batches = self._planned() if self.planned else self._replayed()
-        if self.looker is not None:
-            return self._until_found(batches)
-        if not self.in_workers:
-            return batches
-        return self._seeded(batches)
-
-    def _planned(self) -> Iterator[Any]:
-        order = self._order()
-        if self.begin or self.end is not None:
-            order = order[self.begin : self.end]
-        if not self.batched:
-            yield from order[self.start :: self.step]
-            return
-        size = self.batch_size
-        assert size is not None
-        if self.step > 1:
-            firsts = range(self.start * size, len(order), self.step * size)
-            indices = iter([index for first in firsts for index in order[first : first + size]])
-        else:
-            indices = iter(order[self.start * size :])
-        while batch := [*islice(indices, size)]:
-            if self.drop_last and len(batch) < size:
-                return
-            yield batch
-
-    def _order(self) -> Sequence[int]:
-        """The epoch's sample indices."""
-        assert self.size is not None
-        if self.random is None:
-            return range(self.size)
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        population = len(self.random.data_source)
-        if population == 0:
-            raise ValueError("the training loader is empty: its sampler draws from a dataset without samples")
-        if self.random.replacement:
-            return torch.randint(population, (self.size,), generator=generator).tolist()
-        order: list[int] = []
-        while len(order) < self.size:
-            order += torch.randperm(population, generator=generator).tolist()
-        return order[: self.size]
-
-    def _replayed(self) -> Iterator[Any]:
-        """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        drawn = self._drawn() if self.looker is None else self.look()
-        if self.plans_steps and self.length is not None:
-            drawn = self._noting_more(drawn, self.length)
-        return islice(drawn, self.begin + self.start, self.end, self.step)
-
-    def _noting_more(self, drawn: Iterator[Any], told: int) -> Iterator[Any]:
-        """The same indices, as many as the length tells; a line says once that there are more."""
-        planned = list(islice(drawn, told))
-        if next(drawn, NO_BATCH) is not NO_BATCH:
-            self.plans_steps = False
-            log.warning(
-                "A loader's sampler (%s) gives more than the %d batches that its length tells. Several processes plan "
-                "their steps by the length, and leave the others out: have its __len__ tell how many it gives",
-                type(getattr(self.sampler, "sampler", self.sampler)).__name__, told,
-            )  # fmt: skip
-        return iter(planned)
-
-    def _drawn(self) -> Iterator[Any]:
-        if self.epoch in self.kept:
-            return self.kept.pop(self.epoch)
-        set_epoch(self.sampler, self.epoch)
-        for generator, seed in self.generators:
-            generator.manual_seed(mix_seeds(seed, self.epoch))
-        return _isolated(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length)
-
-    def look(self) -> Iterator[Any]:
-        """What the user's own sampler gives in this epoch; it may be drawn once only, and is kept for the iteration."""
-        drawn, self.kept[self.epoch] = tee(self._drawn())
-        return drawn
-
-    def looking(self) -> IndexPlan:
-        """A copy for a look at what a loader makes of the indices, without workers."""
-        plan = copy.copy(self)
-        plan.looker, plan.found, plan.in_workers = threading.get_ident(), threading.Event(), False
-        return plan
-
-    def _until_found(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same; to a thread of the loader's only until that has given a batch, so that the thread ends."""
-        for batch in batches:
-            yield batch
-            # It may have to read more than one before the loader gives one.
-            if threading.get_ident() != self.looker and self.found.wait(1):
-                return
-
-    def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
-        part = (self.begin,) if self.begin else ()
-        for place, indices in enumerate(batches):
-            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, *part, self.start + place * self.step))
-
-
-class _SeededIndices:
-    """Indices on their way to a worker: unpickling them there seeds its generators and gives the plain indices.
-
-    So a batch's random augmentation depends on (seed, epoch, cursor) alone, whatever worker makes it, and neither the
-    dataset nor the worker function is touched.
-    """
-
-    def __init__(self, indices: Any, seed: int) -> None:
-        self.indices = indices
-        self.seed = seed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _seed_and_unwrap, (self.indices, self.seed)
-
-
-def _seed_and_unwrap(indices: Any, seed: int) -> Any:
-    seed_batch(seed)
-    return indices
-
-
-def _isolated(source: Iterable[Any], seed: int, at_once: int | None = None) -> Iterator[Any]:
-    """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone.
-
-    To swap all generators' states costs about 0.1 ms; ``at_once`` reads so many at the first item, with one swap.
-    """
-    outside = rng_state()
-    seed_batch(seed)
-    try:
-        iterator = iterate_protected(source)
-        first = [] if at_once is None else list(islice(iterator, at_once + 1))  # one more shows that it has ended
-        inside = rng_state()
-    finally:
-        set_rng_state(outside)
-    yield from first
-    if at_once is None or len(first) > at_once:
-        yield from _with_generators(iterator, inside)
-
-
-def _with_generators(iterator: Iterator[Any], inside: dict[str, Any]) -> Iterator[Any]:
-    """Go on with random generators of its own."""
-    while True:
-        outside = rng_state()
-        set_rng_state(inside)
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            inside = rng_state()
-            set_rng_state(outside)
-        yield item
-
-
-class _Opened:
-    """An iteration whose first batch has been read, with random generators of its own until then."""
-
-    def __init__(self, source: Iterable[Any], seed: int, epoch: int) -> None:
-        self.epoch = epoch
-        outside = rng_state()
-        seed_batch(seed)
-        try:
-            self.batches = iterate_protected(source)
-            self.first = next(self.batches, NO_BATCH)
-            self.inside = rng_state()
-        finally:
-            set_rng_state(outside)
-
-    def iterate(self, isolated: bool) -> Iterator[Any]:
-        """All of it, with these generators or with those of the process."""
-        following = _with_generators(self.batches, self.inside) if isolated else self.batches
-        return iter(()) if self.first is NO_BATCH else chain((self.first,), following)
-
-
-class _Asked(BaseException):
-    """A loader has asked for its sampler's indices; no loader's own ``except Exception`` hides it."""
-
-
-def is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
-    """Whether it is a ``DataLoader`` over a dataset with ``__getitem__``."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-
-
-def _replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
-    """A shallow copy with another index sampler."""
-    changed = copy.copy(loader)  # past __setattr__, which refuses a new sampler after construction
-    changed.__dict__.update({indices.replaces: indices, "_iterator": None})
-    protect_workers(changed)
-    if loader.persistent_workers:
-        # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
-        # it makes no difference whether a process begins with the first epoch or with a later one.
-        changed.__dict__["generator"] = torch.Generator().manual_seed(indices.seed)
-    return changed
-
-
-def own_copy(loader: Any) -> Any:
-    """``loader``, or a shallow copy of it that starts workers of its own."""
-    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
-        return loader
-    copied = copy.copy(loader)
-    copied.__dict__["_iterator"] = None
-    protect_workers(copied)
-    return copied
-
-
-def has_state(loader: Any) -> bool:
-    """Whether a loader keeps a state of its own, to be saved and given back."""
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
-
-
-def set_epoch(obj: Any, epoch: int) -> None:
-    """Tell ``obj``, its dataset and its samplers the epoch, where they want to know (``set_epoch``)."""
-    for part in (obj, getattr(obj, "dataset", None), getattr(obj, "sampler", None)):
-        if callable(method := getattr(part, "set_epoch", None)):
-            method(epoch)
-
-
-def is_loader(item: Any) -> bool:
-    """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
-    return isinstance(item, CombinedLoader) or (hasattr(item, "__iter__") and hasattr(item, "dataset"))
-
-
-def is_other_stream(item: Any) -> bool:
-    """Whether ``item`` is for reading batches, though :func:`is_loader` does not know it; False if that is not sure."""
-    if isinstance(item, IterableDataset):  # as webdataset's loader
-        return True
-    # Python's own iterators may give parameters; what has items may be a configuration.
-    is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(item, "__getitem__")
-    return hasattr(item, "__iter__") and not is_plain and (hasattr(item, "__next__") or has_state(item))
-
-
-def holds_loaders(item: Any) -> bool:
-    """Whether a list, tuple or mapping is a collection of loaders, rather than a loader: a list of batches."""
-    if _holds_known_loaders(item):
-        return True
-    items = _items_of(item) if isinstance(item, _COLLECTIONS) else []
-    return all(map(_may_be_loader, items)) and any(not isinstance(part, _NO_LOADERS) for part in items)
-
-
-def _may_be_loader(item: Any) -> bool:
-    # A tensor, a text, or graphs; a loader may move its batches by a ``to`` of its own, but has no items.
-    is_batch = hasattr(item, "shape") or isinstance(item, (str, bytes))
-    is_batch = is_batch or (hasattr(item, "to") and hasattr(item, "__getitem__"))
-    return hasattr(item, "__iter__") and not is_batch
-
-
-def _holds_known_loaders(item: Any) -> bool:
-    """Whether there is what surely is a loader somewhere in a collection; batches may hold other iterables."""
-    if not isinstance(item, _COLLECTIONS):
-        return False
-    return any(is_loader(part) or _holds_known_loaders(part) for part in _items_of(item))
-
-
-def loaders_in(collection: Any) -> list[Any]:
-    """The loaders of a list, tuple or mapping, those in collections inside too.
-
-    Raises:
-        TypeError: for what is neither.
-    """
-    loaders = []
-    for item in _items_of(collection):
-        if not _may_be_loader(item):
-            raise TypeError(f"a collection of loaders must hold nothing else; got {item!r} in {collection!r}")
-        loaders += loaders_in(item) if _nests(item) else [item]
-    return loaders
-
-
-def _nests(item: Any) -> bool:
-    """Whether an item of a collection of loaders is one in turn: no mapping is a loader."""
-    return isinstance(item, Mapping) or holds_loaders(item)
-
-
-def _items_of(collection: Any) -> list[Any]:
-    return list(collection.values() if isinstance(collection, Mapping) else collection)
-
-
-class _Places:
-    """Where the loaders of a collection are, so that their batches can be put there."""
-
-    def __init__(self, collection: Any) -> None:
-        self.inside = [_Places(item) if _nests(item) else None for item in _items_of(collection)]
-        self.keys = list(collection.keys()) if isinstance(collection, Mapping) else None
-        self.make = getattr(collection, "_make", tuple if isinstance(collection, tuple) else list)
-
-    def fill(self, batches: Iterator[Any]) -> Any:
-        """A collection of the same kind with batches in it."""
-        filled = [next(batches) if places is None else places.fill(batches) for places in self.inside]
-        return self.make(filled) if self.keys is None else dict(zip(self.keys, filled, strict=True))
-
-
-class CombinedLoader:
-    """Several loaders read together.
-
-    Args:
-        iterables: a list, tuple or mapping of loaders, or of such collections of them.
-        mode: ``"min_size"`` ends with the shortest; ``"max_size_cycle"`` ends with the longest and begins the others
-            again; ``"max_size"`` ends with the longest and gives None for the others; ``"sequential"`` reads one
-            after the other. A batch has the loaders' batches in their places, mappings as dicts; with
-            ``"sequential"``, it is one of them.
-
-    Attributes:
-        flattened: the loaders as a list, those in collections inside too.
-
-    Raises:
-        ValueError: for another mode, or no loader.
-        TypeError: for a loader among things that are none.
-    """
-
-    MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
-
-    def __init__(self, iterables: Any, mode: str = "min_size") -> None:
-        if mode not in self.MODES:
-            raise ValueError(f"mode must be one of {', '.join(self.MODES)}; got {mode!r}")
-        if not isinstance(iterables, _COLLECTIONS) or not iterables:
-            raise ValueError(f"iterables must be a list, tuple or mapping with at least one loader; got {iterables!r}")
-        self.iterables = iterables
-        self.mode = mode
-        self.flattened = loaders_in(iterables)
-        if not self.flattened:
-            raise ValueError(f"iterables must hold at least one loader; got {iterables!r}")
-        self._places = _Places(iterables)
-
-    def in_places(self, batches: Iterable[Any]) -> Any:
-        """A batch of each loader, in the order of :attr:`flattened`, in the loaders' places."""
-        return self._places.fill(iter(batches))
-
-    def __len__(self) -> int:
-        length = combined_length([loader_length(loader) for loader in self.flattened], self.mode)
-        if length == INFINITE:
-            raise TypeError("a loader has no length")
-        return int(length)
-
-    def __iter__(self) -> Iterator[Any]:
-        return CombinedEpochLoader(self, [_Again(loader) for loader in self.flattened]).iterate(0)
-
-
-class _Again:
-    """A loader as it is, behind the calls of :class:`EpochLoader`."""
-
-    stateful = False
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.length = exact_length(loader)
-
-    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
-        return islice(iter(self.loader), start, None, step)
-
-
-def combined_length(lengths: list[int | float], mode: str) -> int | float:
-    """Number of batches of several loaders read together."""
-    return {"min_size": min, "sequential": sum}.get(mode, max)(lengths)
-
-
-def _round_of(batch: int, length: int | float) -> tuple[int, int]:
-    """In which round of a loader that begins again a batch is, and its number there."""
-    if length in (0, INFINITE):
-        return 0, batch
-    round_, place = divmod(batch, int(length))
-    if place == 0 and round_ > 0:
-        # The round before is over, but its end is only seen by the next read.
-        return round_ - 1, int(length)
-    return round_, place
-
-
-def _epoch_of(epoch: int, round_: int) -> int:
-    # Further rounds need orders of their own; no training has this many epochs.
-    return epoch + round_ * 1_000_000_007
-
-
-def _round_length(loader: Any) -> int | float:
-    """Batches until a loader begins again; one with a state of its own cannot be read again to count them."""
-    return loader.estimate if loader.stateful else loader.length
-
-
-class CombinedEpochLoader:
-    """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
-
-    share = 1.0
-    in_samples = stateful = keeps_iterator = alone = False
-    unit = 1
-
-    def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
-        self.loader = combined
-        self.loaders = loaders
-        self.length = exact_length(combined)
-        self.estimate = combined_length([loader_length(loader) for loader in combined.flattened], combined.mode)
-        self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
-        self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
-        self._cut: tuple[int, int, int | None] | None = None
-        self._epoch = self._begin = 0  # the epoch that is iterated, and where the part of it begins
-
-    @property
-    def resumable(self) -> bool:
-        """Whether it can go on inside an epoch: what each loader with a state of its own gives when is known."""
-        if self.loader.mode == "min_size" or not any(loader.stateful for loader in self.loaders):
-            return True
-        if self.loader.mode != "max_size_cycle" or any(loader.read_ahead for loader in self.loaders):
-            return False
-        return all(_round_length(loader) < INFINITE for loader in self.loaders)
-
-    def cut(self, epoch: int, begin: int, end: int | None) -> None:
-        """As :meth:`EpochLoader.cut`, in batches."""
-        self._cut = epoch, begin, end
-
-    def _part(self, epoch: int) -> tuple[int, int | None]:
-        return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
-
-    def deal_to(self, places: Sequence[tuple[int, int]]) -> None:
-        """As :meth:`EpochLoader.deal_to`, for each of the loaders."""
-        for loader, place in zip(self.loaders, places, strict=True):
-            loader.deal_to(*place)
-        lengths = [loader.length for loader in self.loaders]
-        self.length = INFINITE if INFINITE in lengths else combined_length(lengths, self.loader.mode)
-        self.estimate = combined_length([loader.estimate for loader in self.loaders], self.loader.mode)
-
-    def opened(self) -> None:
-        """None: what has been looked at is read again."""
-        for loader in self.loaders:
-            loader.opened()
-
-    def length_in(self, epoch: int) -> int | float:
-        """Number of batches in an epoch."""
-        begin, end = self._part(epoch)
-        return max(0, (self.length if end is None else min(end, self.length)) - begin)
-
-    def last_fraction_in(self, epoch: int) -> float:
-        """Size of an epoch's last batch, as a fraction of the others'."""
-        return 1.0
-
-    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
-        """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
-        begin, end = self._part(epoch)
-        self._epoch, self._begin = epoch, begin
-        batches = self._iterate(epoch, begin + start, step)
-        return islice(batches, None if end is None else len(range(begin + start, end, step)))
-
-    def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
-        counts = self.loader.mode in ("max_size_cycle", "sequential")  # which loader gives which batch
-        if counts and (start or step > 1) and any(_round_length(loader) == INFINITE for loader in self.loaders):
-            if start >= step:
-                log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
-            batches = self._iterate(epoch, 0, 1)
-            with isolated_rng():  # what these batches draw was drawn when they were read first
-                for _ in islice(batches, start):
-                    pass
-            return islice(batches, 0, None, step)
-        if self.loader.mode == "sequential":
-            return self._sequential(list(self.loaders), epoch, start, step)
-        cycle = self.loader.mode == "max_size_cycle"
-        return self._together([_Stream(loader, epoch, start, step, cycle) for loader in self.loaders])
-
-    def _together(self, streams: list[_Stream]) -> Iterator[Any]:
-        shortest = self.loader.mode == "min_size"
-        while True:
-            batch = []
-            for stream in streams:
-                batch.append(stream.next())
-                if shortest and stream.ended:
-                    return
-            if all(stream.ended for stream in streams):
-                return
-            for place, stream in enumerate(streams):
-                while batch[place] is NO_BATCH:
-                    batch[place] = stream.next()
-            yield self.loader.in_places(batch)
-
-    @staticmethod
-    def _sequential(rest: list[Any], epoch: int, start: int, step: int) -> Iterator[Any]:
-        while len(rest) > 1 and start >= _round_length(rest[0]):  # never where the length is not known
-            start -= int(_round_length(rest.pop(0)))
-        first = rest[0].iterate(epoch, start, step)
-
-        def batches() -> Iterator[Any]:
-            nonlocal start
-            yield from first
-            for before, loader in pairwise(rest):
-                # Where every step-th batch goes on in the next loader; each batch does at its beginning.
-                start = 0 if step == 1 else (start - int(_round_length(before))) % step
-                yield from loader.iterate(epoch, start, step)
-
-        return batches()
-
-    def close(self) -> None:
-        """End the workers of the loaders' copies."""
-        for loader in self.loaders:
-            loader.close()
-
-    def state_dict(self, following: int | None = None, done: bool = False) -> list[Any]:
-        """The loaders' states, to go on with batch ``following``, as far as each loader tells."""
-        if following is None or not self.resumable:
-            return [loader.state_dict(done=done) for loader in self.loaders]
-        states = []
-        for loader in self.loaders:
-            first, every = loader.place
-            place = first + (self._begin + following) * every
-            if self.loader.mode == "max_size_cycle" and loader.stateful:
-                round_, place = _round_of(place, _round_length(loader))
-                if loader.iterated != _epoch_of(self._epoch, round_):
-                    place = None  # it has begun the next round: its state is ahead, which a resume finds
-            states.append(loader.state_dict(place, done))
-        return states
-
-    def load_state_dict(self, state: Any) -> None:
-        """Take back :meth:`state_dict`."""
-        for loader, own in zip(self.loaders, state if isinstance(state, list) else (), strict=False):
-            loader.load_state_dict(own)
-
-
-def by_epochs(loader: Any, seed: int, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
-    """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch."""
-    if not isinstance(loader, CombinedLoader):
-        return EpochLoader(loader, seed, shuffle)
-    parts = [EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)]
-    return CombinedEpochLoader(loader, parts)
-
-
-class _Stream:
-    """One loader among several: begun again as often as needed, each time in another order."""
-
-    def __init__(self, loader: Any, epoch: int, start: int, step: int, cycle: bool) -> None:
-        self.loader, self.epoch, self.step, self.cycle = loader, epoch, step, cycle
-        self.ended = False  # whether it has been read to its end at least once
-        self.round = 0
-        length = _round_length(loader)
-        if cycle and start and length not in (0, INFINITE):
-            self.round, start = _round_of(start, length)
-            self.ended = self.round > 0
-        self.position = start  # of the next batch in its round
-        self.iterator: Any = loader.iterate(_epoch_of(epoch, self.round), start, step)
-
-    def next(self) -> Any:
-        """The next batch, or None when there is no more.
-
-        At the end of a round it is NO_BATCH, and the call after that begins the next one: where all loaders have ended,
-        there is none, and what goes on where it was left loses no batch to it.
-        """
-        if self.iterator is None:
-            self.iterator = self.loader.iterate(_epoch_of(self.epoch, self.round), self.position, self.step)
-        try:
-            batch = next(self.iterator)
-        except StopIteration:
-            self.ended = True
-            if not self.cycle:
-                return None
-            if self.position == 0:
-                raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
-            self.position = 0 if self.step == 1 else max(0, self.position - int(_round_length(self.loader)))
-            self.round += 1
-            self.iterator = None
-            return NO_BATCH
-        self.position += self.step
-        return batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import threading
 import time
@@ -14,29 +13,15 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import PrefixStore
 
-from ...strategies.launch.launcher import detect, leave_group
+from ...strategies.launch.environment import detect
+from ...strategies.launch.rendezvous import leave_group
 from ...strategies.process_group import meet
 from ..messages import log
 from ..seed import rng_state, set_rng_state
 from .engine import Engine
+from .out_of_memory import free_memory, is_out_of_memory
 
 _PATIENCE = timedelta(minutes=30)  # for the others to end their call
-# What the libraries say that raise plain RuntimeErrors.
-_SIGNS = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_not_supported")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory was not enough."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
-
-
-def free_memory(device: torch.device) -> None:
-    """Free what nothing refers to any more."""
-    gc.collect()
-    if device.type != "cpu":
-        torch.accelerator.memory.empty_cache()
 
 
 def find_executable_batch_size(

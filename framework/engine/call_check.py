@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...strategies.launch.launcher import BEFORE_LEAVING, has_ended, process_here
+from ...strategies.launch.failures import has_ended, process_here
+from ...strategies.launch.rendezvous import BEFORE_LEAVING
 from ..data.batches import leaves
 
 DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds

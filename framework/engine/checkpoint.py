@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...strategies.pieces import whole_state
-from ..checkpoint.saver import Save, in_main_process
+from ..checkpoint.find import resolve
+from ..checkpoint.saver import Save
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
-from ..checkpoint.writer import CheckpointError, resolve
+from ..errors import CheckpointError, in_main_process
 from ..export import export_weights
-from ..lifecycle.checkpoint import load_checked, load_weights
+from ..from_checkpoint import load_weights
+from ..lifecycle.checkpoint import load_checked
 from ..seed import rng_state, set_rng_state
 from .prepared import unwrap
 

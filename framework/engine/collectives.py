@@ -18,7 +18,7 @@ from .gather import Results
 if TYPE_CHECKING:
     from ...strategies import Strategy
     from .call_check import CallCheck
-    from .prepared import PreparedLoader
+    from .loaders import PreparedLoader
 
 
 class Peers:

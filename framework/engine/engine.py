@@ -17,16 +17,17 @@ from torch.optim import Optimizer
 
 from ...strategies import Precision, Strategy, create_strategy
 from ...strategies.accelerator import select_devices
-from ...strategies.launch.launcher import adopt, can_rerun, check_place, detect, rerun_script, runs_alone
+from ...strategies.launch.environment import check_place, detect, runs_alone
+from ...strategies.launch.failures import adopt
+from ...strategies.launch.launcher import can_rerun, rerun_script
 from ...strategies.precision import create_precision
 from ..arguments import check_count, names_arguments
 from ..checkpoint.saver import Save, Saver
 from ..data.batches import cast_batch, move_batch
-from ..data.sources import is_loader, is_other_stream
-from ..loop.hooks import check_loggers, public_methods
+from ..data.combined import is_loader, is_other_stream
 from ..messages import configure, log, silence
-from ..names import STRATEGIES_ELSEWHERE, check_initialized, check_names
-from .accumulation import Window
+from ..names import STRATEGIES_ELSEWHERE, check_initialized, check_loggers, check_names, public_methods
+from .accumulation import Accumulation, Window
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
 from .explanations import explain_step, no_gradients
@@ -37,20 +38,12 @@ from .launch_settings import (
     launched_debug,
     launched_precision,
 )
-from .prepared import (
-    Accumulation,
-    PreparedLoader,
-    PreparedOptimizer,
-    PreparedScheduler,
-    SkippedLoader,
-    bare,
-    prepare_module,
-    unwrap,
-)
+from .loaders import PreparedLoader, SkippedLoader
+from .prepared import PreparedOptimizer, PreparedScheduler, bare, prepare_module, unwrap
 
 if TYPE_CHECKING:
     from ...loggers.base import Logger
-    from ...strategies.launch.launcher import Place
+    from ...strategies.launch.environment import Place
 
 
 class Engine(Peers):
@@ -777,7 +770,7 @@ class Engine(Peers):
         """
         if not self.loggers or not self.is_main_process:
             return
-        from ..metrics.metrics import as_floats
+        from ..metrics.values import as_floats
 
         numbers = {
             name: value
@@ -915,7 +908,7 @@ class Engine(Peers):
         Returns:
             None for each argument: ``model, optimizer = engine.free_memory(model, optimizer)``.
         """
-        from .batch_size import free_memory
+        from .out_of_memory import free_memory
 
         count = len(objects)
         del objects

@@ -16,7 +16,7 @@ from . import peer_tensors
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
-    from .prepared import PreparedLoader
+    from .loaders import PreparedLoader
 
 
 class Results:

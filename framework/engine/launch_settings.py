@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import Any
 
-from ...strategies.launch.launcher import detect
+from ...strategies.launch.environment import detect
 from ..messages import log
 
 _PRECISIONS = {"fp16": "16-mixed", "bf16": "bf16-mixed"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import reprlib
@@ -11,19 +10,21 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
-from ..checkpoint.configs import rebuild
-from ..checkpoint.saver import Save, exchange
-from ..checkpoint.serialization import encode, find_sealed, require_unsealed
+from ..checkpoint.find import find_manifests, resolve
+from ..checkpoint.manifest import naming_damage, read_manifest
+from ..checkpoint.reader import load_checkpoint
+from ..checkpoint.saver import Save
+from ..checkpoint.serialization import encode, require_unsealed
 from ..checkpoint.storage import exists, is_file, join, list_names
-from ..checkpoint.tensors import device_of
 from ..checkpoint.weights import is_weights_file
-from ..checkpoint.writer import CheckpointError, find_manifests, load_checkpoint, naming_damage, read_manifest, resolve
 from ..datamodule import DataModule
-from ..loop.hooks import overrides
+from ..errors import CheckpointError, exchange
+from ..from_checkpoint import load_weights
 from ..loop.state import RunState
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
-from ..metrics.metrics import Results, as_floats, merge_logged
+from ..metrics.values import Results, as_floats, merge_logged
+from ..names import overrides
 from ..seed import isolated_rng, rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -379,77 +380,3 @@ def _gathered_part(trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int)
         "cursor": ranks[0]["cursor"],
         "saved_by": saved_by,
     }
-
-
-def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool) -> None:
-    """Load ``checkpoint["state_dict"]`` through ``load(state, strict)``.
-
-    Raises:
-        CheckpointError: if it is of another architecture, or holds objects that were not loaded.
-    """
-    require_unsealed(checkpoint["state_dict"])
-    try:
-        load(checkpoint["state_dict"], strict)
-    except RuntimeError as error:
-        made_by = checkpoint.get("manifest", {}).get("module", "another module")
-        raise CheckpointError(
-            f"checkpoint {path!r} (of {made_by}) is for another architecture than {type(module).__name__}: "
-            f"{error}\nConstruct the module as it was saved, or set its strict_loading=False to load what fits by name"
-        ) from error
-
-
-def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, overrides: dict[str, Any]) -> Any:
-    """Construct ``cls`` from the hyperparameters that a checkpoint holds under ``key``."""
-    parameters = inspect.signature(cls.__init__).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    saved = checkpoint.get(key, {})
-    with naming_damage(path, "its hyperparameters are not as they should be"):
-        call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
-        kinds = call.get("kinds", {})
-        if call["whole"] is not None:
-            name, kind = call["whole"]
-            saved, kinds = {name: saved}, {name: kind}
-        kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
-    arguments = {**kept, **overrides}
-    if (sealed := find_sealed(arguments)) is not None:
-        raise sealed._error()
-    for name in kinds.keys() & kept.keys() - overrides.keys():
-        arguments[name] = rebuild(cls, name, kinds[name], kept[name])
-    missing = [
-        name
-        for name, p in list(parameters.items())[1:]
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments
-    ]
-    if missing:
-        raise CheckpointError(
-            f"checkpoint {path!r} has no hyperparameters {', '.join(missing)} for {cls.__name__}: pass them to "
-            "load_from_checkpoint, or call self.save_hyperparameters() in __init__ before training"
-        )
-    return cls(**arguments)
-
-
-def datamodule_from_checkpoint(cls: type[Any], path: Any, weights_only: bool | None, overrides: dict[str, Any]) -> Any:
-    """``DataModule.load_from_checkpoint``."""
-    path = resolve(os.fspath(path))
-    checkpoint = load_checkpoint(path, weights_only)
-    datamodule = construct(cls, path, checkpoint, "datamodule_hyper_parameters", overrides)
-    if "datamodule" in checkpoint:
-        require_unsealed(checkpoint["datamodule"])
-        datamodule.load_state_dict(checkpoint["datamodule"])
-    return datamodule
-
-
-def module_from_checkpoint(
-    cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
-) -> Any:
-    """``Module.load_from_checkpoint``."""
-    path = resolve(os.fspath(path))
-    checkpoint = load_checkpoint(path, weights_only, map_location)
-    module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
-    if map_location is not None:
-        module.to(device_of(map_location))
-    module.configure_model()
-    module.on_load_checkpoint(checkpoint)
-    exact = module.strict_loading if strict is None else strict
-    load_weights(lambda state, s: module.load_state_dict(state, strict=s), module, checkpoint, path, exact)
-    return module

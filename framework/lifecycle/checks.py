@@ -12,11 +12,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from ..datamodule import DataModule
-from ..loop.hooks import overrides
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..module import Module
-from ..names import HOOKS_ELSEWHERE, check_arguments, check_hook_arguments, check_names
+from ..names import HOOKS_ELSEWHERE, check_arguments, check_hook_arguments, check_names, overrides
 
 if TYPE_CHECKING:
     from ..trainer import Trainer

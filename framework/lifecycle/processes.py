@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ...strategies.launch.launcher import call_in_processes, can_rerun, detect, rerun_script
+from ...strategies.launch.environment import detect
+from ...strategies.launch.launcher import call_in_processes, can_rerun, rerun_script
 from ...strategies.pieces import whole_state
 from ..arguments import check_count
 from ..attributes import TrainerAttributes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.sources import INFINITE
+from ..data.iteration import INFINITE
 
 if TYPE_CHECKING:
     from ...strategies import Strategy

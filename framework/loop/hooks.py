@@ -7,8 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
-from ...loggers.base import Logger
-from ..names import HOOKS_ELSEWHERE, LOGGERS_ELSEWHERE, check_hook_arguments, check_initialized, check_names
+from ..names import HOOKS_ELSEWHERE, check_hook_arguments, check_initialized, check_names, overrides
 
 if TYPE_CHECKING:
     from ..module import Module
@@ -65,17 +64,6 @@ def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: PHASES.index(callback.phase))
 
 
-def overrides(obj: object, name: str, base: type) -> bool:
-    """Whether ``obj`` has a method ``name`` other than that of ``base``, from its class or its instance.
-
-    One that is set to None, on the object or in its class, is switched off.
-    """
-    if name in vars(obj):
-        return vars(obj)[name] is not None
-    own = getattr(type(obj), name, None)
-    return own is not None and own is not getattr(base, name, None)
-
-
 def check_callback(callback: Any) -> None:
     """Refuse what is no callback, and hooks that look misspelt.
 
@@ -89,31 +77,3 @@ def check_callback(callback: Any) -> None:
         raise TypeError(f"{type(callback).__name__}.phase must be one of {', '.join(PHASES)}; got {callback.phase!r}")
     check_initialized(callback)
     check_names(callback, Callback, HOOKS, HOOKS_ELSEWHERE)
-
-
-def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
-    """Return a list of loggers.
-
-    Args:
-        loggers: a logger or several.
-        accepted: what the argument may be, for the error.
-
-    Raises:
-        TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
-    """
-    listed = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
-    for logger in listed:
-        if not isinstance(logger, Logger):
-            raise TypeError(
-                f"logger must be {accepted}, such as TensorBoardLogger(…) of loopwright.loggers; got {logger!r}"
-            )
-        check_initialized(logger)
-        check_names(logger, Logger, public_methods(Logger), LOGGERS_ELSEWHERE)
-        for name in ("log_metrics", "log_hyperparams"):
-            check_hook_arguments(logger, name, Logger)
-    return listed
-
-
-def public_methods(base: type) -> list[str]:
-    """The names of a contract's methods."""
-    return [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]

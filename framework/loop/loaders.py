@@ -11,39 +11,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.batches import map_tensors
+from ..data.combined import CombinedEpochLoader, CombinedLoader, by_epochs, exact_length_of, holds_loaders, loaders_in
+from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
+from ..data.position import cursor_of, cut_to, rest_of_epoch
+from ..data.sampler import own_copy
 from ..data.sharding import (
     SharedLoader,
-    cursor_of,
-    cut_to,
     data_place,
     different_streams,
     gives_parts,
     noting_end,
     require_equal_lengths,
     require_resumable,
-    rest_of_epoch,
 )
-from ..data.sources import (
-    INFINITE,
-    NO_BATCH,
-    CombinedEpochLoader,
-    CombinedLoader,
-    EpochLoader,
-    by_epochs,
-    exact_length,
-    holds_loaders,
-    loader_length,
-    loaders_in,
-    may_give_more,
-    own_copy,
-    up_to,
-)
+from ..data.sources import EpochLoader
+from ..data.workers import iterate_protected
 from ..datamodule import DataModule
-from ..lifecycle.signals import iterate_protected
 from ..messages import log
 from ..module import Module
+from ..names import overrides
 from ..seed import isolated_rng
-from .hooks import overrides
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
@@ -149,7 +136,7 @@ class RunData:
         train = self.train
         exact = train.length
         if not isinstance(train, SharedLoader):
-            exact = exact_length(train.loader, trusts_samplers=False)
+            exact = exact_length_of(train.loader, trusts_samplers=False)
         self.looks_ahead = exact == INFINITE
         limit = self.trainer.limit_train_batches
         self.whole_epoch, told = limited_to(exact, train.estimate, limit, "limit_train_batches")
@@ -240,7 +227,7 @@ class RunData:
         loaders = self.loaders[stage]
         parts = self._parts.get(stage, [None] * len(loaders))
         world_size = data_place(self.trainer.strategy)[1]
-        exact = [exact_length(loader, trusts_samplers=world_size > 1) for loader in loaders]
+        exact = [exact_length_of(loader, trusts_samplers=world_size > 1) for loader in loaders]
         for index, (length, part) in enumerate(zip(exact, parts, strict=True)):
             if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
                 raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
@@ -358,7 +345,7 @@ class RunData:
                     self._watch(part, f"{stage} loader {index}")
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
         if part is None and may_give_more(loader):
-            exact = exact_length(loader, trusts_samplers=self.trainer.world_size > 1)
+            exact = exact_length_of(loader, trusts_samplers=self.trainer.world_size > 1)
             if 0 < exact < INFINITE:
                 return up_to(loader, batches, int(exact), int(exact), self._said)
         told = loader_length(loader)

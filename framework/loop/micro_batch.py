@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..data.batches import LISTS, batch_size_of, children, leaves, rebuild
-from ..engine.batch_size import free_memory, is_out_of_memory
+from ..data.batches import batch_size_of, slice_batch
+from ..engine.out_of_memory import free_memory, is_out_of_memory
 from ..messages import log
 from ..metrics.metric_state import load_metric_states, metric_states
 from ..seed import rng_state, set_rng_state
@@ -146,27 +144,6 @@ class _Before:
         with torch.no_grad():
             for buffer, before in self.buffers:
                 buffer.copy_(before)
-
-
-def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
-    """Samples ``start`` to ``stop`` of ``whole``: of tensors, arrays and lists with one entry for each sample.
-
-    Raises:
-        TypeError: for an object that holds tensors out of reach.
-    """
-    if isinstance(batch, Tensor) or type(batch).__module__ == "numpy":
-        return batch[start:stop] if batch.ndim and len(batch) == whole else batch
-    may_be_samples = isinstance(batch, (tuple, *LISTS)) and len(batch) == whole and not hasattr(batch, "_fields")
-    # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
-    if may_be_samples and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)):
-        samples = list(batch) if isinstance(batch, deque) else batch  # which has no slices
-        return samples[start:stop]
-    if children(batch) is None and callable(getattr(batch, "to", None)):
-        raise TypeError(
-            f"micro_batch: a batch can be divided if it is made of tensors, lists, tuples, dicts and dataclasses; got "
-            f"a {type(batch).__name__}"
-        )
-    return rebuild(batch, partial(slice_batch, start=start, stop=stop, whole=whole))
 
 
 def _join(outputs: list[Any], fractions: list[float]) -> Any:

@@ -3,107 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..checkpoint.serialization import unseal
 from ..engine.explanations import explain_step
 from ..messages import log
-from .hooks import CallbackBus, overrides
+from ..names import overrides
+from .hooks import CallbackBus
+from .manual import ManualOptimizer
+from .optimizers import LRSchedulerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..data.sources import LookAhead
+    from ..data.iteration import LookAhead
     from ..engine.engine import Engine
     from ..module import Module
     from ..trainer import Trainer
     from .micro_batch import MicroBatches
-
-
-@dataclass
-class LRSchedulerConfig:
-    """A scheduler and when it steps.
-
-    Attributes:
-        scheduler: anything with ``step()`` and ``state_dict()``.
-        name: under which a learning-rate monitor logs it.
-        interval: ``"epoch"`` or ``"step"`` (an optimizer window).
-        frequency: step every so many intervals.
-        reduce_on_plateau: whether it steps on the monitored value.
-        monitor: name of that value, as logged.
-        strict: raise if it was not logged; else leave the scheduler alone.
-    """
-
-    scheduler: Any
-    name: str | None = None
-    interval: str = "epoch"
-    frequency: int = 1
-    reduce_on_plateau: bool = False
-    monitor: str | None = None
-    strict: bool = True
-
-    def __post_init__(self) -> None:
-        if self.interval not in ("epoch", "step"):
-            raise ValueError(f'lr_scheduler: interval must be "epoch" or "step"; got {self.interval!r}')
-        if not isinstance(self.frequency, int) or self.frequency < 1:
-            raise ValueError(f"lr_scheduler: frequency must be an integer from 1; got {self.frequency!r}")
-        if not callable(getattr(self.scheduler, "step", None)):
-            raise TypeError(f"lr_scheduler: a scheduler must have step(); got {self.scheduler!r}")
-
-    def require_monitor(self) -> None:
-        """Raise if the loop could not step it, for want of a value."""
-        if self.reduce_on_plateau and self.monitor is None:
-            raise ValueError(
-                f'configure_optimizers: {type(self.scheduler).__name__} needs "monitor" in its dict: '
-                '{"scheduler": scheduler, "monitor": "val_loss"}'
-            )
-
-
-def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
-    """Sort out what ``configure_optimizers`` returned.
-
-    Raises:
-        TypeError, ValueError: if it is none of the documented forms.
-    """
-    optimizers: list[Any]
-    schedulers: list[Any] = []
-    if returned is None:
-        optimizers = []
-    elif isinstance(returned, dict):
-        optimizers, schedulers = [returned.get("optimizer")], [returned.get("lr_scheduler")]
-        monitor = returned.get("monitor")
-        if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
-            raise ValueError(
-                f"configure_optimizers: the dict has unknown keys {sorted(map(str, unknown))}; "
-                "known are optimizer, lr_scheduler, monitor"
-            )
-        schedulers = [_with_monitor(scheduler, monitor) for scheduler in schedulers]
-    elif isinstance(returned, (list, tuple)) and all(isinstance(item, dict) for item in returned):
-        parsed = [parse_optimizers(item) for item in returned]
-        return [o for opts, _ in parsed for o in opts], [s for _, scheds in parsed for s in scheds]
-    elif isinstance(returned, (list, tuple)) and len(returned) == 2 and _is_list_of_optimizers(returned[0]):
-        optimizers = list(returned[0])
-        schedulers = list(returned[1]) if isinstance(returned[1], (list, tuple)) else [returned[1]]
-    elif isinstance(returned, (list, tuple)):
-        optimizers = list(returned)
-    else:
-        optimizers = [returned]
-    optimizers = [optimizer for optimizer in optimizers if optimizer is not None]
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                "configure_optimizers must return an optimizer, a list of them, two lists (optimizers, schedulers), "
-                f'a dict {{"optimizer": …, "lr_scheduler": …}}, a list of such dicts, or None; got {optimizer!r}'
-            )
-    return optimizers, [_scheduler_config(scheduler) for scheduler in schedulers if scheduler is not None]
 
 
 def check_schedulers(optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:
@@ -120,75 +41,6 @@ def check_schedulers(optimizers: list[Optimizer], schedulers: list[LRSchedulerCo
                 f"configure_optimizers: the {type(config.scheduler).__name__} is for a {type(owner).__name__} that was "
                 "not returned, so it would change nothing: return that optimizer, too"
             )
-
-
-def _is_list_of_optimizers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(item is None or isinstance(item, Optimizer) for item in value)
-
-
-def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
-    if monitor is None or scheduler is None:
-        return scheduler
-    return {"monitor": monitor, **(scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler})}
-
-
-def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
-    options = dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
-    known = LRSchedulerConfig.__dataclass_fields__
-    if unknown := set(options) - set(known):
-        raise ValueError(f"lr_scheduler: unknown keys {sorted(map(str, unknown))}; known are {', '.join(known)}")
-    if options.get("scheduler") is None:
-        raise ValueError('lr_scheduler: the dict has no "scheduler"')
-    options.setdefault("reduce_on_plateau", isinstance(options["scheduler"], ReduceLROnPlateau))
-    if not options["reduce_on_plateau"]:
-        options.pop("monitor", None)
-    return LRSchedulerConfig(**options)
-
-
-class ManualOptimizer:
-    """What ``self.optimizers()`` gives in manual optimization: an optimizer whose steps honour hooks and precision.
-
-    Attributes of the optimizer itself can be read through it.
-    """
-
-    def __init__(self, optimizer: Optimizer, optimization: Optimization) -> None:
-        self.optimizer = optimizer
-        self._optimization = optimization
-        self._updated: int | None = None  # the batch of the last update()
-        self._gathered = 0  # batches whose gradients wait for the window's end
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("optimizer", "_optimization"):  # not there yet, as while unpickling
-            raise AttributeError(name)
-        return getattr(self.optimizer, name)
-
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Step: unscale, hooks, optimizer."""
-        if kwargs:
-            raise TypeError(f"step takes a closure only; got {', '.join(kwargs)}")
-        return self._optimization.step(self.optimizer, closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
-
-    @contextmanager
-    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
-        """Let only this optimizer's parameters require gradients; ``sync_grad=False`` keeps gradients local."""
-        with nullcontext() if sync_grad else self._optimization.engine.no_sync():
-            self._optimization.toggle(self)
-            try:
-                yield
-            finally:
-                self._optimization.untoggle()
-
-    def update(self, loss: Tensor) -> None:
-        """Do for ``loss`` all that automatic optimization does.
-
-        Clears the gradients at a window's first batch, divides the loss by the window's length
-        (``accumulate_grad_batches``), computes gradients, and at the window's last batch clips and steps.
-        """
-        self._optimization.update(self, loss)
 
 
 class Optimization:

@@ -144,7 +144,7 @@ def _merge(metric: Any, key: str, values: list[Any]) -> Any:
         return torch.cat(values)
     if how in _MERGES:
         return _MERGES[how](torch.stack(values), 0)
-    from ..checkpoint.writer import CheckpointError
+    from ..errors import CheckpointError
 
     raise CheckpointError(
         f"the checkpoint was saved inside an epoch, and {type(metric).__name__} keeps a state {key!r} that cannot be "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,113 +11,21 @@ from torch import Tensor
 
 from ..data.batches import batch_size_of, map_tensors
 from ..messages import log
-from .metric_state import fill_list_states, is_metric, list_states
+from .metric_state import fill_list_states, is_metric
+from .values import (
+    REDUCTION_FUNCTIONS,
+    REDUCTIONS,
+    LoggedValue,
+    Results,
+    as_floats,
+    as_number,
+    described,
+    is_number,
+    join_values,
+)
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
-
-REDUCTIONS = ("mean", "sum", "min", "max")
-_REDUCTION_FUNCTIONS = {
-    torch.mean: "mean",
-    torch.sum: "sum",
-    torch.min: "min",
-    torch.max: "max",
-    min: "min",
-    max: "max",
-}
-
-# So many values of an epoch are kept as they came before they are folded into their sum: folding each at once would
-# cost several kernels a step, folding none would grow without bound.
-CHUNK = 256
-
-
-@dataclass
-class LoggedValue:
-    """One name that was logged in a stage."""
-
-    name: str
-    dataloader_idx: int | None
-    prog_bar: bool
-    logger: bool
-    on_step: bool
-    on_epoch: bool
-    reduction: str
-    value: Any = None  # the last one: a 0-dim tensor, a number or a torchmetrics Metric
-    metric: str | None = None  # the Metric's name among the module's submodules
-    total: Any = None  # folded values: a float64 sum (float32 where the device has no float64), or the minimum/maximum
-    weight: float = 0.0
-    pending: list[Any] = field(default_factory=list)
-    pending_weights: list[float] = field(default_factory=list)
-    reduced: bool = False  # whether the epoch's value has been shown since the last value came
-    rank_zero_only: bool = False
-
-    def add(self, value: Any, weight: float) -> None:
-        """Take a value into the epoch's."""
-        self.pending.append(value)
-        self.pending_weights.append(weight)
-        if len(self.pending) == CHUNK:
-            self.total, self.weight = self.folded()
-            self.pending, self.pending_weights = [], []
-
-    def folded(self) -> tuple[Any, float]:
-        """The epoch's total and weight so far."""
-        if not self.pending:
-            return self.total, self.weight
-        device = next((value.device for value in self.pending if isinstance(value, Tensor)), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.stack([torch.as_tensor(v, dtype=dtype, device=device).detach() for v in self.pending])
-        if self.reduction in ("min", "max"):
-            reduce = torch.amin if self.reduction == "min" else torch.amax
-            total = reduce(values, 0) if self.total is None else reduce(torch.cat([values, self.total[None]]), 0)
-            return total, self.weight + len(self.pending)
-        if self.reduction == "mean":
-            values = values * torch.tensor(self.pending_weights, dtype=dtype, device=device)
-        total = values.sum() if self.total is None else self.total + values.sum()
-        return total, self.weight + sum(self.pending_weights)
-
-    @property
-    def key(self) -> tuple[str, int | None]:
-        """Under which it is kept."""
-        return self.name, self.dataloader_idx
-
-    def facts(self) -> dict[str, Any]:
-        """What another process needs to make the same entry."""
-        names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
-        return {name: getattr(self, name) for name in names}
-
-    def list_states(self) -> dict[Any, Any]:
-        """What another process needs to know of the Metric, if it is one."""
-        return {} if self.metric is None or self.value is None else list_states(self.value)
-
-    def names(self) -> tuple[str, str]:
-        """Its name as a step's value and as the epoch's."""
-        suffix = "" if self.dataloader_idx is None else f"/dataloader_idx_{self.dataloader_idx}"
-        if self.on_step and self.on_epoch:
-            return f"{self.name}_step{suffix}", f"{self.name}_epoch{suffix}"
-        return self.name + suffix, self.name + suffix
-
-
-@dataclass
-class Results:
-    """Values by name, in the three places in which the Trainer shows them."""
-
-    callback: dict[str, Any] = field(default_factory=dict)
-    logged: dict[str, Any] = field(default_factory=dict)
-    progress_bar: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, logged_value: LoggedValue, name: str, value: Any) -> None:
-        """Show ``value`` where it was logged to."""
-        self.callback[name] = value
-        if logged_value.logger:
-            self.logged[name] = value
-        if logged_value.prog_bar:
-            self.progress_bar[name] = value
-
-    def update(self, other: Results) -> None:
-        """Take over another's values."""
-        self.callback.update(other.callback)
-        self.logged.update(other.logged)
-        self.progress_bar.update(other.progress_bar)
 
 
 class Metrics:
@@ -226,10 +134,10 @@ class Metrics:
             entry.reduced = False
             return
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            value = _as_number(name, value)
+            value = as_number(name, value)
         own = value
         if self.part is not None and entry.on_step:
-            value = _join(entry, value, *self.part)
+            value = join_values(entry, value, *self.part)
         if shared and self.strategy.world_size > 1:
             value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # a collective, asked for
         entry.value = value
@@ -255,7 +163,7 @@ class Metrics:
             raise ValueError(f"log({name!r}, on_step=True): this is no step; use on_epoch=True")
         if not on_step and not on_epoch:
             raise ValueError(f"log({name!r}, on_step=False, on_epoch=False) would keep nothing; set one of them")
-        reduction = reduce_fx if isinstance(reduce_fx, str) else _REDUCTION_FUNCTIONS.get(reduce_fx)
+        reduction = reduce_fx if isinstance(reduce_fx, str) else REDUCTION_FUNCTIONS.get(reduce_fx)
         if reduction not in REDUCTIONS:
             raise ValueError(f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}")
         metric = self._find_metric(name, value) if is_metric(value) else None
@@ -419,15 +327,15 @@ class Metrics:
                 name = f"{entry.name}_{key}"
                 if entry.name in self.logged_in:
                     self.logged_in[name] = self.logged_in[entry.name]
-                if _is_number(part) or isinstance(part, dict):
+                if is_number(part) or isinstance(part, dict):
                     self._show(results, replace(entry, name=name), part, of_step)
                 elif name not in self.left_out and self.strategy.is_global_zero:
                     self.left_out.add(name)
-                    log.warning("log(%r): %r is left out, as it is no number: %s", entry.name, key, _described(part))
+                    log.warning("log(%r): %r is left out, as it is no number: %s", entry.name, key, described(part))
             return
-        if not _is_number(value):
+        if not is_number(value):
             raise ValueError(
-                f"log({entry.name!r}): the metric computed {_described(value)}, which is no number: at the epoch's "
+                f"log({entry.name!r}): the metric computed {described(value)}, which is no number: at the epoch's "
                 "end, take what you want to log from metric.compute(), and log it by self.log or self.log_dict"
             )
         results.add(entry, entry.names()[0 if of_step else 1], value)
@@ -483,76 +391,6 @@ class Metrics:
         train.clear()
         train.update({(entry.name, entry.dataloader_idx): entry for entry in entries})
         self.results = Results(**{key: dict(value) for key, value in state["results"].items()})
-
-
-def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
-    """One of the states that :meth:`Metrics.state_dict` gave in several processes: their epoch values joined.
-
-    Args:
-        states: by rank; each may lack what it had not logged yet.
-        keep: False leaves the values out, as another process has them, and keeps the names.
-    """
-    merged: dict[Any, LoggedValue] = {}
-    for state in states:
-        for entry in (LoggedValue(**values) for values in state["train"]):
-            if entry.key in merged and entry.rank_zero_only:
-                continue
-            total, weight = entry.folded()
-            first = merged.setdefault(entry.key, replace(entry, total=None, weight=0.0, pending=[], pending_weights=[]))
-            if not keep or total is None:
-                continue
-            if first.total is None:
-                first.total = total
-            elif entry.reduction in ("min", "max"):
-                first.total = (torch.minimum if entry.reduction == "min" else torch.maximum)(first.total, total)
-            else:
-                first.total = first.total + total
-            first.weight += weight
-    return {"train": [vars(entry) for entry in merged.values()], "results": states[0]["results"]}
-
-
-def _join(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
-    """The step's value so far, of a batch that is run in parts."""
-    before = entry.value
-    if entry.reduction in ("min", "max"):
-        choose = min if entry.reduction == "min" else max
-        return value if first else choose(before, value)
-    part = value * fraction if entry.reduction == "mean" else value
-    return part if first else before + part
-
-
-def _is_number(value: Any) -> bool:
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
-
-
-def _described(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _as_number(name: str, value: Any) -> float:
-    try:
-        return float(value)  # bool, NumPy scalars, and anything else that is a number
-    except (TypeError, ValueError):
-        several = "; log_dict takes several" if hasattr(value, "items") else ""
-        raise TypeError(
-            f"log({name!r}): value must be a number, a tensor or a Metric; got {value!r}{several}"
-        ) from None
-
-
-def as_floats(values: dict[str, Any]) -> dict[str, float]:
-    """Read values into Python numbers: one host–device sync for all of them."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    read: dict[str, float] = {}
-    if tensors and any(value.device.type != "cpu" for value in tensors.values()):
-        device = next(value.device for value in tensors.values() if value.device.type != "cpu")
-        stacked = torch.stack([value.detach().to(device, torch.float32).reshape(()) for value in tensors.values()])
-        read = dict(zip(tensors, stacked.tolist(), strict=True))
-    return {name: read[name] if name in read else float(value) for name, value in values.items()}
-
-
-def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
-    """Values as 0-dim tensors of their own."""
-    return {name: value.clone() if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
 
 
 def _names(entries: Iterable[tuple[str, int | None]]) -> str:

@@ -12,7 +12,9 @@ import torch
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import Module
-from loopwright.framework.checkpoint.writer import find_checkpoints, is_complete, load_checkpoint, resolve
+from loopwright.framework.checkpoint.find import find_checkpoints, resolve
+from loopwright.framework.checkpoint.manifest import is_complete
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.loggers import CSVLogger, Logger
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 

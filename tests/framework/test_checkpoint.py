@@ -26,18 +26,11 @@ from torch import Tensor, nn
 from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as module_under_test
 from loopwright.framework.checkpoint.configs import AttributeDict
+from loopwright.framework.checkpoint.find import find_checkpoints, resolve
+from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.serialization import decode, encode
-from loopwright.framework.checkpoint.writer import (
-    Snapshot,
-    find_checkpoints,
-    is_complete,
-    load_checkpoint,
-    read_manifest,
-    remove_checkpoint,
-    resolve,
-    save_checkpoint,
-    write_pointer,
-)
+from loopwright.framework.checkpoint.writer import Snapshot, remove_checkpoint, save_checkpoint, write_pointer
 from tests.framework.models import Evaluated, Linear, ended, in_a_child, loader, quiet, weights
 
 FACTS = {"created": 1.0, "global_step": 3}

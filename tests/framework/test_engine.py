@@ -30,7 +30,7 @@ from loopwright.framework import (
     get_logger,
     launch,
 )
-from loopwright.framework.data.sources import INFINITE, loader_length
+from loopwright.framework.data.iteration import INFINITE, loader_length
 from loopwright.loggers import CSVLogger, Logger, TensorBoardLogger
 from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 

@@ -25,15 +25,10 @@ from torch import Tensor, nn
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import Module, Trainer
-from loopwright.framework.checkpoint.writer import (
-    find_checkpoints,
-    is_complete,
-    load_checkpoint,
-    read_manifest,
-    remove_checkpoint,
-    resolve,
-    save_checkpoint,
-)
+from loopwright.framework.checkpoint.find import find_checkpoints, resolve
+from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
+from loopwright.framework.checkpoint.reader import load_checkpoint
+from loopwright.framework.checkpoint.writer import remove_checkpoint, save_checkpoint
 from tests.framework.models import Evaluated, ended, in_a_child, loader, quiet
 
 FIRST, SECOND, THIRD, FOURTH = (f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(4))

@@ -13,7 +13,7 @@ import torch
 
 from loopwright.callbacks import LambdaCallback, ModelCheckpoint
 from loopwright.framework.checkpoint.folder_claims import claim_folder, release_folders
-from loopwright.framework.checkpoint.writer import load_checkpoint
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from tests.framework.models import Linear, ended, in_a_child, loader, quiet
 
 

@@ -34,7 +34,9 @@ from torch.utils.data import (
 
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Module
-from loopwright.framework.data.sources import INFINITE, CombinedEpochLoader, EpochLoader, by_epochs, loader_length
+from loopwright.framework.data.combined import CombinedEpochLoader, by_epochs
+from loopwright.framework.data.iteration import INFINITE, loader_length
+from loopwright.framework.data.sources import EpochLoader
 from loopwright.framework.loop.loaders import limited
 from tests.framework.models import quiet
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module
-from loopwright.framework.loop.micro_batch import slice_batch
+from loopwright.framework.data.batches import slice_batch
 from loopwright.strategies import DDPStrategy
 from tests.strategies.distributed import in_processes, quiet
 

@@ -20,8 +20,8 @@ from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from loopwright.framework import CheckpointError, CombinedLoader, Engine, Module, Trainer, seed_everything
+from loopwright.framework.checkpoint.manifest import _seal_manifest, read_manifest
 from loopwright.framework.checkpoint.serialization import encode
-from loopwright.framework.checkpoint.writer import _seal_manifest, read_manifest
 
 BATCHES, EPOCHS = 5, 3
 

@@ -30,8 +30,10 @@ from loopwright.callbacks import (
 )
 from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework import checkpoint as checkpoint_module
+from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.tensors import StagedTensors
-from loopwright.framework.checkpoint.writer import is_complete, load_checkpoint, read_manifest, save_checkpoint
+from loopwright.framework.checkpoint.writer import save_checkpoint
 from loopwright.framework.export import main as export
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights

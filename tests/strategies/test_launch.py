@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy, launch
-from loopwright.strategies.launch.launcher import Place, detect, first_host
+from loopwright.strategies.launch.environment import Place, detect, first_host
 from tests.programs import show_stacks
 
 LIMIT = 100  # seconds for a program; only reached if it hangs

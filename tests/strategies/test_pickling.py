@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loopwright.framework import CheckpointError
-from loopwright.framework.checkpoint.writer import load_checkpoint
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.strategies.pickling import dumps, loads
 from tests.programs import run_program
 
@@ -128,6 +128,6 @@ def test_what_has_a_name_is_named_and_the_rest_is_sent_whole():
 
 
 def test_objects_of_older_checkpoints_are_read(tmp_path: Path):
-    from loopwright.framework.checkpoint.writer import _unpickle_objects
+    from loopwright.framework.checkpoint.reader import _unpickle_objects
 
     assert _unpickle_objects(pickle.dumps({"mine": pickle.dumps(Kind.SMALL)})) == {"mine": Kind.SMALL}

@@ -23,7 +23,7 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import CheckpointError, Module, Trainer
-from loopwright.framework.checkpoint.writer import load_checkpoint
+from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
