@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
     from ..strategies import Strategy
+    from .checkpoint.schema import RunState
     from .engine.engine import Engine
     from .loop.consensus import Control
     from .loop.loaders import RunData
     from .loop.optimizers import LRSchedulerConfig
-    from .loop.state import RunState
     from .loop.step import Optimization
     from .metrics.metrics import Metrics
     from .module import Module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .checkpoint.configs import rebuild
 from .checkpoint.find import resolve
@@ -13,9 +13,6 @@ from .checkpoint.reader import load_checkpoint
 from .checkpoint.serialization import find_sealed, require_unsealed
 from .checkpoint.tensors import device_of
 from .errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool) -> None:

@@ -7,20 +7,15 @@ mixins from other libraries, and what overrides them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-from ..loggers.base import Logger
-
-if TYPE_CHECKING:
-    pass
-
 import dis
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import CodeType
+from typing import Any
+
+from ..loggers.base import Logger
 
 # What Lightning 1, Keras and Hugging Face call at moments that have another name here.
 _EPOCH_END = ", which gets no outputs: keep what you need of them in the step"

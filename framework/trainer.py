@@ -35,6 +35,7 @@ from .checkpoint.configs import portable
 from .checkpoint.find import is_taken
 from .checkpoint.folder_claims import claim_folder, release_folders
 from .checkpoint.saver import Save
+from .checkpoint.schema import RunState
 from .checkpoint.storage import plain
 from .checkpoint.writer import remove_checkpoint, write_pointer
 from .data.iteration import INFINITE
@@ -56,7 +57,6 @@ from .loop.fit import fit
 from .loop.hooks import CallbackBus, check_callback, order_callbacks
 from .loop.loaders import RunData
 from .loop.optimizers import parse_optimizers
-from .loop.state import RunState
 from .loop.step import Optimization, check_schedulers
 from .messages import configure, log
 from .metrics.metric_state import metric_states, own_metrics

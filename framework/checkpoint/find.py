@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from .journal import name_of_hidden
@@ -20,9 +20,6 @@ from .storage import (
     read_bytes,
 )
 from .weights import is_weights_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def _replaced(path: str) -> str | None:

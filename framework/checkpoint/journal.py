@@ -10,7 +10,6 @@ import shutil
 import socket
 import time
 import uuid
-from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .manifest import MANIFEST, read_manifest
@@ -25,10 +24,6 @@ from .storage import (
     remove_files,
     write_file,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 # What is there for a while only: the name that it is for, and the process that made it; the last part is replacing's.
 _UNFINISHED = re.compile(

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from .storage import (
@@ -15,10 +15,6 @@ from .storage import (
     read_bytes,
     size,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 FORMAT = 1
 
@@ -30,6 +26,7 @@ _LARGEST_MANIFEST = 2**28  # bytes; a file that is larger was made to fill the m
 
 
 def seal_manifest(body: dict[str, Any]) -> bytes:
+    """The file's content, with a checksum."""
     return _dump({"body": body, "crc32": zlib.crc32(_dump(body))})
 
 
@@ -89,4 +86,5 @@ def is_complete(path: str) -> bool:
 
 
 def path_of(path: str, name: str, manifest: dict[str, Any]) -> str:
+    """Where the file ``name`` of a checkpoint is: below the folder that its manifest names, if it names one."""
     return join(path, *(manifest["folder"],) if "folder" in manifest else (), *name.split("/"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from .find import resolve
@@ -19,9 +19,6 @@ from .storage import (
 )
 from .tensors import join_pieces, read_tensors
 from .weights import load_weights_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def _read_verified(path: str, name: str, manifest: dict[str, Any]) -> bytes:

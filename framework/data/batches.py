@@ -7,24 +7,17 @@ all else that a container holds stays as it was.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import copy
+import operator
+from collections import UserList, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
-import copy
-import operator
-from collections import UserList
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
-
 from torch.nn.utils.rnn import PackedSequence
 
 LISTS = (list, UserList, deque)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from .combined import CombinedEpochLoader
 from .sharding import SharedLoader
 from .sources import EpochLoader
-
-if TYPE_CHECKING:
-    pass
 
 
 def cursor_of(

@@ -11,13 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import DataLoader
-
-if TYPE_CHECKING:
-    pass
-
 
 # What ends a job: the system's or a scheduler's request, SLURM's and others' warning ahead of it, and Ctrl-C.
 DEFAULT_HANDLERS: dict[int, Any] = {
@@ -31,6 +27,7 @@ noting = mmap.mmap(-1, 1)  # how many runs only note signals now: seen by the pr
 
 
 def note_in_worker(number: int, frame: FrameType | None) -> None:
+    """A worker's signal handler: it ends, unless the run only notes signals now."""
     if not noting[0]:
         # torch ends its workers by SIGTERM, which is no error.
         os._exit(0 if number == signal.SIGTERM else 128 + number)

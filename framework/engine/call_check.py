@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +22,8 @@ from ...strategies.launch.rendezvous import BEFORE_LEAVING
 from ..data.batches import leaves
 
 DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OWN_FOLDERS = tuple(os.path.join(_ROOT, name, "") for name in ("framework", "callbacks", "loggers", "strategies"))
+_ROOT = Path(__file__).resolve().parents[2]
+_OWN_FOLDERS = tuple(os.path.join(_ROOT / name, "") for name in ("framework", "callbacks", "loggers", "strategies"))
 _TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
 _LOOK_SECONDS = 0.5  # between two looks at processes that have not come
 _STANDS_SECONDS = 0.1  # after which a process that is at the same place waits there

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ...strategies.pieces import whole_state
 from ..checkpoint.find import resolve
 from ..checkpoint.saver import Save
+from ..checkpoint.schema import load_checked
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
 from ..errors import CheckpointError, in_main_process
 from ..export import export_weights
 from ..from_checkpoint import load_weights
-from ..lifecycle.checkpoint import load_checked
 from ..seed import rng_state, set_rng_state
 from .prepared import unwrap
 

@@ -6,33 +6,27 @@ import json
 import os
 import reprlib
 from collections.abc import Callable
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
 from ..checkpoint.find import find_manifests, resolve
 from ..checkpoint.manifest import naming_damage, read_manifest
-from ..checkpoint.reader import load_checkpoint
 from ..checkpoint.saver import Save
+from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import encode, require_unsealed
 from ..checkpoint.storage import exists, is_file, join, list_names
 from ..checkpoint.weights import is_weights_file
 from ..datamodule import DataModule
 from ..errors import CheckpointError, exchange
 from ..from_checkpoint import load_weights
-from ..loop.state import RunState
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
 from ..metrics.values import Results, as_floats, merge_logged
 from ..names import overrides
-from ..seed import isolated_rng, rng_state, set_rng_state
+from ..seed import rng_state
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
-
-# What a state may hold, and of which kind it is.
-_KINDS = {"global_step": int, "callbacks": dict, "loggers": list, "optimizer_states": list, "lr_schedulers": list}
-_GATHERED = itemgetter("metrics", "metric_states", "loader", "cursor", "saved_by")
 
 
 def can_save_alone(trainer: Trainer) -> bool:
@@ -198,7 +192,7 @@ def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | N
     for path in (candidates := trainer.strategy.broadcast(trainer.is_global_zero and newest_checkpoints(trainer))):
         checkpoint, failed = None, None
         try:
-            checkpoint = load_checked(path, weights_only)
+            checkpoint = read_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
             failed = str(error)
         if not (told := [failure for failure in trainer.strategy.gather_objects(failed) if failure]):
@@ -218,43 +212,16 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
         return read_last(trainer, weights_only)
     path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)
     trainer.ckpt_path = resolve(trainer.strategy.broadcast(path))
-    return load_checked(trainer.ckpt_path, weights_only)
+    return read_checkpoint(trainer.ckpt_path, weights_only)
 
 
-def load_checked(path: str, weights_only: bool | None) -> dict[str, Any]:
-    """``load_checkpoint``, of what a run is to take up: its state has the shape that it needs.
-
-    Raises:
-        CheckpointError: if it has not; to load the weights alone, it need not.
-    """
-    checkpoint = load_checkpoint(path, weights_only)
-    with naming_damage(path, "its state is not as it should be"):
-        for name, kind in _KINDS.items():
-            value = checkpoint.get(name) or kind()
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} is {reprlib.repr(value)}")
-        with isolated_rng():
-            for generators in checkpoint["rng"]:
-                set_rng_state(generators)
-        if "run" in checkpoint:
-            _check_run(checkpoint["run"], checkpoint["manifest"])
+def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
+    """``load_checked``; what the run has logged has the shape that it needs, too."""
+    checkpoint = load_checked(path, weights_only)
+    with naming_damage(path, "what it has logged is not as it should be"):
+        for state in run_states(checkpoint):
+            Results(**merge_logged([state["metrics"]], keep=True)["results"])
     return checkpoint
-
-
-def _check_run(run: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Raise whatever comes of a run's state that cannot be taken up."""
-    itemgetter("world_size")(manifest)
-    state = RunState()
-    state.load_state_dict(run["state"])
-    if state.part is not None:
-        itemgetter("first", "begin", "end")(state.part)
-    for own in [run, *run.get("peers", [])]:
-        metrics, metric_states, _, cursor, _ = _GATHERED(own)
-        Results(**merge_logged([metrics], keep=True)["results"])
-        for metric in metric_states.values():
-            itemgetter("update_count", "state")(metric)
-        if cursor is not None:
-            itemgetter("position", "end", "in_samples", "batch_sizes", "dealt")(cursor)
 
 
 def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from ...strategies.launch.failures import find_peers, note_stop, one_is_gone
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
 
 if TYPE_CHECKING:
+    from ..checkpoint.schema import RunState
     from ..loop.consensus import Control
-    from ..loop.state import RunState
 
 _HINT = b"\nInterrupted: the step is finished and a checkpoint saved. Once more ends at once.\n"
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .metric_state import list_states
-
-if TYPE_CHECKING:
-    pass
-
 
 REDUCTIONS = ("mean", "sum", "min", "max")
 
@@ -158,14 +154,21 @@ def join_values(entry: LoggedValue, value: Any, fraction: float, first: bool) ->
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is one number, as a tensor or not."""
     return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
 
 
 def described(value: Any) -> str:
+    """A value for a message: of a tensor, its shape."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def as_number(name: str, value: Any) -> float:
+    """A logged value as a number.
+
+    Raises:
+        TypeError: if it is none.
+    """
     try:
         return float(value)  # bool, NumPy scalars, and anything else that is a number
     except (TypeError, ValueError):

@@ -1,9 +1,21 @@
-"""How far a run has come."""
+"""What a checkpoint of a run holds: its counters, and of which kind the rest is."""
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from typing import Any
+
+from ..seed import isolated_rng, set_rng_state
+from .manifest import naming_damage
+from .reader import load_checkpoint
+
+# What a state may hold, and of which kind it is.
+_KINDS = {"global_step": int, "callbacks": dict, "loggers": list, "optimizer_states": list, "lr_schedulers": list}
+# What each process keeps of a run, and what its position in the data is.
+_OF_EACH_PROCESS = itemgetter("metrics", "metric_states", "loader", "cursor", "saved_by")
+_CURSOR = itemgetter("position", "end", "in_samples", "batch_sizes", "dealt")
 
 # Fields that say what this process is doing now; they are not part of a checkpoint.
 _TRANSIENT = ("fn", "stage", "status")
@@ -87,3 +99,40 @@ class RunState:
             if not is_known or (field.default is not None and value < field.default):
                 raise ValueError(f"{field.name} is {value!r}")
             setattr(self, field.name, value)
+
+
+def run_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run's state of each process that saved it; empty where no run was saved."""
+    if "run" not in checkpoint:
+        return []
+    return [checkpoint["run"], *checkpoint["run"].get("peers", [])]
+
+
+def load_checked(path: str, weights_only: bool | None) -> dict[str, Any]:
+    """``load_checkpoint``, of what is to be taken up: its state has the shape that this needs.
+
+    Raises:
+        CheckpointError: if it has not; to load the weights alone, it need not.
+    """
+    checkpoint = load_checkpoint(path, weights_only)
+    with naming_damage(path, "its state is not as it should be"):
+        for name, kind in _KINDS.items():
+            value = checkpoint.get(name) or kind()
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is {reprlib.repr(value)}")
+        with isolated_rng():
+            for generators in checkpoint["rng"]:
+                set_rng_state(generators)
+        if "run" in checkpoint:
+            itemgetter("world_size")(checkpoint["manifest"])
+            state = RunState()
+            state.load_state_dict(checkpoint["run"]["state"])
+            if state.part is not None:
+                itemgetter("first", "begin", "end")(state.part)
+        for state_of_process in run_states(checkpoint):
+            _, metric_states, _, cursor, _ = _OF_EACH_PROCESS(state_of_process)
+            for metric in metric_states.values():
+                itemgetter("update_count", "state")(metric)
+            if cursor is not None:
+                _CURSOR(cursor)
+    return checkpoint

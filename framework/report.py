@@ -1,3 +1,0 @@
-"""Printing an evaluation's results."""
-
-from __future__ import annotations
