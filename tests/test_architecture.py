@@ -24,15 +24,38 @@ FOLDERS = ("framework", "callbacks", "loggers", "strategies")
 LEAVES = ("callbacks", "loggers", "strategies")  # hold their own contract; framework/ composes them
 CONTRACTS = ("callbacks/base.py", "loggers/base.py", "strategies/base.py")
 
+# The framework's rooms and files from top to bottom: each may import those below it.
+ROOMS = (
+    "framework",
+    "trainer",
+    "lifecycle",
+    "loop",
+    "engine",
+    "attributes",
+    "export",
+    "module",
+    "metrics",
+    "datamodule",
+    "from_checkpoint",
+    "data",
+    "hparams",
+    "checkpoint",
+    "errors",
+    "names",
+    "arguments",
+    "messages",
+    "seed",
+)
+
 CONTRACT_LINES = 200  # at most
-ALL_TOKENS = 127_800  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
-TOKENS_A_LINE = 9.6  # at most, of lines with code; reference projects have 6.2 to 7.5
+ALL_TOKENS = 129_300  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
+TOKENS_A_LINE = 9.5  # at most, of lines with code; reference projects have 6.2 to 7.5
 FUNCTION_LINES = 45  # at most, without its docstring
 BRANCHES = 15  # at most in a function: if, for, while, except, and, or, comprehensions
 ATTRIBUTES = 20  # at most of a class
-FOREIGN_WRITES = 51  # at most: attributes that a module sets on objects of classes of other modules
-PRIVATE_READS = 8  # at most: private attributes that a module reads of such objects
-FILES_AT_THE_TOP = 52  # at most, of framework/
+FOREIGN_WRITES = 58  # at most: attributes that a module sets on objects of classes of other modules
+PRIVATE_READS = 10  # at most: private attributes that a module reads of such objects
+FILES_AT_THE_TOP = 13  # at most, of framework/
 
 # What is above these: the Trainer's constructor takes its arguments; the others are to become smaller.
 LONG_FUNCTIONS = {
@@ -60,12 +83,12 @@ BRANCHED_FUNCTIONS = {
     "Trainer.__init__",
     "Trainer._prepare",
     "Trainer._run",
-    "_failure_text",
     "_run_batches",
     "_train_epoch",
     "check_names",
     "check_run",
     "encode",
+    "failure_text",
     "fit",
     "is_sharded",
     "load_weights_file",
@@ -342,14 +365,37 @@ def test_own_modules_are_imported_relatively(folder: str):
     assert not found, "editors and type checkers resolve relative imports only:\n" + "\n".join(found)
 
 
+def room_of(dotted: str) -> str:
+    """The room of a module: its sub-package of the framework, else the module; of the leaves, the folder."""
+    folder, _, rest = dotted.partition(".")
+    if folder != "framework" or not rest:
+        return folder
+    return rest.partition(".")[0]
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """Who imports whom when it runs, deferred imports included: two modules of ours, and the line."""
+    for name, file in sources().items():
+        for imported in runtime_imports(file):
+            if imported.target in sources() and imported.target != name:
+                yield name, imported.target, f"{file.relative_to(ROOT)}:{imported.line} imports {imported.target}"
+
+
 def test_no_import_cycles():
-    modules = sources()
-    graph = {
-        name: {imported.target for imported in runtime_imports(file) if not imported.deferred} & modules.keys()
-        for name, file in modules.items()
-    }
+    graph: dict[str, set[str]] = {name: set() for name in sources()}
+    for name, target, _ in arrows():
+        graph[name].add(target)
     cycle = find_cycle(graph)
-    assert cycle is None, "import cycle: " + " -> ".join(cycle or [])
+    assert cycle is None, "import cycle, deferred imports included: " + " -> ".join(cycle or [])
+
+
+def test_arrows_go_down_only():
+    known = {*ROOMS, *LEAVES}
+    rooms = {room_of(name) for name in sources()}
+    assert rooms == known, f"name these in ROOMS, or take them out: {sorted(rooms ^ known)}"
+    floors = {room: floor for floor, room in enumerate((*ROOMS, *LEAVES))}
+    up = [line for name, target, line in arrows() if floors[room_of(name)] > floors[room_of(target)]]
+    assert not up, "imports go from a room to those below it, in the order of ROOMS:\n" + "\n".join(up)
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
