@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +44,7 @@ class HyperparametersMixin:
             ValueError: for a name that is no argument of the constructor.
             TypeError: for anything else than names or such an object.
         """
-        given = fields_of(args[0]) if len(args) == 1 else None
-        if given is not None:
-            chosen = given
-        elif all(isinstance(name, str) for name in args):
-            recorded = self._constructor_arguments()
-            if unknown := [name for name in args if name not in recorded]:
-                raise ValueError(
-                    f"save_hyperparameters: {', '.join(unknown)} is no argument of {type(self).__name__}; "
-                    f"its arguments are: {', '.join(recorded) or 'none'}"
-                )
-            chosen = {name: recorded[name] for name in args} if args else recorded
-        else:
-            raise TypeError(
-                "save_hyperparameters takes names of arguments, or one dict or other mapping, Namespace, dataclass, "
-                f"attrs or pydantic object; got {args!r}"
-            )
+        chosen = self._chosen_hyperparameters(args)
         self._note_call(args[0] if len(args) == 1 else None)
         depth = len(self.__dict__.get("_constructor_calls") or ())
         ignored = self.__dict__.setdefault("_ignored_hparams", {})
@@ -87,6 +72,24 @@ class HyperparametersMixin:
     def hparams_initial(self) -> AttributeDict:
         """A copy of :attr:`hparams` as they were when kept."""
         return self.__dict__.get("_hparams_initial", AttributeDict())
+
+    def _chosen_hyperparameters(self, args: tuple[Any, ...]) -> Mapping[str, Any]:
+        """What ``save_hyperparameters(*args)`` keeps: an object's fields, or arguments of the constructor by name."""
+        given = fields_of(args[0]) if len(args) == 1 else None
+        if given is not None:
+            return given
+        if not all(isinstance(name, str) for name in args):
+            raise TypeError(
+                "save_hyperparameters takes names of arguments, or one dict or other mapping, Namespace, dataclass, "
+                f"attrs or pydantic object; got {args!r}"
+            )
+        recorded = self._constructor_arguments()
+        if unknown := [name for name in args if name not in recorded]:
+            raise ValueError(
+                f"save_hyperparameters: {', '.join(unknown)} is no argument of {type(self).__name__}; "
+                f"its arguments are: {', '.join(recorded) or 'none'}"
+            )
+        return {name: recorded[name] for name in args} if args else recorded
 
     def _note_call(self, kept: Any) -> None:
         """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""

@@ -94,18 +94,8 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
     """
     known = list(known)
     kinds = list(_written_by_users(type(obj), base))
-    methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
-    called = {name for own, value in methods for name in _names_in(value) if name != own}
-    patterns = [name for name in called if "*" in name]
-    called.update(name for parent in type(obj).__mro__ if parent not in kinds for name in dir(parent))
     for index, kind in enumerate(kinds):
-        for name, value in vars(kind).items():
-            if name.startswith("_") or name in called or not callable(value):
-                continue
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
-                continue
-            if any(name in vars(other) for other in kinds[index + 1 :]):
-                continue  # it overrides that one, which is judged there
+        for name in _uncalled(obj, kinds, index):
             meant = elsewhere.get(name) or _meant(name, known)
             # Whoever writes both in one class knows the right name.
             if meant is None or any(meant in vars(other) for other in kinds[: index + 1]):
@@ -116,6 +106,20 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
                 f"{kind.__name__}.{name} would never be called; did you mean {meant!r}? "
                 "(If it is not meant to be a hook, give it another name.)"
             )
+
+
+def _uncalled(obj: object, kinds: list[type], index: int) -> Iterator[str]:
+    """Public methods that one of the user's classes brings in, and that none of them calls by name."""
+    methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
+    called = {name for own, value in methods for name in _names_in(value) if name != own}
+    patterns = [name for name in called if "*" in name]
+    called.update(name for parent in type(obj).__mro__ if parent not in kinds for name in dir(parent))
+    for name, value in vars(kinds[index]).items():
+        overridden = any(name in vars(other) for other in kinds[index + 1 :])  # it is judged there
+        if name.startswith("_") or name in called or overridden or not callable(value):
+            continue
+        if not any(fnmatchcase(name, pattern) for pattern in patterns):
+            yield name
 
 
 def _meant(name: str, known: list[str]) -> str | None:

@@ -31,18 +31,8 @@ def select_devices(accelerator: str, devices: int | str | list[int], place: Plac
         ValueError: for an accelerator that is unknown or not there, for more devices than there are, or for another
             number than the launcher's.
     """
-    if accelerator not in ACCELERATORS:
-        raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
-    found = accelerator_type()
-    kind = found if accelerator == "auto" else accelerator
-    if kind == "gpu":
-        if found == "cpu":
-            raise ValueError('accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"')
-        kind = found
-    if kind not in ("cpu", found):
-        raise ValueError(f'accelerator={accelerator!r}: this machine has {found!r} only; use accelerator="auto"')
-
-    count = torch.accelerator.device_count() if kind != "cpu" else None
+    kind = _device_type(accelerator)
+    count = torch.accelerator.device_count() if kind != "cpu" else 0
     wanted = _parse_devices(devices)
     if place is not None:
         check_place(place, len(wanted) if isinstance(wanted, list) else wanted, None)
@@ -50,19 +40,34 @@ def select_devices(accelerator: str, devices: int | str | list[int], place: Plac
             wanted = place.local_world_size
             if count == 1:  # the launcher has given each process a device of its own
                 return [torch.device(kind, 0)] * wanted
-    if isinstance(wanted, list):
-        if kind == "cpu":
+    if kind == "cpu":
+        if isinstance(wanted, list):
             raise ValueError(f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1")
+        return [torch.device("cpu")] * (wanted or 1)
+    if isinstance(wanted, list):
         for index in wanted:
-            if not 0 <= index < (count or 0):
+            if not 0 <= index < count:
                 raise ValueError(f"devices={devices!r}: index {index} is not below the {count} devices of this machine")
         return [torch.device(kind, index) for index in wanted]
-    if kind == "cpu":
-        return [torch.device("cpu")] * (wanted or 1)
-    assert count is not None
     if wanted is not None and wanted > count:
         raise ValueError(f"devices={devices!r}: this machine has {count} of type {kind!r}")
     return [torch.device(kind, index) for index in range(wanted or count)]
+
+
+def _device_type(accelerator: str) -> str:
+    """The torch device type that an accelerator's name means on this machine."""
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
+    present = accelerator_type()
+    if accelerator == "auto":
+        return present
+    if accelerator == "gpu":
+        if present == "cpu":
+            raise ValueError('accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"')
+        return present
+    if accelerator not in ("cpu", present):
+        raise ValueError(f'accelerator={accelerator!r}: this machine has {present!r} only; use accelerator="auto"')
+    return accelerator
 
 
 def _parse_devices(devices: Any) -> int | list[int] | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +92,31 @@ def unseal(state: Any, living: Any) -> Any:
     return {key: unseal(value, owned.get(key, _ABSENT)) for key, value in state.items()}
 
 
+class _Codec(NamedTuple):
+    """How values of one kind are written as ``{tag: content}``, and made again from it."""
+
+    tag: str
+    kind: type
+    to_json: Callable[[Any], Any]
+    from_json: Callable[[Any], Any]
+
+
+_CODECS = (
+    _Codec("$size", torch.Size, list, torch.Size),
+    _Codec("$dtype", torch.dtype, lambda dtype: str(dtype).removeprefix("torch."), _DTYPES.__getitem__),
+    _Codec("$device", torch.device, str, torch.device),
+    _Codec("$timedelta", timedelta, timedelta.total_seconds, lambda seconds: timedelta(seconds=seconds)),
+    _Codec("$path", PurePath, str, Path),
+)
+_FROM_JSON: dict[str, Callable[[Any], Any]] = {
+    "$tuple": tuple,
+    "$set": set,
+    "$frozenset": frozenset,
+    "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
+    **{codec.tag: codec.from_json for codec in _CODECS},
+}
+
+
 def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
     """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths where they stand."""
     if value is None or type(value) in _PLAIN:
@@ -103,27 +129,29 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
         return {"$tensor": path}
     if is_lazy(value):  # without a size or value yet: its kind is all that a module takes back
         return {"$lazy": "parameter" if isinstance(value, UninitializedParameter) else "buffer"}
-    if type(value) is list:
-        return [encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)]
-    if type(value) is tuple:
-        return {"$tuple": encode(list(value), path, tensors, objects)}
-    if type(value) in (set, frozenset) and all(isinstance(item, (str, int)) for item in value):
-        items = sorted(value, key=json.dumps)  # an enum's item as its value
-        return {f"${type(value).__name__}": encode(items, path, tensors, objects)}
     if isinstance(value, dict) and has_plain(value):
         return _encode_dict(value, path, tensors, objects)
-    if isinstance(value, torch.Size):
-        return {"$size": list(value)}
-    if isinstance(value, torch.dtype):
-        return {"$dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.device):
-        return {"$device": str(value)}
-    if isinstance(value, timedelta):
-        return {"$timedelta": value.total_seconds()}
-    if isinstance(value, PurePath):
-        return {"$path": str(value)}
+    for codec in _CODECS:
+        if isinstance(value, codec.kind):
+            return {codec.tag: codec.to_json(value)}
+    if type(value) in (list, tuple, set, frozenset):
+        return _encode_sequence(value, path, tensors, objects)
     if type(value).__module__ == "numpy":
         return _encode_numpy(value, path, tensors, objects)
+    return _encode_object(value, path, objects)
+
+
+def _encode_sequence(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+    kind = type(value)
+    if kind in (set, frozenset):
+        if not all(isinstance(item, (str, int)) for item in value):
+            return _encode_object(value, path, objects)
+        value = sorted(value, key=json.dumps)  # an enum's item as its value
+    items = [encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)]
+    return items if kind is list else {f"${kind.__name__}": items}
+
+
+def _encode_object(value: Any, path: str, objects: dict[str, Any]) -> dict[str, Any]:
     objects[path] = value
     # JSON writes what such a value holds, whatever its class says that it is.
     return {"$object": path, "$plain": value} if has_plain(value) else {"$object": path}
@@ -167,8 +195,7 @@ def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: di
     # By the kind, as a date's item may be an int; and by the item, as a long double's is itself.
     elif isinstance(value, np.generic) and value.dtype.kind in "biufU" and type(value.item()) in _PLAIN:
         return value.item()
-    objects[path] = value
-    return {"$object": path}
+    return _encode_object(value, path, objects)
 
 
 def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | None) -> Any:
@@ -196,12 +223,7 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
         return {decode(key, tensors, objects): decode(item, tensors, objects) for key, item in content}
     if tag == "$dict":
         return _CONTAINERS[content](decode(value["$value"], tensors, objects))
-    plain = {
-        "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$size": torch.Size, "$device": torch.device,
-        "$path": Path, "$timedelta": lambda seconds: timedelta(seconds=seconds), "$dtype": lambda name: _DTYPES[name],
-        "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
-    }  # fmt: skip
-    return plain[tag](decode(content, tensors, objects))
+    return _FROM_JSON[tag](decode(content, tensors, objects))
 
 
 def _open_object(key: str, objects: dict[str, Any] | None) -> Any:

@@ -34,17 +34,7 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
             return {"state_dict": read_tensors(content, map_location)}
         except Exception as error:  # the library's own
             raise ValueError(f"{path!r} is no safetensors file, or damaged: {error}") from error
-    try:
-        loaded = torch.load(
-            io.BytesIO(content), map_location="cpu" if map_location is None else map_location, weights_only=True
-        )
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
-            f"load it where it was made, and save its state_dict alone. torch says: {error}"
-        ) from error
-    except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
-        raise ValueError(f"{path!r} cannot be read as a file of torch.save: {error}") from error
+    loaded = _load(content, path, map_location)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{path!r} holds no state_dict; its content is a {type(loaded).__name__}")
@@ -58,3 +48,17 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
     if "hyper_parameters" in found and (name := loaded.get("hparams_name")) not in (None, "kwargs"):
         found["hyper_parameters_call"] = {"arguments": [name], "whole": [name, ""]}
     return found
+
+
+def _load(content: bytes, path: str, map_location: Any) -> Any:
+    """What ``torch.save`` wrote, if it is tensors and plain values."""
+    location = "cpu" if map_location is None else map_location
+    try:
+        return torch.load(io.BytesIO(content), map_location=location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
+            f"load it where it was made, and save its state_dict alone. torch says: {error}"
+        ) from error
+    except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
+        raise ValueError(f"{path!r} cannot be read as a file of torch.save: {error}") from error

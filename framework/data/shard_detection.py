@@ -43,6 +43,28 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
     """
     if asked is not None:
         return not asked or any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader.loader))
+    place, mark = _look(loader, strategy, epoch, name)
+    size = strategy.tensor_parallel_size
+    by_rank = strategy.gather_objects((place, mark))  # collective
+    if any(by_rank[rank] != by_rank[rank - rank % size] for rank in range(len(by_rank))):
+        raise ValueError(
+            f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
+            f"{size}): shard it by rank // {size}, of {len(by_rank) // size}"
+        )
+    places = [place for place, _ in by_rank[::size]]
+    if any(places):
+        _check_places(places, name)
+        log.info("The sampler of the %s knows its rank: its batches are not dealt out once more", name)
+        return True
+    return _differ([mark for _, mark in by_rank[::size]], loader, name)
+
+
+def _look(loader: EpochLoader, strategy: Strategy, epoch: int, name: str) -> tuple[tuple[int, int] | None, str]:
+    """The rank that the loader's sampler was made for, or else a mark of its first batch. A collective.
+
+    Raises:
+        RuntimeError: if another rank could not look; what this one could not do raises its own error.
+    """
     place, mark, failure = None, "", None
     try:
         place = place_of_sampler(loader.loader)
@@ -53,24 +75,13 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
             mark = "random"  # what differs in one process, too, tells nothing
     except Exception as error:  # which this rank raises when its peers know, who would wait for it
         failure = error
-    told = strategy.gather_objects((place, mark, failure and f"{type(failure).__name__}: {failure}"))  # collective
+    failures = strategy.gather_objects(failure and f"{type(failure).__name__}: {failure}")  # collective
     if failure is not None:
         raise failure
-    for rank, (*_, failed) in enumerate(told):
+    for rank, failed in enumerate(failures):
         if failed:
             raise RuntimeError(f"rank {rank} could not read the first batch of the {name}: {failed}")
-    size = strategy.tensor_parallel_size
-    places, marks = [place for place, *_ in told[::size]], [mark for _, mark, _ in told[::size]]
-    if any(told[rank][:2] != told[rank - rank % size][:2] for rank in range(len(told))):
-        raise ValueError(
-            f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
-            f"{size}): shard it by rank // {size}, of {len(places)}"
-        )
-    if any(places):
-        _check_places(places, name)
-        log.info("The sampler of the %s knows its rank: its batches are not dealt out once more", name)
-        return True
-    return _differ(marks, loader, name)
+    return place, mark
 
 
 def draw_alike(loader: EpochLoader, strategy: Strategy) -> None:

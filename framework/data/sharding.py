@@ -186,28 +186,34 @@ class SharedLoader:
         read = [0.0] * self.strategy.world_size
         while True:
             self._marks = [] if self._verify else None
-            mine = list(islice(ahead, LOOK_AHEAD))
-            told = self.strategy.gather_objects(([count for _, count in mine], self._marks))
-            seen: list[list[float]] = [counts for counts, _ in told]
-            read = [before + sum(counts) for before, counts in zip(read, seen, strict=True)]
-            if in_rounds and any(own != told[0] for own in told):
+            own = list(islice(ahead, LOOK_AHEAD))
+            by_rank = self.strategy.gather_objects(([count for _, count in own], self._marks))
+            counts: list[list[float]] = [counts for counts, _ in by_rank]
+            read = [before + sum(new) for before, new in zip(read, counts, strict=True)]
+            if in_rounds and any(other != by_rank[0] for other in by_rank):
                 raise different_streams(read, "training loader")
             self._verify, self._marks = False, None
-            steps = max(map(len, seen))
-            if last is NO_BATCH and steps and not all(seen):
-                source = next(rank for rank, counts in enumerate(seen) if counts)
-                last = self._share_batch(iter([batch for batch, _ in mine]), source)[1]
+            steps = max(map(len, counts))
+            if last is NO_BATCH and steps and not all(counts):
+                source = next(rank for rank, given in enumerate(counts) if given)
+                last = self._share_batch(iter([batch for batch, _ in own]), source)[1]
             for step in range(steps):
-                own = mine[step][1] if step < len(mine) else 0.0
-                total = sum(shares[step] for shares in seen if len(shares) > step)
-                if in_rounds:
-                    total = seen[0][step]
-                    own = self.rank < total
-                self.share = self.world_size * own / total if own else 0.0
-                last = mine[step][0] if step < len(mine) else last
+                self.share = self._share_in_round(counts, step) if in_rounds else self._share_among(counts, step)
+                last = own[step][0] if step < len(own) else last
                 yield last
             if steps < LOOK_AHEAD:
                 return
+
+    def _share_in_round(self, counts: list[list[float]], step: int) -> float:
+        """Of a round that all processes read: those for whom it has a batch count alike."""
+        batches = counts[0][step]
+        return self.world_size / batches if self.rank < batches else 0.0
+
+    def _share_among(self, counts: list[list[float]], step: int) -> float:
+        """Of a step in which each process has its own batch, or none any more."""
+        shares = [given[step] if step < len(given) else 0.0 for given in counts]
+        own = shares[self.strategy.global_rank]
+        return self.world_size * own / sum(shares) if own else 0.0
 
     # -- as the loader ----------------------------------------------------------------------------------------
 

@@ -30,45 +30,9 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         TypeError: if one of them is no Module or DataModule.
         ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a method is one that nobody calls.
     """
-    if not isinstance(module, Module):
-        raise TypeError(
-            f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
-            " (subclass Module, and give it a training_step and configure_optimizers)"
-        )
-    if type(module).__hash__ is None:
-        raise TypeError(
-            f"{type(module).__name__} cannot be hashed, as it compares by value, and torch keeps modules in sets: "
-            "make it by @dataclass(eq=False)"
-        )
-    if datamodule is not None and not isinstance(datamodule, DataModule):
-        raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
+    _check_kinds(fn, module, datamodule)
     if fn == "fit":
-        _require_step(module, "training_step")
-        if any(not is_lazy(parameter) and parameter.is_inference() for parameter in module.parameters()):
-            raise ValueError(
-                f"{type(module).__name__} was made under torch.inference_mode(), as in a hook of an evaluation, and "
-                "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"
-            )
-        if module.automatic_optimization and not overrides(module, "configure_optimizers", Module):
-            raise ValueError(
-                f"{type(module).__name__} has no configure_optimizers: return an optimizer from it, such as "
-                "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
-            )
-        if overrides(module, "optimizer_step", Module) and step_arguments(module.optimizer_step) > 3:
-            raise ValueError(
-                f"{type(module).__name__}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
-                "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
-            )
-        if not module.automatic_optimization and not trainer.strategy.manual_optimization:
-            raise ValueError(
-                f"{type(module).__name__} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
-                'computes gradients only after a whole step; use "ddp", or automatic optimization'
-            )
-        if trainer.micro_batch is not None and not module.automatic_optimization:
-            raise ValueError(
-                f"micro_batch={trainer.micro_batch!r} is for automatic optimization, and {type(module).__name__} sets "
-                "automatic_optimization = False: divide the batch in its training_step"
-            )
+        _check_training(trainer, module)
         if trainer.limit_train_batches:
             _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")
         if given.get("validate") is not None:
@@ -84,6 +48,52 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
         name = "val_dataloader" if fn == "validate" else "test_dataloader"
         _require_loader(module, datamodule, given, fn, name, "dataloaders")
     _check_methods(module, datamodule)
+
+
+def _check_kinds(fn: str, module: Any, datamodule: Any) -> None:
+    if not isinstance(module, Module):
+        raise TypeError(
+            f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
+            " (subclass Module, and give it a training_step and configure_optimizers)"
+        )
+    if type(module).__hash__ is None:
+        raise TypeError(
+            f"{type(module).__name__} cannot be hashed, as it compares by value, and torch keeps modules in sets: "
+            "make it by @dataclass(eq=False)"
+        )
+    if datamodule is not None and not isinstance(datamodule, DataModule):
+        raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
+
+
+def _check_training(trainer: Trainer, module: Module) -> None:
+    """Raise unless the module can be trained, in the way that it asks for."""
+    name, automatic = type(module).__name__, module.automatic_optimization
+    _require_step(module, "training_step")
+    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in module.parameters()):
+        raise ValueError(
+            f"{name} was made under torch.inference_mode(), as in a hook of an evaluation, and "
+            "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"
+        )
+    if automatic and not overrides(module, "configure_optimizers", Module):
+        raise ValueError(
+            f"{name} has no configure_optimizers: return an optimizer from it, such as "
+            "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
+        )
+    if overrides(module, "optimizer_step", Module) and step_arguments(module.optimizer_step) > 3:
+        raise ValueError(
+            f"{name}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
+            "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
+        )
+    if not automatic and not trainer.strategy.manual_optimization:
+        raise ValueError(
+            f"{name} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
+            'computes gradients only after a whole step; use "ddp", or automatic optimization'
+        )
+    if not automatic and trainer.micro_batch is not None:
+        raise ValueError(
+            f"micro_batch={trainer.micro_batch!r} is for automatic optimization, and {name} sets "
+            "automatic_optimization = False: divide the batch in its training_step"
+        )
 
 
 def _check_methods(module: Module, datamodule: DataModule | None) -> None:

@@ -210,9 +210,9 @@ def _run_batches(
 def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:
     """Run a step whose forward the other processes wait for, and that counts nothing."""
     kept = metric_states(trainer.module)
-    trainer.metrics.muted = True
+    trainer.metrics.is_dummy = True
     trainer.engine.evaluate(step_name, *args)
-    trainer.metrics.muted = False
+    trainer.metrics.is_dummy = False
     load_metric_states(trainer.module, kept)
 
 

@@ -147,7 +147,9 @@ def _train_epoch(trainer: Trainer) -> bool:
             batch = transfer(batch, 0)
         metrics.batch = batch
         if several:
-            metrics.muted = loader.share == 0.0  # neither the loss of such a batch nor what is logged about it counts
+            metrics.is_dummy = (
+                loader.share == 0.0
+            )  # neither the loss of such a batch nor what is logged about it counts
         for hook in on_start:
             if hook(batch, batch_idx) == -1:
                 skipped = True
@@ -156,7 +158,7 @@ def _train_epoch(trainer: Trainer) -> bool:
                 break
             control.wants_skip, skipped = True, False  # the others go on until all know
 
-        kept = metric_states(trainer.module) if metrics.muted else None
+        kept = metric_states(trainer.module) if metrics.is_dummy else None
         outputs = step(batch, batch_idx, num_batches)
         if kept is not None:
             load_metric_states(trainer.module, kept)
@@ -176,7 +178,7 @@ def _train_epoch(trainer: Trainer) -> bool:
                 waiting_plateau_step(trainer)
         for hook in on_end_late:
             hook(outputs, batch, batch_idx)
-        metrics.muted = False
+        metrics.is_dummy = False
         if done == validate_next:
             validate(trainer)
             waiting_plateau_step(trainer)  # if there was nothing to validate on

@@ -54,29 +54,18 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     Raises:
         TypeError, ValueError: if it is none of the documented forms.
     """
-    optimizers: list[Any]
-    schedulers: list[Any] = []
-    if returned is None:
-        optimizers = []
-    elif isinstance(returned, dict):
-        optimizers, schedulers = [returned.get("optimizer")], [returned.get("lr_scheduler")]
-        monitor = returned.get("monitor")
-        if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
-            raise ValueError(
-                f"configure_optimizers: the dict has unknown keys {sorted(map(str, unknown))}; "
-                "known are optimizer, lr_scheduler, monitor"
-            )
-        schedulers = [_with_monitor(scheduler, monitor) for scheduler in schedulers]
-    elif isinstance(returned, (list, tuple)) and all(isinstance(item, dict) for item in returned):
+    is_list = isinstance(returned, (list, tuple))
+    if is_list and all(isinstance(item, dict) for item in returned):
         parsed = [parse_optimizers(item) for item in returned]
-        return [o for opts, _ in parsed for o in opts], [s for _, scheds in parsed for s in scheds]
-    elif isinstance(returned, (list, tuple)) and len(returned) == 2 and _is_list_of_optimizers(returned[0]):
+        return [o for optimizers, _ in parsed for o in optimizers], [s for _, schedulers in parsed for s in schedulers]
+    schedulers: list[Any] = []
+    if isinstance(returned, dict):
+        optimizers, schedulers = _parse_dict(returned)
+    elif is_list and len(returned) == 2 and _is_list_of_optimizers(returned[0]):
         optimizers = list(returned[0])
         schedulers = list(returned[1]) if isinstance(returned[1], (list, tuple)) else [returned[1]]
-    elif isinstance(returned, (list, tuple)):
-        optimizers = list(returned)
     else:
-        optimizers = [returned]
+        optimizers = list(returned) if is_list else [returned]
     optimizers = [optimizer for optimizer in optimizers if optimizer is not None]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
@@ -85,6 +74,17 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
                 f'a dict {{"optimizer": …, "lr_scheduler": …}}, a list of such dicts, or None; got {optimizer!r}'
             )
     return optimizers, [_scheduler_config(scheduler) for scheduler in schedulers if scheduler is not None]
+
+
+def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The optimizer and the scheduler of one dict."""
+    if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
+        raise ValueError(
+            f"configure_optimizers: the dict has unknown keys {sorted(map(str, unknown))}; "
+            "known are optimizer, lr_scheduler, monitor"
+        )
+    scheduler = _with_monitor(returned.get("lr_scheduler"), returned.get("monitor"))
+    return [returned.get("optimizer")], [scheduler]
 
 
 def _is_list_of_optimizers(value: Any) -> bool:

@@ -37,7 +37,7 @@ class Metrics:
         module: the running module, whose torchmetrics may be logged.
         batch: the batch in work, whose first dimension weights epoch means.
         dataloader_idx: index of the evaluation loader in work, if there are several.
-        muted: the step that runs only keeps this process in step with its peers: what it logs does not count.
+        is_dummy: the batch in work is a dummy, which only keeps this rank in step: what is logged of it does not count.
         part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
         without_batch: the evaluation loaders that gave this process no batch, by index; None if there is only one.
         logged_in: for names that were logged with ``add_dataloader_idx=False``, the evaluation loaders they belong to.
@@ -58,7 +58,7 @@ class Metrics:
         self._sized: Any = None  # the batch whose size was found last
         self._size = 1
         self.dataloader_idx: int | None = None
-        self.muted = False
+        self.is_dummy = False
         self.part: tuple[float, bool] | None = None
         self.without_batch: set[int | None] = set()
         self.logged_in: dict[str, set[int]] = {}
@@ -109,41 +109,49 @@ class Metrics:
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
                 f"on_epoch={entry.on_epoch} before in this epoch; use another name"
             )
-        shared = sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
-        if self.muted:
-            if entry.metric is not None and entry.value is None:
-                entry.value = value  # it takes part, with nothing
-            if shared and self.strategy.world_size > 1:
-                self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)  # the others wait for it
+        reduces_now = sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
+        if self.is_dummy:
+            self._take_part(entry, value, bool(reduces_now))
             return
+        entry.reduced = False
         if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"log({name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
-            if not enable_graph:
-                # A copy: what the step does to its tensor afterwards is not logged. Into the same memory if it may be.
-                value, last = value.detach(), entry.value
-                fresh = entry.on_epoch or self.part is not None
-                if fresh or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
-                    value = value.clone()
-                else:
-                    value = last.copy_(value)
-            if value.dim():
-                value = value.squeeze()
+            value = self._tensor(entry, value, enable_graph)
         elif entry.metric is not None:
             entry.value = value
-            entry.reduced = False
             return
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             value = as_number(name, value)
-        own = value
+        self._keep_step(entry, value, bool(reduces_now))
+        if entry.on_epoch:
+            entry.add(value, 1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
+
+    def _take_part(self, entry: LoggedValue, value: Any, reduces_now: bool) -> None:
+        """Log of a dummy batch: it counts nothing, and the others wait for it where they reduce."""
+        if entry.metric is not None and entry.value is None:
+            entry.value = value
+        if reduces_now and self.strategy.world_size > 1:
+            self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)  # collective
+
+    def _tensor(self, entry: LoggedValue, value: Tensor, keep_graph: bool) -> Tensor:
+        """The tensor to keep: a copy, as what the step does to its own afterwards is not logged."""
+        if value.numel() != 1:
+            raise ValueError(f"log({entry.name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
+        if not keep_graph:
+            value, last = value.detach(), entry.value
+            is_read_later = entry.on_epoch or self.part is not None
+            if is_read_later or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
+                value = value.clone()
+            else:
+                value = last.copy_(value)  # into the same memory
+        return value.squeeze() if value.dim() else value
+
+    def _keep_step(self, entry: LoggedValue, value: Any, reduces_now: bool) -> None:
+        """Keep the value of a step: of a part of a batch together with those before."""
         if self.part is not None and entry.on_step:
             value = join_values(entry, value, *self.part)
-        if shared and self.strategy.world_size > 1:
-            value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # a collective, asked for
+        if reduces_now and self.strategy.world_size > 1:
+            value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # collective, asked for
         entry.value = value
-        entry.reduced = False
-        if entry.on_epoch:
-            entry.add(own, 1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
 
     def _create(
         self, name: str, index: int | None, value: Any, prog_bar: bool, logger: bool | None, on_step: bool | None,
@@ -267,38 +275,43 @@ class Metrics:
             RuntimeError: if a process that had batches did not log what another one did; on all of them.
         """
         own = {entry.key: entry for entry in due if not entry.rank_zero_only}
-        told = self.strategy.gather_objects(
-            (
-                self.without_batch,
-                {key: (entry.facts(), entry.list_states()) for key, entry in own.items()},
-                self.logged_in,
-            )
-        )
-        for _, _, logged_in in told:
+        entries = {key: (entry.facts(), entry.list_states()) for key, entry in own.items()}
+        by_rank = self.strategy.gather_objects((self.without_batch, entries, self.logged_in))
+        for _, _, logged_in in by_rank:
             for name, loaders in logged_in.items():
                 self.logged_in[name] = self.logged_in.get(name, set()) | loaders
-        known = {key: facts for _, entries, _ in reversed(told) for key, (facts, _) in entries.items()}
+        logged = [entries for _, entries, _ in by_rank]
+        known = {key: facts for entries in reversed(logged) for key, (facts, _) in entries.items()}
         for key in known:
-            lacking = [rank for rank, (_, entries, _) in enumerate(told) if key not in entries]
-            if any(not told[rank][0] for rank in lacking):
-                having = [rank for rank, (_, entries, _) in enumerate(told) if key in entries]
-                names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, (_, entries, _) in enumerate(told))
-                raise RuntimeError(
-                    f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
-                    f"{self.stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
-                    "all of them, or pass rank_zero_only=True to keep rank 0's own"
-                )
+            self._require_everywhere(key, logged, [without_batch for without_batch, _, _ in by_rank])
         agreed = []
         for key in sorted(known, key=repr):
-            if (entry := own.get(key)) is None:
-                entry = self.values[key] = LoggedValue(*key, **known[key])
-                if entry.metric is not None:
-                    assert self.module is not None
-                    entry.value = self.module.get_submodule(entry.metric)
+            entry = own.get(key) or self._entry_of_others(key, known[key])
             if entry.metric is not None:
-                fill_list_states(entry.value, [entries[key][1] for _, entries, _ in told if key in entries])
+                fill_list_states(entry.value, [entries[key][1] for entries in logged if key in entries])
             agreed.append(entry)
         return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
+
+    def _require_everywhere(self, key: Any, logged: list[dict[Any, Any]], without_batch: list[Any]) -> None:
+        """Raise if a rank that had batches did not log what another one did."""
+        lacking = [rank for rank, entries in enumerate(logged) if key not in entries]
+        if all(without_batch[rank] for rank in lacking):
+            return
+        having = [rank for rank, entries in enumerate(logged) if key in entries]
+        names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, entries in enumerate(logged))
+        raise RuntimeError(
+            f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
+            f"{self.stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
+            "all of them, or pass rank_zero_only=True to keep rank 0's own"
+        )
+
+    def _entry_of_others(self, key: Any, facts: dict[str, Any]) -> LoggedValue:
+        """An entry for what only other processes have logged."""
+        entry = self.values[key] = LoggedValue(*key, **facts)
+        if entry.metric is not None:
+            assert self.module is not None
+            entry.value = self.module.get_submodule(entry.metric)
+        return entry
 
     def _reduce(self, totals: list[Any]) -> Iterable[Any]:
         """Reduce over processes, in one collective."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from glob import glob
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .environment import AGENT, detect
 from .rendezvous import leave
@@ -207,38 +207,71 @@ _adopted = False
 _previous_hook = sys.excepthook
 
 
+class _Ended(NamedTuple):
+    """How a rank has ended; those sort first that are guilty, and then those that ended earlier."""
+
+    lost_peers: bool
+    time: float
+    rank: int
+    text: str
+
+
 def failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tuple[str, int, int]:
-    """What failed, in the order of guilt: those that merely lost a peer come last; the first's exit code and rank."""
+    """What failed, in the order of guilt: those that merely lost a peer come last.
+
+    Args:
+        failures: of the agent, by rank.
+        folder: where the ranks have written their reports.
+        processes: how many ranks there are.
+
+    Returns:
+        The text, and the exit code and rank of the first.
+    """
     # By SIGTERM the agent ends those that are left; if there is nothing else, the first had it from elsewhere.
     own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
     own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
-    found: list[tuple[tuple[bool, float], int, str]] = []
-    stopped: dict[int, str] = {}  # those that had not noticed anything, by rank
+    ended, stopped = _read_reports(folder, processes)
+    reported = {entry.rank for entry in ended}
+    for rank, failure in own.items():
+        if rank not in reported:
+            how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
+            ended.append(_Ended(False, failure.timestamp, rank, f"Rank {rank} of {processes} ended with {how}"))
+    ended.sort()
+    if all(entry.lost_peers for entry in ended):  # to one that hung
+        silent = dict.fromkeys(sorted(set(range(processes)) - reported), "did not answer: it hung, or had ended")
+        hung = [
+            _Ended(True, 0.0, rank, f"Rank {rank} of {processes} {how}")
+            for rank, how in {**silent, **dict(sorted(stopped.items()))}.items()
+        ]
+        ended = hung + [entry for entry in ended if entry.rank not in stopped]
+    code = next(own[entry.rank].exitcode for entry in ended if entry.rank in own)
+    text = "\n\n".join(entry.text for entry in ended)
+    return text, _as_exit_code(code), ended[0].rank
+
+
+def _as_exit_code(code: int) -> int:
+    """What a shell would say: 128 + the number for a signal, and never success."""
+    if code < 0:
+        return 128 - code
+    return code or 1
+
+
+def _read_reports(folder: str, processes: int) -> tuple[list[_Ended], dict[int, str]]:
+    """How the ranks of the last attempt say that they ended; and of those that had noticed nothing, where they were."""
+    ended: list[_Ended] = []
+    stopped: dict[int, str] = {}
     attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
     for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         rank, extra = int(os.path.basename(os.path.dirname(path))), content["message"]["extraInfo"]
-        order = bool(content.get("lost")), float(content.get("time", extra["timestamp"]))
         at = f" at {content['where']}" if content.get("where") else ""
+        stack = extra["py_callstack"].rstrip()
         if content.get("stopped"):
-            stopped[rank] = f"was still running when it was stopped{at}:\n{extra['py_callstack'].rstrip()}"
-        if order[0]:
+            stopped[rank] = f"was still running when it was stopped{at}:\n{stack}"
+        lost_peers = bool(content.get("lost"))
+        text = f"Rank {rank} of {processes} failed{at}:\n{stack}"
+        if lost_peers:
             text = f"Rank {rank} of {processes} lost its peers{at}: {content['message']['message']}"
-        else:
-            text = f"Rank {rank} of {processes} failed{at}:\n{extra['py_callstack'].rstrip()}"
-        found.append((order, rank, text))
-    told = {rank for _, rank, _ in found}
-    for rank, failure in own.items():
-        if rank not in told:
-            how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
-            found.append(((False, failure.timestamp), rank, f"Rank {rank} of {processes} ended with {how}"))
-    found.sort()
-    if all(lost for (lost, _), _, _ in found):  # to one that hung
-        silent = dict.fromkeys(sorted(set(range(processes)) - told), "did not answer: it hung, or had ended")
-        guilty = {**silent, **dict(sorted(stopped.items()))}
-        found = [entry for entry in found if entry[1] not in stopped]
-        found = [((True, 0.0), rank, f"Rank {rank} of {processes} {how}") for rank, how in guilty.items()] + found
-    code = next(own[rank].exitcode for _, rank, _ in found if rank in own)
-    text = "\n\n".join(text for _, _, text in found)
-    return text, 128 - code if code < 0 else code or 1, found[0][1]
+        ended.append(_Ended(lost_peers, float(content.get("time", extra["timestamp"])), rank, text))
+    return ended, stopped

@@ -124,7 +124,7 @@ class Net(Module):
         batch = batch["a"] if isinstance(batch, dict) else batch
         if not self.seen:
             self.seen.append([])
-        if not self.trainer.metrics.muted:  # else it only keeps the peers company
+        if not self.trainer.metrics.is_dummy:  # else it only keeps the peers company
             self.seen[-1] += batch.tolist()
         numbers = batch.float()
         for name, metric in (("mean", self.mean), ("sum", self.sum), ("min", self.min), ("max", self.max)):
