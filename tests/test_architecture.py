@@ -48,7 +48,7 @@ ROOMS = (
 )
 
 CONTRACT_LINES = 200  # at most
-ALL_TOKENS = 129_300  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
+ALL_TOKENS = 129_900  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
 TOKENS_A_LINE = 9.5  # at most, of lines with code; reference projects have 6.2 to 7.5
 FUNCTION_LINES = 45  # at most, without its docstring
 BRANCHES = 15  # at most in a function: if, for, while, except, and, or, comprehensions
@@ -60,20 +60,16 @@ FILES_AT_THE_TOP = 13  # at most, of framework/
 # What is above these: the Trainer's constructor takes its arguments; the others are to become smaller.
 LONG_FUNCTIONS = {
     "Engine.__init__",
-    "Metrics.log",
     "Trainer.__init__",
     "Trainer._prepare",
     "Trainer._run",
     "_run_batches",
     "_train_epoch",
-    "check_run",
 }
 BRANCHED_FUNCTIONS = {
     "Engine._prepare_module",
     "Engine.prepare",
     "EpochLoader.iterate",
-    "HyperparametersMixin.save_hyperparameters",
-    "Metrics._agree",
     "Metrics.log",
     "Optimization.__init__",
     "Optimization._choose_short_ways",
@@ -85,13 +81,7 @@ BRANCHED_FUNCTIONS = {
     "Trainer._run",
     "_run_batches",
     "_train_epoch",
-    "check_names",
-    "check_run",
-    "encode",
-    "failure_text",
     "fit",
-    "is_sharded",
-    "load_weights_file",
     "newest_checkpoints",
     "parse_optimizers",
     "save_run",

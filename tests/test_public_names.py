@@ -56,7 +56,7 @@ def test_a_package_has_these_public_names(package: str):
     assert all(hasattr(module, name) for name in module.__all__)
 
 
-@pytest.mark.parametrize("package", PUBLIC.keys() - {"loopwright.framework"})
+@pytest.mark.parametrize("package", [name for name in PUBLIC if name != "loopwright.framework"])
 def test_a_package_shows_no_other_names(package: str):
     shown = {name for name in dir(import_module(package)) if not name.startswith("_")}
     assert shown == PUBLIC[package]

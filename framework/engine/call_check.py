@@ -22,7 +22,7 @@ from ...strategies.launch.rendezvous import BEFORE_LEAVING
 from ..data.batches import leaves
 
 DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).absolute().parents[2]
 _OWN_FOLDERS = tuple(os.path.join(_ROOT / name, "") for name in ("framework", "callbacks", "loggers", "strategies"))
 _TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
 _LOOK_SECONDS = 0.5  # between two looks at processes that have not come

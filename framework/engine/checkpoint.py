@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...strategies.pieces import whole_state
 from ..checkpoint.find import resolve
+from ..checkpoint.manifest import naming_damage
 from ..checkpoint.saver import Save
-from ..checkpoint.schema import load_checked
+from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
 from ..errors import CheckpointError, in_main_process
 from ..export import export_weights
 from ..from_checkpoint import load_weights
+from ..metrics.values import Results, merge_logged
 from ..seed import rng_state, set_rng_state
 from .prepared import unwrap
 
@@ -20,6 +22,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .engine import Engine
+
+
+def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
+    """Read a checkpoint that is to be taken up: its state, and what was logged, have the shape that this needs.
+
+    Raises:
+        CheckpointError: if they have not.
+    """
+    checkpoint = load_checked(path, weights_only)
+    with naming_damage(path, "its state is not as it should be"):
+        for state in run_states(checkpoint):
+            Results(**merge_logged([state["metrics"]], keep=True)["results"])
+    return checkpoint
 
 
 def is_whole(engine: Engine) -> bool:
@@ -69,7 +84,7 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
 def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     """``Engine.load_state``."""
     path = resolve(path)
-    checkpoint = load_checked(path, weights_only)
+    checkpoint = read_checkpoint(path, weights_only)
     _check_counts(engine, checkpoint, path)
     engine.end_window()
     engine.sync_gradients = True

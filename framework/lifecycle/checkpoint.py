@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
 from ..checkpoint.find import find_manifests, resolve
-from ..checkpoint.manifest import naming_damage, read_manifest
+from ..checkpoint.manifest import read_manifest
 from ..checkpoint.saver import Save
-from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import encode, require_unsealed
 from ..checkpoint.storage import exists, is_file, join, list_names
 from ..checkpoint.weights import is_weights_file
 from ..datamodule import DataModule
+from ..engine.checkpoint import read_checkpoint
 from ..errors import CheckpointError, exchange
 from ..from_checkpoint import load_weights
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
-from ..metrics.values import Results, as_floats, merge_logged
+from ..metrics.values import as_floats, merge_logged
 from ..names import overrides
 from ..seed import rng_state
 
@@ -213,15 +213,6 @@ def read_run(trainer: Trainer, ckpt_path: str, weights_only: bool | None) -> dic
     path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)
     trainer.ckpt_path = resolve(trainer.strategy.broadcast(path))
     return read_checkpoint(trainer.ckpt_path, weights_only)
-
-
-def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
-    """``load_checked``; what the run has logged has the shape that it needs, too."""
-    checkpoint = load_checked(path, weights_only)
-    with naming_damage(path, "what it has logged is not as it should be"):
-        for state in run_states(checkpoint):
-            Results(**merge_logged([state["metrics"]], keep=True)["results"])
-    return checkpoint
 
 
 def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

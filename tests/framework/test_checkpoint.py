@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from loopwright.framework import CheckpointError, Engine, Module
-from loopwright.framework import checkpoint as module_under_test
+from loopwright.framework.checkpoint import writer as module_under_test
 from loopwright.framework.checkpoint.configs import AttributeDict
 from loopwright.framework.checkpoint.find import find_checkpoints, resolve
-from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
+from loopwright.framework.checkpoint.manifest import is_complete, read_manifest, seal_manifest
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.serialization import decode, encode
 from loopwright.framework.checkpoint.writer import Snapshot, remove_checkpoint, save_checkpoint, write_pointer
@@ -1059,7 +1059,7 @@ def altered(name: str, content: bytes, other: str | None = None, **about: Any) -
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     body["files"][other or name] = {"size": len(content), "crc32": zlib.crc32(content)}
-    Path("a.ckpt/manifest.json").write_bytes(module_under_test._seal_manifest({**body, **about}))
+    Path("a.ckpt/manifest.json").write_bytes(seal_manifest({**body, **about}))
     return "a.ckpt"
 
 
@@ -1173,7 +1173,7 @@ def test_a_size_beyond_the_memory(name: str) -> None:
     if name != "manifest.json":
         body = read_manifest(path)
         body["files"][name]["size"] = 2**43
-        Path(path, "manifest.json").write_bytes(module_under_test._seal_manifest(body))
+        Path(path, "manifest.json").write_bytes(seal_manifest(body))
         with pytest.raises(CheckpointError, match=f"{name}, of {2**43} bytes, is larger than the memory"):
             load_checkpoint(path)
 
@@ -1189,7 +1189,7 @@ def test_a_size_beyond_the_memory(name: str) -> None:
 def test_a_manifest_of_another_shape(body: Any) -> None:
     """Is an error, and no checkpoint to find."""
     path = altered("x", b"")
-    Path(path, "manifest.json").write_bytes(module_under_test._seal_manifest(body))
+    Path(path, "manifest.json").write_bytes(seal_manifest(body))
     with pytest.raises(CheckpointError, match=r"a\.ckpt.*damaged"):
         load_checkpoint(path)
     assert find_checkpoints(".") == []

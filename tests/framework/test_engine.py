@@ -155,8 +155,8 @@ def test_losses_and_weights_are_the_trainers_to_the_bit(compared: Any, precision
 
 
 def test_the_loops_use_the_public_methods_of_the_engine():
-    for name in ("loops.py", "optimization.py"):
-        tree = ast.parse(Path(ROOT, "framework", name).read_text(encoding="utf-8"))
+    for name in ("fit.py", "evaluate.py", "step.py"):
+        tree = ast.parse(Path(ROOT, "framework/loop", name).read_text(encoding="utf-8"))
         attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         assert not [ast.unparse(node) for node in attributes if node.attr == "strategy"], name
         own = [node for node in attributes if ast.unparse(node.value).endswith("engine")]

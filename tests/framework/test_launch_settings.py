@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loopwright.framework import Engine, Trainer, launch_settings
+from loopwright.framework import Engine, Trainer
+from loopwright.framework.engine import launch_settings
 from loopwright.strategies import DDPStrategy
 from tests.programs import run_program
 

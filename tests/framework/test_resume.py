@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from loopwright.framework import CheckpointError, CombinedLoader, Engine, Module, Trainer, seed_everything
-from loopwright.framework.checkpoint.manifest import _seal_manifest, read_manifest
+from loopwright.framework.checkpoint.manifest import read_manifest, seal_manifest
 from loopwright.framework.checkpoint.serialization import encode
 
 BATCHES, EPOCHS = 5, 3
@@ -517,7 +517,7 @@ def damaged(path: Path, file: str, keys: tuple[Any, ...], value: Any) -> None:
         altered = json.dumps(content).encode()
         (path / file).write_bytes(altered)
         body["files"][file] = {"size": len(altered), "crc32": zlib.crc32(altered)}
-    (path / "manifest.json").write_bytes(_seal_manifest(body))
+    (path / "manifest.json").write_bytes(seal_manifest(body))
 
 
 STATE = ("run", "state")

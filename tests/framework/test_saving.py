@@ -29,7 +29,7 @@ from loopwright.callbacks import (
     Timer,
 )
 from loopwright.framework import CheckpointError, Engine, Module
-from loopwright.framework import checkpoint as checkpoint_module
+from loopwright.framework.checkpoint import writer as checkpoint_module
 from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.tensors import StagedTensors

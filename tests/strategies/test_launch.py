@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright.framework import Module, Trainer
-from loopwright.strategies import DDPStrategy, launch
+from loopwright.strategies import DDPStrategy
+from loopwright.strategies.launch import failures, launcher
 from loopwright.strategies.launch.environment import Place, detect, first_host
 from tests.programs import show_stacks
 
@@ -632,7 +633,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         extra = {"py_callstack": f"stack of {rank}", "timestamp": "0"}
         content = {"message": {"message": facts.pop("message"), "extraInfo": extra}, "where": "step 3", "time": rank}
         (folder / "error.json").write_text(json.dumps({**content, "lost": True, **facts}))
-    text, code, guilty = launch._failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
+    text, code, guilty = failures.failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
     assert in_order(
         text, "Rank 1 of 3 did not answer", "Rank 2 of 3 was still running when it was stopped at step 3:\nstack of 2",
         "Rank 0 of 3 lost its peers at step 3: gloo",
@@ -664,8 +665,8 @@ class Odd(Exception):
 )
 def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, tmp_path: Path) -> None:
     with suppress(Exception):
-        launch._save_error(error, str(tmp_path / "error"))
-    found = launch._load_error(str(tmp_path / "error"))
+        launcher._save_error(error, str(tmp_path / "error"))
+    found = launcher._load_error(str(tmp_path / "error"))
     if expected is None:
         assert found is None
         return
@@ -676,10 +677,10 @@ def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, 
 
 def test_an_exit_that_is_no_failure_is_not_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(launch, "_adopted", True)
-    monkeypatch.setattr(launch, "_print", told.append)
+    monkeypatch.setattr(failures, "_adopted", True)
+    monkeypatch.setattr(failures, "_print", told.append)
     for code in (0, None, 3):
-        launch.note(SystemExit(code), "epoch 1")
+        failures.note(SystemExit(code), "epoch 1")
     assert [text.split(" at epoch 1:")[0] for text in told] == ["This process ended"] * 2 + ["This process failed"]
 
 
@@ -688,7 +689,7 @@ def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
 ) -> None:
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    launch.note(RuntimeError("gloo: connection closed by peer"), "epoch 0")
+    failures.note(RuntimeError("gloo: connection closed by peer"), "epoch 0")
     assert json.loads(file.read_text())["lost"]
 
     class Echo(Module):
@@ -883,7 +884,7 @@ def test_one_device_of_a_launched_program_is_used_alone(
     variables: dict[str, str], arguments: dict[str, Any], alone: bool, launched_by: Any,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(launch, "_adopted", True)  # or the hook for uncaught exceptions would be put in here
+    monkeypatch.setattr(failures, "_adopted", True)  # or the hook for uncaught exceptions would be put in here
     for rank in ("0", "1"):
         launched_by(variables, RANK=rank)
         trainer = Trainer(accelerator="cpu", logger=False, **arguments)
@@ -898,7 +899,7 @@ def test_one_device_of_a_launched_program_is_used_alone(
 def test_the_only_process_of_a_launcher_is_told_nothing(
     launched_by: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "_adopted", True)  # as above
+    monkeypatch.setattr(failures, "_adopted", True)  # as above
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
     launched_by({**TORCHELASTIC, **alone})
     assert Trainer(accelerator="cpu", logger=False, strategy="single").world_size == 1
