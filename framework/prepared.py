@@ -26,12 +26,10 @@ from .dealing import (
 from .loaders import (
     INFINITE,
     CombinedEpochLoader,
-    CombinedLoader,
     EpochLoader,
     LookAhead,
     by_epochs,
     exact_length,
-    has_state,
 )
 from .seed import isolated_rng, mix_seeds
 
@@ -303,9 +301,6 @@ class PreparedLoader:
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self._looks_ahead = exact_length(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
-        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
-        # saved, that state must not be ahead.
-        self._stateful = any(map(has_state, loader.flattened if isinstance(loader, CombinedLoader) else [loader]))
         self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(engine.data_seed())
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
@@ -332,10 +327,7 @@ class PreparedLoader:
     @property
     def stateful(self) -> bool:
         """Whether the loader has a state of its own, which differs between processes."""
-        if self.engine.num_processes == 1:
-            return False
-        loader: Any = self.source.loader
-        return any(part.stateful for part in getattr(loader, "loaders", [loader]))
+        return self.engine.num_processes > 1 and self._stateful
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
@@ -354,7 +346,11 @@ class PreparedLoader:
 
     def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
         loader = by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
-        for part in parts_of(loader):
+        parts = parts_of(loader)
+        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
+        # saved, that state must not be ahead.
+        self._stateful = any(part.stateful for part in parts)
+        for part in parts:
             part.read_ahead = self._looks_ahead and not self._stateful
         return loader
 
