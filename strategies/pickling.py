@@ -51,7 +51,7 @@ def script_name() -> str:
 
 
 class Unpickler(pickle.Unpickler):
-    """Finds the classes of a script that was ``__main__`` when they were pickled, and is imported now; and reversely.
+    """Finds the classes of a script that is imported now and was ``__main__`` when they were pickled, or the reverse.
 
     Args:
         file: to read from.

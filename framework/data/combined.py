@@ -9,7 +9,6 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from ..messages import log
-from ..seed import isolated_rng
 from .batches import LISTS
 from .iteration import (
     INFINITE,
@@ -17,6 +16,7 @@ from .iteration import (
     exact_length,
     has_state,
     loader_length,
+    read_again,
 )
 from .sources import EpochLoader
 
@@ -262,9 +262,7 @@ class CombinedEpochLoader:
             if start >= step:
                 log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
             batches = self._iterate(epoch, 0, 1)
-            with isolated_rng():  # what these batches draw was drawn when they were read first
-                for _ in islice(batches, start):
-                    pass
+            read_again(batches, start)
             return islice(batches, 0, None, step)
         if self.loader.mode == "sequential":
             return self._sequential(list(self.loaders), epoch, start, step)

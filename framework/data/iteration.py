@@ -126,6 +126,14 @@ class LookAhead:
         return self._following is NO_BATCH
 
 
+def read_again(batches: Iterator[Any], count: int) -> None:
+    """Read batches that have been read before: what they draw was drawn then."""
+    if count:
+        with isolated_rng():
+            for _ in islice(batches, count):
+                pass
+
+
 def isolated_iteration(source: Iterable[Any], seed: int, at_once: int | None = None) -> Iterator[Any]:
     """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone.
 

@@ -29,6 +29,7 @@ from .iteration import (
     isolated_iteration,
     iterates_alone,
     loader_length,
+    read_again,
     set_epoch,
     up_to,
 )
@@ -37,8 +38,9 @@ from .workers import iterate_protected, protect_workers, workers_protected
 
 # A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
 _NOTED_EVERY = 64
-# What stands for that state: it or an earlier one, the batches since then, whether that iteration is then left, how
-# many batches of the epoch had been read when it was taken, and the epoch. Earlier versions had the first two or three.
+# What is saved of such a loader: its own state, the batches to read again after it, whether that iteration is then
+# left, how many of the epoch's batches had been read when the state was taken, and the epoch. Earlier versions had the
+# first two or three.
 _KEYS = {"state", "batches", "left", "read", "epoch"}
 
 
@@ -168,10 +170,7 @@ class EpochLoader:
                 batches = self._seeded_by_batch(self._copy, epoch, start - again, step, part)
             else:
                 batches = iterate_protected(self._copy)
-            if again:
-                with isolated_rng():
-                    for _ in islice(batches, again):
-                        pass
+            read_again(batches, again)
             if self.length == INFINITE or not iterates_alone(self.loader):
                 return batches
             left = len(range(start, int(self.length_in(epoch)), step))
@@ -307,21 +306,21 @@ class EpochLoader:
     def _iterate_stream(self, epoch: int) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
         # Workers have generators of their own; what is kept draws its order where it is iterated.
-        isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
+        isolated = not self.stateful and (self.keeps_iterator or not getattr(self.loader, "num_workers", 0))
         for _ in self._left:  # so that it begins where all processes do
             pass
         opened, self._opened = self._opened, None
         goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
         if opened is not None and (opened.epoch == epoch or goes_on):
-            batches = opened.iterate(isolated and not self.stateful)
-            if self.stateful:
-                batches = self._seeded_by_batch(batches, epoch)
-        elif self.stateful:
-            batches = self._seeded_by_batch(self.loader, epoch)
+            batches = opened.iterate(isolated)
         elif isolated:
             batches = isolated_iteration(self._source(epoch), mix_seeds(self.seed, epoch))
+        elif self.stateful:
+            batches = self._source(epoch)  # begun below
         else:
             batches = iterate_protected(self._source(epoch))
+        if self.stateful:
+            batches = self._seeded_by_batch(batches, epoch)
         if self.keeps_iterator and self.estimate < INFINITE:  # some go on for ever
             batches = self._left = islice(batches, int(self.estimate))
         return batches
@@ -331,8 +330,8 @@ class EpochLoader:
     ) -> Iterator[Any]:
         """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
 
-        So it is the same after a resume, for the states of loaders hold no generators; and in all processes that read
-        the same batches. Processes that read different ones draw different numbers.
+        So it is the same after a resume, though no loader's own state holds random generators, and it is the same in
+        all processes that read the same batches. Processes that read different batches draw different numbers.
 
         Args:
             source: what to iterate.
@@ -349,12 +348,10 @@ class EpochLoader:
 
         def batches() -> Iterator[Any]:
             apart = () if self.place[1] > 1 else self.draws_apart
-            is_first = True
-            for number in count(self._read if first is None else first, step):
-                if in_workers and not is_first:  # which draw with generators of their own
-                    yield from iterator
-                    return
-                is_first = False
+            numbers: Iterator[int] = count(self._read if first is None else first, step)
+            if in_workers:  # which draw with generators of their own
+                numbers = islice(numbers, 1)
+            for number in numbers:
                 with isolated_rng():
                     if number or part:
                         seed_batch(mix_seeds(self.seed, epoch, *part, number, *apart))
@@ -364,6 +361,7 @@ class EpochLoader:
                 if batch is NO_BATCH:
                     return
                 yield batch
+            yield from iterator
 
         return batches()
 
@@ -473,11 +471,12 @@ class EpochLoader:
             return {"state": None, "batches": 0, "left": False}
         if not self._noted or following is None or done:
             return self._now(left=done and not self._ended and bool(self._noted))
-        wanted = max(0, self._begin + following - self._step + 1)
-        if wanted == self._read > self._noted[0][0] and not self._ended:
+        earliest = self._noted[0][0]
+        wanted = max(earliest, self._begin + following - self._step + 1)
+        if wanted == self._read > earliest and not self._ended:
             return self._now()
-        read, state = [noted for noted in self._noted if noted[0] <= max(wanted, self._noted[0][0])][-1]
-        return {**state, "batches": max(0, wanted - read), "read": read, "epoch": self.iterated}
+        read, state = [noted for noted in self._noted if noted[0] <= wanted][-1]
+        return {**state, "batches": wanted - read, "read": read, "epoch": self.iterated}
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""

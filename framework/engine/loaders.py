@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.combined import CombinedEpochLoader, CombinedLoader, by_epochs, exact_length_of
-from ..data.iteration import INFINITE, LookAhead, has_state
+from ..data.combined import CombinedEpochLoader, by_epochs, exact_length_of
+from ..data.iteration import INFINITE, LookAhead
 from ..data.position import cursor_of, cut_to, rest_of_epoch
 from ..data.sharding import SharedLoader, data_place, gives_parts, parts_of, require_resumable
 from ..data.sources import EpochLoader
@@ -43,9 +43,6 @@ class PreparedLoader:
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self._looks_ahead = exact_length_of(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
-        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
-        # saved, that state must not be ahead.
-        self._stateful = any(map(has_state, loader.flattened if isinstance(loader, CombinedLoader) else [loader]))
         self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(engine.data_seed())
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
@@ -72,10 +69,7 @@ class PreparedLoader:
     @property
     def stateful(self) -> bool:
         """Whether the loader has a state of its own, which differs between processes."""
-        if self.engine.num_processes == 1:
-            return False
-        loader: Any = self.source.loader
-        return any(part.stateful for part in getattr(loader, "loaders", [loader]))
+        return self.engine.num_processes > 1 and self._stateful
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
@@ -94,7 +88,11 @@ class PreparedLoader:
 
     def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
         loader = by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
-        for part in parts_of(loader):
+        parts = parts_of(loader)
+        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
+        # saved, that state must not be ahead.
+        self._stateful = any(part.stateful for part in parts)
+        for part in parts:
             part.read_ahead = self._looks_ahead and not self._stateful
         return loader
 

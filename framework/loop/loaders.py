@@ -21,6 +21,7 @@ from ..data.sharding import (
     different_streams,
     gives_parts,
     noting_end,
+    parts_of,
     require_equal_lengths,
     require_resumable,
 )
@@ -352,7 +353,7 @@ class RunData:
         return self._noting_more(batches, self._own(told, part), stage, told)
 
     def _watch(self, part: Any, name: str) -> None:
-        for number, loader in enumerate(getattr(part, "loaders", [part])):
+        for number, loader in enumerate(parts_of(part)):
             ends = self._ends[f"{name}, {number}"] = []
             loader.watch = partial(noting_end, ends=ends)
 

@@ -266,8 +266,8 @@ RUNS: dict[str, tuple[Callable[[], Module], Callable[[], Any], dict[str, Any]]] 
     "manual": (TwoOptimizers, shuffled, {}),
     "workers": (Net, lambda: shuffled(num_workers=1, persistent_workers=True), {}),
     "list": (Net, as_list, {"limit_train_batches": 7}),
-    "stream": (Net, lambda: DataLoader(Stream(), 3), {}),
-    "stateful": (Net, lambda: StatefulDataLoader(Samples(), 3, shuffle=True), {}),
+    "stream": (Net, stream, {}),
+    "stateful": (Net, stateful, {}),
     "combined": (Net, lambda: {"a": shuffled(), "b": DataLoader(Stream(), 4)}, {"accumulate_grad_batches": 2}),
     "micro batches": (OneScheduler, shuffled, {"micro_batch": 2}),
     "sharded": (OneScheduler, shuffled, {"accumulate_grad_batches": 2}),
@@ -279,25 +279,22 @@ SHARDED = (
 )  # fmt: skip
 
 
-def train(
-    name: str, path: Path, resume: bool, strategy: str = "auto", windows: int = 1, save_again: bool = False
-) -> dict[str, Any]:
+def train(name: str, path: Path, resume: bool, strategy: str = "auto", save_again: bool = False) -> dict[str, Any]:
     """One run of the Trainer: from its begin, saved in its middle, or from there.
 
     Returns:
         What each rank saw and found: all of it, or what came after the checkpoint.
     """
-    kind, loader, arguments = RUNS[name] if name in RUNS else (Net, LOADERS[name], {"accumulate_grad_batches": windows})
+    kind, loader, arguments = RUNS[name] if name in RUNS else (Net, LOADERS[name], {})
     seed_everything(5 if resume else 3, workers=True, verbose=False)
     module = kind()
     save = Save(path, SAVED_AT[int(os.environ.get("WORLD_SIZE", "1"))])
     if resume:
         save = Save(path.with_name(f"{path.name} again") if save_again else None, 2)
-    stopping = EarlyStopping("val_loss", patience=1, min_delta=10.0) if name == "windows" else EarlyStopping(
-        "val_loss", patience=99
-    )  # fmt: skip
+    stops = {"patience": 1, "min_delta": 10.0} if name == "windows" else {"patience": 99}
+    stopping = EarlyStopping("val_loss", **stops)
     trainer = quiet(strategy=strategy, max_epochs=EPOCHS, callbacks=[save, stopping], **arguments)
-    validation = [batch for batch in as_list()[:4]]
+    validation = as_list()[:4]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, loader(), validation, ckpt_path=str(path) if resume else None)

@@ -35,7 +35,7 @@ from loopwright.strategies import (
 from tests.programs import run_program
 from tests.strategies.distributed import all_in_processes, quiet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever comes first starts the processes for all
+pytestmark = pytest.mark.slow  # whichever comes first starts the processes for all
 
 VOCABULARY, WIDTH, LENGTH = 11, 5, 4
 GLOBAL = 16  # samples of a batch, over all processes
