@@ -13,29 +13,84 @@ from pathlib import Path
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
 
-from . import calls, checkpoint, ddp, imports, kills, launch, saving, sharded, size, step_overhead, workers
+from . import (
+    calls,
+    checkpoint,
+    ddp,
+    imports,
+    kills,
+    launch,
+    saving,
+    sharded,
+    size,
+    step_overhead,
+    workers,
+)
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
 LONG = ("kills", "workers")  # run by name only
-BENCHMARKS = ("step", "calls", "import", "checkpoint", "saving", "size", "ddp", "sharded", "launch")
+BENCHMARKS = (
+    "step",
+    "calls",
+    "import",
+    "checkpoint",
+    "saving",
+    "size",
+    "ddp",
+    "sharded",
+    "launch",
+)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join((*BENCHMARKS, *LONG))
-    parser.add_argument("benchmark", nargs="*", help=f"which ones of {names} (default: all but {', '.join(LONG)})")
-    parser.add_argument("--kills", type=int, default=200, help="how often to kill a training (default: 200)")
-    parser.add_argument("--starts", type=int, default=10_000, help="how many workers to start (default: 10000)")
-    parser.add_argument("--rounds", type=int, help="how often to measure each time (default: 15 for steps, 7 else)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: to see whether all works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this page; others stay")
+    parser.add_argument(
+        "benchmark",
+        nargs="*",
+        help=f"which ones of {names} (default: all but {', '.join(LONG)})",
+    )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=200,
+        help="how often to kill a training (default: 200)",
+    )
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=10_000,
+        help="how many workers to start (default: 10000)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="how often to measure each time (default: 15 for steps, 7 else)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer and shorter rounds: to see whether all works",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all figures there"
+    )
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="put the tables into this page; others stay",
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.benchmark) - {*BENCHMARKS, *LONG}:
-        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}")
+        parser.error(
+            f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}"
+        )
     if options.markdown and not has_marks(options.markdown):
-        parser.error(f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between")
+        parser.error(
+            f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between"
+        )
     return options
 
 
@@ -44,8 +99,13 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     wanted = options.benchmark or BENCHMARKS
     if "step" in wanted:
         for full in (False, True):
-            step_rounds = options.rounds or (step_overhead.PAIRS if options.quick else 15)
-            yield f"step_{'full' if full else 'bare'}", step_overhead.compare(full, step_rounds, options.quick)
+            step_rounds = options.rounds or (
+                step_overhead.PAIRS if options.quick else 15
+            )
+            yield (
+                f"step_{'full' if full else 'bare'}",
+                step_overhead.compare(full, step_rounds, options.quick),
+            )
     if "calls" in wanted:
         yield "calls", calls.compare()
     if "import" in wanted:
@@ -57,14 +117,21 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     if "size" in wanted:
         yield "size", size.compare()
     if "ddp" in wanted:
-        yield "ddp", ddp.compare(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick)
+        yield (
+            "ddp",
+            ddp.compare(
+                options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick
+            ),
+        )
     if "sharded" in wanted:
         memory = sharded.compare_memory()
         yield "sharded_memory", memory
         yield "sharded_saving", sharded.compare_saving(memory)
         yield (
             "sharded_time",
-            sharded.compare_time(options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick),
+            sharded.compare_time(
+                options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick
+            ),
         )
     if "launch" in wanted:
         yield "launch", launch.compare(rounds)
@@ -86,10 +153,15 @@ def main() -> None:
         tables[name] = table
         print(f"\n{table}", flush=True)
     if options.json:
-        figures = {"about": about, **{name: table.figures for name, table in tables.items()}}
+        figures = {
+            "about": about,
+            **{name: table.figures for name, table in tables.items()},
+        }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.markdown:
-        put_into(options.markdown, about, list(tables.values()), keep=bool(options.benchmark))
+        put_into(
+            options.markdown, about, list(tables.values()), keep=bool(options.benchmark)
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,10 @@ def frames_above(step: FrameType, caller: str) -> int:
 def compare() -> Table:
     found: dict[str, Counts] = {}
     for name in installed():
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             found[name] = count(name)
     rows = []
     for name, counts in found.items():

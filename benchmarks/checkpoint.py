@@ -62,7 +62,10 @@ def raw(folder: Path, flush: bool = False) -> Seconds:
 
     def save() -> None:
         with path.open("wb") as file:
-            torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
+            torch.save(
+                {"module": module.state_dict(), "optimizer": optimizer.state_dict()},
+                file,
+            )
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -132,12 +135,17 @@ def compare(rounds: int) -> Table:
     found: dict[str, list[Seconds]] = {name: [] for name in SAVERS if name in here}
     for _ in range(rounds + 1):  # the first is for imports and caches
         for name, seconds in found.items():
-            quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+            quiet = (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            )
             with tempfile.TemporaryDirectory() as folder, quiet[0], quiet[1]:
                 seconds.append(SAVERS[name](Path(folder)))
     rows = []
     for name, seconds in found.items():
-        save, load = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
+        save, load = (
+            statistics.median(column) for column in zip(*seconds[1:], strict=True)
+        )
         rows.append([NAMES.get(name) or title(name), f"{save:.2f}", f"{load:.2f}"])
     return Table(
         "Saving and loading 100 MB",

@@ -27,7 +27,9 @@ class Work:
     steps: int
     full: bool  # with TensorBoard, progress bar and checkpoints, and a value logged in each step; else with none
     folder: str  # for logs and checkpoints
-    probes: dict[int, Callable[[], None]] = field(default_factory=dict)  # by batch index, called in training_step
+    probes: dict[int, Callable[[], None]] = field(
+        default_factory=dict
+    )  # by batch index, called in training_step
 
     def loader(self) -> DataLoader[Any]:
         x, y = torch.randn(4 * self.steps, 32), torch.randn(4 * self.steps, 2)
@@ -79,8 +81,12 @@ def run_loopwright(work: Work) -> None:
     class Ours(Steps, Module):
         pass
 
-    options: dict[str, Any] = {"default_root_dir": work.folder} if work.full else {"barebones": True}
-    Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(Ours(work), work.loader())
+    options: dict[str, Any] = (
+        {"default_root_dir": work.folder} if work.full else {"barebones": True}
+    )
+    Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(
+        Ours(work), work.loader()
+    )
 
 
 def run_engine(work: Work) -> None:
@@ -93,7 +99,9 @@ def run_engine(work: Work) -> None:
         logger = TensorBoardLogger(work.folder)
     engine = Engine(accelerator="cpu", devices=1, logger=logger)
     module = Plain(work)
-    module, optimizer, batches = engine.prepare(module, module.configure_optimizers(), work.loader())
+    module, optimizer, batches = engine.prepare(
+        module, module.configure_optimizers(), work.loader()
+    )
     if work.full:
         from tqdm import tqdm
 
@@ -117,18 +125,26 @@ def run_lightning(work: Work) -> None:
     class Theirs(Steps, LightningModule):
         pass
 
-    options: dict[str, Any] = {"default_root_dir": work.folder} if work.full else {"barebones": True}
-    Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(Theirs(work), work.loader())
+    options: dict[str, Any] = (
+        {"default_root_dir": work.folder} if work.full else {"barebones": True}
+    )
+    Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(
+        Theirs(work), work.loader()
+    )
 
 
 def run_accelerate(work: Work) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    accelerator = Accelerator(cpu=True, log_with="tensorboard" if work.full else None, project_dir=work.folder)
+    accelerator = Accelerator(
+        cpu=True, log_with="tensorboard" if work.full else None, project_dir=work.folder
+    )
     accelerator.init_trackers("benchmark")
     module = Plain(work)
-    module, optimizer, batches = accelerator.prepare(module, module.configure_optimizers(), work.loader())
+    module, optimizer, batches = accelerator.prepare(
+        module, module.configure_optimizers(), work.loader()
+    )
     bar = batches = tqdm(batches) if work.full else batches
     for batch_idx, batch in enumerate(batches):
         loss = module.training_step(batch, batch_idx)
@@ -168,7 +184,9 @@ def run_ignite(work: Work) -> None:
     due = Events.ITERATION_COMPLETED(every=LOG_EVERY)
     ProgressBar().attach(engine, output_transform=values)
     with TensorboardLogger(log_dir=work.folder) as logger:
-        logger.attach_output_handler(engine, due, tag="training", output_transform=values)
+        logger.attach_output_handler(
+            engine, due, tag="training", output_transform=values
+        )
         engine.run(work.loader(), max_epochs=1)
 
 
@@ -181,7 +199,11 @@ RUN: dict[str, Callable[[Work], None]] = {
     "ignite": run_ignite,
 }
 OURS = ("raw", "loopwright", "engine")
-DISTRIBUTIONS = {"lightning": "lightning", "accelerate": "accelerate", "ignite": "pytorch-ignite"}
+DISTRIBUTIONS = {
+    "lightning": "lightning",
+    "accelerate": "accelerate",
+    "ignite": "pytorch-ignite",
+}
 
 
 def installed() -> list[str]:
@@ -197,7 +219,11 @@ def title(name: str) -> str:
     """How a contender is called in a table."""
     if name in DISTRIBUTIONS:
         return f"{name.capitalize()} {version(DISTRIBUTIONS[name])}"
-    return {"raw": "raw loop", "loopwright": "Loopwright", "engine": "Loopwright's Engine"}[name]
+    return {
+        "raw": "raw loop",
+        "loopwright": "Loopwright",
+        "engine": "Loopwright's Engine",
+    }[name]
 
 
 def settle() -> None:

@@ -36,9 +36,16 @@ from .contenders import settle
 from .report import Table, verdict
 from .terminal import run_in_terminal
 
-VOCABULARY, LENGTH, BATCH = 8000, 64, 32  # tokens, tokens in a sequence, sequences in a process's batch
+VOCABULARY, LENGTH, BATCH = (
+    8000,
+    64,
+    32,
+)  # tokens, tokens in a sequence, sequences in a process's batch
 WIDTH, HEADS, HIDDEN, LAYERS = 128, 4, 512, 2
-FIRST, STEPS = 10, 50  # the step at which the clock starts, and how many are timed: among them one of logging
+FIRST, STEPS = (
+    10,
+    50,
+)  # the step at which the clock starts, and how many are timed: among them one of logging
 ROUNDS = 5  # in one pair of processes
 PROCESSES = 2
 TARGET = 1.03
@@ -58,15 +65,22 @@ class Steps:
     def __init__(self, look: Callable[[int], None], full: bool) -> None:
         super().__init__()
         self.look, self.full = look, full
-        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, activation="gelu", batch_first=True)
+        self.tokens, self.positions = (
+            nn.Embedding(VOCABULARY, WIDTH),
+            nn.Embedding(LENGTH, WIDTH),
+        )
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, HIDDEN, activation="gelu", batch_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, 2)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.look(batch_idx)
         tokens, labels = batch  # (batch, time), (batch,)
-        hidden = self.encoder(self.tokens(tokens) + self.positions.weight)  # (batch, time, width)
+        hidden = self.encoder(
+            self.tokens(tokens) + self.positions.weight
+        )  # (batch, time, width)
         loss = nn.functional.cross_entropy(self.head(hidden[:, 0]), labels)
         if self.full:
             self.log("loss", loss, prog_bar=True)
@@ -83,7 +97,9 @@ class Plain(Steps, nn.Module):
 def dataset(steps: int) -> TensorDataset:
     """As much as all processes take in so many steps."""
     size = PROCESSES * BATCH * steps
-    return TensorDataset(torch.randint(VOCABULARY, (size, LENGTH)), torch.randint(2, (size,)))
+    return TensorDataset(
+        torch.randint(VOCABULARY, (size, LENGTH)), torch.randint(2, (size,))
+    )
 
 
 def run_raw(data: TensorDataset, look: Callable[[int], None]) -> None:
@@ -99,18 +115,26 @@ def run_raw(data: TensorDataset, look: Callable[[int], None]) -> None:
         optimizer.step()
 
 
-def run_loopwright(data: TensorDataset, look: Callable[[int], None], full: bool, folder: str) -> None:
+def run_loopwright(
+    data: TensorDataset, look: Callable[[int], None], full: bool, folder: str
+) -> None:
     from loopwright.framework import Module, Trainer
 
     class Ours(Steps, Module):
         pass
 
-    options: dict[str, Any] = {"default_root_dir": folder} if full else {"barebones": True}
-    trainer = Trainer(accelerator="cpu", devices=PROCESSES, strategy="ddp", max_epochs=1, **options)
+    options: dict[str, Any] = (
+        {"default_root_dir": folder} if full else {"barebones": True}
+    )
+    trainer = Trainer(
+        accelerator="cpu", devices=PROCESSES, strategy="ddp", max_epochs=1, **options
+    )
     trainer.fit(Ours(look, full), DataLoader(data, BATCH, shuffle=True))
 
 
-Runs = dict[str, Callable[[TensorDataset, Callable[[int], None], str], None]]  # loops, the raw one is "raw"
+Runs = dict[
+    str, Callable[[TensorDataset, Callable[[int], None], str], None]
+]  # loops, the raw one is "raw"
 RUN: Runs = {
     "raw": lambda data, look, folder: run_raw(data, look),
     "bare": lambda data, look, folder: run_loopwright(data, look, False, folder),
@@ -151,7 +175,11 @@ def connect() -> None:
 
 
 def measure(
-    run: Callable[..., None], data: Callable[[int], TensorDataset], steps: int, folder: str, called: list[str]
+    run: Callable[..., None],
+    data: Callable[[int], TensorDataset],
+    steps: int,
+    folder: str,
+    called: list[str],
 ) -> dict[str, Any]:
     """Seconds of a step and those on the CPU, and what collectives were called in all of them."""
     marks: list[tuple[float, float, int]] = []
@@ -168,7 +196,9 @@ def measure(
     }  # fmt: skip
 
 
-def measure_rounds(runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str) -> list[dict[str, Any]]:
+def measure_rounds(
+    runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str
+) -> list[dict[str, Any]]:
     settle()
     called = count_collectives()
     connect()
@@ -177,11 +207,15 @@ def measure_rounds(runs: Runs, data: Callable[[int], TensorDataset], steps: int,
     rounds = []
     for turn in range(ROUNDS):
         names = list(runs) if turn % 2 == 0 else list(reversed(runs))
-        rounds.append({name: measure(runs[name], data, steps, folder, called) for name in names})
+        rounds.append(
+            {name: measure(runs[name], data, steps, folder, called) for name in names}
+        )
     return rounds
 
 
-def work(runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str) -> None:
+def work(
+    runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str
+) -> None:
     rounds = measure_rounds(runs, data, steps, folder)
     if dist.get_rank() == 0:
         Path(folder, "rounds.json").write_text(json.dumps(rounds))
@@ -191,10 +225,24 @@ def work(runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: s
 # -- in the parent --------------------------------------------------------------------------------------------
 
 
-def launch(module: str, *arguments: str, processes: int = PROCESSES, environment: Sequence[str] = ()) -> None:
+def launch(
+    module: str,
+    *arguments: str,
+    processes: int = PROCESSES,
+    environment: Sequence[str] = (),
+) -> None:
     """Run a module of this package as a program of several processes, by torchrun."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    run_in_terminal("the loop of several processes", ("env", *environment, *launcher, "-m", module, *arguments))
+    launcher = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    )
+    run_in_terminal(
+        "the loop of several processes",
+        ("env", *environment, *launcher, "-m", module, *arguments),
+    )
 
 
 def start_rounds(module: str, steps: int, *arguments: str) -> list[dict[str, Any]]:
@@ -206,7 +254,9 @@ def start_rounds(module: str, steps: int, *arguments: str) -> list[dict[str, Any
 
 def ratios(found: list[dict[str, Any]], name: str, kind: str = "step_s") -> list[float]:
     """The quartiles of a loop's ratios to the raw one."""
-    return statistics.quantiles([each[name][kind] / each["raw"][kind] for each in found], n=4)
+    return statistics.quantiles(
+        [each[name][kind] / each["raw"][kind] for each in found], n=4
+    )
 
 
 def is_noisy(found: list[dict[str, Any]]) -> bool:

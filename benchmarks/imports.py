@@ -23,13 +23,19 @@ SCRIPT = "import time; start = time.perf_counter(); import {}; print(time.perf_c
 
 def seconds(module: str) -> float:
     command = (sys.executable, "-c", SCRIPT.format(module))
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout.split()[-1]
+    )
 
 
 def compare(rounds: int) -> Table:
     names = installed()
     for name in names:
-        seconds(MODULES[name])  # compiles what has not been compiled yet, and fills the disk's cache
+        seconds(
+            MODULES[name]
+        )  # compiles what has not been compiled yet, and fills the disk's cache
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -37,12 +43,20 @@ def compare(rounds: int) -> Table:
     rows, figures = [], {}
     for name in names:
         total = statistics.median(found[name])
-        added = statistics.median(own - torch for own, torch in zip(found[name], found["raw"], strict=True))
+        added = statistics.median(
+            own - torch for own, torch in zip(found[name], found["raw"], strict=True)
+        )
         target = TARGET if name == "loopwright" else None
         rows.append([
             f"`{MODULES[name]}`", f"{total:.2f}", "" if name == "raw" else f"{added:.2f}", *verdict(added, target, " s")
         ])  # fmt: skip
         figures[name] = {"seconds": found[name], "added_s": added, "target_s": target}
-    versions = ", ".join(title(name) for name in names if name not in ("raw", "loopwright"))
-    notes = [f"Medians over {rounds} rounds of fresh interpreters{f'; {versions}' if versions else ''}."]
-    return Table("Import", ("", "s", "over torch's, s", "target", ""), rows, figures, notes)
+    versions = ", ".join(
+        title(name) for name in names if name not in ("raw", "loopwright")
+    )
+    notes = [
+        f"Medians over {rounds} rounds of fresh interpreters{f'; {versions}' if versions else ''}."
+    ]
+    return Table(
+        "Import", ("", "s", "over torch's, s", "target", ""), rows, figures, notes
+    )

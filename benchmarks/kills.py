@@ -54,7 +54,12 @@ class Noisy(Dataset):
 class Net(Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(32, 1024), nn.BatchNorm1d(1024), nn.Dropout(0.3), nn.Linear(1024, 32))
+        self.net = nn.Sequential(
+            nn.Linear(32, 1024),
+            nn.BatchNorm1d(1024),
+            nn.Dropout(0.3),
+            nn.Linear(1024, 32),
+        )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = (self.net(batch) - batch.flip(1)).square().mean()
@@ -66,7 +71,12 @@ class Net(Module):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9), "interval": "step"}]
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9),
+                "interval": "step",
+            }
+        ]
 
 
 class Began(Callback):
@@ -125,7 +135,9 @@ class Training:
             return pipe.read(1) == b"."
 
     def failed(self, what: str) -> RuntimeError:
-        told = "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("rank-*.txt")))
+        told = "\n".join(
+            path.read_text()[-3000:] for path in sorted(self.folder.glob("rank-*.txt"))
+        )
         return RuntimeError(f"{self.folder}: {what}\n{told}")
 
 
@@ -143,10 +155,17 @@ def start(folder: Path, ranks: int) -> Training:
         code = 1
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            output = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            output = os.open(
+                folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            )
             os.dup2(output, 1)
             os.dup2(output, 2)
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            place = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": ranks,
+                "LOCAL_WORLD_SIZE": ranks,
+            }
             os.environ.update({name: str(number) for name, number in place.items()})
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             train(folder, writes)
@@ -174,7 +193,9 @@ def wait(processes: Sequence[int]) -> list[int]:
             for process in set(processes) - found.keys():
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-            raise RuntimeError("a process went on for a minute after its peer was killed")
+            raise RuntimeError(
+                "a process went on for a minute after its peer was killed"
+            )
         time.sleep(0.002)
     return [found[process] for process in processes]
 
@@ -189,24 +210,40 @@ def finish(training: Training) -> None:
 def content(folder: Path, file: Path) -> Any:
     """What is in a file of a checkpoint, without the folder that callbacks know."""
     if file.suffix == ".safetensors":
-        return sorted((name.replace(str(folder), ""), tensor.tolist()) for name, tensor in load_file(file).items())
+        return sorted(
+            (name.replace(str(folder), ""), tensor.tolist())
+            for name, tensor in load_file(file).items()
+        )
     values = json.loads(file.read_text().replace(str(folder), ""))
-    for callback in values.get("callbacks", {}).values() if isinstance(values, dict) else ():
-        callback.pop("removable", None)  # what a training was resumed from is kept until it has ended
+    for callback in (
+        values.get("callbacks", {}).values() if isinstance(values, dict) else ()
+    ):
+        callback.pop(
+            "removable", None
+        )  # what a training was resumed from is kept until it has ended
     for logger in values.get("loggers", ()) if isinstance(values, dict) else ():
-        logger.pop("version", None)  # one that was killed before its first checkpoint has left another version
+        logger.pop(
+            "version", None
+        )  # one that was killed before its first checkpoint has left another version
     return values
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = sorted(ours.keys() | theirs.keys())
-        return [text for key in keys for text in differences(ours.get(key), theirs.get(key), f"{path}/{key}")]
+        return [
+            text
+            for key in keys
+            for text in differences(ours.get(key), theirs.get(key), f"{path}/{key}")
+        ]
     return [] if ours == theirs else [f"{path}: {ours!r:.300} and {theirs!r:.300}"]
 
 
 def newest_log(folder: Path) -> Path:
-    return max((folder / "logs").rglob("metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2]))
+    return max(
+        (folder / "logs").rglob("metrics.csv"),
+        key=lambda path: int(path.parent.name.rpartition("_")[2]),
+    )
 
 
 def ended_as(folder: Path, whole: Path) -> None:
@@ -215,12 +252,19 @@ def ended_as(folder: Path, whole: Path) -> None:
     Raises:
         RuntimeError: if it is not the same.
     """
-    for file in sorted(path.relative_to(whole / "end.ckpt") for path in (whole / "end.ckpt").rglob("*.*")):
+    for file in sorted(
+        path.relative_to(whole / "end.ckpt")
+        for path in (whole / "end.ckpt").rglob("*.*")
+    ):
         if file.name == "manifest.json":  # which knows when it was written
             continue
-        ours, theirs = (content(path, path / "end.ckpt" / file) for path in (folder, whole))
+        ours, theirs = (
+            content(path, path / "end.ckpt" / file) for path in (folder, whole)
+        )
         if ours != theirs:
-            raise RuntimeError(f"{folder}: {file} is not that of the undisturbed training: {differences(ours, theirs)}")
+            raise RuntimeError(
+                f"{folder}: {file} is not that of the undisturbed training: {differences(ours, theirs)}"
+            )
     rows = [newest_log(path).read_text() for path in (folder, whole)]
     if rows[0] != rows[1]:
         raise RuntimeError(f"{folder}: the log is not that of the undisturbed training")
@@ -245,12 +289,18 @@ def kill(kills: int, ranks: int, folder: Path, seed: int = 0) -> Outcome:
             training = start(place, ranks)
             if training.wait_for_its_loop():
                 time.sleep(draw.uniform(0, 0.4) * duration)
-            for process in draw.choice([*([process] for process in training.processes), training.processes]):
-                os.kill(process, signal.SIGKILL)  # a process that has ended is still there until it is waited for
+            for process in draw.choice(
+                [*([process] for process in training.processes), training.processes]
+            ):
+                os.kill(
+                    process, signal.SIGKILL
+                )  # a process that has ended is still there until it is waited for
             statuses = wait(training.processes)
             if -signal.SIGKILL not in statuses:
                 if any(statuses):
-                    raise training.failed(f"nobody killed it, and it ended with {statuses}")
+                    raise training.failed(
+                        f"nobody killed it, and it ended with {statuses}"
+                    )
                 break
             outcome.kills += 1
             outcome.left_unfinished += any(place.rglob("*.tmp"))

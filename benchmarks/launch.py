@@ -19,10 +19,19 @@ from .report import Table, verdict
 
 TARGET = 1.0  # seconds over torchrun's
 COMMANDS = {
-    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"),
+    "torchrun": (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "train.py",
+    ),
     "python": ("train.py",),
 }
-TITLES = {"torchrun": "`torchrun --standalone --nproc-per-node=2 train.py`", "python": "`python train.py`"}
+TITLES = {
+    "torchrun": "`torchrun --standalone --nproc-per-node=2 train.py`",
+    "python": "`python train.py`",
+}
 
 SCRIPT = """
 import time
@@ -76,10 +85,15 @@ def compare(rounds: int) -> Table:
             found[name].append(seconds(name))
     for times in found.values():
         del times[0]  # this one has filled the disk's cache
-    added = [own - theirs for own, theirs in zip(found["python"], found["torchrun"], strict=True)]
+    added = [
+        own - theirs
+        for own, theirs in zip(found["python"], found["torchrun"], strict=True)
+    ]
     rows, figures = [], {}
     for name, times in found.items():
-        over, target = (statistics.median(added), TARGET) if name == "python" else (0.0, None)
+        over, target = (
+            (statistics.median(added), TARGET) if name == "python" else (0.0, None)
+        )
         rows.append([
             TITLES[name], f"{statistics.median(times):.2f}", f"{over:.2f}" if target else "",
             *verdict(over, target, " s"),

@@ -26,13 +26,18 @@ from .contenders import installed, title
 from .report import Table, verdict
 
 BYTES = 4 * 3 * 16 * 1440 * 1440  # of the state: 398 MB
-LIMIT_STALL, LIMIT_MEMORY = 1.5, 1.05  # host copies: of time, of memory (beside JSON and what Python itself takes)
+LIMIT_STALL, LIMIT_MEMORY = (
+    1.5,
+    1.05,
+)  # host copies: of time, of memory (beside JSON and what Python itself takes)
 
 
 class Steps:
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(1440, 1440, bias=False) for _ in range(16)))
+        self.layers = nn.Sequential(
+            *(nn.Linear(1440, 1440, bias=False) for _ in range(16))
+        )
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         return self.layers(batch).mean()
@@ -74,7 +79,12 @@ class Watch:
 
 
 def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+    states = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if value.dim()
+    ]
     return [*(parameter.detach() for parameter in module.parameters()), *states]
 
 
@@ -98,7 +108,10 @@ def raw(folder: Path) -> tuple[float, float, int]:
     optimizer.step()
     with Watch() as memory:
         began = time.perf_counter()
-        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, folder / "raw.pt")
+        torch.save(
+            {"module": module.state_dict(), "optimizer": optimizer.state_dict()},
+            folder / "raw.pt",
+        )
         seconds = time.perf_counter() - began
     return seconds, seconds, memory.taken
 
@@ -151,7 +164,10 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
 
 def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         return function(*args)
 
 
@@ -167,8 +183,12 @@ def compare(rounds: int) -> Table:
     for name in SAVERS:
         if name != "raw" and name not in installed():
             continue
-        found = figures[name] = [in_fresh_process(save_in_folder, name) for _ in range(rounds)]
-        stalled, seconds, taken = (statistics.median(column) for column in zip(*found, strict=True))
+        found = figures[name] = [
+            in_fresh_process(save_in_folder, name) for _ in range(rounds)
+        ]
+        stalled, seconds, taken = (
+            statistics.median(column) for column in zip(*found, strict=True)
+        )
         ours = name == "loopwright"
         stall, memory = stalled / copy, taken / BYTES
         rows.append([
@@ -176,7 +196,21 @@ def compare(rounds: int) -> Table:
             f"{stalled:.2f}", f"{stall:.1f}", *verdict(stall, LIMIT_STALL if ours else None),
             f"{seconds:.2f}", f"{memory:.2f}", *verdict(memory, LIMIT_MEMORY if ours else None),
         ])  # fmt: skip
-    header = ("", "stall, s", "in copies", "target", "", "complete, s", "memory, in copies", "target", "")
+    header = (
+        "",
+        "stall, s",
+        "in copies",
+        "target",
+        "",
+        "complete, s",
+        "memory, in copies",
+        "target",
+        "",
+    )
     return Table(
-        "Saving 400 MB while the training goes on", header, rows, figures, [f"Medians of {rounds}, each in a process."]
+        "Saving 400 MB while the training goes on",
+        header,
+        rows,
+        figures,
+        [f"Medians of {rounds}, each in a process."],
     )

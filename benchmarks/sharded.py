@@ -33,17 +33,39 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from . import saving
 from .contenders import settle
-from .ddp import BATCH, PROCESSES, STEPS, TARGET, Runs, connect, is_noisy, launch, ratios, start_rounds, work
+from .ddp import (
+    BATCH,
+    PROCESSES,
+    STEPS,
+    TARGET,
+    Runs,
+    connect,
+    is_noisy,
+    launch,
+    ratios,
+    start_rounds,
+    work,
+)
 from .report import Table, verdict
 
 WIDTH, LAYERS = 256, 4  # of the model whose steps are timed
-MEASURED = 2  # the step in which memory is measured: by then, there are optimizer states
+MEASURED = (
+    2  # the step in which memory is measured: by then, there are optimizer states
+)
 PARAMETERS = saving.BYTES // 3
 LIMIT_MEMORY = 1.05  # over the library's own
-LIMIT_PART, LIMIT_OTHERS = 0.55, 0.05  # of the whole checkpoint, that a process may hold twice while it saves
+LIMIT_PART, LIMIT_OTHERS = (
+    0.55,
+    0.05,
+)  # of the whole checkpoint, that a process may hold twice while it saves
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
 # ZeRO's: by default, each holds more than all of the model.
-SIZES = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")
+SIZES = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
 BUCKETS: dict[str, Any] = dict.fromkeys(SIZES, 4_000_000)
 GIVE_BACK = "MALLOC_MMAP_THRESHOLD_=65536"  # free memory goes back at once, and does not hide what is taken next
 TIMED = ("fsdp", "deepspeed_stage_2")
@@ -62,7 +84,9 @@ class Work:
     data: TensorDataset
     batch: int
     look: Look
-    backward: Callable[[], None] | None = None  # called at the end of each backward pass
+    backward: Callable[[], None] | None = (
+        None  # called at the end of each backward pass
+    )
     zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's options
 
 
@@ -90,7 +114,9 @@ class Small(Large):
 def by_hand(work: Work) -> None:
     """The loop that anybody would write."""
     steps: Any = work.steps
-    module: Any = type("Plain", (steps, nn.Module), {"forward": steps.training_step})(work.look)
+    module: Any = type("Plain", (steps, nn.Module), {"forward": steps.training_step})(
+        work.look
+    )
     loader = DataLoader(work.data, work.batch, sampler=DistributedSampler(work.data))
     if work.strategy == "fsdp":
         for part in module.layers:
@@ -112,7 +138,9 @@ def by_hand(work: Work) -> None:
         "train_micro_batch_size_per_gpu": work.batch, "steps_per_print": 10**9,
         "zero_optimization": {"stage": int(work.strategy[-1]), **work.zero},
     }  # fmt: skip
-    engine, *_ = deepspeed.initialize(model=module, optimizer=module.configure_optimizers(), config=config)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=module.configure_optimizers(), config=config
+    )
     for batch_idx, batch in enumerate(loader):
         loss = engine(batch, batch_idx)
         engine.backward(loss)
@@ -131,9 +159,17 @@ def by_loopwright(work: Work) -> Any:
     module = type("Ours", (work.steps, Module), hooks)(work.look)
     strategy: Any = work.strategy
     if work.zero and "deepspeed" in strategy:
-        strategy = DeepSpeedStrategy(int(strategy[-1]), config={"zero_optimization": work.zero})
+        strategy = DeepSpeedStrategy(
+            int(strategy[-1]), config={"zero_optimization": work.zero}
+        )
     devices = 1 if strategy == "single" else PROCESSES
-    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, barebones=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        max_epochs=1,
+        barebones=True,
+    )
     trainer.fit(module, DataLoader(work.data, work.batch))
     return trainer
 
@@ -154,7 +190,9 @@ def in_memory(storage: Any) -> int:
     """The bytes of a storage that have a page in memory."""
     page, libc = 4096, ctypes.CDLL(None)
     first = storage.data_ptr() // page * page
-    seen = (ctypes.c_ubyte * (-(-(storage.data_ptr() + storage.nbytes() - first) // page)))()
+    seen = (
+        ctypes.c_ubyte * (-(-(storage.data_ptr() + storage.nbytes() - first) // page))
+    )()
     libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(len(seen) * page), seen)
     return min(page * sum(each & 1 for each in seen), storage.nbytes())
 
@@ -162,8 +200,13 @@ def in_memory(storage: Any) -> int:
 def live() -> int:
     """The bytes that live tensors take."""
     gc.collect()
-    found = [tensor.untyped_storage() for tensor in tensors() if tensor.device.type == "cpu"]
-    return sum(in_memory(own) for own in {own.data_ptr(): own for own in found if own.nbytes()}.values())
+    found = [
+        tensor.untyped_storage() for tensor in tensors() if tensor.device.type == "cpu"
+    ]
+    return sum(
+        in_memory(own)
+        for own in {own.data_ptr(): own for own in found if own.nbytes()}.values()
+    )
 
 
 def resident(kind: str) -> int:
@@ -204,7 +247,10 @@ def measure_memory(strategy: str, who: str, folder: str) -> dict[str, int]:
     trainer = run(Work(strategy, Large, data, 1, look, backward, BUCKETS))
     if trainer is None or strategy == "single":
         return found
-    for kind, begin in {"waiting": trainer.save_checkpoint, "beside": trainer.begin_save}.items():
+    for kind, begin in {
+        "waiting": trainer.save_checkpoint,
+        "beside": trainer.begin_save,
+    }.items():
         before = forget_peak()
         save = begin(f"{folder}/{kind}.ckpt")
         if save is not None:
@@ -220,7 +266,11 @@ def runs(strategy: str) -> Runs:
     def loop(run: Callable[[Work], Any]) -> Callable[..., None]:
         return lambda data, look, folder: run(Work(strategy, Small, data, BATCH, look))
 
-    return {"raw": loop(by_hand), "loopwright": loop(by_loopwright), "raw again": loop(by_hand)}
+    return {
+        "raw": loop(by_hand),
+        "loopwright": loop(by_loopwright),
+        "raw again": loop(by_hand),
+    }
 
 
 def dataset(steps: int) -> TensorDataset:
@@ -234,18 +284,37 @@ def start_memory(strategy: str, who: str) -> list[dict[str, int]]:
     """`measure_memory` of each process."""
     processes = 1 if strategy == "single" else PROCESSES
     with tempfile.TemporaryDirectory() as folder:
-        launch(__name__, "0", folder, strategy, who, processes=processes, environment=[GIVE_BACK])
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(processes)]
+        launch(
+            __name__,
+            "0",
+            folder,
+            strategy,
+            who,
+            processes=processes,
+            environment=[GIVE_BACK],
+        )
+        return [
+            json.loads(Path(folder, f"{rank}.json").read_text())
+            for rank in range(processes)
+        ]
 
 
 def strategies(among: Sequence[str]) -> list[str]:
-    return [name for name in among if "deepspeed" not in name or find_spec("deepspeed") is not None]
+    return [
+        name
+        for name in among
+        if "deepspeed" not in name or find_spec("deepspeed") is not None
+    ]
 
 
 def title(strategy: str, who: str) -> str:
     if who == "loopwright":
         return f"Loopwright, `{strategy}`"
-    return "`fully_shard`" if strategy == "fsdp" else f"DeepSpeed {version('deepspeed')}, stage {strategy[-1]}"
+    return (
+        "`fully_shard`"
+        if strategy == "fsdp"
+        else f"DeepSpeed {version('deepspeed')}, stage {strategy[-1]}"
+    )
 
 
 def compare_memory() -> Table:
@@ -253,16 +322,42 @@ def compare_memory() -> Table:
     rows, figures = [], {}
     for strategy in strategies(STRATEGIES):
         library: dict[str, float] = {}
-        for who in ("raw", "loopwright") if strategy not in ("single", "ddp") else ("loopwright",):
+        for who in (
+            ("raw", "loopwright")
+            if strategy not in ("single", "ddp")
+            else ("loopwright",)
+        ):
             found = figures[f"{strategy}, {who}"] = start_memory(strategy, who)
-            most = {key: max(each[key] for each in found) / PARAMETERS for key in ("tensors", "peak")}
+            most = {
+                key: max(each[key] for each in found) / PARAMETERS
+                for key in ("tensors", "peak")
+            }
             over = most["peak"] / library["peak"] if library else None
-            judged = ("", "", "") if over is None else (f"{over:.2f}", *verdict(over, LIMIT_MEMORY))
-            rows.append([title(strategy, who), f"{most['tensors']:.2f}", f"{most['peak']:.2f}", *judged])
+            judged = (
+                ("", "", "")
+                if over is None
+                else (f"{over:.2f}", *verdict(over, LIMIT_MEMORY))
+            )
+            rows.append(
+                [
+                    title(strategy, who),
+                    f"{most['tensors']:.2f}",
+                    f"{most['peak']:.2f}",
+                    *judged,
+                ]
+            )
             library = most
     header = ("", "tensors", "peak", "peak over the library's", "target", "")
-    notes = ["133 MB of parameters; as much again of gradients, twice as much of AdamW's states."]
-    return Table("Memory of each process, in copies of the parameters", header, rows, figures, notes)
+    notes = [
+        "133 MB of parameters; as much again of gradients, twice as much of AdamW's states."
+    ]
+    return Table(
+        "Memory of each process, in copies of the parameters",
+        header,
+        rows,
+        figures,
+        notes,
+    )
 
 
 def compare_saving(memory: Table) -> Table:
@@ -270,13 +365,25 @@ def compare_saving(memory: Table) -> Table:
     rows = []
     for strategy in strategies(STRATEGIES[1:]):
         found, sharded = memory.figures[f"{strategy}, loopwright"], strategy != "ddp"
-        waiting, beside = ([each[kind] / saving.BYTES for each in found] for kind in ("waiting", "beside"))
+        waiting, beside = (
+            [each[kind] / saving.BYTES for each in found]
+            for kind in ("waiting", "beside")
+        )
         rows.append([
             f"`{strategy}`", *(f"{part:.2f}" for part in beside),
             *verdict(max(beside), LIMIT_PART if sharded else None), f"{max(waiting):.2f}",
             *verdict(max(waiting), LIMIT_OTHERS),
         ])  # fmt: skip
-    header = ("", "beside the training: rank 0", "rank 1", "target", "", "`save_checkpoint`", "target", "")
+    header = (
+        "",
+        "beside the training: rank 0",
+        "rank 1",
+        "target",
+        "",
+        "`save_checkpoint`",
+        "target",
+        "",
+    )
     name = "Memory that a save of 400 MB takes in each process, in copies of the whole"
     return Table(name, header, rows, {}, ["The highest, over that before."])
 
@@ -291,13 +398,31 @@ def compare_time(rounds: int, quick: bool) -> Table:
         for name in ("raw again", "loopwright"):
             low, median, high = ratios(found, name)
             cpu = ratios(found, name, "cpu_s")[1]
-            judged = verdict(median, TARGET if name == "loopwright" else None, noisy=is_noisy(found))
-            rows.append([title(strategy, name), f"{median:.3f}", f"{low:.3f} – {high:.3f}", f"{cpu:.3f}", *judged])
+            judged = verdict(
+                median, TARGET if name == "loopwright" else None, noisy=is_noisy(found)
+            )
+            rows.append(
+                [
+                    title(strategy, name),
+                    f"{median:.3f}",
+                    f"{low:.3f} – {high:.3f}",
+                    f"{cpu:.3f}",
+                    *judged,
+                ]
+            )
         step = statistics.median(each["raw"]["step_s"] for each in found)
-        notes.append(f"By hand, a step of `{strategy}` takes {step * 1e3:.1f} ms; medians over {len(found)} rounds.")
+        notes.append(
+            f"By hand, a step of `{strategy}` takes {step * 1e3:.1f} ms; medians over {len(found)} rounds."
+        )
         figures[strategy] = found
     about = "A step of two processes (FSDP, ZeRO), as a ratio to that by hand"
-    return Table(about, ("", "ratio", "quartiles", "CPU", "target", ""), rows, figures, [" ".join(notes)])
+    return Table(
+        about,
+        ("", "ratio", "quartiles", "CPU", "target", ""),
+        rows,
+        figures,
+        [" ".join(notes)],
+    )
 
 
 if __name__ == "__main__":
@@ -309,4 +434,6 @@ if __name__ == "__main__":
         Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(outcome))
     else:
         work(runs(strategy), dataset, int(steps), folder)
-    os._exit(0)  # DeepSpeed may hold the process group even so, and gloo's threads then abort at the end
+    os._exit(
+        0
+    )  # DeepSpeed may hold the process group even so, and gloo's threads then abort at the end

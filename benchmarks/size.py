@@ -27,7 +27,10 @@ def root(name: str) -> Path:
 
 
 def lines(folder: Path) -> int:
-    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.rglob("*.py"))
+    return sum(
+        len(file.read_text(encoding="utf-8").splitlines())
+        for file in folder.rglob("*.py")
+    )
 
 
 def compare() -> Table:
@@ -36,6 +39,17 @@ def compare() -> Table:
         if name == "raw":
             continue
         counts = {folder: lines(root(name) / folder) for folder in FOLDERS[name]}
-        rows.append([title(name), f"{sum(counts.values()):,}", ", ".join(counts) if len(counts) > 1 else "all"])
+        rows.append(
+            [
+                title(name),
+                f"{sum(counts.values()):,}",
+                ", ".join(counts) if len(counts) > 1 else "all",
+            ]
+        )
         figures[name] = counts
-    return Table("Lines of Python, comments and docstrings included", ("", "lines", "of"), rows, figures)
+    return Table(
+        "Lines of Python, comments and docstrings included",
+        ("", "lines", "of"),
+        rows,
+        figures,
+    )

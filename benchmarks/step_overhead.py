@@ -48,7 +48,9 @@ def measure(name: str, full: bool, timed: int = LEAST) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
-        RUN[name](Work(FIRST + timed + 1, full, folder, {FIRST: mark, FIRST + timed: mark}))
+        RUN[name](
+            Work(FIRST + timed + 1, full, folder, {FIRST: mark, FIRST + timed: mark})
+        )
     wall, cpu = ((end - start) / timed * 1e6 for start, end in zip(*marks, strict=True))
     return wall, cpu
 
@@ -60,7 +62,10 @@ def measure_pairs(name: str, full: bool, shorter: float, cpu: int | None) -> lis
     settle()
     contenders = ("raw", name)
     # A first run each imports what will be needed, and tells how many steps the others take.
-    timed = [max(LEAST, int(duration(each, full) / shorter / measure(each, full)[0] * 1e6)) for each in contenders]
+    timed = [
+        max(LEAST, int(duration(each, full) / shorter / measure(each, full)[0] * 1e6))
+        for each in contenders
+    ]
     pairs = []
     for turn in range(PAIRS):
         pair: list[Any] = [None, None]
@@ -82,7 +87,10 @@ def start_pairs(*arguments: Any) -> list[Any]:
     """`measure_pairs` in a fresh process with a terminal of its own."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "pairs.json")
-        run_in_terminal(title(arguments[0]), (sys.executable, "-m", __name__, json.dumps(arguments), str(result)))
+        run_in_terminal(
+            title(arguments[0]),
+            (sys.executable, "-m", __name__, json.dumps(arguments), str(result)),
+        )
         return json.loads(result.read_text())
 
 
@@ -112,10 +120,18 @@ def compare(full: bool, rounds: int, quick: bool = False) -> Table:
 def tabulate(full: bool, pairs: dict[str, list[Any]]) -> Table:
     rows, figures = [], {}
     for name, found in pairs.items():
-        low, median, high = statistics.quantiles([run[0] - raw[0] for raw, run in found], n=4)
+        low, median, high = statistics.quantiles(
+            [run[0] - raw[0] for raw, run in found], n=4
+        )
         cpu = statistics.median(run[1] - raw[1] for raw, run in found)
-        disturbed = sum(any(wall > cpu * (1 + DISTURBED) for wall, cpu in pair) for pair in found)
-        target = TARGETS[full] if name == "loopwright" or (name == "engine" and not full) else None
+        disturbed = sum(
+            any(wall > cpu * (1 + DISTURBED) for wall, cpu in pair) for pair in found
+        )
+        target = (
+            TARGETS[full]
+            if name == "loopwright" or (name == "engine" and not full)
+            else None
+        )
         rows.append([
             title(name), f"{median:.1f}", f"{low:.1f} – {high:.1f}", f"{cpu:.1f}", f"{disturbed} of {len(found)}",
             *verdict(median, target, " µs", noisy=disturbed > len(found) / 2),

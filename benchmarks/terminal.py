@@ -19,7 +19,9 @@ def run_in_terminal(name: str, command: Sequence[str]) -> None:
     }  # fmt: skip
     master, slave = os.openpty()
     resize(slave, rows=30, columns=100)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave
+    )
     os.close(slave)
     shown = drain(master)
     os.close(master)

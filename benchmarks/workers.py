@@ -26,13 +26,17 @@ from .kills import Noisy
 from .report import Table
 
 RANKS, EPOCHS = 2, 2
-SECONDS = 60  # after which a worker that has not given a batch is taken for one that hangs
+SECONDS = (
+    60  # after which a worker that has not given a batch is taken for one that hangs
+)
 
 
 class Net(Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.net = nn.Sequential(
+            nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.net(batch).square().mean()
@@ -59,9 +63,14 @@ class CountedLoader(DataLoader):
 class Interrupt(Callback):
     """Sends SIGTERM to its process and the workers, as a scheduler does, once."""
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.current_epoch == 0 and batch_idx == 3 and trainer.global_rank == 0:
-            for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+            for process in (
+                os.getpid(),
+                *(child.pid for child in multiprocessing.active_children()),
+            ):
                 os.kill(process, signal.SIGTERM)
 
 
@@ -87,7 +96,10 @@ def train_often(starts: int) -> list[int]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        loaders = CountedLoader(Noisy(38), 3, shuffle=True, **workers), CountedLoader(Noisy(12), 3, **workers)
+        loaders = (
+            CountedLoader(Noisy(38), 3, shuffle=True, **workers),
+            CountedLoader(Noisy(12), 3, **workers),
+        )
         try:
             trainer.fit(Net(), *loaders)
         except SystemExit:

@@ -19,10 +19,19 @@ def require(valid: bool, name: str, accepted: str, value: Any) -> None:
 def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
     """Refuse what is no integer from ``least``."""
     # NumPy's integers are such, too.
-    valid = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    valid = (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and int(value) >= least
+    )
     require(valid, name, accepted or f"an int of at least {least}", value)
 
 
 def require_mode(mode: str) -> None:
     """Refuse what is neither ``"min"`` nor ``"max"``."""
-    require(mode in ("min", "max"), "mode", "'min' (less is better) or 'max' (more is better)", mode)
+    require(
+        mode in ("min", "max"),
+        "mode",
+        "'min' (less is better) or 'max' (more is better)",
+        mode,
+    )

@@ -38,10 +38,14 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
 
-    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
         """A checkpoint is about to be written; keys may be added to it."""
 
-    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
         """A checkpoint was read and is about to be applied."""
 
     # -- the run ----------------------------------------------------------------------------------------------
@@ -52,7 +56,9 @@ class Callback:
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
         """A run ended normally; after an exception, :meth:`on_exception` is called instead."""
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: Module, exception: BaseException
+    ) -> None:
         """An exception ends the run; it is raised again afterwards."""
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
@@ -85,22 +91,32 @@ class Callback:
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """An epoch ended; its validation, if due, has run."""
 
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+    ) -> int | None:
         """Before a training step. Returning -1 skips the rest of the epoch."""
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """After a training step. ``outputs`` is ``{"loss": detached loss, ...}`` or None."""
 
-    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+    def on_before_zero_grad(
+        self, trainer: Trainer, module: Module, optimizer: Optimizer
+    ) -> None:
         """The gradients of the last window are about to be cleared."""
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: Trainer, module: Module, loss: Tensor
+    ) -> None:
         """Before the backward pass; ``loss`` is already divided for accumulation, not yet scaled."""
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
         """After the backward pass; under ``"16-mixed"`` the gradients are still scaled."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: Module, optimizer: Optimizer
+    ) -> None:
         """The window's gradients are complete and unscaled, not yet clipped."""
 
     # -- validation, testing and prediction, whose hooks are alike ----------------------------------------------
@@ -118,12 +134,23 @@ class Callback:
         """After the last batch; values may still be logged (not in prediction)."""
 
     def on_validation_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        module: Module,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Before a validation, test or predict step."""
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """After a validation, test or predict step; ``outputs`` is what it returned."""
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 _FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")  # {name} or {name:format}
 
 
-def fill(template: str, values: Mapping[str, Any], with_names: bool, equals: str = "=") -> str:
+def fill(
+    template: str, values: Mapping[str, Any], with_names: bool, equals: str = "="
+) -> str:
     """Replace each ``{name:format}`` by the value of that name, 0 if there is none.
 
     Args:
@@ -53,6 +55,15 @@ def default_dirpath(trainer: Trainer) -> str:
     logger = trainer.loggers[0]
     if logger.log_dir is not None:
         return absolute(os.path.join(logger.log_dir, "checkpoints"))
-    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
-    parts = (logger.save_dir or trainer.default_root_dir, logger.name, version, "checkpoints")
+    version = (
+        f"version_{logger.version}"
+        if isinstance(logger.version, int)
+        else logger.version
+    )
+    parts = (
+        logger.save_dir or trainer.default_root_dir,
+        logger.name,
+        version,
+        "checkpoints",
+    )
     return absolute(os.path.join(*(str(part) for part in parts if part)))

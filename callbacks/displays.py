@@ -18,8 +18,12 @@ class Stretch:
 
     label: str  # what it is called
     total: float  # batches, as far as is known; infinite if it is not
-    first: int = 0  # batches that were done before, in the run that this one goes on from
-    began: float = field(default_factory=monotonic)  # on the monotonic clock, in seconds
+    first: int = (
+        0  # batches that were done before, in the run that this one goes on from
+    )
+    began: float = field(
+        default_factory=monotonic
+    )  # on the monotonic clock, in seconds
     paused: float = 0.0  # seconds that something else took meanwhile
     bar: TaskID | None = None  # its bar, if there are bars
 
@@ -33,7 +37,11 @@ class Stretch:
         seconds, batches = self.seconds - self.paused, done - self.first
         if batches <= 0 or seconds <= 0:
             return ""
-        return f"{batches / seconds:.1f} it/s" if batches >= seconds else f"{seconds / batches:.2f} s/it"
+        return (
+            f"{batches / seconds:.1f} it/s"
+            if batches >= seconds
+            else f"{seconds / batches:.2f} s/it"
+        )
 
 
 class Bars:
@@ -53,7 +61,11 @@ class Bars:
         """Add a bar."""
         total = stretch.total if stretch.first <= stretch.total < math.inf else None
         stretch.bar = self._progress.add_task(
-            stretch.label, total=total, completed=stretch.first, speed_text="", metrics=""
+            stretch.label,
+            total=total,
+            completed=stretch.first,
+            speed_text="",
+            metrics="",
         )
         self._progress.refresh()
 
@@ -64,7 +76,9 @@ class Bars:
             for task in self._progress.tasks:
                 if task.id == stretch.bar:
                     task.total = None  # update() takes None for "as it was"
-        self._progress.update(stretch.bar, completed=done, speed_text=stretch.speed(done), metrics=metrics)
+        self._progress.update(
+            stretch.bar, completed=done, speed_text=stretch.speed(done), metrics=metrics
+        )
         self._progress.refresh()
 
     def remove(self, stretch: Stretch) -> None:
@@ -95,8 +109,14 @@ class Lines:
 
     def show(self, stretch: Stretch, done: int, metrics: str) -> None:
         """Print how far it is."""
-        batches = f"{done}/{stretch.total}" if done <= stretch.total < math.inf else f"{done}"
-        parts = (f"{stretch.label}: {batches} batches in {stretch.seconds:.1f} s", stretch.speed(done), metrics)
+        batches = (
+            f"{done}/{stretch.total}" if done <= stretch.total < math.inf else f"{done}"
+        )
+        parts = (
+            f"{stretch.label}: {batches} batches in {stretch.seconds:.1f} s",
+            stretch.speed(done),
+            metrics,
+        )
         # By print, as the console would break lines at a width that is not that of the file.
         print(", ".join(filter(None, parts)), file=self._console.file, flush=True)
 

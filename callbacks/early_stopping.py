@@ -65,7 +65,10 @@ class EarlyStopping(Callback):
 
     phase = "decide"
 
-    mode_dict: ClassVar[dict[str, Callable[..., Tensor]]] = {"min": torch.lt, "max": torch.gt}
+    mode_dict: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "min": torch.lt,
+        "max": torch.gt,
+    }
     order_dict: ClassVar[dict[str, str]] = {"min": "<", "max": ">"}
 
     def __init__(
@@ -104,7 +107,9 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        return f"{type(self).__qualname__}[monitor={self.monitor!r}, mode={self.mode!r}]"
+        return (
+            f"{type(self).__qualname__}[monitor={self.monitor!r}, mode={self.mode!r}]"
+        )
 
     @property
     def monitor_op(self) -> Callable[..., Tensor]:
@@ -138,16 +143,27 @@ class EarlyStopping(Callback):
         if not self._loaded:
             return
         self._loaded = False
-        if self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED and self.wait_count < self.patience:
-            self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        if (
+            self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+            and self.wait_count < self.patience
+        ):
+            self.stopping_reason, self.stopping_reason_message = (
+                EarlyStoppingReason.NOT_STOPPED,
+                None,
+            )
         if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
             if trainer.is_global_zero:
-                log.info("EarlyStopping had ended this run before it was resumed: %s", self.stopping_reason_message)
+                log.info(
+                    "EarlyStopping had ended this run before it was resumed: %s",
+                    self.stopping_reason_message,
+                )
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         # An epoch that was left before its end is not done: its check comes when the run is resumed.
-        if trainer.state.epoch_done and acts_at_epoch_ends(trainer, self._check_on_train_epoch_end):
+        if trainer.state.epoch_done and acts_at_epoch_ends(
+            trainer, self._check_on_train_epoch_end
+        ):
             self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
@@ -163,12 +179,16 @@ class EarlyStopping(Callback):
         logged = trainer.callback_metrics
         value = logged.get(self.monitor)
         # A collective: all processes go on with the main process's value, so that their counts stay the same.
-        value = trainer.strategy.broadcast(value if value is None else value.detach().squeeze().to("cpu", copy=True))
+        value = trainer.strategy.broadcast(
+            value if value is None else value.detach().squeeze().to("cpu", copy=True)
+        )
         if value is None:
             missing = not_logged(self, self.monitor, logged)
             if self.strict:
                 raise missing
-            self._say(trainer, f"{missing} This check is skipped.", only_if_verbose=True)
+            self._say(
+                trainer, f"{missing} This check is skipped.", only_if_verbose=True
+            )
             return
 
         reason, message = self._judge(value)
@@ -185,16 +205,25 @@ class EarlyStopping(Callback):
         """Compare with the best value and the limits, and update the counts."""
         name, better = self.monitor, self.monitor_op
         if self.check_finite and not torch.isfinite(current):
-            return EarlyStoppingReason.NON_FINITE_METRIC, f"{name} is {current}; the best was {self.best_score:.6g}."
-        if self.stopping_threshold is not None and better(current, self.stopping_threshold):
+            return (
+                EarlyStoppingReason.NON_FINITE_METRIC,
+                f"{name} is {current}; the best was {self.best_score:.6g}.",
+            )
+        if self.stopping_threshold is not None and better(
+            current, self.stopping_threshold
+        ):
             sign = self.order_dict[self.mode]
             message = f"{name} = {current:.6g} {sign} stopping_threshold = {self.stopping_threshold}."
             return EarlyStoppingReason.STOPPING_THRESHOLD, message
-        if self.divergence_threshold is not None and better(-current, -self.divergence_threshold):
+        if self.divergence_threshold is not None and better(
+            -current, -self.divergence_threshold
+        ):
             message = f"{name} = {current:.6g} is worse than divergence_threshold = {self.divergence_threshold}."
             return EarlyStoppingReason.DIVERGENCE_THRESHOLD, message
 
-        least = current + self.min_delta if self.mode == "min" else current - self.min_delta
+        least = (
+            current + self.min_delta if self.mode == "min" else current - self.min_delta
+        )
         if better(least, self.best_score):
             message = f"{name} improved from {self.best_score:.6g} to {current:.6g}."
             self.best_score, self.wait_count = current, 0
@@ -205,8 +234,15 @@ class EarlyStopping(Callback):
         message = f"{name} has not improved in {self.wait_count} checks; the best was {self.best_score:.6g}."
         return EarlyStoppingReason.PATIENCE_EXHAUSTED, message
 
-    def _say(self, trainer: Trainer, message: str, only_if_verbose: bool = False) -> None:
+    def _say(
+        self, trainer: Trainer, message: str, only_if_verbose: bool = False
+    ) -> None:
         if trainer.is_global_zero and (self.verbose or not only_if_verbose):
             log.info("EarlyStopping, epoch %d: %s", trainer.current_epoch, message)
         elif self.verbose and not self.log_rank_zero_only:
-            log.info("[rank %d] EarlyStopping, epoch %d: %s", trainer.global_rank, trainer.current_epoch, message)
+            log.info(
+                "[rank %d] EarlyStopping, epoch %d: %s",
+                trainer.global_rank,
+                trainer.current_epoch,
+                message,
+            )

@@ -22,7 +22,11 @@ class Interval:
     @property
     def elapsed(self) -> float:
         """Seconds since the last time, for a checkpoint; set it before :meth:`start` to go on from there."""
-        return self._before if self._clock is None else self._before + self._clock() - self._start
+        return (
+            self._before
+            if self._clock is None
+            else self._before + self._clock() - self._start
+        )
 
     @elapsed.setter
     def elapsed(self, seconds: float) -> None:
@@ -30,7 +34,9 @@ class Interval:
 
     def start(self, clock: Callable[[], float]) -> None:
         """Go on by this clock, in seconds."""
-        self._before = 0.0 if self._clock is not None else self._before  # another run begins anew
+        self._before = (
+            0.0 if self._clock is not None else self._before
+        )  # another run begins anew
         self._clock, self._start = clock, clock()
 
     def is_over(self) -> bool:

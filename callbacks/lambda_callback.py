@@ -8,7 +8,11 @@ from typing import Any
 
 from .base import Callback
 
-_HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
+_HOOKS = tuple(
+    name
+    for name in vars(Callback)
+    if name.startswith("on_") or name in ("setup", "teardown")
+)
 
 
 class LambdaCallback(Callback):
@@ -26,7 +30,11 @@ class LambdaCallback(Callback):
         for name, function in hooks.items():
             if name not in _HOOKS:
                 close = get_close_matches(name, _HOOKS, n=1, cutoff=0.0)
-                raise TypeError(f"LambdaCallback knows no hook {name!r}; the nearest is {close[0]!r}")
+                raise TypeError(
+                    f"LambdaCallback knows no hook {name!r}; the nearest is {close[0]!r}"
+                )
             if not callable(function):
-                raise TypeError(f"LambdaCallback({name}=...) must be a function; got {function!r}")
+                raise TypeError(
+                    f"LambdaCallback({name}=...) must be a function; got {function!r}"
+                )
             setattr(self, name, function)

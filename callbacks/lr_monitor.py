@@ -54,11 +54,17 @@ class LearningRateMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if not trainer.loggers and not trainer.fast_dev_run:
-            raise RuntimeError("LearningRateMonitor needs a logger: Trainer(logger=...) must not be False")
-        self._every = 0 if self.logging_interval == "epoch" else trainer.log_every_n_steps
+            raise RuntimeError(
+                "LearningRateMonitor needs a logger: Trainer(logger=...) must not be False"
+            )
+        self._every = (
+            0 if self.logging_interval == "epoch" else trainer.log_every_n_steps
+        )
         self._logged_step = trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step + 1  # that this batch belongs to
         if not self._every or step % self._every or step == self._logged_step:
             return
@@ -78,44 +84,63 @@ class LearningRateMonitor(Callback):
             for group_name, group in _groups_by_name(name, optimizer):
                 rates[group_name] = float(group["lr"])
                 if self.log_momentum:
-                    momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+                    momentum = (
+                        group["betas"][0]
+                        if "betas" in group
+                        else group.get("momentum", 0.0)
+                    )
                     others[f"{group_name}-momentum"] = float(momentum)
                 if self.log_weight_decay:
-                    others[f"{group_name}-weight_decay"] = float(group.get("weight_decay", 0.0))
+                    others[f"{group_name}-weight_decay"] = float(
+                        group.get("weight_decay", 0.0)
+                    )
         if not rates:
             return
         for name, rate in rates.items():
             self.lrs.setdefault(name, []).append(rate)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics({"epoch": trainer.current_epoch, **rates, **others}, step=step)
+                logger.log_metrics(
+                    {"epoch": trainer.current_epoch, **rates, **others}, step=step
+                )
 
 
 def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
     """Each scheduler's optimizer and those without: its name, itself, and the scheduler's interval or None."""
     found: list[tuple[str | None, Optimizer, str | None]] = [
-        (config.name, config.scheduler.optimizer, config.interval) for config in trainer.lr_scheduler_configs
+        (config.name, config.scheduler.optimizer, config.interval)
+        for config in trainer.lr_scheduler_configs
     ]
     scheduled = [id(optimizer) for _, optimizer, _ in found]
     for optimizer in trainer.optimizers:
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's and manual optimization's are wrapped
+        optimizer = getattr(
+            optimizer, "optimizer", optimizer
+        )  # DeepSpeed's and manual optimization's are wrapped
         if id(optimizer) not in scheduled:
             found.append((None, optimizer, None))
     seen: Counter[str] = Counter()
     result = []
     for given, optimizer, interval in found:
         name = given or f"lr-{type(optimizer).__name__}"
-        result.append((f"{name}-{seen[name]}" if seen[name] else name, optimizer, interval))
+        result.append(
+            (f"{name}-{seen[name]}" if seen[name] else name, optimizer, interval)
+        )
         seen[name] += 1
     return result
 
 
-def _groups_by_name(name: str, optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
+def _groups_by_name(
+    name: str, optimizer: Optimizer
+) -> list[tuple[str, dict[str, Any]]]:
     groups = optimizer.param_groups
     if len(groups) == 1:
         own = groups[0].get("name")
         return [(f"{name}/{own}" if own else name, groups[0])]
-    names = [group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)]
+    names = [
+        group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)
+    ]
     if len(set(names)) < len(names):
-        raise ValueError(f"the parameter groups of one optimizer need different names; {name} has {names}")
+        raise ValueError(
+            f"the parameter groups of one optimizer need different names; {name} has {names}"
+        )
     return [(f"{name}/{own}", group) for own, group in zip(names, groups, strict=True)]

@@ -125,18 +125,40 @@ class ModelCheckpoint(Callback):
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
         require_mode(mode)
-        require(on_save_error in ("raise", "warn"), "on_save_error", "'raise' or 'warn'", on_save_error)
-        require(save_last in (None, True, False, "link"), "save_last", "True, False, None or 'link'", save_last)
+        require(
+            on_save_error in ("raise", "warn"),
+            "on_save_error",
+            "'raise' or 'warn'",
+            on_save_error,
+        )
+        require(
+            save_last in (None, True, False, "link"),
+            "save_last",
+            "True, False, None or 'link'",
+            save_last,
+        )
         require_int("save_top_k", save_top_k, -1, "an int of at least 0, or -1 for all")
         if monitor is None and save_top_k > 1:
-            raise ValueError(f"save_top_k={save_top_k} needs a monitor to rank by; without one it is 1, -1 or 0")
-        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            raise ValueError(
+                f"save_top_k={save_top_k} needs a monitor to rank by; without one it is 1, -1 or 0"
+            )
+        for name, value in (
+            ("every_n_train_steps", every_n_train_steps),
+            ("every_n_epochs", every_n_epochs),
+        ):
             if value is not None:
                 require_int(name, value, 0, "an int of at least 0, or None")
         interval = train_time_interval
-        valid = interval is None or (isinstance(interval, timedelta) and interval >= timedelta(0))
-        require(valid, "train_time_interval", "a datetime.timedelta of 0 or more", interval)
-        if sum([bool(every_n_train_steps), interval is not None, bool(every_n_epochs)]) > 1:
+        valid = interval is None or (
+            isinstance(interval, timedelta) and interval >= timedelta(0)
+        )
+        require(
+            valid, "train_time_interval", "a datetime.timedelta of 0 or more", interval
+        )
+        if (
+            sum([bool(every_n_train_steps), interval is not None, bool(every_n_epochs)])
+            > 1
+        ):
             raise ValueError(
                 "give one of every_n_train_steps, train_time_interval and every_n_epochs (for several, use several "
                 f"ModelCheckpoints); got {every_n_train_steps!r}, {train_time_interval!r} and {every_n_epochs!r}"
@@ -156,9 +178,15 @@ class ModelCheckpoint(Callback):
         self._interval = None if interval is None else Interval(interval)
         self._every_n_train_steps = every_n_train_steps or 0
         # With no trigger given, each epoch is one; `every_n_epochs=0` says no.
-        none_given = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
+        none_given = (
+            every_n_train_steps is None
+            and train_time_interval is None
+            and every_n_epochs is None
+        )
         self._every_n_epochs = 1 if none_given else every_n_epochs or 0
-        self._within_epochs = bool(self._every_n_train_steps) or train_time_interval is not None
+        self._within_epochs = (
+            bool(self._every_n_train_steps) or train_time_interval is not None
+        )
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
         self._begin_anew()
@@ -172,15 +200,23 @@ class ModelCheckpoint(Callback):
         self.kth_best_model_path = ""
         self.kth_value = self._worst_value()
         self.last_model_path = ""
-        self._last_global_step_saved = 0  # there is nothing to save before the first step
+        self._last_global_step_saved = (
+            0  # there is nothing to save before the first step
+        )
         self._last_checkpoint_saved = ""  # what `last` points to
         self._best_pointer = ""
-        self._removable: list[str] = []  # checkpoints of ours that go as soon as nothing needs them
-        self._postponed = False  # one was due, but `monitor` comes with the next validation
+        self._removable: list[
+            str
+        ] = []  # checkpoints of ours that go as soon as nothing needs them
+        self._postponed = (
+            False  # one was due, but `monitor` comes with the next validation
+        )
         self._validated = False
         self._last_step_seen = 0
         self._waits_for_window = False  # one was due inside an accumulation window
-        self._then: Callable[[], None] | None = None  # to be done when the checkpoint that is begun is complete
+        self._then: Callable[[], None] | None = (
+            None  # to be done when the checkpoint that is begun is complete
+        )
         self._save: Save | None = None  # the checkpoint that is being written
         self._to_try_again = False  # the last one could not be written
         self._removed: list[str] = []  # checkpoints that went when it was complete
@@ -193,7 +229,8 @@ class ModelCheckpoint(Callback):
             "mode": self.mode,
             "every_n_train_steps": self._every_n_train_steps,
             "every_n_epochs": self._every_n_epochs,
-            "train_time_interval": self._train_time_interval and str(self._train_time_interval),
+            "train_time_interval": self._train_time_interval
+            and str(self._train_time_interval),
         }
         return f"{type(self).__qualname__}[{', '.join(f'{name}={value!r}' for name, value in settings.items())}]"
 
@@ -203,7 +240,11 @@ class ModelCheckpoint(Callback):
         return self._every_n_epochs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_save": None, "_then": None}  # a copy has nothing under way
+        return {
+            **self.__dict__,
+            "_save": None,
+            "_then": None,
+        }  # a copy has nothing under way
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -211,8 +252,13 @@ class ModelCheckpoint(Callback):
         return {
             "dirpath": self.dirpath,
             "monitor": self.monitor,
-            "interval_elapsed": self._interval.elapsed if self._interval else None,  # seconds
-            **{name.removeprefix("_"): copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)},
+            "interval_elapsed": self._interval.elapsed
+            if self._interval
+            else None,  # seconds
+            **{
+                name.removeprefix("_"): copy(getattr(self, name))
+                for name in (*_RUN_STATE, *_FOLDER_STATE)
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -233,7 +279,9 @@ class ModelCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         # A collective: another process could find another version number free, or have a folder named by the time.
-        self.dirpath = trainer.strategy.broadcast(self.dirpath or default_dirpath(trainer))
+        self.dirpath = trainer.strategy.broadcast(
+            self.dirpath or default_dirpath(trainer)
+        )
         if stage != "fit" or trainer.fast_dev_run:
             return
         try:
@@ -243,16 +291,28 @@ class ModelCheckpoint(Callback):
                 raise
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if trainer.global_step < self._last_global_step_saved:  # another run, such as of another module
+        if (
+            trainer.global_step < self._last_global_step_saved
+        ):  # another run, such as of another module
             self._begin_anew()
         self._last_step_seen = trainer.global_step
         epochs = trainer.max_epochs
-        if epochs not in (None, -1) and self._every_n_epochs > epochs and not self.save_last:
-            log.warning("ModelCheckpoint(every_n_epochs=%d) saves nothing: max_epochs=%d", self._every_n_epochs, epochs)
+        if (
+            epochs not in (None, -1)
+            and self._every_n_epochs > epochs
+            and not self.save_last
+        ):
+            log.warning(
+                "ModelCheckpoint(every_n_epochs=%d) saves nothing: max_epochs=%d",
+                self._every_n_epochs,
+                epochs,
+            )
         if self._interval:
             self._interval.start(trainer.control.clock)
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._waits_for_window and not trainer.window_is_open:
             self._save_due(trainer)
         self._save_for_step(trainer)
@@ -265,10 +325,16 @@ class ModelCheckpoint(Callback):
         if step == self._last_step_seen:  # inside an accumulation window
             return
         self._last_step_seen = step
-        due = self._interval.is_over() if self._interval else step % self._every_n_train_steps == 0
+        due = (
+            self._interval.is_over()
+            if self._interval
+            else step % self._every_n_train_steps == 0
+        )
         if due and not self._should_skip_saving_checkpoint(trainer):
             if self.monitor is not None and trainer.validation_follows():
-                self._postponed = True  # the value logged until now is that of the validation before
+                self._postponed = (
+                    True  # the value logged until now is that of the validation before
+                )
             else:
                 self._save_due(trainer)
 
@@ -278,7 +344,9 @@ class ModelCheckpoint(Callback):
         self._save_for_epoch(trainer, not self._should_save_on_train_epoch_end(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self._save_for_step(trainer)  # the epoch may have been left inside a window, which has then ended
+        self._save_for_step(
+            trainer
+        )  # the epoch may have been left inside a window, which has then ended
         self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -287,7 +355,9 @@ class ModelCheckpoint(Callback):
             self._save_at_end(trainer)
         self._finish_save()
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: Module, exception: BaseException
+    ) -> None:
         try:
             self._finish_save()  # here, a process hears of its own saves only
         except Exception as error:
@@ -298,28 +368,47 @@ class ModelCheckpoint(Callback):
         earlier: Exception | None = None
         try:
             self._finish_save()
-        except Exception as error:  # of the save before; this one is the last that is tried
+        except (
+            Exception
+        ) as error:  # of the save before; this one is the last that is tried
             earlier = error
-        if trainer.global_step != self._last_global_step_saved or self.save_weights_only:
+        if (
+            trainer.global_step != self._last_global_step_saved
+            or self.save_weights_only
+        ):
             usual, self.save_weights_only = self.save_weights_only, False
             try:
-                self._commit(trainer, self._monitor_candidates(trainer), ranked=False, asked=True)
+                self._commit(
+                    trainer, self._monitor_candidates(trainer), ranked=False, asked=True
+                )
             finally:
                 self.save_weights_only = usual
         self._finish_save()
         if earlier is not None:
             raise earlier
-        return self._last_checkpoint_saved if trainer.global_step == self._last_global_step_saved else ""
+        return (
+            self._last_checkpoint_saved
+            if trainer.global_step == self._last_global_step_saved
+            else ""
+        )
 
     def _save_at_end(self, trainer: Trainer) -> None:
         if self._to_try_again:
             self._save_due(trainer)
         elif self._postponed:
             # No validation came to say how good it is. It is kept all the same, as the worst.
-            log.warning("ModelCheckpoint(monitor=%r): training ended without a validation", self.monitor)
+            log.warning(
+                "ModelCheckpoint(monitor=%r): training ended without a validation",
+                self.monitor,
+            )
             candidates = self._monitor_candidates(trainer)
             score = candidates.get(str(self.monitor), self._worst_value())
-            self._commit(trainer, candidates, score, ranked=self.check_monitor_top_k(trainer, score))
+            self._commit(
+                trainer,
+                candidates,
+                score,
+                ranked=self.check_monitor_top_k(trainer, score),
+            )
         elif self.save_last:
             self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
 
@@ -327,7 +416,10 @@ class ModelCheckpoint(Callback):
         """Save what was postponed; or, if this is the moment for it, what is due once in an epoch."""
         if self._should_skip_saving_checkpoint(trainer):
             return
-        epoch_is_due = self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        epoch_is_due = (
+            self._every_n_epochs
+            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        )
         if self._postponed or (is_moment and epoch_is_due):
             self._save_due(trainer)
         elif is_moment and self.save_last and not self._within_epochs:
@@ -366,29 +458,42 @@ class ModelCheckpoint(Callback):
         score = torch.as_tensor(score)  # "step" and "epoch" are numbers
         ranked = self.check_monitor_top_k(trainer, score)
         if not ranked and self.verbose and trainer.is_global_zero:
-            log.info("%s: %s = %.6g is not among the best %d.", _moment(trainer), self.monitor, score, self.save_top_k)
+            log.info(
+                "%s: %s = %.6g is not among the best %d.",
+                _moment(trainer),
+                self.monitor,
+                score,
+                self.save_top_k,
+            )
         self._commit(trainer, candidates, score, ranked)
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What was logged, and ``epoch`` and ``step``, as the main process has it."""
         values: dict[str, Any] = {
-            name: value.detach().to("cpu", copy=True) for name, value in trainer.callback_metrics.items()
+            name: value.detach().to("cpu", copy=True)
+            for name, value in trainer.callback_metrics.items()
         }
         # Logged by the user, they are tensors of floats, which file names do not want.
         # After the last epoch, `current_epoch` counts the completed ones.
-        epoch = trainer.current_epoch - (trainer.batch_idx == 0 and trainer.current_epoch > 0)
+        epoch = trainer.current_epoch - (
+            trainer.batch_idx == 0 and trainer.current_epoch > 0
+        )
         values["epoch"] = int(values.get("epoch", epoch))
         values["step"] = int(values.get("step", trainer.global_step))
         return trainer.strategy.broadcast(values)  # a collective
 
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+    def check_monitor_top_k(
+        self, trainer: Trainer, current: Tensor | None = None
+    ) -> bool:
         """Whether a checkpoint with the value ``current`` is among the best ``save_top_k``."""
         if current is None or self.save_top_k == 0:
             return False
         if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
             return True
         current = self._nan_is_worst(current)
-        return bool(current < self.kth_value if self.mode == "min" else current > self.kth_value)
+        return bool(
+            current < self.kth_value if self.mode == "min" else current > self.kth_value
+        )
 
     def _commit(
         self,
@@ -405,7 +510,9 @@ class ModelCheckpoint(Callback):
         self._finish_save()
         if not ranked and not self.save_last and not asked:
             return
-        self._before = {name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)}
+        self._before = {
+            name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)
+        }
         self._to_try_again = written = False
         failed: BaseException | None = None
         try:
@@ -414,7 +521,9 @@ class ModelCheckpoint(Callback):
             written = True
         except Exception as error:
             failed = error
-        if type(self)._save_checkpoint is not ModelCheckpoint._save_checkpoint:  # it saves in a way of its own
+        if (
+            type(self)._save_checkpoint is not ModelCheckpoint._save_checkpoint
+        ):  # it saves in a way of its own
             written, failed = self._follow_up(trainer, failed)
         if failed is not None:
             self._failed(failed, written)
@@ -422,7 +531,11 @@ class ModelCheckpoint(Callback):
             self._finish_save()
 
     def _prepare(
-        self, trainer: Trainer, values: dict[str, Any], score: Tensor | None, ranked: bool
+        self,
+        trainer: Trainer,
+        values: dict[str, Any],
+        score: Tensor | None,
+        ranked: bool,
     ) -> Callable[[], None]:
         """Set the attributes as they are with the new checkpoint; returns what is to be done when it is complete."""
         old_last, old_best = self.last_model_path, self._best_pointer
@@ -435,16 +548,27 @@ class ModelCheckpoint(Callback):
         self._last_checkpoint_saved = path
         if self.save_last:
             name = self.CHECKPOINT_NAME_LAST
-            self.last_model_path = self._free_path(trainer, values, name, reuse=old_last, taken=path)
+            self.last_model_path = self._free_path(
+                trainer, values, name, reuse=old_last, taken=path
+            )
         if self.monitor is not None and self.best_model_path:
             name = self.CHECKPOINT_NAME_BEST
-            if self.format_checkpoint_name(values, name) in {path, *self.best_k_models, *self._removable}:
+            if self.format_checkpoint_name(values, name) in {
+                path,
+                *self.best_k_models,
+                *self._removable,
+            }:
                 self._best_pointer = ""  # the user's `filename` is "best"
             else:
-                self._best_pointer = self._free_path(trainer, values, name, reuse=old_best)
+                self._best_pointer = self._free_path(
+                    trainer, values, name, reuse=old_best
+                )
         self._last_global_step_saved = trainer.global_step
         moment, best = _moment(trainer), self.best_model_path
-        pointers = ((self.last_model_path, path, old_last), (self._best_pointer, best, old_best))
+        pointers = (
+            (self.last_model_path, path, old_last),
+            (self._best_pointer, best, old_best),
+        )
         unneeded = self._unneeded(trainer)
 
         def then() -> None:
@@ -457,24 +581,40 @@ class ModelCheckpoint(Callback):
                 logger.after_save_checkpoint(self)
             if self.verbose:
                 value = "" if score is None else f" ({self.monitor} = {score:.6g})"
-                log.info("%s: saved %s%s; the best is %s.", moment, path, value, best or "none")
+                log.info(
+                    "%s: saved %s%s; the best is %s.",
+                    moment,
+                    path,
+                    value,
+                    best or "none",
+                )
             for old in unneeded:
                 try:
                     self._remove_checkpoint(trainer, old)
                     self._removed.append(old)
                 except RuntimeError as error:  # it is no checkpoint, such as what a subclass saved in a way of its own
-                    log.warning("%r is due to be removed, and left alone: %s", old, error)
+                    log.warning(
+                        "%r is due to be removed, and left alone: %s", old, error
+                    )
                     self._removed.append(old)
                 except Exception as error:
-                    log.warning("%r could not be removed, which is tried again later: %s", old, error)
+                    log.warning(
+                        "%r could not be removed, which is tried again later: %s",
+                        old,
+                        error,
+                    )
 
         return then
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         then, self._then = self._then, None
-        self._save = trainer.begin_save(filepath, self.save_weights_only, wait=not self.async_save, then=then)
+        self._save = trainer.begin_save(
+            filepath, self.save_weights_only, wait=not self.async_save, then=then
+        )
 
-    def _follow_up(self, trainer: Trainer, failed: BaseException | None) -> tuple[bool, BaseException | None]:
+    def _follow_up(
+        self, trainer: Trainer, failed: BaseException | None
+    ) -> tuple[bool, BaseException | None]:
         """Do what follows a save of a subclass's own, if all processes have done their part. A collective.
 
         Returns:
@@ -517,7 +657,11 @@ class ModelCheckpoint(Callback):
         """The checkpoint that the next one among the best will replace, or ""."""
         if self.monitor is None:
             return self.best_model_path if self.save_top_k == 1 else ""
-        return self.kth_best_model_path if len(self.best_k_models) == self.save_top_k else ""
+        return (
+            self.kth_best_model_path
+            if len(self.best_k_models) == self.save_top_k
+            else ""
+        )
 
     def _enter(self, path: str, score: Tensor | None, dropped: str) -> None:
         """Put a checkpoint among the best in the place of ``dropped``."""
@@ -527,12 +671,21 @@ class ModelCheckpoint(Callback):
         assert score is not None
         self.best_k_models.pop(dropped, None)
         self.current_score = self.best_k_models[path] = self._nan_is_worst(score)
-        ranks = sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max")
-        self.best_model_path, self.best_model_score = ranks[0], self.best_k_models[ranks[0]]
+        ranks = sorted(
+            self.best_k_models,
+            key=lambda path: float(self.best_k_models[path]),
+            reverse=self.mode == "max",
+        )
+        self.best_model_path, self.best_model_score = (
+            ranks[0],
+            self.best_k_models[ranks[0]],
+        )
         if self.save_top_k in (-1, len(ranks)):
             self.kth_value = self.best_k_models[ranks[-1]]
             # Of equally bad ones the oldest goes first.
-            self.kth_best_model_path = next(p for p in self.best_k_models if self.best_k_models[p] == self.kth_value)
+            self.kth_best_model_path = next(
+                p for p in self.best_k_models if self.best_k_models[p] == self.kth_value
+            )
 
     def _nan_is_worst(self, score: Tensor) -> Tensor:
         return self._worst_value() if torch.isnan(score) else score
@@ -542,7 +695,11 @@ class ModelCheckpoint(Callback):
 
     def _unneeded(self, trainer: Trainer) -> list[str]:
         """The checkpoints of ours that nothing needs any longer."""
-        needed = {*self.best_k_models, self.best_model_path, self._last_checkpoint_saved}
+        needed = {
+            *self.best_k_models,
+            self.best_model_path,
+            self._last_checkpoint_saved,
+        }
         if trainer.ckpt_path:  # what this fit was resumed from; a later one removes it
             needed.add(absolute(str(trainer.ckpt_path)))
         return [path for path in self._removable if path not in needed]
@@ -553,7 +710,11 @@ class ModelCheckpoint(Callback):
     # -- names ------------------------------------------------------------------------------------------------
 
     def format_checkpoint_name(
-        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+        self,
+        metrics: Mapping[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
     ) -> str:
         """The path of a checkpoint.
 
@@ -565,8 +726,16 @@ class ModelCheckpoint(Callback):
         """
         join, equals = self.CHECKPOINT_JOIN_CHAR, self.CHECKPOINT_EQUALS_CHAR
         template = filename or self.filename or f"{{epoch}}{join}{{step}}"
-        name = fill(template, metrics, with_names=self.auto_insert_metric_name, equals=equals)
-        name = join.join([*([prefix] if prefix else []), name, *([f"v{ver}"] if ver is not None else [])])
+        name = fill(
+            template, metrics, with_names=self.auto_insert_metric_name, equals=equals
+        )
+        name = join.join(
+            [
+                *([prefix] if prefix else []),
+                name,
+                *([f"v{ver}"] if ver is not None else []),
+            ]
+        )
         name += self.FILE_EXTENSION
         return os.path.join(self.dirpath, name) if self.dirpath else name
 
@@ -588,12 +757,21 @@ class ModelCheckpoint(Callback):
         return found
 
     def _free_path(
-        self, trainer: Trainer, values: dict[str, Any], template: str | None, reuse: str, taken: str = ""
+        self,
+        trainer: Trainer,
+        values: dict[str, Any],
+        template: str | None,
+        reuse: str,
+        taken: str = "",
     ) -> str:
         """A path for a new checkpoint or pointer: with a version number if the name is taken, but by ``reuse``."""
         path = self.format_checkpoint_name(values, template)
         version = self.STARTING_VERSION
-        while path == taken or (self._enable_version_counter and path != reuse and self.file_exists(path, trainer)):
+        while path == taken or (
+            self._enable_version_counter
+            and path != reuse
+            and self.file_exists(path, trainer)
+        ):
             path = self.format_checkpoint_name(values, template, ver=version)
             version += 1
         return path

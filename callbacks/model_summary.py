@@ -42,7 +42,9 @@ class ModelSummary(Callback):
             return
         # A module in parts is called by its strategy only.
         with_sizes = not trainer.strategy.replaces_parameters or trainer.world_size == 1
-        summary = summarize(module, self._max_depth, with_sizes)  # on all processes, as they may meet in its forward
+        summary = summarize(
+            module, self._max_depth, with_sizes
+        )  # on all processes, as they may meet in its forward
         if trainer.is_global_zero:
             self.show(summary)
 
@@ -57,7 +59,11 @@ class ModelSummary(Callback):
             return
         table = Table(header_style="bold")
         for heading in summary.columns:
-            table.add_column(heading, justify="right" if heading == "Params" else "left", no_wrap=heading == "Name")
+            table.add_column(
+                heading,
+                justify="right" if heading == "Params" else "left",
+                no_wrap=heading == "Name",
+            )
         for row in summary.rows:
             table.add_row(*row)
         console.print(table)
@@ -72,9 +78,15 @@ class LayerSummary:
     type: str  # the class's name
     parameters: int  # how many numbers in its own parameters, without those that stand in an earlier layer already
     shared: bool = False  # whether it has such parameters
-    lazy: bool = False  # whether it has parameters that get their shape with the first batch
-    training: bool | None = None  # whether it is in training mode; None if that has no meaning
-    in_size: Any = None  # shape of what it took for `example_input_array`; None if not known
+    lazy: bool = (
+        False  # whether it has parameters that get their shape with the first batch
+    )
+    training: bool | None = (
+        None  # whether it is in training mode; None if that has no meaning
+    )
+    in_size: Any = (
+        None  # shape of what it took for `example_input_array`; None if not known
+    )
     out_size: Any = None  # shape of what it returned
 
 
@@ -82,8 +94,12 @@ class LayerSummary:
 class Summary:
     """The layers of a module and their sum; its ``str`` is a table."""
 
-    layers: list[LayerSummary] = field(default_factory=list)  # to the depth asked for, in the order of `named_modules`
-    trainable: int = 0  # numbers in the parameters with `requires_grad`, shared ones counted once
+    layers: list[LayerSummary] = field(
+        default_factory=list
+    )  # to the depth asked for, in the order of `named_modules`
+    trainable: int = (
+        0  # numbers in the parameters with `requires_grad`, shared ones counted once
+    )
     frozen: int = 0  # and in those without
     bytes: int = 0  # memory that the parameters take
     sizes_shown: bool = False  # whether there was an `example_input_array`
@@ -95,7 +111,13 @@ class Summary:
 
     @property
     def columns(self) -> list[str]:
-        return ["Name", "Type", "Params", "Mode", *(["In sizes", "Out sizes"] if self.sizes_shown else [])]
+        return [
+            "Name",
+            "Type",
+            "Params",
+            "Mode",
+            *(["In sizes", "Out sizes"] if self.sizes_shown else []),
+        ]
 
     @property
     def rows(self) -> list[list[str]]:
@@ -106,17 +128,26 @@ class Summary:
                 parameters = "?" if not layer.parameters else f"{parameters} + ?"
             if layer.shared:
                 parameters += " + shared"
-            mode = "" if layer.training is None else "train" if layer.training else "eval"
+            mode = (
+                "" if layer.training is None else "train" if layer.training else "eval"
+            )
             row = [layer.name, layer.type, parameters, mode]
             if self.sizes_shown:
-                row += ["?" if size is None else str(size) for size in (layer.in_size, layer.out_size)]
+                row += [
+                    "?" if size is None else str(size)
+                    for size in (layer.in_size, layer.out_size)
+                ]
             rows.append(row)
         return rows
 
     @property
     def totals(self) -> list[str]:
         """Lines to stand below the table."""
-        more = " and those not yet known, marked ?" if any(layer.lazy for layer in self.layers) else ""
+        more = (
+            " and those not yet known, marked ?"
+            if any(layer.lazy for layer in self.layers)
+            else ""
+        )
         lines = [
             f"Trainable params: {_readable(self.trainable)}",
             f"Non-trainable params: {_readable(self.frozen)}",
@@ -127,13 +158,18 @@ class Summary:
     def __str__(self) -> str:
         table = [self.columns, *self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
+        padded = [
+            [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            for row in table
+        ]
         lines = [" | ".join(row).rstrip() for row in padded]
         rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
         return "\n".join([lines[0], rule, *lines[1:], rule, *self.totals])
 
 
-def summarize(module: nn.Module, max_depth: int = 1, with_sizes: bool = True) -> Summary:
+def summarize(
+    module: nn.Module, max_depth: int = 1, with_sizes: bool = True
+) -> Summary:
     """Summarize a module; if it has an ``example_input_array``, with the sizes that its layers take and return.
 
     For that it is called once, in evaluation mode and without gradients. Random generators, training modes and
@@ -165,23 +201,44 @@ def summarize(module: nn.Module, max_depth: int = 1, with_sizes: bool = True) ->
     first_names = {id(parameter): name for name, parameter in owners.items()}
     for name, layer in layers.items():
         own = list(layer.parameters())
-        counted = [parameter for parameter in own if first_names[id(parameter)].startswith(f"{name}.")]
-        row = LayerSummary(name, type(layer).__name__, sum(map(_count, counted)), training=layer.training)
+        counted = [
+            parameter
+            for parameter in own
+            if first_names[id(parameter)].startswith(f"{name}.")
+        ]
+        row = LayerSummary(
+            name,
+            type(layer).__name__,
+            sum(map(_count, counted)),
+            training=layer.training,
+        )
         row.shared = len(counted) < len(own)
         row.lazy = _any_lazy(own)
         row.in_size, row.out_size = sizes.get(name, (None, None))
         summary.layers.append(row)
     rest = [parameter for name, parameter in owners.items() if "." not in name]
     if rest and layers:
-        summary.layers.append(LayerSummary(_NO_LAYER, "", sum(map(_count, rest)), lazy=_any_lazy(rest)))
-    summary.trainable = sum(_count(parameter) for parameter in owners.values() if parameter.requires_grad)
-    summary.frozen = sum(_count(parameter) for parameter in owners.values() if not parameter.requires_grad)
-    summary.bytes = sum(_count(parameter) * parameter.dtype.itemsize for parameter in owners.values())
+        summary.layers.append(
+            LayerSummary(_NO_LAYER, "", sum(map(_count, rest)), lazy=_any_lazy(rest))
+        )
+    summary.trainable = sum(
+        _count(parameter) for parameter in owners.values() if parameter.requires_grad
+    )
+    summary.frozen = sum(
+        _count(parameter)
+        for parameter in owners.values()
+        if not parameter.requires_grad
+    )
+    summary.bytes = sum(
+        _count(parameter) * parameter.dtype.itemsize for parameter in owners.values()
+    )
     return summary
 
 
 def _any_lazy(parameters: Iterable[Tensor]) -> bool:
-    return any(isinstance(parameter, UninitializedParameter) for parameter in parameters)
+    return any(
+        isinstance(parameter, UninitializedParameter) for parameter in parameters
+    )
 
 
 def _count(parameter: Tensor) -> int:
@@ -209,20 +266,29 @@ def _record_sizes(
     """Call the module with its example and note shapes; or say why that was not done."""
     if _any_lazy(module.parameters()):
         # A forward pass would initialise them now, with other random numbers than without a summary.
-        return {}, "Sizes are not shown, as they depend on lazy parameters that the first batch initialises."
+        return (
+            {},
+            "Sizes are not shown, as they depend on lazy parameters that the first batch initialises.",
+        )
     sizes: dict[str, tuple[Any, Any]] = {}
 
     def note(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             taken = (*args, *kwargs.values())
-            sizes.setdefault(name, (_shape(taken[0] if len(taken) == 1 else taken), _shape(output)))
+            sizes.setdefault(
+                name, (_shape(taken[0] if len(taken) == 1 else taken), _shape(output))
+            )
 
         return hook
 
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             if not isinstance(layer, torch.jit.ScriptModule):  # which takes no hooks
-                stack.callback(layer.register_forward_hook(note(name), with_kwargs=True).remove)
+                stack.callback(
+                    layer.register_forward_hook(note(name), with_kwargs=True).remove
+                )
         stack.enter_context(_unchanged(module))
         stack.enter_context(torch.no_grad())
         module.eval()
@@ -234,8 +300,13 @@ def _record_sizes(
                 module(*example)
             else:
                 module(example)
-        except Exception as error:  # whatever the module's forward raises; a table is not worth a run
-            return sizes, f"Sizes are incomplete: forward(example_input_array) raised {type(error).__name__}: {error}"
+        except (
+            Exception
+        ) as error:  # whatever the module's forward raises; a table is not worth a run
+            return (
+                sizes,
+                f"Sizes are incomplete: forward(example_input_array) raised {type(error).__name__}: {error}",
+            )
     return sizes, ""
 
 
@@ -249,13 +320,24 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         for name, buffer in layer._buffers.items()
         if buffer is not None
     ]
-    devices = {parameter.device for parameter in module.parameters() if parameter.device.type not in ("cpu", "meta")}
+    devices = {
+        parameter.device
+        for parameter in module.parameters()
+        if parameter.device.type not in ("cpu", "meta")
+    }
     numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    python_state, numpy_state = (
+        random.getstate(),
+        numpy.random.get_state() if numpy else None,
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))  # the CPU's
         for device in devices:
-            stack.enter_context(torch.random.fork_rng(devices=[device.index or 0], device_type=device.type))
+            stack.enter_context(
+                torch.random.fork_rng(
+                    devices=[device.index or 0], device_type=device.type
+                )
+            )
         try:
             yield
         finally:
@@ -267,7 +349,9 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for place, name, buffer, value in buffers:
                     buffer.copy_(value)
-                    place[name] = buffer  # where forward put another tensor instead of changing this one
+                    place[name] = (
+                        buffer  # where forward put another tensor instead of changing this one
+                    )
 
 
 def _like_parameters(example: Any, module: nn.Module) -> Any:
@@ -276,7 +360,9 @@ def _like_parameters(example: Any, module: nn.Module) -> Any:
     if first is None:
         return example
     if isinstance(example, Tensor):
-        return example.to(first.device, first.dtype if example.is_floating_point() else None)
+        return example.to(
+            first.device, first.dtype if example.is_floating_point() else None
+        )
     if isinstance(example, dict):
         return {key: _like_parameters(value, module) for key, value in example.items()}
     if isinstance(example, (tuple, list)):

@@ -34,4 +34,8 @@ def acts_at_epoch_ends(trainer: Trainer, asked: bool | None) -> bool:
         return True
     interval = trainer.val_check_interval
     # As an int, 1 means after every batch; only as a float it is the whole epoch.
-    return trainer.check_val_every_n_epoch == 1 and isinstance(interval, float) and interval == 1.0
+    return (
+        trainer.check_val_every_n_epoch == 1
+        and isinstance(interval, float)
+        and interval == 1.0
+    )

@@ -34,7 +34,9 @@ class OnExceptionCheckpoint(Callback):
     phase = "persist"
     FILE_EXTENSION = ".ckpt"
 
-    def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
+    def __init__(
+        self, dirpath: str | os.PathLike[str], filename: str = "on_exception"
+    ) -> None:
         if not filename:
             raise ValueError("filename must not be empty")
         self.dirpath = absolute(os.fspath(dirpath))
@@ -45,13 +47,18 @@ class OnExceptionCheckpoint(Callback):
         """Where the checkpoint goes."""
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: Module, exception: BaseException
+    ) -> None:
         if trainer.state.fn != "fit" or not trainer.fitted or trainer.must_end_at_once:
             return
         if trainer.control.saved_for_signal or not trainer.is_global_zero:
             return
         if trainer.strategy.shards_state and trainer.world_size > 1:
-            log.warning("%s: no process has all of the state, nothing is saved", type(exception).__name__)
+            log.warning(
+                "%s: no process has all of the state, nothing is saved",
+                type(exception).__name__,
+            )
             return
         trainer.save_checkpoint(self.ckpt_path)
         log.warning("%s: saved %s", type(exception).__name__, self.ckpt_path)

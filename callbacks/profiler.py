@@ -73,11 +73,15 @@ class SimpleProfiler(Callback):
     def table(self) -> str:
         """The sections, the longest first."""
         total = sum(self.seconds.values())
-        lines = [f"{'section':<28}{'seconds':>10}{'share':>8}{'count':>10}{'mean ms':>12}"]
+        lines = [
+            f"{'section':<28}{'seconds':>10}{'share':>8}{'count':>10}{'mean ms':>12}"
+        ]
         for section, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
             count = self.counts[section]
             share, mean = seconds / total if total else 0.0, seconds / count * 1e3
-            lines.append(f"{section:<28}{seconds:>10.3f}{share:>8.1%}{count:>10}{mean:>12.3f}")
+            lines.append(
+                f"{section:<28}{seconds:>10.3f}{share:>8.1%}{count:>10}{mean:>12.3f}"
+            )
         lines.append(f"{'total':<28}{total:>10.3f}")
         return "\n".join(lines)
 
@@ -92,7 +96,11 @@ class SimpleProfiler(Callback):
         if not trainer.is_global_zero:
             return
         print(f"Profile of {stage}:\n{self.table()}", flush=True)
-        with open(os.path.join(folder, self.filename.format(stage=stage)), "w", encoding="utf-8") as file:
+        with open(
+            os.path.join(folder, self.filename.format(stage=stage)),
+            "w",
+            encoding="utf-8",
+        ) as file:
             file.write(self.table() + "\n")
 
     # -- each hook says what has just ended -------------------------------------------------------------------
@@ -106,20 +114,28 @@ class SimpleProfiler(Callback):
     on_train_epoch_end = _ends("end of epoch")
     on_train_end = _ends("end of the run")
 
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _ends("evaluation data loading")
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _ends(
+        "evaluation data loading"
+    )
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _ends(
         "evaluation step", then="end of evaluation"
     )
     on_validation_end = on_test_end = on_predict_end = _ends("end of evaluation")
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        self._end("start of the run" if trainer.sanity_checking else "before evaluation")
+        self._end(
+            "start of the run" if trainer.sanity_checking else "before evaluation"
+        )
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
         self._end(self._interrupted, then="checkpoint")
-        self._saving = True  # there is no hook at its end: it is what comes until the next one
+        self._saving = (
+            True  # there is no hook at its end: it is what comes until the next one
+        )
 
 
 class PyTorchProfiler(Callback):
@@ -161,7 +177,12 @@ class PyTorchProfiler(Callback):
         row_limit: int = 20,
         **profile_kwargs: Any,
     ) -> None:
-        self._schedule = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat}
+        self._schedule = {
+            "wait": wait,
+            "warmup": warmup,
+            "active": active,
+            "repeat": repeat,
+        }
         for name, count in self._schedule.items():
             require_int(name, count, least=1 if name == "active" else 0)
         self._activities = activities
@@ -207,21 +228,32 @@ class PyTorchProfiler(Callback):
             averages = self.profiler.key_averages()
         except AssertionError:  # torch's way to say that there is no event
             needed = self._schedule["wait"] + self._schedule["warmup"] + 1
-            print(f"PyTorchProfiler traced nothing: it needs at least {needed} batches.", flush=True)
+            print(
+                f"PyTorchProfiler traced nothing: it needs at least {needed} batches.",
+                flush=True,
+            )
             return
-        on_device = any(getattr(average, "self_device_time_total", 0) for average in averages)
-        sort_by = self._sort_by or ("self_device_time_total" if on_device else "self_cpu_time_total")
+        on_device = any(
+            getattr(average, "self_device_time_total", 0) for average in averages
+        )
+        sort_by = self._sort_by or (
+            "self_device_time_total" if on_device else "self_cpu_time_total"
+        )
         print(averages.table(sort_by=sort_by, row_limit=self._row_limit), flush=True)
         for path in self.trace_paths:
             print(f"Trace: {path}", flush=True)
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: Module, exception: BaseException
+    ) -> None:
         self._stop()
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.profiler is not None:
             self.profiler.step()
 
@@ -233,9 +265,17 @@ class PyTorchProfiler(Callback):
             self._start(trainer)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn != "fit" and self.profiler is not None:  # inside fit, training sets the steps
+        if (
+            trainer.state.fn != "fit" and self.profiler is not None
+        ):  # inside fit, training sets the steps
             self.profiler.step()
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:

@@ -41,7 +41,9 @@ class ProgressBar(Callback):
             RuntimeError: before a run has begun.
         """
         if self._trainer is None:
-            raise RuntimeError(f"{type(self).__name__}.trainer is there from setup on, not before")
+            raise RuntimeError(
+                f"{type(self).__name__}.trainer is there from setup on, not before"
+            )
         return self._trainer
 
     @property
@@ -70,7 +72,11 @@ class ProgressBar(Callback):
         Reading the values may wait for the device. It is called when the bar is about to be drawn.
         """
         version = trainer.loggers[0].version if trainer.loggers else None
-        shown = {} if version in (None, "") else {"v_num": version[-4:] if isinstance(version, str) else version}
+        shown = (
+            {}
+            if version in (None, "")
+            else {"v_num": version[-4:] if isinstance(version, str) else version}
+        )
         return {**shown, **trainer.progress_bar_metrics}
 
     def __getstate__(self) -> dict[str, Any]:

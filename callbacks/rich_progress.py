@@ -60,14 +60,21 @@ class RichProgressBar(ProgressBar):
         theme: RichProgressBarTheme | None = None,
         console_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        require(refresh_rate >= 0, "refresh_rate", "a number of times a second, 0 or more", refresh_rate)
+        require(
+            refresh_rate >= 0,
+            "refresh_rate",
+            "a number of times a second, 0 or more",
+            refresh_rate,
+        )
         super().__init__()
         self.refresh_rate = refresh_rate
         self.leave = leave
         self.theme = theme or RichProgressBarTheme()
         self._console_kwargs = console_kwargs or {}
         self._display: Bars | Lines | None = None  # None: nothing is shown
-        self._next_show = math.inf  # on the monotonic clock: all that is looked at after most batches
+        self._next_show = (
+            math.inf
+        )  # on the monotonic clock: all that is looked at after most batches
         self._epoch: Stretch | None = None
         self._evaluation: Stretch | None = None
         self._evaluated = 0  # batches of it, of all loaders
@@ -78,16 +85,29 @@ class RichProgressBar(ProgressBar):
 
     def configure_columns(self, trainer: Trainer) -> Sequence[ProgressColumn]:
         """The parts of a bar; override it to show others. Tasks have the fields ``speed_text`` and ``metrics``."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.table import Column
 
         theme = self.theme
 
         def whole() -> Column:
-            return Column(no_wrap=True)  # in a narrow terminal it is the metrics that go on in the next line
+            return Column(
+                no_wrap=True
+            )  # in a narrow terminal it is the metrics that go on in the next line
 
         def text(template: str, style: str, column: Column | None = None) -> TextColumn:
-            return TextColumn(template, style=style or "none", markup=False, table_column=column or whole())
+            return TextColumn(
+                template,
+                style=style or "none",
+                markup=False,
+                table_column=column or whole(),
+            )
 
         bar = BarColumn(
             bar_width=20 if get_terminal_size().columns >= 110 else 8,
@@ -109,7 +129,9 @@ class RichProgressBar(ProgressBar):
     # -- training ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if trainer.batch_idx:  # inside an epoch, which had its start before the run was resumed
+        if (
+            trainer.batch_idx
+        ):  # inside an epoch, which had its start before the run was resumed
             self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
@@ -119,10 +141,14 @@ class RichProgressBar(ProgressBar):
             self._display.remove(self._epoch)
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         label = f"{self.train_description} {trainer.current_epoch}{last}"
-        self._epoch = Stretch(label, trainer.num_training_batches, first=trainer.batch_idx)
+        self._epoch = Stretch(
+            label, trainer.num_training_batches, first=trainer.batch_idx
+        )
         self._begin(trainer, self._epoch)
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if monotonic() >= self._next_show:
             self._show(trainer, module, self._epoch, batch_idx + 1)
 
@@ -133,14 +159,26 @@ class RichProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking:
-            self._begin_evaluation(trainer, self.sanity_check_description, trainer.num_sanity_val_batches)
+            self._begin_evaluation(
+                trainer, self.sanity_check_description, trainer.num_sanity_val_batches
+            )
             return
         if isinstance(self._display, Bars):
-            self._show(trainer, module, self._epoch, trainer.batch_idx)  # it will not move for a while
-        self._begin_evaluation(trainer, self.validation_description, trainer.num_val_batches)
+            self._show(
+                trainer, module, self._epoch, trainer.batch_idx
+            )  # it will not move for a while
+        self._begin_evaluation(
+            trainer, self.validation_description, trainer.num_val_batches
+        )
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._evaluated += 1
         if monotonic() >= self._next_show:
@@ -152,13 +190,17 @@ class RichProgressBar(ProgressBar):
         silent = trainer.sanity_checking or (in_epoch and trainer.state.batches_done)
         if in_epoch and self._epoch and self._evaluation:
             self._epoch.paused += self._evaluation.seconds
-        self._end_evaluation(trainer, module, silent=silent, leave=trainer.state.fn != "fit")
+        self._end_evaluation(
+            trainer, module, silent=silent, leave=trainer.state.fn != "fit"
+        )
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
         self._begin_evaluation(trainer, self.test_description, trainer.num_test_batches)
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_evaluation(trainer, self.predict_description, trainer.num_predict_batches)
+        self._begin_evaluation(
+            trainer, self.predict_description, trainer.num_predict_batches
+        )
 
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
         self._end_evaluation(trainer, module)
@@ -166,11 +208,15 @@ class RichProgressBar(ProgressBar):
     on_predict_end = on_test_end
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
-    def _begin_evaluation(self, trainer: Trainer, label: str, limits: list[int | float]) -> None:
+    def _begin_evaluation(
+        self, trainer: Trainer, label: str, limits: list[int | float]
+    ) -> None:
         self._evaluation, self._evaluated = Stretch(label, sum(limits)), 0
         self._begin(trainer, self._evaluation)
 
-    def _end_evaluation(self, trainer: Trainer, module: Module, silent: bool = False, leave: bool = True) -> None:
+    def _end_evaluation(
+        self, trainer: Trainer, module: Module, silent: bool = False, leave: bool = True
+    ) -> None:
         if self._display is None or self._evaluation is None:
             return
         if not leave:
@@ -181,7 +227,9 @@ class RichProgressBar(ProgressBar):
 
     # -- the end ----------------------------------------------------------------------------------------------
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: Module, exception: BaseException
+    ) -> None:
         self._close()
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
@@ -189,7 +237,13 @@ class RichProgressBar(ProgressBar):
 
     def __getstate__(self) -> dict[str, Any]:
         # A terminal can be neither copied nor sent to another process.
-        return {**super().__getstate__(), "_display": None, "_epoch": None, "_evaluation": None, "_next_show": math.inf}
+        return {
+            **super().__getstate__(),
+            "_display": None,
+            "_epoch": None,
+            "_evaluation": None,
+            "_next_show": math.inf,
+        }
 
     # -- drawing ----------------------------------------------------------------------------------------------
 
@@ -201,7 +255,9 @@ class RichProgressBar(ProgressBar):
         self._display.begin(stretch)
         self._next_show = monotonic() + self._display.interval
 
-    def _show(self, trainer: Trainer, module: Module, stretch: Stretch | None, done: int) -> None:
+    def _show(
+        self, trainer: Trainer, module: Module, stretch: Stretch | None, done: int
+    ) -> None:
         """Draw with the logged values, which waits for the device."""
         if self._display is None or not self.is_enabled:
             return
@@ -224,21 +280,33 @@ class RichProgressBar(ProgressBar):
         from rich.theme import Theme
 
         theme = self.theme  # of parts that know their style by name only
-        styles = {"progress.download": theme.batch_progress, "progress.elapsed": theme.time}
+        styles = {
+            "progress.download": theme.batch_progress,
+            "progress.elapsed": theme.time,
+        }
         styles["progress.remaining"] = theme.time
         console = Console(**{"theme": Theme(styles), **self._console_kwargs})
         in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
         # With FORCE_COLOR, which many CI systems set, rich takes a file for a terminal: each drawing would be a line.
         forced = self._console_kwargs.keys() & {"force_terminal", "force_interactive"}
-        in_terminal = console.is_interactive and (forced or getattr(console.file, "isatty", bool)())
+        in_terminal = console.is_interactive and (
+            forced or getattr(console.file, "isatty", bool)()
+        )
         if not (in_terminal or in_notebook):
             return Lines(console)
-        progress = Progress(*self.configure_columns(trainer), console=console, auto_refresh=False)
+        progress = Progress(
+            *self.configure_columns(trainer), console=console, auto_refresh=False
+        )
         return Bars(progress, 1 / self.refresh_rate)
 
     def _close(self) -> None:
         """Give the terminal back."""
         self._next_show = math.inf
-        display, self._display, self._epoch, self._evaluation = self._display, None, None, None
+        display, self._display, self._epoch, self._evaluation = (
+            self._display,
+            None,
+            None,
+            None,
+        )
         if display is not None:
             display.close()

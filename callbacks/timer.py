@@ -45,14 +45,18 @@ class Timer(Callback):
         interval: str = "step",
         verbose: bool = True,
     ) -> None:
-        require(interval in ("step", "epoch"), "interval", "'step' or 'epoch'", interval)
+        require(
+            interval in ("step", "epoch"), "interval", "'step' or 'epoch'", interval
+        )
         self._duration = None if duration is None else _seconds(duration)
         self._interval = interval
         self._verbose = verbose
         self._start: dict[str, float] = {}
         self._end: dict[str, float] = {}
         self._before = 0.0  # seconds of training before this fit
-        self._deadline = math.inf  # checked after each step; infinite if that is not asked for
+        self._deadline = (
+            math.inf
+        )  # checked after each step; infinite if that is not asked for
 
     # -- what was measured ------------------------------------------------------------------------------------
 
@@ -75,7 +79,11 @@ class Timer(Callback):
 
     def time_remaining(self, stage: str = "train") -> float | None:
         """Seconds of ``duration`` that a stage has left, negative if it took longer; None without a ``duration``."""
-        return None if self._duration is None else self._duration - self.time_elapsed(stage)
+        return (
+            None
+            if self._duration is None
+            else self._duration - self.time_elapsed(stage)
+        )
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -95,17 +103,27 @@ class Timer(Callback):
         if self._duration is not None:
             deadline = self._start["train"] + self._duration - self._before
             self._deadline = deadline if self._interval == "step" else math.inf
-            if time.monotonic() >= deadline:  # it was used up before this run was resumed
+            if (
+                time.monotonic() >= deadline
+            ):  # it was used up before this run was resumed
                 self._stop(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if time.monotonic() >= self._deadline:
             self._deadline = math.inf
-            self._stop(trainer)  # on this process; the Trainer lets all of them stop at the same step
+            self._stop(
+                trainer
+            )  # on this process; the Trainer lets all of them stop at the same step
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         left = self.time_remaining()
-        if self._interval == "epoch" and left is not None and trainer.strategy.broadcast(left) <= 0:
+        if (
+            self._interval == "epoch"
+            and left is not None
+            and trainer.strategy.broadcast(left) <= 0
+        ):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -157,9 +175,19 @@ def _seconds(duration: str | timedelta | Mapping[str, float]) -> float:
         try:
             return timedelta(**duration).total_seconds()
         except TypeError as error:
-            raise ValueError(f"duration must hold arguments of datetime.timedelta; got {duration!r}") from error
-    match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip()) if isinstance(duration, str) else None
+            raise ValueError(
+                f"duration must hold arguments of datetime.timedelta; got {duration!r}"
+            ) from error
+    match = (
+        re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
+        if isinstance(duration, str)
+        else None
+    )
     if match is None:
-        raise ValueError(f"duration must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments; got {duration!r}")
+        raise ValueError(
+            f"duration must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments; got {duration!r}"
+        )
     days, hours, minutes, seconds = map(int, match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    return timedelta(
+        days=days, hours=hours, minutes=minutes, seconds=seconds
+    ).total_seconds()

@@ -8,7 +8,11 @@ copyright = f"2026, {author}"
 release = installed_version("loopwright")
 version = release
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]  # no intersphinx: builds without a network
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]  # no intersphinx: builds without a network
 exclude_patterns = ["_build"]
 default_role = "code"  # `name` in a docstring is code, as in Markdown
 

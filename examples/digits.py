@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from loopwright.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from loopwright.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from loopwright.framework import DataModule, Module, Trainer, seed_everything
 from loopwright.loggers import TensorBoardLogger
 
@@ -49,7 +54,9 @@ class Digits(DataModule):
 
     def setup(self, stage: str) -> None:
         digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # (1797, 1, 8, 8), from 0 to 1
+        images = (
+            torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+        )  # (1797, 1, 8, 8), from 0 to 1
         labels = torch.tensor(digits.target)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         train, val, test = order.split([1257, 270, 270])
@@ -67,7 +74,12 @@ class Digits(DataModule):
         return self.loader(self.test)
 
     def loader(self, images: Images, shuffle: bool = False) -> DataLoader:
-        return DataLoader(images, self.hparams.batch_size, shuffle=shuffle, num_workers=self.hparams.num_workers)
+        return DataLoader(
+            images,
+            self.hparams.batch_size,
+            shuffle=shuffle,
+            num_workers=self.hparams.num_workers,
+        )
 
 
 class ConvNet(Module):
@@ -76,7 +88,9 @@ class ConvNet(Module):
     def __init__(self, channels: int = 32, learning_rate: float = 3e-3) -> None:
         super().__init__()
         self.save_hyperparameters()  # for the loggers, and so that load_from_checkpoint can construct it again
-        self.example_input_array = torch.zeros(1, 1, 8, 8)  # gives the model's summary its sizes
+        self.example_input_array = torch.zeros(
+            1, 1, 8, 8
+        )  # gives the model's summary its sizes
         self.net = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(),
@@ -114,17 +128,38 @@ class ConvNet(Module):
         self.log("test_acc", self.test_acc)
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01
+        )
         steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams.learning_rate, total_steps=steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train a small convolutional network on handwritten digits.")
-    parser.add_argument("--epochs", type=int, default=25, help="train at most so many epochs (default: 25)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and augmentation (default: 0)")
-    parser.add_argument("--dir", default="logs", help="where curves and checkpoints go (default: logs)")
+    parser = argparse.ArgumentParser(
+        description="Train a small convolutional network on handwritten digits."
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=25,
+        help="train at most so many epochs (default: 25)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of weights, data order and augmentation (default: 0)",
+    )
+    parser.add_argument(
+        "--dir", default="logs", help="where curves and checkpoints go (default: logs)"
+    )
     args = parser.parse_args()
 
     seed_everything(args.seed)

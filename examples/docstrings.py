@@ -64,13 +64,19 @@ def sources(module: str) -> list[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     files = [library / f"{module}.py", *sorted((library / module).rglob("*.py"))]
     tests = {"test", "tests", "idle_test"}
-    return [file for file in files if file.is_file() and tests.isdisjoint(file.relative_to(library).parts)]
+    return [
+        file
+        for file in files
+        if file.is_file() and tests.isdisjoint(file.relative_to(library).parts)
+    ]
 
 
 def docstrings(file: Path) -> Iterator[str]:
     """The docstrings in a source file, in lower case and on one line. The file is parsed, not run."""
     for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(
+            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        ):
             words = (ast.get_docstring(node) or "").lower().split()
             if len(words) >= 3:
                 yield " ".join(words)
@@ -97,8 +103,13 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(BPE(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False))
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.train_from_iterator(
+        texts,
+        BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=0)
     return tokenizer
@@ -122,20 +133,31 @@ class Docstrings(DataModule):
         limit: take only so many of the docstrings.
     """
 
-    def __init__(self, folder: str, batch_size: int = 32, limit: int | None = None) -> None:
+    def __init__(
+        self, folder: str, batch_size: int = 32, limit: int | None = None
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
 
     def prepare_data(self) -> None:
         # In one process: the others read what it found, so that all of them number tokens and topics alike.
         examples = collect()
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()[: self.hparams.limit]
+        order = torch.randperm(
+            len(examples), generator=torch.Generator().manual_seed(0)
+        ).tolist()[: self.hparams.limit]
         cut = len(order) * 85 // 100
-        parts = {"train": [examples[i] for i in order[:cut]], "val": [examples[i] for i in order[cut:]]}
+        parts = {
+            "train": [examples[i] for i in order[:cut]],
+            "val": [examples[i] for i in order[cut:]],
+        }
         folder = Path(self.hparams.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "docstrings.json").write_text(json.dumps(parts, indent=1), encoding="utf-8")
-        train_tokenizer([text for text, _ in parts["train"]]).save(str(folder / "tokenizer.json"))
+        (folder / "docstrings.json").write_text(
+            json.dumps(parts, indent=1), encoding="utf-8"
+        )
+        train_tokenizer([text for text, _ in parts["train"]]).save(
+            str(folder / "tokenizer.json")
+        )
 
     def setup(self, stage: str) -> None:
         folder = Path(self.hparams.folder)
@@ -144,7 +166,9 @@ class Docstrings(DataModule):
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train, self.hparams.batch_size, shuffle=True, collate_fn=self.collate)
+        return DataLoader(
+            self.train, self.hparams.batch_size, shuffle=True, collate_fn=self.collate
+        )
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, self.hparams.batch_size, collate_fn=self.collate)
@@ -157,7 +181,13 @@ class Docstrings(DataModule):
 class Classifier(Module):
     """A DistilBERT of two layers, and the tokenizer that it was trained with."""
 
-    def __init__(self, width: int = 64, layers: int = 2, dropout: float = 0.1, learning_rate: float = 2e-3) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        layers: int = 2,
+        dropout: float = 0.1,
+        learning_rate: float = 2e-3,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()  # for the loggers, and so that load_from_checkpoint can construct it again
         config = DistilBertConfig(
@@ -194,13 +224,22 @@ class Classifier(Module):
         output = self(batch)
         self.val_acc(output.logits, batch["labels"])
         self.log("val_loss", output.loss, prog_bar=True)
-        self.log("val_acc", self.val_acc, prog_bar=True)  # exact in several processes too: each docstring counts once
+        self.log(
+            "val_acc", self.val_acc, prog_bar=True
+        )  # exact in several processes too: each docstring counts once
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01
+        )
         steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams.learning_rate, total_steps=steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     # A model is of no use without its tokenizer, so they travel together.
 
@@ -212,18 +251,39 @@ class Classifier(Module):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train a small DistilBERT to tell docstrings' topics.")
-    parser.add_argument("--epochs", type=int, default=5, help="train so many epochs (default: 5)")
-    parser.add_argument("--devices", type=int, default=2, help="train in so many processes (default: 2)")
-    parser.add_argument("--precision", default="32-true", help="such as bf16-mixed (default: 32-true)")
-    parser.add_argument("--limit", type=int, help="take only so many docstrings (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and dropout (default: 0)")
-    parser.add_argument("--dir", default="logs", help="where curves and checkpoints go (default: logs)")
+    parser = argparse.ArgumentParser(
+        description="Train a small DistilBERT to tell docstrings' topics."
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="train so many epochs (default: 5)"
+    )
+    parser.add_argument(
+        "--devices", type=int, default=2, help="train in so many processes (default: 2)"
+    )
+    parser.add_argument(
+        "--precision", default="32-true", help="such as bf16-mixed (default: 32-true)"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="take only so many docstrings (default: all)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of weights, data order and dropout (default: 0)",
+    )
+    parser.add_argument(
+        "--dir", default="logs", help="where curves and checkpoints go (default: logs)"
+    )
     args = parser.parse_args()
 
     seed_everything(args.seed)
     # Each process takes its share of 32 docstrings, so that a step is the same whatever their number.
-    data = Docstrings(f"{args.dir}/docstrings", batch_size=max(1, 32 // args.devices), limit=args.limit)
+    data = Docstrings(
+        f"{args.dir}/docstrings",
+        batch_size=max(1, 32 // args.devices),
+        limit=args.limit,
+    )
     model = Classifier()
     checkpoints = ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_acc:.3f}")
     trainer = Trainer(
@@ -234,7 +294,11 @@ def main() -> int:
         max_epochs=args.epochs,
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(args.dir, name="docstrings"),
-        callbacks=[checkpoints, LearningRateMonitor(logging_interval="step"), RichProgressBar()],
+        callbacks=[
+            checkpoints,
+            LearningRateMonitor(logging_interval="step"),
+            RichProgressBar(),
+        ],
         log_every_n_steps=20,
     )
     # With several devices, this runs the same command line in a process for each. From here on, all of them are here.

@@ -8,9 +8,14 @@ from loopwright.framework import Engine
 
 torch.manual_seed(0)
 digits = load_digits()
-images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+images, labels = (
+    torch.tensor(digits.data, dtype=torch.float32) / 16,
+    torch.tensor(digits.target),
+)
 loader = DataLoader(TensorDataset(images, labels), batch_size=32)
-model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+model = torch.nn.Sequential(
+    torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 engine = Engine()

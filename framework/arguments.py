@@ -78,24 +78,38 @@ def names_arguments(init: Initializer) -> Initializer:
     """
     parameters = list(inspect.signature(init).parameters.values())[1:]
     known = [parameter.name for parameter in parameters]
-    positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    positional = [
+        parameter
+        for parameter in parameters
+        if parameter.kind is not parameter.KEYWORD_ONLY
+    ]
     owner = init.__qualname__.partition(".")[0]
 
     @wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         if len(args) > len(positional):
-            raise TypeError(f"{owner} takes its arguments by name, such as {known[0]}=…; got {args[-1]!r}")
+            raise TypeError(
+                f"{owner} takes its arguments by name, such as {known[0]}=…; got {args[-1]!r}"
+            )
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{owner} has no argument {name!r}{_advice(name, known)}")
-        init(self, *map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+                raise TypeError(
+                    f"{owner} has no argument {name!r}{_advice(name, known)}"
+                )
+        init(
+            self,
+            *map(_plain, args),
+            **{name: _plain(value) for name, value in kwargs.items()},
+        )
 
     return checked  # type: ignore[return-value] # it has the constructor's signature
 
 
 def _plain(value: Any) -> Any:
     """A number of NumPy's, as a computed step count or a sweep has it, as Python's own."""
-    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    is_scalar = (
+        type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    )
     return value.item() if is_scalar else value
 
 
@@ -103,16 +117,26 @@ def _advice(name: str, known: list[str]) -> str:
     if name in ELSEWHERE:
         return f": here that is {ELSEWHERE[name]}"
     close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; its arguments are {', '.join(known)}"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; its arguments are {', '.join(known)}"
+    )
 
 
-def check_count(name: str, value: Any, minimum: int, extra: tuple[Any, ...] = ()) -> None:
+def check_count(
+    name: str, value: Any, minimum: int, extra: tuple[Any, ...] = ()
+) -> None:
     """Require an integer from ``minimum``, or one of ``extra``."""
-    if any(value is item or (type(value) is type(item) and value == item) for item in extra):
+    if any(
+        value is item or (type(value) is type(item) and value == item) for item in extra
+    ):
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         others = "".join(f", or {item!r}" for item in extra)
-        raise ValueError(f"{name} must be an integer from {minimum}{others}; got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer from {minimum}{others}; got {value!r}"
+        )
 
 
 def check_limit(name: str, value: Any) -> int | float:
@@ -122,20 +146,31 @@ def check_limit(name: str, value: Any) -> int | float:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     fraction = isinstance(value, float) and 0.0 <= value <= 1.0
     if not whole and not fraction:
-        raise ValueError(f"{name} must be a number of batches (int from 0) or a fraction (0.0 to 1.0); got {value!r}")
+        raise ValueError(
+            f"{name} must be a number of batches (int from 0) or a fraction (0.0 to 1.0); got {value!r}"
+        )
     return value
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Require one of ``choices``."""
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    if not any(
+        value is choice or (isinstance(value, str) and value == choice)
+        for choice in choices
+    ):
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}"
+        )
 
 
 def check_clipping(value: Any, algorithm: Any) -> str:
     """Check the two clipping arguments; returns the algorithm."""
-    if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):
-        raise ValueError(f"gradient_clip_val must be a number from 0, or None; got {value!r}")
+    if value is not None and (
+        not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0
+    ):
+        raise ValueError(
+            f"gradient_clip_val must be a number from 0, or None; got {value!r}"
+        )
     check_choice("gradient_clip_algorithm", algorithm, (None, "norm", "value"))
     return algorithm or "norm"
 
@@ -161,4 +196,6 @@ def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
 def check_max_time(value: Any) -> None:
     """Require a duration that the Timer takes."""
     if value is not None and not isinstance(value, (str, dict, timedelta)):
-        raise TypeError(f'max_time must be "DD:HH:MM:SS", a timedelta or a dict of its arguments; got {value!r}')
+        raise TypeError(
+            f'max_time must be "DD:HH:MM:SS", a timedelta or a dict of its arguments; got {value!r}'
+        )

@@ -98,7 +98,11 @@ class TrainerAttributes:
     @property
     def is_last_batch(self) -> bool:
         """Whether the running training batch is its epoch's last, where that is certain beforehand."""
-        most = self.data.max_batches.get("train", INFINITE) if self.data is not None else INFINITE
+        most = (
+            self.data.max_batches.get("train", INFINITE)
+            if self.data is not None
+            else INFINITE
+        )
         return self.state.batch_idx + 1 >= most
 
     @property
@@ -158,7 +162,9 @@ class TrainerAttributes:
     @optimizers.setter
     def optimizers(self, optimizers: list[Any]) -> None:
         if not self.fitted:
-            raise RuntimeError("optimizers can be replaced once fit has called configure_optimizers")
+            raise RuntimeError(
+                "optimizers can be replaced once fit has called configure_optimizers"
+            )
         self.optimization.replace_optimizers(self.engine.setup_optimizers(optimizers))
 
     @property
@@ -224,7 +230,11 @@ class TrainerAttributes:
     @property
     def checkpoint_callbacks(self) -> list[Any]:
         """All ``ModelCheckpoint`` callbacks."""
-        return [callback for callback in self.callbacks if isinstance(callback, builtin_callbacks.ModelCheckpoint)]
+        return [
+            callback
+            for callback in self.callbacks
+            if isinstance(callback, builtin_callbacks.ModelCheckpoint)
+        ]
 
     @property
     def early_stopping_callback(self) -> Any:
@@ -234,12 +244,19 @@ class TrainerAttributes:
     @property
     def early_stopping_callbacks(self) -> list[Any]:
         """All ``EarlyStopping`` callbacks."""
-        return [callback for callback in self.callbacks if isinstance(callback, builtin_callbacks.EarlyStopping)]
+        return [
+            callback
+            for callback in self.callbacks
+            if isinstance(callback, builtin_callbacks.EarlyStopping)
+        ]
 
     @property
     def progress_bar_callback(self) -> Any:
         """The progress bar, or None."""
-        return next((c for c in self.callbacks if isinstance(c, builtin_callbacks.ProgressBar)), None)
+        return next(
+            (c for c in self.callbacks if isinstance(c, builtin_callbacks.ProgressBar)),
+            None,
+        )
 
     # -- what was logged --------------------------------------------------------------------------------------
 
@@ -266,17 +283,25 @@ class TrainerAttributes:
 
         What a stream tells is an estimate: it is read to its end.
         """
-        return self.data.num_batches.get("train", INFINITE) if self.data is not None else INFINITE
+        return (
+            self.data.num_batches.get("train", INFINITE)
+            if self.data is not None
+            else INFINITE
+        )
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Validation batches of each loader."""
-        return self.data.num_batches.get("validate", []) if self.data is not None else []
+        return (
+            self.data.num_batches.get("validate", []) if self.data is not None else []
+        )
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
         """Batches of each loader in the sanity check."""
-        limit = INFINITE if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
+        limit = (
+            INFINITE if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
+        )
         return [min(limit, batches) for batches in self.num_val_batches]
 
     @property
@@ -293,7 +318,9 @@ class TrainerAttributes:
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be."""
         if self.data is None:
-            raise RuntimeError("estimated_stepping_batches is known inside fit, such as in configure_optimizers")
+            raise RuntimeError(
+                "estimated_stepping_batches is known inside fit, such as in configure_optimizers"
+            )
         self.data.load_train()
         batches = self.num_training_batches
         if self.max_epochs in (None, -1) or batches == INFINITE:

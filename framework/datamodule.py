@@ -58,10 +58,16 @@ class DataHooks:
         """Change a batch before it moves to the device."""
         return batch
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         """Move a batch to the device."""
         trainer = self.__dict__.get("_trainer")
-        return move_batch(batch, device) if trainer is None else trainer.engine.to_device(batch)
+        return (
+            move_batch(batch, device)
+            if trainer is None
+            else trainer.engine.to_device(batch)
+        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch after it moved to the device."""
@@ -91,7 +97,9 @@ class DataModule(DataHooks, HyperparametersMixin):
         """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, weights_only: bool | None = None, **overrides: Any) -> Self:
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, weights_only: bool | None = None, **overrides: Any
+    ) -> Self:
         """Construct the data from a checkpoint's hyperparameters, and give it back its state.
 
         Args:
@@ -133,18 +141,35 @@ class DataModule(DataHooks, HyperparametersMixin):
         def loader(dataset: Any, shuffle: bool) -> DataLoader[Any]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
             pin = torch.accelerator.is_available()
-            return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pin)
+            return DataLoader(
+                dataset,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                num_workers=num_workers,
+                pin_memory=pin,
+            )
 
         def loaders(datasets: Any, shuffle: bool) -> Any:
             if isinstance(datasets, Mapping):
-                return {name: loader(dataset, shuffle) for name, dataset in datasets.items()}
+                return {
+                    name: loader(dataset, shuffle) for name, dataset in datasets.items()
+                }
             if isinstance(datasets, (list, tuple)):
                 return [loader(dataset, shuffle) for dataset in datasets]
             return loader(datasets, shuffle)
 
         instance = cls(**kwargs)
-        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        given = {
+            "train": train_dataset,
+            "val": val_dataset,
+            "test": test_dataset,
+            "predict": predict_dataset,
+        }
         for name, datasets in given.items():
             if datasets is not None:
-                setattr(instance, f"{name}_dataloader", partial(loaders, datasets, name == "train"))
+                setattr(
+                    instance,
+                    f"{name}_dataloader",
+                    partial(loaders, datasets, name == "train"),
+                )
         return instance

@@ -15,7 +15,9 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""
 
 
-def in_main_process(strategy: Strategy, path: str, write: Callable[[], Any], together: bool = True) -> None:
+def in_main_process(
+    strategy: Strategy, path: str, write: Callable[[], Any], together: bool = True
+) -> None:
     """Let the main process write ``path``; if that fails, it fails in all of them. A collective, if ``together``."""
     failed: BaseException | None = None
     if strategy.is_global_zero:
@@ -38,7 +40,9 @@ def exchange(
         The ``value`` of each, by rank; and what to raise, if anything failed anywhere: an OSError in all of them, or
         something else in all of them.
     """
-    if strategy.world_size == 1 or strategy.failed:  # then the others are in another collective, or gone
+    if (
+        strategy.world_size == 1 or strategy.failed
+    ):  # then the others are in another collective, or gone
         return [value], failed
     own = failed and (isinstance(failed, OSError), f"{type(failed).__name__}: {failed}")
     told = strategy.gather_objects((own, value))
@@ -49,6 +53,8 @@ def exchange(
     by_system, message = told[guilty][0]
     if failed is not None and isinstance(failed, OSError) == by_system:
         return values, failed
-    error = (OSError if by_system else RuntimeError)(f"rank {guilty} could not save {path!r}: {message}")
+    error = (OSError if by_system else RuntimeError)(
+        f"rank {guilty} could not save {path!r}: {message}"
+    )
     error.__cause__ = failed
     return values, error

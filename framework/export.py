@@ -16,10 +16,17 @@ from .checkpoint.tensors import StagedTensors, is_plain
 from .errors import CheckpointError
 from .messages import configure, log
 
-_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+_DTYPES = {
+    name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
+}
 
 
-def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None = None, share: bool = False) -> int:
+def export_weights(
+    state: dict[str, Any],
+    path: str,
+    dtype: torch.dtype | None = None,
+    share: bool = False,
+) -> int:
     """Write a module's ``state_dict`` to one safetensors file, all at once.
 
     Args:
@@ -36,10 +43,19 @@ def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None =
         OSError: if it cannot be written.
     """
     if os.path.isdir(path) or not os.path.basename(path):
-        raise ValueError(f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got {path!r}")
-    tensors = {name: _converted(value, dtype) for name, value in state.items() if is_plain(value)}
+        raise ValueError(
+            f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got {path!r}"
+        )
+    tensors = {
+        name: _converted(value, dtype)
+        for name, value in state.items()
+        if is_plain(value)
+    }
     if left_out := state.keys() - tensors.keys():
-        log.warning("Export: left out %s, no tensors that safetensors can hold", ", ".join(sorted(left_out)))
+        log.warning(
+            "Export: left out %s, no tensors that safetensors can hold",
+            ", ".join(sorted(left_out)),
+        )
     staged = StagedTensors(tensors, copy=False, share=share)
     with replacing(path) as file:
         staged.write(file)
@@ -47,7 +63,9 @@ def export_weights(state: dict[str, Any], path: str, dtype: torch.dtype | None =
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    return (
+        tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,10 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write the weights of a checkpoint to one safetensors file. Nothing in it can run code.",
     )
     parser.add_argument(
-        "checkpoint", help="a checkpoint, a pointer such as last.ckpt, or a Lightning .ckpt; or its URL"
+        "checkpoint",
+        help="a checkpoint, a pointer such as last.ckpt, or a Lightning .ckpt; or its URL",
     )
     parser.add_argument("file", help="the safetensors file to write, or its URL")
-    parser.add_argument("--dtype", choices=_DTYPES, help="convert floating-point tensors")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, help="convert floating-point tensors"
+    )
     options = parser.parse_args(arguments)
     configure()
     try:

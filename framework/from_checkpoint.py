@@ -15,7 +15,9 @@ from .checkpoint.tensors import device_of
 from .errors import CheckpointError
 
 
-def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool) -> None:
+def load_weights(
+    load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool
+) -> None:
     """Load ``checkpoint["state_dict"]`` through ``load(state, strict)``.
 
     Raises:
@@ -32,18 +34,33 @@ def load_weights(load: Any, module: Any, checkpoint: dict[str, Any], path: Any, 
         ) from error
 
 
-def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, overrides: dict[str, Any]) -> Any:
+def construct(
+    cls: type[Any],
+    path: str,
+    checkpoint: dict[str, Any],
+    key: str,
+    overrides: dict[str, Any],
+) -> Any:
     """Construct ``cls`` from the hyperparameters that a checkpoint holds under ``key``."""
     parameters = inspect.signature(cls.__init__).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    takes_any = any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
     saved = checkpoint.get(key, {})
     with naming_damage(path, "its hyperparameters are not as they should be"):
-        call = checkpoint.get(f"{key}_call") or {"arguments": list(saved), "whole": None}
+        call = checkpoint.get(f"{key}_call") or {
+            "arguments": list(saved),
+            "whole": None,
+        }
         kinds = call.get("kinds", {})
         if call["whole"] is not None:
             name, kind = call["whole"]
             saved, kinds = {name: saved}, {name: kind}
-        kept = {k: v for k, v in saved.items() if k in call["arguments"] and (takes_any or k in parameters)}
+        kept = {
+            k: v
+            for k, v in saved.items()
+            if k in call["arguments"] and (takes_any or k in parameters)
+        }
     arguments = {**kept, **overrides}
     if (sealed := find_sealed(arguments)) is not None:
         raise sealed._error()
@@ -52,7 +69,9 @@ def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, o
     missing = [
         name
         for name, p in list(parameters.items())[1:]
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and name not in arguments
     ]
     if missing:
         raise CheckpointError(
@@ -62,11 +81,15 @@ def construct(cls: type[Any], path: str, checkpoint: dict[str, Any], key: str, o
     return cls(**arguments)
 
 
-def datamodule_from_checkpoint(cls: type[Any], path: Any, weights_only: bool | None, overrides: dict[str, Any]) -> Any:
+def datamodule_from_checkpoint(
+    cls: type[Any], path: Any, weights_only: bool | None, overrides: dict[str, Any]
+) -> Any:
     """``DataModule.load_from_checkpoint``."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only)
-    datamodule = construct(cls, path, checkpoint, "datamodule_hyper_parameters", overrides)
+    datamodule = construct(
+        cls, path, checkpoint, "datamodule_hyper_parameters", overrides
+    )
     if "datamodule" in checkpoint:
         require_unsealed(checkpoint["datamodule"])
         datamodule.load_state_dict(checkpoint["datamodule"])
@@ -74,7 +97,12 @@ def datamodule_from_checkpoint(cls: type[Any], path: Any, weights_only: bool | N
 
 
 def module_from_checkpoint(
-    cls: type[Any], path: Any, map_location: Any, strict: bool | None, weights_only: bool | None, overrides: Any
+    cls: type[Any],
+    path: Any,
+    map_location: Any,
+    strict: bool | None,
+    weights_only: bool | None,
+    overrides: Any,
 ) -> Any:
     """``Module.load_from_checkpoint``."""
     path = resolve(os.fspath(path))
@@ -85,5 +113,11 @@ def module_from_checkpoint(
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     exact = module.strict_loading if strict is None else strict
-    load_weights(lambda state, s: module.load_state_dict(state, strict=s), module, checkpoint, path, exact)
+    load_weights(
+        lambda state, s: module.load_state_dict(state, strict=s),
+        module,
+        checkpoint,
+        path,
+        exact,
+    )
     return module

@@ -28,7 +28,9 @@ class HyperparametersMixin:
         new: Any = super().__new__
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 
-    def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] | None = None, logger: bool = True) -> None:
+    def save_hyperparameters(
+        self, *args: Any, ignore: str | Iterable[str] | None = None, logger: bool = True
+    ) -> None:
         """Keep the constructor's arguments in :attr:`hparams`, in checkpoints and in the loggers.
 
         Call it in ``__init__``, of the class or of a base class: what subclasses pass to their bases counts too, the
@@ -50,12 +52,16 @@ class HyperparametersMixin:
         ignored = self.__dict__.setdefault("_ignored_hparams", {})
         ignored[depth] = {ignore} if isinstance(ignore, str) else set(ignore or ())
         # A subclass, whose constructor runs around its base's, has the last word.
-        left_out = set().union(*(names for level, names in ignored.items() if level <= depth))
+        left_out = set().union(
+            *(names for level, names in ignored.items() if level <= depth)
+        )
         self._log_hyperparams = logger
         self.hparams.update(chosen)
         for name in left_out:
             self.hparams.pop(name, None)
-        if modules := [name for name, value in self.hparams.items() if isinstance(value, nn.Module)]:
+        if modules := [
+            name for name, value in self.hparams.items() if isinstance(value, nn.Module)
+        ]:
             warnings.warn(
                 f"save_hyperparameters keeps {', '.join(map(repr, modules))}, which is a module: every checkpoint "
                 f"would hold its weights a second time, as a pickled object; leave it out by ignore={modules!r}",
@@ -95,11 +101,24 @@ class HyperparametersMixin:
         """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""
         if running := self.__dict__.get("_constructor_calls"):
             own = self._constructor_arguments(running[:1])
-            kinds = {name: kind for name, value in own.items() if (kind := kind_of(type(self), name, value))}
-            whole = next((name for name, value in own.items() if value is kept and not isinstance(value, str)), None)
+            kinds = {
+                name: kind
+                for name, value in own.items()
+                if (kind := kind_of(type(self), name, value))
+            }
+            whole = next(
+                (
+                    name
+                    for name, value in own.items()
+                    if value is kept and not isinstance(value, str)
+                ),
+                None,
+            )
             self.__dict__["_hparams_call"] = {
                 "arguments": list(own),
-                "whole": None if whole is None else [whole, kinds.get(whole, type(kept).__name__)],
+                "whole": None
+                if whole is None
+                else [whole, kinds.get(whole, type(kept).__name__)],
                 "kinds": kinds,
             }
 
@@ -113,13 +132,18 @@ class HyperparametersMixin:
         call = self.hparams_call or {"whole": None, "kinds": {}}
         everything = call["whole"] is not None
         kinds = call["kinds"]
-        return {n: portable(value) if everything or n in kinds else value for n, value in self.hparams.items()}
+        return {
+            n: portable(value) if everything or n in kinds else value
+            for n, value in self.hparams.items()
+        }
 
     def _constructor_arguments(self, running: Any = None) -> dict[str, Any]:
         """The arguments of the constructors that are running, by name, defaults included."""
         running = running or self.__dict__.get("_constructor_calls")
         if not running:
-            raise RuntimeError(f"{type(self).__name__}: the constructor's arguments are known in __init__ only")
+            raise RuntimeError(
+                f"{type(self).__name__}: the constructor's arguments are known in __init__ only"
+            )
         arguments: dict[str, Any] = {}
         for init, args, kwargs in reversed(running):
             signature = inspect.signature(init)
@@ -150,7 +174,9 @@ def _record_constructors(cls: type[Any]) -> None:
         if not inspect.isfunction(init) or hasattr(init, "records_call"):
             continue
         code = getattr(inspect.unwrap(init), "__code__", None)
-        if issubclass(kind, HyperparametersMixin) or "save_hyperparameters" in getattr(code, "co_names", ()):
+        if issubclass(kind, HyperparametersMixin) or "save_hyperparameters" in getattr(
+            code, "co_names", ()
+        ):
             kind.__init__ = _recording(init)
     if inspect.isfunction(cls.__init__) and not hasattr(cls.__init__, "records_call"):
         cls.__init__ = _recording(cls.__init__)
@@ -176,6 +202,8 @@ def _copy(hparams: AttributeDict) -> AttributeDict:
     for name, value in hparams.items():
         try:
             copied[name] = deepcopy(value)
-        except Exception:  # an open file, a lock: the hyperparameter itself still counts
+        except (
+            Exception
+        ):  # an open file, a lock: the hyperparameter itself still counts
             copied[name] = value
     return copied

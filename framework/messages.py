@@ -44,7 +44,12 @@ def print_results(stage: str, results: list[dict[str, float]]) -> None:
     several = len(results) > 1
     for index in range(len(results)):
         table.add_column(f"loader {index}" if several else "value", justify="right")
-    bare = [{name.split("/dataloader_idx_")[0]: value for name, value in result.items()} for result in results]
+    bare = [
+        {name.split("/dataloader_idx_")[0]: value for name, value in result.items()}
+        for result in results
+    ]
     for name in dict.fromkeys(name for result in bare for name in result):
-        table.add_row(name, *(f"{result[name]:.6g}" if name in result else "" for result in bare))
+        table.add_row(
+            name, *(f"{result[name]:.6g}" if name in result else "" for result in bare)
+        )
     Console().print(table)

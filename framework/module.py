@@ -48,14 +48,18 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make a module of which nothing is missing where a subclass's ``__init__`` forgets ``super().__init__()``."""
         make = super().__new__
-        module = make(cls) if make is object.__new__ else make(cls, *args, **kwargs)  # that of a mixin
+        module = (
+            make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
+        )  # that of a mixin
         nn.Module.__init__(module)
         return module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init = super().__init__
         # It has been done, and would forget what was assigned since: by a dataclass's constructor, or too early.
-        done = getattr(init, "__func__", None) is nn.Module.__init__ and "_parameters" in vars(self)
+        done = getattr(
+            init, "__func__", None
+        ) is nn.Module.__init__ and "_parameters" in vars(self)
         if args or kwargs or not done:
             init(*args, **kwargs)
 
@@ -73,7 +77,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             reader = sys._getframe(1).f_globals.get("__name__", "")
             if reader.startswith(("torch.jit", "torch._jit")):
                 return None  # type: ignore[return-value] # TorchScript reads all attributes, those it leaves alone too
-            raise RuntimeError(f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first")
+            raise RuntimeError(
+                f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first"
+            )
         return trainer
 
     @trainer.setter
@@ -149,7 +155,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             With several processes, each tensor with a new first dimension ``(world_size, ...)``; else ``data``.
         """
         if group is not None:
-            raise ValueError(f"all_gather: group must be None (all processes); got {group!r}")
+            raise ValueError(
+                f"all_gather: group must be None (all processes); got {group!r}"
+            )
         if self.trainer.data is not None and self.trainer.data.alone:
             raise RuntimeError(
                 "all_gather in an evaluation step for whose batch other processes may have no counterpart, as the "
@@ -201,10 +209,14 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         trainer = self.__dict__.get("_trainer")
         if trainer is None:
-            warnings.warn(f"log({name!r}, …) without a Trainer has no effect", stacklevel=2)
+            warnings.warn(
+                f"log({name!r}, …) without a Trainer has no effect", stacklevel=2
+            )
             return
         if sync_dist_group is not None:
-            raise ValueError(f"log({name!r}): sync_dist_group must be None (all processes); got {sync_dist_group!r}")
+            raise ValueError(
+                f"log({name!r}): sync_dist_group must be None (all processes); got {sync_dist_group!r}"
+            )
         trainer.metrics.log(
             name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
             add_dataloader_idx, batch_size, rank_zero_only,
@@ -218,8 +230,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             **kwargs: arguments of :meth:`log`.
         """
         # A MetricCollection copies its metrics on items() unless told not to; the copies could not be reset.
-        collection = isinstance(dictionary, nn.Module)
-        items = dictionary.items(keep_base=False, copy_state=False) if collection else dictionary.items()  # pyright: ignore[reportCallIssue] # MetricCollection's own signature
+        options: dict[str, Any] = {}
+        if isinstance(dictionary, nn.Module):
+            options = {"keep_base": False, "copy_state": False}
+        items = dictionary.items(**options)
         for name, value in items:
             self.log(name, value, **kwargs)
 
@@ -235,22 +249,34 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def optimizers(self, use_pl_optimizer: bool = True) -> ManualOptimizer | Optimizer | list[Any]:
+    def optimizers(
+        self, use_pl_optimizer: bool = True
+    ) -> ManualOptimizer | Optimizer | list[Any]:
         """The optimizer, or the list of several, for manual optimization.
 
         Args:
             use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
         """
         if not self.trainer.fitted:
-            raise RuntimeError("there are no optimizers before fit has called configure_optimizers")
+            raise RuntimeError(
+                "there are no optimizers before fit has called configure_optimizers"
+            )
         optimization = self.trainer.optimization
-        optimizers: list[Any] = list(optimization.manual if use_pl_optimizer else optimization.optimizers)
+        optimizers: list[Any] = list(
+            optimization.manual if use_pl_optimizer else optimization.optimizers
+        )
         return optimizers[0] if len(optimizers) == 1 else optimizers
 
     def lr_schedulers(self) -> Any:
         """None, the scheduler, or the list of several, for manual optimization."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
+        return (
+            None
+            if not schedulers
+            else schedulers[0]
+            if len(schedulers) == 1
+            else schedulers
+        )
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients in manual optimization: ``loss.backward()`` with the precision's scaling and the hooks."""
@@ -279,7 +305,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             self.untoggle_optimizer(optimizer)
 
     def clip_gradients(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of an optimizer's parameters.
 
@@ -288,14 +317,19 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             gradient_clip_val: the bound; nothing is clipped if it is None or 0.
             gradient_clip_algorithm: ``"norm"`` (default: the global norm of all of them) or ``"value"``.
         """
-        self.trainer.engine.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+        self.trainer.engine.clip_gradients(
+            optimizer, gradient_clip_val, gradient_clip_algorithm or "norm"
+        )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run ``loss.backward()``; override to change how."""
         self.trainer.strategy.backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip gradients as the Trainer's arguments say; override to clip otherwise."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -308,7 +342,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         optimizer.step()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer
+    ) -> None:
         """Clear the gradients; override to clear otherwise."""
         optimizer.zero_grad()
 
@@ -408,10 +444,14 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def on_validation_epoch_end(self) -> None:
         """After the last batch; values may still be logged (not in prediction)."""
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Before a validation, test or predict step."""
 
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """After a validation, test or predict step; ``outputs`` is what it returned."""
 
     def on_validation_model_zero_grad(self) -> None:
@@ -468,8 +508,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         from .from_checkpoint import module_from_checkpoint
 
         if hparams_file is not None:
-            raise ValueError("hparams_file must be None: a checkpoint holds its hyperparameters; pass overrides")
-        return module_from_checkpoint(cls, checkpoint_path, map_location, strict, weights_only, overrides)
+            raise ValueError(
+                "hparams_file must be None: a checkpoint holds its hyperparameters; pass overrides"
+            )
+        return module_from_checkpoint(
+            cls, checkpoint_path, map_location, strict, weights_only, overrides
+        )
 
     # -- freezing ---------------------------------------------------------------------------------------------
 
@@ -492,4 +536,7 @@ Module.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIss
 
 def _first_tensor(module: nn.Module, floating: bool = False) -> Tensor:
     tensors = chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if not floating or tensor.is_floating_point()), torch.empty(0))
+    return next(
+        (tensor for tensor in tensors if not floating or tensor.is_floating_point()),
+        torch.empty(0),
+    )

@@ -80,7 +80,9 @@ STRATEGIES_ELSEWHERE = {
 }
 
 
-def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[str, str]) -> None:
+def check_names(
+    obj: object, base: type, known: Iterable[str], elsewhere: dict[str, str]
+) -> None:
     """Raise if a method that the user has written is one that nobody calls.
 
     Args:
@@ -98,10 +100,14 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
         for name in _uncalled(obj, kinds, index):
             meant = elsewhere.get(name) or _meant(name, known)
             # Whoever writes both in one class knows the right name.
-            if meant is None or any(meant in vars(other) for other in kinds[: index + 1]):
+            if meant is None or any(
+                meant in vars(other) for other in kinds[: index + 1]
+            ):
                 continue
             if name in elsewhere:
-                raise ValueError(f"{kind.__name__}.{name} would never be called: here that is {meant}")
+                raise ValueError(
+                    f"{kind.__name__}.{name} would never be called: here that is {meant}"
+                )
             raise ValueError(
                 f"{kind.__name__}.{name} would never be called; did you mean {meant!r}? "
                 "(If it is not meant to be a hook, give it another name.)"
@@ -111,11 +117,20 @@ def check_names(obj: object, base: type, known: Iterable[str], elsewhere: dict[s
 def _uncalled(obj: object, kinds: list[type], index: int) -> Iterator[str]:
     """Public methods that one of the user's classes brings in, and that none of them calls by name."""
     methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
-    called = {name for own, value in methods for name in _names_in(value) if name != own}
+    called = {
+        name for own, value in methods for name in _names_in(value) if name != own
+    }
     patterns = [name for name in called if "*" in name]
-    called.update(name for parent in type(obj).__mro__ if parent not in kinds for name in dir(parent))
+    called.update(
+        name
+        for parent in type(obj).__mro__
+        if parent not in kinds
+        for name in dir(parent)
+    )
     for name, value in vars(kinds[index]).items():
-        overridden = any(name in vars(other) for other in kinds[index + 1 :])  # it is judged there
+        overridden = any(
+            name in vars(other) for other in kinds[index + 1 :]
+        )  # it is judged there
         if name.startswith("_") or name in called or overridden or not callable(value):
             continue
         if not any(fnmatchcase(name, pattern) for pattern in patterns):
@@ -127,7 +142,9 @@ def _meant(name: str, known: list[str]) -> str | None:
     if STEPS_ELSEWHERE.get(name) in known:
         return STEPS_ELSEWHERE[name]
     for close in get_close_matches(name, known, 1, 0.8):
-        misspelt = name.count("_") <= close.count("_") or name.replace("_", "") == close.replace("_", "")
+        misspelt = name.count("_") <= close.count("_") or name.replace(
+            "_", ""
+        ) == close.replace("_", "")
         # With more words, as in predict_next_step, it says something else: only what begins so is meant as a hook.
         if misspelt or name.startswith("on_"):
             return close
@@ -138,7 +155,9 @@ def _written_by_users(kind: type, base: type) -> Iterator[type]:
     """The classes of ``kind`` that are subclasses of ``base``, or mixins from the same package; not the framework's."""
     package = kind.__module__.partition(".")[0]
     for parent in kind.__mro__:
-        if not _is_ours(parent) and (issubclass(parent, base) or parent.__module__.partition(".")[0] == package):
+        if not _is_ours(parent) and (
+            issubclass(parent, base) or parent.__module__.partition(".")[0] == package
+        ):
             yield parent
 
 
@@ -151,16 +170,27 @@ def _names_in(value: Any) -> Iterator[str]:
 
     Where it has ``getattr``, also the texts in it: parts of names, such as ``"_step"``, as patterns.
     """
-    functions: list[Any] = [value, *(getattr(value, name, None) for name in ("fget", "fset", "func"))]
+    functions: list[Any] = [
+        value,
+        *(getattr(value, name, None) for name in ("fget", "fset", "func")),
+    ]
     for function in functions:
-        code = function if isinstance(function, CodeType) else getattr(inspect.unwrap(function), "__code__", None)
+        code = (
+            function
+            if isinstance(function, CodeType)
+            else getattr(inspect.unwrap(function), "__code__", None)
+        )
         if not isinstance(code, CodeType):
             continue
         yield from code.co_names
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 yield from _names_in(constant)
-            elif isinstance(constant, str) and constant.isidentifier() and "getattr" in code.co_names:
+            elif (
+                isinstance(constant, str)
+                and constant.isidentifier()
+                and "getattr" in code.co_names
+            ):
                 start = "*" if constant.startswith("_") else ""
                 yield f"{start}{constant}{'*' if constant.endswith('_') else ''}"
 
@@ -172,7 +202,11 @@ def check_hook_arguments(owner: object, name: str, base: type) -> None:
         TypeError: as :func:`check_arguments`.
     """
     parameters = list(inspect.signature(getattr(base, name)).parameters.values())[1:]
-    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    required = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+    ]
     check_arguments(owner, name, required, [parameter.name for parameter in parameters])
 
 
@@ -194,7 +228,11 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     except ValueError:
         return  # a function without a signature, such as one written in C
     # A decorator may give the function more than it is given itself.
-    if any(_takes(each, arguments) for each in (signature, decorated) for arguments in accepted):
+    if any(
+        _takes(each, arguments)
+        for each in (signature, decorated)
+        for arguments in accepted
+    ):
         return
     several = ""
     if "optimizer_idx" in signature.parameters:
@@ -203,7 +241,9 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
             "opt.update(loss) for each in training_step"
         )
     given = ", ".join(accepted[0])
-    raise TypeError(f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}")
+    raise TypeError(
+        f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}"
+    )
 
 
 def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
@@ -223,7 +263,11 @@ def check_initialized(obj: object) -> None:
     for parent in type(obj).__mro__:
         if not _is_ours(parent) or "__init__" not in vars(parent):
             continue
-        attributes = {step.argval for step in dis.get_instructions(parent.__init__) if step.opname == "STORE_ATTR"}
+        attributes = {
+            step.argval
+            for step in dis.get_instructions(parent.__init__)
+            if step.opname == "STORE_ATTR"
+        }
         if attributes and not attributes & vars(obj).keys():
             raise TypeError(
                 f"{type(obj).__name__}.__init__ has not called {parent.__name__}'s: begin it with super().__init__(…)"
@@ -266,4 +310,8 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
 
 def public_methods(base: type) -> list[str]:
     """The names of a contract's methods."""
-    return [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]
+    return [
+        name
+        for name, value in vars(base).items()
+        if callable(value) and not name.startswith("_")
+    ]

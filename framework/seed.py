@@ -18,7 +18,9 @@ from ..strategies.launch.environment import AGENT
 SEED_VARIABLE = "LOOPWRIGHT_SEED"
 
 
-def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+def seed_everything(
+    seed: int | None = None, workers: bool = False, verbose: bool = True
+) -> int:
     """Seed Python, NumPy (if it is in use) and torch on all devices.
 
     Args:
@@ -56,7 +58,9 @@ def mix_seeds(*numbers: int) -> int:
 def seed_batch(seed: int) -> None:
     """Seed Python, NumPy and torch's CPU generator before a batch is made."""
     _seed_libraries(seed)
-    torch.default_generator.manual_seed(seed)  # the accelerators' generators belong to the training step
+    torch.default_generator.manual_seed(
+        seed
+    )  # the accelerators' generators belong to the training step
 
 
 def _seed_libraries(seed: int) -> None:
@@ -67,7 +71,10 @@ def _seed_libraries(seed: int) -> None:
 
 def rng_state(device: torch.device | None = None) -> dict[str, Any]:
     """The state of all generators: Python's, torch's, NumPy's if it is loaded, and that of ``device``."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+    }
     if (numpy := sys.modules.get("numpy")) is not None:
         state["numpy"] = numpy.random.get_state()
     if device is not None and (device_state := device_rng_state(device)) is not None:

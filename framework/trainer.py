@@ -46,7 +46,14 @@ from .engine.explanations import needs_closure
 from .engine.launch_settings import launched_accumulation
 from .errors import exchange, in_main_process
 from .lifecycle.attachment import attached
-from .lifecycle.checkpoint import can_save_alone, read_run, restore_module, restore_run, restore_start, save_run
+from .lifecycle.checkpoint import (
+    can_save_alone,
+    read_run,
+    restore_module,
+    restore_run,
+    restore_start,
+    save_run,
+)
 from .lifecycle.checks import check_run, names_in_eval_mode
 from .lifecycle.compile import compile_submodules
 from .lifecycle.processes import CarriedFit, Run, run_in_processes
@@ -69,7 +76,10 @@ if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
     from .loop.optimizers import LRSchedulerConfig
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
 
 
 class Trainer(TrainerAttributes):
@@ -185,31 +195,55 @@ class Trainer(TrainerAttributes):
         check_count("accumulate_grad_batches", accumulate_grad_batches, 1)
         check_count("micro_batch", micro_batch, 1, (None, "auto"))
         self.micro_batch = micro_batch
-        check_count("reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, 0)
+        check_count(
+            "reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, 0
+        )
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
         check_choice("profiler", profiler, (None, "simple", "pytorch"))
-        self._accumulate_grad_batches = launched_accumulation("accumulate_grad_batches", accumulate_grad_batches)
-        self.gradient_clip_algorithm = check_clipping(gradient_clip_val, gradient_clip_algorithm)
+        self._accumulate_grad_batches = launched_accumulation(
+            "accumulate_grad_batches", accumulate_grad_batches
+        )
+        self.gradient_clip_algorithm = check_clipping(
+            gradient_clip_val, gradient_clip_algorithm
+        )
         self.gradient_clip_val = gradient_clip_val
-        self.val_check_interval = check_interval(val_check_interval, check_val_every_n_epoch)
+        self.val_check_interval = check_interval(
+            val_check_interval, check_val_every_n_epoch
+        )
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.overfit_batches = check_limit("overfit_batches", overfit_batches)
         if self.overfit_batches:
             if limit_train_batches is not None:
-                raise ValueError("overfit_batches and limit_train_batches set the same; pass one of them")
+                raise ValueError(
+                    "overfit_batches and limit_train_batches set the same; pass one of them"
+                )
             limit_train_batches = self.overfit_batches
-            limit_val_batches = self.overfit_batches if limit_val_batches is None else limit_val_batches
-        self.limit_train_batches = check_limit("limit_train_batches", limit_train_batches)
+            limit_val_batches = (
+                self.overfit_batches if limit_val_batches is None else limit_val_batches
+            )
+        self.limit_train_batches = check_limit(
+            "limit_train_batches", limit_train_batches
+        )
         self.limit_val_batches = check_limit("limit_val_batches", limit_val_batches)
         self.limit_test_batches = check_limit("limit_test_batches", limit_test_batches)
-        self.limit_predict_batches = check_limit("limit_predict_batches", limit_predict_batches)
-        self.min_epochs, self.min_steps, self.max_steps = min_epochs, min_steps, max_steps
+        self.limit_predict_batches = check_limit(
+            "limit_predict_batches", limit_predict_batches
+        )
+        self.min_epochs, self.min_steps, self.max_steps = (
+            min_epochs,
+            min_steps,
+            max_steps,
+        )
         self.max_epochs = max_epochs
         if max_epochs is None:
             self.max_epochs = 1000 if max_steps == -1 and max_time is None else -1
-        self.num_sanity_val_steps = 2 if num_sanity_val_steps is None else num_sanity_val_steps
-        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps or INFINITE
+        self.num_sanity_val_steps = (
+            2 if num_sanity_val_steps is None else num_sanity_val_steps
+        )
+        self.log_every_n_steps = (
+            50 if log_every_n_steps is None else log_every_n_steps or INFINITE
+        )
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.inference_mode = inference_mode
         self.use_distributed_sampler = use_distributed_sampler
@@ -218,14 +252,18 @@ class Trainer(TrainerAttributes):
         self.compile = compile
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
-        self.default_root_dir = os.path.expanduser(plain(os.fspath(default_root_dir or os.getcwd())))
+        self.default_root_dir = os.path.expanduser(
+            plain(os.fspath(default_root_dir or os.getcwd()))
+        )
 
         switches = {
             "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
             "enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary,
         }  # fmt: skip
         if barebones and (asked := [name for name, value in switches.items() if value]):
-            raise ValueError(f"barebones=True switches {', '.join(asked)} off; do not ask for both")
+            raise ValueError(
+                f"barebones=True switches {', '.join(asked)} off; do not ask for both"
+            )
         quiet = barebones or self.fast_dev_run
         if quiet:
             self.num_sanity_val_steps = 0
@@ -233,7 +271,13 @@ class Trainer(TrainerAttributes):
             self._limit_to(self.fast_dev_run)
 
         self.engine = Engine(
-            accelerator, devices, num_nodes, strategy, precision, sync_batchnorm=sync_batchnorm, launch=False
+            accelerator,
+            devices,
+            num_nodes,
+            strategy,
+            precision,
+            sync_batchnorm=sync_batchnorm,
+            launch=False,
         )
         self.engine.keep_gradients_local(micro_batch is not None)
         self.state = RunState()
@@ -257,15 +301,23 @@ class Trainer(TrainerAttributes):
         self.optimization: Optimization = None  # type: ignore[assignment] # None before the first fit
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
         self.fitted = False  # whether there is an optimization
-        self.carried: CarriedFit | None = None  # what another process left of the last fit, if it did not run here
+        self.carried: CarriedFit | None = (
+            None  # what another process left of the last fit, if it did not run here
+        )
         self.ckpt_path: str | None = None
-        self.resumed: dict[str, Any] | None = None  # what of a checkpoint is applied when the loop has begun
-        self.unfinished: dict[str, Any] | None = None  # the values of an epoch that was left before its end
+        self.resumed: dict[str, Any] | None = (
+            None  # what of a checkpoint is applied when the loop has begun
+        )
+        self.unfinished: dict[str, Any] | None = (
+            None  # the values of an epoch that was left before its end
+        )
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
         self._modes: dict[torch.nn.Module, bool] = {}
         self._signals: Signals | None = None  # while a fit notes them
         self._warned: set[str] = set()  # what warn_once has said in this run
-        self._in_eval_mode: set[torch.nn.Module] = set()  # parts of the module, before any hook of the fit
+        self._in_eval_mode: set[torch.nn.Module] = (
+            set()
+        )  # parts of the module, before any hook of the fit
 
     # -- arguments --------------------------------------------------------------------------------------------
 
@@ -287,21 +339,41 @@ class Trainer(TrainerAttributes):
         self, callbacks: Any, checkpointing: bool | None, progress_bar: bool | None, summary: bool | None,
         default: bool, max_time: Any, profiler: str | None,
     ) -> list[Callback]:  # fmt: skip
-        given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        given = (
+            []
+            if callbacks is None
+            else list(callbacks)
+            if isinstance(callbacks, (list, tuple))
+            else [callbacks]
+        )
         for callback in given:
             check_callback(callback)
         wanted: list[tuple[str, str, bool | None, bool]] = [
-            ("ModelCheckpoint", "enable_checkpointing", checkpointing, not self.fast_dev_run),
-            ("ProgressBar", "enable_progress_bar", progress_bar, not self.engine.is_copy),
+            (
+                "ModelCheckpoint",
+                "enable_checkpointing",
+                checkpointing,
+                not self.fast_dev_run,
+            ),
+            (
+                "ProgressBar",
+                "enable_progress_bar",
+                progress_bar,
+                not self.engine.is_copy,
+            ),
             ("ModelSummary", "enable_model_summary", summary, not self.engine.is_copy),
         ]
         for name, argument, asked, usual in wanted:
             kind = getattr(builtin_callbacks, name)
             present = any(isinstance(callback, kind) for callback in given)
             if present and asked is False:
-                raise ValueError(f"{argument}=False, but callbacks holds a {name}; leave one of them out")
+                raise ValueError(
+                    f"{argument}=False, but callbacks holds a {name}; leave one of them out"
+                )
             if not present and default and usual and asked is not False:
-                made = builtin_callbacks.RichProgressBar if name == "ProgressBar" else kind
+                made = (
+                    builtin_callbacks.RichProgressBar if name == "ProgressBar" else kind
+                )
                 given.append(made())
         if max_time is not None:
             given.append(builtin_callbacks.MaxTime(max_time))
@@ -338,7 +410,9 @@ class Trainer(TrainerAttributes):
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
         """
         given = {"train": train_dataloaders, "validate": val_dataloaders}
-        self.execute(self._plan("fit", model, datamodule, given, ckpt_path, weights_only))
+        self.execute(
+            self._plan("fit", model, datamodule, given, ckpt_path, weights_only)
+        )
 
     def validate(
         self,
@@ -362,7 +436,9 @@ class Trainer(TrainerAttributes):
         Returns:
             For each loader, the logged values by name.
         """
-        return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        return self._evaluate(
+            "validate", model, dataloaders, ckpt_path, verbose, datamodule, weights_only
+        )
 
     def test(
         self,
@@ -374,13 +450,19 @@ class Trainer(TrainerAttributes):
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Test once; arguments and result as of :meth:`validate`."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        return self._evaluate(
+            "test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only
+        )
 
     def _evaluate(
         self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any,
         weights_only: bool | None,
     ) -> list[dict[str, float]]:  # fmt: skip
-        results = self.execute(self._plan(stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only))
+        results = self.execute(
+            self._plan(
+                stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only
+            )
+        )
         if verbose and self.is_global_zero and not self.engine.is_copy and any(results):
             from .messages import print_results
 
@@ -412,11 +494,23 @@ class Trainer(TrainerAttributes):
             What ``predict_step`` returned, a list by batch, its tensors on the CPU; with several loaders, a list of
             such lists.
         """
-        check_choice("return_predictions", return_predictions, (None, True, False, "all"))
-        keep = {None: "all" if self.engine.must_launch else "own", True: "own", False: "none"}
+        check_choice(
+            "return_predictions", return_predictions, (None, True, False, "all")
+        )
+        keep = {
+            None: "all" if self.engine.must_launch else "own",
+            True: "own",
+            False: "none",
+        }
         given = {"predict": dataloaders}
         plan = self._plan(
-            "predict", model, datamodule, given, ckpt_path, weights_only, keep.get(return_predictions, "all")
+            "predict",
+            model,
+            datamodule,
+            given,
+            ckpt_path,
+            weights_only,
+            keep.get(return_predictions, "all"),
         )
         outputs = self.execute(plan)
         if return_predictions is False:
@@ -431,20 +525,32 @@ class Trainer(TrainerAttributes):
     ) -> Run:  # fmt: skip
         """Check the arguments of a run, before anything is set up or started."""
         if weights_only not in (None, True, False):
-            raise ValueError(f"weights_only must be True, False or None; got {weights_only!r}")
+            raise ValueError(
+                f"weights_only must be True, False or None; got {weights_only!r}"
+            )
         if ckpt_path is not None and not isinstance(ckpt_path, (str, os.PathLike)):
-            raise TypeError(f'ckpt_path must be a path, "best", "last" or None; got {ckpt_path!r}')
+            raise TypeError(
+                f'ckpt_path must be a path, "best", "last" or None; got {ckpt_path!r}'
+            )
         first = next(iter(given))
         if isinstance(given[first], DataModule):
             given[first], datamodule = None, datamodule or given[first]
-        if datamodule is not None and any(value is not None for value in given.values()):
+        if datamodule is not None and any(
+            value is not None for value in given.values()
+        ):
             raise ValueError(f"{fn} takes loaders or a datamodule, not both")
         if model is None:
             if self.module is None:
-                raise ValueError(f"{fn} needs a model: this Trainer has not run one yet")
+                raise ValueError(
+                    f"{fn} needs a model: this Trainer has not run one yet"
+                )
             model = self.module
             fitted = self.fitted or self.carried is not None
-            if ckpt_path is None and fitted and getattr(self.checkpoint_callback, "best_model_path", ""):
+            if (
+                ckpt_path is None
+                and fitted
+                and getattr(self.checkpoint_callback, "best_model_path", "")
+            ):
                 ckpt_path = "best"
         check_run(self, fn, model, datamodule, given)
         return Run(fn, model, datamodule, given, ckpt_path, weights_only, keep)
@@ -462,8 +568,13 @@ class Trainer(TrainerAttributes):
         with attached(self, run.model, run.datamodule, changes_weights), self._run(run):
             if run.fn == "fit":
                 return fit(self)
-            limits = {"validate": self.limit_val_batches, "test": self.limit_test_batches}
-            if not self.data.load(run.fn, limit := limits.get(run.fn, self.limit_predict_batches)):
+            limits = {
+                "validate": self.limit_val_batches,
+                "test": self.limit_test_batches,
+            }
+            if not self.data.load(
+                run.fn, limit := limits.get(run.fn, self.limit_predict_batches)
+            ):
                 if limit:
                     self._note_no_data(run.fn)
                 return []
@@ -471,30 +582,50 @@ class Trainer(TrainerAttributes):
             if run.fn != "predict":
                 return evaluate(self, run.fn, loaders, batches)
             outputs = predict(self, loaders, batches, run.keep != "none")
-            return self.data.in_order("predict", outputs) if run.keep == "all" and self.world_size > 1 else outputs
+            return (
+                self.data.in_order("predict", outputs)
+                if run.keep == "all" and self.world_size > 1
+                else outputs
+            )
 
     def _note_no_data(self, fn: str) -> None:
         name = {"validate": "val"}.get(fn, fn)
         if fn != "predict":
-            raise ValueError(f"{name}_dataloader returned no loader: there is nothing to {fn} on")
-        self.warn_once("predict_dataloader returned no loader: there is nothing to predict")
+            raise ValueError(
+                f"{name}_dataloader returned no loader: there is nothing to {fn} on"
+            )
+        self.warn_once(
+            "predict_dataloader returned no loader: there is nothing to predict"
+        )
 
     @contextmanager
     def _run(self, run: Run) -> Iterator[None]:
         """Prepare a run, hand over to its loop, and end it: normally, or with an exception's hooks."""
-        fn, model, datamodule, ckpt_path = run.fn, run.model, run.datamodule, run.ckpt_path
+        fn, model, datamodule, ckpt_path = (
+            run.fn,
+            run.model,
+            run.datamodule,
+            run.ckpt_path,
+        )
         self.state.fn, self.state.stage = fn, None if fn == "fit" else fn
         self.control.begin()
         self._warned.clear()
         forget_failure()
         self.ckpt_path = None
-        fitted = self.optimization.module if self.fitted else self.carried and self.carried.module
+        fitted = (
+            self.optimization.module
+            if self.fitted
+            else self.carried and self.carried.module
+        )
         if fn == "fit" and fitted not in (None, model):
             # Another module begins at the beginning.
             self.state, self.fitted, self.unfinished = RunState(fn=fn), False, None
             self.carried = None
         if fn == "fit" and self.unfinished is not None and ckpt_path is None:
-            self.resumed = {**self.unfinished, "rng": None}  # go on inside the epoch in which the last fit stopped
+            self.resumed = {
+                **self.unfinished,
+                "rng": None,
+            }  # go on inside the epoch in which the last fit stopped
         self.module, self.datamodule = model, datamodule
         self.data = RunData(self, model, datamodule, run.given)
         self.metrics.module = model
@@ -522,7 +653,9 @@ class Trainer(TrainerAttributes):
                 logger.finalize("success")
         except BaseException as error:
             if not self.control.signal:  # such an end needs no explanation
-                note(error, self.state.where)  # while signals are only noted: one may end this process at once
+                note(
+                    error, self.state.where
+                )  # while signals are only noted: one may end this process at once
             self._end_signals()
             self._fail(error)
             raise
@@ -546,9 +679,13 @@ class Trainer(TrainerAttributes):
         _set_torch_flags(self.deterministic, self.benchmark)
         self.engine.connect()
         self.engine.all_call(fn)  # a collective
-        checkpoint = None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
+        checkpoint = (
+            None if ckpt_path is None else read_run(self, ckpt_path, weights_only)
+        )
         if checkpoint is not None and fn == "fit":
-            restore_start(self, checkpoint)  # before anybody asks for a folder, or for the order of the data
+            restore_start(
+                self, checkpoint
+            )  # before anybody asks for a folder, or for the order of the data
         if fn == "fit" and self.is_global_zero:  # the others are told
             for logger in self.loggers:
                 logger.claim()
@@ -563,17 +700,25 @@ class Trainer(TrainerAttributes):
             datamodule.setup(fn)
         for hook in self.bus.setup:
             hook(fn)
-        with self.engine.precision.init_context(), self.strategy.init_context(self.engine.precision):
+        with (
+            self.engine.precision.init_context(),
+            self.strategy.init_context(self.engine.precision),
+        ):
             module.configure_model()
         module.trainer = self  # of what was made just now, too
         if self.compile:
-            compile_submodules(module, self.compile if isinstance(self.compile, dict) else {})
+            compile_submodules(
+                module, self.compile if isinstance(self.compile, dict) else {}
+            )
         goes_on = fn == "fit" and checkpoint is None
         if self.fitted and (goes_on or self.optimization.module is not module):
             # Before the strategy takes a module up, and with whole tensors, as they may be spread otherwise then.
             fit = self.optimization
             state = whole_state(self.strategy, fit.state_dict())
-            self.carried, self.fitted = CarriedFit(fit.module, fit.configured, state), False
+            self.carried, self.fitted = (
+                CarriedFit(fit.module, fit.configured, state),
+                False,
+            )
         self.engine.setup(module)
         if checkpoint is not None:
             restore_module(self, checkpoint)
@@ -583,9 +728,13 @@ class Trainer(TrainerAttributes):
         check_schedulers(optimizers, schedulers)
         self._check_optimizers(optimizers, schedulers)
         made = [*optimizers, *(config.scheduler for config in schedulers)]
-        kinds = [type(item).__name__ for item in made]  # as the user knows them: a strategy may give others
+        kinds = [
+            type(item).__name__ for item in made
+        ]  # as the user knows them: a strategy may give others
         optimizers = self.engine.setup_optimizers(optimizers)
-        self.optimization = Optimization(self, self.engine, module, optimizers, schedulers, kinds)
+        self.optimization = Optimization(
+            self, self.engine, module, optimizers, schedulers, kinds
+        )
         self.fitted = True
         self._announce()
         self._log_hyperparameters()
@@ -595,7 +744,10 @@ class Trainer(TrainerAttributes):
         # Only now, so that a callback which has added parameter groups can add them again in on_fit_start.
         if checkpoint is not None:
             restore_run(self, checkpoint)
-        elif self.carried is not None and self.carried.configured == self.optimization.configured:
+        elif (
+            self.carried is not None
+            and self.carried.configured == self.optimization.configured
+        ):
             self.optimization.load_state_dict(self.carried.state_dict())
         self.carried = None
         self.unfinished = None
@@ -604,12 +756,18 @@ class Trainer(TrainerAttributes):
         """Let all processes draw the data's order from one seed, and know the folders of the main process's loggers."""
         if self.state.seed is None:
             self.state.seed = self.strategy.broadcast(self.data_seed())
-        own = self.loggers if self.is_global_zero else []  # to ask another process's may begin a run there
-        places = self.strategy.broadcast([builtin_loggers.place_of(logger) for logger in own])
+        own = (
+            self.loggers if self.is_global_zero else []
+        )  # to ask another process's may begin a run there
+        places = self.strategy.broadcast(
+            [builtin_loggers.place_of(logger) for logger in own]
+        )
         if not self.is_global_zero:
             self.loggers = [builtin_loggers.SilentLogger(place) for place in places]
 
-    def _check_optimizers(self, optimizers: list[Any], schedulers: list[LRSchedulerConfig]) -> None:
+    def _check_optimizers(
+        self, optimizers: list[Any], schedulers: list[LRSchedulerConfig]
+    ) -> None:
         if not self.module.automatic_optimization:
             return  # the module steps them itself
         for config in schedulers:
@@ -629,12 +787,20 @@ class Trainer(TrainerAttributes):
     def _check_optimizer(self, optimizer: Any) -> None:
         """Refuse one that automatic optimization cannot step; say so if it steps nothing of the module."""
         # That of the class: a scheduler puts a function of its own in the place of the object's.
-        parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
-        required = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+        parameters = list(inspect.signature(type(optimizer).step).parameters.values())[
+            1:
+        ]
+        required = [
+            p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL
+        ]
         if required and not overrides(self.module, "optimizer_step", Module):
             raise ValueError(needs_closure(type(optimizer).__name__))
         own = set(self.module.parameters())
-        if not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+        if not any(
+            parameter in own
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ):
             log.warning(
                 "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
                 type(self.module).__name__,
@@ -665,10 +831,14 @@ class Trainer(TrainerAttributes):
         before, earlier = self._module_callbacks
         if before is module:
             return order_callbacks(self.callbacks)
-        configured = [callback for callback in self.callbacks if callback not in earlier]
+        configured = [
+            callback for callback in self.callbacks if callback not in earlier
+        ]
         self._module_callbacks = (module, own)
         kinds = {type(callback) for callback in own}
-        merged = [callback for callback in configured if type(callback) not in kinds] + own
+        merged = [
+            callback for callback in configured if type(callback) not in kinds
+        ] + own
         _check_state_keys(merged)
         return order_callbacks(merged)
 
@@ -696,7 +866,12 @@ class Trainer(TrainerAttributes):
         factors = ((parts, "processes"), (self.accumulate_grad_batches, "batches"))
         if several := [f" × {count} {what}" for count, what in factors if count > 1]:
             total = batch_size * parts * self.accumulate_grad_batches
-            log.info("Effective batch size: %d samples%s = %d", batch_size, "".join(several), total)
+            log.info(
+                "Effective batch size: %d samples%s = %d",
+                batch_size,
+                "".join(several),
+                total,
+            )
 
     def announce_surprises(self) -> None:
         """Say what a user may not have meant: parts in evaluation mode, loggers that get no row in an epoch."""
@@ -707,8 +882,17 @@ class Trainer(TrainerAttributes):
             )  # fmt: skip
         self._in_eval_mode = set()
         every, epochs = self.check_val_every_n_epoch, self.max_epochs
-        if every and epochs not in (None, -1) and every > epochs and self.num_val_batches:
-            self.warn_once("Nothing is validated: check_val_every_n_epoch=%d, and max_epochs=%d", every, epochs)
+        if (
+            every
+            and epochs not in (None, -1)
+            and every > epochs
+            and self.num_val_batches
+        ):
+            self.warn_once(
+                "Nothing is validated: check_val_every_n_epoch=%d, and max_epochs=%d",
+                every,
+                epochs,
+            )
         steps = self.num_training_batches / self.accumulate_grad_batches
         if self.loggers and steps <= self.log_every_n_steps - 1 < INFINITE:
             log.info(
@@ -728,14 +912,20 @@ class Trainer(TrainerAttributes):
         )  # fmt: skip
 
     def _log_hyperparameters(self) -> None:
-        owners = [owner for owner in (self.module, self.datamodule) if owner is not None and owner._log_hyperparams]
+        owners = [
+            owner
+            for owner in (self.module, self.datamodule)
+            if owner is not None and owner._log_hyperparams
+        ]
         merged: dict[str, Any] = {}
         for owner in owners:
             merged.update(portable(owner.hparams_initial))
         for logger in self.loggers if self.is_global_zero else ():
             if merged:
                 logger.log_hyperparams(merged)
-            if not self.strategy.equal_forwards or self.world_size == 1:  # else its forward takes all processes
+            if (
+                not self.strategy.equal_forwards or self.world_size == 1
+            ):  # else its forward takes all processes
                 logger.log_graph(self.module)
 
     def _teardown(self, fn: str) -> None:
@@ -751,7 +941,9 @@ class Trainer(TrainerAttributes):
 
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
-        self.state.status = "interrupted" if interrupted or self.control.signal else "failed"
+        self.state.status = (
+            "interrupted" if interrupted or self.control.signal else "failed"
+        )
         self.strategy.failed = True  # no collective in hooks: the other processes may be in another one, or gone
         if self.must_end_at_once:
             self.engine.saver.abandon()
@@ -761,7 +953,9 @@ class Trainer(TrainerAttributes):
             if self.datamodule is not None:
                 self.datamodule.on_exception(error)
         except Exception:
-            log.exception("A hook on_exception raised in turn; what ended the run follows")
+            log.exception(
+                "A hook on_exception raised in turn; what ended the run follows"
+            )
         self.restore_training_mode()  # of an evaluation that did not come to its end
         self.engine.saver.wait()
         self.strategy.teardown()
@@ -793,13 +987,22 @@ class Trainer(TrainerAttributes):
         path = "" if callback is None else callback.save_now(self)
         self.control.saved_for_signal = bool(path)
         if self.is_global_zero:
-            why = "there is no ModelCheckpoint" if callback is None else f"nothing of step {self.global_step} could be"
+            why = (
+                "there is no ModelCheckpoint"
+                if callback is None
+                else f"nothing of step {self.global_step} could be"
+            )
             saved = f"saved {path}" if path else f"{why}, nothing is saved"
-            log.warning("%s at step %d: %s; ending", number.name, self.global_step, saved)
+            log.warning(
+                "%s at step %d: %s; ending", number.name, self.global_step, saved
+            )
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
+        self,
+        filepath: str | os.PathLike[str],
+        weights_only: bool | None = False,
+        storage_options: Any = None,
     ) -> None:
         """Write a checkpoint; when this returns, it is complete and on disk. All processes call this.
 
@@ -820,12 +1023,20 @@ class Trainer(TrainerAttributes):
         if storage_options is not None:
             raise ValueError(f"storage_options must be None; got {storage_options!r}")
         if self.module is None:
-            raise RuntimeError("save_checkpoint: this Trainer has run nothing yet; call fit first")
+            raise RuntimeError(
+                "save_checkpoint: this Trainer has run nothing yet; call fit first"
+            )
         together = self.engine.all_call("save_checkpoint", alone=can_save_alone(self))
-        save_run(self, os.fspath(filepath), bool(weights_only), together=together).finish()
+        save_run(
+            self, os.fspath(filepath), bool(weights_only), together=together
+        ).finish()
 
     def begin_save(
-        self, filepath: str, weights_only: bool = False, wait: bool = False, then: Callable[[], None] | None = None
+        self,
+        filepath: str,
+        weights_only: bool = False,
+        wait: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> Save:
         """Write a checkpoint while the training goes on; this waits for the one before, and copies the tensors.
 
@@ -841,7 +1052,9 @@ class Trainer(TrainerAttributes):
         """
         return save_run(self, filepath, weights_only, wait, then)
 
-    def export(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    def export(
+        self, path: str | os.PathLike[str], dtype: torch.dtype | None = None
+    ) -> None:
         """Write the module's weights, and nothing else, to one safetensors file.
 
         All processes call this, or the main one alone where it has all of the weights.
@@ -856,14 +1069,27 @@ class Trainer(TrainerAttributes):
             OSError: if it cannot be written.
         """
         if self.module is None:
-            raise RuntimeError("export: this Trainer has run nothing yet; call fit first")
-        from .export import export_weights  # a program, too: what runs as one must not have been imported before
+            raise RuntimeError(
+                "export: this Trainer has run nothing yet; call fit first"
+            )
+        from .export import (
+            export_weights,
+        )  # a program, too: what runs as one must not have been imported before
 
-        together = self.engine.all_call("export", alone=self.is_global_zero and not self.strategy.shards_state)
-        file, state = os.fspath(path), whole_state(self.strategy, self.strategy.model_state())
-        in_main_process(self.strategy, file, lambda: export_weights(state, file, dtype), together)
+        together = self.engine.all_call(
+            "export", alone=self.is_global_zero and not self.strategy.shards_state
+        )
+        file, state = (
+            os.fspath(path),
+            whole_state(self.strategy, self.strategy.model_state()),
+        )
+        in_main_process(
+            self.strategy, file, lambda: export_weights(state, file, dtype), together
+        )
 
-    def agree_on_save(self, path: str, failed: BaseException | None) -> BaseException | None:
+    def agree_on_save(
+        self, path: str, failed: BaseException | None
+    ) -> BaseException | None:
         """Tell all processes what went wrong in this one while ``path`` was saved, if anything. All call this.
 
         Returns:
@@ -901,7 +1127,9 @@ class Trainer(TrainerAttributes):
         try:
             claimed = claim_folder(path, self) if self.is_global_zero else path
         except Exception as error:
-            failed = OSError(f"the folder for checkpoints {path!r} cannot be written to: {error}")
+            failed = OSError(
+                f"the folder for checkpoints {path!r} cannot be written to: {error}"
+            )
         values, failed = exchange(self.strategy, path, failed, claimed)
         if failed is not None:
             raise failed
@@ -972,7 +1200,9 @@ class Trainer(TrainerAttributes):
     def validation_due_in_epoch(self) -> bool:
         """Whether the running epoch is one with validation."""
         every = self.check_val_every_n_epoch
-        return self.enable_validation and (every is None or (self.state.epoch + 1) % every == 0)
+        return self.enable_validation and (
+            every is None or (self.state.epoch + 1) % every == 0
+        )
 
     def validation_interval(self) -> tuple[int | float, int]:
         """Validate after batches ``i`` of the epoch (from 1) with ``(i + offset) % every == 0``; never if infinite."""
@@ -982,7 +1212,9 @@ class Trainer(TrainerAttributes):
         if self.check_val_every_n_epoch is None and isinstance(interval, int):
             return interval, self.state.past_batches
         if isinstance(interval, int):
-            whole = self.data.whole_epoch  # one that was taken up may be shorter: it has no validation then
+            whole = (
+                self.data.whole_epoch
+            )  # one that was taken up may be shorter: it has no validation then
             if interval > whole:
                 raise ValueError(
                     f"val_check_interval={interval} is more than the {whole} training batches of an epoch; for an "
@@ -1008,7 +1240,10 @@ class Trainer(TrainerAttributes):
         there has just been one.
         """
         batches = self.state.batch_idx
-        if not isinstance(self.val_check_interval, float) or batches >= self.data.max_batches["train"]:
+        if (
+            not isinstance(self.val_check_interval, float)
+            or batches >= self.data.max_batches["train"]
+        ):
             return False
         every, _ = self.validation_interval()
         return self.state.validated < 0 or batches % every * 2 > every
@@ -1060,18 +1295,32 @@ class Trainer(TrainerAttributes):
         carried, fit = self.carried, self.optimization
         if self.fitted:
             carried = CarriedFit(fit.module, fit.configured, fit.state_dict())
-        own = {"bus": None, "data": None, "optimization": None, "fitted": False, "carried": carried, "state": state}
+        own = {
+            "bus": None,
+            "data": None,
+            "optimization": None,
+            "fitted": False,
+            "carried": carried,
+            "state": state,
+        }
         return {**self.__dict__, **own, "_signals": None}
 
 
 def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:
     if deterministic is not None:
-        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+        torch.use_deterministic_algorithms(
+            bool(deterministic), warn_only=deterministic == "warn"
+        )
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # without it cuBLAS refuses
     if benchmark is not None:
         if benchmark and deterministic:
-            warnings.warn("benchmark=True may choose algorithms that are not deterministic", stacklevel=2)
+            warnings.warn(
+                "benchmark=True may choose algorithms that are not deterministic",
+                stacklevel=2,
+            )
         torch.backends.cudnn.benchmark = benchmark
 
 

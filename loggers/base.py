@@ -49,12 +49,16 @@ class Logger:
             metrics: numbers by name, among them ``epoch``; from ``Engine.log``, also what else was given to it.
             step: completed optimizer steps.
         """
-        raise NotImplementedError(f"{type(self).__name__} must override log_metrics(metrics, step)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must override log_metrics(metrics, step)"
+        )
 
     def claim(self) -> None:
         """A fit begins: take a place that no other run has, before anybody asks for :attr:`log_dir`."""
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Record the hyperparameters of the run."""
 
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:

@@ -43,7 +43,9 @@ class CSVLogger(FolderLogger):
     ) -> None:
         super().__init__(save_dir, name, version, prefix)
         if flush_logs_every_n_steps < 1:
-            raise ValueError(f"flush_logs_every_n_steps must be an int of at least 1; got {flush_logs_every_n_steps!r}")
+            raise ValueError(
+                f"flush_logs_every_n_steps must be an int of at least 1; got {flush_logs_every_n_steps!r}"
+            )
         self._flush_every = flush_logs_every_n_steps
         self._rows: list[dict[str, Any]] = []  # not on disk yet
         self._columns: list[str] = []
@@ -57,7 +59,10 @@ class CSVLogger(FolderLogger):
         return os.path.join(self.log_dir, self.NAME_METRICS_FILE)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        row = {f"{self._prefix}{name}": _number(name, value) for name, value in metrics.items()}
+        row = {
+            f"{self._prefix}{name}": _number(name, value)
+            for name, value in metrics.items()
+        }
         self._rows.append({"step": step, **row})
         if step - self._flushed_step >= self._flush_every:
             self.save()
@@ -70,9 +75,15 @@ class CSVLogger(FolderLogger):
         if not self._is_ours:
             self._keep_aside()
         known = len(self._columns)
-        self._columns = list(dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)]))
+        self._columns = list(
+            dict.fromkeys(
+                [*self._columns, *(name for row in self._rows for name in row)]
+            )
+        )
         if self._is_ours and len(self._columns) == known and is_local(self.log_dir):
-            with open(self.metrics_file_path, "a", encoding="utf-8", newline="") as file:
+            with open(
+                self.metrics_file_path, "a", encoding="utf-8", newline=""
+            ) as file:
                 csv.DictWriter(file, self._columns).writerows(self._rows)
         else:  # new columns need a new header, and few remote file systems can append
             self._rewrite([*(self._read() if self._is_ours else []), *self._rows])
@@ -93,7 +104,11 @@ class CSVLogger(FolderLogger):
         return {**super().state_dict(), "rows": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._rows or not self._takes_up(state_dict) or not self._exists(self.metrics_file_path):
+        if (
+            self._rows
+            or not self._takes_up(state_dict)
+            or not self._exists(self.metrics_file_path)
+        ):
             return
         rows = self._read()[: state_dict["rows"]]
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -108,7 +123,9 @@ class CSVLogger(FolderLogger):
         if is_local(path):
             with open(path, encoding="utf-8", newline="") as file:
                 return list(csv.DictReader(file))
-        return list(csv.DictReader(io.StringIO(filesystem(path).cat_file(path).decode())))
+        return list(
+            csv.DictReader(io.StringIO(filesystem(path).cat_file(path).decode()))
+        )
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
@@ -129,7 +146,11 @@ class CSVLogger(FolderLogger):
         while self._exists(aside := path.replace(".csv", f"-{number}.csv")):
             number += 1
         os.rename(path, aside) if is_local(path) else filesystem(path).mv(path, aside)
-        log.warning("CSVLogger: %s is another run's, and is kept as %s", path, os.path.basename(aside))
+        log.warning(
+            "CSVLogger: %s is another run's, and is kept as %s",
+            path,
+            os.path.basename(aside),
+        )
 
 
 def _number(name: str, value: Any) -> float | int:

@@ -40,8 +40,12 @@ class FolderLogger(Logger):
         prefix: str,
         sub_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if version is not None and (isinstance(version, bool) or not isinstance(version, (int, str))):
-            raise TypeError(f"version must be a number, a folder's name or None; got {version!r}")
+        if version is not None and (
+            isinstance(version, bool) or not isinstance(version, (int, str))
+        ):
+            raise TypeError(
+                f"version must be a number, a folder's name or None; got {version!r}"
+            )
         self._save_dir = os.path.expanduser(os.path.expandvars(os.fspath(save_dir)))
         self._name = name or ""
         self._given_version = version
@@ -94,12 +98,16 @@ class FolderLogger(Logger):
 
     @property
     def log_dir(self) -> str:
-        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        version = (
+            self.version if isinstance(self.version, str) else f"version_{self.version}"
+        )
         return os.path.join(self.root_dir, version, self._sub_dir).rstrip("/")
 
     # -- hyperparameters --------------------------------------------------------------------------------------
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Record hyperparameters in ``hparams.json``, which is written with the first row."""
         self.hparams.update(vars(params) if isinstance(params, Namespace) else params)
         self._hparams_written = False
@@ -171,7 +179,9 @@ def _put_once(store: Any, path: str) -> None:
         store.pipe_file(path, b"1", mode="create")
     except FileExistsError:
         raise
-    except Exception:  # not every store can do so; then two runs of one moment are not told apart
+    except (
+        Exception
+    ):  # not every store can do so; then two runs of one moment are not told apart
         if store.exists(path):
             raise FileExistsError(path) from None
         store.pipe_file(path, b"1")
@@ -184,11 +194,19 @@ def _absolute(path: str) -> str:
 def _next_version(root: str) -> int:
     """One more than the highest ``N`` of the ``version_N`` in ``root``; 0 if there is none."""
     try:
-        names = os.listdir(root) if is_local(root) else filesystem(root).ls(root, detail=False)
+        names = (
+            os.listdir(root)
+            if is_local(root)
+            else filesystem(root).ls(root, detail=False)
+        )
     except FileNotFoundError:
         return 0
     versions = [os.path.basename(name.rstrip("/")).split("version_") for name in names]
-    numbers = [int(parts[1]) for parts in versions if len(parts) == 2 and not parts[0] and parts[1].isdecimal()]
+    numbers = [
+        int(parts[1])
+        for parts in versions
+        if len(parts) == 2 and not parts[0] and parts[1].isdecimal()
+    ]
     return max(numbers, default=-1) + 1
 
 
@@ -197,7 +215,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {key if _is_plain(key) else str(key): _plain(item) for key, item in value.items()}
+        return {
+            key if _is_plain(key) else str(key): _plain(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return list(map(_plain, value))
     if isinstance(value, (set, frozenset)):

@@ -65,10 +65,14 @@ class TensorBoardLogger(FolderLogger):
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
         self._last_step = -1  # the highest one logged
-        self._rows: list[tuple[dict[str, Any], int, float]] = []  # values, step and time of rows not yet written
+        self._rows: list[
+            tuple[dict[str, Any], int, float]
+        ] = []  # values, step and time of rows not yet written
         self._write_at = 0.0  # on the monotonic clock
         self._purge_step: int | None = None
-        self._hp_metrics: tuple[Mapping[str, float], int] | None = None  # to be shown with the hyperparameters
+        self._hp_metrics: tuple[Mapping[str, float], int] | None = (
+            None  # to be shown with the hyperparameters
+        )
 
     @property
     def sub_dir(self) -> str | None:
@@ -85,7 +89,9 @@ class TensorBoardLogger(FolderLogger):
             purge_step, self._purge_step = self._purge_step, None
             if purge_step is not None:
                 _wait_for_a_later_name(self.log_dir)
-            self._experiment = SummaryWriter(self.log_dir, **{"purge_step": purge_step, **self._kwargs})
+            self._experiment = SummaryWriter(
+                self.log_dir, **{"purge_step": purge_step, **self._kwargs}
+            )
             self._write_hparams()
         return self._experiment
 
@@ -94,7 +100,9 @@ class TensorBoardLogger(FolderLogger):
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
             if isinstance(value, Mapping):
-                row[tag] = {name: _number(f"{tag}/{name}", part) for name, part in value.items()}
+                row[tag] = {
+                    name: _number(f"{tag}/{name}", part) for name, part in value.items()
+                }
             else:
                 row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
@@ -116,8 +124,14 @@ class TensorBoardLogger(FolderLogger):
             for tag, value in row.items():
                 if isinstance(value, dict):
                     writer.add_scalars(tag, value, step, moment)
-            values = [Summary.Value(tag=t, simple_value=v) for t, v in row.items() if not isinstance(v, dict)]
-            self._add(Summary(value=values), step, moment)  # a row as one event costs as much as one add_scalar
+            values = [
+                Summary.Value(tag=t, simple_value=v)
+                for t, v in row.items()
+                if not isinstance(v, dict)
+            ]
+            self._add(
+                Summary(value=values), step, moment
+            )  # a row as one event costs as much as one add_scalar
         self._write_at = monotonic() + WRITE_EVERY
 
     def _add(self, summary: Any, step: int, moment: float | None = None) -> None:
@@ -139,9 +153,17 @@ class TensorBoardLogger(FolderLogger):
         """
         super().log_hyperparams(params)
         if metrics is not None:
-            self._hp_metrics = (metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}, step or 0)
-        elif self._hp_metrics is None and self._default_hp_metric and self._last_step < 0:
-            self._hp_metrics = ({"hp_metric": -1.0}, 0)  # a resumed run has shown it before
+            self._hp_metrics = (
+                metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics},
+                step or 0,
+            )
+        elif (
+            self._hp_metrics is None and self._default_hp_metric and self._last_step < 0
+        ):
+            self._hp_metrics = (
+                {"hp_metric": -1.0},
+                0,
+            )  # a resumed run has shown it before
         if self._experiment is not None:
             self._write_hparams()
 
@@ -163,14 +185,25 @@ class TensorBoardLogger(FolderLogger):
         """Draw the graph of ``model``, if ``log_graph=True``."""
         if not self._log_graph:
             return
-        example = getattr(model, "example_input_array", None) if input_array is None else input_array
+        example = (
+            getattr(model, "example_input_array", None)
+            if input_array is None
+            else input_array
+        )
         if not isinstance(example, (Tensor, tuple)):
-            log.warning("TensorBoardLogger(log_graph=True) needs module.example_input_array to be a tensor or a tuple")
+            log.warning(
+                "TensorBoardLogger(log_graph=True) needs module.example_input_array to be a tensor or a tuple"
+            )
             return
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = next(
+            (parameter.device for parameter in model.parameters()), torch.device("cpu")
+        )
         tensors = (example,) if isinstance(example, Tensor) else example
         with torch.random.fork_rng(devices=[]):
-            self.experiment.add_graph(model, tuple(t.to(device) if isinstance(t, Tensor) else t for t in tensors))
+            self.experiment.add_graph(
+                model,
+                tuple(t.to(device) if isinstance(t, Tensor) else t for t in tensors),
+            )
 
     def save(self) -> None:
         if self._rows:
@@ -185,7 +218,9 @@ class TensorBoardLogger(FolderLogger):
             self.experiment  # noqa: B018 # making it writes them
         if self._experiment is not None:
             self._experiment.close()
-            self._experiment = None  # what comes later goes into a new file of the same folder
+            self._experiment = (
+                None  # what comes later goes into a new file of the same folder
+            )
         self._give_back()
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -209,10 +244,17 @@ def _wait_for_a_later_name(folder: str) -> None:
     Files of one second are sorted by process and number, which tell nothing.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    seconds = [int(name.split(".")[3]) for name in names if name.startswith("events.out.tfevents.")]
+    seconds = [
+        int(name.split(".")[3])
+        for name in names
+        if name.startswith("events.out.tfevents.")
+    ]
     latest = max(seconds, default=0)
     if latest > time():
-        log.warning("TensorBoardLogger: a file in %s is of a later time than now; its points may show twice", folder)
+        log.warning(
+            "TensorBoardLogger: a file in %s is of a later time than now; its points may show twice",
+            folder,
+        )
     elif time() < latest + 1:
         sleep(latest + 1 - time())
 
@@ -221,7 +263,9 @@ def _number(tag: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"TensorBoardLogger takes numbers and dicts of numbers; {tag!r} is {value!r}") from None
+        raise ValueError(
+            f"TensorBoardLogger takes numbers and dicts of numbers; {tag!r} is {value!r}"
+        ) from None
 
 
 def _flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
@@ -229,11 +273,17 @@ def _flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for name, value in params.items():
         nested = vars(value) if isinstance(value, Namespace) else value
-        pairs += _flat(nested, f"{path}{name}/") if isinstance(nested, Mapping) else [(f"{path}{name}", value)]
+        pairs += (
+            _flat(nested, f"{path}{name}/")
+            if isinstance(nested, Mapping)
+            else [(f"{path}{name}", value)]
+        )
     return pairs
 
 
 def _showable(value: Any) -> bool | int | float | str:
-    if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, (bool, int, str)) or (
+        isinstance(value, float) and math.isfinite(value)
+    ):
         return value
     return str(value)

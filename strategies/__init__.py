@@ -25,15 +25,25 @@ _MODULES = {
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "single": ("SingleDeviceStrategy", {}),
     "ddp": ("DDPStrategy", {}),
-    "ddp_find_unused_parameters_true": ("DDPStrategy", {"find_unused_parameters": True}),
+    "ddp_find_unused_parameters_true": (
+        "DDPStrategy",
+        {"find_unused_parameters": True},
+    ),
     "fsdp": ("FSDPStrategy", {}),
     "fsdp_cpu_offload": ("FSDPStrategy", {"cpu_offload": True}),
     "deepspeed": ("DeepSpeedStrategy", {}),
-    **{f"deepspeed_stage_{stage}": ("DeepSpeedStrategy", {"stage": stage}) for stage in (1, 2, 3)},
+    **{
+        f"deepspeed_stage_{stage}": ("DeepSpeedStrategy", {"stage": stage})
+        for stage in (1, 2, 3)
+    },
     **{
         f"deepspeed_stage_{stage}_offload": (
             "DeepSpeedStrategy",
-            {"stage": stage, "offload_optimizer": True, "offload_parameters": stage == 3},
+            {
+                "stage": stage,
+                "offload_optimizer": True,
+                "offload_parameters": stage == 3,
+            },
         )
         for stage in (1, 2, 3)
     },
@@ -72,10 +82,14 @@ def create_strategy(strategy: str | Strategy, several: bool = False) -> Strategy
             'strategy="ddp" is what takes its place'
         )
     if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
-        raise ValueError(f'strategy={strategy!r}: use "ddp", which works in scripts and in notebooks alike')
+        raise ValueError(
+            f'strategy={strategy!r}: use "ddp", which works in scripts and in notebooks alike'
+        )
     name = ("ddp" if several else "single") if strategy == "auto" else strategy
     if name not in STRATEGIES:
-        raise ValueError(f"strategy must be a Strategy, auto or one of {', '.join(STRATEGIES)}; got {strategy!r}")
+        raise ValueError(
+            f"strategy must be a Strategy, auto or one of {', '.join(STRATEGIES)}; got {strategy!r}"
+        )
     kind, arguments = STRATEGIES[name]
     return __getattr__(kind)(**arguments)
 

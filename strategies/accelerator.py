@@ -15,10 +15,16 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")
 def accelerator_type() -> str:
     """The type of this machine's accelerator, or ``"cpu"``."""
     accelerator = torch.accelerator.current_accelerator()
-    return accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
+    return (
+        accelerator.type
+        if accelerator is not None and torch.accelerator.is_available()
+        else "cpu"
+    )
 
 
-def select_devices(accelerator: str, devices: int | str | list[int], place: Place | None = None) -> list[torch.device]:
+def select_devices(
+    accelerator: str, devices: int | str | list[int], place: Place | None = None
+) -> list[torch.device]:
     """Return the devices that the arguments ask for: one for each process of this machine.
 
     Args:
@@ -42,31 +48,43 @@ def select_devices(accelerator: str, devices: int | str | list[int], place: Plac
                 return [torch.device(kind, 0)] * wanted
     if kind == "cpu":
         if isinstance(wanted, list):
-            raise ValueError(f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1")
+            raise ValueError(
+                f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1"
+            )
         return [torch.device("cpu")] * (wanted or 1)
     if isinstance(wanted, list):
         for index in wanted:
             if not 0 <= index < count:
-                raise ValueError(f"devices={devices!r}: index {index} is not below the {count} devices of this machine")
+                raise ValueError(
+                    f"devices={devices!r}: index {index} is not below the {count} devices of this machine"
+                )
         return [torch.device(kind, index) for index in wanted]
     if wanted is not None and wanted > count:
-        raise ValueError(f"devices={devices!r}: this machine has {count} of type {kind!r}")
+        raise ValueError(
+            f"devices={devices!r}: this machine has {count} of type {kind!r}"
+        )
     return [torch.device(kind, index) for index in range(wanted or count)]
 
 
 def _device_type(accelerator: str) -> str:
     """The torch device type that an accelerator's name means on this machine."""
     if accelerator not in ACCELERATORS:
-        raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
+        raise ValueError(
+            f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}"
+        )
     present = accelerator_type()
     if accelerator == "auto":
         return present
     if accelerator == "gpu":
         if present == "cpu":
-            raise ValueError('accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"')
+            raise ValueError(
+                'accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"'
+            )
         return present
     if accelerator not in ("cpu", present):
-        raise ValueError(f'accelerator={accelerator!r}: this machine has {present!r} only; use accelerator="auto"')
+        raise ValueError(
+            f'accelerator={accelerator!r}: this machine has {present!r} only; use accelerator="auto"'
+        )
     return accelerator
 
 
@@ -83,11 +101,17 @@ def _parse_devices(devices: Any) -> int | list[int] | None:
         return None
     if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
         return wanted
-    if isinstance(wanted, (list, tuple)) and wanted and all(isinstance(i, int) for i in wanted):
+    if (
+        isinstance(wanted, (list, tuple))
+        and wanted
+        and all(isinstance(i, int) for i in wanted)
+    ):
         if len(set(wanted)) < len(wanted):
             raise ValueError(f"devices={devices!r} names a device twice")
         return list(wanted)
-    raise ValueError(f'devices must be a count from 1, a list of indices, "auto" or -1; got {devices!r}')
+    raise ValueError(
+        f'devices must be a count from 1, a list of indices, "auto" or -1; got {devices!r}'
+    )
 
 
 def device_rng_state(device: torch.device) -> torch.Tensor | None:
@@ -95,10 +119,14 @@ def device_rng_state(device: torch.device) -> torch.Tensor | None:
     if device.type == "cpu":
         return None
     module = torch.get_device_module(device)
-    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return (
+        module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    )
 
 
 def set_device_rng_state(device: torch.device, state: torch.Tensor) -> None:
     """Set what :func:`device_rng_state` returned."""
     module = torch.get_device_module(device)
-    module.set_rng_state(state.cpu()) if device.type == "mps" else module.set_rng_state(state.cpu(), device)
+    module.set_rng_state(state.cpu()) if device.type == "mps" else module.set_rng_state(
+        state.cpu(), device
+    )

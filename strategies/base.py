@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .module_policy import Policy, checkpoint_activations
-from .optimizer_state import number_optimizer_state, parameter_names, rename_optimizer_state
+from .optimizer_state import (
+    number_optimizer_state,
+    parameter_names,
+    rename_optimizer_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +57,9 @@ class Strategy(ABC):
     name = "strategy"
     synced_forwards: int | None = None
     keeps_gradients_local: bool | None = None
-    equal_forwards = owns_loss_scale = shards_state = replaces_parameters = one_module = sync_batchnorm = False
+    equal_forwards = owns_loss_scale = shards_state = replaces_parameters = (
+        one_module
+    ) = sync_batchnorm = False
     manual_optimization = True
     activation_checkpointing: Policy | None = None
     device_mesh: DeviceMesh | None = None
@@ -65,7 +71,9 @@ class Strategy(ABC):
     optimizers: list[Optimizer]
 
     @abstractmethod
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         """Choose this process's device, and learn its place among its peers.
 
         Args:
@@ -118,7 +126,13 @@ class Strategy(ABC):
         """A context in which ``configure_model`` makes the module's parts."""
         return nullcontext()
 
-    def check_steps(self, batch_size: int | None, accumulate: int, clip: float | None, algorithm: str | None) -> None:
+    def check_steps(
+        self,
+        batch_size: int | None,
+        accumulate: int,
+        clip: float | None,
+        algorithm: str | None,
+    ) -> None:
         """Raise if the strategy cannot take such steps, or was configured for others."""
 
     def start_epoch(self) -> None:
@@ -141,7 +155,13 @@ class Strategy(ABC):
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
 
-    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
+    def clip_gradients(
+        self,
+        parameters: Iterable[Tensor],
+        value: float,
+        algorithm: str,
+        norm: float = 2.0,
+    ) -> Any:
         """Clip gradients by their global ``"norm"``, which is returned, or each by ``"value"``."""
         if algorithm == "value":
             return nn.utils.clip_grad_value_(parameters, value)
@@ -149,7 +169,11 @@ class Strategy(ABC):
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply the gradients of an optimizer's parameters."""
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for parameter in (
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
@@ -167,11 +191,15 @@ class Strategy(ABC):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``, for any strategy."""
-        return rename_optimizer_state(optimizer.state_dict(), parameter_names(self.module, optimizer))
+        return rename_optimizer_state(
+            optimizer.state_dict(), parameter_names(self.module, optimizer)
+        )
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Load what :meth:`optimizer_state` returned, matching parameters by name."""
-        optimizer.load_state_dict(number_optimizer_state(state, parameter_names(self.module, optimizer)))
+        optimizer.load_state_dict(
+            number_optimizer_state(state, parameter_names(self.module, optimizer))
+        )
 
     # -- peers: with one process, each of these gives back what it got ------------------------------------------
 

@@ -22,21 +22,32 @@ def await_builds() -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folders = (escape(own), "*") if own else (escape(get_default_build_root()), "*", "*")
+    folders = (
+        (escape(own), "*") if own else (escape(get_default_build_root()), "*", "*")
+    )
     for lock in glob(os.path.join(*folders, "lock")):
         told = False
         try:
             # Its age is asked for last, as another process may have made it anew meanwhile.
             while _is_held(lock) or _age(lock) < _OTHER_MACHINE:
                 if not told:
-                    log.info("Waiting for the build of an extension by another process: %s", lock)
+                    log.info(
+                        "Waiting for the build of an extension by another process: %s",
+                        lock,
+                    )
                 told = True
                 time.sleep(0.5)
             os.remove(lock)
         except FileNotFoundError:  # it has been released
             pass
-        except OSError as error:  # another user's, of whose builds this run may need none
-            log.warning("%s seems to be left over from a build that was killed, and cannot be removed: %s", lock, error)
+        except (
+            OSError
+        ) as error:  # another user's, of whose builds this run may need none
+            log.warning(
+                "%s seems to be left over from a build that was killed, and cannot be removed: %s",
+                lock,
+                error,
+            )
 
 
 def _age(lock: str) -> float:

@@ -32,7 +32,9 @@ class _FixedBuckets(DistributedDataParallel):
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         # Else torch keeps its first buckets.
-        self.rebuilds_buckets = options["static_graph"] or not options["find_unused_parameters"]
+        self.rebuilds_buckets = (
+            options["static_graph"] or not options["find_unused_parameters"]
+        )
         super().__init__(module, **options)
         if self.rebuilds_buckets:
             self.reducer._push_all_rebuilt_params()
@@ -67,7 +69,10 @@ class _FixedBuckets(DistributedDataParallel):
         found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             return
-        names = {id(parameter): name for name, parameter in self.module.module.named_parameters()}
+        names = {
+            id(parameter): name
+            for name, parameter in self.module.module.named_parameters()
+        }
         unused = [names[id(self.in_order[int(index)])] for index in found[1].split()]
         others = f" and {len(unused) - 10} others" if len(unused) > 10 else ""
         raise RuntimeError(
@@ -134,9 +139,17 @@ class DDPStrategy(ProcessGroupStrategy):
         }
         self.broadcast_buffers = broadcast_buffers
         if not broadcast_buffers:  # torch 2.13 gave it another name
-            renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-            self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
-        self.comm_hook, self.comm_state, self.comm_wrapper = ddp_comm_hook, ddp_comm_state, ddp_comm_wrapper
+            renamed = (
+                "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+            )
+            self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = (
+                False
+            )
+        self.comm_hook, self.comm_state, self.comm_wrapper = (
+            ddp_comm_hook,
+            ddp_comm_state,
+            ddp_comm_wrapper,
+        )
         self.sync_batchnorm = sync_batchnorm
         self.activation_checkpointing = activation_checkpointing
         self._ddp: _FixedBuckets | None = None
@@ -146,9 +159,13 @@ class DDPStrategy(ProcessGroupStrategy):
         self._first = True  # until the first backward after DDP was made
         self._wrapped: list[int] = []  # what was trained then
         self._prepared = False  # whether a backward has run in this step
-        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []  # batch norms: parent, name, the user's own
+        self._replaced: list[
+            tuple[nn.Module, str, nn.Module]
+        ] = []  # batch norms: parent, name, the user's own
 
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         super().setup_environment(devices, num_nodes, place)
         if self.sync_batchnorm and self.world_size > 1 and self.device.type == "cpu":
             raise ValueError(
@@ -168,9 +185,13 @@ class DDPStrategy(ProcessGroupStrategy):
     def _convert_batchnorms(self, module: nn.Module) -> None:
         for parent in list(module.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+                if isinstance(
+                    child, nn.modules.batchnorm._BatchNorm
+                ) and not isinstance(child, nn.SyncBatchNorm):
                     self._replaced.append((parent, name, child))
-                    setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # has the same tensors
+                    setattr(
+                        parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                    )  # has the same tensors
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if self.world_size > 1:
@@ -179,7 +200,11 @@ class DDPStrategy(ProcessGroupStrategy):
         return super().setup_optimizers(optimizers)
 
     def _trainable(self) -> list[int]:
-        return [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
+        return [
+            id(parameter)
+            for parameter in self.module.parameters()
+            if parameter.requires_grad
+        ]
 
     def start_epoch(self) -> None:
         trainable = self._trainable() if self.world_size > 1 else []
@@ -193,9 +218,15 @@ class DDPStrategy(ProcessGroupStrategy):
         if not self._wrapped or self.keeps_gradients_local:
             return  # DDP refuses a module of which nothing is trained
         # Without device_ids: DDP would move batches that are where they belong.
-        self._ddp = _FixedBuckets(StepModule(self.module, self._context), **self.options)
+        self._ddp = _FixedBuckets(
+            StepModule(self.module, self._context), **self.options
+        )
         if self.comm_hook is not None:
-            hook = self.comm_hook if self.comm_wrapper is None else self.comm_wrapper(self.comm_hook)
+            hook = (
+                self.comm_hook
+                if self.comm_wrapper is None
+                else self.comm_wrapper(self.comm_hook)
+            )
             self._ddp.register_comm_hook(self.comm_state, hook)
 
     def teardown(self) -> None:
@@ -213,7 +244,12 @@ class DDPStrategy(ProcessGroupStrategy):
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         ddp = self._ddp
         if ddp is None:
-            if self.world_size == 1 or self.keeps_gradients_local or self.torn_down or not self._trainable():
+            if (
+                self.world_size == 1
+                or self.keeps_gradients_local
+                or self.torn_down
+                or not self._trainable()
+            ):
                 return self.evaluate(step_name, *args, **kwargs)
             self._wrap()  # all was frozen until now
             ddp = self._ddp
@@ -238,7 +274,9 @@ class DDPStrategy(ProcessGroupStrategy):
         if ddp is None:
             return
         if not self._local:
-            ddp.reducer.prepare_for_backward([loss] if ddp.find_unused_parameters else [])
+            ddp.reducer.prepare_for_backward(
+                [loss] if ddp.find_unused_parameters else []
+            )
         ddp.require_backward_grad_sync = False
         self._prepared = True
 
@@ -263,7 +301,10 @@ class DDPStrategy(ProcessGroupStrategy):
         if self.world_size == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        used = self.reduce(torch.tensor([float(parameter.grad is not None) for parameter in trained]), "max")
+        used = self.reduce(
+            torch.tensor([float(parameter.grad is not None) for parameter in trained]),
+            "max",
+        )
         buckets: dict[tuple[torch.dtype, int], list[Tensor]] = {}
         numbers = 0
         for parameter, somewhere in zip(trained, used.tolist(), strict=True):
@@ -271,10 +312,16 @@ class DDPStrategy(ProcessGroupStrategy):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 numbers += parameter.numel()
-                buckets.setdefault((parameter.dtype, numbers // _BUCKET), []).append(parameter.grad)
+                buckets.setdefault((parameter.dtype, numbers // _BUCKET), []).append(
+                    parameter.grad
+                )
         for gradients in buckets.values():
-            means = self.reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+            means = self.reduce(
+                torch.cat([gradient.flatten() for gradient in gradients])
+            )
+            for gradient, mean in zip(
+                gradients, means.split([g.numel() for g in gradients]), strict=True
+            ):
                 gradient.copy_(mean.view_as(gradient))
 
     def start_evaluation(self) -> None:

@@ -25,7 +25,18 @@ from .process_group import ProcessGroupStrategy
 from .step_module import StepModule
 
 # Optimizers that treat each number by itself.
-_ELEMENTWISE = {"ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+_ELEMENTWISE = {
+    "ASGD",
+    "Adadelta",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+}
 
 # What DeepSpeed's dynamic loss scale goes by, and changes.
 _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -76,11 +87,18 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     ) -> None:
         super().__init__(process_group_backend, timeout, max_restarts)
         if find_spec("deepspeed") is None:
-            raise ImportError("this strategy needs DeepSpeed: pip install loopwright[deepspeed]")
+            raise ImportError(
+                "this strategy needs DeepSpeed: pip install loopwright[deepspeed]"
+            )
         self.config, self.stage = read_config(config, stage)
         if offload_parameters and self.stage != 3:
-            raise ValueError(f"offload_parameters=True needs stage=3; got stage={self.stage}")
-        self.offload_optimizer, self.offload_parameters = offload_optimizer, offload_parameters
+            raise ValueError(
+                f"offload_parameters=True needs stage=3; got stage={self.stage}"
+            )
+        self.offload_optimizer, self.offload_parameters = (
+            offload_optimizer,
+            offload_parameters,
+        )
         self.activation_checkpointing = activation_checkpointing
         self.name = f"deepspeed_stage_{self.stage}"
         self.equal_forwards = self.stage == 3
@@ -90,13 +108,20 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self._frozen: dict[str, Tensor] = {}  # what it does not, if it rounds that
         self._complete: dict[str, Any] = {}  # its configuration
         self._names: list[list[str]] = []  # of the optimizer's parameters, by group
-        self._offloaded: list[tuple[Tensor, Tensor]] = []  # what the optimizer steps on, and its gradient's memory
+        self._offloaded: list[
+            tuple[Tensor, Tensor]
+        ] = []  # what the optimizer steps on, and its gradient's memory
         clip = self.config.get("gradient_clipping", "auto")
         self._clip = self._own_clip = 0.0 if clip == "auto" else float(clip)
         self._factor: Any = None  # for the gradients of the next step
-        self._linear: tuple[Any, Any] = (None, None)  # nn.functional.linear, and what DeepSpeed replaces it by
+        self._linear: tuple[Any, Any] = (
+            None,
+            None,
+        )  # nn.functional.linear, and what DeepSpeed replaces it by
 
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         super().setup_environment(devices, num_nodes, place)
         # DeepSpeed takes the best device that it finds, unless it is told.
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
@@ -107,7 +132,13 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         await_builds()
         self.connect_alone()  # DeepSpeed needs a process group for one process, too
 
-    def check_steps(self, batch_size: int | None, accumulate: int, clip: float | None, algorithm: str | None) -> None:
+    def check_steps(
+        self,
+        batch_size: int | None,
+        accumulate: int,
+        clip: float | None,
+        algorithm: str | None,
+    ) -> None:
         self._check_clipping(algorithm if clip else "norm", 2.0)
         check_batches(self.config, batch_size, accumulate, self.world_size, clip)
 
@@ -124,7 +155,10 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             return
         import deepspeed
 
-        with self._own_linear(), deepspeed.zero.Init(config_dict_or_path=complete_config(self, precision)):
+        with (
+            self._own_linear(),
+            deepspeed.zero.Init(config_dict_or_path=complete_config(self, precision)),
+        ):
             yield
 
     @contextmanager
@@ -137,7 +171,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             yield
         finally:
             now = nn.functional.linear
-            if now is not before and getattr(now, "__module__", "").startswith("deepspeed."):
+            if now is not before and getattr(now, "__module__", "").startswith(
+                "deepspeed."
+            ):
                 self._linear, nn.functional.linear = (before, now), before
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
@@ -148,7 +184,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             return module  # until a fit takes new optimizers, what it has trained stays, and goes on
         _release(module)
         self._engine, self._trains, self.module = None, False, module
-        partitioned = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+        partitioned = any(
+            hasattr(parameter, "ds_id") for parameter in module.parameters()
+        )
         if not partitioned:
             precision.convert_module(module)
             module.to(self.device)
@@ -162,17 +200,23 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
         with self._own_linear():
             engine, *_ = deepspeed.initialize(
-                model=StepModule(self.module, self._context), optimizer=optimizer, config=self._complete
+                model=StepModule(self.module, self._context),
+                optimizer=optimizer,
+                config=self._complete,
             )
         vars(self.module)[_ENGINE] = engine
         return engine
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
-            raise ValueError(f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}")
+            raise ValueError(
+                f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}"
+            )
         (optimizer,) = optimizers
         kind = type(optimizer)
-        known = kind.__name__ in _ELEMENTWISE or kind.__module__.startswith("deepspeed.")
+        known = kind.__name__ in _ELEMENTWISE or kind.__module__.startswith(
+            "deepspeed."
+        )
         if not known and not self.config.get("zero_allow_untested_optimizer"):
             raise ValueError(
                 f"strategy={self.name!r} gives an optimizer flat parts of all parameters together, and whether "
@@ -186,15 +230,21 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             )
         for index, group in enumerate(optimizer.param_groups):
             if not any(parameter.requires_grad for parameter in group["params"]):
-                raise ValueError(f"strategy={self.name!r}: no parameter of the optimizer's group {index} is trained")
+                raise ValueError(
+                    f"strategy={self.name!r}: no parameter of the optimizer's group {index} is trained"
+                )
         _release(self.module)
         self._names = parameter_names(self.module, optimizer)
         self._trained = self._trainable()
         for parameter in self.module.parameters():
             parameter.grad = None  # what was left would count in the first step
         # DeepSpeed rounds what it does not train, too.
-        rounded = self.module.named_parameters() if self._mixed and self.stage != 3 else ()
-        self._frozen = {name: p.detach().clone() for name, p in rounded if not p.requires_grad}
+        rounded = (
+            self.module.named_parameters() if self._mixed and self.stage != 3 else ()
+        )
+        self._frozen = {
+            name: p.detach().clone() for name, p in rounded if not p.requires_grad
+        }
         self._engine, self._trains = self._initialize(optimizer), True
         self._offloaded = [
             (flat, flat.grad)
@@ -204,7 +254,11 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         return super().setup_optimizers(optimizers)
 
     def _trainable(self) -> tuple[Any, ...]:
-        return tuple(name for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+        return tuple(
+            name
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        )
 
     def start_epoch(self) -> None:
         if not self._trains:
@@ -248,11 +302,15 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def start_evaluation(self) -> None:
         if self.world_size > 1:
-            self.equalize(self.module.buffers())  # running statistics are each process's own
+            self.equalize(
+                self.module.buffers()
+            )  # running statistics are each process's own
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for flat, memory in self._offloaded:
-            flat.grad = memory  # which clearing the optimizer's gradients has taken away
+            flat.grad = (
+                memory  # which clearing the optimizer's gradients has taken away
+            )
         with self._own_linear():  # for activations that are computed again
             self._engine.backward(loss, *args, **kwargs)
 
@@ -273,7 +331,13 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             "pass of the window's last batch. Leave an epoch between windows, or use accumulate_grad_batches=1"
         )
 
-    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
+    def clip_gradients(
+        self,
+        parameters: Iterable[Tensor],
+        value: float,
+        algorithm: str,
+        norm: float = 2.0,
+    ) -> Any:
         """Let the next step clip: DeepSpeed does it there."""
         self._check_clipping(algorithm, norm)
         self._clip = value
@@ -305,35 +369,68 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _zero_state(self) -> list[tuple[Tensor, list[Any]]]:
         """What the optimizer steps on, and the parameters of which it is made."""
         if self.stage == 3:
-            return list(zip(self._zero.fp32_partitioned_groups_flat, self._zero.fp16_groups, strict=True))
-        return list(zip(self._zero.single_partition_of_fp32_groups, self._zero.bit16_groups, strict=True))
+            return list(
+                zip(
+                    self._zero.fp32_partitioned_groups_flat,
+                    self._zero.fp16_groups,
+                    strict=True,
+                )
+            )
+        return list(
+            zip(
+                self._zero.single_partition_of_fp32_groups,
+                self._zero.bit16_groups,
+                strict=True,
+            )
+        )
 
     def _piece(self, parameter: Any, key: str | None = None) -> Piece | None:
         """What this process trains of a parameter, or its optimizer state ``key``; None if it is not spread."""
         if hasattr(parameter, "ds_id"):
             # Without an optimizer, as in evaluation, DeepSpeed's engine has another object in its place.
             trained = parameter.requires_grad and self._trains
-            local = self._zero.get_local_fp32_param(parameter, key) if trained else parameter.ds_tensor
-            start = self.global_rank * parameter.ds_tensor.ds_numel  # the last ones are padded
+            local = (
+                self._zero.get_local_fp32_param(parameter, key)
+                if trained
+                else parameter.ds_tensor
+            )
+            start = (
+                self.global_rank * parameter.ds_tensor.ds_numel
+            )  # the last ones are padded
             count = max(0, min(local.numel(), parameter.ds_numel - start))
-            return Piece(local.detach().flatten()[:count], tuple(parameter.ds_shape), start, count > 0)
+            return Piece(
+                local.detach().flatten()[:count],
+                tuple(parameter.ds_shape),
+                start,
+                count > 0,
+            )
         if not self._trains or not hasattr(parameter, "_hp_mapping"):
             return None
         mapping = parameter._hp_mapping
         if mapping is None:  # others train all of it
             return Piece(torch.empty(0), tuple(parameter.shape), 0, mine=False)
-        return Piece(mapping.get_hp_fragment(key), tuple(parameter.shape), mapping.lp_fragment_address.start)
+        return Piece(
+            mapping.get_hp_fragment(key),
+            tuple(parameter.shape),
+            mapping.lp_fragment_address.start,
+        )
 
     def model_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict(keep_vars=True)
         for name, value in state.items():
             if isinstance(value, Tensor):
                 piece = self._piece(value)
-                state[name] = self._frozen.get(name, value.detach()) if piece is None else piece
+                state[name] = (
+                    self._frozen.get(name, value.detach()) if piece is None else piece
+                )
         return state
 
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
-        spread = {name: own for name, own in self.module.state_dict(keep_vars=True).items() if hasattr(own, "ds_id")}
+        spread = {
+            name: own
+            for name, own in self.module.state_dict(keep_vars=True).items()
+            if hasattr(own, "ds_id")
+        }
         for name in spread.keys() & state.keys():
             self._set(spread[name], state[name], name)
         if not spread:
@@ -344,10 +441,15 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                     parameter._hp_mapping.update_hp()
             return result
         # Parameters in parts look empty to torch: it takes the rest, and says what is missing.
-        stand_in = {**state, **{name: own.detach() for name, own in spread.items() if name in state}}
+        stand_in = {
+            **state,
+            **{name: own.detach() for name, own in spread.items() if name in state},
+        }
         return self.module.load_state_dict(stand_in, strict=strict)
 
-    def _set(self, parameter: Any, whole: Tensor, name: str, key: str | None = None) -> None:
+    def _set(
+        self, parameter: Any, whole: Tensor, name: str, key: str | None = None
+    ) -> None:
         """Give this process its part of a parameter, or of the optimizer state ``key``."""
         piece = self._piece(parameter, key)
         assert piece is not None
@@ -360,15 +462,21 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         if not hasattr(parameter, "ds_id"):
             piece.tensor.copy_(piece.of(whole))
             return
-        part = torch.zeros_like(parameter.ds_tensor, dtype=whole.dtype)  # with the padding of the last one
+        part = torch.zeros_like(
+            parameter.ds_tensor, dtype=whole.dtype
+        )  # with the padding of the last one
         part[: piece.tensor.numel()].copy_(piece.of(whole))
         if key is None:
             parameter.ds_tensor.data.copy_(part)
-        if parameter.requires_grad and self._trains:  # what is read of an offloaded one is a copy on the device
+        if (
+            parameter.requires_grad and self._trains
+        ):  # what is read of an offloaded one is a copy on the device
             self._zero.set_local_hp_param(part, parameter, key)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        names = {
+            id(parameter): name for name, parameter in self.module.named_parameters()
+        }
         found: dict[str, Any] = {}
         for flat, parameters in self._zero_state():
             state = self._zero.optimizer.state.get(flat) or {}
@@ -377,46 +485,76 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 if state:
                     found[names[id(parameter)]] = {
                         # Elsewhere each parameter has a step count of its own.
-                        key: self._piece(parameter, key) if _is_spread(value, flat) else copy.deepcopy(value)
+                        key: self._piece(parameter, key)
+                        if _is_spread(value, flat)
+                        else copy.deepcopy(value)
                         for key, value in state.items()
                     }
         groups = [
-            {**{key: value for key, value in group.items() if key != "params"}, "params": own}
+            {
+                **{key: value for key, value in group.items() if key != "params"},
+                "params": own,
+            }
             for group, own in zip(optimizer.param_groups, self._names, strict=True)
         ]
         scaler = self._zero.loss_scaler
-        scale = {"loss_scale": {name: getattr(scaler, name) for name in _LOSS_SCALE}} if scaler.dynamic else {}
+        scale = (
+            {"loss_scale": {name: getattr(scaler, name) for name in _LOSS_SCALE}}
+            if scaler.dynamic
+            else {}
+        )
         return {"state": found, "param_groups": groups, **scale}
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         number_optimizer_state(state, self._names)  # raises if it is another's
-        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        names = {
+            id(parameter): name for name, parameter in self.module.named_parameters()
+        }
         for flat, parameters in self._zero_state():
-            own = {names[id(p)]: (p, state["state"].get(names[id(p)]) or {}) for p in parameters}
-            first = next(((parameter, values) for parameter, values in own.values() if values), None)
+            own = {
+                names[id(p)]: (p, state["state"].get(names[id(p)]) or {})
+                for p in parameters
+            }
+            first = next(
+                ((parameter, values) for parameter, values in own.values() if values),
+                None,
+            )
             if first is None:
                 continue
             like, shared = first
             self._check_alike(own, shared)
             self._zero.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if _is_spread(value, like) else copy.deepcopy(value)
+                key: torch.zeros_like(flat)
+                if _is_spread(value, like)
+                else copy.deepcopy(value)
                 for key, value in shared.items()
             }
             self._link(True)
-            for name, (parameter, values) in own.items():  # one that was never stepped has none: zeros
+            for name, (
+                parameter,
+                values,
+            ) in own.items():  # one that was never stepped has none: zeros
                 for key, value in values.items():
                     if _is_spread(self._zero.optimizer.state[flat][key], flat):
                         self._set(parameter, value, name, key)
-        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in saved.items() if key != "params"})
+        for group, saved in zip(
+            optimizer.param_groups, state["param_groups"], strict=True
+        ):
+            group.update(
+                {key: value for key, value in saved.items() if key != "params"}
+            )
         if self._zero.loss_scaler.dynamic:
             vars(self._zero.loss_scaler).update(state.get("loss_scale", {}))
 
-    def _check_alike(self, own: dict[str, tuple[Any, dict[str, Any]]], shared: dict[str, Any]) -> None:
+    def _check_alike(
+        self, own: dict[str, tuple[Any, dict[str, Any]]], shared: dict[str, Any]
+    ) -> None:
         """Refuse a state that differs between parameters where DeepSpeed has one for all: the count of steps."""
         for name, (parameter, values) in own.items():
             for key, value in values.items():
-                if not _is_spread(value, parameter) and not torch.equal(*map(torch.as_tensor, (value, shared[key]))):
+                if not _is_spread(value, parameter) and not torch.equal(
+                    *map(torch.as_tensor, (value, shared[key]))
+                ):
                     raise ValueError(
                         f"{name} has {key}={value}, another parameter of its group {shared[key]}: "
                         f"strategy={self.name!r} has one for all of them"
@@ -437,4 +575,8 @@ def _release(module: nn.Module) -> None:
 
 def _is_spread(value: Any, like: Any) -> bool:
     """Whether an optimizer's state is as large as what it belongs to."""
-    return isinstance(value, Tensor) and value.numel() == getattr(like, "ds_numel", like.numel()) and value.dim() > 0
+    return (
+        isinstance(value, Tensor)
+        and value.numel() == getattr(like, "ds_numel", like.numel())
+        and value.dim() > 0
+    )

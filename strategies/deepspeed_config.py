@@ -23,7 +23,12 @@ _ELSEWHERE = {
     "data_types": "gradients are accumulated in the type that DeepSpeed chooses",
     "amp": "pass Trainer(precision=...)",
 }
-_HALF = {"16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
+_HALF = {
+    "16-mixed": "fp16",
+    "16-true": "fp16",
+    "bf16-mixed": "bf16",
+    "bf16-true": "bf16",
+}
 
 
 def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
@@ -36,11 +41,15 @@ def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
         with open(config, encoding="utf-8") as file:
             config = json.load(file)
     if not isinstance(config, (dict, type(None))):
-        raise TypeError(f"config must be a dict, or the path of a JSON file; got {config!r}")
+        raise TypeError(
+            f"config must be a dict, or the path of a JSON file; got {config!r}"
+        )
     config = copy.deepcopy(config or {})
     for key, instead in _ELSEWHERE.items():
         if key in config:
-            raise ValueError(f"config has a section {key!r}, which is not DeepSpeed's business here: {instead}")
+            raise ValueError(
+                f"config has a section {key!r}, which is not DeepSpeed's business here: {instead}"
+            )
     zero = config.get("zero_optimization", {})
     for key in ("mics_shard_size", "zero_hpz_partition_size"):
         if key in zero:
@@ -50,14 +59,20 @@ def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
     asked = zero.get("stage", "auto")
     asked = stage if asked == "auto" else asked
     if stage is not None and asked != stage:
-        raise ValueError(f"config says zero_optimization.stage={asked}, the strategy was asked for stage={stage}")
+        raise ValueError(
+            f"config says zero_optimization.stage={asked}, the strategy was asked for stage={stage}"
+        )
     if asked not in (None, 1, 2, 3):
         raise ValueError(f"stage must be 1, 2 or 3; got {asked!r}")
     return config, asked or 2
 
 
 def check_batches(
-    config: dict[str, Any], batch_size: int | None, accumulate: int, world_size: int, clip: float | None
+    config: dict[str, Any],
+    batch_size: int | None,
+    accumulate: int,
+    world_size: int,
+    clip: float | None,
 ) -> None:
     """Refuse sizes in the user's configuration that are not those of the run; "auto" and none are right.
 
@@ -81,7 +96,9 @@ def _compare(key: str, asked: Any, value: Any, where: str) -> None:
         )
 
 
-def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[str, Any]:
+def complete_config(
+    strategy: DeepSpeedStrategy, precision: Precision
+) -> dict[str, Any]:
     """The whole configuration.
 
     Raises:
@@ -94,10 +111,17 @@ def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[s
     config = copy.deepcopy(strategy.config)
     half = _HALF.get(precision.name)
     if half == "fp16" and strategy.device.type == "cpu":
-        raise ValueError(f"precision={precision.name!r}: DeepSpeed has no float16 on the CPU; use bf16-mixed there")
+        raise ValueError(
+            f"precision={precision.name!r}: DeepSpeed has no float16 on the CPU; use bf16-mixed there"
+        )
     for section in ("fp16", "bf16"):
         enabled = config.setdefault(section, {}).setdefault("enabled", section == half)
-        _compare(f"{section}.enabled", enabled, section == half, f"precision={precision.name!r}, with which it")
+        _compare(
+            f"{section}.enabled",
+            enabled,
+            section == half,
+            f"precision={precision.name!r}, with which it",
+        )
         config[section]["enabled"] = section == half
     if half == "fp16":
         _set_loss_scale(config["fp16"], precision)
@@ -108,12 +132,20 @@ def complete_config(strategy: DeepSpeedStrategy, precision: Precision) -> dict[s
         ("offload_param", strategy.offload_parameters),
     ):
         if asked:
-            zero.setdefault(key, {"device": "cpu", "pin_memory": strategy.device.type != "cpu"})
-    config["zero_allow_untested_optimizer"] = True  # those that may be used are the strategy's business
+            zero.setdefault(
+                key, {"device": "cpu", "pin_memory": strategy.device.type != "cpu"}
+            )
+    config["zero_allow_untested_optimizer"] = (
+        True  # those that may be used are the strategy's business
+    )
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("steps_per_print", 10**9)
     # Accumulation and clipping are the loop's: what DeepSpeed sees are micro-batches, and the last one of a window.
-    config.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=0.0)
+    config.update(
+        train_micro_batch_size_per_gpu=1,
+        gradient_accumulation_steps=1,
+        gradient_clipping=0.0,
+    )
     config.pop("train_batch_size", None)
     return config
 
@@ -138,4 +170,9 @@ def _set_loss_scale(section: dict[str, Any], precision: Precision) -> None:
         ("growth_interval", "loss_scale_window", asked["growth_interval"]),
     ):
         if name in changed:
-            _compare(f"fp16.{key}", section.setdefault(key, value), value, f"that of precision.{name}={asked[name]}")
+            _compare(
+                f"fp16.{key}",
+                section.setdefault(key, value),
+                value,
+                f"that of precision.{name}={asked[name]}",
+            )

@@ -19,11 +19,17 @@ def piece_of(tensor: Any) -> Piece:
     assert place is not None, "this process is part of the mesh"
     _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     # Of those that have the same, the first saves it: in this mesh, and among meshes beside it.
-    first = all(at == 0 for at, how in zip(place, placements, strict=True) if isinstance(how, Replicate))
+    first = all(
+        at == 0
+        for at, how in zip(place, placements, strict=True)
+        if isinstance(how, Replicate)
+    )
     first = first and int(mesh.mesh.min()) == 0
     local = tensor.detach().to_local()
     if is_traceable_wrapper_subclass(local):
-        raise TypeError(f"{type(local).__name__}, of which a distributed tensor is made, cannot be saved in pieces")
+        raise TypeError(
+            f"{type(local).__name__}, of which a distributed tensor is made, cannot be saved in pieces"
+        )
     return Piece(local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0)
 
 
@@ -39,9 +45,16 @@ def in_pieces(state: Any) -> Any:
 def distribute(whole: Tensor, like: Any) -> DTensor:
     """``whole``, which all processes have, spread as ``like`` is."""
     own = piece_of(like)
-    local = own.of(whole).to(own.tensor.device, own.tensor.dtype, copy=True).contiguous()
+    local = (
+        own.of(whole).to(own.tensor.device, own.tensor.dtype, copy=True).contiguous()
+    )
     return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        local,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
 
 

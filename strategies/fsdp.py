@@ -6,12 +6,18 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
@@ -87,16 +93,27 @@ class FSDPStrategy(ProcessGroupStrategy):
         self._root: Any = None  # a StepModule around the module, sharded
         self._sharded_into: Any = {}  # by the parameter before, while it lives: what is trained
 
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         super().setup_environment(devices, num_nodes, place)
         size, mesh = self.tensor_parallel_size, self.asked_mesh
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or self.world_size % size:
+        if (
+            isinstance(size, bool)
+            or not isinstance(size, int)
+            or size < 1
+            or self.world_size % size
+        ):
             raise ValueError(
                 f"tensor_parallel_size must be a number that divides the {self.world_size} processes; got {size!r}"
             )
         if size > 1 and mesh is not None:
-            raise ValueError("device_mesh and tensor_parallel_size cannot both be given")
-        if isinstance(mesh, tuple) and (len(mesh) != 2 or math.prod(mesh) != self.world_size):
+            raise ValueError(
+                "device_mesh and tensor_parallel_size cannot both be given"
+            )
+        if isinstance(mesh, tuple) and (
+            len(mesh) != 2 or math.prod(mesh) != self.world_size
+        ):
             raise ValueError(
                 f"device_mesh must be (replicas, shards) with replicas * shards = {self.world_size}, the number of "
                 f"processes; got {mesh!r}"
@@ -110,12 +127,18 @@ class FSDPStrategy(ProcessGroupStrategy):
         if isinstance(mesh, DeviceMesh):
             self.device_mesh = mesh
         elif mesh is not None:
-            self.device_mesh = init_device_mesh(kind, mesh, mesh_dim_names=("replicate", "shard"))
+            self.device_mesh = init_device_mesh(
+                kind, mesh, mesh_dim_names=("replicate", "shard")
+            )
         elif size > 1:
             names = ("data_parallel", "tensor_parallel")
-            self.device_mesh = init_device_mesh(kind, (self.world_size // size, size), mesh_dim_names=names)
+            self.device_mesh = init_device_mesh(
+                kind, (self.world_size // size, size), mesh_dim_names=names
+            )
         else:
-            self.device_mesh = init_device_mesh(kind, (self.world_size,), mesh_dim_names=("data_parallel",))
+            self.device_mesh = init_device_mesh(
+                kind, (self.world_size,), mesh_dim_names=("data_parallel",)
+            )
 
     # -- the module -------------------------------------------------------------------------------------------
 
@@ -127,9 +150,13 @@ class FSDPStrategy(ProcessGroupStrategy):
         self._root = vars(module).get(_ROOT)
         if self._root is None:
             precision.convert_module(module)
-            parallel = self.tensor_parallel_size > 1  # what configure_model has parallelized is in parts already
+            parallel = (
+                self.tensor_parallel_size > 1
+            )  # what configure_model has parallelized is in parts already
             tensors = (*module.parameters(), *module.buffers())
-            self.equalize(t for t in tensors if not (parallel and isinstance(t, DTensor)))
+            self.equalize(
+                t for t in tensors if not (parallel and isinstance(t, DTensor))
+            )
             checkpoint_activations(module, self.activation_checkpointing)
             before = dict(module.named_parameters())
             self._root = vars(module)[_ROOT] = self._shard(module, precision)
@@ -144,21 +171,32 @@ class FSDPStrategy(ProcessGroupStrategy):
 
     def _shard(self, module: nn.Module, precision: Precision) -> StepModule:
         assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"] if self.tensor_parallel_size > 1 else self.device_mesh
+        mesh = (
+            self.device_mesh["data_parallel"]
+            if self.tensor_parallel_size > 1
+            else self.device_mesh
+        )
         # Under autocast, operations choose their types themselves; parameters are gathered in the type of most of them.
         policy = MixedPrecisionPolicy(
             param_dtype=precision.compute,
-            reduce_dtype=precision.reduce or (torch.float32 if precision.compute else None),
+            reduce_dtype=precision.reduce
+            or (torch.float32 if precision.compute else None),
             cast_forward_inputs=False,
         )
-        offload = CPUOffloadPolicy(pin_memory=self.device.type != "cpu") if self.cpu_offload else OffloadPolicy()
+        offload = (
+            CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
+            if self.cpu_offload
+            else OffloadPolicy()
+        )
         options: dict[str, Any] = {
             "mesh": mesh, "reshard_after_forward": self.reshard_after_forward,
             "mp_policy": self.mp_policy or policy, "offload_policy": offload,
         }  # fmt: skip
         root = StepModule(module)
         for part in module.modules() if precision.compute is not None else ():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):  # which wants parameters and statistics of one type
+            if isinstance(
+                part, nn.modules.batchnorm._BatchNorm
+            ):  # which wants parameters and statistics of one type
                 fully_shard(part, **{**options, "mp_policy": MixedPrecisionPolicy()})
         for part in self._to_wrap(module):
             if not isinstance(part, FSDPModule):
@@ -170,23 +208,42 @@ class FSDPStrategy(ProcessGroupStrategy):
         """The submodules to be gathered by themselves, inner ones first."""
         policy = self.auto_wrap_policy
         if policy is None:
-            lists = [part for part in module.modules() if isinstance(part, (nn.ModuleList, nn.Sequential))]
-            chosen = {id(block) for part in lists for block in part.children()} - {id(part) for part in lists}
+            lists = [
+                part
+                for part in module.modules()
+                if isinstance(part, (nn.ModuleList, nn.Sequential))
+            ]
+            chosen = {id(block) for part in lists for block in part.children()} - {
+                id(part) for part in lists
+            }
         elif isinstance(policy, int) and not isinstance(policy, bool):
             chosen = _of_size(module, policy)
         else:
-            chosen = {id(part) for part in module.modules() if part is not module and matches(policy, part)}  # pyright: ignore[reportArgumentType] # no number
-        containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # have no forward
+            parts = [part for part in module.modules() if part is not module]
+            chosen = {id(part) for part in parts if matches(cast(Policy, policy), part)}
+        containers = (
+            nn.ModuleList,
+            nn.ModuleDict,
+            nn.ParameterList,
+            nn.ParameterDict,
+        )  # have no forward
         return [
             part
             for part in reversed(list(module.modules()))
-            if id(part) in chosen and any(True for _ in part.parameters()) and not isinstance(part, containers)
+            if id(part) in chosen
+            and any(True for _ in part.parameters())
+            and not isinstance(part, containers)
         ]
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
-            for group in optimizer.param_groups:  # one that was made before knows the parameters of then
-                before, group["params"] = group["params"], [self._sharded_into.get(p, p) for p in group["params"]]
+            for group in (
+                optimizer.param_groups
+            ):  # one that was made before knows the parameters of then
+                before, group["params"] = (
+                    group["params"],
+                    [self._sharded_into.get(p, p) for p in group["params"]],
+                )
                 for old, new in zip(before, group["params"], strict=True):
                     if old is not new and old in optimizer.state:
                         optimizer.state[new] = _spread(optimizer.state.pop(old), new)
@@ -213,7 +270,9 @@ class FSDPStrategy(ProcessGroupStrategy):
 
     def start_evaluation(self) -> None:
         if self._root is not None:
-            self.equalize(self.module.buffers())  # running statistics are each process's own
+            self.equalize(
+                self.module.buffers()
+            )  # running statistics are each process's own
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -235,8 +294,16 @@ class FSDPStrategy(ProcessGroupStrategy):
                 "module is to be called itself, not by its parts"
             )
 
-    def clip_gradients(self, parameters: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0) -> Any:
-        found: list[Any] = [parameter for parameter in parameters if parameter.grad is not None]
+    def clip_gradients(
+        self,
+        parameters: Iterable[Tensor],
+        value: float,
+        algorithm: str,
+        norm: float = 2.0,
+    ) -> Any:
+        found: list[Any] = [
+            parameter for parameter in parameters if parameter.grad is not None
+        ]
         if algorithm == "value":
             for parameter in found:
                 parameter.grad.clamp_(-value, value)
@@ -244,10 +311,16 @@ class FSDPStrategy(ProcessGroupStrategy):
         # The norm over each mesh (with tensor parallelism there may be several), and of these norms.
         meshes: dict[Any, list[Any]] = {}
         for parameter in found:
-            meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-        norms = [whole_tensor(nn.utils.get_total_norm([p.grad for p in own], norm)) for own in meshes.values()]
+            meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(
+                parameter
+            )
+        norms = [
+            whole_tensor(nn.utils.get_total_norm([p.grad for p in own], norm))
+            for own in meshes.values()
+        ]
         total = torch.linalg.vector_norm(
-            torch.stack([each.to(self.device) for each in norms or [torch.zeros(())]]), norm
+            torch.stack([each.to(self.device) for each in norms or [torch.zeros(())]]),
+            norm,
         )
         for own in meshes.values():
             nn.utils.clip_grads_with_norm_(own, value, total)
@@ -260,7 +333,10 @@ class FSDPStrategy(ProcessGroupStrategy):
 
     def _state(self) -> dict[str, Any]:
         assert self._root is not None
-        return {name.removeprefix("module."): value for name, value in self._root.state_dict().items()}
+        return {
+            name.removeprefix("module."): value
+            for name, value in self._root.state_dict().items()
+        }
 
     def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
         if self._root is None:
@@ -278,7 +354,9 @@ class FSDPStrategy(ProcessGroupStrategy):
         if self._root is None:
             return super().optimizer_state(optimizer)
         self._reshard()
-        return rename_optimizer_state(in_pieces(optimizer.state_dict()), parameter_names(self.module, optimizer))
+        return rename_optimizer_state(
+            in_pieces(optimizer.state_dict()), parameter_names(self.module, optimizer)
+        )
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         if self._root is not None:
@@ -295,7 +373,9 @@ class FSDPStrategy(ProcessGroupStrategy):
 def _spread(state: dict[str, Any], parameter: Any) -> dict[str, Any]:
     """A parameter's optimizer state, with what has its shape spread as it is."""
     return {
-        key: distribute(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+        key: distribute(value, parameter)
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+        else value
         for key, value in state.items()
     }
 

@@ -20,11 +20,15 @@ def matches(policy: Policy, module: nn.Module) -> bool:
         TypeError: if it is neither classes nor a function.
     """
     classes = (policy,) if isinstance(policy, type) else policy
-    if isinstance(classes, (set, frozenset, list, tuple)) and all(isinstance(kind, type) for kind in classes):
+    if isinstance(classes, (set, frozenset, list, tuple)) and all(
+        isinstance(kind, type) for kind in classes
+    ):
         return isinstance(module, tuple(classes))
     if callable(policy):
         return bool(policy(module))
-    raise TypeError(f"a policy must be module classes, or a function of a submodule; got {policy!r}")
+    raise TypeError(
+        f"a policy must be module classes, or a function of a submodule; got {policy!r}"
+    )
 
 
 def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
@@ -35,11 +39,15 @@ def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
     """
     if policy is None:
         return
-    from torch.distributed._composable.checkpoint_activation import checkpoint  # keeps names and classes
+    from torch.distributed._composable.checkpoint_activation import (
+        checkpoint,
+    )  # keeps names and classes
 
     chosen = [part for part in module.modules() if matches(policy, part)]
     if not chosen:
-        raise ValueError(f"activation_checkpointing={policy!r} chooses no submodule of {type(module).__name__}")
+        raise ValueError(
+            f"activation_checkpointing={policy!r} chooses no submodule of {type(module).__name__}"
+        )
     for part in chosen:
         if part not in _checkpointed:
             checkpoint(part)

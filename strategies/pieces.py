@@ -37,7 +37,12 @@ def part_of(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
     """The part of ``whole`` that begins at ``offset`` and has the shape of ``like``: a view."""
     if isinstance(offset, int):
         return whole.reshape(-1)[offset : offset + like.numel()]
-    return whole[tuple(slice(start, start + size) for start, size in zip(offset, like.shape, strict=True))]
+    return whole[
+        tuple(
+            slice(start, start + size)
+            for start, size in zip(offset, like.shape, strict=True)
+        )
+    ]
 
 
 def whole_state(strategy: Strategy, state: Any) -> Any:

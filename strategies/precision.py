@@ -79,9 +79,16 @@ class Precision:
         if dtype in (None, torch.float32):
             return
         try:
-            with torch.inference_mode(False), torch.enable_grad():  # a Trainer may be made in a hook of an evaluation
-                x = torch.ones(2, 2, 4, 4, dtype=dtype, device=device, requires_grad=True)
-                y = nn.functional.conv2d(x, x) @ torch.ones(1, 2, dtype=dtype, device=device)
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+            ):  # a Trainer may be made in a hook of an evaluation
+                x = torch.ones(
+                    2, 2, 4, 4, dtype=dtype, device=device, requires_grad=True
+                )
+                y = nn.functional.conv2d(x, x) @ torch.ones(
+                    1, 2, dtype=dtype, device=device
+                )
                 nn.functional.layer_norm(y, y.shape[-1:]).sum().backward()
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -92,7 +99,10 @@ class Precision:
 
     def convert_module(self, module: nn.Module) -> None:
         """Convert floating-point parameters and buffers in place."""
-        for tensors, dtype in ((module.parameters(), self.parameters), (module.buffers(), self.buffers)):
+        for tensors, dtype in (
+            (module.parameters(), self.parameters),
+            (module.buffers(), self.buffers),
+        ):
             for tensor in tensors if dtype is not None else ():
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
@@ -112,7 +122,9 @@ class Precision:
 
     def init_context(self) -> Any:
         """A context in which modules are created in this precision."""
-        return nullcontext() if self.parameters is None else default_dtype(self.parameters)
+        return (
+            nullcontext() if self.parameters is None else default_dtype(self.parameters)
+        )
 
 
 class _DefaultDtype:
@@ -169,5 +181,7 @@ def create_precision(precision: int | str | Precision) -> Precision:
         return precision
     name = ALIASES.get(str(precision), str(precision))
     if name not in PRECISIONS:
-        raise ValueError(f"precision must be a Precision or one of {', '.join(PRECISIONS)}; got {precision!r}")
+        raise ValueError(
+            f"precision must be a Precision or one of {', '.join(PRECISIONS)}; got {precision!r}"
+        )
     return PRECISIONS[name]

@@ -22,7 +22,12 @@ from .launch.environment import Place
 from .launch.failures import adopt
 from .launch.rendezvous import LAST_WORK, STORE, leave, leave_group
 
-_OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+_OPERATIONS = {
+    "sum": dist.ReduceOp.SUM,
+    "mean": dist.ReduceOp.SUM,
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+}
 
 
 class ProcessGroupStrategy(Strategy):
@@ -34,16 +39,32 @@ class ProcessGroupStrategy(Strategy):
         max_restarts: how often processes that we started are started again when one fails.
     """
 
-    def __init__(self, process_group_backend: str | None, timeout: timedelta, max_restarts: int) -> None:
+    def __init__(
+        self, process_group_backend: str | None, timeout: timedelta, max_restarts: int
+    ) -> None:
         if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
-            raise ValueError(f"timeout must be a datetime.timedelta above 0; got {timeout!r}")
-        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
-            raise ValueError(f"max_restarts must be an integer from 0; got {max_restarts!r}")
-        self.process_group_backend, self.timeout, self.max_restarts = process_group_backend, timeout, max_restarts
+            raise ValueError(
+                f"timeout must be a datetime.timedelta above 0; got {timeout!r}"
+            )
+        if (
+            isinstance(max_restarts, bool)
+            or not isinstance(max_restarts, int)
+            or max_restarts < 0
+        ):
+            raise ValueError(
+                f"max_restarts must be an integer from 0; got {max_restarts!r}"
+            )
+        self.process_group_backend, self.timeout, self.max_restarts = (
+            process_group_backend,
+            timeout,
+            max_restarts,
+        )
         self.place: Place | None = None
         self._group = 0  # the number of the process group that this has joined, of those that we have made
 
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         self.place = place
         self.world_size = len(devices) * num_nodes
         if place is not None:
@@ -64,7 +85,9 @@ class ProcessGroupStrategy(Strategy):
                     f"{self.world_size} processes cannot meet, as they have not been started: fit starts them, or "
                     "Engine(launch=True)"
                 )
-            import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group alive
+            import_module(
+                "torch.distributed.nn.functional"
+            )  # later, its defaults would keep the group alive
             dist.init_process_group(
                 self._backend(),
                 timeout=self.timeout,
@@ -129,7 +152,9 @@ class ProcessGroupStrategy(Strategy):
                     "the module's parameters are in parts, from a run before under another strategy than "
                     f"{self.name!r}: make the module anew, such as with load_from_checkpoint"
                 )
-            dense = self._reachable(tensor.detach().contiguous())  # what backends can send
+            dense = self._reachable(
+                tensor.detach().contiguous()
+            )  # what backends can send
             dist.broadcast(dense, 0)
             if dense.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(dense)
@@ -160,7 +185,9 @@ class ProcessGroupStrategy(Strategy):
             tensor = tensor.float()
         reduced = self._reachable(tensor.detach()).clone()
         dist.all_reduce(reduced, _OPERATIONS[op])
-        return (reduced / self.world_size if op == "mean" else reduced).to(tensor.device)
+        return (reduced / self.world_size if op == "mean" else reduced).to(
+            tensor.device
+        )
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         if self._is_alone():

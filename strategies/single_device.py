@@ -22,7 +22,9 @@ class SingleDeviceStrategy(Strategy):
     def __init__(self, activation_checkpointing: Policy | None = None) -> None:
         self.activation_checkpointing = activation_checkpointing
 
-    def setup_environment(self, devices: list[torch.device], num_nodes: int, place: Place | None) -> None:
+    def setup_environment(
+        self, devices: list[torch.device], num_nodes: int, place: Place | None
+    ) -> None:
         if len(devices) != 1 or num_nodes != 1:
             raise ValueError(
                 f"strategy={self.name!r} runs in one process on one device; got devices={len(devices)}, "

@@ -11,7 +11,9 @@ from torch import nn
 class StepModule(nn.Module):
     """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept."""
 
-    def __init__(self, module: nn.Module, context: AbstractContextManager[Any] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, context: AbstractContextManager[Any] | None = None
+    ) -> None:
         super().__init__()
         self.module = module
         self.context = context

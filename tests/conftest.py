@@ -36,7 +36,9 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 STARTING = str(Path(__file__).resolve().parent / "starting")
 if STARTING not in sys.path:
     sys.path.insert(0, STARTING)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTING, os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (STARTING, os.environ.get("PYTHONPATH")))
+    )
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that tests start: some of them send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -71,7 +73,9 @@ def child_processes() -> set[int]:
     children: set[int] = set()
     for file in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # the thread has just ended
-            children.update(pid for pid in map(int, file.read_text().split()) if is_running(pid))
+            children.update(
+                pid for pid in map(int, file.read_text().split()) if is_running(pid)
+            )
     # multiprocessing starts one tracker with the first spawn, and keeps it until the interpreter ends.
     return children - {resource_tracker._resource_tracker._pid}
 
@@ -91,14 +95,19 @@ def leaves_nothing_running() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
     deadline = time.monotonic() + GRACE
-    while (left := (child_processes() - processes, foreground_threads() - threads)) != (set(), set()):
+    while (left := (child_processes() - processes, foreground_threads() - threads)) != (
+        set(),
+        set(),
+    ):
         if time.monotonic() > deadline:
             break
         gc.collect()  # ends the workers of an abandoned DataLoader iterator
         time.sleep(0.02)
     for pid in left[0]:
         os.kill(pid, signal.SIGKILL)
-    found = [f"process {pid} (killed)" for pid in left[0]] + [f"thread {thread.name}" for thread in left[1]]
+    found = [f"process {pid} (killed)" for pid in left[0]] + [
+        f"thread {thread.name}" for thread in left[1]
+    ]
     if group_open:
         found.append("an open process group (closed)")
     if found:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 
-def run_program(*arguments: Any, timeout: float = 90, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_program(
+    *arguments: Any, timeout: float = 90, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run ``python *arguments`` to its end, and return its exit status and output.
 
     Args:
@@ -23,7 +25,11 @@ def run_program(*arguments: Any, timeout: float = 90, **options: Any) -> subproc
         options: of ``subprocess.Popen``.
     """
     command = [sys.executable, *map(str, arguments)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     program = subprocess.Popen(command, **pipes, **options)
     try:
         out, err = program.communicate(timeout=timeout)
@@ -36,9 +42,13 @@ def run_program(*arguments: Any, timeout: float = 90, **options: Any) -> subproc
                 os.kill(process, signal.SIGKILL)
         try:
             out, err = program.communicate(timeout=10)
-        except subprocess.TimeoutExpired as error:  # a process that is no descendant any more writes to the same
+        except (
+            subprocess.TimeoutExpired
+        ) as error:  # a process that is no descendant any more writes to the same
             out, err = error.stdout, error.stderr
-        pytest.fail(f"did not end within {timeout} s: {arguments}\n{out}\n{err}", pytrace=False)
+        pytest.fail(
+            f"did not end within {timeout} s: {arguments}\n{out}\n{err}", pytrace=False
+        )
     return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
@@ -56,7 +66,12 @@ def show_stacks(processes: list[int]) -> None:
     """Have processes that tests have started write the stacks of their threads to their standard errors."""
     for process in processes:
         with suppress(OSError):
-            caught = Path(f"/proc/{process}/status").read_text().partition("SigCgt:")[2].split()[0]
+            caught = (
+                Path(f"/proc/{process}/status")
+                .read_text()
+                .partition("SigCgt:")[2]
+                .split()[0]
+            )
             if int(caught, 16) >> (signal.SIGUSR2 - 1) & 1:  # else it would end
                 os.kill(process, signal.SIGUSR2)
                 time.sleep(0.1)  # or what they write is mixed

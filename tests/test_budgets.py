@@ -13,7 +13,9 @@ def ours() -> Counts:
 
 
 def test_few_frames_lie_between_fit_and_the_users_step(ours: Counts):
-    assert 0 < ours.frames <= MAX_FRAMES, "fewer hops: whoever debugs a step reads all of them"
+    assert 0 < ours.frames <= MAX_FRAMES, (
+        "fewer hops: whoever debugs a step reads all of them"
+    )
 
 
 def test_a_bare_step_calls_few_python_functions(ours: Counts):

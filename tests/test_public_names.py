@@ -35,7 +35,13 @@ PUBLIC = {
         "SimpleProfiler",
         "Timer",
     },
-    "loopwright.loggers": {"CSVLogger", "Logger", "SilentLogger", "TensorBoardLogger", "place_of"},
+    "loopwright.loggers": {
+        "CSVLogger",
+        "Logger",
+        "SilentLogger",
+        "TensorBoardLogger",
+        "place_of",
+    },
     "loopwright.strategies": {
         "STRATEGIES",
         "DDPStrategy",
@@ -56,7 +62,9 @@ def test_a_package_has_these_public_names(package: str):
     assert all(hasattr(module, name) for name in module.__all__)
 
 
-@pytest.mark.parametrize("package", [name for name in PUBLIC if name != "loopwright.framework"])
+@pytest.mark.parametrize(
+    "package", [name for name in PUBLIC if name != "loopwright.framework"]
+)
 def test_a_package_shows_no_other_names(package: str):
     shown = {name for name in dir(import_module(package)) if not name.startswith("_")}
     assert shown == PUBLIC[package]

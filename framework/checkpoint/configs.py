@@ -11,7 +11,9 @@ from enum import Enum, EnumMeta
 from types import SimpleNamespace
 from typing import Any
 
-_NAMESPACES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Namespace, SimpleNamespace)}
+_NAMESPACES: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Namespace, SimpleNamespace)
+}
 
 
 class AttributeDict(dict[str, Any]):
@@ -22,7 +24,9 @@ class AttributeDict(dict[str, Any]):
             return self[name]
         except KeyError:
             known = ", ".join(map(str, self)) or "none"
-            raise AttributeError(f"no hyperparameter {name!r}; there are: {known}") from None
+            raise AttributeError(
+                f"no hyperparameter {name!r}; there are: {known}"
+            ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -31,7 +35,11 @@ class AttributeDict(dict[str, Any]):
 def fields_of(config: Any) -> dict[str, Any] | None:
     """The fields of a mapping, namespace, dataclass, attrs or pydantic object by name; None if it is none of these."""
     if isinstance(config, Mapping):
-        return _readable_items(config) if type(config).__name__ == "DictConfig" else dict(config)
+        return (
+            _readable_items(config)
+            if type(config).__name__ == "DictConfig"
+            else dict(config)
+        )
     if isinstance(config, (Namespace, SimpleNamespace)):
         return dict(vars(config))
     if (names := _field_names(type(config))) is None:
@@ -53,9 +61,15 @@ def _readable_items(config: Any) -> dict[str, Any]:
 def _field_names(kind: type[Any]) -> dict[str, str | None] | None:
     """By a field's name, the constructor's argument for it, if it has one; None if ``kind`` has no fields."""
     if dataclasses.is_dataclass(kind):
-        return {field.name: field.name if field.init else None for field in dataclasses.fields(kind)}
+        return {
+            field.name: field.name if field.init else None
+            for field in dataclasses.fields(kind)
+        }
     if hasattr(kind, "__attrs_attrs__"):
-        return {field.name: field.alias if field.init else None for field in kind.__attrs_attrs__}
+        return {
+            field.name: field.alias if field.init else None
+            for field in kind.__attrs_attrs__
+        }
     if hasattr(kind, "__pydantic_validator__"):
         return {name: name for name in kind.model_fields}
     return None
@@ -67,8 +81,14 @@ def portable(value: Any) -> Any:
         return type(value)(map(portable, value))
     if (fields := fields_of(value)) is not None:
         return {name: portable(item) for name, item in fields.items()}
-    is_other = isinstance(value, (str, bytes, bytearray, range, memoryview, list, tuple))
-    return list(map(portable, value)) if isinstance(value, Sequence) and not is_other else value
+    is_other = isinstance(
+        value, (str, bytes, bytearray, range, memoryview, list, tuple)
+    )
+    return (
+        list(map(portable, value))
+        if isinstance(value, Sequence) and not is_other
+        else value
+    )
 
 
 def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
@@ -79,7 +99,9 @@ def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
     kind = type(value).__name__
     if kind in (*_NAMESPACES, "DictConfig", "ListConfig"):
         return kind
-    with suppress(Exception):  # of whatever the object's own constructor or comparison raises
+    with suppress(
+        Exception
+    ):  # of whatever the object's own constructor or comparison raises
         is_known = isinstance(value, Enum) or _field_names(type(value)) is not None
         if is_known and rebuild(owner, argument, kind, portable(value)) == value:
             return kind
@@ -95,7 +117,11 @@ def rebuild(owner: type[Any], argument: str, kind: str, value: Any) -> Any:
 
         return OmegaConf.create(value)
     hint = _hints(owner.__init__).get(argument)
-    named = [one for one in (hint, *typing.get_args(hint)) if getattr(one, "__name__", None) == kind]
+    named = [
+        one
+        for one in (hint, *typing.get_args(hint))
+        if getattr(one, "__name__", None) == kind
+    ]
     return _of_type(next(iter(named), None), value)
 
 
@@ -113,7 +139,11 @@ def _of_type(hint: Any, value: Any) -> Any:
     kinds = (hint, *typing.get_args(hint))
     if not isinstance(value, dict):
         for kind in kinds:
-            if isinstance(kind, EnumMeta) and issubclass(kind, type(value)) and type(value) not in kinds:
+            if (
+                isinstance(kind, EnumMeta)
+                and issubclass(kind, type(value))
+                and type(value) not in kinds
+            ):
                 with suppress(ValueError):  # it has no such member any more
                     return kind(value)
         return value
@@ -124,11 +154,21 @@ def _of_type(hint: Any, value: Any) -> Any:
     return AttributeDict({name: _of_type(None, item) for name, item in value.items()})
 
 
-def _with_fields(kind: type[Any], names: dict[str, str | None], values: dict[str, Any]) -> Any:
+def _with_fields(
+    kind: type[Any], names: dict[str, str | None], values: dict[str, Any]
+) -> Any:
     hints = _hints(kind)
     values = {name: _of_type(hints.get(name), value) for name, value in values.items()}
-    made = kind(**{argument: values[name] for name, argument in names.items() if argument is not None})
+    made = kind(
+        **{
+            argument: values[name]
+            for name, argument in names.items()
+            if argument is not None
+        }
+    )
     if not hasattr(kind, "model_fields"):
         for name, value in values.items():
-            object.__setattr__(made, name, value)  # also what the constructor does not take, or would change again
+            object.__setattr__(
+                made, name, value
+            )  # also what the constructor does not take, or would change again
     return made

@@ -27,8 +27,15 @@ def _replaced(path: str) -> str | None:
     parent, name = os.path.split(path.rstrip("/"))
     if not os.path.isdir(parent or "."):
         return None
-    aside = [other for other in os.listdir(parent or ".") if other.startswith(f".{name}.") and other.endswith(".old")]
-    return next((found for other in aside if is_complete(found := os.path.join(parent, other))), None)
+    aside = [
+        other
+        for other in os.listdir(parent or ".")
+        if other.startswith(f".{name}.") and other.endswith(".old")
+    ]
+    return next(
+        (found for other in aside if is_complete(found := os.path.join(parent, other))),
+        None,
+    )
 
 
 def resolve(path: str) -> str:
@@ -38,7 +45,11 @@ def resolve(path: str) -> str:
         CheckpointError: if there is none.
     """
     path = plain(os.fspath(path))
-    if not exists(path) and is_local(path) and (replaced := _replaced(path)) is not None:
+    if (
+        not exists(path)
+        and is_local(path)
+        and (replaced := _replaced(path)) is not None
+    ):
         return replaced
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path!r}")
@@ -51,7 +62,11 @@ def resolve(path: str) -> str:
         raise CheckpointError(
             f"{path!r} is neither a checkpoint directory, nor a pointer to one, nor a file of weights (damaged?)"
         )
-    target = target if os.path.isabs(target) or "://" in target else join(os.path.dirname(path), target)
+    target = (
+        target
+        if os.path.isabs(target) or "://" in target
+        else join(os.path.dirname(path), target)
+    )
     if not exists(target) and is_local(target):
         return _replaced(target) or target
     return target
@@ -66,18 +81,24 @@ def pointed_to(path: str) -> str | None:
     return target if isinstance(target, str) else None
 
 
-def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: None) -> dict[str, dict[str, Any]]:
+def find_manifests(
+    directory: str, damaged: Callable[[str], Any] = lambda _: None
+) -> dict[str, dict[str, Any]]:
     """The manifests of the complete checkpoints in a directory and its folders, by path.
 
     ``damaged`` is told of each that has no valid manifest; of other damage, only reading them tells.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in (folders := set(find_folders_with(directory, (MANIFEST, "state.json")))):
+    for path in (
+        folders := set(find_folders_with(directory, (MANIFEST, "state.json")))
+    ):
         parent, name = path.rpartition("/")[::2]
         if parent in folders and not exists(join(path, MANIFEST)):
             continue  # where the files of one are that has replaced another
         # One moved aside counts only while nothing has taken its place.
-        if name.startswith(".") and (not name.endswith(".old") or exists(join(parent, name_of_hidden(name)))):
+        if name.startswith(".") and (
+            not name.endswith(".old") or exists(join(parent, name_of_hidden(name)))
+        ):
             continue
         try:
             found[path] = read_manifest(path)
@@ -93,11 +114,15 @@ def find_manifests(directory: str, damaged: Callable[[str], Any] = lambda _: Non
 def find_checkpoints(directory: str) -> list[str]:
     """The complete checkpoints in a directory and its folders, the one written last first."""
     found = find_manifests(directory)
-    return sorted(found, key=lambda path: (found[path].get("created", 0.0), path), reverse=True)
+    return sorted(
+        found, key=lambda path: (found[path].get("created", 0.0), path), reverse=True
+    )
 
 
 def is_taken(path: str) -> bool:
     """Whether there is something at ``path`` that a new checkpoint must not take the place of unasked."""
     if is_local(path):
         return exists(path)
-    return is_file(path) or exists(join(path, MANIFEST))  # else it is what an interrupted upload has left
+    return is_file(path) or exists(
+        join(path, MANIFEST)
+    )  # else it is what an interrupted upload has left

@@ -91,7 +91,9 @@ def _lock(path: str) -> int | None:
         descriptor = None
         try:
             os.makedirs(path, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()  # raises if it cannot be written to
+            tempfile.TemporaryFile(
+                dir=path
+            ).close()  # raises if it cannot be written to
             descriptor = os.open(path, os.O_RDONLY)
             _try_lock(descriptor)
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):

@@ -27,11 +27,14 @@ from .storage import (
 
 # What is there for a while only: the name that it is for, and the process that made it; the last part is replacing's.
 _UNFINISHED = re.compile(
-    r"\.(?P<name>.+)\.(?P<place>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?", re.DOTALL
+    r"\.(?P<name>.+)\.(?P<place>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?",
+    re.DOTALL,
 )
 
 
-_FORGOTTEN = 7 * 86400.0  # seconds after which what another machine has not finished is taken for abandoned
+_FORGOTTEN = (
+    7 * 86400.0
+)  # seconds after which what another machine has not finished is taken for abandoned
 
 
 def own_files(path: str) -> list[str]:
@@ -40,7 +43,13 @@ def own_files(path: str) -> list[str]:
         manifest = read_manifest(path)
     except CheckpointError:
         return []
-    return [MANIFEST, *(f"{manifest.get('folder', '')}/{name}".lstrip("/") for name in manifest["files"])]
+    return [
+        MANIFEST,
+        *(
+            f"{manifest.get('folder', '')}/{name}".lstrip("/")
+            for name in manifest["files"]
+        ),
+    ]
 
 
 def hidden_name(path: str, kind: str) -> str:
@@ -74,7 +83,11 @@ def settle_journals(path: str) -> None:
     folder, _, beginning = _journals_of(path).rpartition("/")
     for name in list_names(folder) if exists(folder) else []:
         found = _UNFINISHED.fullmatch(name)
-        if found is None or f".{found['name']}." != beginning or not is_file(join(folder, name)):
+        if (
+            found is None
+            or f".{found['name']}." != beginning
+            or not is_file(join(folder, name))
+        ):
             continue
         if _is_at_work(found["place"], found["process"]):
             continue
@@ -83,12 +96,18 @@ def settle_journals(path: str) -> None:
         except ValueError:  # it broke off while it was written, and nothing came after
             remove(join(folder, name))
         if is_local(path):
-            remove_files(path, fnmatch.filter(list_names(path), f"{MANIFEST}.????????.tmp"))
+            remove_files(
+                path, fnmatch.filter(list_names(path), f"{MANIFEST}.????????.tmp")
+            )
 
 
 def _owner() -> str:
     """This process, in the names of what is not finished: its machine or container, and its number there."""
-    namespace = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else 0
+    namespace = (
+        os.stat("/proc/self/ns/pid").st_ino
+        if os.path.exists("/proc/self/ns/pid")
+        else 0
+    )
     return f"{socket.gethostname()}-{namespace}-{os.getpid()}".replace(".", "_")
 
 
@@ -105,10 +124,14 @@ def sweep(directory: str) -> None:
             continue
         path = join(directory, name)
         try:
-            if found["place"] != _owner().rpartition("-")[0]:  # nobody here knows whether it lives
+            if (
+                found["place"] != _owner().rpartition("-")[0]
+            ):  # nobody here knows whether it lives
                 gone = time.time() - os.path.getmtime(path) > _FORGOTTEN
             else:
-                gone = int(found["process"]) != os.getpid() and not _lives(int(found["process"]))
+                gone = int(found["process"]) != os.getpid() and not _lives(
+                    int(found["process"])
+                )
         except OSError:  # another process was quicker
             continue
         if gone and (name.endswith(".tmp") or exists(join(directory, found["name"]))):
@@ -117,7 +140,11 @@ def sweep(directory: str) -> None:
 
 def _is_at_work(place: str, process: str) -> bool:
     """Whether that is another process of this machine, and lives."""
-    return place == _owner().rpartition("-")[0] and int(process) != os.getpid() and _lives(int(process))
+    return (
+        place == _owner().rpartition("-")[0]
+        and int(process) != os.getpid()
+        and _lives(int(process))
+    )
 
 
 def _lives(process: int) -> bool:

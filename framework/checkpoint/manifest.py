@@ -42,7 +42,9 @@ def read_manifest(path: str) -> dict[str, Any]:
     """
     name = join(path, MANIFEST)
     if not is_file(name):  # to open a pipe would wait for somebody to write
-        raise CheckpointError(f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file")
+        raise CheckpointError(
+            f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file"
+        )
     content = read_bytes(name, limit=_LARGEST_MANIFEST)
     with naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
@@ -58,7 +60,11 @@ def read_manifest(path: str) -> dict[str, Any]:
         for name in [*body["files"], body.get("folder", "files")]:
             if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
                 raise ValueError(f"it lists {name!r}, which is no file inside of it")
-        if not all(type(own[fact]) is int for own in body["files"].values() for fact in ("size", "crc32")):
+        if not all(
+            type(own[fact]) is int
+            for own in body["files"].values()
+            for fact in ("size", "crc32")
+        ):
             raise TypeError("a file's size or checksum is no number")
         float(body.get("created", 0.0))
         dict(body.get("metrics", {}))
@@ -73,18 +79,25 @@ def naming_damage(path: str, what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {what} ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: {what} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def is_complete(path: str) -> bool:
     """Whether ``path`` holds a valid manifest and all files that it lists, in their sizes."""
     try:
         manifest = read_manifest(path)
-        return all(size(path_of(path, name, manifest)) == own["size"] for name, own in manifest["files"].items())
+        return all(
+            size(path_of(path, name, manifest)) == own["size"]
+            for name, own in manifest["files"].items()
+        )
     except (CheckpointError, OSError):
         return False
 
 
 def path_of(path: str, name: str, manifest: dict[str, Any]) -> str:
     """Where the file ``name`` of a checkpoint is: below the folder that its manifest names, if it names one."""
-    return join(path, *(manifest["folder"],) if "folder" in manifest else (), *name.split("/"))
+    return join(
+        path, *(manifest["folder"],) if "folder" in manifest else (), *name.split("/")
+    )

@@ -34,19 +34,27 @@ def _read_verified(path: str, name: str, manifest: dict[str, Any]) -> bytes:
             content = read_bytes(file)
             found = len(content)
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {name} is missing, or no file") from None
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: {name} is missing, or no file"
+        ) from None
     except MemoryError:
-        raise CheckpointError(f"checkpoint {path!r}: {name}, of {found} bytes, is larger than the memory") from None
+        raise CheckpointError(
+            f"checkpoint {path!r}: {name}, of {found} bytes, is larger than the memory"
+        ) from None
     if found != expected["size"]:
         raise CheckpointError(
             f"checkpoint {path!r} is damaged: {name} has {found} bytes, {expected['size']} were written"
         )
     if zlib.crc32(content) != expected["crc32"]:
-        raise CheckpointError(f"checkpoint {path!r} is damaged: {name} was altered (its checksum differs)")
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: {name} was altered (its checksum differs)"
+        )
     return content
 
 
-def load_checkpoint(path: str, weights_only: bool | None = None, map_location: Any = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: str, weights_only: bool | None = None, map_location: Any = None
+) -> dict[str, Any]:
     """Read and verify a checkpoint. No code runs unless ``weights_only`` is False.
 
     Args:
@@ -66,25 +74,39 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
         return _load_weights(path, map_location)
     manifest = read_manifest(path)
     content: dict[str, bytes] = {}
-    files: dict[str, list[str]] = {}  # of tensors: those of a folder belong together, but each rank's own generators
+    files: dict[
+        str, list[str]
+    ] = {}  # of tensors: those of a folder belong together, but each rank's own generators
     for name in manifest["files"]:
         if name.endswith(".safetensors"):
             stem = name.removesuffix(".safetensors")
-            files.setdefault(stem if stem.startswith("rng/") else stem.partition("/")[0], []).append(name)
+            files.setdefault(
+                stem if stem.startswith("rng/") else stem.partition("/")[0], []
+            ).append(name)
         else:
             content[name] = _read_verified(path, name, manifest)
     # One file after the other, as memory may not suffice for all.
     tensors: dict[str, Any] = {}
     for group, names in files.items():
         device = None if group.startswith("rng/") else map_location
-        parts = (read_tensors(_read_verified(path, name, manifest), device) for name in names)
+        parts = (
+            read_tensors(_read_verified(path, name, manifest), device) for name in names
+        )
         try:
-            tensors[group] = join_pieces(parts, sum(manifest["files"][name]["size"] for name in names))
+            tensors[group] = join_pieces(
+                parts, sum(manifest["files"][name]["size"] for name in names)
+            )
         except ValueError as error:
-            raise CheckpointError(f"checkpoint {path!r} is damaged: in {', '.join(names)}, {error}") from error
+            raise CheckpointError(
+                f"checkpoint {path!r} is damaged: in {', '.join(names)}, {error}"
+            ) from error
     objects: dict[str, Any] | None = None
     if weights_only is False:
-        objects = _unpickle_objects(content["objects.pkl"]) if "objects.pkl" in content else {}
+        objects = (
+            _unpickle_objects(content["objects.pkl"])
+            if "objects.pkl" in content
+            else {}
+        )
 
     def state(name: str, beside: str = "") -> Any:
         own = {**tensors.get(name, {}), **tensors.get(beside, {})}
@@ -92,8 +114,13 @@ def load_checkpoint(path: str, weights_only: bool | None = None, map_location: A
 
     with naming_damage(path, "its state is not as it should be"):
         checkpoint: dict[str, Any] = {**state("state", "optimizer")}
-        checkpoint["state_dict"] = {**tensors.get("model", {}), **checkpoint.pop("model_extra_state", {})}
-        ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in content)
+        checkpoint["state_dict"] = {
+            **tensors.get("model", {}),
+            **checkpoint.pop("model_extra_state", {}),
+        }
+        ranks = sum(
+            name.startswith("rng/") and name.endswith(".json") for name in content
+        )
         checkpoint["rng"] = [state(f"rng/rank-{rank}") for rank in range(ranks)]
     checkpoint["manifest"] = manifest
     return checkpoint
@@ -104,7 +131,9 @@ def _unpickle_objects(content: bytes) -> dict[str, Any]:
     from ...strategies.pickling import loads
 
     pickled = pickle.loads(content)
-    script, pickled = pickled if isinstance(pickled, tuple) else ("", pickled)  # older ones have no script
+    script, pickled = (
+        pickled if isinstance(pickled, tuple) else ("", pickled)
+    )  # older ones have no script
     objects: dict[str, Any] = {}
     for key, value in pickled.items():
         try:
@@ -118,6 +147,10 @@ def _unpickle_objects(content: bytes) -> dict[str, Any]:
 
 def _load_weights(path: str, map_location: Any) -> dict[str, Any]:
     try:
-        return {**load_weights_file(path, map_location), "rng": [], "manifest": {"module": "another program"}}
+        return {
+            **load_weights_file(path, map_location),
+            "rng": [],
+            "manifest": {"module": "another program"},
+        }
     except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error

@@ -45,7 +45,9 @@ class Peers:
             raise
         self._tell(str(self.rank), files)
 
-    def gather(self, target: str, write: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    def gather(
+        self, target: str, write: Callable[[str], dict[str, Any]]
+    ) -> dict[str, Any]:
         """In the main process: let all write into ``target``; returns what they have, when they are done.
 
         Raises:
@@ -65,7 +67,11 @@ class Peers:
 
     def give_up(self, error: Exception) -> None:
         """Let nobody wait for this process."""
-        self._tell("target" if self.rank == 0 else str(self.rank), None, f"rank {self.rank}: {error}")
+        self._tell(
+            "target" if self.rank == 0 else str(self.rank),
+            None,
+            f"rank {self.rank}: {error}",
+        )
 
     def _tell(self, key: str, value: Any, failed: str = "") -> None:
         self.store.set(key, json.dumps([value, failed]))
@@ -94,7 +100,12 @@ class Save:
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
 
-    def write(self, snapshot: Snapshot, then: Callable[[], None] | None, peers: Peers | None = None) -> None:
+    def write(
+        self,
+        snapshot: Snapshot,
+        then: Callable[[], None] | None,
+        peers: Peers | None = None,
+    ) -> None:
         """Write, and keep what goes wrong for :meth:`finish`."""
         try:
             snapshot.write(self.path, peers)
@@ -104,11 +115,19 @@ class Save:
         except BaseException as error:  # what a logger raises, too
             self._failed = error
 
-    def start(self, snapshot: Snapshot, then: Callable[[], None] | None, peers: Peers | None = None) -> None:
+    def start(
+        self,
+        snapshot: Snapshot,
+        then: Callable[[], None] | None,
+        peers: Peers | None = None,
+    ) -> None:
         """Write, in another thread."""
         # The interpreter waits for it when it ends, as for other threads, but for a user in a hurry.
         self._thread = threading.Thread(
-            target=self.write, args=(snapshot, then, peers), name="loopwright-checkpoint", daemon=True
+            target=self.write,
+            args=(snapshot, then, peers),
+            name="loopwright-checkpoint",
+            daemon=True,
         )
         self._thread.start()
         atexit.register(self._wait_at_exit)
@@ -194,13 +213,24 @@ class Saver:
         self.wait()
         self._last = save = Save(path, strategy)
         save.alone = alone
-        peers = Peers(strategy) if strategy.shards_state and strategy.world_size > 1 else None
+        peers = (
+            Peers(strategy)
+            if strategy.shards_state and strategy.world_size > 1
+            else None
+        )
         if peers is None and not strategy.is_global_zero:
             return save
         self.created = max(time.time(), self.created + 1e-3)
-        about = {"created": self.created, "world_size": strategy.world_size, "strategy": strategy.name, **facts}
+        about = {
+            "created": self.created,
+            "world_size": strategy.world_size,
+            "strategy": strategy.name,
+            **facts,
+        }
         try:
-            snapshot = Snapshot(checkpoint, about, rng, copy=not wait, rank=strategy.global_rank)
+            snapshot = Snapshot(
+                checkpoint, about, rng, copy=not wait, rank=strategy.global_rank
+            )
         except Exception as error:
             save.fail(error)
             if peers is not None:

@@ -12,9 +12,17 @@ from .manifest import naming_damage
 from .reader import load_checkpoint
 
 # What a state may hold, and of which kind it is.
-_KINDS = {"global_step": int, "callbacks": dict, "loggers": list, "optimizer_states": list, "lr_schedulers": list}
+_KINDS = {
+    "global_step": int,
+    "callbacks": dict,
+    "loggers": list,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
 # What each process keeps of a run, and what its position in the data is.
-_OF_EACH_PROCESS = itemgetter("metrics", "metric_states", "loader", "cursor", "saved_by")
+_OF_EACH_PROCESS = itemgetter(
+    "metrics", "metric_states", "loader", "cursor", "saved_by"
+)
 _CURSOR = itemgetter("position", "end", "in_samples", "batch_sizes", "dealt")
 
 # Fields that say what this process is doing now; they are not part of a checkpoint.
@@ -81,7 +89,9 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """The counters."""
-        return {key: value for key, value in asdict(self).items() if key not in _TRANSIENT}
+        return {
+            key: value for key, value in asdict(self).items() if key not in _TRANSIENT
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the counters.
@@ -93,9 +103,13 @@ class RunState:
         for field in fields(self):
             if field.name in _TRANSIENT:
                 continue
-            value: Any = state.get(field.name) if field.default is None else state[field.name]
+            value: Any = (
+                state.get(field.name) if field.default is None else state[field.name]
+            )
             # An annotation is text here, such as "int | None".
-            is_known = type(value).__name__ in str(field.type).replace("None", "NoneType")
+            is_known = type(value).__name__ in str(field.type).replace(
+                "None", "NoneType"
+            )
             if not is_known or (field.default is not None and value < field.default):
                 raise ValueError(f"{field.name} is {value!r}")
             setattr(self, field.name, value)

@@ -25,9 +25,13 @@ from ..messages import log
 from .configs import AttributeDict
 from .tensors import is_name, is_plain, printable
 
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_DTYPES = {
+    name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
 _PLAIN = (bool, int, float, str)
-_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (Counter, OrderedDict, AttributeDict)}
+_CONTAINERS: dict[str, type] = {
+    kind.__name__: kind for kind in (Counter, OrderedDict, AttributeDict)
+}
 
 
 class SealedObject:
@@ -58,8 +62,16 @@ def find_sealed(value: Any) -> SealedObject | None:
     """The first object inside ``value`` that was not loaded."""
     if isinstance(value, SealedObject):
         return value
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return next((found for child in children if (found := find_sealed(child)) is not None), None)
+    children = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (list, tuple))
+        else ()
+    )
+    return next(
+        (found for child in children if (found := find_sealed(child)) is not None), None
+    )
 
 
 def require_unsealed(value: Any) -> None:
@@ -81,13 +93,18 @@ def unseal(state: Any, living: Any) -> Any:
         if living is None or living is _ABSENT:
             raise state._error()
         log.info(
-            "The checkpoint's %r is a pickled object and not loaded: what is there, %r, is kept", state._key, living
+            "The checkpoint's %r is a pickled object and not loaded: what is there, %r, is kept",
+            state._key,
+            living,
         )
         return living
     if find_sealed(state) is None:
         return state
     if not isinstance(state, dict):
-        return [unseal(item, own) for item, own in zip_longest(state, living, fillvalue=_ABSENT)]
+        return [
+            unseal(item, own)
+            for item, own in zip_longest(state, living, fillvalue=_ABSENT)
+        ]
     owned = living if isinstance(living, dict) else getattr(living, "__dict__", {})
     return {key: unseal(value, owned.get(key, _ABSENT)) for key, value in state.items()}
 
@@ -103,21 +120,35 @@ class _Codec(NamedTuple):
 
 _CODECS = (
     _Codec("$size", torch.Size, list, torch.Size),
-    _Codec("$dtype", torch.dtype, lambda dtype: str(dtype).removeprefix("torch."), _DTYPES.__getitem__),
+    _Codec(
+        "$dtype",
+        torch.dtype,
+        lambda dtype: str(dtype).removeprefix("torch."),
+        _DTYPES.__getitem__,
+    ),
     _Codec("$device", torch.device, str, torch.device),
-    _Codec("$timedelta", timedelta, timedelta.total_seconds, lambda seconds: timedelta(seconds=seconds)),
+    _Codec(
+        "$timedelta",
+        timedelta,
+        timedelta.total_seconds,
+        lambda seconds: timedelta(seconds=seconds),
+    ),
     _Codec("$path", PurePath, str, Path),
 )
 _FROM_JSON: dict[str, Callable[[Any], Any]] = {
     "$tuple": tuple,
     "$set": set,
     "$frozenset": frozenset,
-    "$lazy": lambda kind: UninitializedParameter() if kind == "parameter" else UninitializedBuffer(),
+    "$lazy": lambda kind: (
+        UninitializedParameter() if kind == "parameter" else UninitializedBuffer()
+    ),
     **{codec.tag: codec.from_json for codec in _CODECS},
 }
 
 
-def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+def encode(
+    value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]
+) -> Any:
     """Return ``value`` as JSON; its tensors and other objects go into the dicts, under the paths where they stand."""
     if value is None or type(value) in _PLAIN:
         return value
@@ -127,8 +158,14 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
     if is_plain(value):
         tensors[path] = value
         return {"$tensor": path}
-    if is_lazy(value):  # without a size or value yet: its kind is all that a module takes back
-        return {"$lazy": "parameter" if isinstance(value, UninitializedParameter) else "buffer"}
+    if is_lazy(
+        value
+    ):  # without a size or value yet: its kind is all that a module takes back
+        return {
+            "$lazy": "parameter"
+            if isinstance(value, UninitializedParameter)
+            else "buffer"
+        }
     if isinstance(value, dict) and has_plain(value):
         return _encode_dict(value, path, tensors, objects)
     for codec in _CODECS:
@@ -141,13 +178,17 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str,
     return _encode_object(value, path, objects)
 
 
-def _encode_sequence(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+def _encode_sequence(
+    value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]
+) -> Any:
     kind = type(value)
     if kind in (set, frozenset):
         if not all(isinstance(item, (str, int)) for item in value):
             return _encode_object(value, path, objects)
         value = sorted(value, key=json.dumps)  # an enum's item as its value
-    items = [encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)]
+    items = [
+        encode(item, f"{path}.{i}", tensors, objects) for i, item in enumerate(value)
+    ]
     return items if kind is list else {f"${kind.__name__}": items}
 
 
@@ -159,16 +200,29 @@ def _encode_object(value: Any, path: str, objects: dict[str, Any]) -> dict[str, 
 
 def has_plain(value: Any) -> bool:
     """Whether an object that is pickled also has a plain value, for who does not load pickled objects."""
-    return isinstance(value, (str, int, float, dict)) and not isinstance(value, defaultdict)
+    return isinstance(value, (str, int, float, dict)) and not isinstance(
+        value, defaultdict
+    )
 
 
-def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+def _encode_dict(
+    value: dict[Any, Any],
+    path: str,
+    tensors: dict[str, Tensor],
+    objects: dict[str, Any],
+) -> Any:
     known = len(tensors)
     if all(type(key) is str and not key.startswith("$") for key in value):
-        encoded: Any = {key: encode(item, f"{path}.{key}", tensors, objects) for key, item in value.items()}
+        encoded: Any = {
+            key: encode(item, f"{path}.{key}", tensors, objects)
+            for key, item in value.items()
+        }
     else:
         items = [
-            [encode(key, f"{path}.key{i}", tensors, objects), encode(item, f"{path}.{key}", tensors, objects)]
+            [
+                encode(key, f"{path}.key{i}", tensors, objects),
+                encode(item, f"{path}.{key}", tensors, objects),
+            ]
             for i, (key, item) in enumerate(value.items())
         ]
         encoded = {"$items": items}
@@ -185,20 +239,32 @@ def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], o
     return {"$object": path, "$plain": encoded}
 
 
-def _encode_numpy(value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]) -> Any:
+def _encode_numpy(
+    value: Any, path: str, tensors: dict[str, Tensor], objects: dict[str, Any]
+) -> Any:
     import numpy as np
 
     if type(value) is np.ndarray:
-        with suppress(TypeError):  # of what torch has no type for, such as strings, dates or objects
-            tensors[path] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        with suppress(
+            TypeError
+        ):  # of what torch has no type for, such as strings, dates or objects
+            tensors[path] = torch.from_numpy(
+                value.astype(value.dtype.newbyteorder("="), order="C")
+            )
             return {"$array": path}
     # By the kind, as a date's item may be an int; and by the item, as a long double's is itself.
-    elif isinstance(value, np.generic) and value.dtype.kind in "biufU" and type(value.item()) in _PLAIN:
+    elif (
+        isinstance(value, np.generic)
+        and value.dtype.kind in "biufU"
+        and type(value.item()) in _PLAIN
+    ):
         return value.item()
     return _encode_object(value, path, objects)
 
 
-def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | None) -> Any:
+def decode(
+    value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | None
+) -> Any:
     """The inverse of :func:`encode`; without ``objects``, a :class:`SealedObject` stands for each of them."""
     if isinstance(value, list):
         return [decode(item, tensors, objects) for item in value]
@@ -217,10 +283,17 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
         if "$plain" not in value or not isinstance(found, SealedObject):
             return found
         if objects is not None:
-            log.warning("The checkpoint's %r %s; its plain value is taken", content, found._reason)
+            log.warning(
+                "The checkpoint's %r %s; its plain value is taken",
+                content,
+                found._reason,
+            )
         return decode(value["$plain"], tensors, objects)
     if tag == "$items":
-        return {decode(key, tensors, objects): decode(item, tensors, objects) for key, item in content}
+        return {
+            decode(key, tensors, objects): decode(item, tensors, objects)
+            for key, item in content
+        }
     if tag == "$dict":
         return _CONTAINERS[content](decode(value["$value"], tensors, objects))
     return _FROM_JSON[tag](decode(content, tensors, objects))
@@ -228,7 +301,10 @@ def decode(value: Any, tensors: dict[str, Tensor], objects: dict[str, Any] | Non
 
 def _open_object(key: str, objects: dict[str, Any] | None) -> Any:
     if objects is None:
-        return SealedObject(key, "is a pickled object, which can run code; pass weights_only=False if you trust it")
+        return SealedObject(
+            key,
+            "is a pickled object, which can run code; pass weights_only=False if you trust it",
+        )
     if key not in objects:
         return SealedObject(key, "could not be pickled when the checkpoint was saved")
     return objects[key]

@@ -19,7 +19,9 @@ def is_local(path: str) -> bool:
 
 def plain(path: str) -> str:
     """``path``, without the scheme of a URL that names a local one."""
-    return path.partition("://")[2] if path.startswith(("file://", "local://")) else path
+    return (
+        path.partition("://")[2] if path.startswith(("file://", "local://")) else path
+    )
 
 
 def _filesystem(path: str) -> Any:
@@ -31,7 +33,11 @@ def _filesystem(path: str) -> Any:
 
 def join(path: str, *parts: str) -> str:
     """Join path or URL parts."""
-    return os.path.join(path, *parts) if is_local(path) else "/".join([path.rstrip("/"), *parts])
+    return (
+        os.path.join(path, *parts)
+        if is_local(path)
+        else "/".join([path.rstrip("/"), *parts])
+    )
 
 
 def exists(path: str) -> bool:
@@ -54,14 +60,21 @@ def read_bytes(path: str, count: int | None = None, limit: int | None = None) ->
     if is_local(path):
         with open(path, "rb") as file:
             return file.read(count or limit)
-    return _filesystem(path).cat_file(path, 0, count) if count else _filesystem(path).cat_file(path)
+    return (
+        _filesystem(path).cat_file(path, 0, count)
+        if count
+        else _filesystem(path).cat_file(path)
+    )
 
 
 def list_names(path: str) -> list[str]:
     """The names of what is in a folder."""
     if is_local(path):
         return os.listdir(path)
-    return [name.rstrip("/").rpartition("/")[2] for name in _filesystem(path).ls(path, detail=False)]
+    return [
+        name.rstrip("/").rpartition("/")[2]
+        for name in _filesystem(path).ls(path, detail=False)
+    ]
 
 
 def list_files(path: str, within: Collection[str] | None = None) -> list[str]:
@@ -73,8 +86,15 @@ def list_files(path: str, within: Collection[str] | None = None) -> list[str]:
     """
     if is_local(path):
         begin = list_names(path) if within is None else within
-        entries = [Path(path, name) for name in begin if os.path.lexists(join(path, name))]
-        below = (other for entry in entries if _is_open_folder(entry) for other in entry.rglob("*"))
+        entries = [
+            Path(path, name) for name in begin if os.path.lexists(join(path, name))
+        ]
+        below = (
+            other
+            for entry in entries
+            if _is_open_folder(entry)
+            for other in entry.rglob("*")
+        )
         own = (entry for entry in (*entries, *below) if not _is_open_folder(entry))
         return [entry.relative_to(path).as_posix() for entry in own]
     filesystem = _filesystem(path)
@@ -109,7 +129,9 @@ def writing(path: str) -> Iterator[Any]:
         yield file
         file.close()
     except BaseException:
-        with suppress(Exception):  # what went wrong is on its way already; to close it would send what it has
+        with suppress(
+            Exception
+        ):  # what went wrong is on its way already; to close it would send what it has
             file.discard()
         file.closed = True
         raise
@@ -175,14 +197,18 @@ def remove_files(path: str, names: Iterable[str]) -> None:
     """Delete those files below a folder that are there, and the folders in it that this empties."""
     names = {*names}
     there = {*list_files(path, within={name.partition("/")[0] for name in names})}
-    listed = [join(path, *name.split("/")) for name in sorted(there.intersection(names))]
+    listed = [
+        join(path, *name.split("/")) for name in sorted(there.intersection(names))
+    ]
     if is_local(path):
         for file in listed:
             os.unlink(file)
             remove_empty_folders(os.path.dirname(file), path)
     elif listed:
         filesystem = _filesystem(path)
-        if len(listed) == len(there) and filesystem._parent(path).strip("/"):  # never a bucket
+        if len(listed) == len(there) and filesystem._parent(path).strip(
+            "/"
+        ):  # never a bucket
             _remove_remote(filesystem, path)
         elif any(map(has_magic, listed)):
             for file in listed:
@@ -204,8 +230,19 @@ def find_folders_with(directory: str, names: tuple[str, ...]) -> list[str]:
     if not exists(directory):
         return []
     if is_local(directory):
-        return [folder for folder, _, files in os.walk(directory) if any(name in files for name in names)]
+        return [
+            folder
+            for folder, _, files in os.walk(directory)
+            if any(name in files for name in names)
+        ]
     filesystem = _filesystem(directory)
     root = filesystem._strip_protocol(directory)
-    folders = {file.rpartition("/")[0] for file in filesystem.find(directory) if file.rpartition("/")[2] in names}
-    return [join(directory, folder[len(root) :].lstrip("/")).rstrip("/") for folder in sorted(folders)]
+    folders = {
+        file.rpartition("/")[0]
+        for file in filesystem.find(directory)
+        if file.rpartition("/")[2] in names
+    }
+    return [
+        join(directory, folder[len(root) :].lstrip("/")).rstrip("/")
+        for folder in sorted(folders)
+    ]

@@ -36,7 +36,9 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, Piece) or (
         isinstance(value, Tensor)
         and not is_lazy(value)
-        and not is_traceable_wrapper_subclass(value)  # such as torchao's: it has no memory of its own
+        and not is_traceable_wrapper_subclass(
+            value
+        )  # such as torchao's: it has no memory of its own
         and value.layout == torch.strided
         and not value.is_quantized
         and not value.is_meta
@@ -62,7 +64,9 @@ class StagedTensors:
         share: store a tensor that has several names once, and the other names in the metadata.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor | Piece], copy: bool, share: bool = True) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor | Piece], copy: bool, share: bool = True
+    ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         self.dtypes: dict[str, str] = {}
@@ -73,7 +77,14 @@ class StagedTensors:
                 self.pieces[name] = value.shape, value.offset
             tensor = (value.tensor if isinstance(value, Piece) else value).detach()
             bits = tensor.is_conj(), tensor.is_neg()
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, *bits)
+            place = (
+                tensor.data_ptr(),
+                tensor.shape,
+                tensor.stride(),
+                tensor.dtype,
+                tensor.device,
+                *bits,
+            )
             if share and tensor.numel() and place in seen:
                 self.aliases[name] = seen[place]
                 continue
@@ -88,16 +99,26 @@ class StagedTensors:
 
     def write(self, file: Any) -> None:
         """Write to what has a method ``write``."""
-        names = sorted(self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name))
+        names = sorted(
+            self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name)
+        )
         # Accelerate reads no file whose metadata does not name the format.
         metadata = {"format": "pt"}
-        metadata |= {key: json.dumps(own) for key in ("aliases", "dtypes", "pieces") if (own := getattr(self, key))}
+        metadata |= {
+            key: json.dumps(own)
+            for key in ("aliases", "dtypes", "pieces")
+            if (own := getattr(self, key))
+        }
         header: dict[str, Any] = {"__metadata__": metadata}
         end = 0
         for name in names:
             tensor = self.tensors[name]
             begin, end = end, end + tensor.numel() * tensor.element_size()
-            header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+            header[name] = {
+                "dtype": _NAMES[tensor.dtype],
+                "shape": [*tensor.shape],
+                "data_offsets": [begin, end],
+            }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
@@ -109,7 +130,9 @@ def _write_tensor(tensor: Tensor, file: Any) -> None:
     tensor = tensor.to("cpu").contiguous().resolve_conj().resolve_neg()
     if not (length := tensor.numel() * tensor.element_size()):
         return
-    content = memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast("B")
+    content = memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast(
+        "B"
+    )
     for begin in range(0, length, _PIECE):
         file.write(content[begin : begin + _PIECE])
 
@@ -136,7 +159,9 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
         loaded = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     device = device_of(map_location)
-    tensors: dict[str, Any] = {name: tensor.to(device) for name, tensor in loaded.items()}
+    tensors: dict[str, Any] = {
+        name: tensor.to(device) for name, tensor in loaded.items()
+    }
     metadata = header.get("__metadata__", {})
     with naming_damage():
         for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
@@ -144,7 +169,11 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
         for alias, name in json.loads(metadata.get("aliases", "{}")).items():
             tensors[alias] = tensors[name]
         for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
-            tensors[name] = Piece(tensors[name], tuple(shape), offset if isinstance(offset, int) else tuple(offset))
+            tensors[name] = Piece(
+                tensors[name],
+                tuple(shape),
+                offset if isinstance(offset, int) else tuple(offset),
+            )
     return tensors
 
 
@@ -154,7 +183,9 @@ def naming_damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"its tensors cannot be read ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"its tensors cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor]:
@@ -180,8 +211,12 @@ def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor
             with naming_damage():
                 if name not in found:
                     if math.prod(value.shape) * piece.element_size() > limit:
-                        raise ValueError(f"{name} is said to have the shape {value.shape}, more than there is")
-                    found[name] = torch.empty(value.shape, dtype=piece.dtype, device=piece.device)
+                        raise ValueError(
+                            f"{name} is said to have the shape {value.shape}, more than there is"
+                        )
+                    found[name] = torch.empty(
+                        value.shape, dtype=piece.dtype, device=piece.device
+                    )
                     missing[name] = found[name].numel()
                 value.of(found[name]).copy_(piece)
             missing[name] -= piece.numel()

@@ -33,19 +33,30 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
         try:
             return {"state_dict": read_tensors(content, map_location)}
         except Exception as error:  # the library's own
-            raise ValueError(f"{path!r} is no safetensors file, or damaged: {error}") from error
+            raise ValueError(
+                f"{path!r} is no safetensors file, or damaged: {error}"
+            ) from error
     loaded = _load(content, path, map_location)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{path!r} holds no state_dict; its content is a {type(loaded).__name__}")
-    if "state_dict" not in loaded and not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path!r} holds no state_dict and no tensors; its keys are {', '.join(map(repr, state))}")
+        raise ValueError(
+            f"{path!r} holds no state_dict; its content is a {type(loaded).__name__}"
+        )
+    if "state_dict" not in loaded and not any(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"{path!r} holds no state_dict and no tensors; its keys are {', '.join(map(repr, state))}"
+        )
     found: dict[str, Any] = {"state_dict": state}
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if key in loaded:
             found[key] = dict(loaded[key])
     # Lightning notes the name of an argument that holds all hyperparameters, as a dict or Namespace.
-    if "hyper_parameters" in found and (name := loaded.get("hparams_name")) not in (None, "kwargs"):
+    if "hyper_parameters" in found and (name := loaded.get("hparams_name")) not in (
+        None,
+        "kwargs",
+    ):
         found["hyper_parameters_call"] = {"arguments": [name], "whole": [name, ""]}
     return found
 
@@ -61,4 +72,6 @@ def _load(content: bytes, path: str, map_location: Any) -> Any:
             f"load it where it was made, and save its state_dict alone. torch says: {error}"
         ) from error
     except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
-        raise ValueError(f"{path!r} cannot be read as a file of torch.save: {error}") from error
+        raise ValueError(
+            f"{path!r} cannot be read as a file of torch.save: {error}"
+        ) from error

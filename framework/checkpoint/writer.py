@@ -33,7 +33,14 @@ from torch import Tensor
 
 from ...strategies.pieces import Piece
 from .find import pointed_to
-from .journal import hidden_name, own_files, settle, settle_journals, sweep, write_journal
+from .journal import (
+    hidden_name,
+    own_files,
+    settle,
+    settle_journals,
+    sweep,
+    write_journal,
+)
 from .manifest import FORMAT, MANIFEST, path_of, read_manifest, seal_manifest
 from .serialization import encode, has_plain
 from .storage import (
@@ -89,7 +96,9 @@ def remove_checkpoint(path: str, root: str | None = None) -> None:
 def write_pointer(path: str, target: str) -> None:
     """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
     relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
-    content = json.dumps({"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}).encode()
+    content = json.dumps(
+        {"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}
+    ).encode()
     with _naming(f"pointer {path!r}"):
         write_file(path, content)
 
@@ -101,10 +110,14 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         number = getattr(error, "errno", None)
-        plain = isinstance(number, int) and getattr(error, "strerror", None) == os.strerror(number)
+        plain = isinstance(number, int) and getattr(
+            error, "strerror", None
+        ) == os.strerror(number)
         why = os.strerror(number or 0) if plain else f"{type(error).__name__}: {error}"
         message = f"{what} could not be written: {why}"
-        raise (OSError(number, message) if isinstance(number, int) else OSError(message)) from error
+        raise (
+            OSError(number, message) if isinstance(number, int) else OSError(message)
+        ) from error
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -123,14 +136,23 @@ class Snapshot:
     """
 
     def __init__(
-        self, checkpoint: dict[str, Any], facts: dict[str, Any], rng: list[Any] | None, copy: bool, rank: int = 0
+        self,
+        checkpoint: dict[str, Any],
+        facts: dict[str, Any],
+        rng: list[Any] | None,
+        copy: bool,
+        rank: int = 0,
     ) -> None:
         self.facts, self.copy, self.rank = facts, copy, rank
         self.files: dict[str, bytes | StagedTensors] = {}
         objects: dict[str, Any] = {}
         rest = dict(checkpoint)
         model = rest.pop("state_dict", {})
-        if extra := {name: value for name, value in model.items() if not (is_plain(value) and is_name(name))}:
+        if extra := {
+            name: value
+            for name, value in model.items()
+            if not (is_plain(value) and is_name(name))
+        }:
             rest["model_extra_state"] = extra
         model = {name: value for name, value in model.items() if name not in extra}
         self._stage("model/model", model)
@@ -138,7 +160,12 @@ class Snapshot:
         tensors: dict[str, Tensor] = {}
         optimizer_tensors: dict[str, Tensor] = {}
         encoded = {
-            key: encode(value, key, optimizer_tensors if key == "optimizer_states" else tensors, objects)
+            key: encode(
+                value,
+                key,
+                optimizer_tensors if key == "optimizer_states" else tensors,
+                objects,
+            )
             for key, value in rest.items()
         }
         if "optimizer_states" in rest:
@@ -155,9 +182,13 @@ class Snapshot:
 
     def _stage(self, name: str, tensors: dict[str, Any], encoded: Any = None) -> None:
         """Take tensors for files called ``name``, and JSON that goes with them."""
-        pieces = {key: value for key, value in tensors.items() if isinstance(value, Piece)}
+        pieces = {
+            key: value for key, value in tensors.items() if isinstance(value, Piece)
+        }
         if own := {key: piece for key, piece in pieces.items() if piece.mine}:
-            self.files[f"{name.partition('/')[0]}/rank-{self.rank}.safetensors"] = StagedTensors(own, self.copy)
+            self.files[f"{name.partition('/')[0]}/rank-{self.rank}.safetensors"] = (
+                StagedTensors(own, self.copy)
+            )
         if self.rank == 0:
             whole = {key: value for key, value in tensors.items() if key not in pieces}
             self.files[f"{name}.safetensors"] = StagedTensors(whole, self.copy)
@@ -190,33 +221,52 @@ class Snapshot:
 
     def write_files(self, target: str, about: dict[str, Any]) -> dict[str, Any]:
         """Write all files into the folder ``target``; returns what the manifest is to hold."""
-        files = self._write_own(target) if self.peers is None else self.peers.gather(target, self._write_own)
-        return {"format": FORMAT, "torch": torch.__version__, "files": files, **about, **self.facts}
+        files = (
+            self._write_own(target)
+            if self.peers is None
+            else self.peers.gather(target, self._write_own)
+        )
+        return {
+            "format": FORMAT,
+            "torch": torch.__version__,
+            "files": files,
+            **about,
+            **self.facts,
+        }
 
     def file_names(self) -> list[str]:
         """All that may be written, by other processes too."""
         ranks = range(1 if self.peers is None else self.peers.world_size)
         groups = ("model", "optimizer", "state")
-        return [*self.files, *(f"{group}/rank-{rank}.safetensors" for group in groups for rank in ranks)]
+        return [
+            *self.files,
+            *(f"{group}/rank-{rank}.safetensors" for group in groups for rank in ranks),
+        ]
 
     def _write_own(self, target: str) -> dict[str, Any]:
         files: dict[str, Any] = {}
         for name, content in self.files.items():
             with writing(join(target, *name.split("/"))) as file:
                 sum_ = _Checksum(file)
-                content.write(sum_) if isinstance(content, StagedTensors) else sum_.write(content)
+                content.write(sum_) if isinstance(
+                    content, StagedTensors
+                ) else sum_.write(content)
             files[name] = {"size": sum_.size, "crc32": sum_.crc32}
         return files
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None) -> None:
+def save_checkpoint(
+    checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None
+) -> None:
     """Write a checkpoint; arguments as of :class:`Snapshot`, whose :meth:`~Snapshot.write` this calls."""
     Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path))
 
 
 def _commit(snapshot: Snapshot, path: str) -> None:
     if is_file(path) and pointed_to(path) is None:
-        raise FileExistsError("a file is there that is no checkpoint; remove it, or save elsewhere")
+        raise FileExistsError(
+            "a file is there that is no checkpoint; remove it, or save elsewhere"
+        )
     if is_local(path) and os.path.islink(path):
         path = os.path.realpath(path)  # it stays one
     if is_local(path) and (not os.path.isdir(path) or _is_all_ours(path)):
@@ -233,7 +283,10 @@ def _write_beside(snapshot: Snapshot, path: str) -> None:
     replaces = os.path.lexists(path)
     temporary = hidden_name(path, "tmp")
     try:
-        write_file(join(temporary, MANIFEST), seal_manifest(snapshot.write_files(temporary, {})))
+        write_file(
+            join(temporary, MANIFEST),
+            seal_manifest(snapshot.write_files(temporary, {})),
+        )
         _move_into_place(temporary, path, replaces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -250,14 +303,22 @@ def _write_in_place(snapshot: Snapshot, path: str) -> None:
     settle_journals(path)
     if is_file(path):
         remove(path)  # a pointer at a store
-    there = {*list_names(path)} if is_local(path) else {name.partition("/")[0] for name in list_files(path)}
+    there = (
+        {*list_names(path)}
+        if is_local(path)
+        else {name.partition("/")[0] for name in list_files(path)}
+    )
     before = own_files(path)
     if MANIFEST in there and not before:
-        raise FileExistsError(f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere")
+        raise FileExistsError(
+            f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere"
+        )
     names = snapshot.file_names()
     is_free = not before and there.isdisjoint(name.partition("/")[0] for name in names)
     folder = "" if is_free else uuid.uuid4().hex[:8]
-    journal = write_journal(path, [*before, *(f"{folder}/{name}".lstrip("/") for name in names)])
+    journal = write_journal(
+        path, [*before, *(f"{folder}/{name}".lstrip("/") for name in names)]
+    )
     target = join(path, folder) if folder else path
     try:
         manifest = snapshot.write_files(target, {"folder": folder} if folder else {})
@@ -266,7 +327,14 @@ def _write_in_place(snapshot: Snapshot, path: str) -> None:
             settle(path, journal)
         raise
     if is_local(path):
-        for own in {path, target, *(os.path.dirname(path_of(path, name, manifest)) for name in manifest["files"])}:
+        for own in {
+            path,
+            target,
+            *(
+                os.path.dirname(path_of(path, name, manifest))
+                for name in manifest["files"]
+            ),
+        }:
             sync_directory(own)
     # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
     write_file(join(path, MANIFEST), seal_manifest(manifest))
@@ -277,7 +345,9 @@ def _is_all_ours(path: str) -> bool:
     """Whether a local folder holds a checkpoint and nothing else, and another can take its place."""
     if not _can_move(path) or not (own := {*own_files(path)}):
         return False
-    return {name.partition("/")[0] for name in own}.issuperset(list_names(path)) and own.issuperset(list_files(path))
+    return {name.partition("/")[0] for name in own}.issuperset(
+        list_names(path)
+    ) and own.issuperset(list_files(path))
 
 
 def _can_move(path: str) -> bool:
@@ -287,7 +357,9 @@ def _can_move(path: str) -> bool:
     here, real = "", os.path.realpath(path)
     with suppress(FileNotFoundError):  # somebody has removed where we are
         here = os.getcwd()
-    return os.access(os.path.dirname(real), os.W_OK) and not join(here, "").startswith(join(real, ""))
+    return os.access(os.path.dirname(real), os.W_OK) and not join(here, "").startswith(
+        join(real, "")
+    )
 
 
 def _sync_directories(path: str) -> None:
@@ -302,7 +374,9 @@ def _move_into_place(temporary: str, path: str, replaces: bool) -> None:
         replaced = hidden_name(path, "old")
         os.rename(path, replaced)
     try:
-        os.rename(temporary, path)  # fails if another run has put a checkpoint there meanwhile
+        os.rename(
+            temporary, path
+        )  # fails if another run has put a checkpoint there meanwhile
     except BaseException:
         if replaced is not None:
             os.rename(replaced, path)
@@ -320,13 +394,19 @@ def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:
     for key, value in objects.items():
         try:
             pickled[key] = dumps(value)
-        except Exception as error:  # whatever a user's object raises must not lose the checkpoint
+        except (
+            Exception
+        ) as error:  # whatever a user's object raises must not lose the checkpoint
             if not has_plain(value):
-                print(f"Checkpoint: {key} could not be pickled and is left out: {error}")
+                print(
+                    f"Checkpoint: {key} could not be pickled and is left out: {error}"
+                )
     if pickled:
         files["objects.pkl"] = pickle.dumps((script_name(), pickled))
     if needed := [key for key in pickled if not has_plain(objects[key])]:
-        print(f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl")
+        print(
+            f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl"
+        )
 
 
 class _Checksum:

@@ -30,7 +30,11 @@ def children(batch: Any) -> Iterable[Any] | None:
     if isinstance(batch, (tuple, *LISTS)):
         return None if isinstance(batch, PackedSequence) else batch
     if is_dataclass(batch) and not isinstance(batch, type):
-        return [getattr(batch, field.name) for field in fields(batch) if hasattr(batch, field.name)]
+        return [
+            getattr(batch, field.name)
+            for field in fields(batch)
+            if hasattr(batch, field.name)
+        ]
     return None
 
 
@@ -82,8 +86,16 @@ def rebuild(batch: Any, function: Callable[[Any], Any]) -> Any:
 def _attributes(batch: Any) -> dict[str, Any]:
     """A dataclass's fields, and what else it has that holds tensors, such as a cached property."""
     names = [field.name for field in fields(batch)]
-    others = [name for name, value in getattr(batch, "__dict__", {}).items() if any(map(_is_tensor, leaves(value)))]
-    return {name: getattr(batch, name) for name in dict.fromkeys(names + others) if hasattr(batch, name)}
+    others = [
+        name
+        for name, value in getattr(batch, "__dict__", {}).items()
+        if any(map(_is_tensor, leaves(value)))
+    ]
+    return {
+        name: getattr(batch, name)
+        for name in dict.fromkeys(names + others)
+        if hasattr(batch, name)
+    }
 
 
 def _is_tensor(leaf: Any) -> bool:
@@ -110,7 +122,9 @@ def _tuple_with(batch: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
     return made
 
 
-def _copy_with(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]) -> Any:
+def _copy_with(
+    batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]
+) -> Any:
     """A copy of a container with other values, which are read again, as what sets them may have changed them."""
     made: Any = None
     reason: Any = "it does not keep the values that it is given"
@@ -119,7 +133,11 @@ def _copy_with(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: 
         kept = all(get(made, key) is value for key, value in items.items())
     except Exception as error:  # whatever a user's container raises
         reason, kept = error, False
-    if not kept and isinstance(batch, Mapping) and len(getattr(batch, "__dict__", ())) < 2:
+    if (
+        not kept
+        and isinstance(batch, Mapping)
+        and len(getattr(batch, "__dict__", ())) < 2
+    ):
         # One that cannot be changed and holds nothing but its items loses nothing in its constructor.
         with suppress(Exception):
             made = type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
@@ -134,13 +152,17 @@ def _copy_with(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: 
     )
 
 
-def _set_in_copy(batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]) -> Any:
+def _set_in_copy(
+    batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]
+) -> Any:
     copied = copy.copy(batch)
     if copied is batch:
         raise TypeError("its copy is itself")
     if not isinstance(batch, (dict, list)) and not hasattr(batch, "__copy__"):
         for name, value in list(getattr(copied, "__dict__", {}).items()):
-            if isinstance(value, (dict, list)):  # it may keep its values there, and the copy must not share them
+            if isinstance(
+                value, (dict, list)
+            ):  # it may keep its values there, and the copy must not share them
                 object.__setattr__(copied, name, copy.copy(value))
     for key, value in items.items():
         if get(copied, key) is not value:
@@ -159,11 +181,15 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     stream = _copy_stream(device)
 
     def move(item: Any) -> Any:
-        if not isinstance(item, Tensor):  # its tensors are out of reach for record_stream
+        if not isinstance(
+            item, Tensor
+        ):  # its tensors are out of reach for record_stream
             with torch.cuda.stream(current):
                 return item.to(device)
         moved = item.to(device, non_blocking=True)
-        moved.record_stream(current)  # its memory is reused only after the step that reads it
+        moved.record_stream(
+            current
+        )  # its memory is reused only after the step that reads it
         return moved
 
     with torch.cuda.stream(stream):
@@ -175,10 +201,14 @@ def move_batch(batch: Any, device: torch.device) -> Any:
 def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
     if isinstance(batch, Tensor):
         return move(batch)
-    if callable(getattr(batch, "to", None)) and (not isinstance(batch, Mapping) or hasattr(type(batch), "device")):
+    if callable(getattr(batch, "to", None)) and (
+        not isinstance(batch, Mapping) or hasattr(type(batch), "device")
+    ):
         try:
             moved = move(batch)
-            return batch if moved is None else moved  # some move in place, and give nothing back
+            return (
+                batch if moved is None else moved
+            )  # some move in place, and give nothing back
         except TypeError:
             if children(batch) is None:
                 raise
@@ -212,14 +242,22 @@ def batch_size_of(batch: Any) -> int:
     """
     found = list(leaves(batch))
     sizes = {leaf.shape[0] for leaf in found if isinstance(leaf, Tensor) and leaf.dim()}
-    sizes |= {int(leaf.batch_sizes[0]) for leaf in found if isinstance(leaf, PackedSequence)}
+    sizes |= {
+        int(leaf.batch_sizes[0]) for leaf in found if isinstance(leaf, PackedSequence)
+    }
     if not sizes:
-        sizes = {size for leaf in found if isinstance(size := getattr(leaf, "batch_size", None), int)}
+        sizes = {
+            size
+            for leaf in found
+            if isinstance(size := getattr(leaf, "batch_size", None), int)
+        }
     if len(sizes) == 1:
         return sizes.pop()
     if sizes:
         raise ValueError(f"this batch has first dimensions {sorted(sizes)}")
-    raise ValueError(f"this batch has no tensor with a dimension (it is a {type(batch).__name__})")
+    raise ValueError(
+        f"this batch has no tensor with a dimension (it is a {type(batch).__name__})"
+    )
 
 
 def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
@@ -230,10 +268,18 @@ def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
     """
     if isinstance(batch, Tensor) or type(batch).__module__ == "numpy":
         return batch[start:stop] if batch.ndim and len(batch) == whole else batch
-    may_be_samples = isinstance(batch, (tuple, *LISTS)) and len(batch) == whole and not hasattr(batch, "_fields")
+    may_be_samples = (
+        isinstance(batch, (tuple, *LISTS))
+        and len(batch) == whole
+        and not hasattr(batch, "_fields")
+    )
     # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
-    if may_be_samples and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)):
-        samples = list(batch) if isinstance(batch, deque) else batch  # which has no slices
+    if may_be_samples and not any(
+        isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)
+    ):
+        samples = (
+            list(batch) if isinstance(batch, deque) else batch
+        )  # which has no slices
         return samples[start:stop]
     if children(batch) is None and callable(getattr(batch, "to", None)):
         raise TypeError(

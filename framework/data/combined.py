@@ -30,7 +30,9 @@ _NO_LOADERS = (*_COLLECTIONS, str, bytes, set)
 
 def is_loader(item: Any) -> bool:
     """Whether ``item`` gives batches: a ``DataLoader``, or what has a dataset as torchdata's and PyG's loaders have."""
-    return isinstance(item, CombinedLoader) or (hasattr(item, "__iter__") and hasattr(item, "dataset"))
+    return isinstance(item, CombinedLoader) or (
+        hasattr(item, "__iter__") and hasattr(item, "dataset")
+    )
 
 
 def is_other_stream(item: Any) -> bool:
@@ -38,8 +40,14 @@ def is_other_stream(item: Any) -> bool:
     if isinstance(item, IterableDataset):  # as webdataset's loader
         return True
     # Python's own iterators may give parameters; what has items may be a configuration.
-    is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(item, "__getitem__")
-    return hasattr(item, "__iter__") and not is_plain and (hasattr(item, "__next__") or has_state(item))
+    is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(
+        item, "__getitem__"
+    )
+    return (
+        hasattr(item, "__iter__")
+        and not is_plain
+        and (hasattr(item, "__next__") or has_state(item))
+    )
 
 
 def holds_loaders(item: Any) -> bool:
@@ -47,7 +55,9 @@ def holds_loaders(item: Any) -> bool:
     if _holds_known_loaders(item):
         return True
     items = _items_of(item) if isinstance(item, _COLLECTIONS) else []
-    return all(map(_may_be_loader, items)) and any(not isinstance(part, _NO_LOADERS) for part in items)
+    return all(map(_may_be_loader, items)) and any(
+        not isinstance(part, _NO_LOADERS) for part in items
+    )
 
 
 def _may_be_loader(item: Any) -> bool:
@@ -61,7 +71,9 @@ def _holds_known_loaders(item: Any) -> bool:
     """Whether there is what surely is a loader somewhere in a collection; batches may hold other iterables."""
     if not isinstance(item, _COLLECTIONS):
         return False
-    return any(is_loader(part) or _holds_known_loaders(part) for part in _items_of(item))
+    return any(
+        is_loader(part) or _holds_known_loaders(part) for part in _items_of(item)
+    )
 
 
 def loaders_in(collection: Any) -> list[Any]:
@@ -73,7 +85,9 @@ def loaders_in(collection: Any) -> list[Any]:
     loaders = []
     for item in _items_of(collection):
         if not _may_be_loader(item):
-            raise TypeError(f"a collection of loaders must hold nothing else; got {item!r} in {collection!r}")
+            raise TypeError(
+                f"a collection of loaders must hold nothing else; got {item!r} in {collection!r}"
+            )
         loaders += loaders_in(item) if _nests(item) else [item]
     return loaders
 
@@ -91,14 +105,25 @@ class _Places:
     """Where the loaders of a collection are, so that their batches can be put there."""
 
     def __init__(self, collection: Any) -> None:
-        self.inside = [_Places(item) if _nests(item) else None for item in _items_of(collection)]
+        self.inside = [
+            _Places(item) if _nests(item) else None for item in _items_of(collection)
+        ]
         self.keys = list(collection.keys()) if isinstance(collection, Mapping) else None
-        self.make = getattr(collection, "_make", tuple if isinstance(collection, tuple) else list)
+        self.make = getattr(
+            collection, "_make", tuple if isinstance(collection, tuple) else list
+        )
 
     def fill(self, batches: Iterator[Any]) -> Any:
         """A collection of the same kind with batches in it."""
-        filled = [next(batches) if places is None else places.fill(batches) for places in self.inside]
-        return self.make(filled) if self.keys is None else dict(zip(self.keys, filled, strict=True))
+        filled = [
+            next(batches) if places is None else places.fill(batches)
+            for places in self.inside
+        ]
+        return (
+            self.make(filled)
+            if self.keys is None
+            else dict(zip(self.keys, filled, strict=True))
+        )
 
 
 class CombinedLoader:
@@ -123,14 +148,20 @@ class CombinedLoader:
 
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in self.MODES:
-            raise ValueError(f"mode must be one of {', '.join(self.MODES)}; got {mode!r}")
+            raise ValueError(
+                f"mode must be one of {', '.join(self.MODES)}; got {mode!r}"
+            )
         if not isinstance(iterables, _COLLECTIONS) or not iterables:
-            raise ValueError(f"iterables must be a list, tuple or mapping with at least one loader; got {iterables!r}")
+            raise ValueError(
+                f"iterables must be a list, tuple or mapping with at least one loader; got {iterables!r}"
+            )
         self.iterables = iterables
         self.mode = mode
         self.flattened = loaders_in(iterables)
         if not self.flattened:
-            raise ValueError(f"iterables must hold at least one loader; got {iterables!r}")
+            raise ValueError(
+                f"iterables must hold at least one loader; got {iterables!r}"
+            )
         self._places = _Places(iterables)
 
     def in_places(self, batches: Iterable[Any]) -> Any:
@@ -138,13 +169,17 @@ class CombinedLoader:
         return self._places.fill(iter(batches))
 
     def __len__(self) -> int:
-        length = combined_length([loader_length(loader) for loader in self.flattened], self.mode)
+        length = combined_length(
+            [loader_length(loader) for loader in self.flattened], self.mode
+        )
         if length == INFINITE:
             raise TypeError("a loader has no length")
         return int(length)
 
     def __iter__(self) -> Iterator[Any]:
-        return CombinedEpochLoader(self, [_Again(loader) for loader in self.flattened]).iterate(0)
+        return CombinedEpochLoader(
+            self, [_Again(loader) for loader in self.flattened]
+        ).iterate(0)
 
 
 class _Again:
@@ -205,18 +240,28 @@ class CombinedEpochLoader:
         self.loader = combined
         self.loaders = loaders
         self.length = exact_length_of(combined)
-        self.estimate = combined_length([loader_length(loader) for loader in combined.flattened], combined.mode)
+        self.estimate = combined_length(
+            [loader_length(loader) for loader in combined.flattened], combined.mode
+        )
         self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
-        self.batch_sizes = [size for loader in loaders for size in getattr(loader, "batch_sizes", ())]
+        self.batch_sizes = [
+            size for loader in loaders for size in getattr(loader, "batch_sizes", ())
+        ]
         self._cut: tuple[int, int, int | None] | None = None
-        self._epoch = self._begin = 0  # the epoch that is iterated, and where the part of it begins
+        self._epoch = self._begin = (
+            0  # the epoch that is iterated, and where the part of it begins
+        )
 
     @property
     def resumable(self) -> bool:
         """Whether it can go on inside an epoch: what each loader with a state of its own gives when is known."""
-        if self.loader.mode == "min_size" or not any(loader.stateful for loader in self.loaders):
+        if self.loader.mode == "min_size" or not any(
+            loader.stateful for loader in self.loaders
+        ):
             return True
-        if self.loader.mode != "max_size_cycle" or any(loader.read_ahead for loader in self.loaders):
+        if self.loader.mode != "max_size_cycle" or any(
+            loader.read_ahead for loader in self.loaders
+        ):
             return False
         return all(_round_length(loader) < INFINITE for loader in self.loaders)
 
@@ -225,15 +270,25 @@ class CombinedEpochLoader:
         self._cut = epoch, begin, end
 
     def _part(self, epoch: int) -> tuple[int, int | None]:
-        return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+        return (
+            self._cut[1:]
+            if self._cut is not None and self._cut[0] == epoch
+            else (0, None)
+        )
 
     def deal_to(self, places: Sequence[tuple[int, int]]) -> None:
         """As :meth:`EpochLoader.deal_to`, for each of the loaders."""
         for loader, place in zip(self.loaders, places, strict=True):
             loader.deal_to(*place)
         lengths = [loader.length for loader in self.loaders]
-        self.length = INFINITE if INFINITE in lengths else combined_length(lengths, self.loader.mode)
-        self.estimate = combined_length([loader.estimate for loader in self.loaders], self.loader.mode)
+        self.length = (
+            INFINITE
+            if INFINITE in lengths
+            else combined_length(lengths, self.loader.mode)
+        )
+        self.estimate = combined_length(
+            [loader.estimate for loader in self.loaders], self.loader.mode
+        )
 
     def opened(self) -> None:
         """None: what has been looked at is read again."""
@@ -254,20 +309,34 @@ class CombinedEpochLoader:
         begin, end = self._part(epoch)
         self._epoch, self._begin = epoch, begin
         batches = self._iterate(epoch, begin + start, step)
-        return islice(batches, None if end is None else len(range(begin + start, end, step)))
+        return islice(
+            batches, None if end is None else len(range(begin + start, end, step))
+        )
 
     def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
-        counts = self.loader.mode in ("max_size_cycle", "sequential")  # which loader gives which batch
-        if counts and (start or step > 1) and any(_round_length(loader) == INFINITE for loader in self.loaders):
+        counts = self.loader.mode in (
+            "max_size_cycle",
+            "sequential",
+        )  # which loader gives which batch
+        if (
+            counts
+            and (start or step > 1)
+            and any(_round_length(loader) == INFINITE for loader in self.loaders)
+        ):
             if start >= step:
-                log.info("Resuming inside an epoch of loaders without length: reading %d batches again", start)
+                log.info(
+                    "Resuming inside an epoch of loaders without length: reading %d batches again",
+                    start,
+                )
             batches = self._iterate(epoch, 0, 1)
             read_again(batches, start)
             return islice(batches, 0, None, step)
         if self.loader.mode == "sequential":
             return self._sequential(list(self.loaders), epoch, start, step)
         cycle = self.loader.mode == "max_size_cycle"
-        return self._together([_Stream(loader, epoch, start, step, cycle) for loader in self.loaders])
+        return self._together(
+            [_Stream(loader, epoch, start, step, cycle) for loader in self.loaders]
+        )
 
     def _together(self, streams: list[_Stream]) -> Iterator[Any]:
         shortest = self.loader.mode == "min_size"
@@ -285,8 +354,12 @@ class CombinedEpochLoader:
             yield self.loader.in_places(batch)
 
     @staticmethod
-    def _sequential(rest: list[Any], epoch: int, start: int, step: int) -> Iterator[Any]:
-        while len(rest) > 1 and start >= _round_length(rest[0]):  # never where the length is not known
+    def _sequential(
+        rest: list[Any], epoch: int, start: int, step: int
+    ) -> Iterator[Any]:
+        while len(rest) > 1 and start >= _round_length(
+            rest[0]
+        ):  # never where the length is not known
             start -= int(_round_length(rest.pop(0)))
         first = rest[0].iterate(epoch, start, step)
 
@@ -322,22 +395,30 @@ class CombinedEpochLoader:
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
-        for loader, own in zip(self.loaders, state if isinstance(state, list) else (), strict=False):
+        for loader, own in zip(
+            self.loaders, state if isinstance(state, list) else (), strict=False
+        ):
             loader.load_state_dict(own)
 
 
-def by_epochs(loader: Any, seed: int, shuffle: bool = True) -> EpochLoader | CombinedEpochLoader:
+def by_epochs(
+    loader: Any, seed: int, shuffle: bool = True
+) -> EpochLoader | CombinedEpochLoader:
     """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch."""
     if not isinstance(loader, CombinedLoader):
         return EpochLoader(loader, seed, shuffle)
-    parts = [EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)]
+    parts = [
+        EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)
+    ]
     return CombinedEpochLoader(loader, parts)
 
 
 class _Stream:
     """One loader among several: begun again as often as needed, each time in another order."""
 
-    def __init__(self, loader: Any, epoch: int, start: int, step: int, cycle: bool) -> None:
+    def __init__(
+        self, loader: Any, epoch: int, start: int, step: int, cycle: bool
+    ) -> None:
         self.loader, self.epoch, self.step, self.cycle = loader, epoch, step, cycle
         self.ended = False  # whether it has been read to its end at least once
         self.round = 0
@@ -355,7 +436,9 @@ class _Stream:
         there is none, and what goes on where it was left loses no batch to it.
         """
         if self.iterator is None:
-            self.iterator = self.loader.iterate(_epoch_of(self.epoch, self.round), self.position, self.step)
+            self.iterator = self.loader.iterate(
+                _epoch_of(self.epoch, self.round), self.position, self.step
+            )
         try:
             batch = next(self.iterator)
         except StopIteration:
@@ -363,8 +446,14 @@ class _Stream:
             if not self.cycle:
                 return None
             if self.position == 0:
-                raise RuntimeError(f"a loader gave no batch when it was begun: {self.loader.loader!r}") from None
-            self.position = 0 if self.step == 1 else max(0, self.position - int(_round_length(self.loader)))
+                raise RuntimeError(
+                    f"a loader gave no batch when it was begun: {self.loader.loader!r}"
+                ) from None
+            self.position = (
+                0
+                if self.step == 1
+                else max(0, self.position - int(_round_length(self.loader)))
+            )
             self.round += 1
             self.iterator = None
             return NO_BATCH

@@ -42,16 +42,29 @@ def exact_length(loader: Any, trusts_samplers: bool = True) -> int | float:
     sampler of a user's own, which may fill batches by size, is trusted where several processes plan their steps by it.
     """
     if isinstance(loader, DataLoader):
-        samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-        kept = [sampler for sampler in samplers if type(sampler).__module__.startswith(_TORCH)]
+        samplers = (
+            loader.sampler,
+            loader.batch_sampler,
+            getattr(loader.batch_sampler, "sampler", None),
+        )
+        kept = [
+            sampler
+            for sampler in samplers
+            if type(sampler).__module__.startswith(_TORCH)
+        ]
         exact = not isinstance(loader.dataset, IterableDataset)
-        exact = exact and (trusts_samplers or len(kept) == sum(sampler is not None for sampler in samplers))
+        exact = exact and (
+            trusts_samplers
+            or len(kept) == sum(sampler is not None for sampler in samplers)
+        )
     else:
         exact = isinstance(loader, Sequence)
     return loader_length(loader) if exact else INFINITE
 
 
-def up_to(loader: Any, batches: Iterator[Any], count: int, told: int, said: set[Any]) -> Iterator[Any]:
+def up_to(
+    loader: Any, batches: Iterator[Any], count: int, told: int, said: set[Any]
+) -> Iterator[Any]:
     """``count`` of a loader's batches; a line says if it has more than the ``told`` ones of its length.
 
     Args:
@@ -65,7 +78,9 @@ def up_to(loader: Any, batches: Iterator[Any], count: int, told: int, said: set[
     last = next(batches, NO_BATCH)
     if last is NO_BATCH:
         return
-    with isolated_rng():  # nobody has asked for this batch: what it draws must change nothing
+    with (
+        isolated_rng()
+    ):  # nobody has asked for this batch: what it draws must change nothing
         beyond = next(batches, NO_BATCH)
     if beyond is not NO_BATCH and id(loader) not in said:
         said.add(id(loader))
@@ -80,12 +95,17 @@ def may_give_more(loader: Any) -> bool:
     """Whether a map-style ``DataLoader`` is iterated, or its samples drawn, by a user's own code."""
     if not is_map_style(loader):
         return False
-    return iterates_alone(loader) or exact_length(loader, trusts_samplers=False) == INFINITE
+    return (
+        iterates_alone(loader)
+        or exact_length(loader, trusts_samplers=False) == INFINITE
+    )
 
 
 def iterates_alone(loader: DataLoader[Any]) -> bool:
     """Whether a ``DataLoader`` has an ``__iter__`` of a user's own, which may give more than its length tells."""
-    iterating = next(part for part in type(loader).__mro__ if "__iter__" in part.__dict__)
+    iterating = next(
+        part for part in type(loader).__mro__ if "__iter__" in part.__dict__
+    )
     return not iterating.__module__.startswith(_TORCH)
 
 
@@ -134,7 +154,9 @@ def read_again(batches: Iterator[Any], count: int) -> None:
                 pass
 
 
-def isolated_iteration(source: Iterable[Any], seed: int, at_once: int | None = None) -> Iterator[Any]:
+def isolated_iteration(
+    source: Iterable[Any], seed: int, at_once: int | None = None
+) -> Iterator[Any]:
     """Iterate ``source`` with random generators of its own, whose numbers depend on ``seed`` alone.
 
     To swap all generators' states costs about 0.1 ms; ``at_once`` reads so many at the first item, with one swap.
@@ -143,7 +165,9 @@ def isolated_iteration(source: Iterable[Any], seed: int, at_once: int | None = N
     seed_batch(seed)
     try:
         iterator = iterate_protected(source)
-        first = [] if at_once is None else list(islice(iterator, at_once + 1))  # one more shows that it has ended
+        first = (
+            [] if at_once is None else list(islice(iterator, at_once + 1))
+        )  # one more shows that it has ended
         inside = rng_state()
     finally:
         set_rng_state(outside)
@@ -183,18 +207,24 @@ class OpenedIteration:
 
     def iterate(self, isolated: bool) -> Iterator[Any]:
         """All of it, with these generators or with those of the process."""
-        following = _with_generators(self.batches, self.inside) if isolated else self.batches
+        following = (
+            _with_generators(self.batches, self.inside) if isolated else self.batches
+        )
         return iter(()) if self.first is NO_BATCH else chain((self.first,), following)
 
 
 def is_map_style(loader: Any) -> TypeGuard[DataLoader[Any]]:
     """Whether it is a ``DataLoader`` over a dataset with ``__getitem__``."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    return isinstance(loader, DataLoader) and not isinstance(
+        loader.dataset, IterableDataset
+    )
 
 
 def has_state(loader: Any) -> bool:
     """Whether a loader keeps a state of its own, to be saved and given back."""
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+    return callable(getattr(loader, "state_dict", None)) and callable(
+        getattr(loader, "load_state_dict", None)
+    )
 
 
 def set_epoch(obj: Any, epoch: int) -> None:

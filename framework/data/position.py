@@ -34,7 +34,11 @@ def cursor_of(
     loader, dealt = _loader_of(source)
     each = loader.unit * (world_size if dealt else 1)
     if part is None:
-        part = {"first": 0, "begin": 0, "end": None if limited_to is None else limited_to * each}
+        part = {
+            "first": 0,
+            "begin": 0,
+            "end": None if limited_to is None else limited_to * each,
+        }
     return {
         "position": part["begin"] + (batches - part["first"]) * each,
         "end": part["end"],
@@ -45,7 +49,9 @@ def cursor_of(
     }
 
 
-def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size: int) -> dict[str, Any] | None:
+def rest_of_epoch(
+    cursor: dict[str, Any], source: Any, saved_by: int, world_size: int
+) -> dict[str, Any] | None:
     """What is left of an epoch that other processes have begun, or the same ones with another batch size.
 
     Args:
@@ -82,17 +88,27 @@ def rest_of_epoch(cursor: dict[str, Any], source: Any, saved_by: int, world_size
 
 
 def cut_to(
-    source: EpochLoader | CombinedEpochLoader | SharedLoader, epoch: int, part: dict[str, Any] | None
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    epoch: int,
+    part: dict[str, Any] | None,
 ) -> int | float:
     """Have ``source`` give a part of an epoch, as :func:`cursor_of` has it, or all of it (None).
 
     Returns:
         Batches of the epoch in each process, those before the part included.
     """
-    first, begin, end = (0, 0, None) if part is None else (part["first"], part["begin"], part["end"])
+    first, begin, end = (
+        (0, 0, None) if part is None else (part["first"], part["begin"], part["end"])
+    )
     source.cut(epoch, begin, end)
     return first + source.length_in(epoch)
 
 
-def _loader_of(source: EpochLoader | CombinedEpochLoader | SharedLoader) -> tuple[Any, bool]:
-    return (source.loader, source.deal) if isinstance(source, SharedLoader) else (source, True)
+def _loader_of(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+) -> tuple[Any, bool]:
+    return (
+        (source.loader, source.deal)
+        if isinstance(source, SharedLoader)
+        else (source, True)
+    )

@@ -30,11 +30,15 @@ class IndexPlan:
     forward without loading.
     """
 
-    looker: int | None = None  # the thread that has a look at what a loader makes of the indices, if it is one
+    looker: int | None = (
+        None  # the thread that has a look at what a loader makes of the indices, if it is one
+    )
     found: threading.Event  # set when it has got a batch, or none
     is_trap = False  # whether it is told, by an exception, when it asks for the indices
     asked = False  # whether any thread has
-    plans_steps = False  # whether several processes count on the length that the sampler tells
+    plans_steps = (
+        False  # whether several processes count on the length that the sampler tells
+    )
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self._seed = seed
@@ -53,19 +57,33 @@ class IndexPlan:
             self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
             inner = inner.sampler
         self.random = inner if shuffle and type(inner) is RandomSampler else None
-        self.size = len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
-        self.planned = self.size is not None and (self.batch_size is not None or not self.batched)
+        self.size = (
+            len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
+        )
+        self.planned = self.size is not None and (
+            self.batch_size is not None or not self.batched
+        )
         self.place(0, 0, 1, 0, None)
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
-        self.generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
+        self.generators = [
+            (g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)
+        ]
 
-    def place(self, epoch: int, start: int, step: int, begin: int, end: int | None) -> None:
+    def place(
+        self, epoch: int, start: int, step: int, begin: int, end: int | None
+    ) -> None:
         """Set the part of the epoch to iterate next, the batch to begin with, and every how many batches to give one.
 
         The part is counted in samples where the order is planned, else in batches.
         """
-        self.epoch, self.start, self.step, self.begin, self.end = epoch, start, step, begin, end
+        self.epoch, self.start, self.step, self.begin, self.end = (
+            epoch,
+            start,
+            step,
+            begin,
+            end,
+        )
         self.seed = self._seed
         if self.random is not None and self.random.generator is not None:
             self.seed = mix_seeds(self._seed, self.random.generator.initial_seed())
@@ -97,7 +115,9 @@ class IndexPlan:
         assert size is not None
         if self.step > 1:
             firsts = range(self.start * size, len(order), self.step * size)
-            indices = iter([index for first in firsts for index in order[first : first + size]])
+            indices = iter(
+                [index for first in firsts for index in order[first : first + size]]
+            )
         else:
             indices = iter(order[self.start * size :])
         while batch := [*islice(indices, size)]:
@@ -113,7 +133,9 @@ class IndexPlan:
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         population = len(self.random.data_source)
         if population == 0:
-            raise ValueError("the training loader is empty: its sampler draws from a dataset without samples")
+            raise ValueError(
+                "the training loader is empty: its sampler draws from a dataset without samples"
+            )
         if self.random.replacement:
             return torch.randint(population, (self.size,), generator=generator).tolist()
         order: list[int] = []
@@ -146,7 +168,9 @@ class IndexPlan:
         set_epoch(self.sampler, self.epoch)
         for generator, seed in self.generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
-        return isolated_iteration(self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length)
+        return isolated_iteration(
+            self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length
+        )
 
     def look(self) -> Iterator[Any]:
         """What the user's own sampler gives in this epoch; it may be drawn once only, and is kept for the iteration."""
@@ -156,7 +180,11 @@ class IndexPlan:
     def looking(self) -> IndexPlan:
         """A copy for a look at what a loader makes of the indices, without workers."""
         plan = copy.copy(self)
-        plan.looker, plan.found, plan.in_workers = threading.get_ident(), threading.Event(), False
+        plan.looker, plan.found, plan.in_workers = (
+            threading.get_ident(),
+            threading.Event(),
+            False,
+        )
         return plan
 
     def _until_found(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -170,7 +198,10 @@ class IndexPlan:
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         part = (self.begin,) if self.begin else ()
         for place, indices in enumerate(batches):
-            yield _SeededIndices(indices, mix_seeds(self.seed, self.epoch, *part, self.start + place * self.step))
+            yield _SeededIndices(
+                indices,
+                mix_seeds(self.seed, self.epoch, *part, self.start + place * self.step),
+            )
 
 
 class _SeededIndices:
@@ -199,7 +230,9 @@ class SamplerWasAsked(BaseException):
 
 def replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
     """A shallow copy with another index sampler."""
-    changed = copy.copy(loader)  # past __setattr__, which refuses a new sampler after construction
+    changed = copy.copy(
+        loader
+    )  # past __setattr__, which refuses a new sampler after construction
     changed.__dict__.update({indices.replaces: indices, "_iterator": None})
     protect_workers(changed)
     if loader.persistent_workers:

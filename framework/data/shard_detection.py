@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 
 # What samplers call the rank that they were made for, and the number of ranks.
 _RANKS = ("rank", "data_parallel_rank", "dp_rank", "process_index")
-_SIZES = ("num_replicas", "world_size", "data_parallel_size", "dp_size", "num_processes")
+_SIZES = (
+    "num_replicas",
+    "world_size",
+    "data_parallel_size",
+    "dp_size",
+    "num_processes",
+)
 
 
-def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoch: int, name: str) -> bool:
+def is_sharded(
+    loader: EpochLoader, strategy: Strategy, asked: bool | None, epoch: int, name: str
+) -> bool:
     """Whether each rank's loader gives it a part of the data, rather than all of it.
 
     A sampler says so by the rank that it was made for. Of a stream, the ranks compare the first batch that they read,
@@ -42,11 +50,16 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
         RuntimeError: if another rank could not read its first batch.
     """
     if asked is not None:
-        return not asked or any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader.loader))
+        return not asked or any(
+            isinstance(sampler, DistributedSampler)
+            for sampler in samplers_of(loader.loader)
+        )
     place, mark = _look(loader, strategy, epoch, name)
     size = strategy.tensor_parallel_size
     by_rank = strategy.gather_objects((place, mark))  # collective
-    if any(by_rank[rank] != by_rank[rank - rank % size] for rank in range(len(by_rank))):
+    if any(
+        by_rank[rank] != by_rank[rank - rank % size] for rank in range(len(by_rank))
+    ):
         raise ValueError(
             f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
             f"{size}): shard it by rank // {size}, of {len(by_rank) // size}"
@@ -54,12 +67,17 @@ def is_sharded(loader: EpochLoader, strategy: Strategy, asked: bool | None, epoc
     places = [place for place, _ in by_rank[::size]]
     if any(places):
         _check_places(places, name)
-        log.info("The sampler of the %s knows its rank: its batches are not dealt out once more", name)
+        log.info(
+            "The sampler of the %s knows its rank: its batches are not dealt out once more",
+            name,
+        )
         return True
     return _differ([mark for _, mark in by_rank[::size]], loader, name)
 
 
-def _look(loader: EpochLoader, strategy: Strategy, epoch: int, name: str) -> tuple[tuple[int, int] | None, str]:
+def _look(
+    loader: EpochLoader, strategy: Strategy, epoch: int, name: str
+) -> tuple[tuple[int, int] | None, str]:
     """The rank that the loader's sampler was made for, or else a mark of its first batch. A collective.
 
     Raises:
@@ -70,17 +88,25 @@ def _look(loader: EpochLoader, strategy: Strategy, epoch: int, name: str) -> tup
         place = place_of_sampler(loader.loader)
         first = None if place is not None else loader.peek(epoch)
         mark = "" if first is NO_BATCH else fingerprint(first)
-        again = place is None and loader.alone and not loader.is_stream  # which can be read from its start again
+        again = (
+            place is None and loader.alone and not loader.is_stream
+        )  # which can be read from its start again
         if again and fingerprint(loader.peek(epoch)) != mark:
             mark = "random"  # what differs in one process, too, tells nothing
-    except Exception as error:  # which this rank raises when its peers know, who would wait for it
+    except (
+        Exception
+    ) as error:  # which this rank raises when its peers know, who would wait for it
         failure = error
-    failures = strategy.gather_objects(failure and f"{type(failure).__name__}: {failure}")  # collective
+    failures = strategy.gather_objects(
+        failure and f"{type(failure).__name__}: {failure}"
+    )  # collective
     if failure is not None:
         raise failure
     for rank, failed in enumerate(failures):
         if failed:
-            raise RuntimeError(f"rank {rank} could not read the first batch of the {name}: {failed}")
+            raise RuntimeError(
+                f"rank {rank} could not read the first batch of the {name}: {failed}"
+            )
     return place, mark
 
 
@@ -90,7 +116,11 @@ def draw_alike(loader: EpochLoader, strategy: Strategy) -> None:
     Their generators may be seeded by rank; torchdata's take a seed from torch's. A collective.
     """
     samplers = samplers_of(loader.loader)
-    generators = [sampler.generator for sampler in samplers if type(sampler).__name__ == "RandomSampler"]
+    generators = [
+        sampler.generator
+        for sampler in samplers
+        if type(sampler).__name__ == "RandomSampler"
+    ]
     generators = [generator for generator in generators if generator is not None]
     states = strategy.broadcast([generator.get_state() for generator in generators])
     for generator, state in zip(generators, states, strict=False):
@@ -101,7 +131,9 @@ def _check_places(places: list[Any], name: str) -> None:
     expected = [(rank, len(places)) for rank in range(len(places))]
     if sorted(places, key=repr) != sorted(expected, key=repr):
         found = ", ".join(
-            f"rank {rank}: none" if place is None else f"rank {rank}: {place[0]} of {place[1]}"
+            f"rank {rank}: none"
+            if place is None
+            else f"rank {rank}: {place[0]} of {place[1]}"
             for rank, place in enumerate(places)
         )
         raise ValueError(
@@ -126,25 +158,42 @@ def _differ(marks: list[str], loader: EpochLoader, name: str) -> bool:
         "use_distributed_sampler=True", name,
     )  # fmt: skip
     loader.shards = loader.alone
-    alike = [[rank for rank, own in enumerate(marks) if own == mark] for mark in dict.fromkeys(marks) if mark]
+    alike = [
+        [rank for rank, own in enumerate(marks) if own == mark]
+        for mark in dict.fromkeys(marks)
+        if mark
+    ]
     for ranks in alike:
         if len(ranks) > 1:
-            log.warning("The %s gives ranks %s the same first batch, and others another", name, ranks)
+            log.warning(
+                "The %s gives ranks %s the same first batch, and others another",
+                name,
+                ranks,
+            )
     return True
 
 
 def samplers_of(loader: Any) -> list[Any]:
     """The samplers of a map-style ``DataLoader``, those inside others too."""
     found: list[Any] = []
-    pending = [loader.batch_sampler, loader.sampler] if isinstance(loader, DataLoader) else []
+    pending = (
+        [loader.batch_sampler, loader.sampler] if isinstance(loader, DataLoader) else []
+    )
     while pending:
         sampler = pending.pop(0)
         if sampler is None or any(sampler is known for known in found):
             continue
         found.append(sampler)
-        pending += [getattr(sampler, name, None) for name in ("sampler", "batch_sampler")]
+        pending += [
+            getattr(sampler, name, None) for name in ("sampler", "batch_sampler")
+        ]
         for value in getattr(sampler, "__dict__", {}).values():
-            several = value if isinstance(value, (list, tuple)) and isinstance(next(iter(value), None), Sampler) else ()
+            several = (
+                value
+                if isinstance(value, (list, tuple))
+                and isinstance(next(iter(value), None), Sampler)
+                else ()
+            )
             pending += [value] if isinstance(value, Sampler) else several
     return found
 
@@ -159,7 +208,9 @@ def place_of_sampler(loader: Any) -> tuple[int, int] | None:
 
 
 def _number(sampler: Any, names: Iterable[str]) -> int | None:
-    values = (getattr(sampler, prefix + name, None) for name in names for prefix in ("", "_"))
+    values = (
+        getattr(sampler, prefix + name, None) for name in names for prefix in ("", "_")
+    )
     return next((value for value in values if isinstance(value, int)), None)
 
 
@@ -177,17 +228,27 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
     if id(item) in outer:
         return
     outer = outer | {id(item)}
-    if isinstance(item, Tensor) and (item.layout is not torch.strided or item.is_nested):
+    if isinstance(item, Tensor) and (
+        item.layout is not torch.strided or item.is_nested
+    ):
         yield from _content(item.__reduce_ex__(2)[1], outer)  # its dense parts
     elif isinstance(item, Tensor):
         yield repr((item.dtype, *item.shape)).encode()
         # Of its own: one element may have any stride, of which a view as bytes is refused.
-        values = item.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+        values = (
+            item.detach()
+            .cpu()
+            .resolve_conj()
+            .resolve_neg()
+            .clone(memory_format=torch.contiguous_format)
+        )
         yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(item, (set, frozenset)):  # whose order differs between processes
         yield from sorted(fingerprint(part).encode() for part in item)
     elif isinstance(item, Mapping):
-        for key in sorted(item.keys(), key=repr):  # in whatever order a process has put them
+        for key in sorted(
+            item.keys(), key=repr
+        ):  # in whatever order a process has put them
             yield from _content(key, outer)
             yield from _content(item[key], outer)
     elif isinstance(item, (list, tuple)):
@@ -196,7 +257,9 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
     else:
         try:
             yield _pickled(item)
-        except Exception:  # a class of a function, a lock, an open file: what can be seen of it
+        except (
+            Exception
+        ):  # a class of a function, a lock, an open file: what can be seen of it
             yield from _content(dict(getattr(item, "__dict__", {})), outer)
 
 

@@ -53,10 +53,18 @@ class SharedLoader:
     """
 
     def __init__(
-        self, loader: EpochLoader | CombinedEpochLoader, strategy: Strategy, deal: bool, verify: bool = False
+        self,
+        loader: EpochLoader | CombinedEpochLoader,
+        strategy: Strategy,
+        deal: bool,
+        verify: bool = False,
     ) -> None:
         self.loader, self.strategy, self.deal = loader, strategy, deal
-        self.rank, self.world_size = data_place(strategy) if deal else (strategy.global_rank, strategy.world_size)
+        self.rank, self.world_size = (
+            data_place(strategy)
+            if deal
+            else (strategy.global_rank, strategy.world_size)
+        )
         told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
         self.lengths: list[int | float] = [length for length, _ in told]
         self.share = 1.0
@@ -65,7 +73,9 @@ class SharedLoader:
         self.length = self._steps(max(self.lengths))
         self.estimate = self._steps(max(estimate for _, estimate in told))
         self._verify = verify and deal and self.length == INFINITE
-        self._marks: list[str] | None = None  # of the batches that are read ahead, to be compared
+        self._marks: list[str] | None = (
+            None  # of the batches that are read ahead, to be compared
+        )
         self.take(loader)
 
     def take(self, loader: EpochLoader | CombinedEpochLoader) -> None:
@@ -74,7 +84,9 @@ class SharedLoader:
         for part in parts_of(loader):
             part.read_ahead = self.length == INFINITE or loader.alone
             part.draws_apart = () if self.deal else (self.strategy.global_rank,)
-            if self._verify and part.is_stream and not is_map_style(part.loader):  # whose augmentation may differ
+            if (
+                self._verify and part.is_stream and not is_map_style(part.loader)
+            ):  # whose augmentation may differ
                 part.watch = self._marking
 
     def cut(self, epoch: int, begin: int, end: int | None) -> None:
@@ -95,14 +107,21 @@ class SharedLoader:
         """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
         if self.length == INFINITE:
             batches = self.loader.iterate(epoch, self._first(start))
-            return self._agree(self._rounds(batches) if self.deal else ((batch, 1) for batch in batches))
-        batches = self.loader.iterate(epoch, self._first(start), self.world_size if self.deal else 1)
+            return self._agree(
+                self._rounds(batches)
+                if self.deal
+                else ((batch, 1) for batch in batches)
+            )
+        batches = self.loader.iterate(
+            epoch, self._first(start), self.world_size if self.deal else 1
+        )
         if not self.loader.alone:
             return self._planned(batches, epoch, start)
         length = int(self.length_in(epoch))
         steps = range(start, length)
         return self._agree(
-            (batch, self._share_of(step, epoch, length)) for batch, step in zip(batches, steps, strict=False)
+            (batch, self._share_of(step, epoch, length))
+            for batch, step in zip(batches, steps, strict=False)
         )
 
     def _first(self, step: int) -> int:
@@ -131,10 +150,14 @@ class SharedLoader:
             if step == length - 2 or not self.deal:
                 last = batch
             if step == length - 1 and self.deal and self.loader.stateful:
-                next(batches, None)  # one that begins where it was left must be at its end in all processes
+                next(
+                    batches, None
+                )  # one that begins where it was left must be at its end in all processes
             yield batch
 
-    def _share_batch(self, batches: Iterator[Any], source: int) -> tuple[Iterator[Any], Any]:
+    def _share_batch(
+        self, batches: Iterator[Any], source: int
+    ) -> tuple[Iterator[Any], Any]:
         """This process's batches as they are, and the next one of rank ``source``, or NO_BATCH. A collective."""
         own = [*islice(batches, 1)] if source == self.strategy.global_rank else []
         given = self.strategy.broadcast(own, source)
@@ -146,11 +169,17 @@ class SharedLoader:
             return self.world_size / present if step < self.lengths[self.rank] else 0.0
         if step < length - 1:
             return 1.0
-        present = min(self.world_size, int(self.loader.length_in(epoch)) - step * self.world_size)
+        present = min(
+            self.world_size, int(self.loader.length_in(epoch)) - step * self.world_size
+        )
         if self.rank >= present:
             return 0.0
         last_fraction = self.loader.last_fraction_in(epoch)
-        return self.world_size * (last_fraction if self.rank == present - 1 else 1.0) / (present - 1 + last_fraction)
+        return (
+            self.world_size
+            * (last_fraction if self.rank == present - 1 else 1.0)
+            / (present - 1 + last_fraction)
+        )
 
     def _borrow(self, epoch: int) -> Any:
         """A batch of another process, for one that has none to run again."""
@@ -172,7 +201,10 @@ class SharedLoader:
     def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
         """This process's batch of each round, or another's if it has none, and how many batches the round has."""
         while round_ := list(islice(batches, self.world_size)):
-            yield round_[self.rank] if self.rank < len(round_) else round_[0], len(round_)
+            yield (
+                round_[self.rank] if self.rank < len(round_) else round_[0],
+                len(round_),
+            )
 
     def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
         """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps.
@@ -187,7 +219,9 @@ class SharedLoader:
         while True:
             self._marks = [] if self._verify else None
             own = list(islice(ahead, LOOK_AHEAD))
-            by_rank = self.strategy.gather_objects(([count for _, count in own], self._marks))
+            by_rank = self.strategy.gather_objects(
+                ([count for _, count in own], self._marks)
+            )
             counts: list[list[float]] = [counts for counts, _ in by_rank]
             read = [before + sum(new) for before, new in zip(read, counts, strict=True)]
             if in_rounds and any(other != by_rank[0] for other in by_rank):
@@ -198,7 +232,11 @@ class SharedLoader:
                 source = next(rank for rank, given in enumerate(counts) if given)
                 last = self._share_batch(iter([batch for batch, _ in own]), source)[1]
             for step in range(steps):
-                self.share = self._share_in_round(counts, step) if in_rounds else self._share_among(counts, step)
+                self.share = (
+                    self._share_in_round(counts, step)
+                    if in_rounds
+                    else self._share_among(counts, step)
+                )
                 last = own[step][0] if step < len(own) else last
                 yield last
             if steps < LOOK_AHEAD:
@@ -223,7 +261,9 @@ class SharedLoader:
 
     def state_dict(self, following: int | None = None, done: bool = False) -> Any:
         """The loader's own state, as :meth:`EpochLoader.state_dict`; ``following`` counts steps."""
-        return self.loader.state_dict(None if following is None else self._first(following), done)
+        return self.loader.state_dict(
+            None if following is None else self._first(following), done
+        )
 
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`."""
@@ -245,7 +285,9 @@ def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[
 
 def different_streams(read: Iterable[float], name: str) -> RuntimeError:
     """The error of a stream that was dealt out, and is another one in each process."""
-    counted = ", ".join(f"{int(batches)} batches on rank {rank}" for rank, batches in enumerate(read))
+    counted = ", ".join(
+        f"{int(batches)} batches on rank {rank}" for rank, batches in enumerate(read)
+    )
     return RuntimeError(
         f"the processes read different streams from what should be one {name} (until now {counted}); if the dataset "
         "gives each process its own part, pass use_distributed_sampler=False"
@@ -299,7 +341,12 @@ def gives_parts(
         ValueError: if some of several loaders do, and others not, where they may not differ.
     """
     parts = parts_of(loader)
-    if asked is None and cursor is not None and cursor["dealt_to"] > 1 and any(part.stateful for part in parts):
+    if (
+        asked is None
+        and cursor is not None
+        and cursor["dealt_to"] > 1
+        and any(part.stateful for part in parts)
+    ):
         asked = bool(cursor["dealt"])
     sharded = []
     for index, part in enumerate(parts):
@@ -311,12 +358,17 @@ def gives_parts(
     if not isinstance(loader, CombinedEpochLoader) or len(set(sharded)) == 1:
         return any(sharded)
     if not mixed:
-        found = ", ".join("its own part" if own else "all of the data" for own in sharded)
+        found = ", ".join(
+            "its own part" if own else "all of the data" for own in sharded
+        )
         raise ValueError(
             f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
             f"the data (in their order: {found}): give the others a DistributedSampler, too"
         )
-    log.info("Those parts of the %s that give all of the data are dealt out; the others are read as they are", name)
+    log.info(
+        "Those parts of the %s that give all of the data are dealt out; the others are read as they are",
+        name,
+    )
     loader.deal_to([(0, 1) if own else data_place(strategy) for own in sharded])
     return True
 
@@ -328,7 +380,9 @@ def require_equal_lengths(lengths: list[int | float], name: str) -> None:
         ValueError: if its lengths differ.
     """
     if len(set(lengths)) > 1:
-        told = ", ".join(f"{length} batches on rank {rank}" for rank, length in enumerate(lengths))
+        told = ", ".join(
+            f"{length} batches on rank {rank}" for rank, length in enumerate(lengths)
+        )
         raise ValueError(
             f"{name} has {told}: the same data must be there in all processes, which are given their parts of it; if "
             "each has its own data, pass use_distributed_sampler=False"

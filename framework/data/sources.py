@@ -78,7 +78,9 @@ class EpochLoader:
 
     def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
         if not isinstance(loader, Iterable):
-            raise TypeError(f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}")
+            raise TypeError(
+                f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}"
+            )
         self.loader: Any = loader
         self.seed = seed
         self.length = exact_length(loader)
@@ -92,17 +94,25 @@ class EpochLoader:
         self.iterated: int | None = None
         self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
-        self._opened: OpenedIteration | None = None  # an iteration whose first batch has been looked at
+        self._opened: OpenedIteration | None = (
+            None  # an iteration whose first batch has been looked at
+        )
         self._asks = False  # whether it is sure to ask for our indices
         self.keeps_iterator = False
-        self._left: Iterator[Any] = iter(())  # what is left of an iteration that the next one would go on with
+        self._left: Iterator[Any] = iter(
+            ()
+        )  # what is left of an iteration that the next one would go on with
         if not self.stateful and is_map_style(loader):
             self._indices = IndexPlan(loader, seed, shuffle)
             self._copy = replace_sampler(loader, self._indices)
             self._asks = type(loader).__iter__ is DataLoader.__iter__
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.in_samples = self._indices is not None and self._indices.planned
-        self.unit = (self._indices.batch_size or 1) if self._indices is not None and self.in_samples else 1
+        self.unit = (
+            (self._indices.batch_size or 1)
+            if self._indices is not None and self.in_samples
+            else 1
+        )
         self.batch_sizes = [getattr(loader, "batch_size", None)]
         self._cut: tuple[int, int, int | None] | None = None
         self.place = (0, 1)
@@ -130,7 +140,11 @@ class EpochLoader:
         self._cut = epoch, begin, end
 
     def _part(self, epoch: int) -> tuple[int, int | None]:
-        return self._cut[1:] if self._cut is not None and self._cut[0] == epoch else (0, None)
+        return (
+            self._cut[1:]
+            if self._cut is not None and self._cut[0] == epoch
+            else (0, None)
+        )
 
     def length_in(self, epoch: int) -> int | float:
         """Number of batches in an epoch."""
@@ -138,9 +152,15 @@ class EpochLoader:
         if begin == 0 and end is None:
             return self.length
         if self._indices is None or not self.in_samples:
-            return max(0, (self.length if end is None else min(end, self.length)) - begin)
+            return max(
+                0, (self.length if end is None else min(end, self.length)) - begin
+            )
         samples = len(range(self._indices.size or 0)[begin:end])
-        return samples // self.unit if self._indices.drop_last else -(-samples // self.unit)
+        return (
+            samples // self.unit
+            if self._indices.drop_last
+            else -(-samples // self.unit)
+        )
 
     def last_fraction_in(self, epoch: int) -> float:
         """Size of an epoch's last batch, as a fraction of the others'."""
@@ -154,7 +174,9 @@ class EpochLoader:
         """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
         first, every = self.place
         start, step = first + start * every, step * every
-        if self._opened is None or self._opened.epoch != epoch:  # else the epoch has begun
+        if (
+            self._opened is None or self._opened.epoch != epoch
+        ):  # else the epoch has begun
             set_epoch(self.loader, epoch)
         self.find_out(epoch)
         begin, end = self._part(epoch)
@@ -167,14 +189,20 @@ class EpochLoader:
                 self._copy.__dict__["generator"] = self._generator(epoch)
             if self.read_ahead and not self._indices.in_workers:
                 part = (begin,) if begin else ()
-                batches = self._seeded_by_batch(self._copy, epoch, start - again, step, part)
+                batches = self._seeded_by_batch(
+                    self._copy, epoch, start - again, step, part
+                )
             else:
                 batches = iterate_protected(self._copy)
             read_again(batches, again)
             if self.length == INFINITE or not iterates_alone(self.loader):
                 return batches
             left = len(range(start, int(self.length_in(epoch)), step))
-            return up_to(self.loader, batches, left, int(self.length), self._said) if left else iter(())
+            return (
+                up_to(self.loader, batches, left, int(self.length), self._said)
+                if left
+                else iter(())
+            )
         start += begin  # what is not planned is read from its first batch on
         left = None if end is None else max(0, end - start)
         if self.stateful:
@@ -187,7 +215,10 @@ class EpochLoader:
                 self._require_order(epoch)
             batches = self._iterate_stream(epoch)
             if start >= step:
-                log.info("Resuming inside an epoch of a loader without state: reading %d batches again", start)
+                log.info(
+                    "Resuming inside an epoch of a loader without state: reading %d batches again",
+                    start,
+                )
                 for _ in islice(batches, start):
                     pass
                 start = 0
@@ -225,13 +256,17 @@ class EpochLoader:
                     return OpenedIteration(self._probe(plan), seed, epoch).first
                 finally:
                     plan.found.set()
-            return None if self._indices.planned else next(self._indices.look(), NO_BATCH)
+            return (
+                None if self._indices.planned else next(self._indices.look(), NO_BATCH)
+            )
         if isinstance(self.loader, Sequence):
             return next(iter(self.loader), NO_BATCH)
         if self.stateful and is_map_style(self.loader) and not self.alone:
             with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
-                sampler: Any = copy.deepcopy(self.loader._index_sampler, {id(dataset): dataset})
+                sampler: Any = copy.deepcopy(
+                    self.loader._index_sampler, {id(dataset): dataset}
+                )
                 return next(isolated_iteration(sampler, seed), NO_BATCH)
         if self._opened is None:
             self._opened = OpenedIteration(self._source(epoch), seed, epoch)
@@ -255,7 +290,9 @@ class EpochLoader:
         trap.place(epoch, 0, 1, 0, None)
         trap.is_trap = True
         probe = self._probe(trap)
-        with suppress(SamplerWasAsked, Exception):  # it asks, or cannot be iterated with another sampler
+        with suppress(
+            SamplerWasAsked, Exception
+        ):  # it asks, or cannot be iterated with another sampler
             self._opened = OpenedIteration(probe, mix_seeds(self.seed, epoch), epoch)
         trap.found.set()
         if trap.asked:
@@ -263,7 +300,9 @@ class EpochLoader:
             return
         # One that goes on for ever makes its next iterator from what is iterated now: as it was given.
         given = self.loader.__dict__
-        probe.__dict__.update({name: given[name] for name in (trap.replaces, "num_workers", "timeout")})
+        probe.__dict__.update(
+            {name: given[name] for name in (trap.replaces, "num_workers", "timeout")}
+        )
         self._indices, self.keeps_iterator = None, True
         self.in_samples, self.unit = False, 1
         log.info(
@@ -293,7 +332,9 @@ class EpochLoader:
         if not isinstance(self.loader, DataLoader) or self.stateful:
             return self.loader
         copied = copy.copy(self.loader)
-        copied.__dict__.update(generator=self._generator(epoch), _iterator=None)  # workers take their seeds from it
+        copied.__dict__.update(
+            generator=self._generator(epoch), _iterator=None
+        )  # workers take their seeds from it
         if copied.num_workers > 0:
             protect_workers(copied)
         return copied
@@ -306,7 +347,9 @@ class EpochLoader:
     def _iterate_stream(self, epoch: int) -> Iterator[Any]:
         """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
         # Workers have generators of their own; what is kept draws its order where it is iterated.
-        isolated = not self.stateful and (self.keeps_iterator or not getattr(self.loader, "num_workers", 0))
+        isolated = not self.stateful and (
+            self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
+        )
         for _ in self._left:  # so that it begins where all processes do
             pass
         opened, self._opened = self._opened, None
@@ -314,7 +357,9 @@ class EpochLoader:
         if opened is not None and (opened.epoch == epoch or goes_on):
             batches = opened.iterate(isolated)
         elif isolated:
-            batches = isolated_iteration(self._source(epoch), mix_seeds(self.seed, epoch))
+            batches = isolated_iteration(
+                self._source(epoch), mix_seeds(self.seed, epoch)
+            )
         elif self.stateful:
             batches = self._source(epoch)  # begun below
         else:
@@ -326,7 +371,12 @@ class EpochLoader:
         return batches
 
     def _seeded_by_batch(
-        self, source: Iterable[Any], epoch: int, first: int | None = None, step: int = 1, part: tuple[int, ...] = ()
+        self,
+        source: Iterable[Any],
+        epoch: int,
+        first: int | None = None,
+        step: int = 1,
+        part: tuple[int, ...] = (),
     ) -> Iterator[Any]:
         """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
 
@@ -342,7 +392,9 @@ class EpochLoader:
         """
         in_workers = bool(getattr(self.loader, "num_workers", 0))
         with isolated_rng():
-            seed_batch(mix_seeds(self.seed, epoch))  # an order is drawn again as at the epoch's begin
+            seed_batch(
+                mix_seeds(self.seed, epoch)
+            )  # an order is drawn again as at the epoch's begin
             iterator = iterate_protected(source)
             begun = rng_state()
 
@@ -356,7 +408,9 @@ class EpochLoader:
                     if number or part:
                         seed_batch(mix_seeds(self.seed, epoch, *part, number, *apart))
                     else:
-                        set_rng_state(begun)  # some draw an order now, and others when they were begun
+                        set_rng_state(
+                            begun
+                        )  # some draw an order now, and others when they were begun
                     batch = next(iterator, NO_BATCH)
                 if batch is NO_BATCH:
                     return
@@ -365,13 +419,17 @@ class EpochLoader:
 
         return batches()
 
-    def _iterate_stateful(self, epoch: int, start: int, step: int) -> tuple[Iterator[Any], int]:
+    def _iterate_stateful(
+        self, epoch: int, start: int, step: int
+    ) -> tuple[Iterator[Any], int]:
         """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
         saved, self._resumed = self._resumed, None
         read, batches = 0, None
         if saved is None:
             with suppress(Exception):  # which only a save is to tell
-                saved = self.state_dict(done=True) if self._noted else None  # that in which the last one was left
+                saved = (
+                    self.state_dict(done=True) if self._noted else None
+                )  # that in which the last one was left
         elif (batches := self._restored(saved, epoch, start, step)) is None:
             saved = None
         elif not saved["left"]:
@@ -400,7 +458,9 @@ class EpochLoader:
             )
         return saved["read"]
 
-    def _restored(self, saved: dict[str, Any], epoch: int, start: int, step: int) -> Iterator[Any] | None:
+    def _restored(
+        self, saved: dict[str, Any], epoch: int, start: int, step: int
+    ) -> Iterator[Any] | None:
         """Iterate the loader from a state; None if it cannot, and an epoch begins.
 
         Raises:
@@ -412,14 +472,20 @@ class EpochLoader:
             if saved["state"] is not None:
                 self.loader.load_state_dict(saved["state"])
             inside = start >= step or saved["batches"]
-            if inside and saved["state"] is not None and getattr(self.loader, "num_workers", 0):
+            if (
+                inside
+                and saved["state"] is not None
+                and getattr(self.loader, "num_workers", 0)
+            ):
                 log.info(
                     "%s has workers, whose random states are not in its state: their order is kept, and what they draw "
                     "at random (augmentation) is drawn anew", type(self.loader).__name__,
                 )  # fmt: skip
             if saved["left"]:
                 with isolated_rng():
-                    iterate_protected(self.loader)  # as a new iteration begins that was, too
+                    iterate_protected(
+                        self.loader
+                    )  # as a new iteration begins that was, too
             return self._iterate_stream(epoch)
         except Exception as error:
             if start >= step or saved["batches"]:
@@ -437,20 +503,34 @@ class EpochLoader:
 
     def _noting(self, batches: Iterator[Any], epoch: int) -> Iterator[Any]:
         first = next(batches, NO_BATCH)
-        if first is NO_BATCH and self._noted[0][1]["left"]:  # it went on with the last iteration, and only ended that
+        if (
+            first is NO_BATCH and self._noted[0][1]["left"]
+        ):  # it went on with the last iteration, and only ended that
             batches = self._iterate_stream(epoch)
         for batch in batches if first is NO_BATCH else chain((first,), batches):
             self._read += 1
             if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
                 with suppress(Exception):  # which only a save is to tell
-                    self._noted = [self._noted[0], self._noted[-1], (self._read, copy.deepcopy(self._now()))]
+                    self._noted = [
+                        self._noted[0],
+                        self._noted[-1],
+                        (self._read, copy.deepcopy(self._now())),
+                    ]
             yield batch
         self._ended = True
 
     def _now(self, left: bool = False) -> dict[str, Any]:
-        with workers_protected(self.loader):  # asked before it is iterated, it may start them
+        with workers_protected(
+            self.loader
+        ):  # asked before it is iterated, it may start them
             state = self.loader.state_dict()
-        return {"state": state, "batches": 0, "left": left, "read": self._read, "epoch": self.iterated}
+        return {
+            "state": state,
+            "batches": 0,
+            "left": left,
+            "read": self._read,
+            "epoch": self.iterated,
+        }
 
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
@@ -458,7 +538,9 @@ class EpochLoader:
         if self._indices is not None:
             self._copy.__dict__["_iterator"] = None
 
-    def state_dict(self, following: int | None = None, done: bool = False) -> dict[str, Any] | None:
+    def state_dict(
+        self, following: int | None = None, done: bool = False
+    ) -> dict[str, Any] | None:
         """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``).
 
         Args:
@@ -481,7 +563,14 @@ class EpochLoader:
     def load_state_dict(self, state: Any) -> None:
         """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
         if self.stateful and state is not None:
-            ours = isinstance(state, dict) and {"state", "batches"} <= state.keys() <= _KEYS
-            self._resumed = {"batches": 0, "left": False, **(state if ours else {"state": state})}
+            ours = (
+                isinstance(state, dict)
+                and {"state", "batches"} <= state.keys() <= _KEYS
+            )
+            self._resumed = {
+                "batches": 0,
+                "left": False,
+                **(state if ours else {"state": state}),
+            }
             if self._resumed["state"] is not None:
                 self._opened = None

@@ -23,7 +23,9 @@ DEFAULT_HANDLERS: dict[int, Any] = {
 }
 
 
-noting = mmap.mmap(-1, 1)  # how many runs only note signals now: seen by the processes that are forked, too
+noting = mmap.mmap(
+    -1, 1
+)  # how many runs only note signals now: seen by the processes that are forked, too
 
 
 def note_in_worker(number: int, frame: FrameType | None) -> None:
@@ -44,8 +46,12 @@ class _ProtectedInit:
 
     def __call__(self, worker_id: int) -> None:
         for number in DEFAULT_HANDLERS:
-            signal.signal(number, note_in_worker)  # in place of torch's own, which ends the worker at SIGTERM
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, DEFAULT_HANDLERS)  # see `workers_protected`
+            signal.signal(
+                number, note_in_worker
+            )  # in place of torch's own, which ends the worker at SIGTERM
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, DEFAULT_HANDLERS
+        )  # see `workers_protected`
         if self.function is not None:
             self.function(worker_id)
 
@@ -60,7 +66,11 @@ def _wait_for_other_threads() -> None:
     """
     pythons = {str(thread.native_id) for thread in threading.enumerate()}
     deadline = time.monotonic() + 0.5
-    while any(_is_running(task) for task in Path("/proc/self/task").glob("*") if task.name not in pythons):
+    while any(
+        _is_running(task)
+        for task in Path("/proc/self/task").glob("*")
+        if task.name not in pythons
+    ):
         if time.monotonic() > deadline:
             return
         time.sleep(0.0005)
@@ -103,7 +113,11 @@ def iterate_protected(loader: Any) -> Iterator[Any]:
     """Iterate ``loader`` to its first end. Signals that a run only notes do not end its workers."""
     with workers_protected(loader):
         batches = iter(loader)
-    return batches if type(batches).__module__.startswith("torch.") else _until_end(batches)
+    return (
+        batches
+        if type(batches).__module__.startswith("torch.")
+        else _until_end(batches)
+    )
 
 
 def _until_end(batches: Iterator[Any]) -> Iterator[Any]:

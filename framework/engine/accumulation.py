@@ -43,7 +43,9 @@ class Window:
         self.count = self.begun = 0
         self.weight: Any = None
         self._unit: Any = 1  # the first of them, in which the others are measured; with several processes, one for all
-        self._weighted: bool | None = None  # whether there are weights, once several processes agree about it
+        self._weighted: bool | None = (
+            None  # whether there are weights, once several processes agree about it
+        )
 
     def open(self, start: int, length: int) -> None:
         """Begin at micro-batch ``start`` of the epoch."""
@@ -73,10 +75,15 @@ class Window:
         """Take back :meth:`state`."""
         self.count, self.weight, self._unit, self._weighted = state
 
-    def add_part(self, loss: Tensor, weight: Any, fraction: float, first: bool) -> Tensor:
+    def add_part(
+        self, loss: Tensor, weight: Any, fraction: float, first: bool
+    ) -> Tensor:
         """As :meth:`add`, for a part of a micro-batch: ``fraction`` of its samples. No collective."""
         if self._weighted is None and self.strategy.world_size > 1:
-            self._weighted, self._unit = weight is not None, 1024.0  # a power of two, about the size of a weight
+            self._weighted, self._unit = (
+                weight is not None,
+                1024.0,
+            )  # a power of two, about the size of a weight
         part = self.add(loss if weight is not None else loss * fraction, weight)
         self.count -= not first
         return part
@@ -108,7 +115,9 @@ class Window:
                 self.weight = 0
                 self._unit = self._unit if several else _nonzero(weight)
             self.weight = self.weight + weight
-            part = part * (weight / self._unit)  # of the size of a loss, which half precision can hold
+            part = part * (
+                weight / self._unit
+            )  # of the size of a loss, which half precision can hold
         elif several and self.share != 1.0:
             part = part * self.share
         return part
@@ -118,7 +127,11 @@ class Window:
         batch_idx = self.start + self.count
         if self._weighted is None:
             # A power of two: to multiply by it changes no digit, whichever weight came first.
-            unit = None if weight is None else 2.0 ** round(math.log2(abs(float(weight)) or 1.0))
+            unit = (
+                None
+                if weight is None
+                else 2.0 ** round(math.log2(abs(float(weight)) or 1.0))
+            )
             units = self.strategy.gather_objects(unit)
             if None in units and any(units):
                 without = [rank for rank, unit in enumerate(units) if unit is None]
@@ -144,13 +157,21 @@ class Window:
         several = self.strategy.world_size > 1
         weight = self.weight
         if several:
-            weight = self.strategy.reduce(torch.as_tensor(weight, dtype=torch.float64), "mean")
-        return self.length * self._unit / _nonzero(weight)  # where all weights are zero, so are the gradients
+            weight = self.strategy.reduce(
+                torch.as_tensor(weight, dtype=torch.float64), "mean"
+            )
+        return (
+            self.length * self._unit / _nonzero(weight)
+        )  # where all weights are zero, so are the gradients
 
 
 def _nonzero(weight: Any) -> Any:
     """``weight``, or 1 in the place of zero."""
-    return torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight or 1
+    return (
+        torch.where(weight == 0, 1, weight)
+        if isinstance(weight, Tensor)
+        else weight or 1
+    )
 
 
 class Accumulation:

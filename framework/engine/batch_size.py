@@ -64,7 +64,9 @@ def find_executable_batch_size(
     reduce_size = reduce_batch_size_fn or (lambda size: size // 2)
     parameters = list(inspect.signature(function).parameters)
     if not parameters:
-        raise TypeError(f"{function.__name__} must take the batch size as its first argument")
+        raise TypeError(
+            f"{function.__name__} must take the batch size as its first argument"
+        )
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +103,10 @@ class _Before:
         engines = list(Engine.living)
         self.device = engines[0].device if engines else None
         self.rng = rng_state(self.device)
-        self.engines = [(e, e.global_step, e.scaler.state_dict() if e.scaler is not None else {}) for e in engines]
+        self.engines = [
+            (e, e.global_step, e.scaler.state_dict() if e.scaler is not None else {})
+            for e in engines
+        ]
 
     def restore(self) -> None:
         set_rng_state(self.rng, self.device)
@@ -146,7 +151,11 @@ class _Attempt:
 
     def __enter__(self) -> _Attempt:
         _running.append(self)
-        if self.several and torch.distributed.is_initialized() and torch.distributed.is_nccl_available():
+        if (
+            self.several
+            and torch.distributed.is_initialized()
+            and torch.distributed.is_nccl_available()
+        ):
             threading.Thread(target=self._abort_with_peers, daemon=True).start()
         return self
 
@@ -164,7 +173,9 @@ class _Attempt:
             self.store.set("ran_out", "")
         self.store.set(str(self.place.rank), "ended")
         # An error while nobody has run out of memory is one of its own; else it may be but that the others have left.
-        self.failed = self._any_failed() if error is None else self.store.check(["ran_out"])
+        self.failed = (
+            self._any_failed() if error is None else self.store.check(["ran_out"])
+        )
         return self.failed
 
     def _any_failed(self) -> bool:
@@ -178,14 +189,21 @@ class _Attempt:
             RuntimeError: if that one is not in this call, but in one around it, or does not come.
         """
         assert self.place is not None
-        keys, began = [key(rank) for rank in range(self.place.world_size)], time.monotonic()
+        keys, began = (
+            [key(rank) for rank in range(self.place.world_size)],
+            time.monotonic(),
+        )
         while not self.store.check(keys):
             if or_ran_out and self.store.check(["ran_out"]):
                 return True
             if any(attempt.store.check(["ran_out"]) for attempt in self.around):
-                raise RuntimeError("another process ran out of memory in the function that called this one")
+                raise RuntimeError(
+                    "another process ran out of memory in the function that called this one"
+                )
             if time.monotonic() - began > _PATIENCE.total_seconds():
-                raise RuntimeError(f"rank {self.place.rank} has waited {_PATIENCE} for the other processes to end")
+                raise RuntimeError(
+                    f"rank {self.place.rank} has waited {_PATIENCE} for the other processes to end"
+                )
             time.sleep(0.05)
         return self.store.check(["ran_out"])
 
@@ -200,7 +218,11 @@ class _Attempt:
 
     def leave(self) -> None:
         """Leave the process group, if there are others, and join a new one where engines had one."""
-        free_memory(torch.device("cpu") if not Engine.living else next(iter(Engine.living)).device)
+        free_memory(
+            torch.device("cpu")
+            if not Engine.living
+            else next(iter(Engine.living)).device
+        )
         if not self.several:
             return
         assert self.place is not None

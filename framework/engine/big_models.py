@@ -6,10 +6,19 @@ from typing import Any
 
 from torch import nn
 
-_OF_THE_MAP = ("max_memory", "no_split_module_classes", "dtype", "special_dtypes", "clean_result", "offload_buffers")
+_OF_THE_MAP = (
+    "max_memory",
+    "no_split_module_classes",
+    "dtype",
+    "special_dtypes",
+    "clean_result",
+    "offload_buffers",
+)
 
 
-def dispatch_model(model: nn.Module, device_map: str | dict[str, Any], options: dict[str, Any]) -> nn.Module:
+def dispatch_model(
+    model: nn.Module, device_map: str | dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
     """``Engine.dispatch_model``."""
     try:
         import accelerate

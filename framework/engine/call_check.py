@@ -23,12 +23,17 @@ from ..data.batches import leaves
 
 DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds
 _ROOT = Path(__file__).absolute().parents[2]
-_OWN_FOLDERS = tuple(os.path.join(_ROOT / name, "") for name in ("framework", "callbacks", "loggers", "strategies"))
+_OWN_FOLDERS = tuple(
+    os.path.join(_ROOT / name, "")
+    for name in ("framework", "callbacks", "loggers", "strategies")
+)
 _TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
 _LOOK_SECONDS = 0.5  # between two looks at processes that have not come
 _STANDS_SECONDS = 0.1  # after which a process that is at the same place waits there
 _END_SECONDS = 1.0  # that a process waits at its end for these threads
-_LONGEST_WAIT = timedelta(days=24)  # for a question, in the thread that answers: poll() takes no more milliseconds
+_LONGEST_WAIT = timedelta(
+    days=24
+)  # for a question, in the thread that answers: poll() takes no more milliseconds
 
 
 def of_group() -> CallCheck:
@@ -69,14 +74,19 @@ class CallCheck:
         self._process = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(
-            target=self._answer, args=(store.clone(), threading.get_ident()), name="loopwright-calls", daemon=True
+            target=self._answer,
+            args=(store.clone(), threading.get_ident()),
+            name="loopwright-calls",
+            daemon=True,
         )
         self._thread.start()
         self._tell(f"process/{self.rank}", process_here())
         BEFORE_LEAVING.append(self.end)
         atexit.register(self.end)  # of a group that is not ours
 
-    def check(self, call: str, data: Any = None, sizes: bool = True, alone: bool = False) -> bool:
+    def check(
+        self, call: str, data: Any = None, sizes: bool = True, alone: bool = False
+    ) -> bool:
         """Compare this call with those of the other processes, and wait until all of them have come.
 
         Args:
@@ -110,7 +120,9 @@ class CallCheck:
             if not all_came:
                 with suppress(dist.DistError):  # such as that the store is gone
                     self.store.add(together, -1)
-                    self._tell(f"calls/{number}/{self.rank}", None)  # not deleted: another may be about to get it
+                    self._tell(
+                        f"calls/{number}/{self.rank}", None
+                    )  # not deleted: another may be about to get it
         if not all_came:
             return False
         self.calls += 1
@@ -127,11 +139,20 @@ class CallCheck:
         while not self.store.check([f"calls/{number}/agreed"]):
             now = time.monotonic()
             if now > look_at:
-                if (error := self._read(f"error/{self.rank}/{mine['post']}")) is not None:
+                if (
+                    error := self._read(f"error/{self.rank}/{mine['post']}")
+                ) is not None:
                     raise _mismatch(*error)
-                posts = {rank: self._read(f"calls/{number}/{rank}") for rank in range(self.world_size)}
+                posts = {
+                    rank: self._read(f"calls/{number}/{rank}")
+                    for rank in range(self.world_size)
+                }
                 strays = self._strays(number, mine, posts)
-                came = [rank for rank, post in posts.items() if post is not None and post["call"] == mine["call"]]
+                came = [
+                    rank
+                    for rank, post in posts.items()
+                    if post is not None and post["call"] == mine["call"]
+                ]
                 if strays and mine["alone"] and came == [self.rank]:
                     return False
                 if strays:
@@ -144,7 +165,9 @@ class CallCheck:
             pause = min(2 * pause, 0.05)
         return True
 
-    def _strays(self, number: int, mine: dict[str, Any], posts: dict[int, Any]) -> dict[int, str]:
+    def _strays(
+        self, number: int, mine: dict[str, Any], posts: dict[int, Any]
+    ) -> dict[int, str]:
         """What the processes do that will not make this call, by rank."""
         found: dict[int, str] = {}
         for rank, post in posts.items():
@@ -153,21 +176,37 @@ class CallCheck:
             if post is not None and not post["alone"]:
                 if post["call"] != mine["call"]:
                     found[rank] = f"{post['call']} at {post['where']}"
-            elif (last := self._read(f"ended/{rank}")) is not None or has_ended(self._read(f"process/{rank}")):
-                found[rank] = f"has ended; its last call was {last}" if last else "has ended"
+            elif (last := self._read(f"ended/{rank}")) is not None or has_ended(
+                self._read(f"process/{rank}")
+            ):
+                found[rank] = (
+                    f"has ended; its last call was {last}" if last else "has ended"
+                )
             elif post is None or post["call"] != mine["call"]:
                 report = self._ask(rank)
-                if report.get("waits") and report["calls"] == number and report["collectives"] > mine["collectives"]:
+                if (
+                    report.get("waits")
+                    and report["calls"] == number
+                    and report["collectives"] > mine["collectives"]
+                ):
                     found[rank] = f"waits in another collective, at {report['where']}"
         return found
 
-    def _share_error(self, mine: dict[str, Any], posts: dict[int, Any], strays: dict[int, str]) -> tuple[str, bool]:
+    def _share_error(
+        self, mine: dict[str, Any], posts: dict[int, Any], strays: dict[int, str]
+    ) -> tuple[str, bool]:
         """Tell all that wait in a call what is wrong; returns that, and whether processes have merely been lost."""
         lines = []
         for rank, post in posts.items():
-            came = "has not come yet" if post is None else f"{post['call']} at {post['where']}"
+            came = (
+                "has not come yet"
+                if post is None
+                else f"{post['call']} at {post['where']}"
+            )
             own = f"{mine['call']} at {mine['where']}"
-            lines.append(f"  rank {rank}: {own if rank == self.rank else strays.get(rank, came)}")
+            lines.append(
+                f"  rank {rank}: {own if rank == self.rank else strays.get(rank, came)}"
+            )
         lost = all(words.startswith("has ended") for words in strays.values())
         error = "the processes call different things:\n" + "\n".join(lines), lost
         for rank, post in posts.items():
@@ -178,7 +217,11 @@ class CallCheck:
     def _missing(self, number: int, mine: dict[str, Any], posts: dict[int, Any]) -> str:
         rank = next((rank for rank, post in posts.items() if post is None), 0)
         before = self._read(f"calls/{number - 1}/{rank}")
-        last = "it has made no call" if before is None else f"its last call was {before['call']} at {before['where']}"
+        last = (
+            "it has made no call"
+            if before is None
+            else f"its last call was {before['call']} at {before['where']}"
+        )
         return (
             f"rank {self.rank} waits in {mine['call'].removesuffix('()')} at {mine['where']}, and rank {rank} has not "
             f"come within {self.timeout:g} s: {last}"
@@ -199,12 +242,19 @@ class CallCheck:
         """In a thread: sleep until another process asks where this one is, and tell it."""
         store.set_timeout(_LONGEST_WAIT)
         question = 1
-        with suppress(Exception):  # such as that the store is gone: there is nobody to answer
+        with suppress(
+            Exception
+        ):  # such as that the store is gone: there is nobody to answer
             while store.get(f"question/{self.rank}/{question}") != b"end":
                 before = _standing(thread)
                 self._over.wait(_STANDS_SECONDS)
                 now = _standing(thread)
-                report = {**now, "calls": self.calls, "question": question, "waits": now == before and now["inside"]}
+                report = {
+                    **now,
+                    "calls": self.calls,
+                    "question": question,
+                    "waits": now == before and now["inside"],
+                }
                 store.set(f"report/{self.rank}", json.dumps(report))
                 question += 1
             store.set(f"closed/{self.rank}", "")
@@ -212,7 +262,9 @@ class CallCheck:
     def end(self) -> None:
         """This process makes no further call."""
         global _current
-        if self._over.is_set() or os.getpid() != self._process:  # a fork of it is another
+        if (
+            self._over.is_set() or os.getpid() != self._process
+        ):  # a fork of it is another
             return
         self._over.set()
         atexit.unregister(self.end)
@@ -226,7 +278,10 @@ class CallCheck:
                 for rank in ranks:
                     self._send(rank, "end")
                 deadline = time.monotonic() + _END_SECONDS
-                while not self.store.check([f"closed/{rank}" for rank in ranks]) and time.monotonic() < deadline:
+                while (
+                    not self.store.check([f"closed/{rank}" for rank in ranks])
+                    and time.monotonic() < deadline
+                ):
                     time.sleep(1e-3)
                 self._thread.join(timeout=_END_SECONDS)
         self.store = None
@@ -259,7 +314,11 @@ def _describe(data: Any, sizes: bool) -> str:
     for tensor in leaves(data):
         if isinstance(tensor, torch.Tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            described.append(f"{dtype}{list(tensor.shape)}" if sizes else f"{dtype}, {max(1, tensor.dim())}-d")
+            described.append(
+                f"{dtype}{list(tensor.shape)}"
+                if sizes
+                else f"{dtype}, {max(1, tensor.dim())}-d"
+            )
     return ", ".join(described)
 
 
@@ -269,7 +328,8 @@ def _collectives() -> int:
     return sum(
         getattr(group._get_backend(device), "_get_sequence_number_for_group")()  # noqa: B009 # torch does not declare it
         for group in list(dist.distributed_c10d._world.pg_map)
-        if group.size() == world_size or group.group_desc.startswith("mesh_")  # others need not be symmetrical
+        if group.size() == world_size
+        or group.group_desc.startswith("mesh_")  # others need not be symmetrical
         for device in group._device_types
     )
 
@@ -279,14 +339,22 @@ def _standing(thread: int) -> dict[str, Any]:
     frame = sys._current_frames()[thread]
     # gloo counts messages from one process to another, too: there, it must also be in torch's code.
     inside = dist.get_backend() != "gloo" or frame.f_code.co_filename.startswith(_TORCH)
-    return {"collectives": _collectives(), "where": _place(frame), "step": frame.f_lasti, "inside": inside}
+    return {
+        "collectives": _collectives(),
+        "where": _place(frame),
+        "step": frame.f_lasti,
+        "inside": inside,
+    }
 
 
 def _place(frame: FrameType) -> str:
     """File and line of the user's code in which a frame was called."""
     while frame.f_back is not None:
         file = os.path.abspath(frame.f_code.co_filename)
-        if not file.startswith((*_OWN_FOLDERS, _TORCH)) and os.path.basename(file) != "contextlib.py":
+        if (
+            not file.startswith((*_OWN_FOLDERS, _TORCH))
+            and os.path.basename(file) != "contextlib.py"
+        ):
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -39,7 +39,9 @@ def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
 
 def is_whole(engine: Engine) -> bool:
     """Whether each process has all of the models' and optimizers' states."""
-    return not any(strategy.shards_state for strategy in (engine.strategy, *engine._strategies))
+    return not any(
+        strategy.shards_state for strategy in (engine.strategy, *engine._strategies)
+    )
 
 
 def can_save_alone(engine: Engine) -> bool:
@@ -60,9 +62,13 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
         "models": len(states),
         "state_dict": states[0] if states else {},
         "more_state_dicts": states[1:],
-        "optimizer_states": [engine.optimizer_state(optimizer) for optimizer in engine._optimizers],
+        "optimizer_states": [
+            engine.optimizer_state(optimizer) for optimizer in engine._optimizers
+        ],
         "lr_schedulers": [scheduler.state_dict() for scheduler in engine._schedulers],
-        "loaders": [loaders] * engine.num_processes if alone else engine.strategy.gather_objects(loaders),
+        "loaders": [loaders] * engine.num_processes
+        if alone
+        else engine.strategy.gather_objects(loaders),
         "data_seed": engine._data_seed,
         "registered": [item.state_dict() for item in engine._registered],
     }
@@ -78,7 +84,9 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
     }
     own = rng_state(engine.device)
     rng = [own] if alone else engine.strategy.gather_objects(own)
-    return engine.saver.save(engine.strategy, checkpoint, path, facts, rng, wait, alone=alone)
+    return engine.saver.save(
+        engine.strategy, checkpoint, path, facts, rng, wait, alone=alone
+    )
 
 
 def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
@@ -92,15 +100,27 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
         optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
     for strategy, state in zip(engine._strategies, states, strict=False):
-        load_weights(strategy.load_model_state, strategy.module, {**checkpoint, "state_dict": state}, path, strict=True)
+        load_weights(
+            strategy.load_model_state,
+            strategy.module,
+            {**checkpoint, "state_dict": state},
+            path,
+            strict=True,
+        )
     try:
-        for optimizer, state in zip(engine._optimizers, checkpoint.get("optimizer_states", []), strict=True):
+        for optimizer, state in zip(
+            engine._optimizers, checkpoint.get("optimizer_states", []), strict=True
+        ):
             engine.load_optimizer_state(optimizer, state)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
-    for scheduler, state in zip(engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True):
+    for scheduler, state in zip(
+        engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True
+    ):
         scheduler.load_state_dict(unseal(state, scheduler.scheduler))
-    for item, state in zip(engine._registered, checkpoint.get("registered", []), strict=True):
+    for item, state in zip(
+        engine._registered, checkpoint.get("registered", []), strict=True
+    ):
         item.load_state_dict(unseal(state, item))
     if engine.scaler is not None and "scaler" in checkpoint:
         engine.scaler.load_state_dict(checkpoint["scaler"])
@@ -117,7 +137,11 @@ def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None
         ("models", models, engine._strategies),
         ("optimizers", len(checkpoint.get("optimizer_states", ())), engine._optimizers),
         ("schedulers", len(checkpoint.get("lr_schedulers", ())), engine._schedulers),
-        ("registered objects", len(checkpoint.get("registered", ())), engine._registered),
+        (
+            "registered objects",
+            len(checkpoint.get("registered", ())),
+            engine._registered,
+        ),
     ):
         if saved != len(now):
             raise CheckpointError(
@@ -132,7 +156,9 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
         return
     if "run" in checkpoint:
         engine.set_data_seed(checkpoint["run"]["state"]["seed"])
-        places = [own[: len(engine._loaders)] for own in places]  # the first loader's; others are at their beginning
+        places = [
+            own[: len(engine._loaders)] for own in places
+        ]  # the first loader's; others are at their beginning
     elif len(places[0]) != len(engine._loaders):
         raise CheckpointError(
             f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
@@ -153,10 +179,22 @@ def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
     if "run" not in checkpoint:
         return None
     run, state = checkpoint["run"], checkpoint["run"]["state"]
-    epoch, batches = (state["epoch"] + 1, 0) if state["epoch_done"] else (state["epoch"], state["batch_idx"])
+    epoch, batches = (
+        (state["epoch"] + 1, 0)
+        if state["epoch_done"]
+        else (state["epoch"], state["batch_idx"])
+    )
     part = None if state["epoch_done"] else state["part"]
     return [
-        [{"epoch": epoch, "batches": batches, "loader": own["loader"], "part": part, "cursor": own["cursor"]}]
+        [
+            {
+                "epoch": epoch,
+                "batches": batches,
+                "loader": own["loader"],
+                "part": part,
+                "cursor": own["cursor"],
+            }
+        ]
         for own in (run, *run.get("peers", ()))
     ]
 
@@ -165,7 +203,13 @@ def save_model(engine: Engine, model: nn.Module, directory: str, together: bool)
     """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
     module = unwrap(model)
     strategy = next((own for own in engine._strategies if own.module is module), None)
-    state = module.state_dict() if strategy is None else whole_state(strategy, strategy.model_state())
+    state = (
+        module.state_dict()
+        if strategy is None
+        else whole_state(strategy, strategy.model_state())
+    )
     path = join(directory, "model.safetensors")
-    in_main_process(engine.strategy, path, lambda: export_weights(state, path, share=True), together)
+    in_main_process(
+        engine.strategy, path, lambda: export_weights(state, path, share=True), together
+    )
     return path

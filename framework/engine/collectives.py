@@ -31,8 +31,12 @@ class Peers:
 
     strategy: Strategy
     running_loader: PreparedLoader | None
-    _calls: CallCheck | None = None  # with several processes: compares calls that are rare, and that all must make
-    _every_call: CallCheck | None = None  # the same in debug mode, for those that are not
+    _calls: CallCheck | None = (
+        None  # with several processes: compares calls that are rare, and that all must make
+    )
+    _every_call: CallCheck | None = (
+        None  # the same in debug mode, for those that are not
+    )
     _triggered = False
 
     @property
@@ -106,14 +110,18 @@ class Peers:
         """Decorate a function to run in the last process only."""
         return self._only(function, lambda: self.is_last_process)
 
-    def on_process(self, function: Callable[..., Any] | None = None, process_index: int = 0) -> Callable[..., Any]:
+    def on_process(
+        self, function: Callable[..., Any] | None = None, process_index: int = 0
+    ) -> Callable[..., Any]:
         """Decorate a function to run in one process only: ``@engine.on_process(process_index=1)``."""
         if function is None:
             return lambda given: self.on_process(given, process_index)
         return self._only(function, lambda: self.process_index == process_index)
 
     @staticmethod
-    def _only(function: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+    def _only(
+        function: Callable[..., Any], here: Callable[[], bool]
+    ) -> Callable[..., Any]:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs) if here() else None
@@ -174,7 +182,9 @@ class Peers:
 
         def gather(value: Any) -> Any:
             if isinstance(value, (Tensor, Number)):
-                return self.strategy.all_gather(peer_tensors.as_tensor(value), sync_grads)
+                return self.strategy.all_gather(
+                    peer_tensors.as_tensor(value), sync_grads
+                )
             return peer_tensors.rebuild_alike(value, gather)
 
         return gather(data)
@@ -190,7 +200,9 @@ class Peers:
             RuntimeError: for dicts of different keys.
         """
         self._check("gather", data)
-        return peer_tensors.map_values(data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather")
+        return peer_tensors.map_values(
+            data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather"
+        )
 
     def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
         """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
@@ -208,9 +220,15 @@ class Peers:
         Raises:
             RuntimeError: if the structure differs between processes.
         """
-        self._check("gather_for_metrics", data if isinstance(data, Tensor) else None, sizes=False)
+        self._check(
+            "gather_for_metrics",
+            data if isinstance(data, Tensor) else None,
+            sizes=False,
+        )
         results = Results(self.strategy, self.running_loader)
-        return results.gather_objects(data) if use_gather_object else results.gather(data)
+        return (
+            results.gather_objects(data) if use_gather_object else results.gather(data)
+        )
 
     def gather_object(self, value: Any) -> list[Any]:
         """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
@@ -230,10 +248,14 @@ class Peers:
             RuntimeError: for dicts of different keys.
         """
         if reduction not in ("sum", "mean", "min", "max", "none"):
-            raise ValueError(f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}')
+            raise ValueError(
+                f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}'
+            )
         self._check("reduce", data)
         return peer_tensors.map_values(
-            data, lambda value: peer_tensors.reduce(self.strategy, value, reduction, scale), "reduce"
+            data,
+            lambda value: peer_tensors.reduce(self.strategy, value, reduction, scale),
+            "reduce",
         )
 
     def broadcast(self, value: Any, from_process: int = 0) -> Any:
@@ -242,10 +264,14 @@ class Peers:
         if self.num_processes == 1:
             return value
         here = self.process_index == from_process
-        received = self.strategy.broadcast(move_batch(value, torch.device("cpu")) if here else None, from_process)
+        received = self.strategy.broadcast(
+            move_batch(value, torch.device("cpu")) if here else None, from_process
+        )
         return value if here else move_batch(received, self.device)
 
-    def pad_across_processes(self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False) -> Any:
+    def pad_across_processes(
+        self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False
+    ) -> Any:
         """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
         self._check("pad_across_processes", data, sizes=False)
 
@@ -257,16 +283,23 @@ class Peers:
         return pad(data)
 
     @contextmanager
-    def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:
+    def split_between_processes(
+        self, inputs: Any, apply_padding: bool = False
+    ) -> Iterator[Any]:
         """This process's part of ``inputs``: consecutive ones, the first processes having one more where uneven.
 
         Args:
             inputs: a list, tuple, tensor, dict of such of one length, or dataset.
             apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
         """
-        running, self.running_loader = self.running_loader, None  # what is gathered inside is no batch of its
+        running, self.running_loader = (
+            self.running_loader,
+            None,
+        )  # what is gathered inside is no batch of its
         try:
-            yield peer_tensors.split(inputs, self.process_index, self.num_processes, apply_padding)
+            yield peer_tensors.split(
+                inputs, self.process_index, self.num_processes, apply_padding
+            )
         finally:
             self.running_loader = running
 

@@ -26,7 +26,13 @@ from ..checkpoint.saver import Save, Saver
 from ..data.batches import cast_batch, move_batch
 from ..data.combined import is_loader, is_other_stream
 from ..messages import configure, log, silence
-from ..names import STRATEGIES_ELSEWHERE, check_initialized, check_loggers, check_names, public_methods
+from ..names import (
+    STRATEGIES_ELSEWHERE,
+    check_initialized,
+    check_loggers,
+    check_names,
+    public_methods,
+)
 from .accumulation import Accumulation, Window
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
@@ -125,25 +131,39 @@ class Engine(Peers):
             chosen = chosen[:1]
         self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
         check_initialized(self.strategy)
-        check_names(self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE)
+        check_names(
+            self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE
+        )
         self.strategy.sync_batchnorm |= sync_batchnorm
         self.strategy.setup_environment(chosen, num_nodes, self.place)
-        if not self.must_launch:  # else it is done in those processes, and takes no memory of a device here
+        if (
+            not self.must_launch
+        ):  # else it is done in those processes, and takes no memory of a device here
             self.precision.check(self.device)
         scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
-        self.scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling()) if scaled else None
+        self.scaler = (
+            torch.amp.GradScaler(self.device.type, **self.precision.scaling())
+            if scaled
+            else None
+        )
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
         # evaluation: the strategy's own methods, without a frame between.
         self.forward: Callable[..., Any] = self.strategy.forward
         self.evaluate: Callable[..., Any] = self.strategy.evaluate
         own_step = type(self.strategy).step is not Strategy.step
-        self._strategy_step: Callable[[Any], Any] = self.strategy.step if own_step else _step
-        self._unscaled: set[int] = set()  # optimizers whose gradients are no longer scaled in this window
+        self._strategy_step: Callable[[Any], Any] = (
+            self.strategy.step if own_step else _step
+        )
+        self._unscaled: set[int] = (
+            set()
+        )  # optimizers whose gradients are no longer scaled in this window
         self._stepped: set[int] = set()
         self._updated = False  # whether the last scaled step took place
 
         self._accumulation_steps = gradient_accumulation_steps
-        self.loggers = check_loggers([] if logger is None else logger, "a Logger or a list of them")
+        self.loggers = check_loggers(
+            [] if logger is None else logger, "a Logger or a list of them"
+        )
         self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
         self._save: Save | None = None  # begun by save_state, and not waited for
@@ -152,7 +172,9 @@ class Engine(Peers):
         self.window = Window(self.strategy)
         self.sync_gradients = True
         self.global_step = 0
-        self._completed: set[int] = set()  # optimizers whose gradients are those of their step
+        self._completed: set[int] = (
+            set()
+        )  # optimizers whose gradients are those of their step
         self.accumulating = False
         self._window_ended = False  # an optimizer has stepped in the window
         self._strategies: list[Strategy] = []  # one for each prepared module
@@ -160,15 +182,21 @@ class Engine(Peers):
         self._optimizers: list[PreparedOptimizer] = []
         self._schedulers: list[PreparedScheduler] = []
         self._loaders: list[PreparedLoader] = []
-        self._running: list[PreparedLoader] = []  # those that are being iterated, the innermost last
+        self._running: list[
+            PreparedLoader
+        ] = []  # those that are being iterated, the innermost last
         self._window_loader: PreparedLoader | None = None  # of the open window
         self._owners: dict[int, Strategy] = {}  # by optimizer: its module's
-        self._forwards: dict[int, int] = {}  # by optimizer: its module's synchronised forwards until its last step
+        self._forwards: dict[
+            int, int
+        ] = {}  # by optimizer: its module's synchronised forwards until its last step
         self._data_seed: int | None = None
         self._registered: list[Any] = []
         self.running_loader = None
         # What backward() and step() come to where nothing is to be scaled, weighed or shared.
-        self._plain_backward = self.plain_backward() if self.num_processes == 1 else None
+        self._plain_backward = (
+            self.plain_backward() if self.num_processes == 1 else None
+        )
         self._accumulation = Accumulation(self)
         self._debug = launched_debug() if debug is None else debug
         Engine.living.add(self)
@@ -180,13 +208,21 @@ class Engine(Peers):
 
     # -- processes --------------------------------------------------------------------------------------------
 
-    def _choose_devices(self, strategy: str | Strategy) -> tuple[list[torch.device], int]:
+    def _choose_devices(
+        self, strategy: str | Strategy
+    ) -> tuple[list[torch.device], int]:
         """The devices of this machine's processes, and the number of machines."""
         accelerator, devices, asked = self._asked
-        if asked != "auto" and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
-            raise ValueError(f'num_nodes must be an integer from 1, or "auto"; got {asked!r}')
+        if asked != "auto" and (
+            not isinstance(asked, int) or isinstance(asked, bool) or asked < 1
+        ):
+            raise ValueError(
+                f'num_nodes must be an integer from 1, or "auto"; got {asked!r}'
+            )
         self.place = place = detect()
-        if place is not None and runs_alone(place, devices, asked, getattr(strategy, "name", strategy) == "single"):
+        if place is not None and runs_alone(
+            place, devices, asked, getattr(strategy, "name", strategy) == "single"
+        ):
             return [self._choose_own_device(place)], 1
         if place is not None:
             check_place(place, None, None if asked == "auto" else int(asked))
@@ -266,13 +302,27 @@ class Engine(Peers):
         objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
         if any(self._takes_all(item) for item in objects):
             self.all_call("prepare")
-        new = [item for item in objects if isinstance(item, Optimizer) and self._prepared(item) is None]
-        modules = {id(item): self._prepare_module(item, new) for item in objects if isinstance(item, nn.Module)}
+        new = [
+            item
+            for item in objects
+            if isinstance(item, Optimizer) and self._prepared(item) is None
+        ]
+        modules = {
+            id(item): self._prepare_module(item, new)
+            for item in objects
+            if isinstance(item, nn.Module)
+        }
         for optimizer in new:
             if self._prepared(optimizer) is None:  # its module was prepared before
                 self._watch([optimizer])
-                owners = [own for own in self._strategies if _trains(optimizer, own.module)]
-                if self.strategy.replaces_parameters and self.num_processes > 1 and not owners:
+                owners = [
+                    own for own in self._strategies if _trains(optimizer, own.module)
+                ]
+                if (
+                    self.strategy.replaces_parameters
+                    and self.num_processes > 1
+                    and not owners
+                ):
                     raise ValueError(
                         f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
                         f"strategy={self.strategy.name!r} replaces parameters, so prepare the module and its optimizer "
@@ -280,13 +330,25 @@ class Engine(Peers):
                     )
                 self._owners[id(optimizer)] = owners[0] if owners else self.strategy
                 self._optimizers.append(PreparedOptimizer(optimizer, self))
-        prepared = tuple(modules[id(item)] if id(item) in modules else self._prepare_other(item) for item in objects)
-        sizes = [getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]] or [None]
-        self.strategy.check_steps(sizes[0], self.gradient_accumulation_steps, None, None)
+        prepared = tuple(
+            modules[id(item)] if id(item) in modules else self._prepare_other(item)
+            for item in objects
+        )
+        sizes = [
+            getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]
+        ] or [None]
+        self.strategy.check_steps(
+            sizes[0], self.gradient_accumulation_steps, None, None
+        )
         return prepared[0] if len(prepared) == 1 else prepared
 
     def _is_ours(self, item: Any) -> bool:
-        ours = (*self._faces.values(), *self._optimizers, *self._schedulers, *self._loaders)
+        ours = (
+            *self._faces.values(),
+            *self._optimizers,
+            *self._schedulers,
+            *self._loaders,
+        )
         return any(item is one for one in ours)
 
     def _takes_all(self, item: Any) -> bool:
@@ -294,48 +356,85 @@ class Engine(Peers):
         is_new = not self._is_ours(item) and id(item) not in self._faces
         return is_new and (isinstance(item, nn.Module) or is_loader(item))
 
-    def _prepare_module(self, module: nn.Module, optimizers: list[Optimizer]) -> nn.Module:
+    def _prepare_module(
+        self, module: nn.Module, optimizers: list[Optimizer]
+    ) -> nn.Module:
         if (found := self._faces.get(id(unwrap(module)))) is not None:
             return found
         if self.strategy.one_module and self._strategies:
-            raise ValueError(f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another")
-        strategy = self.strategy if self.strategy.one_module else copy.copy(self.strategy)
-        trained = [own for own in optimizers if self._prepared(own) is None and _trains(own, module)]
+            raise ValueError(
+                f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another"
+            )
+        strategy = (
+            self.strategy if self.strategy.one_module else copy.copy(self.strategy)
+        )
+        trained = [
+            own
+            for own in optimizers
+            if self._prepared(own) is None and _trains(own, module)
+        ]
         own = {id(parameter) for parameter in module.parameters()}
-        alone = strategy.one_module or (strategy.replaces_parameters and self.num_processes > 1)
+        alone = strategy.one_module or (
+            strategy.replaces_parameters and self.num_processes > 1
+        )
         for optimizer in trained if alone else ():
-            if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+            if any(
+                id(parameter) not in own
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            ):
                 raise ValueError(
                     f"strategy={strategy.name!r} takes an optimizer for each module; this {type(optimizer).__name__} "
                     "has parameters of several"
                 )
         if strategy.one_module and not trained:
-            raise ValueError(f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare")
+            raise ValueError(
+                f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare"
+            )
         self.setup(module, strategy)
         trained = self.setup_optimizers(trained, strategy)
         self._strategies.append(strategy)
         self._owners.update({id(optimizer): strategy for optimizer in trained})
-        self._optimizers += [PreparedOptimizer(optimizer, self) for optimizer in trained]
-        face = module if strategy.is_transparent else prepare_module(module, strategy, self.precision)
+        self._optimizers += [
+            PreparedOptimizer(optimizer, self) for optimizer in trained
+        ]
+        face = (
+            module
+            if strategy.is_transparent
+            else prepare_module(module, strategy, self.precision)
+        )
         self._faces[id(module)] = face
         return face
 
     def _prepared(self, optimizer: Any) -> PreparedOptimizer | None:
-        return next((own for own in self._optimizers if own.optimizer is optimizer or own is optimizer), None)
+        return next(
+            (
+                own
+                for own in self._optimizers
+                if own.optimizer is optimizer or own is optimizer
+            ),
+            None,
+        )
 
     def _prepare_other(self, item: Any) -> Any:
         if isinstance(item, (PreparedLoader, PreparedScheduler)):
             return item
         if isinstance(item, Optimizer):
             return self._prepared(item)
-        if callable(getattr(item, "step", None)) and callable(getattr(item, "state_dict", None)):
+        if callable(getattr(item, "step", None)) and callable(
+            getattr(item, "state_dict", None)
+        ):
             self._schedulers.append(PreparedScheduler(item, self))
             return self._schedulers[-1]
         if is_loader(item):
             self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
             return self._loaders[-1]
         kind = type(item)
-        if self.num_processes > 1 and kind not in self._told_kinds and is_other_stream(item):
+        if (
+            self.num_processes > 1
+            and kind not in self._told_kinds
+            and is_other_stream(item)
+        ):
             self._told_kinds.add(kind)
             log.info(
                 "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
@@ -348,7 +447,9 @@ class Engine(Peers):
         """Move a module to the device and into the precision; by default with the engine's own strategy object."""
         return (strategy or self.strategy).setup(module, self.precision)
 
-    def setup_optimizers(self, optimizers: list[Optimizer], strategy: Strategy | None = None) -> list[Optimizer]:
+    def setup_optimizers(
+        self, optimizers: list[Optimizer], strategy: Strategy | None = None
+    ) -> list[Optimizer]:
         """Take the optimizers of a module that was set up; returns those to step."""
         optimizers = (strategy or self.strategy).setup_optimizers(optimizers)
         self._watch(optimizers)
@@ -356,8 +457,14 @@ class Engine(Peers):
 
     def _watch(self, optimizers: list[Optimizer]) -> None:
         for optimizer in optimizers if self.scaler is not None else ():
-            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-                if parameter.requires_grad and (parameter.is_complex() or parameter.dtype == torch.float16):
+            for parameter in (
+                parameter
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            ):
+                if parameter.requires_grad and (
+                    parameter.is_complex() or parameter.dtype == torch.float16
+                ):
                     raise ValueError(
                         f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
                         f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
@@ -372,7 +479,12 @@ class Engine(Peers):
         """The module that was given to :meth:`prepare`."""
         return unwrap(model)
 
-    def dispatch_model(self, model: nn.Module, device_map: str | dict[str, Any] = "auto", **options: Any) -> nn.Module:
+    def dispatch_model(
+        self,
+        model: nn.Module,
+        device_map: str | dict[str, Any] = "auto",
+        **options: Any,
+    ) -> nn.Module:
         """Spread a model that is too big for one device over devices, CPU and disk, for inference in one process.
 
         Accelerate does it (``pip install loopwright[big-models]``), by hooks on the model's parts.
@@ -411,12 +523,20 @@ class Engine(Peers):
     def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
         """A context for evaluation. What a strategy gathers there may be trained later: then no inference mode."""
         gathers = self.strategy.equal_forwards and self.num_processes > 1
-        return torch.inference_mode() if inference_mode and not gathers else torch.no_grad()
+        return (
+            torch.inference_mode()
+            if inference_mode and not gathers
+            else torch.no_grad()
+        )
 
     @property
     def step_was_skipped(self) -> bool:
         """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
-        return not self._updated if self.scaler is not None else self.strategy.step_was_skipped
+        return (
+            not self._updated
+            if self.scaler is not None
+            else self.strategy.step_was_skipped
+        )
 
     @property
     def moves_batches(self) -> bool:
@@ -457,7 +577,9 @@ class Engine(Peers):
         """Its iteration has ended."""
         if loader in self._running:
             self._running.remove(loader)
-        self.running_loader = self.window.loader = self._running[-1] if self._running else None
+        self.running_loader = self.window.loader = (
+            self._running[-1] if self._running else None
+        )
 
     def batches_of_open_window(self, loader: PreparedLoader) -> int:
         """How many of a loader's batches wait in a window that has not ended."""
@@ -508,7 +630,9 @@ class Engine(Peers):
             window.open(0 if loader is None else loader.batches - 1, int(left))
             self._window_loader = loader
         window.begun += 1
-        self.sync_gradients = window.begun >= window.length or (loader is not None and loader.end_of_dataloader)
+        self.sync_gradients = window.begun >= window.length or (
+            loader is not None and loader.end_of_dataloader
+        )
 
     def goes_on_in_window(self) -> bool:
         """Whether the next micro-batch does not complete its window, if others follow it."""
@@ -542,7 +666,12 @@ class Engine(Peers):
         """
         window = self.window
         try:
-            if self._plain_backward is not None and weight is None and window.length == 1 and window.weight is None:
+            if (
+                self._plain_backward is not None
+                and weight is None
+                and window.length == 1
+                and window.weight is None
+            ):
                 if not self.accumulating and self._window_ended:
                     self._window_ended = False
                 self._plain_backward(loss, **kwargs)
@@ -550,13 +679,21 @@ class Engine(Peers):
             if not self.accumulating and (self._window_ended or self._completed):
                 self.end_window()
             if self._every_call is not None:
-                self._every_call.check("backward" if self.sync_gradients else "backward (local)")
+                self._every_call.check(
+                    "backward" if self.sync_gradients else "backward (local)"
+                )
             self.compute_gradients(window.add(loss, weight), **kwargs)
         except Exception as error:
             explain_step(error, loss)
             raise
 
-    def compute_gradients(self, loss: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+    def compute_gradients(
+        self,
+        loss: Tensor,
+        *args: Any,
+        run: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
 
         Args:
@@ -570,7 +707,9 @@ class Engine(Peers):
         run = run or self.strategy.backward
         if self.strategy.in_step:
             self.strategy.prepare_backward(loss)
-        if self.precision.compute is not None and torch.is_autocast_enabled(self.device.type):
+        if self.precision.compute is not None and torch.is_autocast_enabled(
+            self.device.type
+        ):
             # Manual optimization calls this inside the step: backward repeats each operation in its forward's type.
             with torch.autocast(self.device.type, enabled=False):
                 run(loss, *args, **kwargs)
@@ -581,7 +720,11 @@ class Engine(Peers):
         """What does the work of :meth:`compute_gradients` alone, if there is nothing else to it."""
         if self.scaler is not None or self.precision.compute is not None:
             return None
-        return Tensor.backward if type(self.strategy).backward is Strategy.backward else self.strategy.backward
+        return (
+            Tensor.backward
+            if type(self.strategy).backward is Strategy.backward
+            else self.strategy.backward
+        )
 
     def no_sync(self, *models: nn.Module) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local to the process.
@@ -618,7 +761,13 @@ class Engine(Peers):
 
     def sync_gradients_of(self, optimizer: Optimizer) -> None:
         """Average the gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
-        self.strategy.sync_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
+        self.strategy.sync_gradients(
+            [
+                parameter
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            ]
+        )
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring an optimizer's gradients back to their true size, once per step."""
@@ -659,18 +808,30 @@ class Engine(Peers):
             self.sync_gradients_of(optimizer)
         self._forwards[id(optimizer)] = forwards or 0
 
-    def clip_gradients(self, optimizer: Any, value: float | None, algorithm: str = "norm") -> None:
+    def clip_gradients(
+        self, optimizer: Any, value: float | None, algorithm: str = "norm"
+    ) -> None:
         """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
         if not value:
             return
         if algorithm not in ("norm", "value"):
-            raise ValueError(f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}')
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # the wrapper of manual optimization
+            raise ValueError(
+                f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}'
+            )
+        optimizer = getattr(
+            optimizer, "optimizer", optimizer
+        )  # the wrapper of manual optimization
         self.unscale(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
         self.strategy.clip_gradients(parameters, value, algorithm)
 
-    def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2.0) -> Tensor | None:
+    def clip_grad_norm_(
+        self, parameters: Any, max_norm: float, norm_type: float = 2.0
+    ) -> Tensor | None:
         """Clip gradients by their global norm, and return it; None inside a window, where nothing is done.
 
         Args:
@@ -686,20 +847,32 @@ class Engine(Peers):
     def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
         """Clip each gradient to -``clip_value`` … ``clip_value``; inside a window, nothing is done."""
         if self.sync_gradients:
-            self.strategy.clip_gradients(self._complete_for(parameters), clip_value, "value")
+            self.strategy.clip_gradients(
+                self._complete_for(parameters), clip_value, "value"
+            )
 
     def _complete_for(self, parameters: Any) -> list[Tensor]:
         found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         wanted = {id(parameter) for parameter in found}
         for prepared in self._optimizers:
-            if any(id(parameter) in wanted for group in prepared.param_groups for parameter in group["params"]):
+            if any(
+                id(parameter) in wanted
+                for group in prepared.param_groups
+                for parameter in group["params"]
+            ):
                 self.complete_gradients(prepared.optimizer)
         return found
 
-    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> Any:
         """Step an optimizer; under loss scaling, not if a gradient overflowed."""
         if self.scaler is None:
-            return self._strategy_step(optimizer) if closure is None else optimizer.step(closure)
+            return (
+                self._strategy_step(optimizer)
+                if closure is None
+                else optimizer.step(closure)
+            )
         if closure is not None:
             raise RuntimeError(
                 f"an optimizer with a closure ({type(optimizer).__name__}) cannot be combined with loss scaling "
@@ -708,10 +881,14 @@ class Engine(Peers):
         self.unscale(optimizer)
         self._updated = False
         try:
-            result = self.scaler.step(optimizer)  # reads whether a gradient overflowed: a host–device sync
+            result = self.scaler.step(
+                optimizer
+            )  # reads whether a gradient overflowed: a host–device sync
         except AssertionError as error:
             raise RuntimeError(no_gradients(optimizer)) from error
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one, which sees for itself
+        if getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        ):  # a fused one, which sees for itself
             found = self.scaler._found_inf_per_device(optimizer)
             self._updated = not any(bool(flag.item()) for flag in found.values())
         self._unscaled.discard(id(optimizer))
@@ -722,18 +899,33 @@ class Engine(Peers):
         """What does the work of :meth:`step` alone, if there is nothing else to it."""
         if self.scaler is not None:
             return None
-        return optimizer.step if self._strategy_step is _step else partial(self._strategy_step, optimizer)
+        return (
+            optimizer.step
+            if self._strategy_step is _step
+            else partial(self._strategy_step, optimizer)
+        )
 
     def step_of_was_skipped(self, optimizer: Any) -> bool:
         """Whether the last step of a scheduler's optimizer was skipped."""
         prepared = self._prepared(optimizer)
         return prepared is not None and prepared.step_was_skipped
 
-    def step_prepared(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    def step_prepared(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> Any:
         """Complete the gradients of a prepared optimizer, and step it."""
         window = self.window
-        if self._plain_backward is not None and window.length == 1 and window.weight is None and closure is None:
-            result = optimizer.step() if self._strategy_step is _step else self._strategy_step(optimizer)
+        if (
+            self._plain_backward is not None
+            and window.length == 1
+            and window.weight is None
+            and closure is None
+        ):
+            result = (
+                optimizer.step()
+                if self._strategy_step is _step
+                else self._strategy_step(optimizer)
+            )
         else:
             self.complete_gradients(optimizer)
             result = self.step(optimizer, closure)
@@ -754,7 +946,9 @@ class Engine(Peers):
             self.scaler.update()
             self._stepped.clear()
         while self.scaler is not None and self._unscaled:
-            self.scaler._per_optimizer_states.pop(self._unscaled.pop(), None)  # unscaled, and then not stepped
+            self.scaler._per_optimizer_states.pop(
+                self._unscaled.pop(), None
+            )  # unscaled, and then not stepped
         self._completed.clear()
         self._window_ended = False
         self.window.close()
@@ -775,7 +969,8 @@ class Engine(Peers):
         numbers = {
             name: value
             for name, value in values.items()
-            if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+            if isinstance(value, Real)
+            or (isinstance(value, Tensor) and value.numel() == 1)
         }
         row = {**values, **as_floats(numbers)}
         for logger in self.loggers:
@@ -810,7 +1005,10 @@ class Engine(Peers):
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
         for item in objects:
-            if not all(callable(getattr(item, name, None)) for name in ("state_dict", "load_state_dict")):
+            if not all(
+                callable(getattr(item, name, None))
+                for name in ("state_dict", "load_state_dict")
+            ):
                 raise ValueError(
                     f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
                 )
@@ -840,7 +1038,11 @@ class Engine(Peers):
 
         path = os.fspath(output_dir)
         if not self.all_call("save_state", alone=can_save_alone(self)):
-            self.tell_alone("save_state", "the random states of the others", "those that load it take the main one's")
+            self.tell_alone(
+                "save_state",
+                "the random states of the others",
+                "those that load it take the main one's",
+            )
             save_state(self, path, wait=True, alone=True).finish()
             return path
         self._finish_save()
@@ -873,7 +1075,9 @@ class Engine(Peers):
             save, self._save = self._save, None
             save.finish()
 
-    def load_state(self, input_dir: str | os.PathLike[str], weights_only: bool | None = None) -> None:
+    def load_state(
+        self, input_dir: str | os.PathLike[str], weights_only: bool | None = None
+    ) -> None:
         """Load what :meth:`save_state` wrote, or a Trainer's checkpoint; prepared loaders go on where they were.
 
         Args:
@@ -890,14 +1094,18 @@ class Engine(Peers):
         self._finish_save()  # it may be the one to load
         load_state(self, os.fspath(input_dir), weights_only)
 
-    def save_model(self, model: nn.Module, save_directory: str | os.PathLike[str]) -> str:
+    def save_model(
+        self, model: nn.Module, save_directory: str | os.PathLike[str]
+    ) -> str:
         """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path.
 
         All processes call this, or the main one alone where it has all of the weights.
         """
         from .checkpoint import is_whole, save_model
 
-        together = self.all_call("save_model", alone=self.is_main_process and is_whole(self))
+        together = self.all_call(
+            "save_model", alone=self.is_main_process and is_whole(self)
+        )
         return save_model(self, model, os.fspath(save_directory), together)
 
     # -- the end ----------------------------------------------------------------------------------------------
@@ -929,8 +1137,20 @@ class Engine(Peers):
             loader.close()
         self.running_loader = self.window.loader = None
         self._accumulation = Accumulation(self)
-        prepared = (self._strategies, self._optimizers, self._schedulers, self._loaders, self._running)
-        for mine in (*prepared, self._registered, self._faces, self._owners, self._forwards):
+        prepared = (
+            self._strategies,
+            self._optimizers,
+            self._schedulers,
+            self._loaders,
+            self._running,
+        )
+        for mine in (
+            *prepared,
+            self._registered,
+            self._faces,
+            self._owners,
+            self._forwards,
+        ):
             mine.clear()
         self.end_window()
         self.sync_gradients = True
@@ -954,7 +1174,11 @@ class Engine(Peers):
 def _trains(optimizer: Optimizer, module: nn.Module) -> bool:
     """Whether an optimizer has parameters of a module."""
     own = {id(parameter) for parameter in module.parameters()}
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    return any(
+        id(parameter) in own
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
 
 
 def _step(optimizer: Optimizer) -> Any:

@@ -45,37 +45,68 @@ class Results:
         parts: list[Any] = []
         _for_each(data, parts.append)
         told = self.strategy.gather_objects(
-            (self.present, _is_mixed(data, parts), [self._kind(part) for part in parts], _outline(data))
+            (
+                self.present,
+                _is_mixed(data, parts),
+                [self._kind(part) for part in parts],
+                _outline(data),
+            )
         )
         counted = [each for each in told if each[0]]
         if any(mixed for _, mixed, _, _ in counted):
             return self.gather_objects(data)
         peer_tensors.require_alike([outline for *_, outline in told])
-        are_columns = [_are_columns(kinds) for kinds in zip(*(kinds for _, _, kinds, _ in counted), strict=True)]
+        are_columns = [
+            _are_columns(kinds)
+            for kinds in zip(*(kinds for _, _, kinds, _ in counted), strict=True)
+        ]
         return self._gather_parts(data, parts, are_columns)
 
     def gather_objects(self, data: Any) -> list[Any]:
         """The results as objects: lists and tuples are joined, anything else is an item."""
         return peer_tensors.join(
-            [value for there, value in peer_tensors.exchange(self.strategy, (self.present, data)) if there]
+            [
+                value
+                for there, value in peer_tensors.exchange(
+                    self.strategy, (self.present, data)
+                )
+                if there
+            ]
         )
 
-    def _gather_parts(self, data: Any, parts: list[Any], are_columns: list[bool]) -> Any:
+    def _gather_parts(
+        self, data: Any, parts: list[Any], are_columns: list[bool]
+    ) -> Any:
         is_pickled = [
             not (columns or part is None or isinstance(part, Tensor))
             for part, columns in zip(parts, are_columns, strict=True)
         ]
         pickled = list(compress(parts, is_pickled))
-        told = peer_tensors.exchange(self.strategy, (self.present, pickled)) if pickled else []
+        told = (
+            peer_tensors.exchange(self.strategy, (self.present, pickled))
+            if pickled
+            else []
+        )
         objects = iter(
-            [peer_tensors.join(list(values)) for values in zip(*(own for there, own in told if there), strict=True)]
+            [
+                peer_tensors.join(list(values))
+                for values in zip(*(own for there, own in told if there), strict=True)
+            ]
         )
         gathered = []
-        for part, columns, as_object in zip(parts, are_columns, is_pickled, strict=True):
+        for part, columns, as_object in zip(
+            parts, are_columns, is_pickled, strict=True
+        ):
             if as_object:
                 gathered.append(next(objects))
             else:
-                gathered.append(rebuild(part, self.gather) if columns else part if part is None else self.gather(part))
+                gathered.append(
+                    rebuild(part, self.gather)
+                    if columns
+                    else part
+                    if part is None
+                    else self.gather(part)
+                )
         results = iter(gathered)
         return _for_each(data, lambda part: next(results))
 
@@ -91,8 +122,13 @@ class Results:
         with suppress(ValueError):
             rows = batch_size_of(loader.batch)
             is_batch = part is loader.batch
-            if is_batch or all(isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) for leaf in leaves(part)):
-                certain = rows == getattr(loader, "batch_size", None) and (is_batch or len(part) != rows)
+            if is_batch or all(
+                isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,)
+                for leaf in leaves(part)
+            ):
+                certain = rows == getattr(loader, "batch_size", None) and (
+                    is_batch or len(part) != rows
+                )
                 return "columns" if certain else "either", len(part)
         return "samples", len(part)
 
@@ -106,7 +142,11 @@ def _are_columns(kinds: tuple[tuple[str, int], ...]) -> bool:
             "samples: pass columns as a dict",
             stacklevel=5,
         )
-    return "columns" in names and "samples" not in names and len({length for _, length in kinds}) == 1
+    return (
+        "columns" in names
+        and "samples" not in names
+        and len({length for _, length in kinds}) == 1
+    )
 
 
 def _keeps_structure(data: Any) -> bool:
@@ -116,9 +156,14 @@ def _keeps_structure(data: Any) -> bool:
         return False
     if not isinstance(data, tuple) or hasattr(data, "_fields"):
         return True
-    if all(isinstance(value, Mapping) for value in data) and len({frozenset(value.keys()) for value in data}) <= 1:
+    if (
+        all(isinstance(value, Mapping) for value in data)
+        and len({frozenset(value.keys()) for value in data}) <= 1
+    ):
         return False
-    return any(isinstance(value, Tensor) or children(value) is not None for value in data)
+    return any(
+        isinstance(value, Tensor) or children(value) is not None for value in data
+    )
 
 
 def _for_each(data: Any, function: Callable[[Any], Any]) -> Any:
@@ -132,15 +177,29 @@ def _is_mixed(data: Any, parts: list[Any]) -> bool:
     """Whether a dict holds neither tensors alone nor lists alone: it is one result of each process, then."""
     if isinstance(data, tuple) or not _keeps_structure(data):
         return False
-    only_tensors = all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves(data))
-    return not only_tensors and not all(part is None or isinstance(part, (tuple, *LISTS)) for part in parts)
+    only_tensors = all(
+        leaf is None or isinstance(leaf, Tensor) for leaf in leaves(data)
+    )
+    return not only_tensors and not all(
+        part is None or isinstance(part, (tuple, *LISTS)) for part in parts
+    )
 
 
 def _outline(data: Any) -> Any:
     """What must be alike in all processes."""
     if _keeps_structure(data):
         values = [_outline(value) for value in children(data) or ()]
-        return dict(zip(data.keys(), values, strict=True)) if isinstance(data, Mapping) else values
+        return (
+            dict(zip(data.keys(), values, strict=True))
+            if isinstance(data, Mapping)
+            else values
+        )
     if isinstance(data, Tensor):
         return peer_tensors.outline(data)
-    return "list" if isinstance(data, (tuple, *LISTS)) else "None" if data is None else "object"
+    return (
+        "list"
+        if isinstance(data, (tuple, *LISTS))
+        else "None"
+        if data is None
+        else "object"
+    )

@@ -36,7 +36,9 @@ def launched_precision(precision: Any) -> Any:
     asked = _asked("ACCELERATE_MIXED_PRECISION")
     if precision is not None or not asked:
         if asked:
-            _say(f"ACCELERATE_MIXED_PRECISION={asked} is ignored: precision={precision!r} was passed")
+            _say(
+                f"ACCELERATE_MIXED_PRECISION={asked} is ignored: precision={precision!r} was passed"
+            )
         return "32-true" if precision is None else precision
     if asked not in _PRECISIONS:
         raise ValueError(
@@ -56,7 +58,9 @@ def launched_accumulation(argument: str, steps: int) -> int:
     if not asked.isdecimal() or int(asked) in (1, steps):
         return steps
     if steps != 1:
-        _say(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={asked} is ignored: {argument}={steps} was passed")
+        _say(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={asked} is ignored: {argument}={steps} was passed"
+        )
         return steps
     _say(
         f"{argument}={asked}, as accelerate launch asks for gradient_accumulation_steps={asked} "
@@ -67,7 +71,9 @@ def launched_accumulation(argument: str, steps: int) -> int:
 
 def launched_debug() -> bool:
     """Whether the environment asks for debug mode."""
-    return os.environ.get("LOOPWRIGHT_DEBUG") == "1" or bool(_asked("ACCELERATE_DEBUG_MODE"))
+    return os.environ.get("LOOPWRIGHT_DEBUG") == "1" or bool(
+        _asked("ACCELERATE_DEBUG_MODE")
+    )
 
 
 def launched_accelerator(accelerator: str) -> str:
@@ -75,7 +81,9 @@ def launched_accelerator(accelerator: str) -> str:
     if not _asked("ACCELERATE_USE_CPU") or accelerator == "cpu":
         return accelerator
     if accelerator == "auto":
-        _say('accelerator="cpu", as accelerate launch asks for use_cpu (ACCELERATE_USE_CPU)')
+        _say(
+            'accelerator="cpu", as accelerate launch asks for use_cpu (ACCELERATE_USE_CPU)'
+        )
         return "cpu"
     _say(f"ACCELERATE_USE_CPU is ignored: accelerator={accelerator!r} was passed")
     return accelerator
@@ -93,10 +101,20 @@ def check_launched_strategy(strategy: Any) -> None:
                 f'accelerate launch asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
                 "options, launch without, or unset the variable if something else in this program has set it"
             )
-    prefixes = ("ACCELERATE_", "FSDP_") if _asked("ACCELERATE_USE_FSDP") else ("ACCELERATE_",)
-    names = [name for name in os.environ if name.startswith(prefixes) and name not in _HONOURED]
-    if ignored := sorted(f"{name}={os.environ[name]}" for name in names if _asked(name)):
-        _say(f"Of what accelerate launch asks for, this has no effect here: {', '.join(ignored)}")
+    prefixes = (
+        ("ACCELERATE_", "FSDP_") if _asked("ACCELERATE_USE_FSDP") else ("ACCELERATE_",)
+    )
+    names = [
+        name
+        for name in os.environ
+        if name.startswith(prefixes) and name not in _HONOURED
+    ]
+    if ignored := sorted(
+        f"{name}={os.environ[name]}" for name in names if _asked(name)
+    ):
+        _say(
+            f"Of what accelerate launch asks for, this has no effect here: {', '.join(ignored)}"
+        )
 
 
 def _asked(variable: str) -> str:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..data.combined import CombinedEpochLoader, by_epochs, exact_length_of
 from ..data.iteration import INFINITE, LookAhead
 from ..data.position import cursor_of, cut_to, rest_of_epoch
-from ..data.sharding import SharedLoader, data_place, gives_parts, parts_of, require_resumable
+from ..data.sharding import (
+    SharedLoader,
+    data_place,
+    gives_parts,
+    parts_of,
+    require_resumable,
+)
 from ..data.sources import EpochLoader
 from ..seed import isolated_rng, mix_seeds
 
@@ -42,12 +48,19 @@ class PreparedLoader:
 
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
-        self._looks_ahead = exact_length_of(loader, trusts_samplers=engine.num_processes > 1) == INFINITE
-        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(engine.data_seed())
+        self._looks_ahead = (
+            exact_length_of(loader, trusts_samplers=engine.num_processes > 1)
+            == INFINITE
+        )
+        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(
+            engine.data_seed()
+        )
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
             own = gives_parts(self.source, strategy, asked, 0, "loader")
-            self.source = SharedLoader(self.source, strategy, deal=not own, verify=asked is None)
+            self.source = SharedLoader(
+                self.source, strategy, deal=not own, verify=asked is None
+            )
         self.epoch = self.batches = 0
         self._read_part(None)
         self.share = 1.0
@@ -75,19 +88,27 @@ class PreparedLoader:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
         shared = self.source if isinstance(self.source, SharedLoader) else None
         before = shared.loader if shared is not None else self.source
-        if isinstance(before, EpochLoader) and before.keeps_iterator:  # which has been begun, and cannot be begun again
+        if (
+            isinstance(before, EpochLoader) and before.keeps_iterator
+        ):  # which has been begun, and cannot be begun again
             before.seed = seed
         elif shared is None:
             self.source = self._by_epochs(seed)
         else:
             shared.take(self._by_epochs(seed))
-            if isinstance(before, EpochLoader) and isinstance(shared.loader, EpochLoader):
+            if isinstance(before, EpochLoader) and isinstance(
+                shared.loader, EpochLoader
+            ):
                 shared.loader.shards = before.shards
-            if isinstance(before, CombinedEpochLoader) and isinstance(shared.loader, CombinedEpochLoader):
+            if isinstance(before, CombinedEpochLoader) and isinstance(
+                shared.loader, CombinedEpochLoader
+            ):
                 shared.loader.deal_to([part.place for part in before.loaders])
 
     def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
-        loader = by_epochs(self.loader, seed if self._index == 0 else mix_seeds(seed, self._index))
+        loader = by_epochs(
+            self.loader, seed if self._index == 0 else mix_seeds(seed, self._index)
+        )
         parts = parts_of(loader)
         # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
         # saved, that state must not be ahead.
@@ -104,7 +125,10 @@ class PreparedLoader:
     def _read_part(self, part: dict[str, Any] | None) -> None:
         """Give what was left of the epoch when these processes took it over, or all of it (None)."""
         length = cut_to(self.source, self.epoch, part)
-        self._part, self.length = part, INFINITE if self._looks_ahead and part is None else length
+        self._part, self.length = (
+            part,
+            INFINITE if self._looks_ahead and part is None else length,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()
@@ -125,8 +149,14 @@ class PreparedLoader:
         engine.enter_loader(self)
         try:
             transfer = engine.to_device if engine.moves_batches else None
-            with isolated_rng() if inside else nullcontext():  # the iterator draws a number, as it did before the save
-                batches = iter(()) if start and start >= self.length else self.source.iterate(self.epoch, start - first)
+            with (
+                isolated_rng() if inside else nullcontext()
+            ):  # the iterator draws a number, as it did before the save
+                batches = (
+                    iter(())
+                    if start and start >= self.length
+                    else self.source.iterate(self.epoch, start - first)
+                )
             self.end_of_dataloader = False
             source: Any = self.source
             ahead = None
@@ -162,22 +192,46 @@ class PreparedLoader:
         first = self._part["first"] if self._part else 0
         done = not self.batches or batches >= self.length
         reads_again = self._looks_ahead and not self._stateful
-        own = None if reads_again else self.source.state_dict(max(0, batches - first), done)
-        cursor = cursor_of(self.source, data_place(self.engine.strategy)[1], batches, self._part)
-        return {"epoch": self.epoch, "batches": batches, "loader": own, "part": self._part, "cursor": cursor}
+        own = (
+            None
+            if reads_again
+            else self.source.state_dict(max(0, batches - first), done)
+        )
+        cursor = cursor_of(
+            self.source, data_place(self.engine.strategy)[1], batches, self._part
+        )
+        return {
+            "epoch": self.epoch,
+            "batches": batches,
+            "loader": own,
+            "part": self._part,
+            "cursor": cursor,
+        }
 
-    def load_state_dict(self, state: dict[str, Any], saved_by: int | None = None) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], saved_by: int | None = None
+    ) -> None:
         """Go on from there when iterated next; ``saved_by`` tells how many processes saved it, if not as many as now.
 
         Raises:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
-        world_size, part, batches = data_place(self.engine.strategy)[1], state["part"], state["batches"]
-        if batches and (rest := rest_of_epoch(state["cursor"], self.source, saved_by or world_size, world_size)):
+        world_size, part, batches = (
+            data_place(self.engine.strategy)[1],
+            state["part"],
+            state["batches"],
+        )
+        if batches and (
+            rest := rest_of_epoch(
+                state["cursor"], self.source, saved_by or world_size, world_size
+            )
+        ):
             part = {"first": batches, **rest}
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True
         self._read_part(part)
-        if batches or world_size == (saved_by or world_size):  # others' states tell nothing about an epoch's end
+        if batches or world_size == (
+            saved_by or world_size
+        ):  # others' states tell nothing about an epoch's end
             self.source.load_state_dict(state["loader"])
 
     def close(self) -> None:

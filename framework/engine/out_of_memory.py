@@ -7,14 +7,21 @@ import gc
 import torch
 
 # What the libraries say that raise plain RuntimeErrors.
-_SIGNS = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_not_supported")
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_not_supported",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory was not enough."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error).lower() for sign in _SIGNS
+    )
 
 
 def free_memory(device: torch.device) -> None:

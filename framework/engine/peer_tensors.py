@@ -56,13 +56,17 @@ def as_tensor(value: Any) -> Tensor:
     """A tensor, or a Python number as one without a dimension, of full precision."""
     if isinstance(value, Tensor):
         return value
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    return torch.tensor(
+        value, dtype=torch.float64 if isinstance(value, float) else None
+    )
 
 
 def reduce(strategy: Strategy, value: Any, reduction: str, scale: float) -> Any:
     """A tensor or number reduced over all processes, of the kind that it was."""
     if isinstance(value, Tensor):
-        reduced: Any = value if reduction == "none" else strategy.reduce(value, reduction)
+        reduced: Any = (
+            value if reduction == "none" else strategy.reduce(value, reduction)
+        )
     elif reduction == "none":
         reduced = value
     else:
@@ -75,7 +79,9 @@ def concatenate(strategy: Strategy, value: Any) -> Tensor:
     """The tensors or numbers of all processes, one after the other; numbers become one dimension."""
     tensor = as_tensor(value)
     tensor = tensor[None] if tensor.dim() == 0 else tensor
-    return strategy.all_gather(tensor).flatten(0, 1) if strategy.world_size > 1 else tensor
+    return (
+        strategy.all_gather(tensor).flatten(0, 1) if strategy.world_size > 1 else tensor
+    )
 
 
 def concatenate_uneven(strategy: Strategy, tensor: Tensor, present: bool) -> Tensor:
@@ -89,7 +95,9 @@ def concatenate_uneven(strategy: Strategy, tensor: Tensor, present: bool) -> Ten
         return tensor
     # Where types or shapes differ, gloo ends the process, and others give wrong numbers.
     kind = zlib.crc32(outline(tensor).encode())
-    told = strategy.all_gather(torch.tensor([len(tensor) if present else 0, kind])).tolist()
+    told = strategy.all_gather(
+        torch.tensor([len(tensor) if present else 0, kind])
+    ).tolist()
     if any(other != kind for _, other in told):
         require_alike(strategy.gather_objects(outline(tensor)))
     sizes = [size for size, _ in told]
@@ -97,7 +105,9 @@ def concatenate_uneven(strategy: Strategy, tensor: Tensor, present: bool) -> Ten
     rows = tensor[:longest] if present else tensor[:0]
     if len(rows) < longest:
         rows = torch.cat([rows, rows.new_zeros((longest - len(rows), *rows.shape[1:]))])
-    return torch.cat([own[:size] for own, size in zip(strategy.all_gather(rows), sizes, strict=True)])
+    return torch.cat(
+        [own[:size] for own, size in zip(strategy.all_gather(rows), sizes, strict=True)]
+    )
 
 
 def outline(tensor: Tensor) -> str:
@@ -119,7 +129,9 @@ def require_alike(outlines: list[Any], call: str = "gather_for_metrics") -> None
         )
 
 
-def pad(strategy: Strategy, tensor: Tensor, dim: int, value: Any, first: bool) -> Tensor:
+def pad(
+    strategy: Strategy, tensor: Tensor, dim: int, value: Any, first: bool
+) -> Tensor:
     """A tensor padded along ``dim`` to the largest size of all processes."""
     if dim >= tensor.dim() or dim < -tensor.dim():
         return tensor
@@ -136,7 +148,9 @@ def exchange(strategy: Strategy, value: Any) -> list[Any]:
     """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
     if strategy.world_size == 1:
         return [value]
-    with suppress(Exception):  # containers and tensors that cannot be copied are pickled as they are
+    with suppress(
+        Exception
+    ):  # containers and tensors that cannot be copied are pickled as they are
         value = map_tensors(value, _portable)
     return move_batch(strategy.gather_objects(value), strategy.device)
 
@@ -144,12 +158,18 @@ def exchange(strategy: Strategy, value: Any) -> list[Any]:
 def _portable(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
     # Pickle would take the whole memory that a view such as a row shares.
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    return (
+        tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    )
 
 
 def join(values: list[Any]) -> list[Any]:
     """The items of all processes' lists, by rank; what is no list or tuple is an item itself."""
-    return [item for own in values for item in (own if isinstance(own, (tuple, *LISTS)) else [own])]
+    return [
+        item
+        for own in values
+        for item in (own if isinstance(own, (tuple, *LISTS)) else [own])
+    ]
 
 
 def split(inputs: Any, rank: int, world_size: int, padding: bool) -> Any:
@@ -164,30 +184,50 @@ def split(inputs: Any, rank: int, world_size: int, padding: bool) -> Any:
     length = _length(inputs)
     size, more = divmod(length, world_size)
     start = rank * size + min(rank, more)
-    return _part(inputs, start, start + size + (rank < more), size + bool(more) if padding else 0)
+    return _part(
+        inputs, start, start + size + (rank < more), size + bool(more) if padding else 0
+    )
 
 
 def _length(inputs: Any) -> int:
     if _has_columns(inputs):
         lengths = [_length(value) for value in children(inputs) or ()]
         if len(set(lengths)) > 1:
-            told = dict(zip(inputs.keys(), lengths, strict=True)) if isinstance(inputs, Mapping) else lengths
-            raise ValueError(f"the values of a {type(inputs).__name__} must have one length to be divided; got {told}")
+            told = (
+                dict(zip(inputs.keys(), lengths, strict=True))
+                if isinstance(inputs, Mapping)
+                else lengths
+            )
+            raise ValueError(
+                f"the values of a {type(inputs).__name__} must have one length to be divided; got {told}"
+            )
         return lengths[0] if lengths else 0
-    if isinstance(inputs, str) or not hasattr(inputs, "__len__") or not hasattr(inputs, "__getitem__"):
-        raise TypeError(f"inputs must be a list, tuple, tensor, dict of such, or dataset; got {type(inputs).__name__}")
+    if (
+        isinstance(inputs, str)
+        or not hasattr(inputs, "__len__")
+        or not hasattr(inputs, "__getitem__")
+    ):
+        raise TypeError(
+            f"inputs must be a list, tuple, tensor, dict of such, or dataset; got {type(inputs).__name__}"
+        )
     return len(inputs)
 
 
 def _has_columns(inputs: Any) -> bool:
     """Whether the values are divided, and not the container: of mappings, named tuples and dataclasses."""
-    return children(inputs) is not None and (not isinstance(inputs, (tuple, *LISTS)) or hasattr(inputs, "_fields"))
+    return children(inputs) is not None and (
+        not isinstance(inputs, (tuple, *LISTS)) or hasattr(inputs, "_fields")
+    )
 
 
 def _part(inputs: Any, start: int, stop: int, at_least: int) -> Any:
     if _has_columns(inputs):
-        return rebuild(inputs, partial(_part, start=start, stop=stop, at_least=at_least))
-    if isinstance(inputs, (deque, range)):  # one has no slices, and the other takes no padding
+        return rebuild(
+            inputs, partial(_part, start=start, stop=stop, at_least=at_least)
+        )
+    if isinstance(
+        inputs, (deque, range)
+    ):  # one has no slices, and the other takes no padding
         inputs = list(inputs)
     if not isinstance(inputs, (Sequence, Tensor)):
         kind = getattr(inputs, "select", None)  # a dataset of Hugging Face's
@@ -195,7 +235,11 @@ def _part(inputs: Any, start: int, stop: int, at_least: int) -> Any:
         indices = [min(i, len(inputs) - 1) for i in range(start, stop)]
         if type(inputs).__module__ == "numpy":
             return inputs[indices]
-        return kind(indices) if kind is not None else torch.utils.data.Subset(inputs, indices)
+        return (
+            kind(indices)
+            if kind is not None
+            else torch.utils.data.Subset(inputs, indices)
+        )
     part: Any = inputs[start:stop]
     missing = at_least - len(part)
     if missing <= 0 or not len(inputs):

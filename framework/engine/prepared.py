@@ -39,7 +39,9 @@ class _PreparedModule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         train, evaluate = self._run
-        output = (train if torch.is_grad_enabled() else evaluate)("__call__", *args, **kwargs)
+        output = (train if torch.is_grad_enabled() else evaluate)(
+            "__call__", *args, **kwargs
+        )
         return map_tensors(output, _to_single) if self._single else output
 
     # The module's class may define these, as parametrized modules do; they would copy the face.
@@ -55,7 +57,10 @@ class _PreparedModule:
 
     def _whole(self) -> nn.Module:
         original: nn.Module = self._original
-        if any(hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh") for tensor in original.parameters()):
+        if any(
+            hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh")
+            for tensor in original.parameters()
+        ):
             raise RuntimeError(
                 f"this {type(original).__name__} is in parts, as its strategy spreads it over the processes: it cannot "
                 "be copied or pickled. Copy it before prepare; save_model and save_state write its weights"
@@ -68,7 +73,12 @@ def _same(module: Any) -> Any:
 
 
 def _to_single(tensor: Any) -> Any:
-    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return (
+        tensor.float()
+        if isinstance(tensor, Tensor)
+        and tensor.dtype in (torch.float16, torch.bfloat16)
+        else tensor
+    )
 
 
 def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) -> Any:
@@ -84,7 +94,12 @@ def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) 
     }
     face = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
     object.__setattr__(face, "__dict__", module.__dict__)
-    for name in (name for parent in kind.__mro__ for name in _slots(parent) if hasattr(module, name)):
+    for name in (
+        name
+        for parent in kind.__mro__
+        for name in _slots(parent)
+        if hasattr(module, name)
+    ):
         object.__setattr__(face, name, getattr(module, name))
     return face
 
@@ -120,13 +135,17 @@ class PreparedOptimizer(Optimizer):
         step_was_skipped: whether its last step was left out, as a gradient overflowed in half precision.
     """
 
-    def __init__(self, optimizer: Optimizer, engine: Engine) -> None:  # not Optimizer's: it is the other's face
+    def __init__(
+        self, optimizer: Optimizer, engine: Engine
+    ) -> None:  # not Optimizer's: it is the other's face
         self.optimizer = optimizer
         self.engine = engine
         self.step_was_skipped = False
         self._stepped = False  # in this window
         self._to_clear = False  # it has stepped since its gradients were cleared
-        self._given_up = False  # the window's gradients are to be cleared, unless it steps
+        self._given_up = (
+            False  # the window's gradients are to be cleared, unless it steps
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # not there yet, as while unpickling
@@ -228,7 +247,9 @@ class PreparedScheduler:
         ):
             self.scheduler.step(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # a copy does not take the engine along
+    def __reduce_ex__(
+        self, protocol: Any
+    ) -> Any:  # a copy does not take the engine along
         return _same, (self.scheduler,)
 
 

@@ -25,7 +25,10 @@ class RankLogger(logging.LoggerAdapter):
 
     def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
         """As ``logging.Logger.log``."""
-        main_only, in_order = kwargs.pop("main_process_only", True), kwargs.pop("in_order", False)
+        main_only, in_order = (
+            kwargs.pop("main_process_only", True),
+            kwargs.pop("in_order", False),
+        )
         kwargs.setdefault("stacklevel", 1)
         if in_order and _processes() > 1:
             for rank in range(_processes()):
@@ -40,20 +43,32 @@ class RankLogger(logging.LoggerAdapter):
         said = repr((self.logger.name, msg, args))
         if said not in _said:
             _said.add(said)
-            self.warning(msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+            self.warning(
+                msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1}
+            )
 
-    def _log_here(self, level: int, msg: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _log_here(
+        self, level: int, msg: Any, args: Any, kwargs: dict[str, Any]
+    ) -> None:
         if self.isEnabledFor(level):
-            told, options = self.process(msg, {**kwargs, "stacklevel": kwargs["stacklevel"] + _OWN_FRAMES})
+            told, options = self.process(
+                msg, {**kwargs, "stacklevel": kwargs["stacklevel"] + _OWN_FRAMES}
+            )
             self.logger.log(level, told, *args, **options)
 
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
         """Put the rank before messages of several processes."""
         return (f"[rank {_rank()}] {msg}" if _processes() > 1 else msg), kwargs
 
 
 def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    return (
+        dist.get_world_size()
+        if dist.is_initialized()
+        else int(os.environ.get("WORLD_SIZE", 1))
+    )
 
 
 def _rank() -> int:

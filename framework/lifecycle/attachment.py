@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def attached(trainer: Trainer, module: Module, datamodule: Any, changes_weights: bool) -> Iterator[None]:
+def attached(
+    trainer: Trainer, module: Module, datamodule: Any, changes_weights: bool
+) -> Iterator[None]:
     """Let ``trainer`` be the Trainer of a module and its data.
 
     Where another Trainer is running any of them, as when this run was called in one of its hooks, they go back to it
@@ -35,8 +37,14 @@ def attached(trainer: Trainer, module: Module, datamodule: Any, changes_weights:
     Raises:
         RuntimeError: if it would convert parameters whose gradients the other run averages over processes.
     """
-    parts = [part for part in (*module.modules(), datamodule) if isinstance(part, DataHooks)]
-    outer = [(part, owner) for part in parts if (owner := part.__dict__.get("_trainer")) and owner.is_running]
+    parts = [
+        part for part in (*module.modules(), datamodule) if isinstance(part, DataHooks)
+    ]
+    outer = [
+        (part, owner)
+        for part in parts
+        if (owner := part.__dict__.get("_trainer")) and owner.is_running
+    ]
     for _, owner in outer:
         _require_same_numbers(trainer, owner)
     module.trainer = trainer
@@ -55,7 +63,10 @@ def attached(trainer: Trainer, module: Module, datamodule: Any, changes_weights:
 
 def _require_same_numbers(trainer: Trainer, owner: Trainer) -> None:
     own, outer = trainer.engine, owner.engine
-    same = own.device == outer.device and own.precision.parameters in (None, outer.precision.parameters)
+    same = own.device == outer.device and own.precision.parameters in (
+        None,
+        outer.precision.parameters,
+    )
     if owner.world_size > 1 and not same:
         # A parameter that gets data of another kind loses the hooks by which its gradients are averaged.
         raise RuntimeError(
@@ -68,10 +79,17 @@ def _require_same_numbers(trainer: Trainer, owner: Trainer) -> None:
 @contextmanager
 def _unchanged(module: nn.Module, changes_weights: bool) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    parameters = [
+        (parameter, parameter.requires_grad, parameter.grad)
+        for parameter in module.parameters()
+    ]
     for parameter in module.parameters():
-        parameter.grad = None  # else this run would add to the gradients of a window that is open
-    values = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
+        parameter.grad = (
+            None  # else this run would add to the gradients of a window that is open
+        )
+    values = [
+        (tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())
+    ]
     metrics = metric_states(module)
     deterministic = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark

@@ -15,7 +15,13 @@ from ..datamodule import DataModule
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..module import Module
-from ..names import HOOKS_ELSEWHERE, check_arguments, check_hook_arguments, check_names, overrides
+from ..names import (
+    HOOKS_ELSEWHERE,
+    check_arguments,
+    check_hook_arguments,
+    check_names,
+    overrides,
+)
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
@@ -23,7 +29,9 @@ if TYPE_CHECKING:
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
-def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: dict[str, Any]) -> None:
+def check_run(
+    trainer: Trainer, fn: str, module: Any, datamodule: Any, given: dict[str, Any]
+) -> None:
     """Raise unless ``module`` and the data have what ``fn`` needs.
 
     Raises:
@@ -34,15 +42,26 @@ def check_run(trainer: Trainer, fn: str, module: Any, datamodule: Any, given: di
     if fn == "fit":
         _check_training(trainer, module)
         if trainer.limit_train_batches:
-            _require_loader(module, datamodule, given, "train", "train_dataloader", "train_dataloaders")
+            _require_loader(
+                module,
+                datamodule,
+                given,
+                "train",
+                "train_dataloader",
+                "train_dataloaders",
+            )
         if given.get("validate") is not None:
             _require_step(module, "validation_step")
         elif trainer.limit_val_batches:
             _note_missing_validation(trainer, module, datamodule)
     elif fn == "predict":
         if module.predict_step is None:
-            raise ValueError(f"{type(module).__name__} sets predict_step to None: define it, or leave it as it is")
-        _require_loader(module, datamodule, given, "predict", "predict_dataloader", "dataloaders")
+            raise ValueError(
+                f"{type(module).__name__} sets predict_step to None: define it, or leave it as it is"
+            )
+        _require_loader(
+            module, datamodule, given, "predict", "predict_dataloader", "dataloaders"
+        )
     else:
         _require_step(module, "validation_step" if fn == "validate" else "test_step")
         name = "val_dataloader" if fn == "validate" else "test_dataloader"
@@ -62,14 +81,19 @@ def _check_kinds(fn: str, module: Any, datamodule: Any) -> None:
             "make it by @dataclass(eq=False)"
         )
     if datamodule is not None and not isinstance(datamodule, DataModule):
-        raise TypeError(f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}")
+        raise TypeError(
+            f"datamodule must be a loopwright.framework.DataModule; got {datamodule!r}"
+        )
 
 
 def _check_training(trainer: Trainer, module: Module) -> None:
     """Raise unless the module can be trained, in the way that it asks for."""
     name, automatic = type(module).__name__, module.automatic_optimization
     _require_step(module, "training_step")
-    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in module.parameters()):
+    if any(
+        not is_lazy(parameter) and parameter.is_inference()
+        for parameter in module.parameters()
+    ):
         raise ValueError(
             f"{name} was made under torch.inference_mode(), as in a hook of an evaluation, and "
             "cannot be trained: make it before, or pass inference_mode=False to the Trainer that evaluates"
@@ -79,7 +103,10 @@ def _check_training(trainer: Trainer, module: Module) -> None:
             f"{name} has no configure_optimizers: return an optimizer from it, such as "
             "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
         )
-    if overrides(module, "optimizer_step", Module) and step_arguments(module.optimizer_step) > 3:
+    if (
+        overrides(module, "optimizer_step", Module)
+        and step_arguments(module.optimizer_step) > 3
+    ):
         raise ValueError(
             f"{name}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
             "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
@@ -116,7 +143,9 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
     if overrides(module, "backward", Module):
         check_arguments(module, "backward", ("loss",))
     for name in _STEPS:
-        arguments = ("batch", "batch_idx", "dataloader_idx")[: 2 if name == "training_step" else 3]
+        arguments = ("batch", "batch_idx", "dataloader_idx")[
+            : 2 if name == "training_step" else 3
+        ]
         if overrides(module, name, Module):
             step = getattr(module, name)
             check_arguments(module, name, arguments[: step_arguments(step)])
@@ -124,19 +153,29 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
 
 def _is_hook(name: str) -> bool:
     others = ("setup", "teardown", "transfer_batch_to_device")
-    return name.startswith(("on_", "configure_")) or name.endswith("_step") or name in others
+    return (
+        name.startswith(("on_", "configure_"))
+        or name.endswith("_step")
+        or name in others
+    )
 
 
 def _require_step(module: Module, name: str) -> None:
     if overrides(module, name, Module):
         return
-    own = [n for n in dir(type(module)) if not hasattr(Module, n) and not n.startswith("_")]
+    own = [
+        n for n in dir(type(module)) if not hasattr(Module, n) and not n.startswith("_")
+    ]
     near = get_close_matches(name, own, n=1, cutoff=0.6)
     hint = f"; did you mean its {near[0]!r}?" if near else ""
-    raise ValueError(f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}")
+    raise ValueError(
+        f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}"
+    )
 
 
-def _note_missing_validation(trainer: Trainer, module: Module, datamodule: DataModule | None) -> None:
+def _note_missing_validation(
+    trainer: Trainer, module: Module, datamodule: DataModule | None
+) -> None:
     """Say that there is no validation where a part of it is."""
     makes = _makes(module, datamodule, "val_dataloader")
     steps = overrides(module, "validation_step", Module)
@@ -152,20 +191,31 @@ def _note_missing_validation(trainer: Trainer, module: Module, datamodule: DataM
 
 
 def _makes(module: Module, datamodule: DataModule | None, name: str) -> bool:
-    return overrides(module, name, Module) or (datamodule is not None and overrides(datamodule, name, DataModule))
+    return overrides(module, name, Module) or (
+        datamodule is not None and overrides(datamodule, name, DataModule)
+    )
 
 
 def _misnamed(module: Module, datamodule: DataModule | None, name: str) -> str:
     """A hint at a method called nearly as one that makes a loader."""
     for owner in (datamodule, module):
-        own = [n for n in dir(type(owner)) if not hasattr(Module, n) and not n.startswith("_")]
+        own = [
+            n
+            for n in dir(type(owner))
+            if not hasattr(Module, n) and not n.startswith("_")
+        ]
         if near := get_close_matches(name, own, n=1, cutoff=0.75):
             return f"; did you mean {type(owner).__name__}.{near[0]}, which is never called?"
     return ""
 
 
 def _require_loader(
-    module: Module, datamodule: Any, given: dict[str, Any], stage: str, name: str, argument: str
+    module: Module,
+    datamodule: Any,
+    given: dict[str, Any],
+    stage: str,
+    name: str,
+    argument: str,
 ) -> None:
     if given.get(stage) is None and not _makes(module, datamodule, name):
         raise ValueError(
@@ -189,16 +239,24 @@ def names_in_eval_mode(module: Module, before: set[nn.Module]) -> list[str]:
             found.append(name)
         elif any(map(_trains_otherwise, part.modules())):
             found.append(name)
-            names.append(f"{name} ({type(part).__name__})" if name else f"all of {type(part).__name__}")
+            names.append(
+                f"{name} ({type(part).__name__})"
+                if name
+                else f"all of {type(part).__name__}"
+            )
     return names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"]
 
 
 def _is_frozen(part: nn.Module) -> bool:
     parameters = list(part.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return bool(parameters) and not any(
+        parameter.requires_grad for parameter in parameters
+    )
 
 
 def _trains_otherwise(part: nn.Module) -> bool:
     """Whether it matters to a part that it is in evaluation mode."""
     differs = isinstance(part, (_BatchNorm, _DropoutNd)) and getattr(part, "p", 1.0) > 0
-    return not part.training and (differs or any(own.requires_grad for own in part.parameters(recurse=False)))
+    return not part.training and (
+        differs or any(own.requires_grad for own in part.parameters(recurse=False))
+    )

@@ -21,18 +21,24 @@ def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
         options: arguments of ``torch.compile``.
     """
     for child in module.children():
-        if type(child) in (nn.ModuleList, nn.ModuleDict) or (type(child) is nn.Sequential and not _is_torchs(child)):
+        if type(child) in (nn.ModuleList, nn.ModuleDict) or (
+            type(child) is nn.Sequential and not _is_torchs(child)
+        ):
             compile_submodules(child, options)
         elif getattr(child, "_compiled_call_impl", None) is None:
             if _is_torchs(child):
-                child._compiled_call_impl = torch.compile(_entry(child._call_impl), **options)
+                child._compiled_call_impl = torch.compile(
+                    _entry(child._call_impl), **options
+                )
             else:
                 child.compile(**options)
 
 
 def _is_torchs(module: nn.Module) -> bool:
     """Whether it consists of torch's own layers only."""
-    return all(type(part).__module__.startswith("torch.nn.") for part in module.modules())
+    return all(
+        type(part).__module__.startswith("torch.nn.") for part in module.modules()
+    )
 
 
 def _entry(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,4 +48,6 @@ def _entry(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(*args, **kwargs)
 
     # Code of its own: torch recompiles one piece of code only so often, and all layers would share this one.
-    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return FunctionType(
+        run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
+    )

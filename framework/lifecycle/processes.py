@@ -63,7 +63,11 @@ class CarriedFit:
         return self.state
 
 
-def launch(function: Callable[..., Any], args: tuple[Any, ...] = (), num_processes: int | None = None) -> Any:
+def launch(
+    function: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    num_processes: int | None = None,
+) -> Any:
     """Call a function that makes an :class:`~loopwright.framework.Engine` in several processes, as from a notebook.
 
     In a process that a launcher has started already, the function is just called.
@@ -110,21 +114,32 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
     set_rng_state(rng)
     trainer.engine.find_place()
     returned = trainer.execute(run)
-    states = trainer.strategy.model_state(), trainer.optimization.state_dict() if trainer.fitted else None
+    states = (
+        trainer.strategy.model_state(),
+        trainer.optimization.state_dict() if trainer.fitted else None,
+    )
     weights, optimization = (whole_state(trainer.strategy, state) for state in states)
     if not trainer.is_global_zero:
         return {}
     left = {
         "returned": returned,
         "weights": weights,
-        "buffers": dict(run.model.named_buffers()),  # those that are no part of the state, too
-        "modules": {name: _portable(module) for name, module in run.model.named_modules()},
-        "callbacks": [(type(callback), _portable(callback)) for callback in trainer.callbacks],
+        "buffers": dict(
+            run.model.named_buffers()
+        ),  # those that are no part of the state, too
+        "modules": {
+            name: _portable(module) for name, module in run.model.named_modules()
+        },
+        "callbacks": [
+            (type(callback), _portable(callback)) for callback in trainer.callbacks
+        ],
         "loggers": [_portable(logger) for logger in trainer.loggers],
         "state": trainer.state,
         "results": trainer.metrics.results,
         "unfinished": trainer.unfinished,
-        "fit": (trainer.optimization.configured, optimization) if trainer.fitted else None,
+        "fit": (trainer.optimization.configured, optimization)
+        if trainer.fitted
+        else None,
         "ckpt_path": trainer.ckpt_path,
         "rng": rng_state(),
     }
@@ -142,7 +157,9 @@ def _portable(obj: Any) -> dict[str, bytes]:
             if name not in own:
                 _AttributePickler(file).dump(value)
                 kept[name] = file.getvalue()
-        except Exception:  # an open file, a lock, a part of the module: it stays where it was made
+        except (
+            Exception
+        ):  # an open file, a lock, a part of the module: it stays where it was made
             continue
     return kept
 
@@ -151,7 +168,9 @@ class _AttributePickler(cloudpickle.Pickler):
     """Refuses what is no value of its own: copies of modules, parameters and the like would part from the originals."""
 
     def persistent_id(self, obj: Any) -> None:
-        if isinstance(obj, (nn.Module, nn.Parameter, Optimizer, TrainerAttributes, DataHooks)):
+        if isinstance(
+            obj, (nn.Module, nn.Parameter, Optimizer, TrainerAttributes, DataHooks)
+        ):
             raise pickle.PicklingError(f"{type(obj).__name__} stays where it is")
 
 
@@ -171,14 +190,20 @@ def _take_back(trainer: Trainer, run: Run, left: dict[str, Any]) -> None:
         buffer.data = left["buffers"][name].to(buffer.device, copy=True)
     for name, part in module.named_modules():
         _set_attributes(part, left["modules"].get(name, {}))
-    for callback, (kind, attributes) in zip(trainer.callbacks, left["callbacks"], strict=True):
+    for callback, (kind, attributes) in zip(
+        trainer.callbacks, left["callbacks"], strict=True
+    ):
         if type(callback).__qualname__ == kind.__qualname__:
             _set_attributes(callback, attributes)
     for logger, attributes in zip(trainer.loggers, left["loggers"], strict=True):
         _set_attributes(logger, attributes)
     trainer.module, trainer.datamodule = module, run.datamodule
     module.trainer = trainer
-    trainer.state, trainer.unfinished, trainer.ckpt_path = left["state"], left["unfinished"], left["ckpt_path"]
+    trainer.state, trainer.unfinished, trainer.ckpt_path = (
+        left["state"],
+        left["unfinished"],
+        left["ckpt_path"],
+    )
     trainer.metrics.module, trainer.metrics.results = module, left["results"]
     if left["fit"] is not None:
         trainer.carried = CarriedFit(module, *left["fit"])

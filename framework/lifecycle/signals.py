@@ -47,7 +47,9 @@ class Signals:
         """Note signals from now on."""
         self._peers = find_peers()
         self._note_from_now_on(True)
-        if threading.current_thread() is threading.main_thread():  # only there Python sets handlers
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # only there Python sets handlers
             for number, default in DEFAULT_HANDLERS.items():
                 if signal.getsignal(number) is default:
                     signal.signal(number, self._note)
@@ -74,13 +76,18 @@ class Signals:
         if os.getpid() != self._process:  # a fork that has inherited this
             note_in_worker(number, frame)
             return
-        if number == signal.SIGTERM and one_is_gone(self._peers):  # what the loop would wait for does not come
+        if number == signal.SIGTERM and one_is_gone(
+            self._peers
+        ):  # what the loop would wait for does not come
             note_stop(self.state.where, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
             return
         # torchelastic's agent turns a second Ctrl-C into SIGTERM.
-        if self.control.wants_signal == signal.SIGINT and number in (signal.SIGINT, signal.SIGTERM):
+        if self.control.wants_signal == signal.SIGINT and number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):
             self.in_a_hurry = True
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.is_main:

@@ -43,7 +43,11 @@ class Control:
 
     def clock(self) -> float:
         """Seconds since the run began; with several processes, at the last agreement: the same in all of them."""
-        return time.monotonic() - self._began if self.strategy.world_size == 1 else self._clock
+        return (
+            time.monotonic() - self._began
+            if self.strategy.world_size == 1
+            else self._clock
+        )
 
     def ask_to_stop(self, stop: bool) -> None:
         """Ask to end the training, or take that back."""
@@ -69,7 +73,9 @@ class Control:
         """An epoch begins at batch ``batches``."""
         self.wants_skip = self.skip = False
         self._counted, self._time = batches, time.monotonic()
-        self.due = batches + self._interval if self.strategy.world_size > 1 else INFINITE
+        self.due = (
+            batches + self._interval if self.strategy.world_size > 1 else INFINITE
+        )
 
     def agree(self, batches: int) -> None:
         """Agree, after batch ``batches`` of the epoch; all processes call this at the same moments. A collective."""
@@ -82,8 +88,16 @@ class Control:
             self._interval = max(1, min(int(steps / seconds * SECONDS), 2 * steps))
         self._counted, self._time = batches, now
         milliseconds = int((now - self._began) * 1000)
-        word = [self.wants_stop, self.wants_skip, -self._interval, milliseconds, self.wants_signal]
-        agreed = self.strategy.reduce(torch.tensor(word, dtype=torch.int64), "max").tolist()
+        word = [
+            self.wants_stop,
+            self.wants_skip,
+            -self._interval,
+            milliseconds,
+            self.wants_signal,
+        ]
+        agreed = self.strategy.reduce(
+            torch.tensor(word, dtype=torch.int64), "max"
+        ).tolist()
         stop, skip, interval, milliseconds, self.signal = agreed
         self.stop, self.skip = bool(stop or self.signal), bool(skip)
         self._interval, self._clock = -interval, milliseconds / 1000

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 # What the hooks and steps of an evaluation are called.
-_NAMES = {"validate": "validation", "sanity_check": "validation", "test": "test", "predict": "predict"}
+_NAMES = {
+    "validate": "validation",
+    "sanity_check": "validation",
+    "test": "test",
+    "predict": "predict",
+}
 
 
 def waiting_plateau_step(trainer: Trainer) -> None:
@@ -44,7 +49,11 @@ def sanity_check(trainer: Trainer) -> None:
         for hook in bus.on_sanity_check_start:
             hook()
         if trainer.load_val_data():
-            limit = INFINITE if trainer.num_sanity_val_steps == -1 else trainer.num_sanity_val_steps
+            limit = (
+                INFINITE
+                if trainer.num_sanity_val_steps == -1
+                else trainer.num_sanity_val_steps
+            )
             limits = [min(limit, most) for most in trainer.data.max_batches["validate"]]
             evaluate(trainer, "sanity_check", trainer.data.loaders["validate"], limits)
         for hook in bus.on_sanity_check_end:
@@ -67,10 +76,19 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
     if not trainer.load_val_data():
         return
     before = trainer.metrics.enter(None, None)
-    kept = (rng_state(trainer.engine.device), metric_states(trainer.module)) if trainer.world_size == 1 else None
+    kept = (
+        (rng_state(trainer.engine.device), metric_states(trainer.module))
+        if trainer.world_size == 1
+        else None
+    )
     state.stage = "validate"
     try:
-        evaluate(trainer, "validate", trainer.data.loaders["validate"], trainer.data.max_batches["validate"])
+        evaluate(
+            trainer,
+            "validate",
+            trainer.data.loaders["validate"],
+            trainer.data.max_batches["validate"],
+        )
     except _LeftForSignal:
         assert kept is not None
         trainer.metrics.discard()
@@ -84,7 +102,11 @@ def validate(trainer: Trainer, asked: bool = True) -> None:
 
 
 def evaluate(
-    trainer: Trainer, stage: str, loaders: list[Any], limits: list[int | float], verbose: bool = False
+    trainer: Trainer,
+    stage: str,
+    loaders: list[Any],
+    limits: list[int | float],
+    verbose: bool = False,
 ) -> list[dict[str, float]]:
     """Run the validation or test loop.
 
@@ -101,7 +123,12 @@ def evaluate(
     Returns:
         A dict of values for each loader.
     """
-    name, metrics, state, bus = _NAMES[stage], trainer.metrics, trainer.state, trainer.bus
+    name, metrics, state, bus = (
+        _NAMES[stage],
+        trainer.metrics,
+        trainer.state,
+        trainer.bus,
+    )
     module = trainer.module
     trainer.remember_training_mode()
     trainer.engine.start_evaluation()
@@ -109,7 +136,10 @@ def evaluate(
         getattr(module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
         metrics.discard()  # what an evaluation left that an exception ended
-        for hook in (*getattr(bus, f"on_{name}_start"), *getattr(bus, f"on_{name}_epoch_start")):
+        for hook in (
+            *getattr(bus, f"on_{name}_start"),
+            *getattr(bus, f"on_{name}_epoch_start"),
+        ):
             hook()
         metrics.moment = "batch"
         _run_batches(trainer, name, loaders, limits, None)
@@ -133,7 +163,9 @@ def evaluate(
     return metrics.by_loader(results, len(loaders))
 
 
-def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], keep: bool) -> list[Any]:
+def predict(
+    trainer: Trainer, loaders: list[Any], limits: list[int | float], keep: bool
+) -> list[Any]:
     """Run the prediction loop, as :func:`evaluate` does; returns by loader, on the CPU, what ``predict_step`` did."""
     bus, module = trainer.bus, trainer.module
     trainer.remember_training_mode()
@@ -151,10 +183,17 @@ def predict(trainer: Trainer, loaders: list[Any], limits: list[int | float], kee
 
 
 def _run_batches(
-    trainer: Trainer, name: str, loaders: list[Any], limits: list[int | float], keep: list[list[Any]] | None
+    trainer: Trainer,
+    name: str,
+    loaders: list[Any],
+    limits: list[int | float],
+    keep: list[list[Any]] | None,
 ) -> None:
     bus, metrics = trainer.bus, trainer.metrics
-    on_start, on_end = getattr(bus, f"on_{name}_batch_start"), getattr(bus, f"on_{name}_batch_end")
+    on_start, on_end = (
+        getattr(bus, f"on_{name}_batch_start"),
+        getattr(bus, f"on_{name}_batch_end"),
+    )
     step_name = f"{name}_step"
     takes = step_arguments(getattr(trainer.module, step_name))
     transfer, forward = trainer.data.transfer(), trainer.engine.evaluate
@@ -162,7 +201,11 @@ def _run_batches(
     stage = "validate" if name == "validation" else name
     metrics.without_batch = set()
     in_all = trainer.data.batches_in_all(stage)
-    control, in_fit, several_processes = trainer.control, trainer.state.fn == "fit", trainer.world_size > 1
+    control, in_fit, several_processes = (
+        trainer.control,
+        trainer.state.fn == "fit",
+        trainer.world_size > 1,
+    )
     for index, limit in enumerate(limits):
         metrics.dataloader_idx = index if several else None
         place = (index,) if several else ()
@@ -199,7 +242,9 @@ def _run_batches(
                 raise _LeftForSignal
         if batch_idx < 0:
             if limit and trainer.world_size == 1:
-                raise RuntimeError(f"{name} loader {index} gave no batch; an iterator can be read once only")
+                raise RuntimeError(
+                    f"{name} loader {index} gave no batch; an iterator can be read once only"
+                )
             metrics.without_batch.add(metrics.dataloader_idx)
     metrics.dataloader_idx = None
     metrics.batch = None
@@ -218,4 +263,6 @@ def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:
 
 def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:
     # Inside fit, a tensor that a module keeps from validation may meet autograd later: no inference mode there.
-    return trainer.engine.without_gradients(trainer.inference_mode and trainer.state.fn != "fit")
+    return trainer.engine.without_gradients(
+        trainer.inference_mode and trainer.state.fn != "fit"
+    )

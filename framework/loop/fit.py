@@ -43,7 +43,10 @@ def fit(trainer: Trainer) -> None:
     if not trainer.data.max_batches["train"] or _limit_reached(trainer):
         _restore_progress(trainer)
         if not trainer.data.max_batches["train"]:
-            trainer.warn_once("Nothing is trained: limit_train_batches=%s", trainer.limit_train_batches)
+            trainer.warn_once(
+                "Nothing is trained: limit_train_batches=%s",
+                trainer.limit_train_batches,
+            )
         elif state.global_step:
             trainer.announce_end()
         return
@@ -79,7 +82,9 @@ def fit(trainer: Trainer) -> None:
 def _limit_reached(trainer: Trainer) -> bool:
     state = trainer.state
     epochs, steps = trainer.max_epochs, trainer.max_steps
-    return (epochs not in (None, -1) and state.epoch >= epochs) or (steps != -1 and state.global_step >= steps)
+    return (epochs not in (None, -1) and state.epoch >= epochs) or (
+        steps != -1 and state.global_step >= steps
+    )
 
 
 def _may_stop(trainer: Trainer, epochs_done: int | None = None) -> bool:
@@ -87,7 +92,9 @@ def _may_stop(trainer: Trainer, epochs_done: int | None = None) -> bool:
     if not trainer.control.stop:
         return False
     epochs_done = trainer.state.epoch if epochs_done is None else epochs_done
-    return epochs_done >= (trainer.min_epochs or 0) and trainer.state.global_step >= (trainer.min_steps or 0)
+    return epochs_done >= (trainer.min_epochs or 0) and trainer.state.global_step >= (
+        trainer.min_steps or 0
+    )
 
 
 def _restore_progress(trainer: Trainer) -> None:
@@ -103,8 +110,17 @@ def _restore_progress(trainer: Trainer) -> None:
 
 def _train_epoch(trainer: Trainer) -> bool:
     """Train an epoch from the data cursor on; False if it was left before its end."""
-    state, bus, metrics, optimization = trainer.state, trainer.bus, trainer.metrics, trainer.optimization
-    loader, num_batches, control = trainer.data.train, trainer.data.max_batches["train"], trainer.control
+    state, bus, metrics, optimization = (
+        trainer.state,
+        trainer.bus,
+        trainer.metrics,
+        trainer.optimization,
+    )
+    loader, num_batches, control = (
+        trainer.data.train,
+        trainer.data.max_batches["train"],
+        trainer.control,
+    )
     assert loader is not None
     ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
     if state.batch_idx == 0:
@@ -118,30 +134,53 @@ def _train_epoch(trainer: Trainer) -> bool:
     if trainer.data.looks_ahead:
         batches = loader = ahead = LookAhead(batches, loader)
     trainer.engine.window.loader = loader
-    _restore_progress(trainer)  # inside an epoch after its iterator was made, which draws random numbers too
+    _restore_progress(
+        trainer
+    )  # inside an epoch after its iterator was made, which draws random numbers too
     metrics.enter("train", "batch")
     optimization.begin_windows()
 
-    step = optimization.automatic_step if optimization.automatic else optimization.manual_step
+    step = (
+        optimization.automatic_step
+        if optimization.automatic
+        else optimization.manual_step
+    )
     transfer = trainer.data.transfer()
-    on_start, on_end, on_end_late = bus.on_train_batch_start, bus.on_train_batch_end, bus.on_train_batch_end_late
-    log_every, plateau_each_step = trainer.log_every_n_steps, optimization.plateau_each_step
+    on_start, on_end, on_end_late = (
+        bus.on_train_batch_start,
+        bus.on_train_batch_end,
+        bus.on_train_batch_end_late,
+    )
+    log_every, plateau_each_step = (
+        trainer.log_every_n_steps,
+        optimization.plateau_each_step,
+    )
     max_steps = trainer.max_steps if trainer.max_steps != -1 else INFINITE
     validate_every, validate_offset = trainer.validation_interval()
     skipped = stopped = False
     steps_before, begins = state.global_step, state.batch_idx == 0
 
-    past = (state.batch_idx + validate_offset) % validate_every  # batches since the last validation
+    past = (
+        state.batch_idx + validate_offset
+    ) % validate_every  # batches since the last validation
     validate_next = state.batch_idx - past + validate_every
     if state.batch_idx and past == 0:
         validate(trainer)  # due when the checkpoint was saved, and not done
-    stopped = bool(state.batch_idx) and not ended and (state.global_step >= max_steps or _may_stop(trainer))
+    stopped = (
+        bool(state.batch_idx)
+        and not ended
+        and (state.global_step >= max_steps or _may_stop(trainer))
+    )
     several = trainer.world_size > 1
     control.begin_epoch(state.batch_idx)
 
     for batch in batches if not stopped else ():
         batch_idx = state.batch_idx
-        if ahead is not None and batch_idx + 1 < num_batches and optimization.ends_inside_window(batch_idx, ahead):
+        if (
+            ahead is not None
+            and batch_idx + 1 < num_batches
+            and optimization.ends_inside_window(batch_idx, ahead)
+        ):
             num_batches = batch_idx + 1
         if transfer is not None:
             batch = transfer(batch, 0)
@@ -172,7 +211,9 @@ def _train_epoch(trainer: Trainer) -> bool:
         stepped, global_step = optimization.stepped, state.global_step
         if stepped and global_step % log_every == 0:
             trainer.log_step()
-        if stepped and plateau_each_step:  # on what a validation finds if one follows, and before what saves
+        if (
+            stepped and plateau_each_step
+        ):  # on what a validation finds if one follows, and before what saves
             state.plateau_waits = True
             if not trainer.validation_follows():
                 waiting_plateau_step(trainer)
@@ -206,7 +247,11 @@ def _train_epoch(trainer: Trainer) -> bool:
         if control.stop and state.validated != state.batch_idx:
             validate(trainer, asked=False)
     elif not skipped:
-        if begins and state.global_step == steps_before and not optimization.has_zero_weights:
+        if (
+            begins
+            and state.global_step == steps_before
+            and not optimization.has_zero_weights
+        ):
             _note_no_step(trainer)
         if trainer.validation_due_at_end():
             validate(trainer)
@@ -221,8 +266,14 @@ def _end_early(trainer: Trainer, skipped: bool) -> None:
     """The loader ended before its length said so, or it tells none, or a hook skipped the rest."""
     state, optimization = trainer.state, trainer.optimization
     if state.batch_idx == 0 and not skipped:
-        again = "; an iterator can be read once only: pass an iterable that can be begun again" if state.epoch else ""
-        raise RuntimeError(f"the training loader gave no batch in epoch {state.epoch}{again}")
+        again = (
+            "; an iterator can be read once only: pass an iterable that can be begun again"
+            if state.epoch
+            else ""
+        )
+        raise RuntimeError(
+            f"the training loader gave no batch in epoch {state.epoch}{again}"
+        )
     if optimization.window_is_open:
         optimization.close_open_window(state.batch_idx - 1)
         if state.global_step % trainer.log_every_n_steps == 0:
@@ -252,7 +303,11 @@ def _note_no_step(trainer: Trainer) -> None:
 def _note_no_validation(trainer: Trainer) -> None:
     every = trainer.val_check_interval
     by_epoch = isinstance(every, int) and trainer.check_val_every_n_epoch is not None
-    if by_epoch and trainer.state.batch_idx < every and trainer.validation_due_in_epoch():
+    if (
+        by_epoch
+        and trainer.state.batch_idx < every
+        and trainer.validation_due_in_epoch()
+    ):
         trainer.warn_once(
             "An epoch ended before val_check_interval=%d batches, so it had no validation: set a lower number or a "
             "fraction, or count over epochs with check_val_every_n_epoch=None", every,

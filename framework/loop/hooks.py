@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
-from ..names import HOOKS_ELSEWHERE, check_hook_arguments, check_initialized, check_names, overrides
+from ..names import (
+    HOOKS_ELSEWHERE,
+    check_hook_arguments,
+    check_initialized,
+    check_names,
+    overrides,
+)
 
 if TYPE_CHECKING:
     from ..module import Module
@@ -17,7 +23,9 @@ if TYPE_CHECKING:
 HOOKS = tuple(
     name
     for name, value in vars(Callback).items()
-    if callable(value) and not name.startswith("_") and name not in ("state_dict", "load_state_dict")
+    if callable(value)
+    and not name.startswith("_")
+    and name not in ("state_dict", "load_state_dict")
 )
 
 PHASES = ("observe", "decide", "persist")
@@ -38,21 +46,33 @@ class CallbackBus:
 
         def __getattr__(self, name: str) -> tuple[Callable[..., Any], ...]: ...
 
-    def __init__(self, trainer: Trainer, module: Module, callbacks: Iterable[Callback]) -> None:
+    def __init__(
+        self, trainer: Trainer, module: Module, callbacks: Iterable[Callback]
+    ) -> None:
         ordered = order_callbacks(callbacks)
         observers = [callback for callback in ordered if callback.phase == "observe"]
         late = ordered[len(observers) :]
-        from ..module import Module as ModuleBase  # which imports the Trainer's parts in turn
+        from ..module import (
+            Module as ModuleBase,
+        )  # which imports the Trainer's parts in turn
 
         for name in HOOKS:
             for callback in ordered:
                 if overrides(callback, name, Callback):
                     check_hook_arguments(callback, name, Callback)
-            first = [partial(getattr(c, name), trainer, module) for c in observers if overrides(c, name, Callback)]
+            first = [
+                partial(getattr(c, name), trainer, module)
+                for c in observers
+                if overrides(c, name, Callback)
+            ]
             if hasattr(ModuleBase, name) and overrides(module, name, ModuleBase):
                 check_hook_arguments(module, name, ModuleBase)
                 first.append(getattr(module, name))
-            last = [partial(getattr(c, name), trainer, module) for c in late if overrides(c, name, Callback)]
+            last = [
+                partial(getattr(c, name), trainer, module)
+                for c in late
+                if overrides(c, name, Callback)
+            ]
             if name in SPLIT:
                 setattr(self, f"{name}_late", tuple(last))
                 last = []
@@ -74,6 +94,8 @@ def check_callback(callback: Any) -> None:
     if not isinstance(callback, Callback):
         raise TypeError(f"callbacks must hold Callback objects; got {callback!r}")
     if callback.phase not in PHASES:
-        raise TypeError(f"{type(callback).__name__}.phase must be one of {', '.join(PHASES)}; got {callback.phase!r}")
+        raise TypeError(
+            f"{type(callback).__name__}.phase must be one of {', '.join(PHASES)}; got {callback.phase!r}"
+        )
     check_initialized(callback)
     check_names(callback, Callback, HOOKS, HOOKS_ELSEWHERE)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.batches import map_tensors
-from ..data.combined import CombinedEpochLoader, CombinedLoader, by_epochs, exact_length_of, holds_loaders, loaders_in
+from ..data.combined import (
+    CombinedEpochLoader,
+    CombinedLoader,
+    by_epochs,
+    exact_length_of,
+    holds_loaders,
+    loaders_in,
+)
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
 from ..data.position import cursor_of, cut_to, rest_of_epoch
 from ..data.sampler import own_copy
@@ -59,30 +66,51 @@ class RunData:
         alone: whether the running evaluation step is one that other processes have no batch for.
     """
 
-    def __init__(self, trainer: Trainer, module: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
-        self.trainer, self.module, self.datamodule, self.given = trainer, module, datamodule, given
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: Module,
+        datamodule: DataModule | None,
+        given: dict[str, Any],
+    ) -> None:
+        self.trainer, self.module, self.datamodule, self.given = (
+            trainer,
+            module,
+            datamodule,
+            given,
+        )
         self.loaders: dict[str, Any] = {}
         self.max_batches: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
         self.whole_epoch: int | float = INFINITE
         self.looks_ahead = False
         self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
-        self._parts: dict[str, list[Any]] = {}  # by stage, what gives this process its batches, if there are others
+        self._parts: dict[
+            str, list[Any]
+        ] = {}  # by stage, what gives this process its batches, if there are others
         # By stage and index, iterations of evaluation loaders that have been begun, to see that they are not dealt out.
         self._opened: dict[tuple[str, int], Iterator[Any] | None] = {}
-        self._iterated: dict[str, list[Any]] = {}  # by stage, what is iterated otherwise
+        self._iterated: dict[
+            str, list[Any]
+        ] = {}  # by stage, what is iterated otherwise
         self.loaded_in_epoch: dict[str, int] = {}
         self._begun: int | None = None  # the epoch that is iterated
         # Stages and loaders of which a line has said that there are more batches than they tell.
         self._said: set[Any] = set()
-        self._ends: dict[str, list[tuple[int, str]]] = {}  # of streams that are dealt out, by name; see `noting_end`
+        self._ends: dict[
+            str, list[tuple[int, str]]
+        ] = {}  # of streams that are dealt out, by name; see `noting_end`
         self.alone = False
-        self._in_all: dict[str, list[int | float]] = {}  # by stage, how many batches each process has at least
+        self._in_all: dict[
+            str, list[int | float]
+        ] = {}  # by stage, how many batches each process has at least
         self._in_any: dict[str, list[int | float]] = {}  # and at most
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``, as far as is known before it is made."""
-        empty = self.loaders.get(stage) == [] and not self.stale(stage, self.trainer.reload_dataloaders_every_n_epochs)
+        empty = self.loaders.get(stage) == [] and not self.stale(
+            stage, self.trainer.reload_dataloaders_every_n_epochs
+        )
         return self._source(stage) is not None and not empty
 
     def _source(self, stage: str) -> Callable[[], Any] | None:
@@ -109,20 +137,30 @@ class RunData:
             self.max_batches["train"] = self.num_batches["train"] = 0
             return
         source = self._source("train")
-        if source is None:  # found before a fit; but other runs can be asked for their training batches, too
-            raise RuntimeError("there is no training loader whose batches could be counted")
+        if (
+            source is None
+        ):  # found before a fit; but other runs can be asked for their training batches, too
+            raise RuntimeError(
+                "there is no training loader whose batches could be counted"
+            )
         loaders = self.loaders["train"] = source()
         self.loaded_in_epoch["train"] = trainer.state.epoch
         combined = loaders
         if _is_collection(loaders):
             combined = CombinedLoader(loaders, "max_size_cycle")
-        self.train = by_epochs(combined, trainer.data_seed(), shuffle=not trainer.overfit_batches)
+        self.train = by_epochs(
+            combined, trainer.data_seed(), shuffle=not trainer.overfit_batches
+        )
         if trainer.world_size > 1:
             epoch = trainer.state.epoch + trainer.state.epoch_done  # that which begins
             cursor = trainer.resumed["cursor"] if trainer.resumed is not None else None
             asked = trainer.use_distributed_sampler
-            own = gives_parts(self.train, trainer.strategy, asked, epoch, "training loader", cursor)
-            self.train = SharedLoader(self.train, trainer.strategy, deal=not own, verify=asked is None)
+            own = gives_parts(
+                self.train, trainer.strategy, asked, epoch, "training loader", cursor
+            )
+            self.train = SharedLoader(
+                self.train, trainer.strategy, deal=not own, verify=asked is None
+            )
         self.begin_epoch()
         if self.train.length == 0:
             raise ValueError(
@@ -140,20 +178,28 @@ class RunData:
             exact = exact_length_of(train.loader, trusts_samplers=False)
         self.looks_ahead = exact == INFINITE
         limit = self.trainer.limit_train_batches
-        self.whole_epoch, told = limited_to(exact, train.estimate, limit, "limit_train_batches")
+        self.whole_epoch, told = limited_to(
+            exact, train.estimate, limit, "limit_train_batches"
+        )
         length = cut_to(train, state.epoch, state.part)
         self.max_batches["train"] = self.whole_epoch if state.part is None else length
-        self.num_batches["train"] = told if state.part is None or length == INFINITE else length
+        self.num_batches["train"] = (
+            told if state.part is None or length == INFINITE else length
+        )
 
     def iterate_train(self) -> Iterator[Any]:
         """Iterate the running epoch from the data cursor on."""
         assert self.train is not None
         state = self.trainer.state
         self._begun = state.epoch
-        batches = self.train.iterate(state.epoch, state.batch_idx - (state.part["first"] if state.part else 0))
+        batches = self.train.iterate(
+            state.epoch, state.batch_idx - (state.part["first"] if state.part else 0)
+        )
         if not self.looks_ahead:
             return batches
-        return self._noting_more(batches, self.train.estimate - state.batch_idx, "train", self.train.estimate)
+        return self._noting_more(
+            batches, self.train.estimate - state.batch_idx, "train", self.train.estimate
+        )
 
     def cursor(self, batch_idx: int) -> dict[str, Any] | None:
         """How far all processes are in the running epoch after ``batch_idx`` batches each."""
@@ -161,7 +207,13 @@ class RunData:
             return None
         most = self.max_batches["train"]
         end = most if most < self.train.length else None
-        return cursor_of(self.train, data_place(self.trainer.strategy)[1], batch_idx, self.trainer.state.part, end)
+        return cursor_of(
+            self.train,
+            data_place(self.trainer.strategy)[1],
+            batch_idx,
+            self.trainer.state.part,
+            end,
+        )
 
     def loader_state(self, batch_idx: int) -> Any:
         """The training loader's own state, to go on after ``batch_idx`` batches of the running epoch."""
@@ -182,7 +234,11 @@ class RunData:
         assert train is not None
         cursor, saved_by = saved["cursor"], saved["saved_by"]
         # Of an epoch's end, others' states tell nothing about loaders that each process has for its own.
-        dealt = cursor is not None and cursor["dealt"] and (not isinstance(train, SharedLoader) or train.deal)
+        dealt = (
+            cursor is not None
+            and cursor["dealt"]
+            and (not isinstance(train, SharedLoader) or train.deal)
+        )
         if state.batch_idx or saved_by == trainer.world_size or dealt:
             train.load_state_dict(saved["loader"])
         if not state.batch_idx or cursor is None:
@@ -199,13 +255,19 @@ class RunData:
             state.epoch, trainer.world_size, saved_by, self.max_batches["train"] - state.batch_idx,
         )  # fmt: skip
 
-    def _noting_more(self, batches: Iterator[Any], left: int | float, stage: str, told: int | float) -> Iterator[Any]:
+    def _noting_more(
+        self, batches: Iterator[Any], left: int | float, stage: str, told: int | float
+    ) -> Iterator[Any]:
         """The same batches; a line says once that they are more than the loader tells."""
         if left == INFINITE or not told or stage in self._said:
             return batches
-        return chain(islice(batches, max(0, int(left))), self._more(batches, stage, told))
+        return chain(
+            islice(batches, max(0, int(left))), self._more(batches, stage, told)
+        )
 
-    def _more(self, batches: Iterator[Any], stage: str, told: int | float) -> Iterator[Any]:
+    def _more(
+        self, batches: Iterator[Any], stage: str, told: int | float
+    ) -> Iterator[Any]:
         for batch in islice(batches, 1):
             self._said.add(stage)
             log.info(
@@ -228,19 +290,31 @@ class RunData:
         loaders = self.loaders[stage]
         parts = self._parts.get(stage, [None] * len(loaders))
         world_size = data_place(self.trainer.strategy)[1]
-        exact = [exact_length_of(loader, trusts_samplers=world_size > 1) for loader in loaders]
+        exact = [
+            exact_length_of(loader, trusts_samplers=world_size > 1)
+            for loader in loaders
+        ]
         for index, (length, part) in enumerate(zip(exact, parts, strict=True)):
-            if length == 0 and (world_size == 1 or part is not None):  # a process's own part of the data may be empty
-                raise ValueError(f"{stage} loader {index} is empty (its length is 0): check its dataset")
+            if length == 0 and (
+                world_size == 1 or part is not None
+            ):  # a process's own part of the data may be empty
+                raise ValueError(
+                    f"{stage} loader {index} is empty (its length is 0): check its dataset"
+                )
         name = _limit_of(stage)
         both = [
             limited_to(length, loader_length(loader), limit, name)
             for length, loader in zip(exact, loaders, strict=True)
         ]
-        self.max_batches[stage] = [self._own(most, part) for (most, _), part in zip(both, parts, strict=True)]
-        self.num_batches[stage] = [self._own(told, part) for (_, told), part in zip(both, parts, strict=True)]
+        self.max_batches[stage] = [
+            self._own(most, part) for (most, _), part in zip(both, parts, strict=True)
+        ]
+        self.num_batches[stage] = [
+            self._own(told, part) for (_, told), part in zip(both, parts, strict=True)
+        ]
         certain = [
-            most if length < INFINITE else INFINITE for most, length in zip(self.max_batches[stage], exact, strict=True)
+            most if length < INFINITE else INFINITE
+            for most, length in zip(self.max_batches[stage], exact, strict=True)
         ]
         told = self.trainer.strategy.gather_objects((exact, certain))  # a collective
         for index, lengths in enumerate(zip(*(own for own, _ in told), strict=True)):
@@ -286,7 +360,9 @@ class RunData:
         trainer, loaders = self.trainer, self.loaders[stage]
         counts = trainer.strategy.gather_objects(len(loaders))  # a collective
         if len(set(counts)) > 1:
-            raise ValueError(f"the processes have different numbers of {stage} loaders, by rank: {counts}")
+            raise ValueError(
+                f"the processes have different numbers of {stage} loaders, by rank: {counts}"
+            )
         self._parts[stage] = []
         for index, loader in enumerate(loaders):
             part = by_epochs(loader, trainer.data_seed())
@@ -299,24 +375,40 @@ class RunData:
         """How many batches of each evaluation loader every process is sure to have."""
         return self._in_all[stage]
 
-    def batches(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+    def batches(
+        self, stage: str, index: int, limit: int | float
+    ) -> Iterator[tuple[Any, bool]]:
         """At most ``limit`` batches of an evaluation loader, and whether each is this process's own."""
         if self.trainer.strategy.equal_forwards and self.trainer.world_size > 1:
             return self._in_step(stage, index, limit)
         batches = self.begin(stage, index, limit) if limit else ()
-        return ((batch, True) for batch in islice(batches, None if limit == INFINITE else int(limit)))
+        return (
+            (batch, True)
+            for batch in islice(batches, None if limit == INFINITE else int(limit))
+        )
 
-    def _in_step(self, stage: str, index: int, limit: int | float) -> Iterator[tuple[Any, bool]]:
+    def _in_step(
+        self, stage: str, index: int, limit: int | float
+    ) -> Iterator[tuple[Any, bool]]:
         """As many batches of an evaluation loader as the process with most has, and whether each is one of its own.
 
         The others are this process's last batch once more, or a batch of another's.
         """
         strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
-        own = islice(self.begin(stage, index, limit), None if limit == INFINITE else int(limit)) if limit else iter(())
+        own = (
+            islice(
+                self.begin(stage, index, limit),
+                None if limit == INFINITE else int(limit),
+            )
+            if limit
+            else iter(())
+        )
         last = NO_BATCH
         for _ in count() if rounds == INFINITE else range(int(rounds)):
             batch = next(own, NO_BATCH)
-            if rounds == INFINITE and not strategy.reduce(torch.tensor(int(batch is not NO_BATCH)), "max"):
+            if rounds == INFINITE and not strategy.reduce(
+                torch.tensor(int(batch is not NO_BATCH)), "max"
+            ):
                 return  # a collective for each batch, where nobody knows how many there are
             last = batch if batch is not NO_BATCH else last
             if last is NO_BATCH:
@@ -336,13 +428,23 @@ class RunData:
         part = parts[index] if parts else None
         # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
         # one: that must not take a number from the training's generator.
-        with isolated_rng() if getattr(loader, "persistent_workers", False) else nullcontext():
+        with (
+            isolated_rng()
+            if getattr(loader, "persistent_workers", False)
+            else nullcontext()
+        ):
             if part is None:
-                opened = self._opened.get((stage, index))  # which was begun to find out whether to deal it out
+                opened = self._opened.get(
+                    (stage, index)
+                )  # which was begun to find out whether to deal it out
                 batches = iterate_protected(loader) if opened is None else opened
                 self._opened[stage, index] = None
             else:
-                if limit == INFINITE and self.trainer.world_size > 1 and self.trainer.use_distributed_sampler is None:
+                if (
+                    limit == INFINITE
+                    and self.trainer.world_size > 1
+                    and self.trainer.use_distributed_sampler is None
+                ):
                     self._watch(part, f"{stage} loader {index}")
                 batches = part.iterate(0, *data_place(self.trainer.strategy))
         if part is None and may_give_more(loader):
@@ -373,19 +475,27 @@ class RunData:
             # Of loaders that are read together, one may not have been read to its end, and one several times.
             ends = [own[name][0] for own in told if own[name]]
             if len(set(ends)) > 1:
-                raise different_streams([batches for batches, _ in ends], name.partition(",")[0])
+                raise different_streams(
+                    [batches for batches, _ in ends], name.partition(",")[0]
+                )
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
         """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""
-        found = self.trainer.strategy.gather_objects(map_tensors(outputs, lambda tensor: tensor.detach().cpu()))
-        found = found[:: self.trainer.strategy.tensor_parallel_size]  # the others had the same batches
+        found = self.trainer.strategy.gather_objects(
+            map_tensors(outputs, lambda tensor: tensor.detach().cpu())
+        )
+        found = found[
+            :: self.trainer.strategy.tensor_parallel_size
+        ]  # the others had the same batches
         merged = []
         for index, by_rank in enumerate(zip(*found, strict=True)):
             if self._parts[stage][index] is None:
                 merged.append([output for own in by_rank for output in own])
             else:
                 rounds = max(map(len, by_rank))
-                merged.append([own[i] for i in range(rounds) for own in by_rank if i < len(own)])
+                merged.append(
+                    [own[i] for i in range(rounds) for own in by_rank if i < len(own)]
+                )
         return merged
 
     def close(self) -> None:
@@ -400,33 +510,52 @@ class RunData:
         for part in self._parts.get(stage, ()):
             if part is not None:
                 part.close()
-        for ours, given in zip(self._iterated.get(stage, ()), self.loaders[stage], strict=False):
+        for ours, given in zip(
+            self._iterated.get(stage, ()), self.loaders[stage], strict=False
+        ):
             if ours is not given:
                 ours.__dict__["_iterator"] = None
 
     def stale(self, stage: str, every_n_epochs: int) -> bool:
         """Whether the loaders of ``stage`` are to be made again for this epoch."""
         loaded = self.loaded_in_epoch.get(stage)
-        return bool(every_n_epochs) and loaded is not None and self.trainer.state.epoch - loaded >= every_n_epochs
+        return (
+            bool(every_n_epochs)
+            and loaded is not None
+            and self.trainer.state.epoch - loaded >= every_n_epochs
+        )
 
     # -- batches ----------------------------------------------------------------------------------------------
 
     def transfer(self) -> Callable[[Any, int], Any] | None:
         """A function that takes a batch and its loader's index through the transfer hooks; None if none is needed."""
-        names = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        names = (
+            "on_before_batch_transfer",
+            "transfer_batch_to_device",
+            "on_after_batch_transfer",
+        )
         hooks: list[Any] = []
         overridden = False
         for name in names:
             hook = getattr(self.module, name)
-            for owner, base in ((self.module, Module), (self.datamodule, DataModule)):  # the data's own comes first
+            for owner, base in (
+                (self.module, Module),
+                (self.datamodule, DataModule),
+            ):  # the data's own comes first
                 if owner is not None and overrides(owner, name, base):
                     hook, overridden = getattr(owner, name), True
             hooks.append(hook)
         engine = self.trainer.engine
         if not overridden:
-            return (lambda batch, _: engine.to_device(batch)) if engine.moves_batches else None
+            return (
+                (lambda batch, _: engine.to_device(batch))
+                if engine.moves_batches
+                else None
+            )
         before, move, after = hooks
-        return lambda batch, index: after(move(before(batch, index), engine.device, index), index)
+        return lambda batch, index: after(
+            move(before(batch, index), engine.device, index), index
+        )
 
 
 def _limit_of(stage: str) -> str:
@@ -473,8 +602,12 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
     if limit == 1.0:
         return length
     if length == INFINITE:
-        raise ValueError(f"{name}={limit}: the loader has no length to take a fraction of; pass a number of batches")
+        raise ValueError(
+            f"{name}={limit}: the loader has no length to take a fraction of; pass a number of batches"
+        )
     count = int(length * limit)
     if count == 0 and limit > 0 and length:
-        raise ValueError(f"{name}={limit} of {length} batches is less than one batch; use at least {1 / length:.4g}")
+        raise ValueError(
+            f"{name}={limit} of {length} batches is less than one batch; use at least {1 / length:.4g}"
+        )
     return count

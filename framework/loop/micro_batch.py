@@ -56,7 +56,9 @@ class MicroBatches:
         try:
             whole = batch_size_of(batch)
         except ValueError as error:
-            raise ValueError(f"micro_batch: a batch is divided along its first dimension, and {error}") from None
+            raise ValueError(
+                f"micro_batch: a batch is divided along its first dimension, and {error}"
+            ) from None
         state = self.trainer.state
         while True:
             size = min(state.micro_batch or whole, whole)
@@ -67,7 +69,9 @@ class MicroBatches:
             except (RuntimeError, MemoryError) as error:
                 if undo is None or not is_out_of_memory(error):
                     raise
-                failed = str(error)  # the error itself holds the step's frames, and so its memory
+                failed = str(
+                    error
+                )  # the error itself holds the step's frames, and so its memory
             if undo is None or not self._any(failed is not None):
                 if undo is not None:
                     undo.keep()
@@ -82,7 +86,11 @@ class MicroBatches:
                     f"{failed or 'in another process'}"
                 )
             state.micro_batch = -(-size // 2)
-            log.info("Out of memory with %d samples at once: going on with %d", size, state.micro_batch)
+            log.info(
+                "Out of memory with %d samples at once: going on with %d",
+                size,
+                state.micro_batch,
+            )
 
     def _run(self, batch: Any, batch_idx: int, whole: int, size: int, add: _Add) -> Any:
         metrics = self.trainer.metrics
@@ -90,9 +98,14 @@ class MicroBatches:
         try:
             for start in range(0, whole, size):
                 stop = min(start + size, whole)
-                part = batch if size >= whole else slice_batch(batch, start, stop, whole)
+                part = (
+                    batch if size >= whole else slice_batch(batch, start, stop, whole)
+                )
                 fractions.append((stop - start) / whole)
-                metrics.batch, metrics.part = part, ((fractions[-1], start == 0) if size < whole else None)
+                metrics.batch, metrics.part = (
+                    part,
+                    ((fractions[-1], start == 0) if size < whole else None),
+                )
                 outputs.append(add(part, batch_idx, fractions[-1], start == 0))
         finally:
             metrics.batch, metrics.part = batch, None
@@ -105,7 +118,11 @@ class MicroBatches:
 
     def _agreed(self, size: int) -> int:
         """Batches of the processes may have different sizes: the largest part that was tried."""
-        return size if self.engine.num_processes == 1 else int(self.engine.reduce(torch.tensor(size), "max").item())
+        return (
+            size
+            if self.engine.num_processes == 1
+            else int(self.engine.reduce(torch.tensor(size), "max").item())
+        )
 
 
 class _Before:
@@ -120,7 +137,11 @@ class _Before:
         self.rng = rng_state(self.device)
         self.buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         # Gradients of the window's earlier batches are put aside, so that those of a failed attempt can be dropped.
-        self.parameters = [p for p in self.module.parameters() if p.requires_grad] if self.window.count else []
+        self.parameters = (
+            [p for p in self.module.parameters() if p.requires_grad]
+            if self.window.count
+            else []
+        )
         self.gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
@@ -129,7 +150,9 @@ class _Before:
         """The batch is done: add its gradients to those before."""
         for parameter, before in zip(self.parameters, self.gradients, strict=True):
             if before is not None:
-                parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+                parameter.grad = (
+                    before if parameter.grad is None else before.add_(parameter.grad)
+                )
 
     def restore(self) -> None:
         """The batch has to begin again."""
@@ -157,8 +180,13 @@ def _join(outputs: list[Any], fractions: list[float]) -> Any:
         if key == "weight":
             joined[key] = sum(values)
         elif key == "loss":
-            weights = [output.get("weight", fraction) for output, fraction in zip(outputs, fractions, strict=False)]
-            joined[key] = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+            weights = [
+                output.get("weight", fraction)
+                for output, fraction in zip(outputs, fractions, strict=False)
+            ]
+            joined[key] = sum(
+                value * weight for value, weight in zip(values, weights, strict=True)
+            ) / sum(weights)
         elif all(isinstance(value, Tensor) and value.dim() for value in values):
             joined[key] = torch.cat(values)
         else:

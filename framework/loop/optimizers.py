@@ -33,11 +33,17 @@ class LRSchedulerConfig:
 
     def __post_init__(self) -> None:
         if self.interval not in ("epoch", "step"):
-            raise ValueError(f'lr_scheduler: interval must be "epoch" or "step"; got {self.interval!r}')
+            raise ValueError(
+                f'lr_scheduler: interval must be "epoch" or "step"; got {self.interval!r}'
+            )
         if not isinstance(self.frequency, int) or self.frequency < 1:
-            raise ValueError(f"lr_scheduler: frequency must be an integer from 1; got {self.frequency!r}")
+            raise ValueError(
+                f"lr_scheduler: frequency must be an integer from 1; got {self.frequency!r}"
+            )
         if not callable(getattr(self.scheduler, "step", None)):
-            raise TypeError(f"lr_scheduler: a scheduler must have step(); got {self.scheduler!r}")
+            raise TypeError(
+                f"lr_scheduler: a scheduler must have step(); got {self.scheduler!r}"
+            )
 
     def require_monitor(self) -> None:
         """Raise if the loop could not step it, for want of a value."""
@@ -57,13 +63,19 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     is_list = isinstance(returned, (list, tuple))
     if is_list and all(isinstance(item, dict) for item in returned):
         parsed = [parse_optimizers(item) for item in returned]
-        return [o for optimizers, _ in parsed for o in optimizers], [s for _, schedulers in parsed for s in schedulers]
+        return [o for optimizers, _ in parsed for o in optimizers], [
+            s for _, schedulers in parsed for s in schedulers
+        ]
     schedulers: list[Any] = []
     if isinstance(returned, dict):
         optimizers, schedulers = _parse_dict(returned)
     elif is_list and len(returned) == 2 and _is_list_of_optimizers(returned[0]):
         optimizers = list(returned[0])
-        schedulers = list(returned[1]) if isinstance(returned[1], (list, tuple)) else [returned[1]]
+        schedulers = (
+            list(returned[1])
+            if isinstance(returned[1], (list, tuple))
+            else [returned[1]]
+        )
     else:
         optimizers = list(returned) if is_list else [returned]
     optimizers = [optimizer for optimizer in optimizers if optimizer is not None]
@@ -73,7 +85,11 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
                 "configure_optimizers must return an optimizer, a list of them, two lists (optimizers, schedulers), "
                 f'a dict {{"optimizer": …, "lr_scheduler": …}}, a list of such dicts, or None; got {optimizer!r}'
             )
-    return optimizers, [_scheduler_config(scheduler) for scheduler in schedulers if scheduler is not None]
+    return optimizers, [
+        _scheduler_config(scheduler)
+        for scheduler in schedulers
+        if scheduler is not None
+    ]
 
 
 def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -88,23 +104,34 @@ def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _is_list_of_optimizers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(item is None or isinstance(item, Optimizer) for item in value)
+    return isinstance(value, (list, tuple)) and all(
+        item is None or isinstance(item, Optimizer) for item in value
+    )
 
 
 def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
     if monitor is None or scheduler is None:
         return scheduler
-    return {"monitor": monitor, **(scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler})}
+    return {
+        "monitor": monitor,
+        **(scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}),
+    }
 
 
 def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
-    options = dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
+    options = (
+        dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
+    )
     known = LRSchedulerConfig.__dataclass_fields__
     if unknown := set(options) - set(known):
-        raise ValueError(f"lr_scheduler: unknown keys {sorted(map(str, unknown))}; known are {', '.join(known)}")
+        raise ValueError(
+            f"lr_scheduler: unknown keys {sorted(map(str, unknown))}; known are {', '.join(known)}"
+        )
     if options.get("scheduler") is None:
         raise ValueError('lr_scheduler: the dict has no "scheduler"')
-    options.setdefault("reduce_on_plateau", isinstance(options["scheduler"], ReduceLROnPlateau))
+    options.setdefault(
+        "reduce_on_plateau", isinstance(options["scheduler"], ReduceLROnPlateau)
+    )
     if not options["reduce_on_plateau"]:
         options.pop("monitor", None)
     return LRSchedulerConfig(**options)

@@ -27,16 +27,22 @@ if TYPE_CHECKING:
     from .micro_batch import MicroBatches
 
 
-def check_schedulers(optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:
+def check_schedulers(
+    optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]
+) -> None:
     """Raise for a scheduler that would change nothing.
 
     Raises:
         ValueError: if it belongs to an optimizer that is not stepped.
     """
-    inner = [getattr(optimizer, "optimizer", None) for optimizer in optimizers]  # of what wraps another
+    inner = [
+        getattr(optimizer, "optimizer", None) for optimizer in optimizers
+    ]  # of what wraps another
     for config in schedulers:
         owner = getattr(config.scheduler, "optimizer", None)
-        if isinstance(owner, Optimizer) and not any(owner is known for known in (*optimizers, *inner)):
+        if isinstance(owner, Optimizer) and not any(
+            owner is known for known in (*optimizers, *inner)
+        ):
             raise ValueError(
                 f"configure_optimizers: the {type(config.scheduler).__name__} is for a {type(owner).__name__} that was "
                 "not returned, so it would change nothing: return that optimizer, too"
@@ -55,7 +61,9 @@ class Optimization:
         schedulers: list[LRSchedulerConfig],
         kinds: list[str],
     ) -> None:
-        from ..module import Module as ModuleBase  # which imports this module for its types
+        from ..module import (
+            Module as ModuleBase,
+        )  # which imports this module for its types
 
         self.engine, self.module = engine, module
         self.state = trainer.state
@@ -64,29 +72,64 @@ class Optimization:
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
         self.kinds = kinds  # names of the optimizers' classes, then of the schedulers'
         # What configure_optimizers asked for, before anything was trained or loaded.
-        self.configured = repr([engine.optimizer_state(o)["param_groups"] for o in optimizers])
+        self.configured = repr(
+            [engine.optimizer_state(o)["param_groups"] for o in optimizers]
+        )
         self.automatic = module.automatic_optimization
         self.accumulate = trainer.accumulate_grad_batches
-        self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        self.clip_value, self.clip_algorithm = (
+            trainer.gradient_clip_val,
+            trainer.gradient_clip_algorithm,
+        )
         self.anomaly = trainer.detect_anomaly
         self._several = engine.num_processes > 1
         self.bus: CallbackBus = trainer.bus
         forward = engine.forward
         takes_index = step_arguments(module.training_step) > 1
-        self._call_step = partial(forward, "training_step") if takes_index else _without_index(forward)
-        self._wants_outputs = bool(self.bus.on_train_batch_end or self.bus.on_train_batch_end_late)
+        self._call_step = (
+            partial(forward, "training_step")
+            if takes_index
+            else _without_index(forward)
+        )
+        self._wants_outputs = bool(
+            self.bus.on_train_batch_end or self.bus.on_train_batch_end_late
+        )
         # A hook or default that nobody overrides is not called but done: a frame costs 0.1 to 0.3 µs a step.
-        self._backward = module.backward if overrides(module, "backward", ModuleBase) else None
-        self._optimizer_step = module.optimizer_step if overrides(module, "optimizer_step", ModuleBase) else None
-        self._zero_grad = module.optimizer_zero_grad if overrides(module, "optimizer_zero_grad", ModuleBase) else None
+        self._backward = (
+            module.backward if overrides(module, "backward", ModuleBase) else None
+        )
+        self._optimizer_step = (
+            module.optimizer_step
+            if overrides(module, "optimizer_step", ModuleBase)
+            else None
+        )
+        self._zero_grad = (
+            module.optimizer_zero_grad
+            if overrides(module, "optimizer_zero_grad", ModuleBase)
+            else None
+        )
         clip = overrides(module, "configure_gradient_clipping", ModuleBase)
-        self._clip = module.configure_gradient_clipping if clip or self.clip_value else None
+        self._clip = (
+            module.configure_gradient_clipping if clip or self.clip_value else None
+        )
         step = overrides(module, "lr_scheduler_step", ModuleBase)
         self._scheduler_step = module.lr_scheduler_step if step else None
         by_step = [config for config in schedulers if config.interval == "step"]
-        self._each_step = [config for config in by_step if not config.reduce_on_plateau] if self.automatic else []
-        self.plateau_each_step = [config for config in by_step if config.reduce_on_plateau] if self.automatic else []
-        self._each_epoch = [config for config in schedulers if config.interval == "epoch"] if self.automatic else []
+        self._each_step = (
+            [config for config in by_step if not config.reduce_on_plateau]
+            if self.automatic
+            else []
+        )
+        self.plateau_each_step = (
+            [config for config in by_step if config.reduce_on_plateau]
+            if self.automatic
+            else []
+        )
+        self._each_epoch = (
+            [config for config in schedulers if config.interval == "epoch"]
+            if self.automatic
+            else []
+        )
         self._choose_short_ways()
 
         self._toggled: list[tuple[Tensor, bool]] = []
@@ -105,14 +148,29 @@ class Optimization:
         plain = engine.plain_backward()
         backward = self._backward is None and plain is not None and not self.anomaly
         backward = backward and not bus.on_before_backward and not bus.on_after_backward
-        self._compute_gradients = plain if backward and plain is not None else self.backward
-        clear = self._zero_grad is None and not bus.on_before_zero_grad and len(self.optimizers) == 1
+        self._compute_gradients = (
+            plain if backward and plain is not None else self.backward
+        )
+        clear = (
+            self._zero_grad is None
+            and not bus.on_before_zero_grad
+            and len(self.optimizers) == 1
+        )
         self._clear_gradients = self.optimizers[0].zero_grad if clear else None
-        step = self._optimizer_step is None and self._clip is None and not bus.on_before_optimizer_step
+        step = (
+            self._optimizer_step is None
+            and self._clip is None
+            and not bus.on_before_optimizer_step
+        )
         step = step and len(self.optimizers) == 1
         self._step_directly = engine.plain_step(self.optimizers[0]) if step else None
         # Whether a step is these three calls and nothing else.
-        self._short = backward and clear and self._step_directly is not None and not self._each_step
+        self._short = (
+            backward
+            and clear
+            and self._step_directly is not None
+            and not self._each_step
+        )
         self._short = self._short and not self._several
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
@@ -123,7 +181,9 @@ class Optimization:
 
     # -- the training step, automatic -------------------------------------------------------------------------
 
-    def automatic_step(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
+    def automatic_step(
+        self, batch: Any, batch_idx: int, num_batches: int | float
+    ) -> dict[str, Any] | None:
         """Forward, backward and, at the end of a window, step.
 
         Args:
@@ -160,7 +220,9 @@ class Optimization:
         self.stepped = last and self.close_window(batch_idx)
         return outputs
 
-    def _step_in_parts(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
+    def _step_in_parts(
+        self, batch: Any, batch_idx: int, num_batches: int | float
+    ) -> dict[str, Any] | None:
         """As :meth:`automatic_step`, with parts of the batch one after the other."""
         assert self.micro is not None
         if batch_idx >= self.window.end:
@@ -169,11 +231,17 @@ class Optimization:
         self.stepped = batch_idx + 1 == self.window.end and self.close_window(batch_idx)
         return outputs
 
-    def _gather_part(self, part: Any, batch_idx: int, fraction: float, first: bool) -> dict[str, Any] | None:
+    def _gather_part(
+        self, part: Any, batch_idx: int, fraction: float, first: bool
+    ) -> dict[str, Any] | None:
         """Run the step on a part of a batch, and add its gradients."""
-        return self._gather(self._call_step(part, batch_idx), batch_idx, (fraction, first))
+        return self._gather(
+            self._call_step(part, batch_idx), batch_idx, (fraction, first)
+        )
 
-    def manual_step(self, batch: Any, batch_idx: int, num_batches: int | float) -> dict[str, Any] | None:
+    def manual_step(
+        self, batch: Any, batch_idx: int, num_batches: int | float
+    ) -> dict[str, Any] | None:
         """Call the step, which does the rest itself."""
         if batch_idx >= self.window.end:
             self.open_window(batch_idx, num_batches)
@@ -208,7 +276,11 @@ class Optimization:
         Only inside a window is a batch read ahead: at its end, where checkpoints are saved, the loader has given what
         was trained on, and no more.
         """
-        if self.accumulate == 1 or batch_idx + 1 == self.window.end or not batches.at_end:
+        if (
+            self.accumulate == 1
+            or batch_idx + 1 == self.window.end
+            or not batches.at_end
+        ):
             return False
         self.window.end = min(self.window.end, batch_idx + 1)
         return True
@@ -220,7 +292,11 @@ class Optimization:
 
     def close_open_window(self, batch_idx: int) -> None:
         """The epoch ended sooner than planned, at ``batch_idx``: step on what was gathered until there."""
-        for optimizer in self.optimizers if self._several and self.accumulate > 1 and self.micro is None else ():
+        for optimizer in (
+            self.optimizers
+            if self._several and self.accumulate > 1 and self.micro is None
+            else ()
+        ):
             # No backward of the window's last batch has averaged them over the processes.
             self.engine.sync_gradients_of(optimizer)
         if self.automatic:
@@ -232,7 +308,9 @@ class Optimization:
         self.engine.end_window()
         self.state.global_step += 1
 
-    def _gather(self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None) -> dict[str, Any] | None:
+    def _gather(
+        self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None
+    ) -> dict[str, Any] | None:
         """Add the gradients of a step's output to the window's; of a part, which is a fraction of the batch."""
         weight = None
         if isinstance(output, Tensor):
@@ -249,7 +327,11 @@ class Optimization:
                 "return the loss", self.state.epoch, batch_idx,
             )  # fmt: skip
             return None
-        elif isinstance(output, dict) and not self._several and _is_zero(output.get("weight")):
+        elif (
+            isinstance(output, dict)
+            and not self._several
+            and _is_zero(output.get("weight"))
+        ):
             self.has_zero_weights = True
             return None
         else:
@@ -261,7 +343,11 @@ class Optimization:
                 self.zero_grad(batch_idx)
         window = self.window
         try:
-            self._compute_gradients(window.add(loss, weight) if part is None else window.add_part(loss, weight, *part))
+            self._compute_gradients(
+                window.add(loss, weight)
+                if part is None
+                else window.add_part(loss, weight, *part)
+            )
         except Exception as error:
             explain_step(error, loss)
             raise
@@ -287,7 +373,10 @@ class Optimization:
         window.close()
         self.state.global_step += 1
         for config in self._each_step:
-            if not self.engine.step_was_skipped and self.state.global_step % config.frequency == 0:
+            if (
+                not self.engine.step_was_skipped
+                and self.state.global_step % config.frequency == 0
+            ):
                 self._step_scheduler(config, None)
         return True
 
@@ -296,7 +385,11 @@ class Optimization:
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
-            self._clip(optimizer, gradient_clip_val=self.clip_value, gradient_clip_algorithm=self.clip_algorithm)
+            self._clip(
+                optimizer,
+                gradient_clip_val=self.clip_value,
+                gradient_clip_algorithm=self.clip_algorithm,
+            )
         if self._optimizer_step is not None:
             self._optimizer_step(self.state.epoch, batch_idx, self.manual[0])
         else:
@@ -320,7 +413,9 @@ class Optimization:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, between its hooks."""
-        if self.anomaly and not bool(torch.isfinite(loss).all()):  # a host–device sync, asked for by detect_anomaly
+        if self.anomaly and not bool(
+            torch.isfinite(loss).all()
+        ):  # a host–device sync, asked for by detect_anomaly
             raise RuntimeError(
                 f"the loss is {loss.item()} at {self.state.where}: look at this batch and at what the step computes "
                 "(detect_anomaly=True)"
@@ -337,7 +432,9 @@ class Optimization:
         for hook in self.bus.on_after_backward:
             hook()
 
-    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> Any:
         """Step ``optimizer``: in manual optimization with its hook, in automatic the loop has called it."""
         if self.automatic:
             return self.engine.step(optimizer, closure)
@@ -351,7 +448,9 @@ class Optimization:
     def update(self, manual: ManualOptimizer, loss: Tensor) -> None:
         """``ManualOptimizer.update``."""
         if self.automatic:
-            raise RuntimeError("update(loss) is for manual optimization; set self.automatic_optimization = False")
+            raise RuntimeError(
+                "update(loss) is for manual optimization; set self.automatic_optimization = False"
+            )
         batch_idx, optimizer = self.state.batch_idx, manual.optimizer
         if self.accumulate > 1 and manual._updated == self.state.total_batches:
             raise RuntimeError(
@@ -378,12 +477,18 @@ class Optimization:
         optimizer = manual.optimizer
         self.engine.unscale(optimizer)
         if manual._gathered < self.window.length:
-            self.engine.scale_gradients(optimizer, self.window.length / manual._gathered)
+            self.engine.scale_gradients(
+                optimizer, self.window.length / manual._gathered
+            )
         manual._gathered = 0
         for hook in self.bus.on_before_optimizer_step:
             hook(optimizer)
         if self._clip is not None:
-            self._clip(optimizer, gradient_clip_val=self.clip_value, gradient_clip_algorithm=self.clip_algorithm)
+            self._clip(
+                optimizer,
+                gradient_clip_val=self.clip_value,
+                gradient_clip_algorithm=self.clip_algorithm,
+            )
         self.stepped = True
         self.engine.step(optimizer)
 
@@ -409,24 +514,39 @@ class Optimization:
     def end_epoch(self) -> None:
         """Step the schedulers that step by epochs; those that wait for a monitored value do so later."""
         for config in self._each_epoch:
-            if not config.reduce_on_plateau and (self.state.epoch + 1) % config.frequency == 0:
+            if (
+                not config.reduce_on_plateau
+                and (self.state.epoch + 1) % config.frequency == 0
+            ):
                 self._step_scheduler(config, None)
 
     def plateau_each_epoch(self, values: Callable[[], dict[str, Any]]) -> None:
         """Step, at the very end of an epoch, the schedulers that monitor a value."""
-        due = [c for c in self._each_epoch if c.reduce_on_plateau and (self.state.epoch + 1) % c.frequency == 0]
+        due = [
+            c
+            for c in self._each_epoch
+            if c.reduce_on_plateau and (self.state.epoch + 1) % c.frequency == 0
+        ]
         self._monitor(due, values)
 
     def plateau_step(self, values: Callable[[], dict[str, Any]]) -> None:
         """Step, after a window, the schedulers that monitor a value by steps."""
-        due = [config for config in self.plateau_each_step if self.state.global_step % config.frequency == 0]
+        due = [
+            config
+            for config in self.plateau_each_step
+            if self.state.global_step % config.frequency == 0
+        ]
         self._monitor(due, values)
 
-    def _monitor(self, due: list[LRSchedulerConfig], values: Callable[[], dict[str, Any]]) -> None:
+    def _monitor(
+        self, due: list[LRSchedulerConfig], values: Callable[[], dict[str, Any]]
+    ) -> None:
         for config in due:
             logged = values()
             assert config.monitor is not None
-            value = self.engine.broadcast(logged.get(config.monitor))  # a step's value is each process's own
+            value = self.engine.broadcast(
+                logged.get(config.monitor)
+            )  # a step's value is each process's own
             if value is not None:
                 self._step_scheduler(config, value)
             elif config.strict:
@@ -449,8 +569,12 @@ class Optimization:
     def state_dict(self) -> dict[str, Any]:
         """Optimizers by parameter names, schedulers, and the loss scale."""
         state: dict[str, Any] = {
-            "optimizer_states": [self.engine.optimizer_state(optimizer) for optimizer in self.optimizers],
-            "lr_schedulers": [config.scheduler.state_dict() for config in self.schedulers],
+            "optimizer_states": [
+                self.engine.optimizer_state(optimizer) for optimizer in self.optimizers
+            ],
+            "lr_schedulers": [
+                config.scheduler.state_dict() for config in self.schedulers
+            ],
             "optimizer_kinds": self.kinds,
         }
         if self.engine.scaler is not None:
@@ -463,15 +587,26 @@ class Optimization:
         Raises:
             ValueError: if there were other optimizers or schedulers, whose states these cannot take.
         """
-        for name, now in (("optimizer_states", self.optimizers), ("lr_schedulers", self.schedulers)):
+        for name, now in (
+            ("optimizer_states", self.optimizers),
+            ("lr_schedulers", self.schedulers),
+        ):
             if len(state[name]) != len(now):
-                raise ValueError(f"the checkpoint has {len(state[name])} {name}, configure_optimizers made {len(now)}")
+                raise ValueError(
+                    f"the checkpoint has {len(state[name])} {name}, configure_optimizers made {len(now)}"
+                )
         kinds = zip(state.get("optimizer_kinds", self.kinds), self.kinds, strict=True)
-        changed = ", ".join(f"its {was} is now a {now}" for was, now in kinds if was != now)
+        changed = ", ".join(
+            f"its {was} is now a {now}" for was, now in kinds if was != now
+        )
         try:
-            for optimizer, saved in zip(self.optimizers, state["optimizer_states"], strict=True):
+            for optimizer, saved in zip(
+                self.optimizers, state["optimizer_states"], strict=True
+            ):
                 self.engine.load_optimizer_state(optimizer, saved)
-            for config, saved in zip(self.schedulers, state["lr_schedulers"], strict=True):
+            for config, saved in zip(
+                self.schedulers, state["lr_schedulers"], strict=True
+            ):
                 config.scheduler.load_state_dict(unseal(saved, config.scheduler))
         except Exception as error:
             if not changed:
@@ -495,8 +630,15 @@ def _unpack(output: Any) -> tuple[Tensor, Any, dict[str, Any]]:
             f"got {output!r}. If it runs the optimizer itself, set self.automatic_optimization = False"
         )
     outputs = {key: value for key, value in output.items() if key != "loss"}
-    detached = {key: value.detach() if isinstance(value, Tensor) else value for key, value in outputs.items()}
-    return output["loss"], output.get("weight"), {"loss": output["loss"].detach(), **detached}
+    detached = {
+        key: value.detach() if isinstance(value, Tensor) else value
+        for key, value in outputs.items()
+    }
+    return (
+        output["loss"],
+        output.get("weight"),
+        {"loss": output["loss"].detach(), **detached},
+    )
 
 
 def _outputs(output: Any) -> Any:
@@ -523,6 +665,8 @@ def step_arguments(step: Callable[..., Any]) -> int:
 
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(step).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+    if any(
+        parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters
+    ):
         return 3
     return max(1, sum(parameter.kind in kinds for parameter in parameters))

@@ -14,7 +14,11 @@ import torch.distributed as dist
 from ..data.batches import map_tensors
 
 # How to join a state of several processes, by the name of its reduction in torchmetrics.
-_MERGES: dict[str, Any] = {"dim_zero_sum": torch.sum, "dim_zero_max": torch.amax, "dim_zero_min": torch.amin}
+_MERGES: dict[str, Any] = {
+    "dim_zero_sum": torch.sum,
+    "dim_zero_max": torch.amax,
+    "dim_zero_min": torch.amin,
+}
 
 
 def is_metric(value: Any) -> bool:
@@ -24,13 +28,20 @@ def is_metric(value: Any) -> bool:
 
 
 def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
-    return [(name, metric) for name, metric in module.named_modules() if is_metric(metric)]
+    return [
+        (name, metric) for name, metric in module.named_modules() if is_metric(metric)
+    ]
 
 
 @contextmanager
 def own_metrics(module: torch.nn.Module, world_size: int) -> Iterator[None]:
     """Keep torchmetrics from adding up over processes of which each runs ``module`` by itself."""
-    alone = world_size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    alone = (
+        world_size == 1
+        and dist.is_available()
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+    )
     metrics = [metric for _, metric in _metrics_of(module)] if alone else []
     before = [metric.distributed_available_fn for metric in metrics]
     for metric in metrics:
@@ -49,7 +60,10 @@ def _no_peers() -> bool:
 def list_states(metric: Any) -> dict[tuple[str, str], Any]:
     """The states that are lists, of a ``Metric`` and those inside it: length, an element's dtype and shape."""
     return {
-        (path, name): (len(value), *((value[0].dtype, tuple(value[0].shape)) if value else (None, ())))
+        (path, name): (
+            len(value),
+            *((value[0].dtype, tuple(value[0].shape)) if value else (None, ())),
+        )
         for path, part in _metrics_of(metric)
         for name, value in part.metric_state.items()
         if isinstance(value, list)
@@ -74,7 +88,9 @@ def fill_list_states(metric: Any, told: list[dict[tuple[str, str], Any]]) -> Non
             found = [states[path, name] for states in told if states[path, name][0]]
             if found and not part.metric_state[name]:
                 _, dtype, shape = found[0]
-                part.metric_state[name].append(torch.empty((0, *shape[1:]), dtype=dtype, device=part.device))
+                part.metric_state[name].append(
+                    torch.empty((0, *shape[1:]), dtype=dtype, device=part.device)
+                )
         elif len(set(lengths)) > 1:
             raise RuntimeError(
                 f"{type(part).__name__} keeps a list {name!r} that torchmetrics gathers element by element, and its "
@@ -88,14 +104,20 @@ def metric_states(module: torch.nn.Module) -> dict[str, Any]:
     return {
         name: {
             "update_count": metric._update_count,
-            "state": {key: _copy_state(value) for key, value in metric.metric_state.items()},
+            "state": {
+                key: _copy_state(value) for key, value in metric.metric_state.items()
+            },
         }
         for name, metric in _metrics_of(module)
     }
 
 
 def _copy_state(value: Any) -> Any:
-    return [_copy_state(item) for item in value] if isinstance(value, list) else value.detach().clone()
+    return (
+        [_copy_state(item) for item in value]
+        if isinstance(value, list)
+        else value.detach().clone()
+    )
 
 
 def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
@@ -106,10 +128,16 @@ def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
             metric._computed = None
             device = metric.device
             for key, value in states[name]["state"].items():
-                setattr(metric, key, map_tensors(value, lambda tensor, device=device: tensor.to(device)))
+                setattr(
+                    metric,
+                    key,
+                    map_tensors(value, lambda tensor, device=device: tensor.to(device)),
+                )
 
 
-def merge_metric_states(module: torch.nn.Module, states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
+def merge_metric_states(
+    module: torch.nn.Module, states: list[dict[str, Any]], keep: bool
+) -> dict[str, Any]:
     """One of what :func:`metric_states` gave in several processes: each state reduced as torchmetrics would.
 
     Args:
@@ -127,10 +155,15 @@ def merge_metric_states(module: torch.nn.Module, states: list[dict[str, Any]], k
         if not seen:
             continue
         values = {
-            key: _merge(metric, key, [state["state"][key] for state in seen]) if keep else copy.deepcopy(default)
+            key: _merge(metric, key, [state["state"][key] for state in seen])
+            if keep
+            else copy.deepcopy(default)
             for key, default in metric._defaults.items()
         }
-        merged[name] = {"update_count": sum(state["update_count"] for state in seen), "state": values}
+        merged[name] = {
+            "update_count": sum(state["update_count"] for state in seen),
+            "state": values,
+        }
     return merged
 
 

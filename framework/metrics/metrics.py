@@ -49,7 +49,9 @@ class Metrics:
         self.enabled = enabled
         self.module: torch.nn.Module | None = None
         self.results = Results()
-        self.epoch_results = Results()  # of the running epoch or evaluation, once it is reduced
+        self.epoch_results = (
+            Results()
+        )  # of the running epoch or evaluation, once it is reduced
         self.stages: dict[str, dict[Any, LoggedValue]] = {}
         self.stage: str | None = None
         self.values: dict[Any, LoggedValue] = {}  # those of the stage
@@ -64,7 +66,9 @@ class Metrics:
         self.logged_in: dict[str, set[int]] = {}
         self.left_out: set[str] = set()
 
-    def enter(self, stage: str | None, moment: str | None) -> tuple[str | None, str | None]:
+    def enter(
+        self, stage: str | None, moment: str | None
+    ) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
         before = self.stage, self.moment
         self._sized = None
@@ -93,7 +97,9 @@ class Metrics:
     ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
         if rank_zero_only and is_metric(value) and self.strategy.world_size > 1:
-            raise ValueError(f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes")
+            raise ValueError(
+                f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes"
+            )
         if not self.enabled or (rank_zero_only and self.strategy.global_rank != 0):
             return
         index = self.dataloader_idx
@@ -102,14 +108,21 @@ class Metrics:
             index = None
         entry = self.values.get((name, index))
         if entry is None:
-            entry = self._create(name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx)
+            entry = self._create(
+                name, index, value, prog_bar, logger, on_step, on_epoch, reduce_fx
+            )
             entry.rank_zero_only = rank_zero_only
-        elif on_step not in (None, entry.on_step) or on_epoch not in (None, entry.on_epoch):
+        elif on_step not in (None, entry.on_step) or on_epoch not in (
+            None,
+            entry.on_epoch,
+        ):
             raise ValueError(
                 f"log({name!r}, on_step={on_step}, on_epoch={on_epoch}): it was logged with on_step={entry.on_step}, "
                 f"on_epoch={entry.on_epoch} before in this epoch; use another name"
             )
-        reduces_now = sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
+        reduces_now = (
+            sync_dist and not rank_zero_only and entry.on_step and self.stage == "train"
+        )
         if self.is_dummy:
             self._take_part(entry, value, bool(reduces_now))
             return
@@ -123,23 +136,35 @@ class Metrics:
             value = as_number(name, value)
         self._keep_step(entry, value, bool(reduces_now))
         if entry.on_epoch:
-            entry.add(value, 1.0 if entry.reduction != "mean" else self._weight(name, batch_size))
+            entry.add(
+                value,
+                1.0 if entry.reduction != "mean" else self._weight(name, batch_size),
+            )
 
     def _take_part(self, entry: LoggedValue, value: Any, reduces_now: bool) -> None:
         """Log of a dummy batch: it counts nothing, and the others wait for it where they reduce."""
         if entry.metric is not None and entry.value is None:
             entry.value = value
         if reduces_now and self.strategy.world_size > 1:
-            self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)  # collective
+            self.strategy.reduce(
+                torch.as_tensor(value).detach(), entry.reduction
+            )  # collective
 
     def _tensor(self, entry: LoggedValue, value: Tensor, keep_graph: bool) -> Tensor:
         """The tensor to keep: a copy, as what the step does to its own afterwards is not logged."""
         if value.numel() != 1:
-            raise ValueError(f"log({entry.name!r}): the tensor must have one element; got shape {tuple(value.shape)}")
+            raise ValueError(
+                f"log({entry.name!r}): the tensor must have one element; got shape {tuple(value.shape)}"
+            )
         if not keep_graph:
             value, last = value.detach(), entry.value
             is_read_later = entry.on_epoch or self.part is not None
-            if is_read_later or type(last) is not Tensor or last.dtype != value.dtype or value.dim():
+            if (
+                is_read_later
+                or type(last) is not Tensor
+                or last.dtype != value.dtype
+                or value.dim()
+            ):
                 value = value.clone()
             else:
                 value = last.copy_(value)  # into the same memory
@@ -150,7 +175,9 @@ class Metrics:
         if self.part is not None and entry.on_step:
             value = join_values(entry, value, *self.part)
         if reduces_now and self.strategy.world_size > 1:
-            value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)  # collective, asked for
+            value = self.strategy.reduce(
+                torch.as_tensor(value), entry.reduction
+            )  # collective, asked for
         entry.value = value
 
     def _create(
@@ -168,14 +195,33 @@ class Metrics:
         on_step = in_train_batch if on_step is None else on_step
         on_epoch = not in_train_batch if on_epoch is None else on_epoch
         if on_step and self.moment != "batch":
-            raise ValueError(f"log({name!r}, on_step=True): this is no step; use on_epoch=True")
+            raise ValueError(
+                f"log({name!r}, on_step=True): this is no step; use on_epoch=True"
+            )
         if not on_step and not on_epoch:
-            raise ValueError(f"log({name!r}, on_step=False, on_epoch=False) would keep nothing; set one of them")
-        reduction = reduce_fx if isinstance(reduce_fx, str) else REDUCTION_FUNCTIONS.get(reduce_fx)
+            raise ValueError(
+                f"log({name!r}, on_step=False, on_epoch=False) would keep nothing; set one of them"
+            )
+        reduction = (
+            reduce_fx
+            if isinstance(reduce_fx, str)
+            else REDUCTION_FUNCTIONS.get(reduce_fx)
+        )
         if reduction not in REDUCTIONS:
-            raise ValueError(f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}")
+            raise ValueError(
+                f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {reduce_fx!r}"
+            )
         metric = self._find_metric(name, value) if is_metric(value) else None
-        entry = LoggedValue(name, index, prog_bar, logger is not False, on_step, on_epoch, reduction, metric=metric)
+        entry = LoggedValue(
+            name,
+            index,
+            prog_bar,
+            logger is not False,
+            on_step,
+            on_epoch,
+            reduction,
+            metric=metric,
+        )
         self.values[name, index] = entry
         return entry
 
@@ -206,7 +252,11 @@ class Metrics:
     def copies(self) -> dict[Any, LoggedValue]:
         """The running stage's values as they are, for :meth:`put_back`."""
         return {
-            key: replace(entry, pending=[*entry.pending], pending_weights=[*entry.pending_weights])
+            key: replace(
+                entry,
+                pending=[*entry.pending],
+                pending_weights=[*entry.pending_weights],
+            )
             for key, entry in self.values.items()
         }
 
@@ -223,7 +273,11 @@ class Metrics:
         values = self.values if stage is None else self.stages.get(stage, {})
         for entry in values.values():
             if entry.on_step and entry.value is not None:
-                value = getattr(entry.value, "_forward_cache", None) if entry.metric is not None else entry.value
+                value = (
+                    getattr(entry.value, "_forward_cache", None)
+                    if entry.metric is not None
+                    else entry.value
+                )
                 if value is not None:
                     self._show(results, entry, value, of_step=True)
         return results
@@ -241,11 +295,21 @@ class Metrics:
         """Reduce the running stage's epoch values and show them; they can still be added to."""
         results = self.epoch_results
         self.results.update(self.step_results())
-        due = [entry for entry in self.values.values() if entry.on_epoch and not entry.reduced]
+        due = [
+            entry
+            for entry in self.values.values()
+            if entry.on_epoch and not entry.reduced
+        ]
         if self.strategy.world_size > 1:
             due = self._agree(due)
-        for entry, total, weight in self._reduce([(e, *e.folded()) for e in due if e.metric is None]):
-            self._show(results, entry, total / weight if entry.reduction == "mean" and weight else total)
+        for entry, total, weight in self._reduce(
+            [(e, *e.folded()) for e in due if e.metric is None]
+        ):
+            self._show(
+                results,
+                entry,
+                total / weight if entry.reduction == "mean" and weight else total,
+            )
         for entry in due:
             if entry.metric is not None and entry.value is not None:
                 self._show(results, entry, entry.value.compute())
@@ -275,30 +339,48 @@ class Metrics:
             RuntimeError: if a process that had batches did not log what another one did; on all of them.
         """
         own = {entry.key: entry for entry in due if not entry.rank_zero_only}
-        entries = {key: (entry.facts(), entry.list_states()) for key, entry in own.items()}
-        by_rank = self.strategy.gather_objects((self.without_batch, entries, self.logged_in))
+        entries = {
+            key: (entry.facts(), entry.list_states()) for key, entry in own.items()
+        }
+        by_rank = self.strategy.gather_objects(
+            (self.without_batch, entries, self.logged_in)
+        )
         for _, _, logged_in in by_rank:
             for name, loaders in logged_in.items():
                 self.logged_in[name] = self.logged_in.get(name, set()) | loaders
         logged = [entries for _, entries, _ in by_rank]
-        known = {key: facts for entries in reversed(logged) for key, (facts, _) in entries.items()}
+        known = {
+            key: facts
+            for entries in reversed(logged)
+            for key, (facts, _) in entries.items()
+        }
         for key in known:
-            self._require_everywhere(key, logged, [without_batch for without_batch, _, _ in by_rank])
+            self._require_everywhere(
+                key, logged, [without_batch for without_batch, _, _ in by_rank]
+            )
         agreed = []
         for key in sorted(known, key=repr):
             entry = own.get(key) or self._entry_of_others(key, known[key])
             if entry.metric is not None:
-                fill_list_states(entry.value, [entries[key][1] for entries in logged if key in entries])
+                fill_list_states(
+                    entry.value,
+                    [entries[key][1] for entries in logged if key in entries],
+                )
             agreed.append(entry)
         return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
 
-    def _require_everywhere(self, key: Any, logged: list[dict[Any, Any]], without_batch: list[Any]) -> None:
+    def _require_everywhere(
+        self, key: Any, logged: list[dict[Any, Any]], without_batch: list[Any]
+    ) -> None:
         """Raise if a rank that had batches did not log what another one did."""
         lacking = [rank for rank, entries in enumerate(logged) if key not in entries]
         if all(without_batch[rank] for rank in lacking):
             return
         having = [rank for rank, entries in enumerate(logged) if key in entries]
-        names = "; ".join(f"rank {rank} logged {_names(entries)}" for rank, entries in enumerate(logged))
+        names = "; ".join(
+            f"rank {rank} logged {_names(entries)}"
+            for rank, entries in enumerate(logged)
+        )
         raise RuntimeError(
             f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
             f"{self.stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
@@ -327,13 +409,32 @@ class Metrics:
         rows = []
         for entry, total, weight in shared:
             total = nothing.get(entry.reduction, 0.0) if total is None else total
-            rows.append(torch.stack([torch.as_tensor(n, dtype=dtype, device=device) for n in (total, weight)]))
-        everywhere = self.strategy.all_gather(torch.stack(rows))  # (world_size, entries, 2)
+            rows.append(
+                torch.stack(
+                    [
+                        torch.as_tensor(n, dtype=dtype, device=device)
+                        for n in (total, weight)
+                    ]
+                )
+            )
+        everywhere = self.strategy.all_gather(
+            torch.stack(rows)
+        )  # (world_size, entries, 2)
         weights = everywhere[:, :, 1].sum(0).tolist()
-        for (entry, _, _), column, weight in zip(shared, everywhere[:, :, 0].unbind(1), weights, strict=True):
-            yield entry, {"min": column.amin, "max": column.amax}.get(entry.reduction, column.sum)(), weight
+        for (entry, _, _), column, weight in zip(
+            shared, everywhere[:, :, 0].unbind(1), weights, strict=True
+        ):
+            yield (
+                entry,
+                {"min": column.amin, "max": column.amax}.get(
+                    entry.reduction, column.sum
+                )(),
+                weight,
+            )
 
-    def _show(self, results: Results, entry: LoggedValue, value: Any, of_step: bool = False) -> None:
+    def _show(
+        self, results: Results, entry: LoggedValue, value: Any, of_step: bool = False
+    ) -> None:
         """Show an entry's value; the values of a metric that computes a dict each under a name of its own."""
         if isinstance(value, dict):
             for key, part in value.items():
@@ -344,7 +445,12 @@ class Metrics:
                     self._show(results, replace(entry, name=name), part, of_step)
                 elif name not in self.left_out and self.strategy.is_global_zero:
                     self.left_out.add(name)
-                    log.warning("log(%r): %r is left out, as it is no number: %s", entry.name, key, described(part))
+                    log.warning(
+                        "log(%r): %r is left out, as it is no number: %s",
+                        entry.name,
+                        key,
+                        described(part),
+                    )
             return
         if not is_number(value):
             raise ValueError(
@@ -369,7 +475,9 @@ class Metrics:
             return index in loaders_of.get(name, (index,))
 
         values = as_floats(results.callback)
-        return [{n: v for n, v in values.items() if belongs(n, i)} for i in range(count)]
+        return [
+            {n: v for n, v in values.items() if belongs(n, i)} for i in range(count)
+        ]
 
     def forget(self) -> None:
         """Drop everything, as after a sanity check."""
@@ -390,12 +498,18 @@ class Metrics:
             }
             for entry in self.stages.get("train", {}).values()
         ]
-        return {"train": values, "results": {key: dict(value) for key, value in vars(self.results).items()}}
+        return {
+            "train": values,
+            "results": {key: dict(value) for key, value in vars(self.results).items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back :meth:`state_dict`."""
         device = self.strategy.device  # where the values to come will be
-        entries = [LoggedValue(**map_tensors(values, lambda tensor: tensor.to(device))) for values in state["train"]]
+        entries = [
+            LoggedValue(**map_tensors(values, lambda tensor: tensor.to(device)))
+            for values in state["train"]
+        ]
         for entry in entries:
             if entry.metric is not None:
                 assert self.module is not None
@@ -403,7 +517,9 @@ class Metrics:
         train = self.stages.setdefault("train", {})
         train.clear()
         train.update({(entry.name, entry.dataloader_idx): entry for entry in entries})
-        self.results = Results(**{key: dict(value) for key, value in state["results"].items()})
+        self.results = Results(
+            **{key: dict(value) for key, value in state["results"].items()}
+        )
 
 
 def _names(entries: Iterable[tuple[str, int | None]]) -> str:

@@ -45,7 +45,9 @@ class LoggedValue:
     weight: float = 0.0
     pending: list[Any] = field(default_factory=list)
     pending_weights: list[float] = field(default_factory=list)
-    reduced: bool = False  # whether the epoch's value has been shown since the last value came
+    reduced: bool = (
+        False  # whether the epoch's value has been shown since the last value came
+    )
     rank_zero_only: bool = False
 
     def add(self, value: Any, weight: float) -> None:
@@ -60,15 +62,29 @@ class LoggedValue:
         """The epoch's total and weight so far."""
         if not self.pending:
             return self.total, self.weight
-        device = next((value.device for value in self.pending if isinstance(value, Tensor)), torch.device("cpu"))
+        device = next(
+            (value.device for value in self.pending if isinstance(value, Tensor)),
+            torch.device("cpu"),
+        )
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.stack([torch.as_tensor(v, dtype=dtype, device=device).detach() for v in self.pending])
+        values = torch.stack(
+            [
+                torch.as_tensor(v, dtype=dtype, device=device).detach()
+                for v in self.pending
+            ]
+        )
         if self.reduction in ("min", "max"):
             reduce = torch.amin if self.reduction == "min" else torch.amax
-            total = reduce(values, 0) if self.total is None else reduce(torch.cat([values, self.total[None]]), 0)
+            total = (
+                reduce(values, 0)
+                if self.total is None
+                else reduce(torch.cat([values, self.total[None]]), 0)
+            )
             return total, self.weight + len(self.pending)
         if self.reduction == "mean":
-            values = values * torch.tensor(self.pending_weights, dtype=dtype, device=device)
+            values = values * torch.tensor(
+                self.pending_weights, dtype=dtype, device=device
+            )
         total = values.sum() if self.total is None else self.total + values.sum()
         return total, self.weight + sum(self.pending_weights)
 
@@ -84,11 +100,17 @@ class LoggedValue:
 
     def list_states(self) -> dict[Any, Any]:
         """What another process needs to know of the Metric, if it is one."""
-        return {} if self.metric is None or self.value is None else list_states(self.value)
+        return (
+            {} if self.metric is None or self.value is None else list_states(self.value)
+        )
 
     def names(self) -> tuple[str, str]:
         """Its name as a step's value and as the epoch's."""
-        suffix = "" if self.dataloader_idx is None else f"/dataloader_idx_{self.dataloader_idx}"
+        suffix = (
+            ""
+            if self.dataloader_idx is None
+            else f"/dataloader_idx_{self.dataloader_idx}"
+        )
         if self.on_step and self.on_epoch:
             return f"{self.name}_step{suffix}", f"{self.name}_epoch{suffix}"
         return self.name + suffix, self.name + suffix
@@ -130,17 +152,25 @@ def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
             if entry.key in merged and entry.rank_zero_only:
                 continue
             total, weight = entry.folded()
-            first = merged.setdefault(entry.key, replace(entry, total=None, weight=0.0, pending=[], pending_weights=[]))
+            first = merged.setdefault(
+                entry.key,
+                replace(entry, total=None, weight=0.0, pending=[], pending_weights=[]),
+            )
             if not keep or total is None:
                 continue
             if first.total is None:
                 first.total = total
             elif entry.reduction in ("min", "max"):
-                first.total = (torch.minimum if entry.reduction == "min" else torch.maximum)(first.total, total)
+                first.total = (
+                    torch.minimum if entry.reduction == "min" else torch.maximum
+                )(first.total, total)
             else:
                 first.total = first.total + total
             first.weight += weight
-    return {"train": [vars(entry) for entry in merged.values()], "results": states[0]["results"]}
+    return {
+        "train": [vars(entry) for entry in merged.values()],
+        "results": states[0]["results"],
+    }
 
 
 def join_values(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
@@ -155,12 +185,20 @@ def join_values(entry: LoggedValue, value: Any, fraction: float, first: bool) ->
 
 def is_number(value: Any) -> bool:
     """Whether it is one number, as a tensor or not."""
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
+    return (
+        value.numel() == 1
+        if isinstance(value, Tensor)
+        else isinstance(value, (int, float))
+    )
 
 
 def described(value: Any) -> str:
     """A value for a message: of a tensor, its shape."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else repr(value)
+    )
 
 
 def as_number(name: str, value: Any) -> float:
@@ -180,15 +218,30 @@ def as_number(name: str, value: Any) -> float:
 
 def as_floats(values: dict[str, Any]) -> dict[str, float]:
     """Read values into Python numbers: one host–device sync for all of them."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value for name, value in values.items() if isinstance(value, Tensor)
+    }
     read: dict[str, float] = {}
     if tensors and any(value.device.type != "cpu" for value in tensors.values()):
-        device = next(value.device for value in tensors.values() if value.device.type != "cpu")
-        stacked = torch.stack([value.detach().to(device, torch.float32).reshape(()) for value in tensors.values()])
+        device = next(
+            value.device for value in tensors.values() if value.device.type != "cpu"
+        )
+        stacked = torch.stack(
+            [
+                value.detach().to(device, torch.float32).reshape(())
+                for value in tensors.values()
+            ]
+        )
         read = dict(zip(tensors, stacked.tolist(), strict=True))
-    return {name: read[name] if name in read else float(value) for name, value in values.items()}
+    return {
+        name: read[name] if name in read else float(value)
+        for name, value in values.items()
+    }
 
 
 def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
     """Values as 0-dim tensors of their own."""
-    return {name: value.clone() if isinstance(value, Tensor) else torch.tensor(value) for name, value in values.items()}
+    return {
+        name: value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+        for name, value in values.items()
+    }

@@ -12,7 +12,9 @@ from typing import Any
 SWITCH = "LOOPWRIGHT_LAUNCH"  # "off": whatever launched this process is not looked for
 
 
-AGENT = "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the one that did
+AGENT = (
+    "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the one that did
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def _from_variables(env: Mapping[str, str]) -> Place | None:
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return None
     rank, local_rank, local_size = (
-        int(env.get(name, usual)) for name, usual in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        int(env.get(name, usual))
+        for name, usual in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
     )
     if local_rank >= local_size:
         raise ValueError(
@@ -90,7 +93,9 @@ def _from_slurm(env: Mapping[str, str]) -> Place | None:
         return None
     tasks = [  # on each machine: "4(x2),3" means 4, 4, 3
         int(count)
-        for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
+        for count, _, times in re.findall(
+            r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"]
+        )
         for _ in range(int(times or 1))
     ]
     node = int(env["SLURM_NODEID"])
@@ -102,33 +107,56 @@ def _from_slurm(env: Mapping[str, str]) -> Place | None:
         local_world_size=tasks[node],
         node_rank=node,
         address=env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"]),
-        port=int(env.get("MASTER_PORT") or 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000),
+        port=int(
+            env.get("MASTER_PORT")
+            or 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000
+        ),
     )
 
 
 def first_host(nodes: str) -> str:
     """The first of a SLURM node list, such as ``gpu[003-007,012],login1``."""
-    found = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)  # up to a comma outside of brackets
+    found = re.match(
+        r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes
+    )  # up to a comma outside of brackets
     if found is None:
-        raise ValueError(f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR")
+        raise ValueError(
+            f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR"
+        )
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found.group())
 
 
 def _from_mpi(env: Mapping[str, str]) -> Place | None:
     for names in (
-        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        (
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ),
         ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ):
         if set(names) <= env.keys():
             rank, size, local_rank, local_size = (int(env[name]) for name in names)
-            address = env.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
+            address = env.get("MASTER_ADDR") or (
+                "127.0.0.1" if local_size == size else None
+            )
             if address is None:
                 raise ValueError(
                     f"MPI started {size} processes, {local_size} of them on this machine, and MASTER_ADDR is not set: "
                     "set it to the address of rank 0's machine (mpirun -x MASTER_ADDR=…)"
                 )
             port = int(env.get("MASTER_PORT", 29500))
-            return Place("MPI", rank, size, local_rank, local_size, rank // local_size, address, port)
+            return Place(
+                "MPI",
+                rank,
+                size,
+                local_rank,
+                local_size,
+                rank // local_size,
+                address,
+                port,
+            )
     return None
 
 
@@ -160,10 +188,14 @@ def runs_alone(place: Place, devices: Any, num_nodes: int | str, single: bool) -
     """
     one_index = isinstance(devices, list) and len(devices) == 1
     one_device = one_index or devices == "1" or (type(devices) is int and devices == 1)
-    if num_nodes not in ("auto", 1) or not (one_device or (single and devices == "auto")):
+    if num_nodes not in ("auto", 1) or not (
+        one_device or (single and devices == "auto")
+    ):
         return False
     # A launcher may have started one process on each machine: then one device is its share.
-    return single or place.local_world_size > 1 or (num_nodes == 1 and place.num_nodes > 1)
+    return (
+        single or place.local_world_size > 1 or (num_nodes == 1 and place.num_nodes > 1)
+    )
 
 
 def _started_by_a_rank() -> bool:
@@ -174,5 +206,7 @@ def _started_by_a_rank() -> bool:
     try:
         os.kill(agent, 0)  # asks whether it lives
     except ProcessLookupError:
-        os.kill(os.getpid(), signal.SIGKILL)  # as it would have, had it lived a little longer
+        os.kill(
+            os.getpid(), signal.SIGKILL
+        )  # as it would have, had it lived a little longer
     return True

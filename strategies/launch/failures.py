@@ -22,7 +22,9 @@ from .environment import AGENT, detect
 from .rendezvous import leave
 
 # In messages of errors that only say that another process has gone, or is stuck.
-_PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE)
+_PEER_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE
+)
 
 
 _PEER_FAILED = re.compile(r"rank \d+ could not save")
@@ -45,10 +47,18 @@ def find_peers() -> frozenset[int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or not os.path.exists("/proc/self/stat"):
         return frozenset()
     mine = _command(os.getpid())
-    alive = (int(name) for name in os.listdir("/proc") if name.isdigit() and _runs_beside(int(name)))
+    alive = (
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and _runs_beside(int(name))
+    )
     found = frozenset(process for process in alive if _command(process) == mine)
     # It may be started through a shell that stays between, or have changed its title.
-    return found if len(found) == int(os.environ.get("LOCAL_WORLD_SIZE", 1)) else frozenset()
+    return (
+        found
+        if len(found) == int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        else frozenset()
+    )
 
 
 def one_is_gone(peers: frozenset[int]) -> bool:
@@ -60,7 +70,9 @@ def _runs_beside(process: int) -> bool:
     """Whether a process runs that this one's agent has started."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            state, parent = file.read().rpartition(")")[2].split()[:2]  # behind the name, which may hold anything
+            state, parent = (
+                file.read().rpartition(")")[2].split()[:2]
+            )  # behind the name, which may hold anything
     except OSError:
         return False
     return int(parent) == os.getppid() and state != "Z"
@@ -104,7 +116,9 @@ def _die_with(agent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-_noted: tuple[int, str] | None = None  # the id of an exception: to hold it would keep alive what its frames hold
+_noted: tuple[int, str] | None = (
+    None  # the id of an exception: to hold it would keep alive what its frames hold
+)
 
 
 def note(error: BaseException, where: str) -> None:
@@ -113,9 +127,15 @@ def note(error: BaseException, where: str) -> None:
     _noted = id(error), where
     # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before the hook runs.
     if isinstance(error, SystemExit) or is_loss(error):
-        with suppress(OSError):  # such as a full disk: the run must end in order all the same
+        with suppress(
+            OSError
+        ):  # such as a full disk: the run must end in order all the same
             report(error)
-    if isinstance(error, SystemExit) and _adopted and "TORCHELASTIC_ERROR_FILE" not in os.environ:
+    if (
+        isinstance(error, SystemExit)
+        and _adopted
+        and "TORCHELASTIC_ERROR_FILE" not in os.environ
+    ):
         _print(f"{_headline(error)} SystemExit: {error}\n")
 
 
@@ -131,7 +151,14 @@ def note_stop(where: str, frame: FrameType | None) -> None:
     if path and not os.path.exists(path):
         told = "it was told to end, as another process had"
         with suppress(OSError):  # such as a full disk: it must end all the same
-            _write_report(path, told, "".join(traceback.format_stack(frame)), where, lost=True, stopped=True)
+            _write_report(
+                path,
+                told,
+                "".join(traceback.format_stack(frame)),
+                where,
+                lost=True,
+                stopped=True,
+            )
 
 
 def is_loss(error: BaseException) -> bool:
@@ -145,8 +172,16 @@ def report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        callstack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        _write_report(path, f"{type(error).__name__}: {error}", callstack, _where(error), lost=is_loss(error))
+        callstack = "".join(
+            traceback.format_exception(type(error), error, error.__traceback__)
+        )
+        _write_report(
+            path,
+            f"{type(error).__name__}: {error}",
+            callstack,
+            _where(error),
+            lost=is_loss(error),
+        )
 
 
 def _where(error: BaseException) -> str:
@@ -157,7 +192,9 @@ def _where(error: BaseException) -> str:
 def _headline(error: BaseException) -> str:
     """Which process ``error`` ends, and where."""
     place = detect()
-    who = "This process" if place is None else f"Rank {place.rank} of {place.world_size}"
+    who = (
+        "This process" if place is None else f"Rank {place.rank} of {place.world_size}"
+    )
     what = "lost its peers" if is_loss(error) else "failed"
     if isinstance(error, SystemExit) and not error.code:
         what = "ended"
@@ -173,17 +210,28 @@ def _print(text: str) -> None:
         sys.__stderr__.flush()
 
 
-def _write_report(path: str, message: str, callstack: str, where: str, **facts: bool) -> None:
+def _write_report(
+    path: str, message: str, callstack: str, where: str, **facts: bool
+) -> None:
     now = time.time()
     extra = {"py_callstack": callstack, "timestamp": str(int(now))}
-    content = {"message": {"message": message, "extraInfo": extra}, "where": where, "time": now, **facts}
+    content = {
+        "message": {"message": message, "extraInfo": extra},
+        "where": where,
+        "time": now,
+        **facts,
+    }
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.part", "w", encoding="utf-8") as file:  # this process may be ended meanwhile
+    with open(
+        f"{path}.part", "w", encoding="utf-8"
+    ) as file:  # this process may be ended meanwhile
         json.dump(content, file)
     os.replace(f"{path}.part", path)
 
 
-def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _report_uncaught(
+    kind: type[BaseException], error: BaseException, trace: Any
+) -> None:
     report(error)
     if not isinstance(error, Exception):
         _previous_hook(kind, error, trace)
@@ -216,7 +264,9 @@ class _Ended(NamedTuple):
     text: str
 
 
-def failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tuple[str, int, int]:
+def failure_text(
+    failures: Mapping[int, Any], folder: str, processes: int
+) -> tuple[str, int, int]:
     """What failed, in the order of guilt: those that merely lost a peer come last.
 
     Args:
@@ -228,17 +278,35 @@ def failure_text(failures: Mapping[int, Any], folder: str, processes: int) -> tu
         The text, and the exit code and rank of the first.
     """
     # By SIGTERM the agent ends those that are left; if there is nothing else, the first had it from elsewhere.
-    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM}
+    own = {
+        rank: failure
+        for rank, failure in failures.items()
+        if failure.exitcode != -signal.SIGTERM
+    }
     own = own or dict([min(failures.items(), key=lambda item: item[1].timestamp)])
     ended, stopped = _read_reports(folder, processes)
     reported = {entry.rank for entry in ended}
     for rank, failure in own.items():
         if rank not in reported:
-            how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"{failure.signal_name()}"
-            ended.append(_Ended(False, failure.timestamp, rank, f"Rank {rank} of {processes} ended with {how}"))
+            how = (
+                f"exit code {failure.exitcode}"
+                if failure.exitcode >= 0
+                else f"{failure.signal_name()}"
+            )
+            ended.append(
+                _Ended(
+                    False,
+                    failure.timestamp,
+                    rank,
+                    f"Rank {rank} of {processes} ended with {how}",
+                )
+            )
     ended.sort()
     if all(entry.lost_peers for entry in ended):  # to one that hung
-        silent = dict.fromkeys(sorted(set(range(processes)) - reported), "did not answer: it hung, or had ended")
+        silent = dict.fromkeys(
+            sorted(set(range(processes)) - reported),
+            "did not answer: it hung, or had ended",
+        )
         hung = [
             _Ended(True, 0.0, rank, f"Rank {rank} of {processes} {how}")
             for rank, how in {**silent, **dict(sorted(stopped.items()))}.items()
@@ -260,11 +328,17 @@ def _read_reports(folder: str, processes: int) -> tuple[list[_Ended], dict[int, 
     """How the ranks of the last attempt say that they ended; and of those that had noticed nothing, where they were."""
     ended: list[_Ended] = []
     stopped: dict[int, str] = {}
-    attempts = sorted(glob(os.path.join(folder, "*", "attempt_*")), key=lambda path: int(path.rpartition("_")[2]))
+    attempts = sorted(
+        glob(os.path.join(folder, "*", "attempt_*")),
+        key=lambda path: int(path.rpartition("_")[2]),
+    )
     for path in glob(os.path.join(attempts[-1], "*", "error.json")) if attempts else ():
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        rank, extra = int(os.path.basename(os.path.dirname(path))), content["message"]["extraInfo"]
+        rank, extra = (
+            int(os.path.basename(os.path.dirname(path))),
+            content["message"]["extraInfo"],
+        )
         at = f" at {content['where']}" if content.get("where") else ""
         stack = extra["py_callstack"].rstrip()
         if content.get("stopped"):
@@ -273,5 +347,9 @@ def _read_reports(folder: str, processes: int) -> tuple[list[_Ended], dict[int, 
         text = f"Rank {rank} of {processes} failed{at}:\n{stack}"
         if lost_peers:
             text = f"Rank {rank} of {processes} lost its peers{at}: {content['message']['message']}"
-        ended.append(_Ended(lost_peers, float(content.get("time", extra["timestamp"])), rank, text))
+        ended.append(
+            _Ended(
+                lost_peers, float(content.get("time", extra["timestamp"])), rank, text
+            )
+        )
     return ended, stopped

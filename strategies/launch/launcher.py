@@ -32,7 +32,13 @@ _IMPORTED_IN = os.getcwd()
 # What programs are called that run others in a way of their own: their command line must not be run again.
 _RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
 # What torchelastic's agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+_FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+)
 
 
 # -- adopting ---------------------------------------------------------------------------------------------------------
@@ -48,11 +54,21 @@ def can_rerun() -> bool:
     """Whether this program is one whose command line can be run again in other processes."""
     main = sys.modules["__main__"]
     runner = getattr(getattr(main, "__spec__", None), "name", "").partition(".")[0]
-    interactive = hasattr(sys, "ps1") or sys.flags.interactive or hasattr(builtins, "__IPYTHON__")
+    interactive = (
+        hasattr(sys, "ps1") or sys.flags.interactive or hasattr(builtins, "__IPYTHON__")
+    )
     in_test = "PYTEST_CURRENT_TEST" in os.environ and "_pytest" in sys.modules
     alone = multiprocessing.parent_process() is None
-    gone = getattr(main, "__file__", "<string>").startswith(("<", "/dev/"))  # it was read from standard input, or -c
-    return not gone and alone and not interactive and not in_test and runner not in _RUNNERS
+    gone = getattr(main, "__file__", "<string>").startswith(
+        ("<", "/dev/")
+    )  # it was read from standard input, or -c
+    return (
+        not gone
+        and alone
+        and not interactive
+        and not in_test
+        and runner not in _RUNNERS
+    )
 
 
 def _started_in() -> str:
@@ -88,7 +104,9 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
     raise SystemExit(code)
 
 
-def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> Any:
+def call_in_processes(
+    function: Callable[..., Any], args: tuple[Any, ...], processes: int
+) -> Any:
     """Call ``function(*args)`` in ``processes`` fresh processes; returns what it returns in rank 0.
 
     Both are sent by cloudpickle, so what a notebook defines may be in them.
@@ -103,11 +121,16 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     with _agent(processes) as (launch, folder):
-        payload, result = os.path.join(folder, "call.pkl"), os.path.join(folder, "result.pkl")
+        payload, result = (
+            os.path.join(folder, "call.pkl"),
+            os.path.join(folder, "result.pkl"),
+        )
         try:
             with open(payload, "wb") as file:
                 start_method = multiprocessing.get_start_method(allow_none=True)
-                cloudpickle.dump((start_method, _unwritten_sources(), function, args), file)
+                cloudpickle.dump(
+                    (start_method, _unwritten_sources(), function, args), file
+                )
         except Exception as error:
             raise TypeError(
                 f"{processes} processes get the module, its data and the Trainer by pickle here, as there is no script "
@@ -136,7 +159,11 @@ def call_in_processes(function: Callable[..., Any], args: tuple[Any, ...], proce
 
 def _unwritten_sources() -> dict[str, Any]:
     """The lines of code that is in no file, such as a notebook's cells, for tracebacks in other processes."""
-    return {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
+    return {
+        name: entry
+        for name, entry in linecache.cache.items()
+        if len(entry) == 4 and entry[1] is None
+    }
 
 
 def _call(payload: str, result: str) -> None:
@@ -175,7 +202,9 @@ def _save_error(error: BaseException, path: str) -> None:
         pickle.loads(content)
     except Exception:
         # Its constructor takes other arguments than it has kept, or something in it cannot be pickled.
-        attributes = {name: value for name, value in vars(error).items() if _can_pickle(value)}
+        attributes = {
+            name: value for name, value in vars(error).items() if _can_pickle(value)
+        }
         args = error.args if _can_pickle(error.args) else (str(error),)
         content = cloudpickle.dumps((type(error), args, attributes))
     with open(path, "wb") as file:
@@ -208,7 +237,9 @@ def _load_error(path: str) -> BaseException | None:
 
 
 @contextmanager
-def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[..., Any], str]]:
+def _agent(
+    processes: int, max_restarts: int = 0
+) -> Iterator[tuple[Callable[..., Any], str]]:
     """torchelastic's agent, ready to launch, and a folder for what it leaves; puts everything back afterwards."""
     import logging
 
@@ -226,23 +257,31 @@ def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[...
         local_addr="127.0.0.1",
         max_restarts=max_restarts,
         monitor_interval=0.05,  # seconds between two looks at the processes
-        signals_to_handle=",".join(signal.Signals(number).name for number in _FORWARDED),
+        signals_to_handle=",".join(
+            signal.Signals(number).name for number in _FORWARDED
+        ),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     environment = dict(os.environ)
     os.environ[AGENT] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))
+    )
     # Processes that are started again must not read the addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     handlers = {number: signal.getsignal(number) for number in _FORWARDED}
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # its tables name the process that was seen first to fail, not the guilty one
+    logger.setLevel(
+        logging.CRITICAL
+    )  # its tables name the process that was seen first to fail, not the guilty one
     try:
         yield lambda entrypoint: elastic_launch(config, entrypoint), folder
     finally:
         logger.setLevel(level)
-        if threading.current_thread() is threading.main_thread():  # else torchelastic has set none
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # else torchelastic has set none
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         os.environ.clear()
@@ -254,7 +293,11 @@ def _agent(processes: int, max_restarts: int = 0) -> Iterator[tuple[Callable[...
 def _without_main() -> Iterator[None]:
     """Hide the main module from multiprocessing, which would import it in each spawned process."""
     main = sys.modules["__main__"]
-    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    kept = {
+        name: main.__dict__.pop(name)
+        for name in ("__file__", "__spec__")
+        if name in main.__dict__
+    }
     main.__spec__ = None
     try:
         yield

@@ -10,10 +10,14 @@ from typing import Any
 LAST_WORK: list[Any] = []  # the last barrier's
 
 
-STORE: list[Any] = []  # where the processes meet: kept for the next process group, which must not meet in another
+STORE: list[
+    Any
+] = []  # where the processes meet: kept for the next process group, which must not meet in another
 
 
-BEFORE_LEAVING: list[Callable[[], None]] = []  # what is to be done while the process group is still there
+BEFORE_LEAVING: list[
+    Callable[[], None]
+] = []  # what is to be done while the process group is still there
 
 
 def leave_group() -> None:

@@ -32,7 +32,11 @@ class Scripted(Module):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.values[min(self.current_epoch, len(self.values) - 1)], prog_bar=True)
+        self.log(
+            "val_loss",
+            self.values[min(self.current_epoch, len(self.values) - 1)],
+            prog_bar=True,
+        )
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("test_loss", 0.5)
@@ -53,7 +57,9 @@ def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
     """A Trainer for three epochs on the CPU that shows and saves nothing but by these callbacks."""
 
     def unless_given(kind: type) -> bool | None:
-        return None if any(isinstance(callback, kind) for callback in callbacks) else False
+        return (
+            None if any(isinstance(callback, kind) for callback in callbacks) else False
+        )
 
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -68,9 +74,18 @@ def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
 
 
 def fit(
-    *callbacks: Callback, module: Module | None = None, validate: bool = True, ckpt_path: Any = None, **kwargs: Any
+    *callbacks: Callback,
+    module: Module | None = None,
+    validate: bool = True,
+    ckpt_path: Any = None,
+    **kwargs: Any,
 ) -> Trainer:
     """Fit a :class:`Scripted` module; returns the Trainer."""
     made = trainer(*callbacks, **kwargs)
-    made.fit(module or Scripted(), loader(), loader(2) if validate else None, ckpt_path=ckpt_path)
+    made.fit(
+        module or Scripted(),
+        loader(),
+        loader(2) if validate else None,
+        ckpt_path=ckpt_path,
+    )
     return made

@@ -48,32 +48,61 @@ class Halving(Scripted):
 
     def configure_optimizers(self) -> Any:
         optimizer = SGD(self.parameters(), lr=1.0)
-        return [optimizer], [{"scheduler": StepLR(optimizer, 1, gamma=0.5), "interval": self.interval}]
+        return [optimizer], [
+            {"scheduler": StepLR(optimizer, 1, gamma=0.5), "interval": self.interval}
+        ]
 
 
 def names_for(configure: Any, **arguments: Any) -> set[str]:
     rows = Rows()
-    fit(LearningRateMonitor("epoch", **arguments), module=Configured(configure), logger=rows, max_epochs=1)
-    return {name for _, row in rows.rows for name in row if name.startswith(("lr-", "warm"))}
+    fit(
+        LearningRateMonitor("epoch", **arguments),
+        module=Configured(configure),
+        logger=rows,
+        max_epochs=1,
+    )
+    return {
+        name for _, row in rows.rows for name in row if name.startswith(("lr-", "warm"))
+    }
 
 
 @pytest.mark.parametrize(
     ("configure", "names"),
     [
         (lambda m: SGD(m.parameters(), 0.1), {"lr-SGD"}),
-        (lambda m: [Adam(m.layer.parameters()), Adam(m.head.parameters())], {"lr-Adam", "lr-Adam-1"}),
-        (lambda m: [Adam(m.layer.parameters()), SGD(m.head.parameters(), 0.1)], {"lr-Adam", "lr-SGD"}),
         (
-            lambda m: SGD([{"params": m.layer.parameters()}, {"params": m.head.parameters()}], 0.1),
+            lambda m: [Adam(m.layer.parameters()), Adam(m.head.parameters())],
+            {"lr-Adam", "lr-Adam-1"},
+        ),
+        (
+            lambda m: [Adam(m.layer.parameters()), SGD(m.head.parameters(), 0.1)],
+            {"lr-Adam", "lr-SGD"},
+        ),
+        (
+            lambda m: SGD(
+                [{"params": m.layer.parameters()}, {"params": m.head.parameters()}], 0.1
+            ),
             {"lr-SGD/pg1", "lr-SGD/pg2"},
         ),
         (
-            lambda m: SGD([{"params": m.layer.parameters(), "name": "body"}, {"params": m.head.parameters()}], 0.1),
+            lambda m: SGD(
+                [
+                    {"params": m.layer.parameters(), "name": "body"},
+                    {"params": m.head.parameters()},
+                ],
+                0.1,
+            ),
             {"lr-SGD/body", "lr-SGD/pg2"},
         ),
-        (lambda m: SGD([{"params": m.layer.parameters(), "name": "body"}], 0.1), {"lr-SGD/body"}),
         (
-            lambda m: ([o := SGD(m.parameters(), 0.1)], [{"scheduler": StepLR(o, 1), "name": "warm"}]),
+            lambda m: SGD([{"params": m.layer.parameters(), "name": "body"}], 0.1),
+            {"lr-SGD/body"},
+        ),
+        (
+            lambda m: (
+                [o := SGD(m.parameters(), 0.1)],
+                [{"scheduler": StepLR(o, 1), "name": "warm"}],
+            ),
             {"warm"},
         ),
     ],
@@ -114,7 +143,13 @@ def test_rows_come_when_the_others_do():
 
 def test_an_accumulation_window_gives_one_row():
     rows, monitor = Rows(), LearningRateMonitor("step")
-    fit(monitor, module=Halving("step"), logger=rows, max_epochs=1, accumulate_grad_batches=2)
+    fit(
+        monitor,
+        module=Halving("step"),
+        logger=rows,
+        max_epochs=1,
+        accumulate_grad_batches=2,
+    )
     assert monitor.lrs == {"lr-SGD": [1.0, 0.5]}
     assert rows.of("lr-SGD") == {1: 1.0, 2: 0.5}
 
@@ -125,10 +160,16 @@ def test_each_scheduler_is_logged_at_its_own_interval():
     assert rows.of("lr-SGD") == {0: 1.0, 4: 0.5, 8: 0.25}
 
 
-@pytest.mark.parametrize(("interval", "steps"), [("epoch", {0, 4, 8}), ("step", set(range(1, 13)))])
+@pytest.mark.parametrize(
+    ("interval", "steps"), [("epoch", {0, 4, 8}), ("step", set(range(1, 13)))]
+)
 def test_a_given_interval_counts_for_all(interval: Any, steps: set[int]):
     rows = Rows()
-    fit(LearningRateMonitor(interval), module=Halving("epoch" if interval == "step" else "step"), logger=rows)
+    fit(
+        LearningRateMonitor(interval),
+        module=Halving("epoch" if interval == "step" else "step"),
+        logger=rows,
+    )
     assert rows.of("lr-SGD").keys() == steps
 
 
@@ -138,10 +179,16 @@ def test_it_needs_a_logger():
 
 
 def test_groups_of_one_name_are_an_error():
-    with pytest.raises(ValueError, match=r"need different names; lr-SGD has \['a', 'a'\]"):
+    with pytest.raises(
+        ValueError, match=r"need different names; lr-SGD has \['a', 'a'\]"
+    ):
         names_for(
             lambda m: SGD(
-                [{"params": m.layer.parameters(), "name": "a"}, {"params": m.head.parameters(), "name": "a"}], 0.1
+                [
+                    {"params": m.layer.parameters(), "name": "a"},
+                    {"params": m.head.parameters(), "name": "a"},
+                ],
+                0.1,
             )
         )
 

@@ -39,7 +39,11 @@ def target(pointer: str) -> str:
         ({}, RISING, {"epoch=2-step=12.ckpt"}),
         ({"monitor": "val_loss"}, FALLING, {"epoch=2-step=12.ckpt", "best.ckpt"}),
         ({"monitor": "val_loss"}, RISING, {"epoch=0-step=4.ckpt", "best.ckpt"}),
-        ({"monitor": "val_loss", "mode": "max"}, RISING, {"epoch=2-step=12.ckpt", "best.ckpt"}),
+        (
+            {"monitor": "val_loss", "mode": "max"},
+            RISING,
+            {"epoch=2-step=12.ckpt", "best.ckpt"},
+        ),
         (
             {"monitor": "val_loss", "save_top_k": 2},
             FALLING,
@@ -50,10 +54,22 @@ def target(pointer: str) -> str:
             RISING,
             {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "best.ckpt"},
         ),
-        ({"save_top_k": -1}, FALLING, {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt"}),
+        (
+            {"save_top_k": -1},
+            FALLING,
+            {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt"},
+        ),
         ({"save_top_k": 0}, FALLING, set()),
-        ({"filename": "{epoch:02d}-{val_loss:.2f}"}, FALLING, {"epoch=02-val_loss=1.00.ckpt"}),
-        ({"filename": "{epoch}-{val_loss:.2f}", "auto_insert_metric_name": False}, FALLING, {"2-1.00.ckpt"}),
+        (
+            {"filename": "{epoch:02d}-{val_loss:.2f}"},
+            FALLING,
+            {"epoch=02-val_loss=1.00.ckpt"},
+        ),
+        (
+            {"filename": "{epoch}-{val_loss:.2f}", "auto_insert_metric_name": False},
+            FALLING,
+            {"2-1.00.ckpt"},
+        ),
         ({"filename": "same"}, FALLING, {"same.ckpt"}),
         (
             {"filename": "same", "monitor": "val_loss", "save_top_k": 2},
@@ -61,16 +77,29 @@ def target(pointer: str) -> str:
             {"same.ckpt", "same-v1.ckpt", "best.ckpt"},
         ),
         (
-            {"filename": "same", "monitor": "val_loss", "save_top_k": 2, "enable_version_counter": False},
+            {
+                "filename": "same",
+                "monitor": "val_loss",
+                "save_top_k": 2,
+                "enable_version_counter": False,
+            },
             FALLING,
             {"same.ckpt", "best.ckpt"},
         ),
         ({"every_n_epochs": 2, "save_top_k": -1}, FALLING, {"epoch=1-step=8.ckpt"}),
         ({"every_n_epochs": 0}, FALLING, set()),
-        ({"every_n_train_steps": 5, "save_top_k": -1}, FALLING, {"epoch=1-step=5.ckpt", "epoch=2-step=10.ckpt"}),
+        (
+            {"every_n_train_steps": 5, "save_top_k": -1},
+            FALLING,
+            {"epoch=1-step=5.ckpt", "epoch=2-step=10.ckpt"},
+        ),
         ({"save_last": True}, FALLING, {"epoch=2-step=12.ckpt", "last.ckpt"}),
         ({"save_last": "link"}, FALLING, {"epoch=2-step=12.ckpt", "last.ckpt"}),
-        ({"save_last": True, "save_top_k": 0}, FALLING, {"epoch=2-step=12.ckpt", "last.ckpt"}),
+        (
+            {"save_last": True, "save_top_k": 0},
+            FALLING,
+            {"epoch=2-step=12.ckpt", "last.ckpt"},
+        ),
         (
             {"save_last": True, "monitor": "val_loss"},
             RISING,
@@ -83,7 +112,9 @@ def target(pointer: str) -> str:
         ),
     ],
 )
-def test_names_of_what_is_kept(arguments: dict[str, Any], values: tuple[float, ...], kept: set[str]):
+def test_names_of_what_is_kept(
+    arguments: dict[str, Any], values: tuple[float, ...], kept: set[str]
+):
     fit(ModelCheckpoint(**arguments), module=Scripted(values))
     assert names() == kept
 
@@ -102,8 +133,15 @@ def test_attributes_tell_the_best_and_the_worst():
     fit(callback, module=Scripted((2.0, 3.0, 1.0)))
     assert os.path.basename(callback.best_model_path) == "epoch=2-step=12.ckpt"
     assert os.path.basename(callback.kth_best_model_path) == "epoch=0-step=4.ckpt"
-    assert (callback.best_model_score, callback.kth_value, callback.current_score) == (1.0, 2.0, 1.0)
-    assert {os.path.basename(path): value.item() for path, value in callback.best_k_models.items()} == {
+    assert (callback.best_model_score, callback.kth_value, callback.current_score) == (
+        1.0,
+        2.0,
+        1.0,
+    )
+    assert {
+        os.path.basename(path): value.item()
+        for path, value in callback.best_k_models.items()
+    } == {
         "epoch=0-step=4.ckpt": 2.0,
         "epoch=2-step=12.ckpt": 1.0,
     }
@@ -120,7 +158,12 @@ def test_nan_is_the_worst_of_all():
 def test_a_second_run_in_the_same_folder_overwrites_nothing():
     fit(ModelCheckpoint("kept", save_last=True))
     fit(ModelCheckpoint("kept", save_last=True))
-    assert names("kept") == {"epoch=2-step=12.ckpt", "epoch=2-step=12-v1.ckpt", "last.ckpt", "last-v1.ckpt"}
+    assert names("kept") == {
+        "epoch=2-step=12.ckpt",
+        "epoch=2-step=12-v1.ckpt",
+        "last.ckpt",
+        "last-v1.ckpt",
+    }
     assert target("kept/last.ckpt") == "epoch=2-step=12.ckpt"
     assert target("kept/last-v1.ckpt") == "epoch=2-step=12-v1.ckpt"
 
@@ -140,7 +183,11 @@ def test_checkpoints_called_as_pointers_are_stay_checkpoints(filename: str):
         ({}, {"epoch": 1, "step": 5}, "epoch=1-step=5.ckpt"),
         ({"ver": 2}, {"epoch": 1, "step": 5}, "epoch=1-step=5-v2.ckpt"),
         ({"prefix": "p", "filename": "{epoch}"}, {"epoch": 1}, "p-epoch=1.ckpt"),
-        ({"filename": "{val/loss:.1f}"}, {"val/loss": torch.tensor(0.25)}, "val/loss=0.2.ckpt"),
+        (
+            {"filename": "{val/loss:.1f}"},
+            {"val/loss": torch.tensor(0.25)},
+            "val/loss=0.2.ckpt",
+        ),
         (
             {"filename": "{a.b}-{epoch_test}-{epoch}"},
             {"a.b": 1, "epoch_test": 2, "epoch": 3},
@@ -149,13 +196,17 @@ def test_checkpoints_called_as_pointers_are_stay_checkpoints(filename: str):
         ({"filename": "{missing:d}"}, {}, "missing=0.ckpt"),
     ],
 )
-def test_format_checkpoint_name(arguments: dict[str, Any], metrics: dict[str, Any], name: str):
+def test_format_checkpoint_name(
+    arguments: dict[str, Any], metrics: dict[str, Any], name: str
+):
     assert ModelCheckpoint().format_checkpoint_name(metrics, **arguments) == name
 
 
 def test_a_value_that_does_not_take_its_format_is_named():
     with pytest.raises(ValueError, match=r"'val_loss' is .*1.5.* formatted as 'd'"):
-        ModelCheckpoint(filename="{val_loss:d}").format_checkpoint_name({"val_loss": torch.tensor(1.5)})
+        ModelCheckpoint(filename="{val_loss:d}").format_checkpoint_name(
+            {"val_loss": torch.tensor(1.5)}
+        )
 
 
 # -- where ------------------------------------------------------------------------------------------------------------
@@ -166,7 +217,9 @@ def test_default_folders(tmp_path: Path):
     fit(alone, default_root_dir=tmp_path / "alone")
     fit(logged, logger=CSVLogger(tmp_path / "logs", name="digits"))
     assert alone.dirpath == str(tmp_path / "alone" / "checkpoints")
-    assert logged.dirpath == str(tmp_path / "logs" / "digits" / "version_0" / "checkpoints")
+    assert logged.dirpath == str(
+        tmp_path / "logs" / "digits" / "version_0" / "checkpoints"
+    )
     assert names(alone.dirpath) == names(logged.dirpath) == {"epoch=2-step=12.ckpt"}
 
 
@@ -201,11 +254,17 @@ def test_a_pointer_whose_name_changes_leaves_none_behind():
 
 @pytest.mark.parametrize("folder", ["kept", "memory://slashes/kept"])
 def test_slashes_in_names_leave_no_empty_folders(folder: str):
-    arguments: dict[str, Any] = {"filename": "{epoch}/{val_loss:.1f}/a", "auto_insert_metric_name": False}
+    arguments: dict[str, Any] = {
+        "filename": "{epoch}/{val_loss:.1f}/a",
+        "auto_insert_metric_name": False,
+    }
     callback = ModelCheckpoint(folder, monitor="val_loss", **arguments)
     fit(callback)
     filesystem, path = fsspec.core.url_to_fs(folder)
-    found = {name.removeprefix(f"{path}/") for name in filesystem.find(path, maxdepth=2, withdirs=True)}
+    found = {
+        name.removeprefix(f"{path}/")
+        for name in filesystem.find(path, maxdepth=2, withdirs=True)
+    }
     assert found - {path} == {"best.ckpt", "2", "2/1.0"}
 
 
@@ -239,8 +298,18 @@ class Witness(Logger):
 def test_the_old_one_goes_only_after_the_next_is_committed():
     witness = Witness()
     fit(ModelCheckpoint("kept", monitor="val_loss", save_last=True), logger=witness)
-    assert witness.seen[1] == {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "best.ckpt", "last.ckpt"}
-    assert witness.seen[2] == {"epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt", "best.ckpt", "last.ckpt"}
+    assert witness.seen[1] == {
+        "epoch=0-step=4.ckpt",
+        "epoch=1-step=8.ckpt",
+        "best.ckpt",
+        "last.ckpt",
+    }
+    assert witness.seen[2] == {
+        "epoch=1-step=8.ckpt",
+        "epoch=2-step=12.ckpt",
+        "best.ckpt",
+        "last.ckpt",
+    }
 
 
 def test_what_an_interruption_left_is_removed_by_the_resumed_run():
@@ -269,7 +338,11 @@ def test_a_failed_save_raises_and_changes_nothing():
     with pytest.raises(OSError, match="disk full"):
         fit(callback, module=Refuses())
     assert names("kept") == {"epoch=0-step=4.ckpt", "best.ckpt", "last.ckpt"}
-    assert list(callback.best_k_models) == [callback.best_model_path] == [resolve(callback.last_model_path)]
+    assert (
+        list(callback.best_k_models)
+        == [callback.best_model_path]
+        == [resolve(callback.last_model_path)]
+    )
     assert callback.best_model_score == 3.0
 
 
@@ -298,7 +371,9 @@ def test_a_copy_can_be_made_while_a_checkpoint_is_written():
 
 
 def test_a_local_url_is_a_path(tmp_path: Path):
-    callback = ModelCheckpoint(f"file://{tmp_path}/kept", filename="same", enable_version_counter=False)
+    callback = ModelCheckpoint(
+        f"file://{tmp_path}/kept", filename="same", enable_version_counter=False
+    )
     made = fit(callback)
     assert callback.best_model_path == f"{tmp_path}/kept/same.ckpt"
     made.save_checkpoint(f"local://{tmp_path}/mine.ckpt")
@@ -316,25 +391,33 @@ class Saves(Callback):
         self.steps: list[int] = []
         self.batches: list[int] = []
 
-    def on_save_checkpoint(self, trainer: Any, module: Module, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Any, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
         self.steps.append(trainer.global_step)
         self.batches.append(trainer.batch_idx)
 
 
 def test_nothing_is_saved_outside_of_training():
     saves = Saves()
-    callback = ModelCheckpoint("kept", monitor="val_loss", every_n_epochs=2, save_on_train_epoch_end=False)
+    callback = ModelCheckpoint(
+        "kept", monitor="val_loss", every_n_epochs=2, save_on_train_epoch_end=False
+    )
     run = trainer(callback, saves, max_epochs=1)
     run.validate(Scripted(), loader(), verbose=False)
     run.test(Scripted(), loader(), verbose=False)
     run.fit(Scripted(), loader(), loader())
-    run.validate(Scripted(), loader(), verbose=False)  # at a step that was not saved, in what would be epoch 1
+    run.validate(
+        Scripted(), loader(), verbose=False
+    )  # at a step that was not saved, in what would be epoch 1
     assert saves.steps == []
 
 
 def test_the_sanity_check_of_a_resumed_run_saves_nothing():
     class Stops(Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if trainer.global_step == 2:
                 trainer.save_checkpoint("cut.ckpt")
 
@@ -352,21 +435,42 @@ def test_fast_dev_run_saves_nothing():
 
 def test_inside_an_accumulation_window_nothing_is_saved():
     saves = Saves()
-    fit(ModelCheckpoint(every_n_train_steps=1, save_top_k=-1), saves, accumulate_grad_batches=2, max_epochs=1)
+    fit(
+        ModelCheckpoint(every_n_train_steps=1, save_top_k=-1),
+        saves,
+        accumulate_grad_batches=2,
+        max_epochs=1,
+    )
     assert saves.steps == [1, 2]
     assert saves.batches == [2, 4]
 
 
 def test_a_window_that_was_not_among_the_best_is_not_tried_again_inside_the_next():
     class Scored(Scripted):
-        scores = (9.0, 1.0, 0.5, 2.0, 0.0, 3.0, 0.0, 4.0)  # of each batch; every second one ends a window
+        scores = (
+            9.0,
+            1.0,
+            0.5,
+            2.0,
+            0.0,
+            3.0,
+            0.0,
+            4.0,
+        )  # of each batch; every second one ends a window
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             self.log("score", self.scores[self.trainer.current_epoch * 4 + batch_idx])
             return super().training_step(batch, batch_idx)
 
     saves, callback = Saves(), ModelCheckpoint(every_n_train_steps=1, monitor="score")
-    fit(callback, saves, module=Scored(), accumulate_grad_batches=2, max_epochs=2, validate=False)
+    fit(
+        callback,
+        saves,
+        module=Scored(),
+        accumulate_grad_batches=2,
+        max_epochs=2,
+        validate=False,
+    )
     assert (saves.steps, saves.batches) == ([1], [2])
     assert callback.best_model_score == 1.0
 
@@ -384,7 +488,10 @@ def test_a_long_interval_saves_nothing_and_goes_on_in_a_resumed_run():
     assert names("kept") == set()
     saved = callback.state_dict()
     assert saved["interval_elapsed"] > 0.0
-    resumed, saves = ModelCheckpoint("kept", train_time_interval=timedelta(hours=1)), Saves()
+    resumed, saves = (
+        ModelCheckpoint("kept", train_time_interval=timedelta(hours=1)),
+        Saves(),
+    )
     resumed.load_state_dict({**saved, "interval_elapsed": 3600.0})
     fit(resumed, saves, max_epochs=1)
     assert saves.steps == [1]  # the hour was over; the next one begins
@@ -392,7 +499,12 @@ def test_a_long_interval_saves_nothing_and_goes_on_in_a_resumed_run():
 
 def test_validation_inside_an_epoch_moves_saving_there():
     saves = Saves()
-    fit(ModelCheckpoint(monitor="val_loss", save_top_k=-1), saves, max_epochs=1, val_check_interval=2)
+    fit(
+        ModelCheckpoint(monitor="val_loss", save_top_k=-1),
+        saves,
+        max_epochs=1,
+        val_check_interval=2,
+    )
     assert saves.steps == [2, 4]
 
 
@@ -408,7 +520,11 @@ def test_the_value_is_that_of_the_validation_at_the_same_step():
     fit(callback, saves, max_epochs=2)
     # At step 2 there is no value yet: that checkpoint is saved after the validation at step 4.
     assert saves.steps == [4, 6, 8]
-    assert [value.item() for value in callback.best_k_models.values()] == [3.0, 3.0, 2.0]
+    assert [value.item() for value in callback.best_k_models.values()] == [
+        3.0,
+        3.0,
+        2.0,
+    ]
 
 
 def test_a_value_of_the_epoch_is_waited_for():
@@ -440,8 +556,12 @@ def test_the_end_of_training_saves_what_no_validation_came_to_rank():
         ({"save_on_train_epoch_end": False}, {}),
     ],
 )
-def test_a_monitor_that_was_never_logged_is_an_error(arguments: dict[str, Any], run: dict[str, Any]):
-    with pytest.raises(RuntimeError, match=r"monitor='val_los'.*logged so far: '(train|val)_loss'"):
+def test_a_monitor_that_was_never_logged_is_an_error(
+    arguments: dict[str, Any], run: dict[str, Any]
+):
+    with pytest.raises(
+        RuntimeError, match=r"monitor='val_los'.*logged so far: '(train|val)_loss'"
+    ):
         fit(ModelCheckpoint(monitor="val_los", **arguments), **run)
 
 
@@ -464,16 +584,22 @@ def test_the_nearest_name_is_suggested():
     ],
 )
 @pytest.mark.parametrize("cut", [4, 6, 8])
-def test_a_resumed_run_keeps_the_same_as_the_uninterrupted_one(arguments: dict[str, Any], cut: int):
+def test_a_resumed_run_keeps_the_same_as_the_uninterrupted_one(
+    arguments: dict[str, Any], cut: int
+):
     class Copies(Callback):
         """Saves one checkpoint of its own, at a step at which the run could have been killed."""
 
         phase = "persist"
 
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if trainer.global_step == cut:
                 trainer.save_checkpoint("copy.ckpt")
-                os.system("rm -rf before && cp -r kept before")  # the folder as it was at that moment
+                os.system(
+                    "rm -rf before && cp -r kept before"
+                )  # the folder as it was at that moment
 
     values = (2.0, 3.0, 1.0, 2.5)
     whole = ModelCheckpoint("kept", **arguments)
@@ -491,12 +617,18 @@ def test_a_resumed_run_keeps_the_same_as_the_uninterrupted_one(arguments: dict[s
 
 
 def test_a_resumed_run_goes_on_in_the_default_folder():
-    fit(ModelCheckpoint(monitor="val_loss", save_top_k=2), logger=CSVLogger("logs"), max_epochs=1)
+    fit(
+        ModelCheckpoint(monitor="val_loss", save_top_k=2),
+        logger=CSVLogger("logs"),
+        max_epochs=1,
+    )
     resumed = ModelCheckpoint(monitor="val_loss", save_top_k=2)
     folder = "logs/loopwright_logs/version_0/checkpoints"
     fit(resumed, logger=CSVLogger("logs"), ckpt_path=f"{folder}/epoch=0-step=4.ckpt")
     assert os.listdir("logs/loopwright_logs") == ["version_0"]
-    assert names(folder) == {f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(3)} | {"best.ckpt"}
+    assert names(folder) == {
+        f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(3)
+    } | {"best.ckpt"}
 
 
 def test_what_a_pointer_resumed_from_is_kept_too():
@@ -507,7 +639,10 @@ def test_what_a_pointer_resumed_from_is_kept_too():
 
 def test_a_run_that_ends_as_soon_as_it_is_resumed_saves_nothing_again():
     def callbacks() -> list[Callback]:
-        return [EarlyStopping("val_loss", patience=1), ModelCheckpoint("kept", save_last=True)]
+        return [
+            EarlyStopping("val_loss", patience=1),
+            ModelCheckpoint("kept", save_last=True),
+        ]
 
     fit(*callbacks(), module=Scripted(RISING))
     before = names("kept")
@@ -518,7 +653,9 @@ def test_a_run_that_ends_as_soon_as_it_is_resumed_saves_nothing_again():
 def test_a_new_folder_begins_a_new_list():
     fit(ModelCheckpoint("old", monitor="val_loss", save_top_k=3), max_epochs=2)
     moved = ModelCheckpoint("new", monitor="val_loss", save_top_k=3)
-    with pytest.warns(UserWarning, match="dirpath was .*old.* and is now .*new") as caught:
+    with pytest.warns(
+        UserWarning, match="dirpath was .*old.* and is now .*new"
+    ) as caught:
         fit(moved, max_epochs=3, ckpt_path="old/epoch=0-step=4.ckpt")
     assert len(caught) == 1
     assert names("old") == {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "best.ckpt"}
@@ -564,56 +701,102 @@ def runs_at_once(barrier: Any, root: str, number: int, answers: Any) -> None:
     os.chdir(root)
     told = []
     kinds: dict[str, Any] = {
-        "numbered": lambda folder: {"logger": CSVLogger(folder), "default_root_dir": folder},
+        "numbered": lambda folder: {
+            "logger": CSVLogger(folder),
+            "default_root_dir": folder,
+        },
         "plain": lambda folder: {"default_root_dir": folder},
         "given": lambda folder: {"dirpath": f"{folder}/kept"},
     }
-    for folder, made in ((f"{kind}{i}", kinds[kind]) for kind in kinds for i in range(7)):
+    for folder, made in (
+        (f"{kind}{i}", kinds[kind]) for kind in kinds for i in range(7)
+    ):
         arguments = made(folder)
         module = Scripted()
         torch.nn.init.constant_(module.layer.weight, number)
-        saves = ModelCheckpoint(arguments.pop("dirpath", None), monitor="val_loss", save_top_k=-1, save_last=True)
+        saves = ModelCheckpoint(
+            arguments.pop("dirpath", None),
+            monitor="val_loss",
+            save_top_k=-1,
+            save_last=True,
+        )
         barrier.wait()
         fit(saves, module=module, **arguments)
-        bias = [load_checkpoint(path)["state_dict"]["layer.bias"].item() for path in saves.best_k_models]
-        newest = load_checkpoint(saves.last_model_path)["state_dict"]["layer.bias"].item()
-        told.append((folder, saves.dirpath, sorted(saves.best_k_models), bias, newest == module.layer.bias.item()))
+        bias = [
+            load_checkpoint(path)["state_dict"]["layer.bias"].item()
+            for path in saves.best_k_models
+        ]
+        newest = load_checkpoint(saves.last_model_path)["state_dict"][
+            "layer.bias"
+        ].item()
+        told.append(
+            (
+                folder,
+                saves.dirpath,
+                sorted(saves.best_k_models),
+                bias,
+                newest == module.layer.bias.item(),
+            )
+        )
     answers.put((number, told))
 
 
 def test_runs_that_start_at_once_keep_all_their_checkpoints(tmp_path: Path):
     spawn = torch.multiprocessing.get_context("spawn")
-    barrier, answers = spawn.Barrier(2, timeout=60), spawn.Queue()  # nobody waits for one that has failed
-    runs = [spawn.Process(target=runs_at_once, args=(barrier, str(tmp_path), i, answers)) for i in (1, 2)]
+    barrier, answers = (
+        spawn.Barrier(2, timeout=60),
+        spawn.Queue(),
+    )  # nobody waits for one that has failed
+    runs = [
+        spawn.Process(target=runs_at_once, args=(barrier, str(tmp_path), i, answers))
+        for i in (1, 2)
+    ]
     for run in runs:
         run.start()
     (_, one), (_, other) = sorted(answers.get(timeout=120) for _ in runs)
     for run in runs:
         run.join()
-    for (folder, dirpath, paths, values, is_own), (_, theirs, their_paths, their_values, is_theirs) in zip(
-        one, other, strict=True
-    ):
+    for (folder, dirpath, paths, values, is_own), (
+        _,
+        theirs,
+        their_paths,
+        their_values,
+        is_theirs,
+    ) in zip(one, other, strict=True):
         assert dirpath != theirs, folder
         assert is_own
         assert is_theirs
         assert not set(paths) & set(their_paths)
         assert set(values).isdisjoint(their_values)
         assert len(paths) == len(their_paths) == 3
-        found = {path for path in find_checkpoints(str(tmp_path / folder)) if "v" not in os.path.basename(path)}
+        found = {
+            path
+            for path in find_checkpoints(str(tmp_path / folder))
+            if "v" not in os.path.basename(path)
+        }
         assert found == {*paths, *their_paths}
         first, second = sorted((dirpath, theirs))
-        assert second == (first.replace("version_0", "version_1") if "numbered" in folder else f"{first}/v1")
+        assert second == (
+            first.replace("version_0", "version_1")
+            if "numbered" in folder
+            else f"{first}/v1"
+        )
 
 
 def test_a_folder_is_free_again_when_the_run_that_had_it_is_over():
     for number in range(3):
         callback = ModelCheckpoint("kept", filename="{epoch}", every_n_epochs=3)
-        fit(callback, ModelCheckpoint("kept", filename="same folder", monitor="val_loss"))
+        fit(
+            callback,
+            ModelCheckpoint("kept", filename="same folder", monitor="val_loss"),
+        )
         assert callback.dirpath == os.path.abspath("kept"), number
 
 
 @pytest.mark.parametrize("on_save_error", ["raise", "warn"])
-def test_a_folder_that_cannot_be_written_to_is_noticed_before_training(on_save_error: Any):
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_training(
+    on_save_error: Any,
+):
     Path("notes").write_text("a file")
 
     class Begins(Callback):

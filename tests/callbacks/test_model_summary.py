@@ -18,7 +18,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 1000), nn.BatchNorm1d(1000), nn.Dropout())
+        self.body = nn.Sequential(
+            nn.Linear(8, 1000), nn.BatchNorm1d(1000), nn.Dropout()
+        )
         self.head = nn.Linear(1000, 2, bias=False)
         self.scale = nn.Parameter(torch.ones(3))
         self.register_buffer("calls", torch.zeros(()))
@@ -49,7 +51,10 @@ def test_the_table_in_full():
 
 def test_depth():
     def names(depth: int) -> list[str]:
-        return [layer.name for layer in summarize(nn.Sequential(Net(), nn.ReLU()), depth).layers]
+        return [
+            layer.name
+            for layer in summarize(nn.Sequential(Net(), nn.ReLU()), depth).layers
+        ]
 
     inside = ["0.body.0", "0.body.1", "0.body.2"]
     assert names(0) == []
@@ -65,11 +70,17 @@ def test_measuring_sizes_leaves_no_trace():
     states = {name: value.clone() for name, value in net.state_dict().items()}
     buffers = {name: id(buffer) for name, buffer in net.named_buffers()}
     modes = [layer.training for layer in net.modules()]
-    generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    generators = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )
 
     assert summarize(net, -1).layers[1].out_size == [4, 1000]
 
-    assert all(torch.equal(value, states[name]) for name, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, states[name]) for name, value in net.state_dict().items()
+    )
     assert {name: id(buffer) for name, buffer in net.named_buffers()} == buffers
     assert [layer.training for layer in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generators[0])
@@ -97,7 +108,10 @@ def test_shared_parameters_count_once():
     net = nn.ModuleDict({"encoder": nn.Embedding(10, 4), "decoder": nn.Linear(4, 10)})
     net["decoder"].weight = net["encoder"].weight
     summary = summarize(net)
-    assert [(layer.parameters, layer.shared) for layer in summary.layers] == [(40, False), (10, True)]
+    assert [(layer.parameters, layer.shared) for layer in summary.layers] == [
+        (40, False),
+        (10, True),
+    ]
     assert summary.total_parameters == 50
     assert "10 + shared" in str(summary)
 
@@ -112,13 +126,19 @@ def test_lazy_parameters_are_marked_and_stay_lazy():
 
 
 @pytest.mark.parametrize(
-    "example", [(torch.zeros(2, 3), torch.zeros(2, 3)), {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3)}]
+    "example",
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3)),
+        {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3)},
+    ],
 )
 def test_examples_of_several_arguments(example: Any):
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(3, 1, dtype=torch.float64)  # the example's floats are converted
+            self.layer = nn.Linear(
+                3, 1, dtype=torch.float64
+            )  # the example's floats are converted
             self.example_input_array = example
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -146,14 +166,21 @@ def test_training_is_the_same_with_a_summary():
     class Noisy(Scripted):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1))
+            self.layer = nn.Sequential(
+                nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
+            )
             self.example_input_array = torch.ones(4, 2)
 
     torch.manual_seed(1)
     fit(module=(plain := Noisy()))
     torch.manual_seed(1)
     fit(ModelSummary(-1), module=(shown := Noisy()))
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), shown.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            plain.state_dict().values(), shown.state_dict().values(), strict=True
+        )
+    )
 
 
 @pytest.mark.parametrize("depth", [-2, 1.5, True])
@@ -168,6 +195,9 @@ def test_parts_in_torchscript():
     model = Scripted()
     model.layer = nn.Sequential(nn.Linear(2, 3), torch.jit.script(nn.Linear(3, 1)))
     model.example_input_array = torch.zeros(4, 2)
-    sizes = {layer.name: (layer.in_size, layer.out_size) for layer in summarize(model, max_depth=2).layers}
+    sizes = {
+        layer.name: (layer.in_size, layer.out_size)
+        for layer in summarize(model, max_depth=2).layers
+    }
     assert sizes["layer.0"] == ([4, 2], [4, 3])
     assert sizes["layer.1"] == (None, None)

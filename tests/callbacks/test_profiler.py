@@ -18,7 +18,12 @@ def test_sections_are_counted_and_add_up():
     profiler = SimpleProfiler()
     fit(ModelCheckpoint(every_n_train_steps=1), profiler)
     counts = profiler.counts
-    assert (counts["data loading"], counts["forward"], counts["backward"], counts["optimizer step"]) == (12, 12, 12, 12)
+    assert (
+        counts["data loading"],
+        counts["forward"],
+        counts["backward"],
+        counts["optimizer step"],
+    ) == (12, 12, 12, 12)
     assert counts["evaluation step"] == 3 * 2 + 2  # with the sanity check
     assert counts["end of evaluation"] == 4
     assert counts["checkpoint"] == 12
@@ -27,7 +32,9 @@ def test_sections_are_counted_and_add_up():
     assert float(rows[-1][1]) == pytest.approx(sum(profiler.seconds.values()), abs=1e-3)
 
 
-def test_the_table_is_printed_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_the_table_is_printed_and_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     profiler = SimpleProfiler()
     run = fit(profiler, logger=CSVLogger(tmp_path, "logs"))
     text = (tmp_path / "logs" / "version_0" / "profile-fit.txt").read_text()
@@ -46,7 +53,14 @@ def test_the_trainer_makes_one_by_name():
 
 
 def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):
-    profiler = PyTorchProfiler(wait=1, warmup=1, active=2, repeat=2, activities=[ProfilerActivity.CPU], row_limit=5)
+    profiler = PyTorchProfiler(
+        wait=1,
+        warmup=1,
+        active=2,
+        repeat=2,
+        activities=[ProfilerActivity.CPU],
+        row_limit=5,
+    )
     fit(profiler)
     assert [os.path.basename(path) for path in profiler.trace_paths] == [
         "trace-fit-rank0-0.json",
@@ -55,9 +69,13 @@ def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):
     for path, steps in zip(profiler.trace_paths, ((2, 3), (6, 7)), strict=True):
         events = json.loads(Path(path).read_text())["traceEvents"]
         names = {event.get("name") for event in events}
-        assert {name for name in names if str(name).startswith("ProfilerStep#")} == {f"ProfilerStep#{s}" for s in steps}
+        assert {name for name in names if str(name).startswith("ProfilerStep#")} == {
+            f"ProfilerStep#{s}" for s in steps
+        }
         assert "aten::linear" in names
-    assert profiler.profiler.step_num == 12  # batches of training; those of validation are no steps
+    assert (
+        profiler.profiler.step_num == 12
+    )  # batches of training; those of validation are no steps
     printed = capsys.readouterr().out
     assert "Self CPU" in printed
     assert profiler.trace_paths[0] in printed
@@ -65,7 +83,9 @@ def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):
 
 def test_a_handler_of_ones_own():
     taken: list[Any] = []
-    profiler = PyTorchProfiler(wait=0, warmup=1, active=1, on_trace_ready=lambda p: taken.append(p.step_num))
+    profiler = PyTorchProfiler(
+        wait=0, warmup=1, active=1, on_trace_ready=lambda p: taken.append(p.step_num)
+    )
     fit(profiler)
     assert taken == [2]
     assert not any(name.endswith(".json") for name in os.listdir())
@@ -79,7 +99,9 @@ def test_a_run_that_is_too_short_says_so(capsys: pytest.CaptureFixture[str]):
 def test_evaluation_is_traced_too():
     profiler = PyTorchProfiler(wait=0, warmup=1, active=2)
     trainer(profiler).test(Scripted(), loader(), verbose=False)
-    assert [os.path.basename(path) for path in profiler.trace_paths] == ["trace-test-rank0-0.json"]
+    assert [os.path.basename(path) for path in profiler.trace_paths] == [
+        "trace-test-rank0-0.json"
+    ]
 
 
 def test_an_exception_ends_the_trace():
@@ -96,7 +118,9 @@ def test_an_exception_ends_the_trace():
     assert len(profiler.trace_paths) == 1
 
 
-@pytest.mark.parametrize("arguments", [{"wait": -1}, {"warmup": 0.5}, {"active": 0}, {"repeat": None}])
+@pytest.mark.parametrize(
+    "arguments", [{"wait": -1}, {"warmup": 0.5}, {"active": 0}, {"repeat": None}]
+)
 def test_bad_counts_raise_at_construction(arguments: dict[str, Any]):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{name} must be an int of at least"):

@@ -22,7 +22,12 @@ class Screen(io.StringIO):
         """What was drawn, without colours and cursor movements, a line each."""
         from rich.text import Text
 
-        return [line.rstrip() for line in Text.from_ansi(self.getvalue().replace("\r", "\n")).plain.splitlines()]
+        return [
+            line.rstrip()
+            for line in Text.from_ansi(
+                self.getvalue().replace("\r", "\n")
+            ).plain.splitlines()
+        ]
 
     def of(self, label: str) -> list[str]:
         return [line for line in self.frames if line.startswith(label)]
@@ -31,7 +36,12 @@ class Screen(io.StringIO):
 def bar(screen: Screen, **arguments: Any) -> RichProgressBar:
     return RichProgressBar(
         refresh_rate=1e9,  # each batch is drawn
-        console_kwargs={"file": screen, "force_terminal": True, "width": 150, "legacy_windows": False},
+        console_kwargs={
+            "file": screen,
+            "force_terminal": True,
+            "width": 150,
+            "legacy_windows": False,
+        },
         **arguments,
     )
 
@@ -59,12 +69,31 @@ def test_bars_of_training_and_validation(screen: Screen):
 
 
 def test_a_theme_styles_each_part(screen: Screen):
-    colours = {"batch_progress": "blue", "time": "yellow", "processing_speed": "magenta", "metrics": "white"}
+    colours = {
+        "batch_progress": "blue",
+        "time": "yellow",
+        "processing_speed": "magenta",
+        "metrics": "white",
+    }
     theme = RichProgressBarTheme("red", **colours)
     fit(bar(screen, theme=theme), max_epochs=1)
-    last = next(line for line in reversed(screen.getvalue().split("\r")) if "train_loss: " in line)
-    for code, text in ((31, "Epoch 0/0"), (34, "4/4"), (33, "0:00:00"), (35, "it/s"), (37, "val_loss: ")):
-        styled = [part.partition("m")[2] for part in last.split("\x1b[") if part.startswith(f"{code}m")]
+    last = next(
+        line
+        for line in reversed(screen.getvalue().split("\r"))
+        if "train_loss: " in line
+    )
+    for code, text in (
+        (31, "Epoch 0/0"),
+        (34, "4/4"),
+        (33, "0:00:00"),
+        (35, "it/s"),
+        (37, "val_loss: "),
+    ):
+        styled = [
+            part.partition("m")[2]
+            for part in last.split("\x1b[")
+            if part.startswith(f"{code}m")
+        ]
         assert any(text in part for part in styled), text
 
 
@@ -85,7 +114,10 @@ def test_nothing_is_drawn_between_two_drawings(screen: Screen):
             return super().get_metrics(trainer, module)
 
     kwargs = {"file": screen, "force_terminal": True}
-    slow, fast = Reads(refresh_rate=1e-6, console_kwargs=kwargs), Reads(refresh_rate=1e9, console_kwargs=kwargs)
+    slow, fast = (
+        Reads(refresh_rate=1e-6, console_kwargs=kwargs),
+        Reads(refresh_rate=1e9, console_kwargs=kwargs),
+    )
     fit(slow, max_epochs=1, validate=False)
     assert slow.reads == 1  # at the end of the epoch
     fit(fast, max_epochs=1, validate=False)
@@ -123,11 +155,15 @@ def test_what_users_print_stays_above_the_bar(screen: Screen):
     ]
 
 
-def test_a_file_is_no_terminal_whatever_the_colours(screen: Screen, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_no_terminal_whatever_the_colours(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+):
     """FORCE_COLOR asks for colours where there is no terminal; bars would become line after line there."""
     for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.setenv(variable, "1")
-    fit(RichProgressBar(refresh_rate=1e9, console_kwargs={"file": screen}), max_epochs=2)
+    fit(
+        RichProgressBar(refresh_rate=1e9, console_kwargs={"file": screen}), max_epochs=2
+    )
     lines = screen.getvalue().splitlines()
     assert [line.split(":")[0] for line in lines] == ["Epoch 0/1", "Epoch 1/1"]
     assert "\x1b" not in screen.getvalue()
@@ -137,16 +173,22 @@ def test_leave_keeps_each_epoch(screen: Screen):
     def ends(leave: bool) -> int:
         screen.truncate(0)
         fit(bar(screen, leave=leave), validate=False)
-        return screen.getvalue().count("\x1b[?25h")  # the cursor is shown again when a bar is left
+        return screen.getvalue().count(
+            "\x1b[?25h"
+        )  # the cursor is shown again when a bar is left
 
     assert (ends(False), ends(True)) == (1, 3)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_gives_the_terminal_back(screen: Screen, error: type[BaseException]):
+def test_an_exception_gives_the_terminal_back(
+    screen: Screen, error: type[BaseException]
+):
     class Fails(Scripted):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            assert sys.stdout is not stdout, "the bar redirects print while it is on the screen"
+            assert sys.stdout is not stdout, (
+                "the bar redirects print while it is on the screen"
+            )
             raise error
 
     stdout, stderr = sys.stdout, sys.stderr
@@ -168,7 +210,9 @@ def test_a_loader_without_length(screen: Screen):
 
 
 @pytest.mark.parametrize(("told", "last"), [(4, "3/?"), (8, "3/4")])
-def test_a_length_that_is_an_estimate(screen: Screen, capsys: pytest.CaptureFixture[str], told: int, last: str):
+def test_a_length_that_is_an_estimate(
+    screen: Screen, capsys: pytest.CaptureFixture[str], told: int, last: str
+):
     class Told(IterableDataset[Any]):
         def __len__(self) -> int:
             return told
@@ -181,12 +225,16 @@ def test_a_length_that_is_an_estimate(screen: Screen, capsys: pytest.CaptureFixt
     assert f" {last} " in screen.of("Epoch 0/0")[-1]
     assert f" {last} " in screen.of("Validation")[-1]
     trainer(RichProgressBar(), max_epochs=1).fit(Scripted(), batches)
-    assert capsys.readouterr().out.startswith(f"Epoch 0/0: {last.removesuffix('/?')} batches in ")
+    assert capsys.readouterr().out.startswith(
+        f"Epoch 0/0: {last.removesuffix('/?')} batches in "
+    )
 
 
 def test_a_resumed_epoch_begins_where_it_was_cut(screen: Screen):
     class Stops(RichProgressBar):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if batch_idx == 1:
                 trainer.save_checkpoint("cut.ckpt")
 
@@ -203,7 +251,13 @@ def test_get_metrics_can_be_overridden(screen: Screen):
             metrics.pop("train_loss", None)
             return {**metrics, "phase": "[red] zone"}
 
-    fit(Mine(refresh_rate=1e9, console_kwargs={"file": screen, "force_terminal": True, "width": 150}), max_epochs=1)
+    fit(
+        Mine(
+            refresh_rate=1e9,
+            console_kwargs={"file": screen, "force_terminal": True, "width": 150},
+        ),
+        max_epochs=1,
+    )
     assert screen.of("Epoch 0/0")[-1].endswith("val_loss: 3 phase: [red] zone")
 
 
@@ -214,7 +268,11 @@ def test_without_a_terminal_an_epoch_is_a_line(capsys: pytest.CaptureFixture[str
     run = fit(RichProgressBar(), max_epochs=2)
     run.test(dataloaders=loader(), verbose=False)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" batches in ")[0] for line in lines] == ["Epoch 0/1: 4/4", "Epoch 1/1: 4/4", "Test: 4/4"]
+    assert [line.split(" batches in ")[0] for line in lines] == [
+        "Epoch 0/1: 4/4",
+        "Epoch 1/1: 4/4",
+        "Test: 4/4",
+    ]
     assert all("val_loss: " in line and "it/s" in line for line in lines[:2])
     assert not any("\x1b" in line for line in lines)
 
@@ -222,7 +280,14 @@ def test_without_a_terminal_an_epoch_is_a_line(capsys: pytest.CaptureFixture[str
 def test_the_line_has_the_values_of_the_whole_epoch(capsys: pytest.CaptureFixture[str]):
     class Counts(Scripted):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.log("batches", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", prog_bar=True)
+            self.log(
+                "batches",
+                1.0,
+                on_step=False,
+                on_epoch=True,
+                reduce_fx="sum",
+                prog_bar=True,
+            )
             return super().training_step(batch, batch_idx)
 
     fit(RichProgressBar(), module=Counts(), max_epochs=1)
@@ -232,7 +297,10 @@ def test_the_line_has_the_values_of_the_whole_epoch(capsys: pytest.CaptureFixtur
 def test_a_validation_inside_an_epoch_is_a_line_too(capsys: pytest.CaptureFixture[str]):
     fit(RichProgressBar(), max_epochs=1, val_check_interval=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" batches in ")[0] for line in lines] == ["Validation: 2/2", "Epoch 0/0: 4/4"]
+    assert [line.split(" batches in ")[0] for line in lines] == [
+        "Validation: 2/2",
+        "Epoch 0/0: 4/4",
+    ]
 
 
 def test_it_can_be_switched_off(capsys: pytest.CaptureFixture[str], screen: Screen):
@@ -258,13 +326,20 @@ def test_a_bar_can_be_copied_and_pickled_while_it_is_fit(screen: Screen):
             assert self._display is not None
             super().on_train_epoch_end(trainer, module)
 
-    fit(Copies(refresh_rate=1e9, console_kwargs={"file": screen, "force_terminal": True}), max_epochs=1)
+    fit(
+        Copies(
+            refresh_rate=1e9, console_kwargs={"file": screen, "force_terminal": True}
+        ),
+        max_epochs=1,
+    )
     assert pickle.loads(pickle.dumps(RichProgressBar(leave=True))).leave
 
 
 def test_a_bar_of_ones_own(capsys: pytest.CaptureFixture[str]):
     class Percent(ProgressBar):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             done = (batch_idx + 1) / trainer.num_training_batches
             self.print(f"{done:.0%} {sorted(self.get_metrics(trainer, module))}")
 
@@ -273,4 +348,6 @@ def test_a_bar_of_ones_own(capsys: pytest.CaptureFixture[str]):
         _ = mine.trainer
     run = fit(mine, max_epochs=1, validate=False)
     assert mine.trainer is run
-    assert capsys.readouterr().out.splitlines() == [f"{p}% ['train_loss']" for p in (25, 50, 75, 100)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{p}% ['train_loss']" for p in (25, 50, 75, 100)
+    ]

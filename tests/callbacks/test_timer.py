@@ -15,7 +15,15 @@ HOUR = 3600.0
 
 def used_up(seconds: float) -> dict[str, Any]:
     """A state in which so much training time has passed."""
-    return {"time_elapsed": {"train": seconds, "sanity_check": 0.0, "validate": 0.0, "test": 0.0, "predict": 0.0}}
+    return {
+        "time_elapsed": {
+            "train": seconds,
+            "sanity_check": 0.0,
+            "validate": 0.0,
+            "test": 0.0,
+            "predict": 0.0,
+        }
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,15 +51,21 @@ class SpendsTwoHours(Callback):
     def __init__(self, timer: Timer) -> None:
         self.timer = timer
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 1:
             self.timer.load_state_dict(used_up(2 * HOUR))
             self.timer.on_train_start(trainer, module)  # as in a run resumed here
-            trainer.should_stop = False  # which would not have begun; the timer is to see for itself
+            trainer.should_stop = (
+                False  # which would not have begun; the timer is to see for itself
+            )
 
 
 @pytest.mark.parametrize(("interval", "steps"), [("step", 2), ("epoch", 4)])
-def test_training_ends_with_the_step_or_the_epoch_when_time_is_up(interval: str, steps: int):
+def test_training_ends_with_the_step_or_the_epoch_when_time_is_up(
+    interval: str, steps: int
+):
     timer = Timer(timedelta(hours=1), interval=interval, verbose=False)
     assert fit(SpendsTwoHours(timer), timer).global_step == steps
 
@@ -123,4 +137,8 @@ def test_a_sanity_check_counts_as_a_validation():
     """As long as nothing else has been validated."""
     timer = Timer()
     fit(timer, num_sanity_val_steps=2, max_steps=1)
-    assert 0 < timer.time_elapsed("validate") == pytest.approx(timer.time_elapsed("sanity_check"), abs=0.01)
+    assert (
+        0
+        < timer.time_elapsed("validate")
+        == pytest.approx(timer.time_elapsed("sanity_check"), abs=0.01)
+    )

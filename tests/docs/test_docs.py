@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-FENCE = re.compile(r"^(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=fence) *$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=fence) *$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def blocks(text: str) -> Iterator[tuple[int, str]]:
@@ -33,7 +36,9 @@ def pages_with_code() -> list[Path]:
     return [page for page in PAGES if any(blocks(page.read_text(encoding="utf-8")))]
 
 
-@pytest.mark.parametrize("page", pages_with_code(), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", pages_with_code(), ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_the_code_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch):
     # A module of its own, as classes that are to be pickled must be found in one.
     module = ModuleType(f"page_{page.stem.lower()}")

@@ -59,16 +59,26 @@ def test_a_short_run_leaves_curves_and_a_model_that_loads():
     assert printed("to see them", output) == "tensorboard --logdir out/digits"
     folder = printed("Curves", output)
     points = curves(folder)
-    assert points["val_loss"] == points["val_acc"] == points["train_acc"] == 3  # one an epoch
+    assert (
+        points["val_loss"] == points["val_acc"] == points["train_acc"] == 3
+    )  # one an epoch
     assert points["train_loss"] == points["lr-AdamW"] == 6  # 60 steps, every 10th
     assert points["test_acc"] == 1
     hparams = json.loads((Path(folder) / "hparams.json").read_text())
-    assert hparams == {"channels": 32, "learning_rate": 3e-3, "batch_size": 64, "num_workers": 0}
+    assert hparams == {
+        "channels": 32,
+        "learning_rate": 3e-3,
+        "batch_size": 64,
+        "num_workers": 0,
+    }
 
     best = Path(printed("Best model", output))
     assert best.parent == (Path(folder) / "checkpoints").resolve()
     assert (best / "model" / "model.safetensors").is_file()
-    assert printed("to load it", output) == f"model = ConvNet.load_from_checkpoint({str(best)!r})"
+    assert (
+        printed("to load it", output)
+        == f"model = ConvNet.load_from_checkpoint({str(best)!r})"
+    )
     assert measured(best) == pytest.approx(accuracy, abs=1e-4)
 
 
@@ -87,4 +97,9 @@ def measured(checkpoint: Path) -> float:
     data = digits.Digits()
     data.setup("test")
     with torch.no_grad():
-        return (model(data.test.images).argmax(1) == data.test.labels).float().mean().item()
+        return (
+            (model(data.test.images).argmax(1) == data.test.labels)
+            .float()
+            .mean()
+            .item()
+        )

@@ -39,7 +39,18 @@ def example() -> Any:
 @pytest.mark.slow
 def test_a_short_run_leaves_curves_and_a_model_that_loads(example: Any):
     """In one process."""
-    shortened = ("--limit", "3000", "--epochs", "4", "--seed", "1", "--dir", "out", "--devices", "1")
+    shortened = (
+        "--limit",
+        "3000",
+        "--epochs",
+        "4",
+        "--seed",
+        "1",
+        "--dir",
+        "out",
+        "--devices",
+        "1",
+    )
     status, output = run(*shortened)
     assert printed("Docstrings", output) == "3000: 2550 to train on, 450 to validate"
     accuracy = assert_complete(output, example, "out", epochs=4, devices=1)
@@ -50,7 +61,9 @@ def test_a_short_run_leaves_curves_and_a_model_that_loads(example: Any):
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_it_reaches_the_accuracy_that_it_promises_in_the_time_that_it_promises(example: Any):
+def test_it_reaches_the_accuracy_that_it_promises_in_the_time_that_it_promises(
+    example: Any,
+):
     """In two processes, and leaves the same."""
     status, output = run("--seed", "7", timeout=180)
     assert assert_complete(output, example, "logs", epochs=5, devices=2) >= 0.65
@@ -58,21 +71,30 @@ def test_it_reaches_the_accuracy_that_it_promises_in_the_time_that_it_promises(e
     assert Path(printed("Curves", output)) == Path("logs/docstrings/version_0")
 
 
-def assert_complete(output: str, example: Any, root: str, epochs: int, devices: int) -> float:
+def assert_complete(
+    output: str, example: Any, root: str, epochs: int, devices: int
+) -> float:
     """What a run prints is true, and all is there; returns the accuracy."""
     # Printed once, whatever the number of processes.
     assert output.count("Val. accuracy") == output.count("Best model") == 1
     data = example.Docstrings(f"{root}/docstrings")
     data.setup("validate")
     train, val = len(data.train), len(data.val)
-    assert printed("Docstrings", output) == f"{train + val}: {train} to train on, {val} to validate"
+    assert (
+        printed("Docstrings", output)
+        == f"{train + val}: {train} to train on, {val} to validate"
+    )
 
     assert printed("to see them", output) == f"tensorboard --logdir {root}/docstrings"
     folder = printed("Curves", output)
-    assert [path.name for path in Path(root, "docstrings").glob("version_*")] == [Path(folder).name]
+    assert [path.name for path in Path(root, "docstrings").glob("version_*")] == [
+        Path(folder).name
+    ]
     points = curves(folder)
     assert points["train_acc"] == epochs  # one an epoch
-    assert points["val_loss"] == points["val_acc"] == epochs + 1  # and one of the best model
+    assert (
+        points["val_loss"] == points["val_acc"] == epochs + 1
+    )  # and one of the best model
     steps = epochs * -(-train // 32)  # of 32 docstrings in all; every 20th is logged
     assert points["train_loss"] == points["lr-AdamW"] == steps // 20
     hparams = json.loads((Path(folder) / "hparams.json").read_text())
@@ -80,10 +102,15 @@ def assert_complete(output: str, example: Any, root: str, epochs: int, devices: 
 
     best = Path(printed("Best model", output))
     assert best.parent == (Path(folder) / "checkpoints").resolve()
-    assert re.search(rf"Classifier\.load_from_checkpoint\({str(best)!r}\)", printed("to load it", output))
+    assert re.search(
+        rf"Classifier\.load_from_checkpoint\({str(best)!r}\)",
+        printed("to load it", output),
+    )
     model = example.Classifier.load_from_checkpoint(best).eval()
     assert f"{measured(model, example, data):.4f}" == printed("Val. accuracy", output)
-    assert set(model.classify(["Send a request to the server.", "Draw."])) <= set(example.NAMES)
+    assert set(model.classify(["Send a request to the server.", "Draw."])) <= set(
+        example.NAMES
+    )
     return float(printed("Val. accuracy", output))
 
 
@@ -91,7 +118,10 @@ def measured(model: Any, example: Any, data: Any) -> float:
     """The validation accuracy of a loaded model on the run's data, without a Trainer."""
     texts, labels = zip(*data.val, strict=True)
     predicted = model.classify(list(texts))
-    return sum(name == example.NAMES[label] for name, label in zip(predicted, labels, strict=True)) / len(labels)
+    return sum(
+        name == example.NAMES[label]
+        for name, label in zip(predicted, labels, strict=True)
+    ) / len(labels)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +130,9 @@ def found(example: Any) -> list[tuple[str, int]]:
     return example.collect()
 
 
-def test_every_topic_has_docstrings_and_none_outweighs_the_others(example: Any, found: list[tuple[str, int]]):
+def test_every_topic_has_docstrings_and_none_outweighs_the_others(
+    example: Any, found: list[tuple[str, int]]
+):
     assert len(found) > 3000
     counts = Counter(label for _, label in found)
     assert sorted(counts) == list(range(len(example.NAMES)))
@@ -149,6 +181,12 @@ def test_the_split_is_always_the_same_and_shares_nothing(example: Any):
 def test_a_batch_is_padded_cut_and_masked(example: Any, found: list[tuple[str, int]]):
     tokenizer = example.train_tokenizer([text for text, _ in found[:500]])
     batch = example.encode(tokenizer, ["wait", "wait " * 100, "wait for it"])
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, example.LENGTH)
-    assert batch["attention_mask"].sum(1).tolist() == [3, example.LENGTH, 5]  # the first and last tokens are special
+    assert (
+        batch["input_ids"].shape == batch["attention_mask"].shape == (3, example.LENGTH)
+    )
+    assert batch["attention_mask"].sum(1).tolist() == [
+        3,
+        example.LENGTH,
+        5,
+    ]  # the first and last tokens are special
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()

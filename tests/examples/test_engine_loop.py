@@ -12,7 +12,10 @@ import pytest
 from tests.programs import run_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RAW, ENGINE = (Path(EXAMPLES, name).read_text(encoding="utf-8") for name in ("raw_loop.py", "engine_loop.py"))
+RAW, ENGINE = (
+    Path(EXAMPLES, name).read_text(encoding="utf-8")
+    for name in ("raw_loop.py", "engine_loop.py")
+)
 
 
 def losses(program: str, folder: Path) -> list[float]:
@@ -48,7 +51,9 @@ def test_four_lines_change_and_an_import_is_added():
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_the_losses_are_those_of_the_raw_loop(devices: int, precision: str, tmp_path: Path):
+def test_the_losses_are_those_of_the_raw_loop(
+    devices: int, precision: str, tmp_path: Path
+):
     strategy = "ddp" if devices > 1 else "single"
     arguments = f'accelerator="cpu", devices={devices}, strategy="{strategy}", precision="{precision}"'
     found = losses(ENGINE.replace("Engine()", f"Engine({arguments})"), tmp_path)
@@ -56,6 +61,8 @@ def test_the_losses_are_those_of_the_raw_loop(devices: int, precision: str, tmp_
     if precision == "32-true":
         # An epoch's last batch is the same 5 images, in whichever process. Sums round otherwise in two halves, more so
         # with several threads, and five epochs of training magnify it.
-        assert found == (expected if devices == 1 else pytest.approx(expected, rel=1e-2))
+        assert found == (
+            expected if devices == 1 else pytest.approx(expected, rel=1e-2)
+        )
     else:
         assert found == pytest.approx(expected, rel=0.1)

@@ -53,7 +53,9 @@ trainer.save_checkpoint("end.ckpt")
 def run(folder: Path, kill_at: int) -> int:
     """The exit status of the program, run in ``folder``."""
     folder.mkdir(exist_ok=True)
-    ended = run_program("-c", PROGRAM.format(examples=str(EXAMPLES)), kill_at, cwd=folder)
+    ended = run_program(
+        "-c", PROGRAM.format(examples=str(EXAMPLES)), kill_at, cwd=folder
+    )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode
 
@@ -66,11 +68,16 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path):
     assert run(killed, 0) == 0
 
     for file in ("model/model.safetensors", "optimizer/optimizer.safetensors"):
-        expected, got = (load_file(folder / "end.ckpt" / file) for folder in (whole, killed))
+        expected, got = (
+            load_file(folder / "end.ckpt" / file) for folder in (whole, killed)
+        )
         assert expected.keys() == got.keys()
         assert all(expected[name].equal(got[name]) for name in expected), file
     # The rows that were logged, once each, and in one folder.
-    rows, after_kills = ([file.read_text() for file in (folder / "logs").rglob("*.csv")] for folder in (whole, killed))
+    rows, after_kills = (
+        [file.read_text() for file in (folder / "logs").rglob("*.csv")]
+        for folder in (whole, killed)
+    )
     assert rows == after_kills
     assert len(list((killed / "logs").rglob("checkpoints"))) == 1
 
@@ -80,5 +87,7 @@ def test_a_dozen_random_kills():
     """In one process, two and three, in saves and between them; the benchmark compares everything that is left."""
     # What a first optimizer imports is imported before the processes are forked, instead of in each of them.
     program = "import runpy, torch._dynamo; runpy.run_module('benchmarks', run_name='__main__')"
-    ended = run_program("-c", program, "kills", "--kills", 12, timeout=110, cwd=EXAMPLES.parent)
+    ended = run_program(
+        "-c", program, "kills", "--kills", 12, timeout=110, cwd=EXAMPLES.parent
+    )
     assert ended.returncode == 0, ended.stderr

@@ -79,7 +79,13 @@ trainer.save_checkpoint("end.ckpt")
 """
 
 
-def run(folder: Path, devices: int = 1, target: str = "self", moment: str = "never", *signals: str) -> Any:
+def run(
+    folder: Path,
+    devices: int = 1,
+    target: str = "self",
+    moment: str = "never",
+    *signals: str,
+) -> Any:
     folder.mkdir(exist_ok=True)
     (folder / "program.py").write_text(PROGRAM)
     return run_program("program.py", devices, target, moment, *signals, cwd=folder)
@@ -114,7 +120,9 @@ def test_the_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, devices: int
         # Python ends by the signal itself where KeyboardInterrupt is not caught; a shell shows 130 for both.
         codes = (-number, 128 + number) if number == signal.SIGINT else (128 + number,)
         assert ended.returncode in codes, ended.stderr
-        step, path = re.findall(rf"{name} at step (\d+): saved (.*); ending", ended.stderr)[0]
+        step, path = re.findall(
+            rf"{name} at step (\d+): saved (.*); ending", ended.stderr
+        )[0]
         assert path.endswith(f"-step={step}.ckpt")
         saved = {path.name for path in (cut / "ckpt").iterdir()}
         assert Path(path).name in saved
@@ -124,7 +132,9 @@ def test_the_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, devices: int
     ended = run(cut, devices)
     assert ended.returncode == 0, ended.stderr
     for file in ("model/model.safetensors", "optimizer/optimizer.safetensors"):
-        expected, got = (load_file(folder / "end.ckpt" / file) for folder in (whole, cut))
+        expected, got = (
+            load_file(folder / "end.ckpt" / file) for folder in (whole, cut)
+        )
         assert all(torch.equal(expected[name], got[name]) for name in expected), file
     assert rows(whole) == rows(cut)
 
@@ -141,7 +151,9 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, devices: int, target: str)
 
 @pytest.mark.slow
 def test_a_programs_own_handler_is_left_alone(tmp_path: Path):
-    program = PROGRAM.replace("seed_everything(3)", 'signal.signal(signal.SIGTERM, lambda *_: print("mine"))')
+    program = PROGRAM.replace(
+        "seed_everything(3)", 'signal.signal(signal.SIGTERM, lambda *_: print("mine"))'
+    )
     (tmp_path / "own.py").write_text(program)
     ended = run_program("own.py", 1, "self", "0.4", "SIGTERM", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -17,7 +17,9 @@ from loopwright.framework import Module, Trainer
 class Linear(Module):
     """Linear regression with SGD. ``optimizers`` builds what ``configure_optimizers`` returns from the module."""
 
-    def __init__(self, lr: float = 0.1, optimizers: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, lr: float = 0.1, optimizers: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__()
         self.lr = lr
         self.configure = optimizers
@@ -44,13 +46,17 @@ class Linear(Module):
 class Evaluated(Linear):
     """The same with validation, test and prediction."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.log("val_loss", self.loss(batch))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.log("test_loss", self.loss(batch))
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def predict_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
         return self(batch[0])
 
 
@@ -86,7 +92,9 @@ def quiet(*callbacks: Any, **kwargs: Any) -> Trainer:
         "max_epochs": 1,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "enable_checkpointing": None if any(callback.phase == "persist" for callback in callbacks) else False,
+        "enable_checkpointing": None
+        if any(callback.phase == "persist" for callback in callbacks)
+        else False,
         "num_sanity_val_steps": 0,
     }
     return Trainer(callbacks=list(callbacks), **{**arguments, **kwargs})
@@ -106,7 +114,9 @@ def in_a_child(act: Callable[[], Any]) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(1)  # whatever happens, the child must not go on as a second test run
+            os._exit(
+                1
+            )  # whatever happens, the child must not go on as a second test run
     return child
 
 

@@ -28,7 +28,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.states: list[tuple[int, int, bool, bool]] = []  # epoch, step, module in training mode, gradients enabled
+        self.states: list[
+            tuple[int, int, bool, bool]
+        ] = []  # epoch, step, module in training mode, gradients enabled
         self.arguments: list[tuple[str, tuple[Any, ...]]] = []
         self.trainer: Any = None
         self.module: Any = None
@@ -38,20 +40,31 @@ class Recorder:
         self.arguments.append((event, arguments))
         if self.trainer is not None:
             trainer, training = self.trainer, self.module.training
-            self.states.append((trainer.current_epoch, trainer.global_step, training, torch.is_grad_enabled()))
+            self.states.append(
+                (
+                    trainer.current_epoch,
+                    trainer.global_step,
+                    training,
+                    torch.is_grad_enabled(),
+                )
+            )
 
     def forget(self) -> None:
         self.events, self.states, self.arguments = [], [], []
 
 
-def recording(cls: type, base: type, owner: str, recorder: Recorder, without: tuple[str, ...] = ()) -> Any:
+def recording(
+    cls: type, base: type, owner: str, recorder: Recorder, without: tuple[str, ...] = ()
+) -> Any:
     """A subclass of ``cls`` that overrides each hook of the contract ``base`` and records it."""
     names = [
         name
         for contract in (base, DataHooks)
         if issubclass(base, contract)
         for name, value in vars(contract).items()
-        if inspect.isfunction(value) and not name.startswith("_") and name not in (*_NO_HOOKS[base], *without)
+        if inspect.isfunction(value)
+        and not name.startswith("_")
+        and name not in (*_NO_HOOKS[base], *without)
     ]
     recorded = type(f"Recording{cls.__name__}", (cls,), {})
 
@@ -69,7 +82,9 @@ def recording(cls: type, base: type, owner: str, recorder: Recorder, without: tu
 
 
 def samples(count: int) -> DataLoader[Any]:
-    return DataLoader(torch.randn(count, 4, generator=torch.Generator().manual_seed(0)), batch_size=1)
+    return DataLoader(
+        torch.randn(count, 4, generator=torch.Generator().manual_seed(0)), batch_size=1
+    )
 
 
 class Loaders:
@@ -114,7 +129,12 @@ class Tiny(Loaders, Module):
     ) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(4, 1)
-        self.scheduler, self.fails, self.none_at, self.skip_at = scheduler, fails, none_at, skip_at
+        self.scheduler, self.fails, self.none_at, self.skip_at = (
+            scheduler,
+            fails,
+            none_at,
+            skip_at,
+        )
         self.automatic_optimization = not manual
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
@@ -133,7 +153,9 @@ class Tiny(Loaders, Module):
             optimizer.step()
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.fail("validation_step", batch_idx)
         self.log("val_loss", self.layer(batch).square().mean())
 
@@ -149,9 +171,15 @@ class Tiny(Loaders, Module):
             return optimizer
         if self.scheduler == "plateau":
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"},
+            }
         step_lr = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step_lr, "interval": self.scheduler}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": step_lr, "interval": self.scheduler},
+        }
 
     def fail(self, step: str, batch_idx: int) -> None:
         if self.fails is not None and step == self.fails[1] and batch_idx == 1:
@@ -167,11 +195,15 @@ class Observer(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"n": 1}
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> Any:
+    def on_train_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
+    ) -> Any:
         act = self.acts.get("on_train_batch_start")
         return act(trainer, batch_idx) if act is not None else None
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if (act := self.acts.get("on_train_batch_end")) is not None:
             act(trainer, batch_idx)
 
@@ -198,7 +230,9 @@ def _expand(lines: list[str], blocks: dict[str, str]) -> list[str]:
             while depth:
                 depth += (lines[position].endswith("[")) - (lines[position] == "]")
                 position += 1
-            events += _expand(lines[begin : position - 1], blocks) * int(line.split()[0])
+            events += _expand(lines[begin : position - 1], blocks) * int(
+                line.split()[0]
+            )
             continue
         if line.startswith(tuple("123456789")):
             count, line = line.split(" x ")
@@ -207,5 +241,7 @@ def _expand(lines: list[str], blocks: dict[str, str]) -> list[str]:
             events += expand(blocks[line], blocks) * times
             continue
         owners, _, hook = line.rpartition(".")
-        events += [f"{owner}.{hook}" for owner in (owners or "callback+module").split("+")] * times
+        events += [
+            f"{owner}.{hook}" for owner in (owners or "callback+module").split("+")
+        ] * times
     return events

@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
@@ -55,7 +61,12 @@ class Net(Module):
     def __init__(self, width: int = 16, note: Any = None) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.body = nn.Sequential(nn.Linear(8, width), nn.Dropout(0.3), nn.BatchNorm1d(width), nn.Linear(width, 1))
+        self.body = nn.Sequential(
+            nn.Linear(8, width),
+            nn.Dropout(0.3),
+            nn.BatchNorm1d(width),
+            nn.Linear(width, 1),
+        )
         self.mean_loss = MeanMetric()
         self.losses: list[float] = []
         self.samples: list[Any] = []
@@ -88,7 +99,10 @@ class Net(Module):
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         warm = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        return [optimizer], [{"scheduler": warm, "interval": "step"}, {"scheduler": plateau, "monitor": "val_loss"}]
+        return [optimizer], [
+            {"scheduler": warm, "interval": "step"},
+            {"scheduler": plateau, "monitor": "val_loss"},
+        ]
 
 
 def warm_up(step: int) -> float:
@@ -147,7 +161,9 @@ class Save(Callback):
         self.batches_of_this_run = 0
         self.steps_before = 0  # calls of training_step until then
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.batches += 1
         self.batches_of_this_run += 1
         if self.path is not None and self.batches_of_this_run == self.after:
@@ -167,12 +183,18 @@ class Note:
 
 def sample_numbers(batch: Any) -> Any:
     if isinstance(batch, dict):
-        return {name: sample_numbers(one) for name, one in batch.items() if one is not None}
+        return {
+            name: sample_numbers(one) for name, one in batch.items() if one is not None
+        }
     return batch[1].tolist()
 
 
 def inputs_of(batch: Any) -> Tensor:
-    parts = [part for part in batch.values() if part is not None] if isinstance(batch, dict) else [batch]
+    parts = (
+        [part for part in batch.values() if part is not None]
+        if isinstance(batch, dict)
+        else [batch]
+    )
     return torch.cat([x for x, _ in parts])
 
 
@@ -182,7 +204,12 @@ def shuffled(**arguments: Any) -> DataLoader[Any]:
 
 def as_list() -> list[Any]:
     samples = torch.linspace(0, 2, SAMPLES * 8).reshape(SAMPLES, 8)
-    return [(part, index) for part, index in zip(samples.split(3), torch.arange(SAMPLES).split(3), strict=True)]
+    return [
+        (part, index)
+        for part, index in zip(
+            samples.split(3), torch.arange(SAMPLES).split(3), strict=True
+        )
+    ]
 
 
 class OwnSampler(RandomSampler):
@@ -203,7 +230,10 @@ class Batches:
         samples = Samples()
         for first in torch.randperm(SAMPLES // 3).tolist():
             parts = [samples[3 * first + index] for index in range(3)]
-            yield torch.stack([x for x, _ in parts]), torch.tensor([number for _, number in parts])
+            yield (
+                torch.stack([x for x, _ in parts]),
+                torch.tensor([number for _, number in parts]),
+            )
 
 
 class Divided(IterableDataset):
@@ -213,7 +243,10 @@ class Divided(IterableDataset):
         self.given = self.begin = 0
 
     def __iter__(self) -> Iterator[Any]:
-        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, processes = (
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+        )
         samples, self.given, self.begin = Samples(), self.begin, 0
         while self.given < SAMPLES:
             self.given += 1
@@ -249,26 +282,39 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "stateful stream": lambda: StatefulDataLoader(Stream(), 3),
     "divided": lambda: StatefulDataLoader(Divided(), 3),
 }
-TOGETHER = {"shuffled": shuffled, "stream": stream, "stateful": stateful, "list": lambda: as_list()}
+TOGETHER = {
+    "shuffled": shuffled,
+    "stream": stream,
+    "stateful": stateful,
+    "list": lambda: as_list(),
+}
 PAIRS = (("shuffled", "stream"), ("shuffled", "stateful"), ("stream", "stateful"), ("stateful", "stateful"),
          ("shuffled", "list"))  # fmt: skip
 for mode in CombinedLoader.MODES:
     for pair in PAIRS:
-        LOADERS[f"{mode}: {' and '.join(pair)}"] = lambda mode=mode, pair=pair: CombinedLoader(
-            dict(enumerate(TOGETHER[name]() for name in pair)), mode
+        LOADERS[f"{mode}: {' and '.join(pair)}"] = lambda mode=mode, pair=pair: (
+            CombinedLoader(dict(enumerate(TOGETHER[name]() for name in pair)), mode)
         )
 
 
 # By name: the module, the loader, the Trainer's arguments.
 RUNS: dict[str, tuple[Callable[[], Module], Callable[[], Any], dict[str, Any]]] = {
-    "windows": (Net, shuffled, {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}),
+    "windows": (
+        Net,
+        shuffled,
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0},
+    ),
     "mixed": (Net, shuffled, {"precision": "16-mixed", "val_check_interval": 0.5}),
     "manual": (TwoOptimizers, shuffled, {}),
     "workers": (Net, lambda: shuffled(num_workers=1, persistent_workers=True), {}),
     "list": (Net, as_list, {"limit_train_batches": 7}),
     "stream": (Net, stream, {}),
     "stateful": (Net, stateful, {}),
-    "combined": (Net, lambda: {"a": shuffled(), "b": DataLoader(Stream(), 4)}, {"accumulate_grad_batches": 2}),
+    "combined": (
+        Net,
+        lambda: {"a": shuffled(), "b": DataLoader(Stream(), 4)},
+        {"accumulate_grad_batches": 2},
+    ),
     "micro batches": (OneScheduler, shuffled, {"micro_batch": 2}),
     "sharded": (OneScheduler, shuffled, {"accumulate_grad_batches": 2}),
     "objects": (lambda: Net(note=Note()), shuffled, {}),
@@ -279,7 +325,13 @@ SHARDED = (
 )  # fmt: skip
 
 
-def train(name: str, path: Path, resume: bool, strategy: str = "auto", save_again: bool = False) -> dict[str, Any]:
+def train(
+    name: str,
+    path: Path,
+    resume: bool,
+    strategy: str = "auto",
+    save_again: bool = False,
+) -> dict[str, Any]:
     """One run of the Trainer: from its begin, saved in its middle, or from there.
 
     Returns:
@@ -291,13 +343,19 @@ def train(name: str, path: Path, resume: bool, strategy: str = "auto", save_agai
     save = Save(path, SAVED_AT[int(os.environ.get("WORLD_SIZE", "1"))])
     if resume:
         save = Save(path.with_name(f"{path.name} again") if save_again else None, 2)
-    stops = {"patience": 1, "min_delta": 10.0} if name == "windows" else {"patience": 99}
+    stops = (
+        {"patience": 1, "min_delta": 10.0} if name == "windows" else {"patience": 99}
+    )
     stopping = EarlyStopping("val_loss", **stops)
-    trainer = quiet(strategy=strategy, max_epochs=EPOCHS, callbacks=[save, stopping], **arguments)
+    trainer = quiet(
+        strategy=strategy, max_epochs=EPOCHS, callbacks=[save, stopping], **arguments
+    )
     validation = as_list()[:4]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, loader(), validation, ckpt_path=str(path) if resume else None)
+        trainer.fit(
+            module, loader(), validation, ckpt_path=str(path) if resume else None
+        )
     begin = 0 if resume else save.steps_before
     seen = {"samples": module.samples[begin:], "losses": module.losses[begin:]}
     whole = trainer.strategy.gather_objects(seen)
@@ -305,7 +363,12 @@ def train(name: str, path: Path, resume: bool, strategy: str = "auto", save_agai
         "samples": [each["samples"] for each in whole],
         "losses": [each["losses"] for each in whole],
         "value": float(trainer.callback_metrics["val_loss"]),
-        "counters": [trainer.global_step, trainer.current_epoch, save.batches, stopping.wait_count],
+        "counters": [
+            trainer.global_step,
+            trainer.current_epoch,
+            save.batches,
+            stopping.wait_count,
+        ],
     }
     if trainer.strategy.world_size == 1 and strategy == "auto":
         found["weights"] = weights_of(module)
@@ -313,22 +376,37 @@ def train(name: str, path: Path, resume: bool, strategy: str = "auto", save_agai
 
 
 def weights_of(module: nn.Module) -> dict[str, list[float]]:
-    return {name: parameter.flatten().tolist() for name, parameter in module.state_dict().items()}
+    return {
+        name: parameter.flatten().tolist()
+        for name, parameter in module.state_dict().items()
+    }
 
 
 def own_loop(
-    strategy: str, path: Path, resume: bool, precision: Any = "32-true", make_loader: Callable[[], Any] | None = None
+    strategy: str,
+    path: Path,
+    resume: bool,
+    precision: Any = "32-true",
+    make_loader: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Two epochs with an Engine: from the begin, saved in the second, or from there."""
     seed_everything(5 if resume else 3, workers=True, verbose=False)
     engine = Engine(
-        accelerator="cpu", strategy=strategy, precision=precision, launch=False, gradient_accumulation_steps=2
+        accelerator="cpu",
+        strategy=strategy,
+        precision=precision,
+        launch=False,
+        gradient_accumulation_steps=2,
     )
     engine.connect()
-    module = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.LayerNorm(16), nn.Linear(16, 1))
+    module = nn.Sequential(
+        nn.Linear(8, 16), nn.Dropout(0.3), nn.LayerNorm(16), nn.Linear(16, 1)
+    )
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)
-    model, optimizer, loader, scheduler = engine.prepare(module, optimizer, (make_loader or shuffled)(), scheduler)
+    model, optimizer, loader, scheduler = engine.prepare(
+        module, optimizer, (make_loader or shuffled)(), scheduler
+    )
     if resume:
         engine.load_state(path)
     samples, losses = [], []
@@ -364,8 +442,19 @@ def calls(folder: Path, processes: int, resume: bool) -> dict[str, tuple[Any, ..
     for strategy in SHARDED:
         path = folder / str(processes)
         found[strategy] = (train, "sharded", path / strategy, resume, strategy)
-        found[f"engine {strategy}"] = (own_loop, strategy, path / f"engine {strategy}", resume)
-    found["engine"] = (own_loop, "auto", folder / str(processes) / "engine", resume, "16-mixed")
+        found[f"engine {strategy}"] = (
+            own_loop,
+            strategy,
+            path / f"engine {strategy}",
+            resume,
+        )
+    found["engine"] = (
+        own_loop,
+        "auto",
+        folder / str(processes) / "engine",
+        resume,
+        "16-mixed",
+    )
     if processes == 2:
         found.pop("mixed")  # it shows nothing that one process does not
     return found
@@ -384,12 +473,16 @@ def main(action: str, folder: Path) -> None:
     for processes in (1, 2):
         if action == "make":
             (folder / str(processes)).mkdir(parents=True)
-            made = in_new_processes(processes, call_all, calls(folder, processes, resume=False))
+            made = in_new_processes(
+                processes, call_all, calls(folder, processes, resume=False)
+            )
             (folder / str(processes) / "expected.json").write_text(json.dumps(made))
             continue
         for name, expected, found in resume_all(folder, processes):
             differing = [key for key in expected if expected[key] != found[key]]
-            print(f"{processes} processes, {name}: {differing or 'the same to the last bit'}")
+            print(
+                f"{processes} processes, {name}: {differing or 'the same to the last bit'}"
+            )
 
 
 if __name__ == "__main__":

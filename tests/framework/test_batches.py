@@ -17,7 +17,12 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader
 
 from loopwright.framework import Module
-from loopwright.framework.data.batches import batch_size_of, cast_batch, map_tensors, move_batch
+from loopwright.framework.data.batches import (
+    batch_size_of,
+    cast_batch,
+    map_tensors,
+    move_batch,
+)
 from tests.strategies.distributed import quiet
 
 
@@ -148,8 +153,14 @@ def first(batch: Any) -> Tensor:
 
 
 # How to make a batch of a tensor, where it is in there, and what else must be as it was.
-KINDS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor], Callable[[Any], bool]]] = {
-    "derived": (derived, of_name, lambda b: b.note == "set later" and float(b.total.sum()) == -1.0),
+KINDS: dict[
+    str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor], Callable[[Any], bool]]
+] = {
+    "derived": (
+        derived,
+        of_name,
+        lambda b: b.note == "set later" and float(b.total.sum()) == -1.0,
+    ),
     "frozen": (Frozen, of_name, lambda b: b.names == ("a", "b")),
     "locked": (Locked, of_name, lambda b: True),
     "named tuple": (Sized, of_name, lambda b: b.size == 2 and b.tag == "new"),
@@ -158,13 +169,25 @@ KINDS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor], Callabl
     "deque": (lambda x: deque([x], maxlen=3), first, lambda b: b.maxlen == 3),
     "keywords": (lambda x: Keywords(x=x), of_key, lambda b: True),
     "ordered": (lambda x: OrderedDict(x=x), of_key, lambda b: True),
-    "default": (lambda x: defaultdict(list, x=x), of_key, lambda b: b.default_factory is list),
+    "default": (
+        lambda x: defaultdict(list, x=x),
+        of_key,
+        lambda b: b.default_factory is list,
+    ),
     "chain": (lambda x: ChainMap({}, {"x": x}), of_key, lambda b: True),
     "proxy": (lambda x: MappingProxyType({"x": x}), of_key, lambda b: True),
     "items": (lambda x: Items({"x": x}), of_key, lambda b: True),
     "changeable": (lambda x: Changeable({"x": x}), of_key, lambda b: True),
-    "encoding": (lambda x: Encoding({"x": x}, ["e"]), of_key, lambda b: b.encodings == ["e"]),
-    "maximum": (lambda x: torch.return_types.max((x, x)), lambda b: b.values, lambda b: True),
+    "encoding": (
+        lambda x: Encoding({"x": x}, ["e"]),
+        of_key,
+        lambda b: b.encodings == ["e"],
+    ),
+    "maximum": (
+        lambda x: torch.return_types.max((x, x)),
+        lambda b: b.values,
+        lambda b: True,
+    ),
 }
 
 
@@ -174,7 +197,10 @@ def test_a_batch_is_changed_in_a_copy_and_keeps_what_else_it_holds(kind: str):
     x = torch.ones(2, 3)
     batch = make(x)
     assert batch_size_of(batch) == 2
-    moved, cast = move_batch(batch, torch.device("meta")), cast_batch(batch, torch.bfloat16)
+    moved, cast = (
+        move_batch(batch, torch.device("meta")),
+        cast_batch(batch, torch.bfloat16),
+    )
     assert get(moved).is_meta
     assert torch.equal(get(cast), x.bfloat16())
     assert get(cast).dtype == torch.bfloat16
@@ -215,7 +241,9 @@ def test_an_object_that_is_moved_in_place_is_kept():
 def test_what_cannot_be_copied_is_passed_on_or_refused_by_name():
     batch = Named({"x": torch.ones(2), "more": [torch.ones(2)]}, "its name")
     assert move_batch(batch, torch.device("cpu")) is batch
-    with pytest.raises(TypeError, match="a Named in a batch cannot be copied with other tensors"):
+    with pytest.raises(
+        TypeError, match="a Named in a batch cannot be copied with other tensors"
+    ):
         cast_batch(batch, torch.bfloat16)
 
     class Doubling(dict):
@@ -242,7 +270,9 @@ def test_the_size_of_graphs_is_what_they_say():
 
 
 class Net(Module):
-    def __init__(self, get: Callable[[Any], Tensor], check: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, get: Callable[[Any], Tensor], check: Callable[[Any], bool]
+    ) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)
         self.get, self.check = get, check
@@ -261,8 +291,12 @@ class Net(Module):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-@pytest.mark.parametrize("kind", ["derived", "named tuple", "list", "keywords", "encoding"])
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16-true"}, {"micro_batch": 2}])
+@pytest.mark.parametrize(
+    "kind", ["derived", "named tuple", "list", "keywords", "encoding"]
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16-true"}, {"micro_batch": 2}]
+)
 def test_a_run_reads_batches_of_any_kind(kind: str, options: dict[str, Any]):
     make, get, check = KINDS[kind]
     if kind == "named tuple":
@@ -271,7 +305,13 @@ def test_a_run_reads_batches_of_any_kind(kind: str, options: dict[str, Any]):
     batches = [make(torch.stack(rows[i : i + 4])) for i in range(0, 10, 4)]
     model = Net(get, check)
     trainer = quiet(num_sanity_val_steps=0, **options)
-    trainer.fit(model, batches, DataLoader(rows, batch_size=4, collate_fn=lambda chosen: make(torch.stack(chosen))))
+    trainer.fit(
+        model,
+        batches,
+        DataLoader(
+            rows, batch_size=4, collate_fn=lambda chosen: make(torch.stack(chosen))
+        ),
+    )
     assert float(trainer.callback_metrics["mean"]) == 5.5
     assert model.sizes == ([2] * 5 if "micro_batch" in options else [4, 4, 2])
     assert get(batches[0]).dtype == torch.float32
@@ -282,12 +322,16 @@ def test_batches_of_transformers():
     batch = transformers.BatchEncoding({"x": torch.ones(2), "ids": torch.arange(2)})
     features = transformers.BatchFeature({"x": torch.ones(2), "ids": torch.arange(2)})
     for given in (batch, features):
-        moved = cast_batch(move_batch(copy.copy(given), torch.device("cpu")), torch.bfloat16)
+        moved = cast_batch(
+            move_batch(copy.copy(given), torch.device("cpu")), torch.bfloat16
+        )
         assert type(moved) is type(given)
         assert moved["x"].dtype == torch.bfloat16
         assert moved["ids"].dtype == torch.int64
         assert given["x"].dtype == torch.float32
-    output = transformers.modeling_outputs.CausalLMOutput(loss=torch.tensor(1.0), logits=torch.ones(2))
+    output = transformers.modeling_outputs.CausalLMOutput(
+        loss=torch.tensor(1.0), logits=torch.ones(2)
+    )
     cast = cast_batch(output, torch.bfloat16)
     assert cast.logits is cast["logits"]
     assert cast.logits.dtype == torch.bfloat16

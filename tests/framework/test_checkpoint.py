@@ -27,11 +27,28 @@ from loopwright.framework import CheckpointError, Engine, Module
 from loopwright.framework.checkpoint import writer as module_under_test
 from loopwright.framework.checkpoint.configs import AttributeDict
 from loopwright.framework.checkpoint.find import find_checkpoints, resolve
-from loopwright.framework.checkpoint.manifest import is_complete, read_manifest, seal_manifest
+from loopwright.framework.checkpoint.manifest import (
+    is_complete,
+    read_manifest,
+    seal_manifest,
+)
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.serialization import decode, encode
-from loopwright.framework.checkpoint.writer import Snapshot, remove_checkpoint, save_checkpoint, write_pointer
-from tests.framework.models import Evaluated, Linear, ended, in_a_child, loader, quiet, weights
+from loopwright.framework.checkpoint.writer import (
+    Snapshot,
+    remove_checkpoint,
+    save_checkpoint,
+    write_pointer,
+)
+from tests.framework.models import (
+    Evaluated,
+    Linear,
+    ended,
+    in_a_child,
+    loader,
+    quiet,
+    weights,
+)
 
 FACTS = {"created": 1.0, "global_step": 3}
 
@@ -43,7 +60,11 @@ class Adam(Evaluated):
         return torch.optim.Adam(self.parameters())
 
 
-def saved(path: str | Path = "a.ckpt", module: Module | None = None, weights_only: bool = False) -> str:
+def saved(
+    path: str | Path = "a.ckpt",
+    module: Module | None = None,
+    weights_only: bool = False,
+) -> str:
     """A checkpoint of a short run."""
     trainer = quiet()
     trainer.fit(module or Adam(), loader())
@@ -52,7 +73,9 @@ def saved(path: str | Path = "a.ckpt", module: Module | None = None, weights_onl
 
 
 def files(path: str | Path) -> set[str]:
-    return {str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file()
+    }
 
 
 ALL = {
@@ -67,10 +90,17 @@ def test_layout() -> None:
     """The documented files; with weights_only, those that hold weights and hyperparameters."""
     assert files(saved("whole.ckpt")) == ALL
     only = saved("weights.ckpt", weights_only=True)
-    assert files(only) == {"manifest.json", "model/model.safetensors", "state.json", "state.safetensors"}
+    assert files(only) == {
+        "manifest.json",
+        "model/model.safetensors",
+        "state.json",
+        "state.safetensors",
+    }
     assert is_complete(only)
     assert list(Path.cwd().iterdir()) != []
-    assert not [path for path in Path.cwd().iterdir() if path.name.startswith(".")]  # no temporary left
+    assert not [
+        path for path in Path.cwd().iterdir() if path.name.startswith(".")
+    ]  # no temporary left
 
 
 def test_safetensors_reads_the_files() -> None:
@@ -81,17 +111,26 @@ def test_safetensors_reads_the_files() -> None:
     assert model.keys() == {"layer.weight", "layer.bias"}
     assert torch.equal(model["layer.weight"], module.layer.weight)
     optimizer = load_file(f"{path}/optimizer/optimizer.safetensors")
-    assert {f"optimizer_states.0.state.layer.weight.{name}" for name in ("exp_avg", "exp_avg_sq", "step")} <= set(
-        optimizer
-    )
+    assert {
+        f"optimizer_states.0.state.layer.weight.{name}"
+        for name in ("exp_avg", "exp_avg_sq", "step")
+    } <= set(optimizer)
 
 
 def test_manifest() -> None:
     """Facts about the run, and each file's size."""
     path = saved()
     manifest = read_manifest(path)
-    assert (manifest["epoch"], manifest["global_step"], manifest["world_size"]) == (1, 4, 1)
-    assert (manifest["strategy"], manifest["precision"], manifest["module"]) == ("single", "32-true", "Adam")
+    assert (manifest["epoch"], manifest["global_step"], manifest["world_size"]) == (
+        1,
+        4,
+        1,
+    )
+    assert (manifest["strategy"], manifest["precision"], manifest["module"]) == (
+        "single",
+        "32-true",
+        "Adam",
+    )
     assert manifest["torch"] == torch.__version__
     assert manifest["files"].keys() == ALL - {"manifest.json"}
     for name, expected in manifest["files"].items():
@@ -141,7 +180,12 @@ def test_shared_tensors_and_views() -> None:
 def test_names_of_equal_place_but_other_shape() -> None:
     """Views of one buffer are told apart by their shapes."""
     base = torch.arange(6.0)
-    state = {"whole": base, "first": base[:3], "matrix": base.view(2, 3), "last": base[3:]}
+    state = {
+        "whole": base,
+        "first": base[:3],
+        "matrix": base.view(2, 3),
+        "last": base[3:],
+    }
     save_checkpoint({"state_dict": state}, "a.ckpt", FACTS, None)
     loaded = load_checkpoint("a.ckpt")["state_dict"]
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -149,7 +193,12 @@ def test_names_of_equal_place_but_other_shape() -> None:
 
 def test_loaded_tensors_can_be_changed() -> None:
     """Each by itself: nothing shares memory with a file or another entry."""
-    save_checkpoint({"state_dict": {"w": torch.ones(2)}, "x": {"a": torch.ones(2)}}, "a.ckpt", FACTS, None)
+    save_checkpoint(
+        {"state_dict": {"w": torch.ones(2)}, "x": {"a": torch.ones(2)}},
+        "a.ckpt",
+        FACTS,
+        None,
+    )
     loaded = load_checkpoint("a.ckpt")
     loaded["state_dict"]["w"].zero_()
     assert torch.equal(loaded["x"]["a"], torch.ones(2))
@@ -190,7 +239,13 @@ def test_memory_filesystem(fn: str) -> None:
     write_pointer(f"memory://{fn}/last.ckpt", url)
     assert resolve(f"memory://{fn}/last.ckpt") == url
     filesystem = fsspec.filesystem("memory")
-    filesystem.rm_file(next(name for name in filesystem.find(f"/{fn}/a.ckpt") if name.endswith("state.json")))
+    filesystem.rm_file(
+        next(
+            name
+            for name in filesystem.find(f"/{fn}/a.ckpt")
+            if name.endswith("state.json")
+        )
+    )
     assert not is_complete(url)
     remove_checkpoint(url)
     assert not trainer.checkpoint_exists(url)
@@ -201,7 +256,16 @@ def test_memory_filesystem(fn: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 @pytest.mark.parametrize(
-    "damage", ["first byte", "middle byte", "last byte", "truncated", "longer", "missing", "empty"]
+    "damage",
+    [
+        "first byte",
+        "middle byte",
+        "last byte",
+        "truncated",
+        "longer",
+        "missing",
+        "empty",
+    ],
 )
 def test_damage_is_noticed_and_named(name: str, damage: str) -> None:
     """Each file, each kind of damage: loading says which file of which checkpoint."""
@@ -214,15 +278,25 @@ def test_damage_is_noticed_and_named(name: str, damage: str) -> None:
     if damage == "missing":
         file.unlink()
     else:
-        place = {"first byte": 0, "middle byte": len(content) // 2, "last byte": -1}.get(damage)
+        place = {
+            "first byte": 0,
+            "middle byte": len(content) // 2,
+            "last byte": -1,
+        }.get(damage)
         if place is not None:
             content[place] ^= 1
-        content = {"truncated": content[:-1], "longer": content + b" ", "empty": bytearray()}.get(damage, content)
+        content = {
+            "truncated": content[:-1],
+            "longer": content + b" ",
+            "empty": bytearray(),
+        }.get(damage, content)
         file.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"a\.ckpt") as caught:
         load_checkpoint("a.ckpt")
     assert name in str(caught.value)
-    assert any(word in str(caught.value) for word in ("damaged", "no complete checkpoint"))
+    assert any(
+        word in str(caught.value) for word in ("damaged", "no complete checkpoint")
+    )
     if damage in ("truncated", "longer", "empty") and name != "manifest.json":
         assert "bytes" in str(caught.value)  # says the two sizes
     if "byte" not in damage or name == "manifest.json":
@@ -236,7 +310,9 @@ def test_every_byte_of_the_manifest_counts() -> None:
     file = Path("a.ckpt/manifest.json")
     content = file.read_bytes()
     for place in range(len(content)):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        file.write_bytes(
+            content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        )
         assert not is_complete("a.ckpt"), content[place : place + 1]
     file.write_bytes(content)
     assert is_complete("a.ckpt")
@@ -245,19 +321,28 @@ def test_every_byte_of_the_manifest_counts() -> None:
 def test_a_later_format_is_refused() -> None:
     """With what this version reads."""
     save_checkpoint({"state_dict": {}}, "a.ckpt", {**FACTS, "format": 99}, None)
-    with pytest.raises(CheckpointError, match="has format 99, this version reads up to 1; upgrade"):
+    with pytest.raises(
+        CheckpointError, match="has format 99, this version reads up to 1; upgrade"
+    ):
         load_checkpoint("a.ckpt")
 
 
 def test_nothing_there() -> None:
     """A missing path, files of another kind, a folder that is no checkpoint."""
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint at 'none\.ckpt'"):
+    with pytest.raises(
+        CheckpointError, match=r"there is no checkpoint at 'none\.ckpt'"
+    ):
         load_checkpoint("none.ckpt")
     Path("other.ckpt").write_text("weights")
-    with pytest.raises(CheckpointError, match=r"neither a checkpoint directory, nor a pointer to one, nor a file of"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"neither a checkpoint directory, nor a pointer to one, nor a file of",
+    ):
         load_checkpoint("other.ckpt")
     Path("folder").mkdir()
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint: manifest\.json is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"no complete checkpoint: manifest\.json is missing"
+    ):
         load_checkpoint("folder")
     assert not is_complete("none.ckpt")
     assert not is_complete("other.ckpt")
@@ -281,8 +366,13 @@ def test_a_failed_save_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> No
             return writing(path)
 
         monkeypatch.setattr(module_under_test, "writing", failing)
-        with pytest.raises(OSError, match=r"checkpoint '.*a\.ckpt' could not be written: No space left on device"):
-            save_checkpoint({"state_dict": {"w": torch.zeros(1)}}, "a.ckpt", FACTS, None)
+        with pytest.raises(
+            OSError,
+            match=r"checkpoint '.*a\.ckpt' could not be written: No space left on device",
+        ):
+            save_checkpoint(
+                {"state_dict": {"w": torch.zeros(1)}}, "a.ckpt", FACTS, None
+            )
         assert torch.equal(load_checkpoint("a.ckpt")["state_dict"]["w"], torch.ones(1))
         assert [path.name for path in Path.cwd().iterdir()] == ["a.ckpt"]
 
@@ -299,9 +389,13 @@ def test_overwriting() -> None:
 def test_pointers(tmp_path: Path) -> None:
     """A small file names a checkpoint: relative where it stands beside it, so that a folder can be moved."""
     saved(tmp_path / "runs" / "a.ckpt")
-    write_pointer(str(tmp_path / "runs" / "last.ckpt"), str(tmp_path / "runs" / "a.ckpt"))
+    write_pointer(
+        str(tmp_path / "runs" / "last.ckpt"), str(tmp_path / "runs" / "a.ckpt")
+    )
     (tmp_path / "runs").rename(tmp_path / "moved")
-    assert resolve(str(tmp_path / "moved" / "last.ckpt")) == str(tmp_path / "moved" / "a.ckpt")
+    assert resolve(str(tmp_path / "moved" / "last.ckpt")) == str(
+        tmp_path / "moved" / "a.ckpt"
+    )
     write_pointer(str(tmp_path / "far.ckpt"), str(tmp_path / "moved" / "a.ckpt"))
     assert resolve(str(tmp_path / "far.ckpt")) == str(tmp_path / "moved" / "a.ckpt")
     assert is_complete(str(tmp_path / "moved" / "a.ckpt"))
@@ -314,10 +408,19 @@ def test_pointers(tmp_path: Path) -> None:
 def test_finding() -> None:
     """Complete ones, the one written last first."""
     for name, created, step in (("old", 3.0, 1), ("new", 2.0, 5), ("newer", 4.0, 5)):
-        save_checkpoint({"state_dict": {}}, f"{name}.ckpt", {"created": created, "global_step": step}, None)
+        save_checkpoint(
+            {"state_dict": {}},
+            f"{name}.ckpt",
+            {"created": created, "global_step": step},
+            None,
+        )
     Path("broken.ckpt").mkdir()
     write_pointer("last.ckpt", "new.ckpt")
-    assert [Path(path).name for path in find_checkpoints(".")] == ["newer.ckpt", "old.ckpt", "new.ckpt"]
+    assert [Path(path).name for path in find_checkpoints(".")] == [
+        "newer.ckpt",
+        "old.ckpt",
+        "new.ckpt",
+    ]
     assert find_checkpoints("nowhere") == []
 
 
@@ -330,7 +433,10 @@ def test_save_checkpoint_before_a_run() -> None:
 def test_weights_only_cannot_resume() -> None:
     """It says so, and what it is good for."""
     path = saved(weights_only=True)
-    with pytest.raises(CheckpointError, match=r"weights_only=True.*cannot resume a run; load its weights with"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"weights_only=True.*cannot resume a run; load its weights with",
+    ):
         quiet(max_epochs=2).fit(Adam(), loader(), ckpt_path=path)
     quiet().test(Adam(), loader(), ckpt_path=path, verbose=False)
 
@@ -373,10 +479,16 @@ def test_objects_in_hyperparameters(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "hyper_parameters.thing" in captured.out + captured.err
 
-    with pytest.raises(CheckpointError, match=r"hyper_parameters.thing.*weights_only=False if you trust it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"hyper_parameters.thing.*weights_only=False if you trust it",
+    ):
         Takes.load_from_checkpoint(path)
     assert Takes.load_from_checkpoint(path, weights_only=False).thing == Thing(5)
-    assert Takes.load_from_checkpoint(path, thing="another").hparams == {"thing": "another", "number": 3}
+    assert Takes.load_from_checkpoint(path, thing="another").hparams == {
+        "thing": "another",
+        "number": 3,
+    }
 
 
 def test_loading_runs_no_code() -> None:
@@ -403,10 +515,14 @@ def test_an_object_that_cannot_be_pickled(capsys: pytest.CaptureFixture[str]) ->
     """Is left out and named; the others, and the checkpoint, are saved."""
     path = saved(module=Takes([Unpicklable(), Thing(2)]))
     captured = capsys.readouterr()
-    assert "hyper_parameters.thing.0 could not be pickled" in captured.out + captured.err
+    assert (
+        "hyper_parameters.thing.0 could not be pickled" in captured.out + captured.err
+    )
     checkpoint = load_checkpoint(path, weights_only=False)
     assert checkpoint["hyper_parameters"]["thing"][1] == Thing(2)
-    with pytest.raises(CheckpointError, match="could not be pickled when the checkpoint was saved"):
+    with pytest.raises(
+        CheckpointError, match="could not be pickled when the checkpoint was saved"
+    ):
         checkpoint["hyper_parameters"]["thing"][0].value  # noqa: B018 # reading is the test
     assert isinstance(Takes.load_from_checkpoint(path, thing=1), Takes)
 
@@ -439,14 +555,25 @@ def test_lone_surrogates() -> None:
         "ü": torch.ones(1),
     }
     rest = {
-        SURROGATE: {SURROGATE: torch.tensor(4), r"a\ud800": torch.tensor(5), "s": [SURROGATE], "o": Thing(6)},
+        SURROGATE: {
+            SURROGATE: torch.tensor(4),
+            r"a\ud800": torch.tensor(5),
+            "s": [SURROGATE],
+            "o": Thing(6),
+        },
         "optimizer_states": [{SURROGATE: torch.tensor(7)}],
         "__metadata__": torch.tensor(8),
     }
-    save_checkpoint({"state_dict": state, **rest}, "a.ckpt", FACTS, [{SURROGATE: torch.tensor(9)}])
+    save_checkpoint(
+        {"state_dict": state, **rest}, "a.ckpt", FACTS, [{SURROGATE: torch.tensor(9)}]
+    )
     loaded = load_checkpoint("a.ckpt", weights_only=False)
     assert loaded.pop("manifest")
-    assert loaded == {"state_dict": state, **rest, "rng": [{SURROGATE: torch.tensor(9)}]}
+    assert loaded == {
+        "state_dict": state,
+        **rest,
+        "rng": [{SURROGATE: torch.tensor(9)}],
+    }
     assert load_file("a.ckpt/model/model.safetensors").keys() == {"ü", r"a\ud800"}
 
 
@@ -455,7 +582,9 @@ class Rotates(Linear):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turn = nn.Parameter(torch.tensor([[1 + 2j, 3j, 0.1]], dtype=torch.complex128).mT)
+        self.turn = nn.Parameter(
+            torch.tensor([[1 + 2j, 3j, 0.1]], dtype=torch.complex128).mT
+        )
         self.same = self.turn
         self.register_buffer("scalar", torch.tensor(0.1 - 1j, dtype=torch.complex128))
 
@@ -485,19 +614,30 @@ def test_each_type_of_tensor_comes_back(copy: bool) -> None:
     """Bit by bit and without pickling, whether safetensors knows the type or not; also empty and without dimensions."""
     types = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     plain = [dtype for dtype in types if not str(dtype).startswith("torch.q")]
-    made = {str(d): torch.arange(6 * d.itemsize, dtype=torch.uint8).view(d).view(2, 3).mT for d in plain}
+    made = {
+        str(d): torch.arange(6 * d.itemsize, dtype=torch.uint8).view(d).view(2, 3).mT
+        for d in plain
+    }
     made[str(torch.bool)] = torch.eye(2) > 0
     made |= {f"{d} {shape}": torch.zeros(math.prod(shape) * d.itemsize, dtype=torch.uint8).view(d).view(shape)
              for d in plain for shape in ((0, 2), (2, 0), (1,))}  # fmt: skip
-    made |= {"scalar": torch.tensor(2j, dtype=torch.complex128).conj(), "neg": torch.tensor([2j]).conj().imag}
+    made |= {
+        "scalar": torch.tensor(2j, dtype=torch.complex128).conj(),
+        "neg": torch.tensor([2j]).conj().imag,
+    }
     made["conj"] = torch.tensor([[1, 2j]], dtype=torch.complex128).mH
-    Snapshot({"state_dict": made, "more": {"x": made}}, FACTS, None, copy).write("a.ckpt")
+    Snapshot({"state_dict": made, "more": {"x": made}}, FACTS, None, copy).write(
+        "a.ckpt"
+    )
     loaded = load_checkpoint("a.ckpt")
     assert "objects.pkl" not in files("a.ckpt")
     for back in (loaded["state_dict"], loaded["more"]["x"]):
         assert back.keys() == made.keys()
         for name, tensor in made.items():
-            assert (back[name].dtype, back[name].shape) == (tensor.dtype, tensor.shape), name
+            assert (back[name].dtype, back[name].shape) == (
+                tensor.dtype,
+                tensor.shape,
+            ), name
             assert bits(back[name]) == bits(tensor), name
 
 
@@ -518,8 +658,15 @@ class Lazy(Linear):
 def test_lazy_parameters() -> None:
     """Without a value yet, they are saved as that, and loaded without pickling; with one, as any other."""
     module = Lazy()
-    save_checkpoint({"state_dict": module.state_dict(), "mine": [module.later.weight]}, "a.ckpt", FACTS, None)
-    assert files("a.ckpt") == ALL - {name for name in ALL if name.startswith(("rng", "optimizer"))}
+    save_checkpoint(
+        {"state_dict": module.state_dict(), "mine": [module.later.weight]},
+        "a.ckpt",
+        FACTS,
+        None,
+    )
+    assert files("a.ckpt") == ALL - {
+        name for name in ALL if name.startswith(("rng", "optimizer"))
+    }
     loaded = load_checkpoint("a.ckpt")
     assert {name: type(value) for name, value in loaded["state_dict"].items()} == {
         name: type(value) for name, value in module.state_dict().items()
@@ -529,7 +676,9 @@ def test_lazy_parameters() -> None:
     assert isinstance(back.later.weight, nn.UninitializedParameter)
     module.norm(module.later(torch.ones(2, 5)))
     save_checkpoint({"state_dict": module.state_dict()}, "b.ckpt", FACTS, None)
-    assert torch.equal(Lazy.load_from_checkpoint("b.ckpt").later.weight, module.later.weight)
+    assert torch.equal(
+        Lazy.load_from_checkpoint("b.ckpt").later.weight, module.later.weight
+    )
 
     class Ran(Lazy):
         def __init__(self) -> None:
@@ -650,7 +799,11 @@ def types_in(value: Any) -> list[type]:
     items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
     if isinstance(value, dict):
         items = [part for item in value.items() for part in item]
-    return [type(value), *(t for item in items for t in types_in(item))] if is_nest(value) else [type(value)]
+    return (
+        [type(value), *(t for item in items for t in types_in(item))]
+        if is_nest(value)
+        else [type(value)]
+    )
 
 
 def is_nest(value: Any) -> bool:
@@ -662,7 +815,9 @@ def test_a_dict_of_attributes_with_tensors() -> None:
     """Its tensors are written once, and its keys are attributes still."""
     tensors: dict[str, Tensor] = {}
     objects: dict[str, Any] = {}
-    encoded = encode(Attributes(weight=torch.ones(2), mode=Mode.FAST), "x", tensors, objects)
+    encoded = encode(
+        Attributes(weight=torch.ones(2), mode=Mode.FAST), "x", tensors, objects
+    )
     assert objects == {"x.mode": Mode.FAST}
     for known in (objects, None):
         back = decode(json.loads(json.dumps(encoded)), tensors, known)
@@ -672,7 +827,9 @@ def test_a_dict_of_attributes_with_tensors() -> None:
 class Chooses(Linear):
     """A module with enums and dicts of its own making among its arguments."""
 
-    def __init__(self, mode: Mode, level: Level | None, config: Attributes, untold: Any = None) -> None:
+    def __init__(
+        self, mode: Mode, level: Level | None, config: Attributes, untold: Any = None
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.width = config.width
@@ -685,7 +842,12 @@ def test_enums_and_dicts_in_hyperparameters(
 
     def make() -> Chooses:
         modes = {Mode.SLOW: 1, Mode.FAST: {Mode.SLOW, Mode.FAST}}
-        return Chooses(Mode.FAST, Level.LOW, Attributes(width=3, modes=modes), {"mode": Mode.SLOW, "name": Name("n")})
+        return Chooses(
+            Mode.FAST,
+            Level.LOW,
+            Attributes(width=3, modes=modes),
+            {"mode": Mode.SLOW, "name": Name("n")},
+        )
 
     path = saved(module=make())
     assert "objects.pkl" not in "".join(capsys.readouterr())
@@ -700,7 +862,9 @@ def test_enums_and_dicts_in_hyperparameters(
     assert loaded.hparams.untold["mode"] is Mode.SLOW
     assert loaded.hparams.untold["name"].greet() == "hello n"
     for weights_only in (None, False):
-        quiet(max_epochs=2).fit(make(), loader(), ckpt_path=path, weights_only=weights_only)
+        quiet(max_epochs=2).fit(
+            make(), loader(), ckpt_path=path, weights_only=weights_only
+        )
     assert "other hyperparameters" not in caplog.text
 
 
@@ -725,14 +889,18 @@ class Configured(Linear):
 
 def test_enums_in_a_configuration() -> None:
     """Are what its class says, without pickled objects."""
-    config = Configured.load_from_checkpoint(saved(module=Configured(Chosen(maybe=Mode.FAST)))).config
+    config = Configured.load_from_checkpoint(
+        saved(module=Configured(Chosen(maybe=Mode.FAST)))
+    ).config
     assert config.mode is Mode.SLOW
     assert config.modes[0] is Mode.FAST
     assert config.maybe is Mode.FAST
     assert type(config.either) is str
 
 
-def test_a_dict_that_cannot_be_pickled(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dict_that_cannot_be_pickled(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Its plain value is taken, which is said where the object was asked for."""
 
     class Closed(Attributes):
@@ -744,12 +912,18 @@ def test_a_dict_that_cannot_be_pickled(capsys: pytest.CaptureFixture[str], caplo
     assert load_checkpoint("a.ckpt")["mine"].a == 1
     assert caplog.text == ""
     assert load_checkpoint("a.ckpt", weights_only=False)["mine"].a == 1
-    assert "'mine' could not be pickled when the checkpoint was saved; its plain value is taken" in caplog.text
+    assert (
+        "'mine' could not be pickled when the checkpoint was saved; its plain value is taken"
+        in caplog.text
+    )
 
 
 def test_nan_comes_back() -> None:
     """As NaN."""
-    assert str(there_and_back([float("nan"), {"a": float("-inf")}])) == "[nan, {'a': -inf}]"
+    assert (
+        str(there_and_back([float("nan"), {"a": float("-inf")}]))
+        == "[nan, {'a': -inf}]"
+    )
 
 
 def test_numpy_comes_back() -> None:
@@ -759,7 +933,10 @@ def test_numpy_comes_back() -> None:
     assert array.dtype == np.int16
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert there_and_back(np.float32(1.5)) == 1.5
-    assert repr(there_and_back({np.str_("a"): [np.str_("b"), np.float64(1)]})) == "{'a': ['b', 1.0]}"
+    assert (
+        repr(there_and_back({np.str_("a"): [np.str_("b"), np.float64(1)]}))
+        == "{'a': ['b', 1.0]}"
+    )
     assert there_and_back(np.array(["a", "b"])).tolist() == ["a", "b"]
 
 
@@ -778,7 +955,11 @@ def test_numpy_comes_back() -> None:
 def test_any_array_can_be_saved(array: Any) -> None:
     """What torch can hold without pickling, in the machine's order of bytes; the rest as other objects."""
     save_checkpoint({"state_dict": {}, "mine": {"x": array}}, "a.ckpt", FACTS, None)
-    held = type(array) is np.ndarray and array.dtype.kind in "biufc" and array.dtype.char not in "gG"
+    held = (
+        type(array) is np.ndarray
+        and array.dtype.kind in "biufc"
+        and array.dtype.char not in "gG"
+    )
     assert ("objects.pkl" in files("a.ckpt")) != held
     back = load_checkpoint("a.ckpt", weights_only=False)["mine"]["x"]
     assert type(back) is type(array)
@@ -787,7 +968,14 @@ def test_any_array_can_be_saved(array: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "scalar", [np.timedelta64(5, "ns"), np.datetime64(5, "ns"), np.longdouble("0.1"), np.complex128(1j), np.uint16(3)]
+    "scalar",
+    [
+        np.timedelta64(5, "ns"),
+        np.datetime64(5, "ns"),
+        np.longdouble("0.1"),
+        np.complex128(1j),
+        np.uint16(3),
+    ],
 )
 def test_numpy_scalars_come_back(scalar: Any) -> None:
     """As equal ones: numbers as Python's own, and what is none as it is."""
@@ -801,7 +989,14 @@ def test_tensors_come_back() -> None:
     value = {"a": {"b": torch.tensor(1)}, "a.b": torch.tensor(2), "l": [torch.tensor(3)], "l.0": torch.tensor(4),
              1: torch.tensor(5), "1": torch.tensor(6)}  # fmt: skip
     back = there_and_back(value)
-    assert [back["a"]["b"], back["a.b"], back["l"][0], back["l.0"], back[1], back["1"]] == [1, 2, 3, 4, 5, 6]
+    assert [
+        back["a"]["b"],
+        back["a.b"],
+        back["l"][0],
+        back["l.0"],
+        back[1],
+        back["1"],
+    ] == [1, 2, 3, 4, 5, 6]
 
 
 def test_paths_come_back_as_paths() -> None:
@@ -833,7 +1028,10 @@ def put(root: str, names: Any) -> None:
 def content_of(root: str) -> dict[str, bytes]:
     """All files below a folder."""
     filesystem, path = fsspec.core.url_to_fs(root)
-    return {name.removeprefix(f"{path}/"): filesystem.cat_file(name) for name in filesystem.find(path)}
+    return {
+        name.removeprefix(f"{path}/"): filesystem.cat_file(name)
+        for name in filesystem.find(path)
+    }
 
 
 def test_a_save_touches_nothing_else_in_the_folder(root: str) -> None:
@@ -856,18 +1054,27 @@ def test_what_a_user_puts_into_a_checkpoint_stays(root: str) -> None:
     notes = {"notes.txt": "mine", "model/config.json": "{}"}
     save_checkpoint({"state_dict": {"w": torch.ones(1)}}, f"{root}/a.ckpt", FACTS, None)
     put(f"{root}/a.ckpt", notes)
-    save_checkpoint({"state_dict": {"w": torch.zeros(1)}}, f"{root}/a.ckpt", FACTS, None)
+    save_checkpoint(
+        {"state_dict": {"w": torch.zeros(1)}}, f"{root}/a.ckpt", FACTS, None
+    )
     assert load_checkpoint(f"{root}/a.ckpt")["state_dict"]["w"].item() == 0
     remove_checkpoint(f"{root}/a.ckpt")
-    assert content_of(f"{root}/a.ckpt") == {name: text.encode() for name, text in notes.items()}
+    assert content_of(f"{root}/a.ckpt") == {
+        name: text.encode() for name, text in notes.items()
+    }
 
 
-@pytest.mark.parametrize("name", ["", "/manifest.json"], ids=["a file", "a manifest of another kind"])
+@pytest.mark.parametrize(
+    "name", ["", "/manifest.json"], ids=["a file", "a manifest of another kind"]
+)
 def test_what_is_no_checkpoint_is_not_replaced(root: str, name: str) -> None:
     """An error names it, and it is as it was."""
     put(root, {f"mine{name}": '{"short_name": "app"}'})
     before = content_of(root)
-    with pytest.raises(OSError, match=r"checkpoint '.*mine' could not be written.*no.* checkpoint.*save elsewhere"):
+    with pytest.raises(
+        OSError,
+        match=r"checkpoint '.*mine' could not be written.*no.* checkpoint.*save elsewhere",
+    ):
         save_checkpoint({"state_dict": {}}, f"{root}/mine", FACTS, None)
     if name:
         with pytest.raises(CheckpointError, match="mine"):
@@ -880,7 +1087,9 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     Path("disk").mkdir()
     Path("out").symlink_to("disk")
     for value in (1.0, 2.0):
-        save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, "out", FACTS, None)
+        save_checkpoint(
+            {"state_dict": {"w": torch.tensor([value])}}, "out", FACTS, None
+        )
         assert load_checkpoint("disk")["state_dict"]["w"].item() == value
     assert Path("out").is_symlink()
     remove_checkpoint("out")
@@ -891,12 +1100,18 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     assert is_complete("not there yet")
 
 
-def test_a_save_where_the_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_where_the_program_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder in which it works stays that folder, though there is nothing else in it."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for number, path in enumerate((".", str(tmp_path / "here"), str(tmp_path / "here"), ".")):
-        save_checkpoint({"state_dict": {"w": torch.tensor([number])}}, path, FACTS, None)
+    for number, path in enumerate(
+        (".", str(tmp_path / "here"), str(tmp_path / "here"), ".")
+    ):
+        save_checkpoint(
+            {"state_dict": {"w": torch.tensor([number])}}, path, FACTS, None
+        )
         assert load_checkpoint(".")["state_dict"]["w"].item() == number
         assert Path("manifest.json").is_file()
     assert not [name for name in files(tmp_path) if ".tmp" in name or ".old" in name]
@@ -944,10 +1159,14 @@ def test_folders_of_others(tmp_path: Path) -> None:
         os.setgid(nobody)
         os.setuid(nobody)
         for value in (1, 2):
-            save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None)
+            save_checkpoint(
+                {"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None
+            )
         remove_checkpoint(str(folder))
         for value in (1, 2):
-            save_checkpoint({"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None)
+            save_checkpoint(
+                {"state_dict": {"w": torch.tensor([value])}}, str(folder), FACTS, None
+            )
 
     for alone in (False, True):
         if alone:
@@ -964,11 +1183,17 @@ class Warmup(torch.optim.lr_scheduler.LRScheduler):
     """Keeps functions: as an attribute, and in a dict."""
 
     def __init__(self, optimizer: Any, curve: Any) -> None:
-        self.curve, self.more = curve, {"steps": 1, "round": lambda rate: round(rate, 4)}
+        self.curve, self.more = (
+            curve,
+            {"steps": 1, "round": lambda rate: round(rate, 4)},
+        )
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
-        return [self.more["round"](base * self.curve(self.last_epoch)) for base in self.base_lrs]
+        return [
+            self.more["round"](base * self.curve(self.last_epoch))
+            for base in self.base_lrs
+        ]
 
 
 class Schedules(Linear):
@@ -979,10 +1204,15 @@ class Schedules(Linear):
         kinds = torch.optim.lr_scheduler
         warmup = Warmup(optimizer, lambda step: min(1.0, (step + 1) / 5))
         called = kinds.LambdaLR(optimizer, Curve())
-        return [optimizer], [{"scheduler": kinds.ChainedScheduler([warmup, called]), "interval": "step"}]
+        return [optimizer], [
+            {"scheduler": kinds.ChainedScheduler([warmup, called]), "interval": "step"}
+        ]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.rates = [*getattr(self, "rates", []), self.trainer.optimizers[0].param_groups[0]["lr"]]
+        self.rates = [
+            *getattr(self, "rates", []),
+            self.trainer.optimizers[0].param_groups[0]["lr"],
+        ]
 
 
 class Curve:
@@ -995,7 +1225,9 @@ class Curve:
         return self.base.value ** -min(step, 3)
 
 
-def test_a_schedulers_functions_are_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_schedulers_functions_are_not_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """By objects that were not loaded: the new scheduler's own are kept, and the rates go on."""
     caplog.set_level("INFO", "loopwright")
     whole, module, resumed = Schedules(), Schedules(), Schedules()
@@ -1003,7 +1235,10 @@ def test_a_schedulers_functions_are_not_replaced(caplog: pytest.LogCaptureFixtur
     path = saved(module=module)
     quiet(max_epochs=2).fit(resumed, loader(), ckpt_path=path)
     assert [*module.rates, *resumed.rates] == whole.rates
-    assert "The checkpoint's 'lr_schedulers.0._schedulers.0.curve' is a pickled object and not loaded" in caplog.text
+    assert (
+        "The checkpoint's 'lr_schedulers.0._schedulers.0.curve' is a pickled object and not loaded"
+        in caplog.text
+    )
 
 
 def test_a_registered_object_keeps_what_is_not_loaded(tmp_path: Path) -> None:
@@ -1016,14 +1251,19 @@ def test_a_registered_object_keeps_what_is_not_loaded(tmp_path: Path) -> None:
         state_dict = lambda self: dict(self.__dict__)  # noqa: E731 # as short as it can be
         load_state_dict = lambda self, state: self.__dict__.update(state)  # noqa: E731
 
-    for now, expected in (({"n": 0, "call": max}, {"n": 5, "call": max}), ({"n": 0}, None)):
+    for now, expected in (
+        ({"n": 0, "call": max}, {"n": 5, "call": max}),
+        ({"n": 0}, None),
+    ):
         engine = Engine(accelerator="cpu", devices=1)
         engine.register_for_checkpointing(Registered(n=5, call=min))
         engine.save_state(tmp_path / "a")
         other = Engine(accelerator="cpu", devices=1)
         other.register_for_checkpointing(item := Registered(**now))
         if expected is None:
-            with pytest.raises(CheckpointError, match=r"registered\.0\.call.*weights_only=False"):
+            with pytest.raises(
+                CheckpointError, match=r"registered\.0\.call.*weights_only=False"
+            ):
                 other.load_state(tmp_path / "a")
         else:
             other.load_state(tmp_path / "a")
@@ -1032,16 +1272,32 @@ def test_a_registered_object_keeps_what_is_not_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "map_location",
-    [lambda storage, location: storage, lambda storage, location: None, {"cuda:0": "cpu"}, torch.device("cpu"), "cpu"],
+    [
+        lambda storage, location: storage,
+        lambda storage, location: None,
+        {"cuda:0": "cpu"},
+        torch.device("cpu"),
+        "cpu",
+    ],
     ids=["function", "function that gives none", "dict", "device", "name"],
 )
 def test_map_location_is_that_of_torch(map_location: Any) -> None:
     """A name, a device, a dict, or a function."""
     path = saved(weights_only=True)
-    assert Adam.load_from_checkpoint(path, map_location=map_location).layer.weight.device.type == "cpu"
+    assert (
+        Adam.load_from_checkpoint(
+            path, map_location=map_location
+        ).layer.weight.device.type
+        == "cpu"
+    )
     elsewhere = torch.empty(0, device="meta").untyped_storage()
-    for whole in (path, saved("whole.ckpt")):  # with random generators, which are no tensors of anybody's model
-        moved = Adam.load_from_checkpoint(whole, map_location=lambda storage, location: elsewhere)
+    for whole in (
+        path,
+        saved("whole.ckpt"),
+    ):  # with random generators, which are no tensors of anybody's model
+        moved = Adam.load_from_checkpoint(
+            whole, map_location=lambda storage, location: elsewhere
+        )
         assert moved.layer.weight.device.type == "meta"
 
 
@@ -1074,7 +1330,10 @@ def entry(shape: Any = (2, 3), end: Any = 24, dtype: str = "F32") -> dict[str, A
 
 
 def pieces(shape: Any, offset: Any) -> dict[str, Any]:
-    return {"w": entry(), "__metadata__": {"pieces": json.dumps({"w": [shape, offset]})}}
+    return {
+        "w": entry(),
+        "__metadata__": {"pieces": json.dumps({"w": [shape, offset]})},
+    }
 
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
@@ -1118,12 +1377,24 @@ def test_content_that_was_made_to_harm(name: str, content: bytes) -> None:
 )  # fmt: skip
 def test_hyperparameters_of_another_shape(state: Any) -> None:
     """Are damage before anything is constructed from them."""
-    with pytest.raises(CheckpointError, match=r"a\.ckpt' is damaged: its hyperparameters are not as they should be"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"a\.ckpt' is damaged: its hyperparameters are not as they should be",
+    ):
         Linear.load_from_checkpoint(altered("state.json", json.dumps(state).encode()))
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.json", "model/../../secret.json", "/etc/hostname", "", "a//b", "C:\\x", "."]
+    "name",
+    [
+        "../secret.json",
+        "model/../../secret.json",
+        "/etc/hostname",
+        "",
+        "a//b",
+        "C:\\x",
+        ".",
+    ],
 )
 @pytest.mark.parametrize("where", ["files", "folder"])
 def test_names_outside_of_the_checkpoint(name: str, where: str) -> None:
@@ -1147,7 +1418,10 @@ def test_names_outside_of_the_checkpoint(name: str, where: str) -> None:
 def test_a_tensor_that_is_there_twice() -> None:
     """Which of them is meant, nobody knows."""
     twice = tensors({"w": entry()})
-    with pytest.raises(CheckpointError, match=r"damaged: in model/model.safetensors, model/rank-1.safetensors, w is"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"damaged: in model/model.safetensors, model/rank-1.safetensors, w is",
+    ):
         load_checkpoint(altered(MODEL, twice, "model/rank-1.safetensors"))
 
 
@@ -1155,10 +1429,14 @@ def test_a_tensor_that_is_there_twice() -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
 def test_what_is_no_file_is_not_opened(make: Any, name: str) -> None:
     """A pipe that nobody writes to would be waited for."""
-    path = altered("x" if name == "manifest.json" else name, b"")  # a pipe's size is none, too
+    path = altered(
+        "x" if name == "manifest.json" else name, b""
+    )  # a pipe's size is none, too
     Path(path, name).unlink()
     make(Path(path, name))
-    with pytest.raises(CheckpointError, match=rf"a\.ckpt.*{name} is missing, or no file"):
+    with pytest.raises(
+        CheckpointError, match=rf"a\.ckpt.*{name} is missing, or no file"
+    ):
         load_checkpoint(path)
 
 
@@ -1174,7 +1452,10 @@ def test_a_size_beyond_the_memory(name: str) -> None:
         body = read_manifest(path)
         body["files"][name]["size"] = 2**43
         Path(path, "manifest.json").write_bytes(seal_manifest(body))
-        with pytest.raises(CheckpointError, match=f"{name}, of {2**43} bytes, is larger than the memory"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"{name}, of {2**43} bytes, is larger than the memory",
+        ):
             load_checkpoint(path)
 
 

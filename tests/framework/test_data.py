@@ -72,7 +72,9 @@ class Samples(IterableDataset[Any]):
         lambda told: DataLoader(data(10), batch_sampler=BySize(5, told)),
     ],
 )
-def test_a_length_that_is_an_estimate(told: int, make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_length_that_is_an_estimate(
+    told: int, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """All of a stream is read, in each stage, and validated after, whatever it tells; a line says if it tells less."""
     hooks = ("on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end")
     module, watch, batches = (
@@ -90,8 +92,16 @@ def test_a_length_that_is_an_estimate(told: int, make: Any, caplog: pytest.LogCa
     assert watch.values("on_validation_start") == [0, 5, 10]
     assert len(module.seen) == 10
     assert [len(batches.values(hook)) for hook in hooks] == [15, 5, 5]
-    said = [record.message.rpartition(" ")[2] for record in caplog.records if "gives more than" in record.message]
-    assert said == ([f"limit_{name}_batches=4" for name in ("val", "train", "test", "predict")] if told == 4 else [])
+    said = [
+        record.message.rpartition(" ")[2]
+        for record in caplog.records
+        if "gives more than" in record.message
+    ]
+    assert said == (
+        [f"limit_{name}_batches=4" for name in ("val", "train", "test", "predict")]
+        if told == 4
+        else []
+    )
 
 
 class Beginning:
@@ -134,7 +144,9 @@ class Together(Evaluated):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_loader_that_begins_again_is_read_once(at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loader_that_begins_again_is_read_once(
+    at_once: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """In each epoch and evaluation: who has seen its end does not ask it again."""
     watch, module = Watch(lambda _: None, "on_validation_batch_end"), Evaluated()
     trainer = quiet(watch, max_epochs=2, num_sanity_val_steps=0)
@@ -143,19 +155,30 @@ def test_a_loader_that_begins_again_is_read_once(at_once: bool, caplog: pytest.L
     assert (len(module.seen), len(watch.values("on_validation_batch_end"))) == (10, 10)
     assert len(trainer.predict(module, Beginning(at_once)) or ()) == 5
     together = Together()
-    quiet(max_epochs=2).fit(together, [Beginning(at_once), Beginning(at_once), loader(2)])
+    quiet(max_epochs=2).fit(
+        together, [Beginning(at_once), Beginning(at_once), loader(2)]
+    )
     own = [first_of(batch) for batch in loader(5)]
-    assert together.first == 2 * [list(firsts) for firsts in zip(own, own, [*own[:2], *own[:2], own[0]], strict=True)]
-    assert not [record for record in caplog.records if "gives more than" in record.message]
+    assert together.first == 2 * [
+        list(firsts)
+        for firsts in zip(own, own, [*own[:2], *own[:2], own[0]], strict=True)
+    ]
+    assert not [
+        record for record in caplog.records if "gives more than" in record.message
+    ]
 
 
 def test_a_stream_that_tells_nothing_or_zero(caplog: pytest.LogCaptureFixture) -> None:
     """Its length is not known: it is read to its end, and has no fraction."""
     with caplog.at_level("INFO", "loopwright"):
         module = Evaluated()
-        quiet(val_check_interval=5).fit(module, DataLoader(Told(10, 0), 2), DataLoader(Told(10, 0), 2))
+        quiet(val_check_interval=5).fit(
+            module, DataLoader(Told(10, 0), 2), DataLoader(Told(10, 0), 2)
+        )
     assert len(module.seen) == 5
-    assert not [record for record in caplog.records if "gives more than" in record.message]
+    assert not [
+        record for record in caplog.records if "gives more than" in record.message
+    ]
     with pytest.raises(ValueError, match="the loader has no length"):
         quiet(limit_train_batches=0.5).fit(Evaluated(), DataLoader(Told(10, 0), 2))
     module = Evaluated()
@@ -170,7 +193,12 @@ def test_a_stream_that_tells_nothing_or_zero(caplog: pytest.LogCaptureFixture) -
         ({"limit_train_batches": 8}, 2, 5, [5]),
         ({"limit_train_batches": 0.5}, 8, 4, [4]),
         ({"limit_train_batches": 0.5}, 4, 2, [2]),
-        ({"val_check_interval": 0.5}, 4, 5, [2, 4]),  # as often as asked for: not once more just after
+        (
+            {"val_check_interval": 0.5},
+            4,
+            5,
+            [2, 4],
+        ),  # as often as asked for: not once more just after
         ({"val_check_interval": 0.5}, 6, 5, [3, 5]),
         ({"val_check_interval": 0.3}, 10, 5, [3, 5]),
         ({"val_check_interval": 0.5}, 20, 5, [5]),
@@ -183,7 +211,10 @@ def test_limits_and_intervals_of_an_estimate(
     arguments: dict[str, Any], told: int, trained: int, after: list[int]
 ) -> None:
     """A number counts batches, a fraction is one of what the loader tells; an early end is validated like any other."""
-    watch, module = Watch(lambda trainer: trainer.global_step, "on_validation_start"), Evaluated()
+    watch, module = (
+        Watch(lambda trainer: trainer.global_step, "on_validation_start"),
+        Evaluated(),
+    )
     quiet(watch, **arguments).fit(module, DataLoader(Told(10, 2 * told), 2), loader(1))
     assert len(module.seen) == trained
     assert watch.values("on_validation_start") == after
@@ -193,13 +224,20 @@ def test_an_interval_that_no_epoch_reaches(caplog: pytest.LogCaptureFixture) -> 
     """A number of batches that a stream does not have would never validate: that is said, once."""
     trainer = quiet(max_epochs=2, val_check_interval=6)
     trainer.fit(Evaluated(), DataLoader(Told(10, 20), 2), loader(1))
-    assert [record.levelname for record in caplog.records if "val_check_interval=6" in record.message] == ["WARNING"]
+    assert [
+        record.levelname
+        for record in caplog.records
+        if "val_check_interval=6" in record.message
+    ] == ["WARNING"]
     assert trainer.callback_metrics == {}
 
 
 def test_a_run_resumed_beyond_the_estimate() -> None:
     """The rest of the epoch is what is left of the data, not of the estimate."""
-    batches = [DataLoader(Told(10, 4), 2), [DataLoader(Told(10, 6), 2), DataLoader(Told(10, 8), 2)]]
+    batches = [
+        DataLoader(Told(10, 4), 2),
+        [DataLoader(Told(10, 6), 2), DataLoader(Told(10, 8), 2)],
+    ]
     for given in batches:
         whole, cut, rest = Reads(), Reads(), Reads()
         quiet(max_epochs=2).fit(whole, given)
@@ -215,7 +253,9 @@ class Reads(Evaluated):
     """Trains on one loader's batches or on several's."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return super().training_step(batch if isinstance(batch[0], Tensor) else batch[0], batch_idx)
+        return super().training_step(
+            batch if isinstance(batch[0], Tensor) else batch[0], batch_idx
+        )
 
 
 # -- an epoch's end inside a window -----------------------------------------------------------------------------------
@@ -232,39 +272,71 @@ class Logs(Evaluated):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, factor=0.5
+        )
         by_step = {"scheduler": plateau, "interval": "step", "monitor": "plateau"}
-        return [optimizer], [by_step, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)]
+        return [optimizer], [
+            by_step,
+            torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1),
+        ]
 
 
 def of_windows_of_two(folder: str, batches: Any, **arguments: Any) -> Any:
     """What is seen of the steps of three epochs: by hooks after batches, loggers, checkpoints, schedulers; weights."""
     rows, save = Rows(), ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1)
     steps = Watch(lambda trainer: trainer.global_step, "on_train_batch_end")
-    rates = Watch(lambda trainer: trainer.optimizers[0].param_groups[0]["lr"], "on_train_epoch_end")
+    rates = Watch(
+        lambda trainer: trainer.optimizers[0].param_groups[0]["lr"],
+        "on_train_epoch_end",
+    )
     torch.manual_seed(0)
     module = Logs()
     trainer = quiet(
-        steps, rates, save, logger=rows, log_every_n_steps=3, max_epochs=3, accumulate_grad_batches=2, **arguments
+        steps,
+        rates,
+        save,
+        logger=rows,
+        log_every_n_steps=3,
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        **arguments,
     )
     trainer.fit(module, batches, loader(1))
-    saved = sorted(int(path.name.removesuffix(".ckpt").rpartition("=")[2]) for path in Path(folder).glob("*=*.ckpt"))
+    saved = sorted(
+        int(path.name.removesuffix(".ckpt").rpartition("=")[2])
+        for path in Path(folder).glob("*=*.ckpt")
+    )
     logged = [step for step, row in rows.rows if "loss" in row]
-    return steps.values("on_train_batch_end"), logged, saved, rates.found, weights(module)
+    return (
+        steps.values("on_train_batch_end"),
+        logged,
+        saved,
+        rates.found,
+        weights(module),
+    )
 
 
-@pytest.mark.parametrize("arguments", [{}, {"limit_train_batches": 5}, {"micro_batch": 1}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"limit_train_batches": 5}, {"micro_batch": 1}]
+)
 def test_the_step_at_the_end_of_an_epoch_is_seen(arguments: dict[str, Any]) -> None:
     """Who counts steps sees that of an epoch's last, shorter window, with and without a length, right or wrong."""
     sized = of_windows_of_two("sized", loader(5), **arguments)
-    assert sized[:3] == ([0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9], [3, 6, 9], [3, 6, 9])
+    assert sized[:3] == (
+        [0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9],
+        [3, 6, 9],
+        [3, 6, 9],
+    )
     for told in (None, 4, 6, 10, 20):
         stream = Samples(10) if told is None else Told(10, told)
         streamed = of_windows_of_two(str(told), DataLoader(stream, 2), **arguments)
         assert streamed[:4] == sized[:4], told
         for mine, theirs in zip(streamed[4], sized[4], strict=True):
             torch.testing.assert_close(mine, theirs)
-    by_size = of_windows_of_two("by size", DataLoader(data(10), batch_sampler=BySize(5, told=3)), **arguments)
+    by_size = of_windows_of_two(
+        "by size", DataLoader(data(10), batch_sampler=BySize(5, told=3)), **arguments
+    )
     assert by_size[:4] == sized[:4]
 
 
@@ -279,7 +351,9 @@ def test_the_step_of_a_skipped_epoch_is_seen() -> None:
     trainer = quiet(save, logger=rows, log_every_n_steps=2, accumulate_grad_batches=2)
     trainer.fit(Skips(), loader(5))
     assert [step for step, row in rows.rows if "loss" in row] == [2]
-    assert [path.name for path in Path("saved").glob("*=2.ckpt")] == ["epoch=0-step=2.ckpt"]
+    assert [path.name for path in Path("saved").glob("*=2.ckpt")] == [
+        "epoch=0-step=2.ckpt"
+    ]
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
@@ -337,13 +411,17 @@ def test_nothing_to_evaluate(nothing: Any, caplog: pytest.LogCaptureFixture) -> 
 # -- what a user may not have meant -----------------------------------------------------------------------------------
 
 
-def lines_of(caplog: pytest.LogCaptureFixture, *arguments: Any, **trainer: Any) -> list[str]:
+def lines_of(
+    caplog: pytest.LogCaptureFixture, *arguments: Any, **trainer: Any
+) -> list[str]:
     """What a fit says, from warnings on unless ``level`` tells another."""
     level = trainer.pop("level", "WARNING")
     caplog.clear()
     with caplog.at_level(level, "loopwright"):
         quiet(**trainer).fit(*arguments)
-    return [record.getMessage() for record in caplog.records if record.levelname == level]
+    return [
+        record.getMessage() for record in caplog.records if record.levelname == level
+    ]
 
 
 def test_half_a_validation(caplog: pytest.LogCaptureFixture) -> None:
@@ -369,7 +447,9 @@ def test_half_a_validation(caplog: pytest.LogCaptureFixture) -> None:
     assert "Makes has no validation_step: nothing is validated" in line
     assert lines_of(caplog, Evaluated(), loader(1), loader(1)) == []
     assert lines_of(caplog, Evaluated(), loader(1), limit_val_batches=0) == []
-    with pytest.raises(ValueError, match=r"no validate loader.*did you mean Misnamed.valid_dataloader"):
+    with pytest.raises(
+        ValueError, match=r"no validate loader.*did you mean Misnamed.valid_dataloader"
+    ):
         quiet().validate(Evaluated(), datamodule=Misnamed())
 
 
@@ -381,7 +461,11 @@ def test_a_finished_run_that_is_fitted_again(caplog: pytest.LogCaptureFixture) -
         caplog.clear()
         trainer.fit(module, loader(2))
         (name, most) = list(limit.items())[-1]
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        (line,) = [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelname == "WARNING"
+        ]
         assert line.startswith(f"There is nothing to train: {name}={most} was reached")
         assert line.endswith(f"set trainer.{name} to more")
 
@@ -401,8 +485,13 @@ def test_a_step_that_returns_nothing(caplog: pytest.LogCaptureFixture) -> None:
         automatic_optimization = False
 
     (line,) = lines_of(caplog, Sometimes(), loader(4), max_epochs=2)
-    assert line.startswith("training_step returned None, so its batch is left out (epoch 0, batch 1)")
-    with pytest.raises(RuntimeError, match=r"no optimizer step was taken in epoch 0.*any of its 4 batches"):
+    assert line.startswith(
+        "training_step returned None, so its batch is left out (epoch 0, batch 1)"
+    )
+    with pytest.raises(
+        RuntimeError,
+        match=r"no optimizer step was taken in epoch 0.*any of its 4 batches",
+    ):
         quiet().fit(Never(), loader(4))
     (line,) = lines_of(caplog, ByHand(), loader(4), max_epochs=2)
     assert line.startswith("Manual optimization took no optimizer step in an epoch")
@@ -417,8 +506,12 @@ def test_fewer_steps_than_between_two_rows(caplog: pytest.LogCaptureFixture) -> 
         ({"log_every_n_steps": 0}, False),
         ({"log_every_n_steps": 5, "logger": False}, False),
     ):
-        lines = lines_of(caplog, Linear(), loader(4), **{"logger": Rows(), **arguments}, level="INFO")
-        assert any("fewer than log_every_n_steps" in line for line in lines) is said, arguments
+        lines = lines_of(
+            caplog, Linear(), loader(4), **{"logger": Rows(), **arguments}, level="INFO"
+        )
+        assert any("fewer than log_every_n_steps" in line for line in lines) is said, (
+            arguments
+        )
 
 
 class Pretrained(nn.Module):
@@ -440,27 +533,60 @@ class Pretrained(nn.Module):
             "backbone (Pretrained), head.1 (Dropout)",
         ),
         (
-            lambda module: module.requires_grad_(False).layer.requires_grad_(True).eval(),
+            lambda module: (
+                module.requires_grad_(False).layer.requires_grad_(True).eval()
+            ),
             "layer (Linear), head.1 (Dropout)",
         ),
         (lambda module: module.eval(), "all of Net"),
         (lambda module: module.train(), None),
-        (lambda module: (module.head.train(), setattr(module, "backbone", Pretrained(0.0))), "backbone (Pretrained)"),
-        (lambda module: (module.head.train(), module.backbone.inner[0].train()), "backbone (Pretrained)"),
+        (
+            lambda module: (
+                module.head.train(),
+                setattr(module, "backbone", Pretrained(0.0)),
+            ),
+            "backbone (Pretrained)",
+        ),
+        (
+            lambda module: (module.head.train(), module.backbone.inner[0].train()),
+            "backbone (Pretrained)",
+        ),
         (lambda module: (module.train(), module.norm.eval()), "norm (BatchNorm1d)"),
-        (lambda module: (module.train(), module.norm.requires_grad_(False).eval()), None),
-        (lambda module: (module.train(), module.relu.eval(), module.frozen.requires_grad_(False).eval()), None),
+        (
+            lambda module: (module.train(), module.norm.requires_grad_(False).eval()),
+            None,
+        ),
+        (
+            lambda module: (
+                module.train(),
+                module.relu.eval(),
+                module.frozen.requires_grad_(False).eval(),
+            ),
+            None,
+        ),
         (lambda module: setattr(module, "on_fit_start", module.train), None),
-        (lambda module: (module.train(), setattr(module, "on_fit_start", module.eval)), None),
+        (
+            lambda module: (
+                module.train(),
+                setattr(module, "on_fit_start", module.eval),
+            ),
+            None,
+        ),
     ],
 )
-def test_modules_in_evaluation_mode(change: Any, names: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_modules_in_evaluation_mode(
+    change: Any, names: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """The topmost ones that matter are named, once, unless a hook has put them into that mode or they are frozen."""
 
     class Net(Linear):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone, self.relu, self.norm = Pretrained(), nn.ReLU(), nn.BatchNorm1d(2)
+            self.backbone, self.relu, self.norm = (
+                Pretrained(),
+                nn.ReLU(),
+                nn.BatchNorm1d(2),
+            )
             self.frozen = nn.Linear(2, 2)
             self.head = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
             self.head[1].eval()
@@ -468,7 +594,9 @@ def test_modules_in_evaluation_mode(change: Any, names: str | None, caplog: pyte
     module = Net()
     change(module)
     lines = lines_of(caplog, module, loader(1), max_epochs=2)
-    assert [line.partition(": ")[2].partition(". ")[0] for line in lines] == ([names] if names else [])
+    assert [line.partition(": ")[2].partition(". ")[0] for line in lines] == (
+        [names] if names else []
+    )
 
 
 class Twice(DataLoader):
@@ -496,11 +624,20 @@ class Changed(DataLoader):
 
 
 @pytest.mark.parametrize(("kind", "lines"), [(Twice, 2), (Endless, 2), (Changed, 0)])
-def test_a_loader_that_gives_more_than_its_length(kind: type, lines: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loader_that_gives_more_than_its_length(
+    kind: type, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is left out of a map-style loader that iterates in its own way is said, once of each loader."""
-    module, watch = Evaluated(), Watch(lambda trainer: trainer.global_step, "on_validation_start")
+    module, watch = (
+        Evaluated(),
+        Watch(lambda trainer: trainer.global_step, "on_validation_start"),
+    )
     with caplog.at_level("WARNING", "loopwright"):
         quiet(watch, max_epochs=2).fit(module, kind(data(10), 2), kind(data(10), 2))
     assert watch.values("on_validation_start") == [5, 10]
-    said = [record.message for record in caplog.records if "gives more than the 5 batches" in record.message]
+    said = [
+        record.message
+        for record in caplog.records
+        if "gives more than the 5 batches" in record.message
+    ]
     assert len(said) == lines

@@ -79,7 +79,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same of three: sums of two do not depend on their order."""
     folder = tmp_path_factory.mktemp("three")
-    return all_in_processes(3, {"prompts": (prompts,), "resumed": (resumed, str(folder / "state"), STOPS[3])})
+    return all_in_processes(
+        3,
+        {"prompts": (prompts,), "resumed": (resumed, str(folder / "state"), STOPS[3])},
+    )
 
 
 # -- as the Trainer ---------------------------------------------------------------------------------------------------
@@ -99,15 +102,27 @@ class Regression(Module):
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = optimizer_of(self)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def train_with_trainer(precision: str) -> Any:
     model = Regression()
     torch.manual_seed(3)
-    trainer = quiet(precision=precision, max_epochs=2, accumulate_grad_batches=3, gradient_clip_val=0.5)
+    trainer = quiet(
+        precision=precision,
+        max_epochs=2,
+        accumulate_grad_batches=3,
+        gradient_clip_val=0.5,
+    )
     trainer.fit(model, DataLoader(regression(), batch_size=4, shuffle=True))
-    return model.losses, [weight.detach().clone() for weight in model.parameters()], trainer.global_step
+    return (
+        model.losses,
+        [weight.detach().clone() for weight in model.parameters()],
+        trainer.global_step,
+    )
 
 
 def train_with_engine(precision: str) -> Any:
@@ -116,7 +131,10 @@ def train_with_engine(precision: str) -> Any:
     torch.manual_seed(3)
     engine = make(precision=precision, gradient_accumulation_steps=3)
     model, optimizer, scheduler, loader = engine.prepare(
-        model, optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True)
+        model,
+        optimizer,
+        scheduler,
+        DataLoader(regression(), batch_size=4, shuffle=True),
     )
     losses = []
     for _ in range(2):
@@ -129,19 +147,31 @@ def train_with_engine(precision: str) -> Any:
                 scheduler.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
-    return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
+    return (
+        losses,
+        [weight.detach().clone() for weight in model.parameters()],
+        engine.global_step,
+    )
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def compare_with_trainer() -> Any:
-    return {precision: (train_with_trainer(precision), train_with_engine(precision)) for precision in PRECISIONS}
+    return {
+        precision: (train_with_trainer(precision), train_with_engine(precision))
+        for precision in PRECISIONS
+    }
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def compared(request: pytest.FixtureRequest) -> Any:
-    return request.param, compare_with_trainer() if request.param == 1 else request.getfixturevalue("two")["compared"]
+    return (
+        request.param,
+        compare_with_trainer()
+        if request.param == 1
+        else request.getfixturevalue("two")["compared"],
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -151,17 +181,27 @@ def test_losses_and_weights_are_the_trainers_to_the_bit(compared: Any, precision
     assert len(own_losses) == (38 if processes == 1 else 20)
     assert own_losses == losses
     assert own_steps == steps == (14 if processes == 1 else 8)
-    assert all(torch.equal(own, other) for own, other in zip(own_weights, weights, strict=True))
+    assert all(
+        torch.equal(own, other) for own, other in zip(own_weights, weights, strict=True)
+    )
 
 
 def test_the_loops_use_the_public_methods_of_the_engine():
     for name in ("fit.py", "evaluate.py", "step.py"):
         tree = ast.parse(Path(ROOT, "framework/loop", name).read_text(encoding="utf-8"))
-        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        assert not [ast.unparse(node) for node in attributes if node.attr == "strategy"], name
-        own = [node for node in attributes if ast.unparse(node.value).endswith("engine")]
+        attributes = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+        ]
+        assert not [
+            ast.unparse(node) for node in attributes if node.attr == "strategy"
+        ], name
+        own = [
+            node for node in attributes if ast.unparse(node.value).endswith("engine")
+        ]
         assert own
-        assert not [ast.unparse(node) for node in own if node.attr.startswith("_")], name
+        assert not [ast.unparse(node) for node in own if node.attr.startswith("_")], (
+            name
+        )
 
 
 # -- what prepare returns ---------------------------------------------------------------------------------------------
@@ -218,18 +258,28 @@ def test_anything_else_comes_back_as_it_is():
 def two_players() -> Any:
     """A generator and a discriminator, each with its optimizer, prepared one by one and in any order."""
     torch.manual_seed(0)
-    generator, critic = nn.Linear(2, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
-    g_opt, c_opt = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (generator, critic))
+    generator, critic = (
+        nn.Linear(2, 4),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)),
+    )
+    g_opt, c_opt = (
+        torch.optim.SGD(model.parameters(), lr=0.1) for model in (generator, critic)
+    )
     engine = make(gradient_accumulation_steps=2, precision="16-mixed")
     real = regression(40)
-    c_opt, loader, critic = engine.prepare(c_opt, DataLoader(real, batch_size=8 // engine.num_processes), critic)
+    c_opt, loader, critic = engine.prepare(
+        c_opt, DataLoader(real, batch_size=8 // engine.num_processes), critic
+    )
     generator = engine.prepare(generator)
     g_opt = engine.prepare(g_opt)
     for batch_idx, (x, _) in enumerate(loader):
         noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(batch_idx))
         noise = noise.tensor_split(engine.num_processes)[engine.process_index]
         with engine.accumulate(critic, generator):
-            loss = critic(generator(noise).detach()).mean() - critic(x[: len(noise)]).mean()
+            loss = (
+                critic(generator(noise).detach()).mean()
+                - critic(x[: len(noise)]).mean()
+            )
             engine.backward(loss)
             c_opt.step()
             c_opt.zero_grad()
@@ -239,10 +289,16 @@ def two_players() -> Any:
             g_opt.zero_grad()
             c_opt.zero_grad()
     assert engine.global_step == 3
-    return [parameter.detach().clone() for model in (generator, critic) for parameter in model.parameters()]
+    return [
+        parameter.detach().clone()
+        for model in (generator, critic)
+        for parameter in model.parameters()
+    ]
 
 
-def test_two_models_with_their_optimizers_train_alike_in_one_process_and_in_two(two: dict[str, Any]):
+def test_two_models_with_their_optimizers_train_alike_in_one_process_and_in_two(
+    two: dict[str, Any],
+):
     torch.testing.assert_close(two["players"], two_players(), rtol=2e-3, atol=1e-4)
 
 
@@ -284,7 +340,12 @@ def windows_of_streams() -> Any:
         DataLoader(Told(7 * processes, told=4 * processes), batch_size=1),
         DataLoader(Told(7 * processes, told=9 * processes), batch_size=1),
         StatefulDataLoader(Told(7 * processes, told=9 * processes), batch_size=1),
-        CombinedLoader([DataLoader(Told(7 * processes, told=5 * processes), batch_size=1), range(99)]),
+        CombinedLoader(
+            [
+                DataLoader(Told(7 * processes, told=5 * processes), batch_size=1),
+                range(99),
+            ]
+        ),
     ]
     found = []
     for loader in engine.prepare(*loaders):
@@ -318,15 +379,31 @@ def test_accumulation_that_changes():
         with engine.accumulate(model):
             engine.backward(model(x).mean())
             seen.append(engine.sync_gradients)
-    assert seen == [False, False, True, False, True, False, True, True, False, True, True]
-    with pytest.raises(ValueError, match="gradient_accumulation_steps must be an integer from 1; got 0"):
+    assert seen == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(
+        ValueError, match="gradient_accumulation_steps must be an integer from 1; got 0"
+    ):
         engine.gradient_accumulation_steps = 0
 
 
 def test_an_evaluation_loop_inside_a_training_loop():
     engine = make(gradient_accumulation_steps=2)
     model = engine.prepare(nn.Linear(4, 1))
-    train, val = engine.prepare(*(DataLoader(regression(20), batch_size=4) for _ in range(2)))
+    train, val = engine.prepare(
+        *(DataLoader(regression(20), batch_size=4) for _ in range(2))
+    )
     seen = []
     for batch_idx, (x, _) in enumerate(train):
         with engine.accumulate(model):
@@ -372,7 +449,9 @@ def test_an_epoch_after_one_that_was_taken_up_is_whole(tmp_path: Path, left_by: 
     assert rest == list(range(4, last + 1))
     if left_by == "set_epoch":
         loader.set_epoch(0)
-    told = [(batch[0].tolist(), len(loader), loader.end_of_dataloader) for batch in loader]
+    told = [
+        (batch[0].tolist(), len(loader), loader.end_of_dataloader) for batch in loader
+    ]
     assert told == [(list(range(i, i + 3)), 4, i == 9) for i in (0, 3, 6, 9)]
 
 
@@ -382,7 +461,8 @@ def prompts() -> Any:
         results = [text.upper() for text in mine]
     everything = engine.gather_for_metrics(results, use_gather_object=True)
     loader, model = engine.prepare(
-        DataLoader(TensorDataset(torch.arange(101.0)[:, None]), batch_size=8), nn.Linear(1, 1)
+        DataLoader(TensorDataset(torch.arange(101.0)[:, None]), batch_size=8),
+        nn.Linear(1, 1),
     )
     model.eval()
     with torch.no_grad():
@@ -398,8 +478,12 @@ def prompts() -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_101_prompts_give_101_results_in_order(two: dict[str, Any], three: dict[str, Any], processes: int):
-    own, everything, inputs, _ = prompts() if processes == 1 else {2: two, 3: three}[processes]["prompts"]
+def test_101_prompts_give_101_results_in_order(
+    two: dict[str, Any], three: dict[str, Any], processes: int
+):
+    own, everything, inputs, _ = (
+        prompts() if processes == 1 else {2: two, 3: three}[processes]["prompts"]
+    )
     assert own == -(-101 // processes)
     assert everything == [f"PROMPT {i}" for i in range(101)]
     assert inputs == [float(i) for i in range(101)]
@@ -425,10 +509,16 @@ def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -
     optimizer, scheduler = optimizer_of(model)
     torch.manual_seed(7 if resume else 3)  # the numbers come from the checkpoint
     random.seed(0 if resume else 1)
-    engine, counter = make(gradient_accumulation_steps=3, precision="16-mixed"), Counter()
+    engine, counter = (
+        make(gradient_accumulation_steps=3, precision="16-mixed"),
+        Counter(),
+    )
     engine.register_for_checkpointing(counter)
     model, optimizer, scheduler, loader = engine.prepare(
-        model, optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True, num_workers=workers)
+        model,
+        optimizer,
+        scheduler,
+        DataLoader(regression(), batch_size=4, shuffle=True, num_workers=workers),
     )
     if resume:
         engine.load_state(folder)
@@ -436,7 +526,10 @@ def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -
     for _ in range(loader.epoch, 2):
         for x, y in loader:
             with engine.accumulate(model):
-                loss = nn.functional.mse_loss(model(x + torch.randn_like(x)), y) * random.random()
+                loss = (
+                    nn.functional.mse_loss(model(x + torch.randn_like(x)), y)
+                    * random.random()
+                )
                 engine.backward(loss)
                 optimizer.step()
                 scheduler.step()
@@ -446,7 +539,11 @@ def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -
             if counter.count == stop:
                 engine.save_state(folder)
                 return losses
-    return losses, [weight.detach().clone() for weight in model.parameters()], engine.global_step
+    return (
+        losses,
+        [weight.detach().clone() for weight in model.parameters()],
+        engine.global_step,
+    )
 
 
 def resumed(folder: str, stops: tuple[int, ...]) -> Any:
@@ -489,19 +586,26 @@ def test_a_window_that_was_open_is_begun_again(tmp_path: Path):
 
 def test_a_checkpoint_of_the_trainer_is_taken_up_in_a_loop(tmp_path: Path):
     class Save(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if trainer.global_step == 5:
                 trainer.save_checkpoint(tmp_path / "five.ckpt")
 
     whole = Regression()
     torch.manual_seed(3)
-    quiet(callbacks=[Save()]).fit(whole, DataLoader(regression(), batch_size=4, shuffle=True))
+    quiet(callbacks=[Save()]).fit(
+        whole, DataLoader(regression(), batch_size=4, shuffle=True)
+    )
 
     model = Regression()
     optimizer, scheduler = optimizer_of(model)
     engine = make()
     optimizer, scheduler, loader, _ = engine.prepare(
-        optimizer, scheduler, DataLoader(regression(), batch_size=4, shuffle=True), model
+        optimizer,
+        scheduler,
+        DataLoader(regression(), batch_size=4, shuffle=True),
+        model,
     )
     engine.load_state(tmp_path / "five.ckpt")
     for batch_idx, batch in enumerate(loader):
@@ -544,7 +648,9 @@ def test_other_weights_and_objects_without_state_are_refused(tmp_path: Path):
 def gradient_after_a_step_that_was_left_out(engine: Engine) -> float:
     """Of a weighted loss whose gradient is 1, after the batch before was given up."""
     model = nn.Linear(1, 1, bias=False)
-    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    model, optimizer = engine.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=1.0)
+    )
     before = model.weight.item()
     for step in (False, True):
         with engine.accumulate(model):
@@ -558,7 +664,9 @@ def gradient_after_a_step_that_was_left_out(engine: Engine) -> float:
 def uneven() -> Any:
     engine = make()
     rank = engine.process_index
-    gathered = engine.gather_for_metrics({"a": torch.arange(rank + 1), "b": torch.tensor(float(rank))})
+    gathered = engine.gather_for_metrics(
+        {"a": torch.arange(rank + 1), "b": torch.tensor(float(rank))}
+    )
     padded = engine.pad_across_processes(torch.ones(rank + 1, 2), pad_index=-1)
     engine.set_trigger() if rank == 1 else None
     return {
@@ -566,7 +674,9 @@ def uneven() -> Any:
         "padded": engine.gather(padded).tolist(),
         "triggers": (engine.check_trigger(), engine.check_trigger()),
         "left_out": gradient_after_a_step_that_was_left_out(engine),
-        "sent": engine.broadcast({"x": torch.tensor([rank]), "name": f"rank {rank}"}, from_process=1),
+        "sent": engine.broadcast(
+            {"x": torch.tensor([rank]), "name": f"rank {rank}"}, from_process=1
+        ),
     }
 
 
@@ -592,17 +702,34 @@ def mismatch(kind: str) -> None:
     elif rank == 0:
         engine.wait_for_everyone()
     else:
-        threading.Event().wait(30)  # a process that is stuck in something else; it is ended with the others
+        threading.Event().wait(
+            30
+        )  # a process that is stuck in something else; it is ended with the others
 
 
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("shapes", [r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+", r"rank 1: gather\(float32\[3\]\) at"]),
-        ("calls", [r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+", r"rank 1: reduce\(float32\[2\]\) at"]),
+        (
+            "shapes",
+            [
+                r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+",
+                r"rank 1: gather\(float32\[3\]\) at",
+            ],
+        ),
+        (
+            "calls",
+            [
+                r"rank 0: gather\(float32\[2\]\) at .*test_engine.py:\d+",
+                r"rank 1: reduce\(float32\[2\]\) at",
+            ],
+        ),
         (
             "missing",
-            [r"waits in wait_for_everyone at .*test_engine.py:\d+, and rank 1 has not come within 3 s", "gather"],
+            [
+                r"waits in wait_for_everyone at .*test_engine.py:\d+, and rank 1 has not come within 3 s",
+                "gather",
+            ],
         ),
     ],
 )
@@ -630,11 +757,15 @@ def search(place: str) -> Any:
         engine.gradient_accumulation_steps = 16 // batch_size
         model = nn.Linear(4, 1)
         model, optimizer, loader = engine.prepare(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(regression(64), batch_size=batch_size)
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            DataLoader(regression(64), batch_size=batch_size),
         )
         full = batch_size > 4 and engine.process_index == engine.num_processes - 1
 
-        def fail(_: Tensor) -> None:  # when the bias has its gradient, and the weight has none
+        def fail(
+            _: Tensor,
+        ) -> None:  # when the bias has its gradient, and the weight has none
             raise torch.OutOfMemoryError("the device is full")
 
         for batch_idx, (x, y) in enumerate(loader):
@@ -651,7 +782,11 @@ def search(place: str) -> Any:
                 optimizer.zero_grad()
         if full and place == "end":
             raise torch.OutOfMemoryError("the device is full")
-        return batch_size, engine.reduce(torch.tensor(1.0)).item(), [p.detach().clone() for p in model.parameters()]
+        return (
+            batch_size,
+            engine.reduce(torch.tensor(1.0)).item(),
+            [p.detach().clone() for p in model.parameters()],
+        )
 
     torch.manual_seed(0)
     return train(2.0), sizes
@@ -666,18 +801,27 @@ def search_at_all_places() -> Any:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def searches(request: pytest.FixtureRequest) -> Any:
-    return request.param, search_at_all_places() if request.param == 1 else request.getfixturevalue("two")["searches"]
+    return (
+        request.param,
+        search_at_all_places()
+        if request.param == 1
+        else request.getfixturevalue("two")["searches"],
+    )
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_batch_size_that_fits_is_found_by_all_processes_together(searches: Any, place: str):
+def test_a_batch_size_that_fits_is_found_by_all_processes_together(
+    searches: Any, place: str
+):
     processes, found = searches
     (size, count, weights), sizes = found[place]
     whole = found["nowhere"]
     assert (size, count) == (4, processes)
     assert sizes == [16, 8, 4]
     assert whole[1] == [16]
-    if processes == 1:  # in two, an accumulation of smaller batches takes them in another order
+    if (
+        processes == 1
+    ):  # in two, an accumulation of smaller batches takes them in another order
         torch.testing.assert_close(weights, whole[0][2])
 
 
@@ -690,7 +834,9 @@ def test_no_batch_size_fits_and_other_errors_pass():
     def wrong(batch_size: int) -> None:
         raise ValueError("another mistake")
 
-    with pytest.raises(RuntimeError, match=r"never runs out of memory with the smallest"):
+    with pytest.raises(
+        RuntimeError, match=r"never runs out of memory with the smallest"
+    ):
         never()
     with pytest.raises(ValueError, match="another mistake"):
         wrong()
@@ -711,7 +857,9 @@ def one_after_the_other(count: int) -> Any:
         engine = make(precision="bf16-mixed")
         model = nn.Linear(512, 512)
         model, optimizer, loader = engine.prepare(
-            model, torch.optim.AdamW(model.parameters()), DataLoader(TensorDataset(torch.randn(16, 512)), batch_size=4)
+            model,
+            torch.optim.AdamW(model.parameters()),
+            DataLoader(TensorDataset(torch.randn(16, 512)), batch_size=4),
         )
         for (x,) in loader:
             engine.backward(model(x).square().mean())
@@ -727,16 +875,23 @@ def one_after_the_other(count: int) -> Any:
     return found
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads and files as Linux shows them")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"),
+    reason="counts threads and files as Linux shows them",
+)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_20_engines_leave_nothing_behind(processes: int):
     found = in_processes(processes, one_after_the_other, 20)
     assert not any(initialized for initialized, *_ in found)
     _, threads, files, pages = found[2]
     _, last_threads, last_files, last_pages = found[-1]
-    assert last_threads - threads < 9  # a thread or socket may still be closing; one that stays would make 17
+    assert (
+        last_threads - threads < 9
+    )  # a thread or socket may still be closing; one that stays would make 17
     assert last_files - files < 9
-    assert last_pages - pages < 5000  # 20 MB; 17 models with their optimizers would have 70
+    assert (
+        last_pages - pages < 5000
+    )  # 20 MB; 17 models with their optimizers would have 70
 
 
 def test_a_function_is_launched_with_what_a_notebook_defines():
@@ -762,7 +917,10 @@ def test_values_are_logged_by_the_main_process(tmp_path: Path):
     engine.log({"loss": 0.25}, step=7)
     engine.end_training()
     rows = Path(logger.log_dir, "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert [dict(zip(rows[0].split(","), row.split(","), strict=True))["step"] for row in rows[1:]] == ["0", "7"]
+    assert [
+        dict(zip(rows[0].split(","), row.split(","), strict=True))["step"]
+        for row in rows[1:]
+    ] == ["0", "7"]
     assert "0.25" in rows[2]
 
 
@@ -780,9 +938,24 @@ def test_rows_hold_what_the_loggers_take(tmp_path: Path):
     """Numbers arrive as such; the rest as it is, and a logger that cannot take it names it."""
     anything = Anything()
     several = torch.ones(3)
-    row = {"loss": torch.tensor([1.5]), "acc": np.float32(0.25), "n": 7, "note": "text", "by": {"a": 1.0}, "none": None}
+    row = {
+        "loss": torch.tensor([1.5]),
+        "acc": np.float32(0.25),
+        "n": 7,
+        "note": "text",
+        "by": {"a": 1.0},
+        "none": None,
+    }
     make(logger=anything).log({**row, "several": several})
-    expected = {"loss": 1.5, "acc": 0.25, "n": 7.0, "note": "text", "by": {"a": 1.0}, "none": None, "several": several}
+    expected = {
+        "loss": 1.5,
+        "acc": 0.25,
+        "n": 7.0,
+        "note": "text",
+        "by": {"a": 1.0},
+        "none": None,
+        "several": several,
+    }
     assert anything.rows == [expected]
     assert type(anything.rows[0]["loss"]) is float
     for kind, taken in ((CSVLogger, ()), (TensorBoardLogger, ("by",))):
@@ -791,7 +964,9 @@ def test_rows_hold_what_the_loggers_take(tmp_path: Path):
             if name in ("loss", "acc", "n", *taken):
                 engine.log({name: value})
                 continue
-            with pytest.raises(ValueError, match=rf"{kind.__name__} takes numbers.*'{name}' is"):
+            with pytest.raises(
+                ValueError, match=rf"{kind.__name__} takes numbers.*'{name}' is"
+            ):
                 engine.log({name: value})
         engine.end_training()
 
@@ -826,7 +1001,9 @@ def test_a_logger_names_its_caller(caplog: pytest.LogCaptureFixture):
     wrapper("of the wrapper's caller")
     if sys.version_info < (3, 11):
         caplog.records.pop(1)  # there it is the frame above
-    assert {record.funcName for record in caplog.records} == {"test_a_logger_names_its_caller"}
+    assert {record.funcName for record in caplog.records} == {
+        "test_a_logger_names_its_caller"
+    }
     assert {record.pathname for record in caplog.records} == {__file__}
 
 
@@ -834,11 +1011,18 @@ def test_a_logger_warns_once(caplog: pytest.LogCaptureFixture):
     """For each message with its arguments, whichever logger of that name says it; the line is the caller's."""
     for _ in range(2):
         get_logger("c.test").warning_once("%d batches are short", 3)
-        get_logger("c.test").warning_once("%d batches are short", 4, main_process_only=False)
+        get_logger("c.test").warning_once(
+            "%d batches are short", 4, main_process_only=False
+        )
         get_logger("d.test").warning_once("%d batches are short", 3)
     told = [(record.name, record.getMessage()) for record in caplog.records]
-    assert told == [(name, f"{n} batches are short") for name, n in (("c.test", 3), ("c.test", 4), ("d.test", 3))]
-    assert {record.funcName for record in caplog.records} == {"test_a_logger_warns_once"}
+    assert told == [
+        (name, f"{n} batches are short")
+        for name, n in (("c.test", 3), ("c.test", 4), ("d.test", 3))
+    ]
+    assert {record.funcName for record in caplog.records} == {
+        "test_a_logger_warns_once"
+    }
     assert {record.pathname for record in caplog.records} == {__file__}
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
@@ -850,7 +1034,10 @@ def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):
     expected = model(x)
     engine = make(strategy="single", devices=1)
     spread = engine.dispatch_model(
-        model, {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"}, offload_dir=str(tmp_path), main_device="cpu"
+        model,
+        {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"},
+        offload_dir=str(tmp_path),
+        main_device="cpu",
     )
     assert next(spread[3].parameters()).device.type == "meta"
     with torch.no_grad():

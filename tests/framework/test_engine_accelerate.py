@@ -29,7 +29,9 @@ def case(function: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 
 
 def engine(steps: int = 1, precision: str = "32-true") -> Engine:
-    return Engine(accelerator="cpu", gradient_accumulation_steps=steps, precision=precision)
+    return Engine(
+        accelerator="cpu", gradient_accumulation_steps=steps, precision=precision
+    )
 
 
 def accelerator(steps: int = 1, precision: str = "32-true") -> Any:
@@ -39,7 +41,9 @@ def accelerator(steps: int = 1, precision: str = "32-true") -> Any:
     AcceleratorState._reset_state()  # all accelerators of a process share their precision and their window
     GradientState._reset_state()
     named = {"32-true": "no", "bf16-mixed": "bf16", "16-mixed": "fp16"}[precision]
-    return Accelerator(cpu=True, gradient_accumulation_steps=steps, mixed_precision=named)
+    return Accelerator(
+        cpu=True, gradient_accumulation_steps=steps, mixed_precision=named
+    )
 
 
 def plain(value: Any) -> Any:
@@ -68,7 +72,9 @@ def run_cases(make: Callable[..., Any], folder: str) -> dict[str, list[Any]]:
 
 
 def loader_of(samples: int, **arguments: Any) -> DataLoader:
-    return DataLoader(TensorDataset(torch.arange(float(samples))[:, None]), batch_size=4, **arguments)
+    return DataLoader(
+        TensorDataset(torch.arange(float(samples))[:, None]), batch_size=4, **arguments
+    )
 
 
 def network() -> nn.Sequential:
@@ -106,8 +112,15 @@ def decorators(make: Any, folder: str) -> Any:
         """Say it."""
         return f"{greeting} {made.process_index}{end}"
 
-    wrapped = made.on_main_process(name), made.on_local_main_process(name), made.on_last_process(name)
-    wrapped += made.on_process(name, process_index=1), made.on_process(process_index=0)(name)
+    wrapped = (
+        made.on_main_process(name),
+        made.on_local_main_process(name),
+        made.on_last_process(name),
+    )
+    wrapped += (
+        made.on_process(name, process_index=1),
+        made.on_process(process_index=0)(name),
+    )
     return [function("hello", end=".") for function in wrapped]
 
 
@@ -175,7 +188,9 @@ def gather(make: Any, folder: str) -> Any:
 @case
 def gather_objects(make: Any, folder: str) -> Any:
     made = make()
-    mine = [f"{made.process_index}{letter}" for letter in "ab"[: made.process_index + 1]]
+    mine = [
+        f"{made.process_index}{letter}" for letter in "ab"[: made.process_index + 1]
+    ]
     if isinstance(made, Engine):
         return made.gather_object(mine)
     from accelerate.utils import gather_object
@@ -188,7 +203,13 @@ def reduce(make: Any, folder: str) -> Any:
     made = make()
     value = torch.tensor([1.0, 2.0]) * (made.process_index + 1)
     nested = made.reduce({"a": value, "b": (value[0], [value])}, "mean")
-    return made.reduce(value), made.reduce(value, reduction="mean"), made.reduce(value, "max"), nested, value
+    return (
+        made.reduce(value),
+        made.reduce(value, reduction="mean"),
+        made.reduce(value, "max"),
+        nested,
+        value,
+    )
 
 
 @case
@@ -327,10 +348,17 @@ def broadcast(make: Any, folder: str) -> Any:
     value = {"a": torch.tensor([rank, 7]), "b": [torch.full((2, 2), rank + 0.5)]}
     objects = [rank, {"name": f"rank {rank}"}, None]
     if isinstance(made, Engine):
-        return made.broadcast(value), made.broadcast(value, 1), made.broadcast(objects), made.broadcast(objects, 1)
+        return (
+            made.broadcast(value),
+            made.broadcast(value, 1),
+            made.broadcast(objects),
+            made.broadcast(objects, 1),
+        )
     from accelerate.utils import broadcast, broadcast_object_list
 
-    copies = [{"a": value["a"].clone(), "b": [value["b"][0].clone()]} for _ in range(2)]  # it writes into them
+    copies = [
+        {"a": value["a"].clone(), "b": [value["b"][0].clone()]} for _ in range(2)
+    ]  # it writes into them
     return (
         broadcast(copies[0]),
         broadcast(copies[1], from_process=1),
@@ -351,13 +379,21 @@ class Stream(IterableDataset):
 
 
 def batches_of(loader: Any) -> list[list[float]]:
-    return [(batch if isinstance(batch, Tensor) else batch[0]).flatten().tolist() for batch in loader]
+    return [
+        (batch if isinstance(batch, Tensor) else batch[0]).flatten().tolist()
+        for batch in loader
+    ]
 
 
 @case
 def loader(make: Any, folder: str) -> Any:
     prepared = make().prepare(loader_of(56))
-    return len(prepared), len(prepared.dataset), batches_of(prepared), batches_of(prepared)
+    return (
+        len(prepared),
+        len(prepared.dataset),
+        batches_of(prepared),
+        batches_of(prepared),
+    )
 
 
 @case
@@ -365,8 +401,15 @@ def loader_that_shuffles(make: Any, folder: str) -> Any:
     """Each sample once an epoch, and not in the same order."""
     made = make()
     loader = made.prepare(loader_of(56, shuffle=True))
-    epochs = [torch.cat([made.gather(x) for (x,) in loader]).flatten().tolist() for _ in range(2)]
-    return [sorted(epoch) for epoch in epochs], epochs[0] != epochs[1], epochs[0] != sorted(epochs[0])
+    epochs = [
+        torch.cat([made.gather(x) for (x,) in loader]).flatten().tolist()
+        for _ in range(2)
+    ]
+    return (
+        [sorted(epoch) for epoch in epochs],
+        epochs[0] != epochs[1],
+        epochs[0] != sorted(epochs[0]),
+    )
 
 
 @case
@@ -400,7 +443,9 @@ def loader_of_less_than_a_batch(make: Any, folder: str) -> Any:
 @case
 def anything_else_is_not_prepared(make: Any, folder: str) -> Any:
     made, thing = make(), object()
-    return [item is thing for item in made.prepare(thing, thing)], made.prepare(thing) is thing
+    return [item is thing for item in made.prepare(thing, thing)], made.prepare(
+        thing
+    ) is thing
 
 
 @case
@@ -424,16 +469,22 @@ def skip_first_batches(make: Any, folder: str) -> Any:
     )
 
 
-def gathered(make: Any, samples: int, function: Any, objects: bool = False, **arguments: Any) -> list[Any]:
+def gathered(
+    make: Any, samples: int, function: Any, objects: bool = False, **arguments: Any
+) -> list[Any]:
     made = make()
     loader = made.prepare(loader_of(samples, **arguments))
-    return [made.gather_for_metrics(function(x), use_gather_object=objects) for (x,) in loader]
+    return [
+        made.gather_for_metrics(function(x), use_gather_object=objects)
+        for (x,) in loader
+    ]
 
 
 @case
 def gather_for_metrics(make: Any, folder: str) -> Any:
     found = [
-        torch.cat(gathered(make, samples, lambda x: x)).flatten().tolist() for samples in (101, 100, 97, 96, 56, 3, 1)
+        torch.cat(gathered(make, samples, lambda x: x)).flatten().tolist()
+        for samples in (101, 100, 97, 96, 56, 3, 1)
     ]
     assert found[0] == [float(i) for i in range(101)]
     nested = gathered(make, 101, lambda x: {"x": x, "more": (x[:, 0].long(), [x > 50])})
@@ -448,7 +499,10 @@ def gather_for_metrics_of_objects(make: Any, folder: str) -> Any:
     made = make()
     with made.split_between_processes([f"prompt {i}" for i in range(5)]) as mine:
         prompts = made.gather_for_metrics(mine, use_gather_object=True)
-    found = [[text for own in gathered(make, 101, texts, objects) for text in own] for objects in (False, True)]
+    found = [
+        [text for own in gathered(make, 101, texts, objects) for text in own]
+        for objects in (False, True)
+    ]
     assert found[0] == [f"sample {i}" for i in range(101)]
     return found, prompts
 
@@ -485,7 +539,9 @@ def gather_for_metrics_of_the_batch(make: Any, folder: str) -> Any:
 
 @case
 def gather_for_metrics_of_a_pair_of_lists(make: Any, folder: str) -> Any:
-    return gathered(make, 8, lambda x: ([f"{i:g}" for i in x[:, 0].tolist()], ["a"] * len(x)))
+    return gathered(
+        make, 8, lambda x: ([f"{i:g}" for i in x[:, 0].tolist()], ["a"] * len(x))
+    )
 
 
 @case
@@ -498,7 +554,9 @@ def gather_for_metrics_of_boxes(make: Any, folder: str) -> Any:
 def reduce_numbers(make: Any, folder: str) -> Any:
     made = make()
     try:
-        return made.reduce(made.process_index + 0.5), made.gather(made.process_index).tolist()
+        return made.reduce(made.process_index + 0.5), made.gather(
+            made.process_index
+        ).tolist()
     except TypeError:
         return "TypeError"
 
@@ -506,13 +564,17 @@ def reduce_numbers(make: Any, folder: str) -> Any:
 @case
 def gather_for_metrics_of_dicts_as_objects(make: Any, folder: str) -> Any:
     made = make()
-    return made.gather_for_metrics({"rank": made.process_index, "text": "a"}, use_gather_object=True)
+    return made.gather_for_metrics(
+        {"rank": made.process_index, "text": "a"}, use_gather_object=True
+    )
 
 
 @case
 def gather_for_metrics_of_tensors_as_objects(make: Any, folder: str) -> Any:
     made = make()
-    found = made.gather_for_metrics(torch.arange(made.process_index + 1), use_gather_object=True)
+    found = made.gather_for_metrics(
+        torch.arange(made.process_index + 1), use_gather_object=True
+    )
     return [tensor.tolist() for tensor in found]
 
 
@@ -542,7 +604,11 @@ def windows(make: Any, folder: str) -> Any:
 def windows_after_a_break(make: Any, folder: str) -> Any:
     made = make(3)
     model, loader = made.prepare(nn.Linear(1, 1), loader_of(56))
-    return flags_of(made, model, loader, stop=4), flags_of(made, model, loader), flags_of(made, model, loader)
+    return (
+        flags_of(made, model, loader, stop=4),
+        flags_of(made, model, loader),
+        flags_of(made, model, loader),
+    )
 
 
 @case
@@ -587,7 +653,9 @@ def follow_windows(make: Any, samples: int) -> Any:
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    model, optimizer, scheduler, loader = made.prepare(model, optimizer, scheduler, loader_of(samples))
+    model, optimizer, scheduler, loader = made.prepare(
+        model, optimizer, scheduler, loader_of(samples)
+    )
     gradients, rates = [], []
     for (x,) in loader:
         with made.accumulate(model):
@@ -609,7 +677,10 @@ def gradients_of_windows(make: Any, folder: str) -> Any:
 @case
 def learning_rates(make: Any, folder: str) -> Any:
     rates = follow_windows(make, 48)[1]
-    assert all(of_the_optimizer == of_the_scheduler for of_the_optimizer, of_the_scheduler in rates)
+    assert all(
+        of_the_optimizer == of_the_scheduler
+        for of_the_optimizer, of_the_scheduler in rates
+    )
     return [rate for rate, _ in rates]
 
 
@@ -618,7 +689,9 @@ def follow_weights(make: Any, samples: int) -> list[float]:
     made = make(3)
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    model, optimizer, loader = made.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0), loader_of(samples))
+    model, optimizer, loader = made.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), loader_of(samples)
+    )
     weights = []
     for (x,) in loader:
         with made.accumulate(model):
@@ -645,7 +718,9 @@ def weights_with_an_incomplete_round(make: Any, folder: str) -> Any:
     made = make()
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    model, optimizer, loader = made.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0), loader_of(12))
+    model, optimizer, loader = made.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), loader_of(12)
+    )
     for (x,) in loader:
         made.backward(model(x).mean())
         optimizer.step()
@@ -656,10 +731,14 @@ def weights_with_an_incomplete_round(make: Any, folder: str) -> Any:
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def train(make: Any, steps: int = 1, precision: str = "32-true", clip: float | None = None) -> Any:
+def train(
+    make: Any, steps: int = 1, precision: str = "32-true", clip: float | None = None
+) -> Any:
     made = make(steps, precision)
     model = network()
-    model, optimizer, loader = made.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.05), loader_of(64))
+    model, optimizer, loader = made.prepare(
+        model, torch.optim.AdamW(model.parameters(), lr=0.05), loader_of(64)
+    )
     losses, norms, skipped = [], [], []
     for _ in range(2):
         for (x,) in loader:
@@ -703,12 +782,16 @@ def clip_gradients(make: Any, folder: str) -> Any:
     found = []
     for clip in (
         lambda: made.clip_grad_norm_(model.parameters(), 0.25),
-        lambda: made.clip_grad_norm_(list(model.parameters()), max_norm=0.25, norm_type=1),
+        lambda: made.clip_grad_norm_(
+            list(model.parameters()), max_norm=0.25, norm_type=1
+        ),
         lambda: made.clip_grad_norm_(model.parameters(), 1e9, norm_type=float("inf")),
         lambda: made.clip_grad_value_(model.parameters(), 0.05),
     ):
         made.backward(model(torch.full((2, 1), 1.0 + made.process_index)).sum())
-        found.append((clip(), [parameter.grad.clone() for parameter in model.parameters()]))
+        found.append(
+            (clip(), [parameter.grad.clone() for parameter in model.parameters()])
+        )
         optimizer.zero_grad()
     return found
 
@@ -719,7 +802,9 @@ def clip_the_gradient_of_one_parameter(make: Any, folder: str) -> Any:
     model = made.prepare(nn.Linear(1, 2, bias=False))
     made.backward(model(torch.full((1, 1), 4.0)).sum())
     weight = next(model.parameters())
-    return made.clip_grad_norm_(weight, 2.0**0.5).item() > 0, round(weight.grad.norm().item(), 3)
+    return made.clip_grad_norm_(weight, 2.0**0.5).item() > 0, round(
+        weight.grad.norm().item(), 3
+    )
 
 
 @case
@@ -732,7 +817,12 @@ def clip_gradients_inside_a_window(make: Any, folder: str) -> Any:
         with made.accumulate(model):
             made.backward(model(torch.full((2, 1), 4.0)).mean())
             norm = made.clip_grad_norm_(model.parameters(), 1.0)
-            found.append((None if norm is None else norm.item(), round(next(model.parameters()).grad.item(), 4)))
+            found.append(
+                (
+                    None if norm is None else norm.item(),
+                    round(next(model.parameters()).grad.item(), 4),
+                )
+            )
             made.clip_grad_value_(model.parameters(), 0.5)
             found.append(next(model.parameters()).grad.item())
             optimizer.step()
@@ -759,14 +849,18 @@ def batch_norm(make: Any, folder: str) -> Any:
     """What a model with running statistics gives in evaluation, after it has been trained on different batches."""
     made = make()
     model = nn.Sequential(network(), nn.BatchNorm1d(1))
-    model, optimizer, loader = made.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader_of(56))
+    model, optimizer, loader = made.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), loader_of(56)
+    )
     for (x,) in loader:
         made.backward(model(x / 56).square().mean())
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        return torch.cat([made.gather_for_metrics(model(x)) for (x,) in made.prepare(loader_of(8))])
+        return torch.cat(
+            [made.gather_for_metrics(model(x)) for (x,) in made.prepare(loader_of(8))]
+        )
 
 
 @case
@@ -783,7 +877,9 @@ def backward_twice(make: Any, folder: str) -> Any:
 def two_models(make: Any, folder: str) -> Any:
     made = make(2)
     first, second = network(), network()
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (first, second)]
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.1) for model in (first, second)
+    ]
     first, second, one, two = made.prepare(first, second, *optimizers)
     for step in range(4):
         with made.accumulate(first, second):
@@ -802,7 +898,11 @@ def two_models(make: Any, folder: str) -> Any:
 def unwrap_model(make: Any, folder: str) -> Any:
     made, model = make(precision="bf16-mixed"), network()
     prepared = made.prepare(model)
-    return made.unwrap_model(prepared) is model, made.unwrap_model(model) is model, prepared.training
+    return (
+        made.unwrap_model(prepared) is model,
+        made.unwrap_model(model) is model,
+        prepared.training,
+    )
 
 
 @case
@@ -861,7 +961,11 @@ def half_precision_on_the_cpu(make: Any, folder: str) -> Any:
     made.backward(model(torch.ones(2, 2))["output"].sum() * float("inf"))
     optimizer.step()
     seen = made.unwrap_model(model).seen
-    return seen, optimizer.step_was_skipped, all(map(torch.equal, before, weights_of(model)))
+    return (
+        seen,
+        optimizer.step_was_skipped,
+        all(map(torch.equal, before, weights_of(model))),
+    )
 
 
 # -- state ------------------------------------------------------------------------------------------------------------
@@ -888,14 +992,23 @@ def save_and_load_state(make: Any, folder: str) -> Any:
     model, optimizer, scheduler = made.prepare(model, optimizer, scheduler)
 
     def step() -> None:
-        made.backward(model(torch.full((2, 1), 1.0 + made.process_index)).square().mean())
+        made.backward(
+            model(torch.full((2, 1), 1.0 + made.process_index)).square().mean()
+        )
         optimizer.step()
         optimizer.zero_grad()
         counter.count += 1
 
     def everything() -> Any:
         state = optimizer.state_dict()
-        return plain([weights_of(model), state["state"], counter.count, scheduler.scheduler.last_epoch])
+        return plain(
+            [
+                weights_of(model),
+                state["state"],
+                counter.count,
+                scheduler.scheduler.last_epoch,
+            ]
+        )
 
     def draws() -> Any:
         return torch.rand(2).tolist(), random.random()
@@ -977,7 +1090,9 @@ def save_model_with_tied_weights(make: Any, folder: str) -> Any:
 def free_memory(make: Any, folder: str) -> Any:
     made = make()
     model = network()
-    model, optimizer, loader = made.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader_of(8))
+    model, optimizer, loader = made.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), loader_of(8)
+    )
     return made.free_memory(model, optimizer), made.clear(loader), made.free_memory()
 
 
@@ -992,7 +1107,11 @@ def finder(made: Any) -> Any:
     return other
 
 
-def sizes_tried(make: Any, message: str = "CUDA out of memory. Tried to allocate 2 GiB.", **arguments: Any) -> Any:
+def sizes_tried(
+    make: Any,
+    message: str = "CUDA out of memory. Tried to allocate 2 GiB.",
+    **arguments: Any,
+) -> Any:
     made, sizes = make(), []
 
     @finder(made)(starting_batch_size=16, **arguments)
@@ -1122,7 +1241,10 @@ DIFFERENT: dict[str, tuple[str, list[Any], list[Any]]] = {
             [[16.0, 24.0, 32.0, 40.0, 48.0], [0.0, 8.0, 16.0, 24.0, 32.0, 40.0, 48.0]],
             [[20.0, 28.0, 36.0, 44.0, 52.0], [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0]],
         ],
-        [both([0.0, 8.0, 16.0, 24.0, 32.0, 40.0, 48.0]), both([4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0])],
+        [
+            both([0.0, 8.0, 16.0, 24.0, 32.0, 40.0, 48.0]),
+            both([4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0]),
+        ],
     ),
     "gather_for_metrics_of_numbers_from_a_short_batch": (
         "the last batch is one sample, 12; Accelerate's mean has three of the first samples in it",
@@ -1142,7 +1264,16 @@ DIFFERENT: dict[str, tuple[str, list[Any], list[Any]]] = {
     "gather_for_metrics_of_boxes": (
         "a list of all samples; Accelerate puts boxes of different samples together",
         both(plain([[{"boxes": torch.tensor([i])} for i in (0.0, 1.0, 4.0, 5.0)]])),
-        both(plain([[{"boxes": torch.tensor([0.0, 4.0])}, {"boxes": torch.tensor([1.0, 5.0])}]])),
+        both(
+            plain(
+                [
+                    [
+                        {"boxes": torch.tensor([0.0, 4.0])},
+                        {"boxes": torch.tensor([1.0, 5.0])},
+                    ]
+                ]
+            )
+        ),
     ),
     "reduce_numbers": (
         "numbers are reduced and gathered as tensors are; Accelerate takes tensors only",
@@ -1220,7 +1351,9 @@ DIFFERENT: dict[str, tuple[str, list[Any], list[Any]]] = {
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     pytest.importorskip("accelerate")
-    return in_processes(2, run_cases, accelerator, str(tmp_path_factory.mktemp("theirs")))
+    return in_processes(
+        2, run_cases, accelerator, str(tmp_path_factory.mktemp("theirs"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -1229,18 +1362,24 @@ def ours(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENT])
-def test_the_engine_gives_what_accelerate_gives(name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]):
+def test_the_engine_gives_what_accelerate_gives(
+    name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]
+):
     assert ours[name] == theirs[name]
 
 
-def test_gradients_stay_local_in_no_sync_until_the_next_backward(ours: dict[str, list[Any]]):
+def test_gradients_stay_local_in_no_sync_until_the_next_backward(
+    ours: dict[str, list[Any]],
+):
     (local, together), (other_local, other_together) = ours["no_sync"]
     assert local != other_local
     assert together == other_together
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_where_the_two_differ(name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]):
+def test_where_the_two_differ(
+    name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]
+):
     why, own, other = DIFFERENT[name]
     assert ours[name] == own, why
     assert theirs[name] == other, why

@@ -28,7 +28,9 @@ from tests.strategies.distributed import in_processes, quiet
 def make(**arguments: Any) -> Engine:
     engine = Engine(accelerator="cpu", **arguments)
     if engine.scaler is not None:
-        engine.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # by which these gradients do not overflow
+        engine.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=1024.0
+        )  # by which these gradients do not overflow
     return engine
 
 
@@ -151,12 +153,16 @@ def test_an_overflow_in_a_fused_optimizer_is_seen():
 def test_two_shuffled_loaders_have_orders_of_their_own():
     numbers = TensorDataset(torch.arange(16))
     engine = make()
-    first, second = engine.prepare(*(DataLoader(numbers, shuffle=True) for _ in range(2)))
+    first, second = engine.prepare(
+        *(DataLoader(numbers, shuffle=True) for _ in range(2))
+    )
     assert [x.item() for (x,) in first] != [x.item() for (x,) in second]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_what_an_engine_has_forgotten_still_computes_and_can_be_prepared_again(precision: str):
+def test_what_an_engine_has_forgotten_still_computes_and_can_be_prepared_again(
+    precision: str,
+):
     engine = make(precision=precision)
     model, optimizer = one_weight(engine)
     assert engine.prepare(engine.unwrap_model(model)) is model
@@ -221,8 +227,12 @@ class Stateful:
         self.position = state["position"]
 
 
-@pytest.mark.parametrize("loader", [Stateful, lambda: DataLoader(torch.arange(12.0)[:, None])])
-def test_a_window_that_was_saved_half_done_is_begun_again(tmp_path: Path, loader: Callable[[], Any]):
+@pytest.mark.parametrize(
+    "loader", [Stateful, lambda: DataLoader(torch.arange(12.0)[:, None])]
+)
+def test_a_window_that_was_saved_half_done_is_begun_again(
+    tmp_path: Path, loader: Callable[[], Any]
+):
     def prepare() -> Any:
         engine = make(gradient_accumulation_steps=4)
         return engine, *one_weight(engine), engine.prepare(loader())
@@ -249,7 +259,9 @@ def test_torchdatas_loader_goes_on(tmp_path: Path, saved_after: tuple[int, int])
         torch.manual_seed(seed)
         engine = make()
         one_weight(engine)
-        batches = engine.prepare(StatefulDataLoader(torch.arange(12.0)[:, None], shuffle=True))
+        batches = engine.prepare(
+            StatefulDataLoader(torch.arange(12.0)[:, None], shuffle=True)
+        )
         if resume:
             engine.load_state(tmp_path / "state")
         read: list[tuple[int, int, float]] = []
@@ -304,7 +316,9 @@ def test_a_model_without_parameters_is_saved_and_loaded(tmp_path: Path):
     engine.load_state(tmp_path / "state")
 
 
-def test_a_trainers_checkpoint_is_taken_up_beside_a_loader_for_validation(tmp_path: Path):
+def test_a_trainers_checkpoint_is_taken_up_beside_a_loader_for_validation(
+    tmp_path: Path,
+):
     model = Linear()
     trainer = quiet(max_steps=3)
     trainer.fit(model, DataLoader(data(), batch_size=1))
@@ -312,7 +326,9 @@ def test_a_trainers_checkpoint_is_taken_up_beside_a_loader_for_validation(tmp_pa
     engine = make()
     model = Linear()
     _, _, train, val = engine.prepare(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), *(DataLoader(data(), batch_size=1) for _ in range(2))
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        *(DataLoader(data(), batch_size=1) for _ in range(2)),
     )
     engine.load_state(tmp_path / "three.ckpt")
     assert (len(list(train)), len(list(val))) == (5, 8)
@@ -345,7 +361,11 @@ def test_a_copy_of_a_prepared_model_computes_with_weights_of_its_own(name: str):
 
 def check_copies(engine: Engine, model: nn.Module) -> None:
     model = engine.prepare(model)
-    copies = [copy.deepcopy(model), copy.deepcopy({"models": [model]})["models"][0], AveragedModel(model).module]
+    copies = [
+        copy.deepcopy(model),
+        copy.deepcopy({"models": [model]})["models"][0],
+        AveragedModel(model).module,
+    ]
     for number, other in enumerate(copies):
         for parameter in other.parameters():
             parameter.detach().fill_(number + 1)
@@ -365,7 +385,9 @@ def test_a_copy_of_an_optimizer_or_a_scheduler_is_one_without_the_engine():
     engine = make()
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model, optimizer, scheduler = engine.prepare(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    model, optimizer, scheduler = engine.prepare(
+        model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    )
     for copied in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
         assert type(copied) is torch.optim.lr_scheduler.StepLR
         assert type(copied.optimizer) is torch.optim.SGD
@@ -380,14 +402,21 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
     engine = make(strategy="ddp")
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     model, optimizer, loader = engine.prepare(
-        model, torch.optim.Adam(model.parameters()), DataLoader(torch.arange(12.0)[:, None], batch_size=2)
+        model,
+        torch.optim.Adam(model.parameters()),
+        DataLoader(torch.arange(12.0)[:, None], batch_size=2),
     )
     spread = make(strategy="fsdp")
     spread_model = nn.Linear(2, 1)
     spread.prepare(spread_model, torch.optim.SGD(spread_model.parameters(), lr=0.1))
     found: dict[str, Any] = {}
 
-    def one(name: str, rank: int, call: Callable[[], Any], other: Callable[[], Any] | None = None) -> None:
+    def one(
+        name: str,
+        rank: int,
+        call: Callable[[], Any],
+        other: Callable[[], Any] | None = None,
+    ) -> None:
         """Make a call in one process, and another in the other one; then all gather how it went."""
         outcome = "went on"
         try:
@@ -405,12 +434,26 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
     another = nn.Linear(1, 1)
     one("prepare", 1, lambda: engine.prepare(another))
     one("different", 0, lambda: engine.load_state("nowhere"), engine.wait_for_everyone)
-    one("late", 0, engine.wait_for_everyone, lambda: (threading.Event().wait(1.5), engine.wait_for_everyone()))
+    one(
+        "late",
+        0,
+        engine.wait_for_everyone,
+        lambda: (threading.Event().wait(1.5), engine.wait_for_everyone()),
+    )
     one("save in parts", 0, lambda: spread.save_state(folder / "parts"))
     one("save of the other", 1, lambda: engine.save_state(folder / "other"))
-    trainer, module, batches = quiet(devices=2, strategy="ddp"), Evaluated(), list(DataLoader(data(8), 2))
+    trainer, module, batches = (
+        quiet(devices=2, strategy="ddp"),
+        Evaluated(),
+        list(DataLoader(data(8), 2)),
+    )
     one("test", 0, lambda: trainer.test(module, batches, verbose=False))
-    one("runs of two kinds", 0, lambda: trainer.predict(module, batches), lambda: trainer.validate(module, batches))
+    one(
+        "runs of two kinds",
+        0,
+        lambda: trainer.predict(module, batches),
+        lambda: trainer.validate(module, batches),
+    )
     one("copy of parts", 0, lambda: copy.deepcopy(spread.prepare(spread_model)))
     for batch_idx, x in enumerate(loader):
         engine.backward(model(x).sum())
@@ -418,7 +461,11 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
         optimizer.zero_grad()
         if batch_idx == 0:
             one("save", 0, lambda: engine.save_state(folder / "state"))
-            one("save without waiting", 0, lambda: engine.save_state(folder / "state", wait=False))
+            one(
+                "save without waiting",
+                0,
+                lambda: engine.save_state(folder / "state", wait=False),
+            )
             one("save weights", 0, lambda: engine.save_model(model, folder / "weights"))
     engine.wait_for_everyone()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
@@ -427,7 +474,9 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
         engine.backward(model(x).sum())
         optimizer.step()
         optimizer.zero_grad()
-    found["resumed"] = engine.gather_object((trained, [parameter.detach().clone() for parameter in model.parameters()]))
+    found["resumed"] = engine.gather_object(
+        (trained, [parameter.detach().clone() for parameter in model.parameters()])
+    )
     check_copies(make(strategy="ddp"), MODELS["parametrized"]())
     return found
 
@@ -450,23 +499,38 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         ("test", "test", 0),
     ],
 )
-def test_a_call_that_one_process_makes_names_the_lines_of_all(of_one: Any, name: str, call: str, rank: int):
+def test_a_call_that_one_process_makes_names_the_lines_of_all(
+    of_one: Any, name: str, call: str, rank: int
+):
     told = of_one[1][name]
-    assert re.search(rf"rank {rank}: {call}\(\) at .*test_engine_rules.py:\d+", told[rank]), told
-    assert re.search(rf"rank {1 - rank}: waits in another collective, at .*test_engine_rules.py:\d+", told[rank]), told
+    assert re.search(
+        rf"rank {rank}: {call}\(\) at .*test_engine_rules.py:\d+", told[rank]
+    ), told
+    assert re.search(
+        rf"rank {1 - rank}: waits in another collective, at .*test_engine_rules.py:\d+",
+        told[rank],
+    ), told
     assert told[1 - rank] == "went on"
 
 
 def test_two_different_calls_name_the_lines_in_both_processes(of_one: Any):
     for told in of_one[1]["different"]:
-        assert re.search(r"rank 0: load_state\(\) at .*test_engine_rules.py:\d+", told), told
-        assert re.search(r"rank 1: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", told), told
+        assert re.search(
+            r"rank 0: load_state\(\) at .*test_engine_rules.py:\d+", told
+        ), told
+        assert re.search(
+            r"rank 1: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", told
+        ), told
 
 
 def test_two_runs_of_a_trainer_name_the_lines_in_both_processes(of_one: Any):
     for told in of_one[1]["runs of two kinds"]:
-        assert re.search(r"rank 0: predict\(\) at .*test_engine_rules.py:\d+", told), told
-        assert re.search(r"rank 1: validate\(\) at .*test_engine_rules.py:\d+", told), told
+        assert re.search(r"rank 0: predict\(\) at .*test_engine_rules.py:\d+", told), (
+            told
+        )
+        assert re.search(r"rank 1: validate\(\) at .*test_engine_rules.py:\d+", told), (
+            told
+        )
 
 
 def test_a_process_that_is_late_is_waited_for(of_one: Any):
@@ -479,17 +543,24 @@ def test_a_model_in_parts_is_not_copied(of_one: Any):
 
 def test_the_main_process_saves_alone_and_all_resume(of_one: Any):
     folder, found = of_one
-    assert [found[name] for name in ("save", "save without waiting", "save weights")] == [["went on"] * 2] * 3
+    assert [
+        found[name] for name in ("save", "save without waiting", "save weights")
+    ] == [["went on"] * 2] * 3
     for trained, resumed in found["resumed"]:
         assert all(torch.equal(a, b) for a, b in zip(trained, resumed, strict=True))
     engine = make()
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     model, _, loader = engine.prepare(
-        model, torch.optim.Adam(model.parameters()), DataLoader(torch.arange(12.0)[:, None], batch_size=2)
+        model,
+        torch.optim.Adam(model.parameters()),
+        DataLoader(torch.arange(12.0)[:, None], batch_size=2),
     )
     engine.load_state(folder / "state")
     assert torch.cat(list(loader)).flatten().tolist() == list(range(4, 12))
-    assert load_file(folder / "weights" / "model.safetensors").keys() == model.state_dict().keys()
+    assert (
+        load_file(folder / "weights" / "model.safetensors").keys()
+        == model.state_dict().keys()
+    )
 
 
 def ending_first() -> None:
@@ -501,7 +572,9 @@ def ending_first() -> None:
 def test_a_process_that_has_ended_is_not_waited_for():
     with pytest.raises(RuntimeError) as error:
         in_processes(2, ending_first)
-    assert re.search(r"rank 0: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", str(error.value))
+    assert re.search(
+        r"rank 0: wait_for_everyone\(\) at .*test_engine_rules.py:\d+", str(error.value)
+    )
     assert "rank 1: has ended" in str(error.value)
 
 
@@ -513,24 +586,34 @@ def frozen_for_the_other_step(engine: Engine) -> Any:
     torch.manual_seed(0)
     critic, generator = nn.Linear(1, 1), nn.Linear(1, 1)
     critic, generator, c_opt, g_opt = engine.prepare(
-        critic, generator, *(torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, generator))
+        critic,
+        generator,
+        *(torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, generator)),
     )
     for _ in range(2):
         for x in engine.prepare(DataLoader(torch.randn(8, 1), batch_size=2)):
             critic.requires_grad_(True)
-            engine.backward(critic(generator(x).detach()).square().mean() - critic(x).mean())
+            engine.backward(
+                critic(generator(x).detach()).square().mean() - critic(x).mean()
+            )
             c_opt.step()
             c_opt.zero_grad()
             critic.requires_grad_(False)
             engine.backward(-critic(generator(x)).mean())
             g_opt.step()
             g_opt.zero_grad()
-    return [parameter.detach().clone() for model in (critic, generator) for parameter in model.parameters()]
+    return [
+        parameter.detach().clone()
+        for model in (critic, generator)
+        for parameter in model.parameters()
+    ]
 
 
 def called_by_its_parts(engine: Engine) -> Any:
     model = nn.ModuleDict({"encoder": nn.Linear(1, 2), "head": nn.Linear(2, 1)})
-    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model, optimizer = engine.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     for x in engine.prepare(DataLoader(torch.randn(8, 1), batch_size=2)):
         engine.backward(model["head"](model["encoder"](x)).square().mean())
         optimizer.step()
@@ -611,4 +694,7 @@ def test_the_main_process_that_fails_first_lets_the_others_go_on(rules: dict[str
 def test_a_search_inside_a_search_ends(rules: dict[str, Any]):
     found, sizes = rules["nested"]
     assert found == (4, 2)
-    assert [size for size in sizes if size[0] == "outer"] == [("outer", 8), ("outer", 4)]
+    assert [size for size in sizes if size[0] == "outer"] == [
+        ("outer", 8),
+        ("outer", 4),
+    ]

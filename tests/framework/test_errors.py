@@ -48,7 +48,12 @@ def batches(count: int = 3) -> list[Tensor]:
 
 
 def trainer(**arguments) -> Trainer:
-    arguments = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **arguments}
+    arguments = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "max_epochs": 1,
+        **arguments,
+    }
     return Trainer(enable_progress_bar=False, enable_model_summary=False, **arguments)
 
 
@@ -71,12 +76,21 @@ def trainer(**arguments) -> Trainer:
         ({"max_steps": "7"}, ["max_steps", "'7'"]),
         ({"limit_train_batches": 1.5}, ["limit_train_batches", "1.5", "fraction"]),
         ({"limit_val_batches": -1}, ["limit_val_batches", "-1"]),
-        ({"overfit_batches": 1, "limit_train_batches": 1}, ["overfit_batches", "limit_train_batches"]),
+        (
+            {"overfit_batches": 1, "limit_train_batches": 1},
+            ["overfit_batches", "limit_train_batches"],
+        ),
         ({"accumulate_grad_batches": 0}, ["accumulate_grad_batches", "0"]),
         ({"gradient_clip_val": -1}, ["gradient_clip_val", "-1"]),
-        ({"gradient_clip_algorithm": "sum"}, ["gradient_clip_algorithm", "'sum'", "norm", "value"]),
+        (
+            {"gradient_clip_algorithm": "sum"},
+            ["gradient_clip_algorithm", "'sum'", "norm", "value"],
+        ),
         ({"val_check_interval": 0}, ["val_check_interval", "0"]),
-        ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, ["val_check_interval", "0.5", "int"]),
+        (
+            {"val_check_interval": 0.5, "check_val_every_n_epoch": None},
+            ["val_check_interval", "0.5", "int"],
+        ),
         ({"check_val_every_n_epoch": 0}, ["check_val_every_n_epoch", "0"]),
         ({"log_every_n_steps": -1}, ["log_every_n_steps", "-1"]),
         ({"profiler": "quick"}, ["profiler", "'quick'", "simple"]),
@@ -84,8 +98,14 @@ def trainer(**arguments) -> Trainer:
         ({"max_time": "soon"}, ["soon", "DD:HH:MM:SS"]),
         ({"callbacks": [ModelCheckpoint]}, ["callbacks", "ModelCheckpoint"]),
         ({"logger": "csv"}, ["logger", "'csv'"]),
-        ({"callbacks": ModelCheckpoint(), "enable_checkpointing": False}, ["enable_checkpointing", "ModelCheckpoint"]),
-        ({"callbacks": [EarlyStopping("a"), EarlyStopping("a")]}, ["EarlyStopping", "state_key"]),
+        (
+            {"callbacks": ModelCheckpoint(), "enable_checkpointing": False},
+            ["enable_checkpointing", "ModelCheckpoint"],
+        ),
+        (
+            {"callbacks": [EarlyStopping("a"), EarlyStopping("a")]},
+            ["EarlyStopping", "state_key"],
+        ),
     ],
 )
 def test_unknown_argument_values(arguments, words) -> None:
@@ -99,17 +119,33 @@ def test_unknown_argument_values(arguments, words) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
-        (Trainer, {"max_epoch": 3}, "Trainer has no argument 'max_epoch'; did you mean 'max_epochs'?"),
+        (
+            Trainer,
+            {"max_epoch": 3},
+            "Trainer has no argument 'max_epoch'; did you mean 'max_epochs'?",
+        ),
         (Trainer, {"precison": 16}, "did you mean 'precision'?"),
         (Trainer, {"gpus": 1}, "'gpus': here that is devices=…"),
         (Trainer, {"resume_from_checkpoint": "x"}, "ckpt_path=… of fit"),
         (Trainer, {"progress_bar_refresh_rate": 20}, "RichProgressBar(refresh_rate=…)"),
         (Trainer, {"gradient_accumulation_steps": 2}, "accumulate_grad_batches=…"),
         (Trainer, {"num_train_epochs": 2}, "max_epochs=…"),
-        (Trainer, {"hparams": {}}, "'hparams'; its arguments are accelerator, strategy"),
-        (Engine, {"mixed_precision": "bf16"}, "Engine has no argument 'mixed_precision': here that is precision="),
+        (
+            Trainer,
+            {"hparams": {}},
+            "'hparams'; its arguments are accelerator, strategy",
+        ),
+        (
+            Engine,
+            {"mixed_precision": "bf16"},
+            "Engine has no argument 'mixed_precision': here that is precision=",
+        ),
         (Engine, {"accumulate_grad_batches": 2}, "gradient_accumulation_steps=…"),
-        (Engine, {"logger": "tensorboard"}, "logger must be a Logger or a list of them, such as TensorBoardLogger"),
+        (
+            Engine,
+            {"logger": "tensorboard"},
+            "logger must be a Logger or a list of them, such as TensorBoardLogger",
+        ),
         (Engine, {"logger": True}, "got True"),
         (Engine, {"logger": [None]}, "got None"),
     ],
@@ -122,7 +158,10 @@ def test_an_argument_of_another_name(kind, arguments, words) -> None:
 
 def test_arguments_by_position_and_of_subclasses() -> None:
     """The Trainer's have names; a subclass that hands its own on gets the same words; tools see the signature."""
-    with pytest.raises(TypeError, match=r"Trainer takes its arguments by name, such as accelerator=…; got 5"):
+    with pytest.raises(
+        TypeError,
+        match=r"Trainer takes its arguments by name, such as accelerator=…; got 5",
+    ):
         Trainer(5)  # pyright: ignore[reportCallIssue] # what is tested
 
     class Mine(Trainer):
@@ -141,7 +180,10 @@ def test_no_training_step() -> None:
     class Nameless(Module):
         def train_step(self, batch, batch_idx): ...
 
-    with pytest.raises(ValueError, match=r"Nameless has no training_step.*did you mean its 'train_step'"):
+    with pytest.raises(
+        ValueError,
+        match=r"Nameless has no training_step.*did you mean its 'train_step'",
+    ):
         trainer().fit(Nameless(), batches())
 
 
@@ -151,11 +193,15 @@ def test_no_optimizer() -> None:
     class Bare(Module):
         training_step = Net.training_step
 
-    with pytest.raises(ValueError, match=r"no configure_optimizers.*automatic_optimization = False"):
+    with pytest.raises(
+        ValueError, match=r"no configure_optimizers.*automatic_optimization = False"
+    ):
         trainer().fit(Bare(), batches())
     module = Net()
     module.configure_optimizers = lambda: None
-    with pytest.raises(ValueError, match=r"returned no optimizer.*automatic_optimization = False"):
+    with pytest.raises(
+        ValueError, match=r"returned no optimizer.*automatic_optimization = False"
+    ):
         trainer().fit(module, batches())
     assert module.steps == 0
 
@@ -163,18 +209,27 @@ def test_no_optimizer() -> None:
 def test_several_optimizers_need_manual_mode() -> None:
     """Automatic optimization steps one."""
     module = Net()
-    module.configure_optimizers = lambda: [torch.optim.SGD(module.parameters(), 0.1) for _ in range(2)]
+    module.configure_optimizers = lambda: [
+        torch.optim.SGD(module.parameters(), 0.1) for _ in range(2)
+    ]
     with pytest.raises(ValueError, match=r"2 optimizers.*opt.update"):
         trainer().fit(module, batches())
 
 
 @pytest.mark.parametrize(
-    "loader", [[], DataLoader(TensorDataset(torch.randn(3, 3)), batch_size=4, drop_last=True), iter([])]
+    "loader",
+    [
+        [],
+        DataLoader(TensorDataset(torch.randn(3, 3)), batch_size=4, drop_last=True),
+        iter([]),
+    ],
 )
 def test_empty_training_loader(loader) -> None:
     """Empty by its length, or found empty."""
     module = Net()
-    with pytest.raises((ValueError, RuntimeError), match=r"training loader (is empty|gave no batch)"):
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"training loader (is empty|gave no batch)"
+    ):
         trainer().fit(module, loader)
     assert module.steps == 0
 
@@ -201,11 +256,15 @@ def test_no_loader() -> None:
         trainer().fit(Net(), batches(), datamodule=DataModule())
 
 
-@pytest.mark.parametrize("callback", [EarlyStopping("val_los"), ModelCheckpoint("saved", monitor="val_los")])
+@pytest.mark.parametrize(
+    "callback", [EarlyStopping("val_los"), ModelCheckpoint("saved", monitor="val_los")]
+)
 def test_monitor_that_was_never_logged(callback) -> None:
     """It lists what was logged."""
     with pytest.raises(RuntimeError) as error:
-        trainer(callbacks=callback, enable_checkpointing=None).fit(Net(), batches(), batches())
+        trainer(callbacks=callback, enable_checkpointing=None).fit(
+            Net(), batches(), batches()
+        )
     for word in ("val_los", "val_loss", "train_loss"):
         assert word in str(error.value)
 
@@ -216,8 +275,14 @@ def test_monitor_of_a_scheduler_that_was_never_logged() -> None:
     def with_plateau(**options) -> Net:
         module = Net()
         optimizer = torch.optim.SGD(module.parameters(), 0.1)
-        plateau = {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), **options}
-        module.configure_optimizers = lambda: {"optimizer": optimizer, "lr_scheduler": plateau}
+        plateau = {
+            "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            **options,
+        }
+        module.configure_optimizers = lambda: {
+            "optimizer": optimizer,
+            "lr_scheduler": plateau,
+        }
         return module
 
     with pytest.raises(RuntimeError, match=r"monitors 'val_los'.*train_loss, val_loss"):
@@ -233,15 +298,22 @@ def test_loss_that_is_not_finite() -> None:
 
     class Breaking(Net):
         def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+            return super().training_step(batch, batch_idx) * (
+                float("nan") if batch_idx == 2 else 1
+            )
 
-    with pytest.raises(RuntimeError, match=r"loss is nan at epoch 0, batch 2, global step 2"):
+    with pytest.raises(
+        RuntimeError, match=r"loss is nan at epoch 0, batch 2, global step 2"
+    ):
         trainer(detect_anomaly=True).fit(Breaking(), batches())
 
 
 def test_precision_that_the_device_lacks() -> None:
     """Found by computing something in it, before anything is set up."""
-    with pytest.raises(ValueError, match=r"precision='float4-true'.*'cpu' has no kernels.*use precision"):
+    with pytest.raises(
+        ValueError,
+        match=r"precision='float4-true'.*'cpu' has no kernels.*use precision",
+    ):
         trainer(precision=Precision("float4-true", parameters=torch.float8_e4m3fn))
 
 
@@ -263,7 +335,10 @@ def test_misspelt_hooks() -> None:
         def on_my_own_business(self): ...
         def helper(self): ...
 
-    with pytest.raises(ValueError, match=r"Typo.on_train_epoch_ends would never be called.*'on_train_epoch_end'"):
+    with pytest.raises(
+        ValueError,
+        match=r"Typo.on_train_epoch_ends would never be called.*'on_train_epoch_end'",
+    ):
         trainer(callbacks=[Typo()])
     trainer(callbacks=[Own()])
 
@@ -323,14 +398,32 @@ class Both(Net):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Old, "Old.validation_epoch_end would never be called: here that is on_validation_epoch_end"),
+        (
+            Old,
+            "Old.validation_epoch_end would never be called: here that is on_validation_epoch_end",
+        ),
         (OldToo, "Old.validation_epoch_end would never be called"),
-        (Base, "Base.validaton_step would never be called; did you mean 'validation_step'?"),
+        (
+            Base,
+            "Base.validaton_step would never be called; did you mean 'validation_step'?",
+        ),
         (Inherits, "Base.validaton_step would never be called"),
-        (type("Loaders", (Net,), {"on_train_dataloader": lambda self: None}), "train_dataloader itself"),
-        (type("Bar", (Net,), {"get_progress_bar_dict": lambda self: {}}), "prog_bar=True"),
-        (type("Val", (Net,), {"val_step": lambda self, batch, batch_idx: None}), "did you mean 'validation_step'?"),
-        (type("Optimizer", (Net,), {"configure_optimizer": lambda self: None}), "did you mean 'configure_optimizers'"),
+        (
+            type("Loaders", (Net,), {"on_train_dataloader": lambda self: None}),
+            "train_dataloader itself",
+        ),
+        (
+            type("Bar", (Net,), {"get_progress_bar_dict": lambda self: {}}),
+            "prog_bar=True",
+        ),
+        (
+            type("Val", (Net,), {"val_step": lambda self, batch, batch_idx: None}),
+            "did you mean 'validation_step'?",
+        ),
+        (
+            type("Optimizer", (Net,), {"configure_optimizer": lambda self: None}),
+            "did you mean 'configure_optimizers'",
+        ),
     ],
 )
 def test_methods_of_modules_that_nobody_calls(kind, words) -> None:
@@ -406,7 +499,10 @@ class Injected(Net):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("kind", [OwnBusiness, Both, ByName, Below, OfStage, InProperties, MoreWords, Injected])
+@pytest.mark.parametrize(
+    "kind",
+    [OwnBusiness, Both, ByName, Below, OfStage, InProperties, MoreWords, Injected],
+)
 def test_methods_that_are_the_authors_business(kind) -> None:
     """What the class calls itself, and what stands beside the right name."""
     module = kind()
@@ -416,7 +512,11 @@ def test_methods_that_are_the_authors_business(kind) -> None:
 
 def test_a_mixin_of_another_library_is_its_own_business() -> None:
     """It may be for a trainer beside ours; one of the same program is not."""
-    mixin = type("Mixin", (), {"on_train_epoch_ends": lambda self: None, "__module__": "somewhere.else"})
+    mixin = type(
+        "Mixin",
+        (),
+        {"on_train_epoch_ends": lambda self: None, "__module__": "somewhere.else"},
+    )
     trainer().fit(type("Mixed", (Net, mixin), {})(), batches())
     mixin.__module__ = __name__
     with pytest.raises(ValueError, match="did you mean 'on_train_epoch_end'"):
@@ -425,8 +525,12 @@ def test_a_mixin_of_another_library_is_its_own_business() -> None:
 
 def test_what_another_librarys_class_asks_for() -> None:
     """A subclass overrides its methods, and a callback may be for a second trainer, beside the names of this one."""
-    foreign = type("Foreign", (), {"val_step": lambda self: None, "__module__": "somewhere.else"})
-    trainer().fit(type("Mixed", (Net, foreign), {"val_step": lambda self: None})(), batches())
+    foreign = type(
+        "Foreign", (), {"val_step": lambda self: None, "__module__": "somewhere.else"}
+    )
+    trainer().fit(
+        type("Mixed", (Net, foreign), {"val_step": lambda self: None})(), batches()
+    )
 
     class ForTwo(Callback):
         def on_train_begin(self, args, state, control): ...
@@ -485,12 +589,27 @@ class Data(DataModule):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"logger": Metric}, "Metric.log_metric would never be called; did you mean 'log_metrics'?"),
-        ({"strategy": Elsewhere}, "Elsewhere.optimizer_step would never be called: here that is step"),
+        (
+            {"logger": Metric},
+            "Metric.log_metric would never be called; did you mean 'log_metrics'?",
+        ),
+        (
+            {"strategy": Elsewhere},
+            "Elsewhere.optimizer_step would never be called: here that is step",
+        ),
         ({"strategy": Misspelt}, "did you mean 'backward'?"),
-        ({"strategy": HalfMade}, "HalfMade.__init__ has not called DDPStrategy's: begin it with super().__init__(…)"),
-        ({"logger": HalfMadeLogger}, "HalfMadeLogger.__init__ has not called CSVLogger's"),
-        ({"callbacks": HalfMadeStopping}, "HalfMadeStopping.__init__ has not called EarlyStopping's"),
+        (
+            {"strategy": HalfMade},
+            "HalfMade.__init__ has not called DDPStrategy's: begin it with super().__init__(…)",
+        ),
+        (
+            {"logger": HalfMadeLogger},
+            "HalfMadeLogger.__init__ has not called CSVLogger's",
+        ),
+        (
+            {"callbacks": HalfMadeStopping},
+            "HalfMadeStopping.__init__ has not called EarlyStopping's",
+        ),
     ],
 )
 def test_what_a_strategy_logger_or_callback_lacks(arguments, words) -> None:
@@ -513,19 +632,42 @@ def test_hooks_of_data_and_what_hooks_get() -> None:
         def on_train_epoch_end(self, trainer): ...
 
     module = Net()
-    with pytest.raises(TypeError, match=r"Short.on_train_epoch_end\(trainer\) is called with \(trainer, module\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"Short.on_train_epoch_end\(trainer\) is called with \(trainer, module\)",
+    ):
         trainer(callbacks=Short()).fit(module, batches())
     for name, method, words in (
-        ("on_train_epoch_end", lambda outputs: None, r"on_train_epoch_end\(outputs\) is called with \(\)"),
+        (
+            "on_train_epoch_end",
+            lambda outputs: None,
+            r"on_train_epoch_end\(outputs\) is called with \(\)",
+        ),
         (
             "training_step",
             lambda batch, batch_idx, optimizer_idx: None,
             r"is called with \(batch, batch_idx\); with sev",
         ),
-        ("on_before_optimizer_step", lambda optimizer, optimizer_idx: None, r"with \(optimizer\); with several"),
-        ("lr_scheduler_step", lambda scheduler, idx, metric: None, r"is called with \(scheduler, metric\)"),
-        ("optimizer_zero_grad", lambda epoch, batch_idx, optimizer, optimizer_idx: None, r"optimizer\); with several"),
-        ("configure_gradient_clipping", lambda optimizer, optimizer_idx, value, how: None, r"optimizer\); with sev"),
+        (
+            "on_before_optimizer_step",
+            lambda optimizer, optimizer_idx: None,
+            r"with \(optimizer\); with several",
+        ),
+        (
+            "lr_scheduler_step",
+            lambda scheduler, idx, metric: None,
+            r"is called with \(scheduler, metric\)",
+        ),
+        (
+            "optimizer_zero_grad",
+            lambda epoch, batch_idx, optimizer, optimizer_idx: None,
+            r"optimizer\); with several",
+        ),
+        (
+            "configure_gradient_clipping",
+            lambda optimizer, optimizer_idx, value, how: None,
+            r"optimizer\); with sev",
+        ),
         ("setup", lambda: None, r"setup\(\) is called with \(stage\)"),
     ):
         module = Net()
@@ -539,15 +681,23 @@ def test_what_hooks_may_take() -> None:
     """Fewer, more or all, where ours has defaults: they are not refused for want of one."""
 
     class Required(Callback):
-        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx):
+        def on_validation_batch_end(
+            self, trainer, module, outputs, batch, batch_idx, dataloader_idx
+        ):
             self.last = dataloader_idx
 
         def on_train_batch_end(self, *args, **kwargs): ...
 
     module, callback = Net(), Required()
     module.validation_step = lambda batch, batch_idx, dataloader_idx: None
-    module.configure_gradient_clipping = lambda optimizer, gradient_clip_val, gradient_clip_algorithm: None
-    trainer(callbacks=callback).fit(module, batches(), [DataLoader(torch.randn(2, 3)), DataLoader(torch.randn(2, 3))])
+    module.configure_gradient_clipping = (
+        lambda optimizer, gradient_clip_val, gradient_clip_algorithm: None
+    )
+    trainer(callbacks=callback).fit(
+        module,
+        batches(),
+        [DataLoader(torch.randn(2, 3)), DataLoader(torch.randn(2, 3))],
+    )
     assert (module.steps, callback.last) == (3, 1)
 
 
@@ -585,9 +735,15 @@ LOSSES = {
         lambda m, x: m.layer(x).square().mean(1),
         r"one real number.*got shape \(2,\) of torch.float",
     ),
-    "complex": (lambda m, x: m.layer(x).mean() * 1j, r"one real number.*got shape \(\) of torch.complex"),
+    "complex": (
+        lambda m, x: m.layer(x).mean() * 1j,
+        r"one real number.*got shape \(\) of torch.complex",
+    ),
     "detached": (lambda m, x: m.layer(x).mean().detach(), "the loss has no gradient"),
-    "used": (lambda m, x: used(m.layer(x).square().mean()), "the graph of the loss has been used before"),
+    "used": (
+        lambda m, x: used(m.layer(x).square().mean()),
+        "the graph of the loss has been used before",
+    ),
 }
 
 
@@ -603,7 +759,12 @@ class Hook(Callback):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"accumulate_grad_batches": 2}, {"precision": "16-mixed"}, {"callbacks": Hook()}],
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"precision": "16-mixed"},
+        {"callbacks": Hook()},
+    ],
     ids=["bare", "accumulated", "scaled", "hooked"],
 )
 def test_losses_without_a_gradient(loss, arguments) -> None:
@@ -612,7 +773,9 @@ def test_losses_without_a_gradient(loss, arguments) -> None:
     automatic, manual = Net(), Net()
     automatic.training_step = lambda batch, batch_idx: compute(automatic, batch)
     manual.automatic_optimization = False
-    manual.training_step = lambda batch, batch_idx: manual.manual_backward(compute(manual, batch))
+    manual.training_step = lambda batch, batch_idx: manual.manual_backward(
+        compute(manual, batch)
+    )
     for module in (automatic, manual):
         with pytest.raises(RuntimeError, match=words) as error:
             trainer(**arguments).fit(module, batches())
@@ -643,21 +806,28 @@ class Needs(torch.optim.SGD):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "steps"), [(torch.optim.LBFGS, 0), (Needs, 0), (Sharp, 1)], ids=["LBFGS", "its own", "at the step"]
+    ("optimizer", "steps"),
+    [(torch.optim.LBFGS, 0), (Needs, 0), (Sharp, 1)],
+    ids=["LBFGS", "its own", "at the step"],
 )
-@pytest.mark.parametrize("arguments", [{}, {"gradient_clip_val": 1.0}], ids=["bare", "clipped"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"gradient_clip_val": 1.0}], ids=["bare", "clipped"]
+)
 def test_optimizers_that_need_a_closure(optimizer, steps, arguments) -> None:
     """Automatic optimization has none: before training, where the optimizer tells."""
     module = Net()
     module.configure_optimizers = lambda: optimizer(module.parameters())
     with pytest.raises(
-        (ValueError, RuntimeError), match=r"needs a closure.*automatic_optimization = False.*step\(closure"
+        (ValueError, RuntimeError),
+        match=r"needs a closure.*automatic_optimization = False.*step\(closure",
     ):
         trainer(**arguments).fit(module, batches())
     assert module.steps == steps
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "float16"), (torch.complex64, "complex64")])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float16, "float16"), (torch.complex64, "complex64")]
+)
 def test_parameters_whose_gradients_cannot_be_scaled(dtype, name) -> None:
     """Found before training; frozen ones may be of any type."""
 
@@ -694,7 +864,9 @@ def test_optimizers_of_nothing(caplog) -> None:
     module.configure_optimizers = lambda: torch.optim.SGD(other.parameters(), 0.1)
     trainer().fit(module, batches())
     assert "an optimizer of none of Net's parameters" in caplog.text
-    words = r"no parameter of the optimizer \(SGD\) has a gradient.*engine.backward\(loss\)"
+    words = (
+        r"no parameter of the optimizer \(SGD\) has a gradient.*engine.backward\(loss\)"
+    )
     with pytest.raises(RuntimeError, match=words):
         trainer(precision="16-mixed").fit(module, batches())
     engine = Engine(accelerator="cpu", devices=1, precision="16-mixed")
@@ -714,16 +886,23 @@ def test_what_is_asked_for_too_early() -> None:
         trainer(callbacks=Asks()).validate(Net(), batches())
     with pytest.raises(RuntimeError, match="once fit has called configure_optimizers"):
         trainer().optimizers = []
-    with pytest.raises(RuntimeError, match="2 processes cannot meet, as they have not been started"):
+    with pytest.raises(
+        RuntimeError, match="2 processes cannot meet, as they have not been started"
+    ):
         Engine(accelerator="cpu", devices=2, launch=False).connect()
-    with pytest.raises(TypeError, match=r'ckpt_path must be a path, "best", "last" or None; got 3'):
+    with pytest.raises(
+        TypeError, match=r'ckpt_path must be a path, "best", "last" or None; got 3'
+    ):
         trainer().fit(Net(), batches(), ckpt_path=3)
     module = Net()
     module.automatic_optimization = False
     module.training_step = lambda batch, batch_idx: (
         module.layer(batch).sum().backward(), module.optimizers().step()
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"loss.backward\(\) was called.*self.manual_backward\(loss\)"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"loss.backward\(\) was called.*self.manual_backward\(loss\)",
+    ):
         trainer(precision="16-mixed").fit(module, batches())
 
 
@@ -735,7 +914,10 @@ def test_gradients_in_an_evaluation_step() -> None:
             x = batch.clone().requires_grad_()
             torch.autograd.grad(self.layer(x).sum(), x)
 
-    with pytest.raises(RuntimeError, match=r"validation_step computes gradients.*enable_grad.*inference_mode=False"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"validation_step computes gradients.*enable_grad.*inference_mode=False",
+    ):
         trainer().validate(Penalty(), batches())
 
 
@@ -776,10 +958,14 @@ def test_checkpoint_that_needs_its_objects(checkpoint, monkeypatch) -> None:
         patch.setattr("pickle.loads", refuse)
         patch.setattr("torch.load", refuse)
         trainer(max_epochs=2).fit(Net(), batches(), ckpt_path=checkpoint)
-        with pytest.raises(CheckpointError, match=r"hyper_parameters.note.*weights_only=False"):
+        with pytest.raises(
+            CheckpointError, match=r"hyper_parameters.note.*weights_only=False"
+        ):
             Net.load_from_checkpoint(checkpoint)
         assert Net.load_from_checkpoint(checkpoint, note="mine").hparams.note == "mine"
-    assert isinstance(Net.load_from_checkpoint(checkpoint, weights_only=False).hparams.note, Opaque)
+    assert isinstance(
+        Net.load_from_checkpoint(checkpoint, weights_only=False).hparams.note, Opaque
+    )
 
 
 def test_every_file_of_a_checkpoint_is_verified(checkpoint) -> None:
@@ -797,14 +983,19 @@ def test_every_file_of_a_checkpoint_is_verified(checkpoint) -> None:
                 file.write_bytes(damaged)
             module = Net()
             with pytest.raises(CheckpointError, match=file.name):
-                trainer(max_epochs=2).fit(module, batches(), ckpt_path=checkpoint, weights_only=weights_only)
+                trainer(max_epochs=2).fit(
+                    module, batches(), ckpt_path=checkpoint, weights_only=weights_only
+                )
             assert module.steps == 0
             file.write_bytes(content)
 
 
 def test_checkpoint_for_another_architecture(checkpoint) -> None:
     """It names the parameters and the module that saved it."""
-    with pytest.raises(CheckpointError, match=r"of Net.*another architecture(.|\n)*layer.weight(.|\n)*strict_loading"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"of Net.*another architecture(.|\n)*layer.weight(.|\n)*strict_loading",
+    ):
         Net.load_from_checkpoint(checkpoint, width=5, note=None)
     module = Net(width=5)
     with pytest.raises(CheckpointError, match="another architecture"):
@@ -817,7 +1008,9 @@ def test_checkpoints_that_are_none(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "nowhere.ckpt")
     (tmp_path / "foreign.ckpt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match=r"cannot be read as a file of torch\.save"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read as a file of torch\.save"
+    ):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "foreign.ckpt")
     (tmp_path / "half.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"manifest.json is missing"):
@@ -832,7 +1025,9 @@ def test_weights_alone_cannot_resume(tmp_path) -> None:
     run.fit(Net(), batches())
     run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert Net.load_from_checkpoint(tmp_path / "weights.ckpt").hparams.width == 4
-    assert "optimizer_states" not in json.loads((tmp_path / "weights.ckpt" / "state.json").read_text())
+    assert "optimizer_states" not in json.loads(
+        (tmp_path / "weights.ckpt" / "state.json").read_text()
+    )
     with pytest.raises(CheckpointError, match="cannot resume"):
         trainer(max_epochs=2).fit(Net(), batches(), ckpt_path=tmp_path / "weights.ckpt")
 
@@ -846,16 +1041,29 @@ def test_numbers_of_numpy_are_numbers() -> None:
         enable_checkpointing=True,
     )  # fmt: skip
     assert (given.max_epochs, given.limit_train_batches) == (2, 0.5)
-    assert all(type(value) in (int, float) for value in (given.max_epochs, given.limit_train_batches))
-    assert Engine(accelerator="cpu", gradient_accumulation_steps=np.int64(2)).gradient_accumulation_steps == 2
+    assert all(
+        type(value) in (int, float)
+        for value in (given.max_epochs, given.limit_train_batches)
+    )
+    assert (
+        Engine(
+            accelerator="cpu", gradient_accumulation_steps=np.int64(2)
+        ).gradient_accumulation_steps
+        == 2
+    )
 
 
 def test_a_scheduler_of_an_optimizer_that_is_not_returned() -> None:
     """It would change nothing."""
     module = Net()
     optimizer, other = (torch.optim.SGD(module.parameters(), 0.1) for _ in range(2))
-    module.configure_optimizers = lambda: ([optimizer], [torch.optim.lr_scheduler.StepLR(other, 1)])
-    with pytest.raises(ValueError, match="the StepLR is for a SGD that was not returned"):
+    module.configure_optimizers = lambda: (
+        [optimizer],
+        [torch.optim.lr_scheduler.StepLR(other, 1)],
+    )
+    with pytest.raises(
+        ValueError, match="the StepLR is for a SGD that was not returned"
+    ):
         trainer().fit(module, batches())
     module.configure_optimizers = lambda: [
         {"optimizer": optimizer}, {"optimizer": other, "lr_scheduler": torch.optim.lr_scheduler.StepLR(other, 1)}
@@ -880,9 +1088,18 @@ class HasLoader(DataModule):
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        (lambda: trainer().fit(HasOldBackward(), batches()), "backward(loss, optimizer, optimizer_idx) is called with"),
-        (lambda: trainer(logger=OldRows()), "log_metrics(metrics) is called with (metrics, step)"),
-        (lambda: trainer().fit(Net(), datamodule=HasLoader()), "train_dataloader must be a method that returns the"),
+        (
+            lambda: trainer().fit(HasOldBackward(), batches()),
+            "backward(loss, optimizer, optimizer_idx) is called with",
+        ),
+        (
+            lambda: trainer(logger=OldRows()),
+            "log_metrics(metrics) is called with (metrics, step)",
+        ),
+        (
+            lambda: trainer().fit(Net(), datamodule=HasLoader()),
+            "train_dataloader must be a method that returns the",
+        ),
     ],
 )
 def test_methods_that_cannot_be_called_as_they_will_be(start, words) -> None:
@@ -894,8 +1111,24 @@ def test_a_run_that_does_nothing_says_so(caplog) -> None:
     """Where a limit or an interval leaves no training, no validation or no checkpoint."""
     trainer(limit_train_batches=0).fit(Net(), batches())
     saves = ModelCheckpoint("kept", every_n_epochs=5)
-    trainer(check_val_every_n_epoch=10, callbacks=saves, enable_checkpointing=True).fit(Net(), batches(), batches())
+    trainer(check_val_every_n_epoch=10, callbacks=saves, enable_checkpointing=True).fit(
+        Net(), batches(), batches()
+    )
     lines = [record.getMessage() for record in caplog.records]
-    assert sum("Nothing is trained: limit_train_batches=0" in line for line in lines) == 1
-    assert sum("Nothing is validated: check_val_every_n_epoch=10, and max_epochs=1" in line for line in lines) == 1
-    assert sum("ModelCheckpoint(every_n_epochs=5) saves nothing: max_epochs=1" in line for line in lines) == 1
+    assert (
+        sum("Nothing is trained: limit_train_batches=0" in line for line in lines) == 1
+    )
+    assert (
+        sum(
+            "Nothing is validated: check_val_every_n_epoch=10, and max_epochs=1" in line
+            for line in lines
+        )
+        == 1
+    )
+    assert (
+        sum(
+            "ModelCheckpoint(every_n_epochs=5) saves nothing: max_epochs=1" in line
+            for line in lines
+        )
+        == 1
+    )

@@ -31,7 +31,9 @@ from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.writer import remove_checkpoint, save_checkpoint
 from tests.framework.models import Evaluated, ended, in_a_child, loader, quiet
 
-FIRST, SECOND, THIRD, FOURTH = (f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(4))
+FIRST, SECOND, THIRD, FOURTH = (
+    f"epoch={epoch}-step={4 * epoch + 4}.ckpt" for epoch in range(4)
+)
 EPOCHS = 3
 
 FILES = {
@@ -51,12 +53,18 @@ class Scored(Evaluated):
 
     scores = (3.0, 1.0, 2.0, 4.0)
 
-    def __init__(self, width: int = 2000, when_saving: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, width: int = 2000, when_saving: Callable[[int], None] | None = None
+    ) -> None:
         super().__init__()
-        self.layer = nn.Sequential(nn.Linear(2, width), nn.Dropout(0.2), nn.Linear(width, 1))
+        self.layer = nn.Sequential(
+            nn.Linear(2, width), nn.Dropout(0.2), nn.Linear(width, 1)
+        )
         self.when_saving = when_saving
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.log("val_loss", torch.tensor(self.scores[self.current_epoch]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -78,16 +86,31 @@ def train(
     # A resumed run must not owe its numbers to the seed.
     torch.manual_seed(99 if resume else 0)
     module = Scored(when_saving=when_saving)
-    arguments = {"monitor": "val_loss", "save_top_k": -1, "save_last": True, **arguments}
-    trainer = quiet(*([] if folder is None else [ModelCheckpoint(folder, **arguments)]), max_epochs=epochs)
-    trainer.fit(module, loader(shuffle=True), loader(1), ckpt_path="last" if resume else None)
+    arguments = {
+        "monitor": "val_loss",
+        "save_top_k": -1,
+        "save_last": True,
+        **arguments,
+    }
+    trainer = quiet(
+        *([] if folder is None else [ModelCheckpoint(folder, **arguments)]),
+        max_epochs=epochs,
+    )
+    trainer.fit(
+        module, loader(shuffle=True), loader(1), ckpt_path="last" if resume else None
+    )
     return trainer, module
 
 
 def same(module: Module | dict[str, Tensor], other: Module) -> bool:
     """Whether the weights are, to the last bit."""
-    weights, expected = module if isinstance(module, dict) else module.state_dict(), other.state_dict()
-    return weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
+    weights, expected = (
+        module if isinstance(module, dict) else module.state_dict(),
+        other.state_dict(),
+    )
+    return weights.keys() == expected.keys() and all(
+        torch.equal(weights[name], expected[name]) for name in expected
+    )
 
 
 @contextmanager
@@ -114,7 +137,13 @@ def names(folder: Path) -> set[str]:
 # -- a disk that refuses --------------------------------------------------------------------------------------------
 
 
-def check_refusal(folder: Path, refuse: Callable[[], None], allow: Callable[[], None], number: int, **how: Any) -> None:
+def check_refusal(
+    folder: Path,
+    refuse: Callable[[], None],
+    allow: Callable[[], None],
+    number: int,
+    **how: Any,
+) -> None:
     """A run whose second checkpoint the disk refuses: with both settings, nothing is lost, and it can go on."""
 
     def when_saving(step: int) -> None:
@@ -128,13 +157,20 @@ def check_refusal(folder: Path, refuse: Callable[[], None], allow: Callable[[], 
         arguments = {"when_saving": when_saving, "on_save_error": on_save_error, **how}
         if on_save_error == "raise":
             try:
-                with pytest.raises(OSError, match=re.escape(f"checkpoint {second!r} could not be written")) as caught:
+                with pytest.raises(
+                    OSError,
+                    match=re.escape(f"checkpoint {second!r} could not be written"),
+                ) as caught:
                     train(run, **arguments)
             finally:
                 allow()
             assert caught.value.errno == number
             assert os.strerror(number) in str(caught.value)
-            assert names(run) == {FIRST, "best.ckpt", "last.ckpt"}  # nothing half-written, under no name
+            assert names(run) == {
+                FIRST,
+                "best.ckpt",
+                "last.ckpt",
+            }  # nothing half-written, under no name
         else:
             with warnings_of_the_run() as messages:
                 trainer, module = train(run, **arguments)
@@ -151,7 +187,10 @@ def check_refusal(folder: Path, refuse: Callable[[], None], allow: Callable[[], 
 
         assert same(Scored.load_from_checkpoint(run / FIRST), first_epoch)
         newest = run / (FIRST if on_save_error == "raise" else THIRD)
-        assert same(Scored.load_from_checkpoint(run / "last.ckpt"), whole if newest.name == THIRD else first_epoch)
+        assert same(
+            Scored.load_from_checkpoint(run / "last.ckpt"),
+            whole if newest.name == THIRD else first_epoch,
+        )
         trainer, module = train(run, EPOCHS + 1, resume=True)
         assert trainer.ckpt_path == str(newest)
         assert same(module, train(None, EPOCHS + 1)[1])
@@ -161,7 +200,9 @@ def check_refusal(folder: Path, refuse: Callable[[], None], allow: Callable[[], 
 
 @pytest.mark.parametrize("async_save", [True, False], ids=["background", "waiting"])
 @pytest.mark.parametrize("size", [10_000, 40_000], ids=["first file", "second file"])
-def test_a_file_larger_than_the_disk_takes(tmp_path: Path, size: int, async_save: bool) -> None:
+def test_a_file_larger_than_the_disk_takes(
+    tmp_path: Path, size: int, async_save: bool
+) -> None:
     """The weights take 32 kB and the optimizer twice that: writing stops in the middle of one of the two."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python ignores the signal that comes with it, so that `write` fails as on a full disk.
@@ -174,7 +215,9 @@ def test_a_file_larger_than_the_disk_takes(tmp_path: Path, size: int, async_save
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
 
     try:
-        check_refusal(tmp_path / "runs", refuse, allow, errno.EFBIG, async_save=async_save)
+        check_refusal(
+            tmp_path / "runs", refuse, allow, errno.EFBIG, async_save=async_save
+        )
     finally:
         allow()
 
@@ -192,7 +235,9 @@ def on_a_small_disk(folder: str) -> None:
         filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 60_000))
 
     mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
-    check_refusal(disk / "full", fill, lambda: filler.unlink(missing_ok=True), errno.ENOSPC)
+    check_refusal(
+        disk / "full", fill, lambda: filler.unlink(missing_ok=True), errno.ENOSPC
+    )
     check_refusal(
         disk / "fixed",
         lambda: mount("-o", "remount,ro", folder),
@@ -206,7 +251,10 @@ def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
     own_mounts = ["unshare", "--map-root-user", "--mount"]
     try:
         tried = subprocess.run(
-            [*own_mounts, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True, text=True, check=False
+            [*own_mounts, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError as error:
         pytest.skip(f"no file system can be mounted: {error}")
@@ -225,16 +273,30 @@ def test_a_path_below_a_file(tmp_path: Path) -> None:
     """No folder can be made there: the error names the checkpoint, and the run can do without."""
     Path(tmp_path, "notes").write_text("a file")
     run = tmp_path / "notes" / "run"
-    with pytest.raises(OSError, match=re.escape(f"the folder for checkpoints {str(run)!r} cannot be written to")):
+    with pytest.raises(
+        OSError,
+        match=re.escape(
+            f"the folder for checkpoints {str(run)!r} cannot be written to"
+        ),
+    ):
         train(run)
     with warnings_of_the_run() as messages:
         trainer, module = train(run, on_save_error="warn")
     assert same(module, train(None)[1])
     tried = [re.findall(r"epoch=\d-step=\d+\.ckpt", message) for message in messages]
-    assert tried == [[FIRST], [SECOND], [THIRD], [THIRD]]  # the last one once more, at the end
-    with pytest.raises(NotADirectoryError, match=re.escape(f"checkpoint {str(run / 'end.ckpt')!r}")):
+    assert tried == [
+        [FIRST],
+        [SECOND],
+        [THIRD],
+        [THIRD],
+    ]  # the last one once more, at the end
+    with pytest.raises(
+        NotADirectoryError, match=re.escape(f"checkpoint {str(run / 'end.ckpt')!r}")
+    ):
         trainer.save_checkpoint(run / "end.ckpt")
-    trainer = train(run, resume=True, on_save_error="warn")[0]  # "last": there is none, so from the start
+    trainer = train(run, resume=True, on_save_error="warn")[
+        0
+    ]  # "last": there is none, so from the start
     assert (trainer.ckpt_path, trainer.global_step) == (None, 4 * EPOCHS)
     assert Path(tmp_path, "notes").read_text() == "a file"
 
@@ -246,7 +308,12 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     first_epoch = train(run, 1)[1]
     run.chmod(0o555)
     try:
-        with pytest.raises(OSError, match=re.escape(f"the folder for checkpoints {str(run)!r} cannot be written to")):
+        with pytest.raises(
+            OSError,
+            match=re.escape(
+                f"the folder for checkpoints {str(run)!r} cannot be written to"
+            ),
+        ):
             train(run, resume=True)
         assert same(Scored.load_from_checkpoint(run / "last.ckpt"), first_epoch)
     finally:
@@ -278,13 +345,19 @@ def kill_before(call: int) -> None:
 
 
 def content(value: int) -> dict[str, Any]:
-    return {"state_dict": {"w": torch.full((3,), value)}, "optimizer_states": [{"m": torch.full((3,), value)}]}
+    return {
+        "state_dict": {"w": torch.full((3,), value)},
+        "optimizer_states": [{"m": torch.full((3,), value)}],
+    }
 
 
 def values(path: str | Path) -> set[int]:
     """Those of all tensors of a checkpoint: one, if it was written in one go."""
     checkpoint = load_checkpoint(str(path))
-    return {*checkpoint["state_dict"]["w"].tolist(), *checkpoint["optimizer_states"][0]["m"].tolist()}
+    return {
+        *checkpoint["state_dict"]["w"].tolist(),
+        *checkpoint["optimizer_states"][0]["m"].tolist(),
+    }
 
 
 def test_killed_at_any_moment_of_a_save(tmp_path: Path) -> None:
@@ -323,11 +396,18 @@ def test_killed_at_any_moment_of_a_save(tmp_path: Path) -> None:
     else:
         pytest.fail("a save takes more calls than were tried")
     assert outcomes == {1, 2}
-    assert unfinished == {True, False}  # among what was left were folders that only lacked their name
+    assert unfinished == {
+        True,
+        False,
+    }  # among what was left were folders that only lacked their name
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["a checkpoint before", "none before"])
-def test_killed_at_any_moment_of_a_save_into_a_folder_of_other_files(tmp_path: Path, before: bool) -> None:
+@pytest.mark.parametrize(
+    "before", [True, False], ids=["a checkpoint before", "none before"]
+)
+def test_killed_at_any_moment_of_a_save_into_a_folder_of_other_files(
+    tmp_path: Path, before: bool
+) -> None:
     """The checkpoint there is the old or the new one, whole; the next save clears up, and the others stay."""
     outcomes = set()
     for call in range(1, 100):
@@ -351,9 +431,15 @@ def test_killed_at_any_moment_of_a_save_into_a_folder_of_other_files(tmp_path: P
             outcomes.add(0)
         save_checkpoint(content(3), str(path), {"created": 3.0}, None)
         assert values(path) == {3}
-        left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+        left = {
+            str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()
+        }
         assert len(left) == 3 + 1 + len(read_manifest(str(path))["files"]), (call, left)
-        assert (path / "args.json").read_text() == (path / "model/config.json").read_text() == "mine"
+        assert (
+            (path / "args.json").read_text()
+            == (path / "model/config.json").read_text()
+            == "mine"
+        )
         if status == 0:
             break
         assert status == -signal.SIGKILL
@@ -381,7 +467,11 @@ def test_killed_at_any_moment_of_a_removal(tmp_path: Path) -> None:
             save_checkpoint(content(2), str(path), {"created": 2.0}, None)
             assert values(path) == {2}
             remove_checkpoint(str(path))
-            left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+            left = {
+                str(file.relative_to(path))
+                for file in path.rglob("*")
+                if file.is_file()
+            }
             assert left == set(others), call
             assert names(path.parent) == ({"a.ckpt"} if others else set())
             if status == 0:
@@ -479,11 +569,15 @@ class Store:
         self._way = way
         self._fails = lambda request: re.match(pattern, request) is not None
 
-    def go_down_at(self, pattern: str, way: str = "500", others: str = "PUT|POST|DELETE") -> None:
+    def go_down_at(
+        self, pattern: str, way: str = "500", others: str = "PUT|POST|DELETE"
+    ) -> None:
         """Fail the first request that begins with ``pattern``, and all that begin with ``others`` after it."""
         self.up()
         self._way = way
-        self._fails = lambda request: re.match(others if self.failed else pattern, request) is not None
+        self._fails = lambda request: (
+            re.match(others if self.failed else pattern, request) is not None
+        )
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
@@ -504,17 +598,27 @@ class Store:
         if self._way in ("drop", "lost"):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
-        code = {"500": "InternalError", "503": "ServiceUnavailable", "403": "AccessDenied"}[self._way]
+        code = {
+            "500": "InternalError",
+            "503": "ServiceUnavailable",
+            "403": "AccessDenied",
+        }[self._way]
         start_response(f"{self._way} {code}", [("Content-Type", "application/xml")])
         if request.startswith("HEAD"):
             return []
-        return [f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
+        return [
+            f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>not now</Message></Error>".encode()
+        ]
 
 
 def sent(environ: dict[str, Any]) -> bytes:
     """The body of a request."""
     # The connection stays open behind it: only what is sent in chunks has an end of its own.
-    length = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
+    length = (
+        -1
+        if environ.get("wsgi.input_terminated")
+        else int(environ.get("CONTENT_LENGTH") or 0)
+    )
     return environ["wsgi.input"].read(length)
 
 
@@ -537,8 +641,13 @@ def server() -> Iterator[Store]:
             "key": "key",
             "secret": "secret",
             "client_kwargs": {"region_name": "us-east-1"},
-            "default_block_size": 5 * 2**20,  # the least that the protocol allows for a part
-            "config_kwargs": {"retries": {"max_attempts": 0}, "connect_timeout": 5, "read_timeout": 30},
+            "default_block_size": 5
+            * 2**20,  # the least that the protocol allows for a part
+            "config_kwargs": {
+                "retries": {"max_attempts": 0},
+                "connect_timeout": 5,
+                "read_timeout": 30,
+            },
         }
         patch.setitem(conf, "s3", settings)
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
@@ -551,7 +660,9 @@ def server() -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store, request: pytest.FixtureRequest) -> Iterator[Store]:
     """The server, with ``url`` in an empty bucket of the test's own."""
-    bucket = "bucket-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[-50:].strip("-")
+    bucket = "bucket-" + re.sub(
+        r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_")
+    )[-50:].strip("-")
     files().call_s3("create_bucket", Bucket=bucket)
     server.url = f"s3://{bucket}/run"
     yield server
@@ -570,20 +681,28 @@ def keys(url: str) -> set[str]:
     return {key.removeprefix(root) for key in files().find(url)}
 
 
-def keys_of(*checkpoints: str, pointers: Iterable[str] = ("best.ckpt", "last.ckpt")) -> set[str]:
-    return {f"{checkpoint}/{file}" for checkpoint in checkpoints for file in FILES} | {*pointers}
+def keys_of(
+    *checkpoints: str, pointers: Iterable[str] = ("best.ckpt", "last.ckpt")
+) -> set[str]:
+    return {f"{checkpoint}/{file}" for checkpoint in checkpoints for file in FILES} | {
+        *pointers
+    }
 
 
 def test_training_with_a_store(store: Store) -> None:
     """What is there in the end: the two best, the last one, and a pointer to each; all can be loaded."""
     trainer, module = train(store.url, 4, save_top_k=2)
-    assert keys(store.url) == keys_of(SECOND, THIRD, FOURTH)  # the scores are 3, 1, 2, 4
+    assert keys(store.url) == keys_of(
+        SECOND, THIRD, FOURTH
+    )  # the scores are 3, 1, 2, 4
     assert trainer.checkpoint_callback is not None
     assert trainer.checkpoint_callback.best_model_path == f"{store.url}/{SECOND}"
     assert resolve(f"{store.url}/best.ckpt") == f"{store.url}/{SECOND}"
     assert resolve(f"{store.url}/last.ckpt") == f"{store.url}/{FOURTH}"
     assert same(Scored.load_from_checkpoint(f"{store.url}/last.ckpt"), module)
-    assert same(Scored.load_from_checkpoint(f"{store.url}/best.ckpt"), train(None, 2)[1])
+    assert same(
+        Scored.load_from_checkpoint(f"{store.url}/best.ckpt"), train(None, 2)[1]
+    )
 
 
 @pytest.mark.parametrize("async_save", [True, False], ids=["background", "waiting"])
@@ -591,7 +710,9 @@ def test_resuming_from_a_store(store: Store, async_save: bool) -> None:
     """The run ends with the weights of one that was never stopped, and cleans up after the first part too."""
     first = train(store.url, 2, save_top_k=2, async_save=async_save)[0]
     assert keys(store.url) == keys_of(FIRST, SECOND)
-    trainer, module = train(store.url, 4, resume=True, save_top_k=2, async_save=async_save)
+    trainer, module = train(
+        store.url, 4, resume=True, save_top_k=2, async_save=async_save
+    )
     assert trainer.ckpt_path == f"{store.url}/{SECOND}"
     assert (first.global_step, trainer.global_step) == (8, 16)
     assert same(module, train(None, 4)[1])
@@ -614,7 +735,11 @@ def test_a_file_in_parts(store: Store) -> None:
     """Comes back as it was."""
     trainer, module = large()
     trainer.save_checkpoint(f"{store.url}/a.ckpt", weights_only=True)
-    parts = [request for request in store.requests if re.match(r"PUT .*model\.safetensors\?.*partNumber=", request)]
+    parts = [
+        request
+        for request in store.requests
+        if re.match(r"PUT .*model\.safetensors\?.*partNumber=", request)
+    ]
     assert len(parts) > 1
     assert unfinished_uploads(store.url) == []
     assert same(load_checkpoint(f"{store.url}/a.ckpt")["state_dict"], module)
@@ -633,7 +758,10 @@ def test_a_part_that_fails(store: Store, where: str) -> None:
     """The checkpoint is none, and no parts are left behind, which would be paid for and which no listing shows."""
     trainer, module = large()
     store.fail_at(where)
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{store.url}/a.ckpt' could not be written")):
+    with pytest.raises(
+        OSError,
+        match=re.escape(f"checkpoint '{store.url}/a.ckpt' could not be written"),
+    ):
         trainer.save_checkpoint(f"{store.url}/a.ckpt", weights_only=True)
     assert store.failed
     assert find_checkpoints(store.url) == []
@@ -646,7 +774,12 @@ def test_a_part_that_fails(store: Store, where: str) -> None:
 
 # The first file of a checkpoint, one in the middle, and the one that makes it count; and the three ways to fail.
 OUTAGES = pytest.mark.parametrize(
-    ("file", "way"), [("model/model.safetensors", "500"), ("state.json", "drop"), ("manifest.json", "503")]
+    ("file", "way"),
+    [
+        ("model/model.safetensors", "500"),
+        ("state.json", "drop"),
+        ("manifest.json", "503"),
+    ],
 )
 
 
@@ -663,18 +796,28 @@ def check_goes_on(store: Store, newest: str) -> None:
 
 
 @OUTAGES
-def test_an_upload_that_fails_ends_the_training(store: Store, file: str, way: str) -> None:
+def test_an_upload_that_fails_ends_the_training(
+    store: Store, file: str, way: str
+) -> None:
     """With an error that names the checkpoint; the one before is what a new run goes on from."""
     store.go_down_at(f"PUT .*{SECOND}/{file}", way)
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{store.url}/{SECOND}' could not be written")):
+    with pytest.raises(
+        OSError,
+        match=re.escape(f"checkpoint '{store.url}/{SECOND}' could not be written"),
+    ):
         train(store.url)
     assert file in store.failed[0]
     left = keys(store.url)
     assert f"{SECOND}/manifest.json" not in left
-    assert any(key.startswith(SECOND) for key in left) == (file != "model/model.safetensors")
+    assert any(key.startswith(SECOND) for key in left) == (
+        file != "model/model.safetensors"
+    )
     assert find_checkpoints(store.url) == [f"{store.url}/{FIRST}"]
     first_epoch = train(None, 1)[1]
-    assert all(same(Scored.load_from_checkpoint(f"{store.url}/{name}"), first_epoch) for name in (FIRST, "last.ckpt"))
+    assert all(
+        same(Scored.load_from_checkpoint(f"{store.url}/{name}"), first_epoch)
+        for name in (FIRST, "last.ckpt")
+    )
     check_goes_on(store, FIRST)
     assert keys(store.url) == keys_of(FIRST, SECOND, THIRD, FOURTH)
 
@@ -689,7 +832,9 @@ def test_training_goes_on_without_the_store(store: Store, file: str, way: str) -
     assert trainer.global_step == 4 * EPOCHS
     assert same(module, train(None)[1])
     assert len(messages) == 3
-    for message, name in zip(messages, (SECOND, THIRD, THIRD), strict=True):  # the last one once more, at the end
+    for message, name in zip(
+        messages, (SECOND, THIRD, THIRD), strict=True
+    ):  # the last one once more, at the end
         assert f"checkpoint '{store.url}/{name}' could not be written" in message
         assert "training goes on" in message
     assert trainer.checkpoint_callback is not None
@@ -707,7 +852,9 @@ def test_a_short_outage(store: Store, file: str, way: str) -> None:
         trainer = train(store.url, on_save_error="warn", save_top_k=2)[0]
     assert len(messages) == 1
     assert f"{store.url}/{SECOND}" in messages[0]
-    assert find_checkpoints(store.url) == [f"{store.url}/{name}" for name in (THIRD, FIRST)]
+    assert find_checkpoints(store.url) == [
+        f"{store.url}/{name}" for name in (THIRD, FIRST)
+    ]
     assert trainer.checkpoint_callback is not None
     assert trainer.checkpoint_callback.best_model_path == f"{store.url}/{THIRD}"
     assert resolve(f"{store.url}/best.ckpt") == f"{store.url}/{THIRD}"
@@ -724,12 +871,18 @@ def test_the_last_checkpoint_is_tried_again(store: Store) -> None:
             store.fail_at("nothing")
 
     with warnings_of_the_run() as messages:
-        trainer, module = train(store.url, 2, when_saving=when_saving, on_save_error="warn")
+        trainer, module = train(
+            store.url, 2, when_saving=when_saving, on_save_error="warn"
+        )
     assert len(messages) == 1
     assert keys(store.url) == keys_of(FIRST, SECOND)
     assert trainer.checkpoint_callback is not None
     assert trainer.checkpoint_callback.best_model_path == f"{store.url}/{SECOND}"
-    assert resolve(f"{store.url}/best.ckpt") == resolve(f"{store.url}/last.ckpt") == f"{store.url}/{SECOND}"
+    assert (
+        resolve(f"{store.url}/best.ckpt")
+        == resolve(f"{store.url}/last.ckpt")
+        == f"{store.url}/{SECOND}"
+    )
     assert same(Scored.load_from_checkpoint(f"{store.url}/last.ckpt"), module)
 
 
@@ -741,7 +894,9 @@ def test_training_goes_on_when_the_store_is_gone(store: Store, way: str) -> None
         trainer, module = train(store.url, on_save_error="warn")
     assert trainer.global_step == 4 * EPOCHS
     assert same(module, train(None)[1])
-    assert [re.findall(r"epoch=\d-step=\d+\.ckpt", message)[:1] for message in messages] == [
+    assert [
+        re.findall(r"epoch=\d-step=\d+\.ckpt", message)[:1] for message in messages
+    ] == [
         [SECOND],
         [THIRD],
         [THIRD],
@@ -750,14 +905,20 @@ def test_training_goes_on_when_the_store_is_gone(store: Store, way: str) -> None
 
 
 @pytest.mark.parametrize("way", ["drop", "503", "403"])
-def test_last_does_not_start_anew_when_the_store_is_gone(store: Store, way: str) -> None:
+def test_last_does_not_start_anew_when_the_store_is_gone(
+    store: Store, way: str
+) -> None:
     """Not to find a checkpoint is one thing, not to be able to look for one another."""
     train(store.url, 1)
     store.go_down_at(".*", way, others=".*")
     # As each file system tells of it: the first two are what `s3fs` makes of an answer.
-    with pytest.raises(Exception, match=r"Service Unavailable|Forbidden|Connection was closed"):
+    with pytest.raises(
+        Exception, match=r"Service Unavailable|Forbidden|Connection was closed"
+    ):
         train(store.url, resume=True)
-    assert not [request for request in store.failed if request.startswith("PUT")]  # it has not even begun
+    assert not [
+        request for request in store.failed if request.startswith("PUT")
+    ]  # it has not even begun
     check_goes_on(store, FIRST)
 
 
@@ -770,7 +931,9 @@ def test_what_a_failed_upload_has_sent_is_removed(store: Store) -> None:
     assert keys(store.url) == keys_of(FIRST, THIRD)
 
 
-def train_without_a_pointer(store: Store, way: str, on_save_error: str, epochs: int, **arguments: Any) -> list[str]:
+def train_without_a_pointer(
+    store: Store, way: str, on_save_error: str, epochs: int, **arguments: Any
+) -> list[str]:
     """A run in which ``last.ckpt`` cannot be written after the second checkpoint; what it says of that."""
 
     def when_saving(step: int) -> None:
@@ -779,9 +942,15 @@ def train_without_a_pointer(store: Store, way: str, on_save_error: str, epochs: 
         elif store.failed:
             store.up()
 
-    arguments = {"when_saving": when_saving, "on_save_error": on_save_error, **arguments}
+    arguments = {
+        "when_saving": when_saving,
+        "on_save_error": on_save_error,
+        **arguments,
+    }
     if on_save_error == "raise":
-        with pytest.raises(Exception, match=r"not now|Connection was closed|could not be written") as caught:
+        with pytest.raises(
+            Exception, match=r"not now|Connection was closed|could not be written"
+        ) as caught:
             train(store.url, epochs, **arguments)
         messages = [f"{type(caught.value).__mro__} {caught.value}"]
     else:
@@ -796,7 +965,9 @@ def train_without_a_pointer(store: Store, way: str, on_save_error: str, epochs: 
 def test_a_pointer_that_fails(store: Store, on_save_error: str, way: str) -> None:
     """The checkpoint is whole and what a new run goes on from; the pointer still names the one before."""
     assert len(train_without_a_pointer(store, way, on_save_error, 2)) == 1
-    assert find_checkpoints(store.url) == [f"{store.url}/{name}" for name in (SECOND, FIRST)]
+    assert find_checkpoints(store.url) == [
+        f"{store.url}/{name}" for name in (SECOND, FIRST)
+    ]
     assert resolve(f"{store.url}/last.ckpt") == f"{store.url}/{FIRST}"
     trainer, module = train(store.url, resume=True)
     assert trainer.ckpt_path == f"{store.url}/{SECOND}"
@@ -806,7 +977,9 @@ def test_a_pointer_that_fails(store: Store, on_save_error: str, way: str) -> Non
 
 @pytest.mark.parametrize("way", ["500", "drop"])
 @pytest.mark.parametrize("on_save_error", ["raise", "warn"])
-def test_a_pointer_that_fails_is_named(store: Store, on_save_error: str, way: str) -> None:
+def test_a_pointer_that_fails_is_named(
+    store: Store, on_save_error: str, way: str
+) -> None:
     """The error is an OSError, whatever the file system raises, and says which file it was about."""
     [message] = train_without_a_pointer(store, way, on_save_error, 2)
     assert f"{store.url}/last.ckpt" in message or f"{store.url}/{SECOND}" in message
@@ -815,7 +988,14 @@ def test_a_pointer_that_fails_is_named(store: Store, on_save_error: str, way: st
 
 def test_a_checkpoint_whose_pointer_failed_is_removed_in_its_turn(store: Store) -> None:
     """It is a checkpoint of the run as the others."""
-    assert len(train_without_a_pointer(store, "500", "warn", EPOCHS, monitor=None, save_top_k=1)) == 1
+    assert (
+        len(
+            train_without_a_pointer(
+                store, "500", "warn", EPOCHS, monitor=None, save_top_k=1
+            )
+        )
+        == 1
+    )
     assert keys(store.url) == keys_of(THIRD, pointers=["last.ckpt"])
 
 
@@ -824,7 +1004,9 @@ def test_a_removal_that_fails(store: Store, what: str) -> None:
     """Of the checkpoint before, when the new one is in place: the run knows the new one as its best and last."""
     store.fail_at(f"POST .*delete.*{FIRST}/{what}", "500")
     with warnings_of_the_run() as messages:
-        trainer = train(store.url, 2, monitor=None, save_top_k=1, on_save_error="warn")[0]
+        trainer = train(store.url, 2, monitor=None, save_top_k=1, on_save_error="warn")[
+            0
+        ]
     assert store.failed
     assert len(messages) == 1
     store.up()
@@ -847,7 +1029,9 @@ def test_replacing_a_checkpoint_at_a_store(store: Store) -> None:
         assert same(Scored.load_from_checkpoint(url), module)
         assert len(keys(url)) == len(FILES)
         # All but the manifest are in one folder, if it is not the first.
-        assert len({key.split("/")[0] for key in keys(url)}) == (6 if epochs == 1 else 2)
+        assert len({key.split("/")[0] for key in keys(url)}) == (
+            6 if epochs == 1 else 2
+        )
     assert find_checkpoints(store.url) == [url]
     assert train(store.url, resume=True)[0].ckpt_path == url
     trainer.save_checkpoint(url, weights_only=True)  # has fewer files
@@ -880,7 +1064,9 @@ def test_a_save_whose_last_answer_is_lost(store: Store, replaced: int) -> None:
     for _ in range(replaced):
         old[0].save_checkpoint(url)
     store.fail_at("PUT .*same.ckpt/manifest.json", "lost")
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{url}' could not be written")):
+    with pytest.raises(
+        OSError, match=re.escape(f"checkpoint '{url}' could not be written")
+    ):
         new[0].save_checkpoint(url)
     assert store.failed
     store.up()
@@ -899,18 +1085,27 @@ def test_a_save_where_an_upload_has_broken_off(store: Store) -> None:
     url = f"{store.url}/same.ckpt"
     trainer, module = train(None, 1)
     store.go_down_at("PUT .*same.ckpt/manifest.json")
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{url}' could not be written")):
+    with pytest.raises(
+        OSError, match=re.escape(f"checkpoint '{url}' could not be written")
+    ):
         trainer.save_checkpoint(url)
     store.up()
     assert len(keys(url)) == len(FILES) - 1
     trainer.save_checkpoint(url, weights_only=True)  # has fewer files
-    assert keys(url) == {"manifest.json", "model/model.safetensors", "state.json", "state.safetensors"}
+    assert keys(url) == {
+        "manifest.json",
+        "model/model.safetensors",
+        "state.json",
+        "state.safetensors",
+    }
     assert same(Scored.load_from_checkpoint(url), module)
 
 
 @OUTAGES
 @pytest.mark.parametrize("replaced", [1, 2], ids=["first", "replaced before"])
-def test_a_replacement_that_fails(store: Store, file: str, way: str, replaced: int) -> None:
+def test_a_replacement_that_fails(
+    store: Store, file: str, way: str, replaced: int
+) -> None:
     """The old checkpoint is there as if nothing had been, and gives way to the next that succeeds."""
     url = f"{store.url}/same.ckpt"
     old, new = train(None, 1), train(None, 2)
@@ -918,7 +1113,9 @@ def test_a_replacement_that_fails(store: Store, file: str, way: str, replaced: i
         old[0].save_checkpoint(url)
     before = keys(url)
     store.go_down_at(f"PUT .*same.ckpt/(......../)?{file}", way)
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{url}' could not be written")):
+    with pytest.raises(
+        OSError, match=re.escape(f"checkpoint '{url}' could not be written")
+    ):
         new[0].save_checkpoint(url)
     assert file in store.failed[0]
     store.up()
@@ -937,8 +1134,12 @@ def test_a_replacement_when_the_store_is_gone(store: Store, way: str) -> None:
     url = f"{store.url}/same.ckpt"
     old, new = train(None, 1), train(None, 2)
     old[0].save_checkpoint(url)
-    store.go_down_at(".*", way, others="GET|HEAD")  # of all requests, those that write would work
-    with pytest.raises(OSError, match=re.escape(f"checkpoint '{url}' could not be written")):
+    store.go_down_at(
+        ".*", way, others="GET|HEAD"
+    )  # of all requests, those that write would work
+    with pytest.raises(
+        OSError, match=re.escape(f"checkpoint '{url}' could not be written")
+    ):
         new[0].save_checkpoint(url)
     store.up()
     assert same(Scored.load_from_checkpoint(url), old[1])

@@ -25,7 +25,9 @@ def test_runs_that_come_and_go_never_share_a_folder(tmp_path: Path) -> None:
         for _ in range(300):
             claimed = claim_folder(path, owner)
             held = f"{tmp_path}/{claimed.replace('/', ':')}.held"
-            os.close(os.open(held, os.O_CREAT | os.O_EXCL))  # raises if somebody else has it
+            os.close(
+                os.open(held, os.O_CREAT | os.O_EXCL)
+            )  # raises if somebody else has it
             os.unlink(held)
             release_folders(owner)
 
@@ -66,20 +68,31 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         claim_folder(str(tmp_path / "kept"), "a run")
 
 
-def test_runs_in_threads_of_one_process_have_folders_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_runs_in_threads_of_one_process_have_folders_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """As two trials of a search at once; callbacks of one run share a folder, and runs one after the other, too."""
     meet = threading.Barrier(2, timeout=30)
 
     def run(number: int) -> list[str]:
         folders = []
         for _ in range(2):
-            saves = [ModelCheckpoint(tmp_path / "kept", filename=f"{n}", every_n_epochs=n) for n in (1, 2)]
-            trainer = quiet(*saves, LambdaCallback(on_train_start=lambda trainer, module: meet.wait()), max_epochs=2)
+            saves = [
+                ModelCheckpoint(tmp_path / "kept", filename=f"{n}", every_n_epochs=n)
+                for n in (1, 2)
+            ]
+            trainer = quiet(
+                *saves,
+                LambdaCallback(on_train_start=lambda trainer, module: meet.wait()),
+                max_epochs=2,
+            )
             torch.manual_seed(number)
             trainer.fit(module := Linear(), loader())
             meet.wait()  # both have ended
             for save in saves:
-                found = load_checkpoint(save.best_model_path)["state_dict"]["layer.weight"]
+                found = load_checkpoint(save.best_model_path)["state_dict"][
+                    "layer.weight"
+                ]
                 assert torch.equal(found, module.layer.weight)
             folders.append({os.path.relpath(save.dirpath, tmp_path) for save in saves})
         return folders
@@ -88,7 +101,10 @@ def test_runs_in_threads_of_one_process_have_folders_of_their_own(tmp_path: Path
         told = list(pool.map(run, range(2)))
     for both in zip(*told, strict=True):
         assert sorted(map(sorted, both)) == [["kept"], ["kept/v1"]]
-    assert len([line for line in caplog.messages if "is in use by another run" in line]) == 4
+    assert (
+        len([line for line in caplog.messages if "is in use by another run" in line])
+        == 4
+    )
 
 
 def test_a_run_that_failed_has_no_folder_any_more(tmp_path: Path):
@@ -98,8 +114,16 @@ def test_a_run_that_failed_has_no_folder_any_more(tmp_path: Path):
         raise RuntimeError("no more")
 
     for number in range(2):
-        fails = LambdaCallback(on_train_start=fail, on_exception=fail) if number == 0 else LambdaCallback()
+        fails = (
+            LambdaCallback(on_train_start=fail, on_exception=fail)
+            if number == 0
+            else LambdaCallback()
+        )
         save = ModelCheckpoint(tmp_path / "kept")
-        with pytest.raises(RuntimeError, match="no more") if number == 0 else nullcontext():
+        with (
+            pytest.raises(RuntimeError, match="no more")
+            if number == 0
+            else nullcontext()
+        ):
             quiet(save, fails).fit(Linear(), loader())
         assert save.dirpath == str(tmp_path / "kept")

@@ -33,7 +33,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import DataModule, Module, Trainer
 from tests.framework.models import quiet
-from tests.framework.recording import Data, Observer, Recorder, Tiny, expand, recording, samples
+from tests.framework.recording import (
+    Data,
+    Observer,
+    Recorder,
+    Tiny,
+    expand,
+    recording,
+    samples,
+)
 
 # A line without owner is the callback's hook, then the module's.
 BLOCKS = {
@@ -191,14 +199,19 @@ class Run:
 
 
 def prepare(
-    *others: Any, module: dict[str, Any] | None = None, acts: dict[str, Any] | None = None, **trainer: Any
+    *others: Any,
+    module: dict[str, Any] | None = None,
+    acts: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> Run:
     """A Trainer with a recording callback before ``others``, a recording module and data module."""
     recorder = Recorder()
     callback = recording(Observer, Callback, "callback", recorder)(**(acts or {}))
     made = quiet(callback, *others, **trainer)
     tiny = recording(Tiny, Module, "module", recorder)(**(module or {}))
-    return Run(recorder, made, tiny, recording(Data, DataModule, "datamodule", recorder)())
+    return Run(
+        recorder, made, tiny, recording(Data, DataModule, "datamodule", recorder)()
+    )
 
 
 def stop(trainer: Trainer, batch_idx: int) -> None:
@@ -222,7 +235,9 @@ TWO_EPOCHS = """
 
 def test_fit_with_sanity_check_and_validation() -> None:
     """Two epochs from the first hook to the last."""
-    prepare(max_epochs=2, num_sanity_val_steps=2, gradient_clip_val=1.0).fit().assert_order(TWO_EPOCHS)
+    prepare(
+        max_epochs=2, num_sanity_val_steps=2, gradient_clip_val=1.0
+    ).fit().assert_order(TWO_EPOCHS)
 
 
 ACCUMULATION = """
@@ -265,22 +280,37 @@ def test_what_hooks_see() -> None:
     assert spans(run.recorder) == [
         ("module.configure_callbacks … datamodule.val_dataloader", (0, 0, True, True)),
         ("module.on_validation_model_eval", (0, 0, True, False)),
-        ("callback.on_validation_start … module.on_validation_model_train", (0, 0, False, False)),
+        (
+            "callback.on_validation_start … module.on_validation_model_train",
+            (0, 0, False, False),
+        ),
         ("callback.on_sanity_check_end … module.optimizer_step", (0, 0, True, True)),
         (STEP_TO_STEP, (0, 1, True, True)),
         (STEP_TO_STEP, (0, 2, True, True)),
         (STEP_TO_STEP, (0, 3, True, True)),
-        ("module.lr_scheduler_step … module.on_validation_model_zero_grad", (0, 4, True, True)),
+        (
+            "module.lr_scheduler_step … module.on_validation_model_zero_grad",
+            (0, 4, True, True),
+        ),
         ("module.on_validation_model_eval", (0, 4, True, False)),
-        ("callback.on_validation_start … module.on_validation_model_train", (0, 4, False, False)),
+        (
+            "callback.on_validation_start … module.on_validation_model_train",
+            (0, 4, False, False),
+        ),
         ("callback.on_train_epoch_end … module.on_train_epoch_end", (0, 4, True, True)),
         ("callback.on_train_epoch_start … module.optimizer_step", (1, 4, True, True)),
         (STEP_TO_STEP, (1, 5, True, True)),
         (STEP_TO_STEP, (1, 6, True, True)),
         (STEP_TO_STEP, (1, 7, True, True)),
-        ("module.lr_scheduler_step … module.on_validation_model_zero_grad", (1, 8, True, True)),
+        (
+            "module.lr_scheduler_step … module.on_validation_model_zero_grad",
+            (1, 8, True, True),
+        ),
         ("module.on_validation_model_eval", (1, 8, True, False)),
-        ("callback.on_validation_start … module.on_validation_model_train", (1, 8, False, False)),
+        (
+            "callback.on_validation_start … module.on_validation_model_train",
+            (1, 8, False, False),
+        ),
         ("callback.on_train_epoch_end … module.on_train_epoch_end", (1, 8, True, True)),
         ("callback.on_train_end … module.teardown", (2, 8, True, True)),
     ]
@@ -294,9 +324,15 @@ def test_what_hooks_see_in_a_window() -> None:
     assert spans(run.recorder) == [
         ("module.configure_callbacks … module.optimizer_step", (0, 0, True, True)),
         (STEP_TO_STEP, (0, 1, True, True)),
-        ("module.lr_scheduler_step … module.on_validation_model_zero_grad", (0, 2, True, True)),
+        (
+            "module.lr_scheduler_step … module.on_validation_model_zero_grad",
+            (0, 2, True, True),
+        ),
         ("module.on_validation_model_eval", (0, 2, True, False)),
-        ("callback.on_validation_start … module.on_validation_model_train", (0, 2, False, False)),
+        (
+            "callback.on_validation_start … module.on_validation_model_train",
+            (0, 2, False, False),
+        ),
         ("callback.on_train_epoch_end … module.on_train_epoch_end", (0, 2, True, True)),
         ("callback.on_train_end … module.teardown", (1, 2, True, True)),
     ]
@@ -331,7 +367,9 @@ def test_validation_twice_an_epoch() -> None:
 
 def test_validation_counted_over_epochs() -> None:
     """check_val_every_n_epoch=None: after batches 3 and 6 of eight, in whatever epoch they lie."""
-    prepare(val_check_interval=3, check_val_every_n_epoch=None, max_epochs=2).fit().assert_order("""
+    prepare(
+        val_check_interval=3, check_val_every_n_epoch=None, max_epochs=2
+    ).fit().assert_order("""
         <BEGIN>
         on_train_epoch_start
         3 x <TRAIN_BATCH>
@@ -417,7 +455,11 @@ def test_loaders_given_to_fit() -> None:
 def test_transfer_hooks_of_the_module_beside_a_datamodule() -> None:
     """The data's own come first; where it has none, the module's are called."""
     recorder = Recorder()
-    names = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    names = (
+        "on_before_batch_transfer",
+        "transfer_batch_to_device",
+        "on_after_batch_transfer",
+    )
     datamodule = recording(Data, DataModule, "datamodule", recorder, without=names)()
     run = prepare()
     run.trainer.fit(run.module, datamodule=datamodule)
@@ -436,15 +478,22 @@ def test_loader_without_length(skip_at: int | None) -> None:
     """Validation runs when the loader has ended, unless the epoch's rest was skipped."""
     run = prepare(module={"skip_at": skip_at})
     run.trainer.fit(run.module, DataLoader(Unsized(), batch_size=1), samples(2))
-    skipped, whole = "2 x <TRAIN_BATCH>\n <TRANSFER>\n on_train_batch_start", "3 x <TRAIN_BATCH>\n <VALIDATION>"
+    skipped, whole = (
+        "2 x <TRAIN_BATCH>\n <TRANSFER>\n on_train_batch_start",
+        "3 x <TRAIN_BATCH>\n <VALIDATION>",
+    )
     epoch = f"on_train_epoch_start\n {whole if skip_at is None else skipped}\n on_train_epoch_end"
-    run.assert_order(f"<BEGIN>\n {epoch}\n <END>", {**WITHOUT_DATAMODULE, "<LOADERS>": ""})
+    run.assert_order(
+        f"<BEGIN>\n {epoch}\n <END>", {**WITHOUT_DATAMODULE, "<LOADERS>": ""}
+    )
 
 
 NO_EPOCH = "<BEFORE_FIT>\n datamodule.train_dataloader\n <NO_EPOCH>"
 
 
-@pytest.mark.parametrize("limits", [{"max_epochs": 0}, {"max_steps": 0, "max_epochs": None}])
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 0}, {"max_steps": 0, "max_epochs": None}]
+)
 def test_nothing_to_train(limits: dict[str, Any]) -> None:
     """Set-up and tear-down, but no on_train_start."""
     prepare(**limits).fit().assert_order(NO_EPOCH)
@@ -522,7 +571,9 @@ def test_scheduler_by_epoch() -> None:
 def test_plateau_scheduler(interval: float) -> None:
     """Once an epoch, after on_train_epoch_end, however often validation runs."""
     validations = 1 if interval == 1.0 else 2
-    prepare(module={"scheduler": "plateau"}, val_check_interval=interval).fit().assert_order(f"""
+    prepare(
+        module={"scheduler": "plateau"}, val_check_interval=interval
+    ).fit().assert_order(f"""
         <BEGIN>
         on_train_epoch_start
         {validations} x [
@@ -551,9 +602,15 @@ def test_evaluation(fn: str, loader: str, loop: str, with_datamodule: bool) -> N
     """validate, test and predict: no fit hooks, no optimizers."""
     run = prepare()
     kwargs = {} if fn == "predict" else {"verbose": False}
-    getattr(run.trainer, fn)(run.module, datamodule=run.datamodule if with_datamodule else None, **kwargs)
-    owner, blocks = ("datamodule", BLOCKS) if with_datamodule else ("module", WITHOUT_DATAMODULE)
-    run.assert_order(f"<SETUP>\n {owner}.{loader}_dataloader\n {loop}\n <TEARDOWN>", blocks)
+    getattr(run.trainer, fn)(
+        run.module, datamodule=run.datamodule if with_datamodule else None, **kwargs
+    )
+    owner, blocks = (
+        ("datamodule", BLOCKS) if with_datamodule else ("module", WITHOUT_DATAMODULE)
+    )
+    run.assert_order(
+        f"<SETUP>\n {owner}.{loader}_dataloader\n {loop}\n <TEARDOWN>", blocks
+    )
 
 
 # -- stopping -------------------------------------------------------------------------------------------------------
@@ -590,7 +647,9 @@ def test_should_stop_before_min_epochs() -> None:
 
 def test_should_stop_before_min_steps() -> None:
     """Unlike Lightning: until the steps that are required, not to the epoch's end."""
-    prepare(acts={"on_train_batch_end": stop}, max_epochs=4, min_steps=3).fit().assert_order("""
+    prepare(
+        acts={"on_train_batch_end": stop}, max_epochs=4, min_steps=3
+    ).fit().assert_order("""
         <BEGIN>
         on_train_epoch_start
         3 x <TRAIN_BATCH>
@@ -602,7 +661,9 @@ def test_should_stop_before_min_steps() -> None:
 
 def test_should_stop_inside_a_window() -> None:
     """Unlike Lightning: the window is completed, not dropped."""
-    prepare(acts={"on_train_batch_end": stop}, max_epochs=3, accumulate_grad_batches=3).fit().assert_order("""
+    prepare(
+        acts={"on_train_batch_end": stop}, max_epochs=3, accumulate_grad_batches=3
+    ).fit().assert_order("""
         <BEGIN>
         on_train_epoch_start
         <FIRST_OF_WINDOW>
@@ -633,13 +694,19 @@ def test_module_skips_the_rest_of_an_epoch() -> None:
 
 def test_callback_skips_the_rest_of_an_epoch() -> None:
     """Unlike Lightning, a callback's -1 counts as well; the others still see the hook."""
-    acts = {"on_train_batch_start": lambda trainer, i: -1 if (trainer.current_epoch, i) == (0, 1) else None}
+    acts = {
+        "on_train_batch_start": lambda trainer, i: (
+            -1 if (trainer.current_epoch, i) == (0, 1) else None
+        )
+    }
     prepare(acts=acts, max_epochs=2).fit().assert_order(SKIPPED)
 
 
 def test_skipping_with_a_scheduler_by_epoch() -> None:
     """The epoch counts as one for schedulers."""
-    prepare(module={"skip_at": 1, "scheduler": "epoch"}, max_epochs=1).fit().assert_order("""
+    prepare(
+        module={"skip_at": 1, "scheduler": "epoch"}, max_epochs=1
+    ).fit().assert_order("""
         <BEGIN>
         on_train_epoch_start
         <TRAIN_BATCH without scheduler>
@@ -742,7 +809,9 @@ def test_exception_in_validation_of_fit(error: type[BaseException]) -> None:
 
 def test_exception_in_sanity_check() -> None:
     """The same before training."""
-    run = prepare(module={"fails": (RuntimeError, "validation_step")}, num_sanity_val_steps=2)
+    run = prepare(
+        module={"fails": (RuntimeError, "validation_step")}, num_sanity_val_steps=2
+    )
     with pytest.raises(RuntimeError, match="from validation_step"):
         run.fit()
     run.assert_order(f"""
@@ -794,7 +863,9 @@ def test_saving_every_two_steps() -> None:
 
 def test_saving_after_a_validation_inside_an_epoch() -> None:
     """Unlike Lightning, after the module's on_validation_end, and before on_validation_model_train."""
-    run = prepare(ModelCheckpoint("saved", monitor="val_loss"), val_check_interval=0.5).fit()
+    run = prepare(
+        ModelCheckpoint("saved", monitor="val_loss"), val_check_interval=0.5
+    ).fit()
     run.assert_order("""
         <BEGIN>
         on_train_epoch_start
@@ -815,7 +886,9 @@ def test_saving_after_a_validation_inside_an_epoch() -> None:
 
 def test_saving_with_a_plateau_scheduler() -> None:
     """Unlike Lightning, the scheduler has stepped when its state is saved."""
-    run = prepare(ModelCheckpoint("saved", monitor="val_loss"), module={"scheduler": "plateau"}).fit()
+    run = prepare(
+        ModelCheckpoint("saved", monitor="val_loss"), module={"scheduler": "plateau"}
+    ).fit()
     run.assert_order("""
         <BEGIN>
         on_train_epoch_start
@@ -840,13 +913,23 @@ def test_phases() -> None:
 
     checkpoint = named(ModelCheckpoint, "checkpoint", "saved", monitor="val_loss")
     stopping = named(EarlyStopping, "stopping", "val_loss")
-    quiet(checkpoint, stopping, named(Observer, "a"), named(Observer, "b"), num_sanity_val_steps=1).fit(tiny)
+    quiet(
+        checkpoint,
+        stopping,
+        named(Observer, "a"),
+        named(Observer, "b"),
+        num_sanity_val_steps=1,
+    ).fit(tiny)
     together = ("a", "b", "module", "stopping", "checkpoint")
     by_hook: dict[str, list[str]] = {}
     for event in recorder.events:
         owner, hook = event.split(".")
         by_hook.setdefault(hook, []).append(owner)
-    shared = [hook for hook, owners in by_hook.items() if {"a", "module"} <= set(owners) and "state" not in hook]
+    shared = [
+        hook
+        for hook, owners in by_hook.items()
+        if {"a", "module"} <= set(owners) and "state" not in hook
+    ]
     assert len(shared) == 21
     for hook in shared:
         count = len(by_hook[hook]) // len(together)
@@ -868,7 +951,9 @@ def saved() -> dict[str, str]:
 
 def test_resume_after_an_epoch(saved: dict[str, str]) -> None:
     """Weights and states before the optimizers are made; the sanity check runs again."""
-    prepare(max_epochs=2, num_sanity_val_steps=2).fit(ckpt_path=saved["end"]).assert_order("""
+    prepare(max_epochs=2, num_sanity_val_steps=2).fit(
+        ckpt_path=saved["end"]
+    ).assert_order("""
         <SETUP>
         <LOAD>
         module.configure_optimizers
@@ -913,7 +998,9 @@ def test_resume_at_the_end(saved: dict[str, str]) -> None:
 def test_test_with_a_checkpoint(saved: dict[str, str]) -> None:
     """Evaluation loads the data's state; unlike Lightning, not those of callbacks."""
     run = prepare()
-    run.trainer.test(run.module, datamodule=run.datamodule, ckpt_path=saved["end"], verbose=False)
+    run.trainer.test(
+        run.module, datamodule=run.datamodule, ckpt_path=saved["end"], verbose=False
+    )
     run.assert_order("""
         <SETUP>
         module.on_load_checkpoint
@@ -950,7 +1037,9 @@ def test_indices_with_several_loaders(several: bool) -> None:
     callback = recording(Observer, Callback, "callback", recorder)()
     validation = [samples(2), samples(1)] if several else [samples(2)]
     quiet(callback).fit(module, [samples(3), samples(2)], validation)
-    assert places(recorder, "training_step") == [("module.training_step", i) for i in range(3)]
+    assert places(recorder, "training_step") == [
+        ("module.training_step", i) for i in range(3)
+    ]
     batches = [a[0] for e, a in recorder.arguments if e == "module.training_step"]
     assert all(isinstance(batch, list) and len(batch) == 2 for batch in batches)
 
@@ -959,7 +1048,10 @@ def test_indices_with_several_loaders(several: bool) -> None:
     expected = [
         (event, *place)
         for place in seen
-        for event in expand("on_validation_batch_start\nmodule.validation_step\non_validation_batch_end", {})
+        for event in expand(
+            "on_validation_batch_start\nmodule.validation_step\non_validation_batch_end",
+            {},
+        )
     ]
     assert places(recorder, *names) == expected
     moved = [place[1:] for place in places(recorder, "on_before_batch_transfer")]
@@ -970,4 +1062,6 @@ def test_one_training_loader_in_a_list() -> None:
     """Its batches come in a list too."""
     recorder = Recorder()
     quiet().fit(recording(Several, Module, "module", recorder)(), [samples(2)])
-    assert [len(a[0]) for e, a in recorder.arguments if e == "module.training_step"] == [1, 1]
+    assert [
+        len(a[0]) for e, a in recorder.arguments if e == "module.training_step"
+    ] == [1, 1]

@@ -56,7 +56,9 @@ class Numbers(Dataset[Any]):
         self.read.append(index)
         if not self.augment:
             return torch.tensor(float(index))
-        return torch.tensor([float(index), torch.rand(()).item(), random.random(), np.random.random()])
+        return torch.tensor(
+            [float(index), torch.rand(()).item(), random.random(), np.random.random()]
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
@@ -146,21 +148,39 @@ KINDS: dict[str, Callable[[Dataset[Any]], Any]] = {
     "batch_size=None": lambda d: DataLoader(d, batch_size=None),
     "batch_size=None, shuffled": lambda d: DataLoader(d, batch_size=None, shuffle=True),
     "subclass": lambda d: Named("mine", d),
-    "RandomSampler(generator)": lambda d: DataLoader(d, 3, sampler=RandomSampler(d, generator=seeded())),
-    "RandomSampler(replacement)": lambda d: DataLoader(d, 3, sampler=RandomSampler(d, replacement=True)),
-    "RandomSampler(num_samples)": lambda d: DataLoader(d, 3, sampler=RandomSampler(d, num_samples=14)),
-    "SubsetRandomSampler": lambda d: DataLoader(d, 3, sampler=SubsetRandomSampler(range(3, 10))),
-    "WeightedRandomSampler": lambda d: DataLoader(d, 3, sampler=WeightedRandomSampler(list(range(10)), 12)),
+    "RandomSampler(generator)": lambda d: DataLoader(
+        d, 3, sampler=RandomSampler(d, generator=seeded())
+    ),
+    "RandomSampler(replacement)": lambda d: DataLoader(
+        d, 3, sampler=RandomSampler(d, replacement=True)
+    ),
+    "RandomSampler(num_samples)": lambda d: DataLoader(
+        d, 3, sampler=RandomSampler(d, num_samples=14)
+    ),
+    "SubsetRandomSampler": lambda d: DataLoader(
+        d, 3, sampler=SubsetRandomSampler(range(3, 10))
+    ),
+    "WeightedRandomSampler": lambda d: DataLoader(
+        d, 3, sampler=WeightedRandomSampler(list(range(10)), 12)
+    ),
     "WeightedRandomSampler(generator)": lambda d: DataLoader(
         d, 3, sampler=WeightedRandomSampler(list(range(10)), 12, generator=seeded())
     ),
-    "generator of the loader": lambda d: DataLoader(d, 3, shuffle=True, generator=seeded()),
+    "generator of the loader": lambda d: DataLoader(
+        d, 3, shuffle=True, generator=seeded()
+    ),
     "own sampler": lambda d: DataLoader(d, 3, sampler=Shuffled("torch")),
     "own sampler, random": lambda d: DataLoader(d, 3, sampler=Shuffled("python")),
     "own sampler, generator": lambda d: DataLoader(d, 3, sampler=Shuffled("own")),
-    "own sampler, batch_size=None": lambda d: DataLoader(d, batch_size=None, sampler=Shuffled("torch")),
-    "BatchSampler": lambda d: DataLoader(d, batch_sampler=BatchSampler(SequentialSampler(d), 4, False)),
-    "BatchSampler of one's own": lambda d: DataLoader(d, batch_sampler=BatchSampler(Shuffled("own"), 3, True)),
+    "own sampler, batch_size=None": lambda d: DataLoader(
+        d, batch_size=None, sampler=Shuffled("torch")
+    ),
+    "BatchSampler": lambda d: DataLoader(
+        d, batch_sampler=BatchSampler(SequentialSampler(d), 4, False)
+    ),
+    "BatchSampler of one's own": lambda d: DataLoader(
+        d, batch_sampler=BatchSampler(Shuffled("own"), 3, True)
+    ),
     "batch sampler of one's own": lambda d: DataLoader(d, batch_sampler=Pairs()),
     "iterable dataset": lambda d: DataLoader(Stream(), batch_size=2),
     "list of batches": lambda d: [torch.tensor([float(i)]) for i in range(5)],
@@ -184,7 +204,10 @@ def numbers_of(batches: Any) -> list[list[float]]:
 def test_iterating_from_any_batch(kind: str) -> None:
     """The rest of an epoch is the same, wherever it is begun, whatever was drawn or iterated before."""
     make = KINDS[kind]
-    whole = {epoch: numbers_of(EpochLoader(make(Numbers()), seed=1).iterate(epoch)) for epoch in range(2)}
+    whole = {
+        epoch: numbers_of(EpochLoader(make(Numbers()), seed=1).iterate(epoch))
+        for epoch in range(2)
+    }
     assert len(whole[0]) >= 3
     torch.manual_seed(99)
     random.seed(99)
@@ -193,14 +216,20 @@ def test_iterating_from_any_batch(kind: str) -> None:
         before = torch.get_rng_state(), random.getstate()
         batches = list(used.iterate(epoch, start))
         assert numbers_of(batches) == whole[epoch][start:], (epoch, start)
-        if isinstance(used.loader, DataLoader) and not isinstance(used.loader.dataset, IterableDataset):
+        if isinstance(used.loader, DataLoader) and not isinstance(
+            used.loader.dataset, IterableDataset
+        ):
             continue  # torch draws a base seed for each iterator of it
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
 
 
 FIXED = ("in order", "one by one", "batch_size=None", "BatchSampler", "list of batches")
-BY_THEIR_OWN_GENERATOR = ("own sampler, generator", "BatchSampler of one's own", "WeightedRandomSampler(generator)")
+BY_THEIR_OWN_GENERATOR = (
+    "own sampler, generator",
+    "BatchSampler of one's own",
+    "WeightedRandomSampler(generator)",
+)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "combined"])
@@ -208,7 +237,12 @@ def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
     """What is cut in batches or samples ends there, also where the loader has no length that says so."""
     plain: Callable[[Any], list[Any]] = numbers_of
     if kind == "combined":
-        loader: Any = by_epochs(CombinedLoader([DataLoader(Stream(), batch_size=2), range(7)], "max_size_cycle"), 0)
+        loader: Any = by_epochs(
+            CombinedLoader(
+                [DataLoader(Stream(), batch_size=2), range(7)], "max_size_cycle"
+            ),
+            0,
+        )
         plain = lambda batches: [numbers_of(batch) for batch in batches]  # noqa: E731 # one line beside the other
     else:
         loader = EpochLoader(KINDS[kind](Numbers()), 0)
@@ -224,7 +258,8 @@ def test_orders_differ_by_epoch_and_seed(kind: str) -> None:
     """What is random has another order in each epoch and, unless the user seeded it, for each seed."""
     make = KINDS[kind]
     first, later, other = (
-        numbers_of(EpochLoader(make(Numbers()), seed).iterate(epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))
+        numbers_of(EpochLoader(make(Numbers()), seed).iterate(epoch))
+        for seed, epoch in ((1, 0), (1, 1), (2, 0))
     )
     assert first != later
     assert (first == other) is (kind in BY_THEIR_OWN_GENERATOR)
@@ -244,7 +279,10 @@ def test_shuffling_is_a_permutation() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_have_the_sizes_that_torch_gives(kind: str) -> None:
     """As many, and as large, as when the loader is iterated by itself; drop_last drops."""
-    mine, torchs = list(EpochLoader(KINDS[kind](Numbers()), seed=1).iterate(0)), list(KINDS[kind](Numbers()))
+    mine, torchs = (
+        list(EpochLoader(KINDS[kind](Numbers()), seed=1).iterate(0)),
+        list(KINDS[kind](Numbers())),
+    )
     assert [batch.shape for batch in mine] == [batch.shape for batch in torchs]
 
 
@@ -255,7 +293,12 @@ def test_sampling_with_replacement() -> None:
     (drawn,) = numbers_of(EpochLoader(loader, seed=1).iterate(0))
     assert len(set(drawn)) < 80
     orders = [
-        numbers_of(EpochLoader(DataLoader(numbers, 100, sampler=RandomSampler(numbers, generator=own)), 1).iterate(0))
+        numbers_of(
+            EpochLoader(
+                DataLoader(numbers, 100, sampler=RandomSampler(numbers, generator=own)),
+                1,
+            ).iterate(0)
+        )
         for own in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
     ]
     assert orders[0] != orders[1]
@@ -263,12 +306,22 @@ def test_sampling_with_replacement() -> None:
 
 def test_without_shuffling() -> None:
     """``shuffle=False`` gives a shuffling loader's samples in their stored order, as overfit_batches wants."""
-    loader = EpochLoader(DataLoader(Numbers(), batch_size=5, shuffle=True), seed=1, shuffle=False)
+    loader = EpochLoader(
+        DataLoader(Numbers(), batch_size=5, shuffle=True), seed=1, shuffle=False
+    )
     assert flat(numbers_of(loader.iterate(0))) == list(range(10))
 
 
 @pytest.mark.parametrize(
-    "kind", ["shuffled", "one by one", "batch_size=None", "own sampler", "BatchSampler", "subclass"]
+    "kind",
+    [
+        "shuffled",
+        "one by one",
+        "batch_size=None",
+        "own sampler",
+        "BatchSampler",
+        "subclass",
+    ],
 )
 def test_skipped_samples_are_not_loaded(kind: str) -> None:
     """A jump costs nothing, whatever the sampler."""
@@ -319,7 +372,9 @@ class Sees(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seen.append(batch)
-        return self.weight * torch.rand(())  # draws from torch's generator, as dropout would
+        return self.weight * torch.rand(
+            ()
+        )  # draws from torch's generator, as dropout would
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -336,7 +391,9 @@ class Saves(Callback):
             trainer.save_checkpoint("cut.ckpt")
 
 
-def seen_in_two_parts(make: Callable[[], Any], cut: int, epochs: int = 2) -> tuple[list[Any], list[Any]]:
+def seen_in_two_parts(
+    make: Callable[[], Any], cut: int, epochs: int = 2
+) -> tuple[list[Any], list[Any]]:
     """The batches of a whole run, and those of a run that is resumed where ``cut`` batches were done."""
     torch.manual_seed(1)
     whole = Sees()
@@ -361,19 +418,25 @@ def test_random_augmentation_is_resumed(workers: int) -> None:
     """By torch's, Python's and NumPy's generators, in the main process and in workers."""
 
     def make() -> Any:
-        return DataLoader(Numbers(augment=True), batch_size=2, shuffle=True, num_workers=workers)
+        return DataLoader(
+            Numbers(augment=True), batch_size=2, shuffle=True, num_workers=workers
+        )
 
     whole, resumed = seen_in_two_parts(make, cut=7)
     assert len(whole) == 10
     assert numbers_of(whole[7:]) == numbers_of(resumed)
-    assert len({tuple(batch[1:4]) for batch in numbers_of(whole)}) == 10  # random numbers differ from batch to batch
+    assert (
+        len({tuple(batch[1:4]) for batch in numbers_of(whole)}) == 10
+    )  # random numbers differ from batch to batch
 
 
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     """Nor does their augmentation, nor where the epoch is begun."""
 
     def batches(workers: int, start: int = 0) -> list[list[float]]:
-        loader = DataLoader(Numbers(augment=True), batch_size=2, shuffle=True, num_workers=workers)
+        loader = DataLoader(
+            Numbers(augment=True), batch_size=2, shuffle=True, num_workers=workers
+        )
         return numbers_of(EpochLoader(loader, seed=1).iterate(0, start))
 
     one = batches(1)
@@ -406,7 +469,9 @@ def test_skipping_in_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_persistent_workers() -> None:
     """Each epoch in its own order, and none of them is left when the run ends."""
     module = Sees()
-    make = DataLoader(Numbers(), 5, shuffle=True, num_workers=2, persistent_workers=True)
+    make = DataLoader(
+        Numbers(), 5, shuffle=True, num_workers=2, persistent_workers=True
+    )
     torch.manual_seed(1)
     trainer = quiet(max_epochs=2)
     trainer.fit(module, make)
@@ -426,8 +491,16 @@ class NotesThreads(DataLoader):
 
     def _get_iterator(self) -> Any:
         pythons = {thread.native_id for thread in threading.enumerate()}
-        stats = [task / "stat" for task in Path("/proc/self/task").iterdir() if int(task.name) not in pythons]
-        self.running += [stat for stat in stats if stat.read_text().rpartition(") ")[2].startswith("R")]
+        stats = [
+            task / "stat"
+            for task in Path("/proc/self/task").iterdir()
+            if int(task.name) not in pythons
+        ]
+        self.running += [
+            stat
+            for stat in stats
+            if stat.read_text().rpartition(") ")[2].startswith("R")
+        ]
         return super()._get_iterator()
 
 
@@ -468,13 +541,18 @@ def test_a_generator_can_be_read_once() -> None:
     module = Sees()
     quiet().fit(module, (torch.ones(1) for _ in range(3)))
     assert len(module.seen) == 3
-    with pytest.raises(RuntimeError, match="no batch in epoch 1; an iterator can be read once only"):
+    with pytest.raises(
+        RuntimeError, match="no batch in epoch 1; an iterator can be read once only"
+    ):
         quiet(max_epochs=2).fit(Sees(), (torch.ones(1) for _ in range(3)))
 
 
 def test_what_is_no_loader() -> None:
     """Is refused by name."""
-    with pytest.raises(TypeError, match="a loader must be iterable, such as a DataLoader or a list; got 3"):
+    with pytest.raises(
+        TypeError,
+        match="a loader must be iterable, such as a DataLoader or a list; got 3",
+    ):
         quiet().fit(Sees(), 3)
 
 
@@ -496,7 +574,10 @@ def test_length(loader: Any, length: float) -> None:
 def test_a_fraction_of_too_few_batches() -> None:
     """Less than one batch is an error, with the least fraction."""
     assert limited(10, 0.25, "limit") == 2
-    with pytest.raises(ValueError, match=r"limit=0\.05 of 10 batches is less than one batch; use at least 0\.1"):
+    with pytest.raises(
+        ValueError,
+        match=r"limit=0\.05 of 10 batches is less than one batch; use at least 0\.1",
+    ):
         limited(10, 0.05, "limit")
 
 
@@ -523,8 +604,14 @@ def test_combined_loader(mode: str, batches: list[Any]) -> None:
     assert list(combined) == batches
     assert list(combined) == batches
     assert len(combined) == len(batches)
-    by_name = CombinedLoader(dict(zip(("one", "two"), letters("ab", "xyz"), strict=True)), mode)
-    expected = batches if mode == "sequential" else [dict(zip(("one", "two"), batch, strict=True)) for batch in batches]
+    by_name = CombinedLoader(
+        dict(zip(("one", "two"), letters("ab", "xyz"), strict=True)), mode
+    )
+    expected = (
+        batches
+        if mode == "sequential"
+        else [dict(zip(("one", "two"), batch, strict=True)) for batch in batches]
+    )
     assert list(by_name) == expected
 
 
@@ -536,18 +623,25 @@ def test_combined_loaders_from_any_batch(mode: str, sizes: tuple[int, int]) -> N
     def batches(start: int) -> list[Any]:
         made = [DataLoader(Numbers(size), batch_size=2, shuffle=True) for size in sizes]
         parts = [EpochLoader(loader, seed) for seed, loader in enumerate(made)]
-        return list(CombinedEpochLoader(CombinedLoader(made, mode), parts).iterate(1, start))
+        return list(
+            CombinedEpochLoader(CombinedLoader(made, mode), parts).iterate(1, start)
+        )
 
     whole = batches(0)
     lengths = [-(-size // 2) for size in sizes]
-    assert len(whole) == {"min_size": min(lengths), "sequential": sum(lengths)}.get(mode, max(lengths))
+    assert len(whole) == {"min_size": min(lengths), "sequential": sum(lengths)}.get(
+        mode, max(lengths)
+    )
     for start in range(len(whole) + 1):
         assert str(batches(start)) == str(whole[start:])
 
 
 def test_rounds_of_a_shorter_loader_differ() -> None:
     """Begun again, it is shuffled anew."""
-    made = [DataLoader(Numbers(6), batch_size=6, shuffle=True), DataLoader(Numbers(12), batch_size=1)]
+    made = [
+        DataLoader(Numbers(6), batch_size=6, shuffle=True),
+        DataLoader(Numbers(12), batch_size=1),
+    ]
     parts = [EpochLoader(loader, seed=1) for loader in made]
     combined = CombinedEpochLoader(CombinedLoader(made, "max_size_cycle"), parts)
     rounds = [tuple(batch[0].tolist()) for batch in combined.iterate(0)]
@@ -557,10 +651,18 @@ def test_rounds_of_a_shorter_loader_differ() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        lambda: {"a": DataLoader(Numbers(4), 2, shuffle=True), "b": DataLoader(Numbers(8), 2, shuffle=True)},
-        lambda: [DataLoader(Numbers(4), 2, shuffle=True), DataLoader(Numbers(8), 2, shuffle=True)],
+        lambda: {
+            "a": DataLoader(Numbers(4), 2, shuffle=True),
+            "b": DataLoader(Numbers(8), 2, shuffle=True),
+        },
+        lambda: [
+            DataLoader(Numbers(4), 2, shuffle=True),
+            DataLoader(Numbers(8), 2, shuffle=True),
+        ],
         lambda: CombinedLoader([DataLoader(Numbers(8), 2), Stateful()], "min_size"),
-        lambda: CombinedLoader([DataLoader(Numbers(4), 2), DataLoader(Numbers(4), 2)], "sequential"),
+        lambda: CombinedLoader(
+            [DataLoader(Numbers(4), 2), DataLoader(Numbers(4), 2)], "sequential"
+        ),
     ],
 )
 def test_several_loaders_in_fit(given: Callable[[], Any]) -> None:
@@ -592,20 +694,36 @@ def first_numbers(batch: Any) -> Any:
         return {name: first_numbers(part) for name, part in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(first_numbers, batch))
-    return type(batch)(map(first_numbers, batch)) if isinstance(batch, (list, tuple)) else int(batch)
+    return (
+        type(batch)(map(first_numbers, batch))
+        if isinstance(batch, (list, tuple))
+        else int(batch)
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "batches"),
     [
         (lambda n: {"a": n(0), "b": [n(10), n(20)]}, {"a": 0, "b": [10, 20]}),
-        (lambda n: [n(0), {"x": n(10), "y": (n(20), n(30))}], [0, {"x": 10, "y": (20, 30)}]),
+        (
+            lambda n: [n(0), {"x": n(10), "y": (n(20), n(30))}],
+            [0, {"x": 10, "y": (20, 30)}],
+        ),
         (lambda n: [{"x": n(0)}, {"x": n(10)}], [{"x": 0}, {"x": 10}]),
         (lambda n: Pair(n(0), Pair(n(10), [n(20)])), Pair(0, Pair(10, [20]))),
-        (lambda n: MappingProxyType({"a": n(0), "b": UserDict(c=n(10))}), {"a": 0, "b": {"c": 10}}),
+        (
+            lambda n: MappingProxyType({"a": n(0), "b": UserDict(c=n(10))}),
+            {"a": 0, "b": {"c": 10}},
+        ),
         (lambda n: OrderedDict(a=(n(0),), b=[[n(10)]]), {"a": (0,), "b": [[10]]}),
-        (lambda n: {"a": [10, 11], "b": [n(20), [30, 31]]}, {"a": 10, "b": [20, 30]}),  # lists of batches
-        (lambda n: {"a": CombinedLoader([n(0), n(10)]), "b": n(20)}, {"a": [0, 10], "b": 20}),
+        (
+            lambda n: {"a": [10, 11], "b": [n(20), [30, 31]]},
+            {"a": 10, "b": [20, 30]},
+        ),  # lists of batches
+        (
+            lambda n: {"a": CombinedLoader([n(0), n(10)]), "b": n(20)},
+            {"a": [0, 10], "b": 20},
+        ),
         (lambda n: [[OfItsOwn(0), OfItsOwn(10)], n(20)], [[0, 10], 20]),
         (lambda n: [Moved(0), Moved(10)], [0, 10]),
         (lambda n: {"a": Moved(0), "b": n(10)}, {"a": 0, "b": 10}),
@@ -621,10 +739,14 @@ def test_nested_collections_of_loaders(make: Any, batches: Any) -> None:
     assert type(module.seen[0]) is type(batches)
     assert first_numbers(module.seen[0]) == batches
     for mode in ("min_size", "max_size", "max_size_cycle"):
-        assert first_numbers(next(iter(CombinedLoader(make(numbered), mode)))) == batches
+        assert (
+            first_numbers(next(iter(CombinedLoader(make(numbered), mode)))) == batches
+        )
     flat = CombinedLoader(make(numbered), "sequential").flattened
     found = quiet().predict(Predicts(), make(numbered)) or []
-    assert [part[0] for part in found] == [first_numbers(next(iter(own))) for own in flat]
+    assert [part[0] for part in found] == [
+        first_numbers(next(iter(own))) for own in flat
+    ]
 
 
 class OfItsOwn(IterableOnly):
@@ -652,17 +774,27 @@ class Predicts(Sees):
 
 
 @pytest.mark.parametrize("beside", [None, torch.ones(2), "b"])
-@pytest.mark.parametrize("make", [lambda given: given, lambda given: {"a": given}, CombinedLoader])
+@pytest.mark.parametrize(
+    "make", [lambda given: given, lambda given: {"a": given}, CombinedLoader]
+)
 def test_a_loader_among_batches(make: Any, beside: Any) -> None:
     """Is never taken for one."""
-    with pytest.raises(TypeError, match="a collection of loaders must hold nothing else"):
+    with pytest.raises(
+        TypeError, match="a collection of loaders must hold nothing else"
+    ):
         quiet().fit(Sees(), make([numbered(0), beside]))
 
 
 def test_two_loaders_of_one_dataset_are_shuffled_apart() -> None:
     """Otherwise both would give the same samples all the time."""
     module = Sees()
-    quiet().fit(module, [DataLoader(Numbers(), 5, shuffle=True), DataLoader(Numbers(), 5, shuffle=True)])
+    quiet().fit(
+        module,
+        [
+            DataLoader(Numbers(), 5, shuffle=True),
+            DataLoader(Numbers(), 5, shuffle=True),
+        ],
+    )
     assert any(not torch.equal(first, second) for first, second in module.seen)
 
 
@@ -670,7 +802,13 @@ def test_a_list_of_batches_is_one_loader() -> None:
     """Lists and tuples of tensors are batches, not loaders."""
     for kind in (list, tuple, UserList, deque):
         module = Sees()
-        quiet().fit(module, [kind([torch.ones(2), torch.zeros(2)]), kind([torch.ones(2), torch.zeros(2)])])
+        quiet().fit(
+            module,
+            [
+                kind([torch.ones(2), torch.zeros(2)]),
+                kind([torch.ones(2), torch.zeros(2)]),
+            ],
+        )
         assert len(module.seen) == 2
         assert type(module.seen[0]) is kind
 
@@ -679,7 +817,9 @@ def test_combined_loader_for_validation() -> None:
     """Sequential ones count as several loaders; others give one joined batch."""
 
     class Validates(Sees):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.seen.append((batch_idx, dataloader_idx, type(batch)))
 
     parts = [DataLoader(Numbers(2), 2), DataLoader(Numbers(4), 2)]
@@ -694,7 +834,10 @@ def test_combined_loader_for_validation() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(([[1]], "longest"), "mode must be one of min_size.*got 'longest'"), (([],), "at least one loader; got \\[\\]")],
+    [
+        (([[1]], "longest"), "mode must be one of min_size.*got 'longest'"),
+        (([],), "at least one loader; got \\[\\]"),
+    ],
 )
 def test_combined_loader_arguments(arguments: Any, message: str) -> None:
     """Are checked."""
@@ -779,7 +922,9 @@ class InThread(DataLoader[Any]):
 def test_a_loader_that_reads_in_a_thread(marks_end: bool) -> None:
     """It is read in the run's order, and no thread is left."""
     threads, module, expected = threading.active_count(), Sees(), Sees()
-    quiet(max_epochs=2).fit(module, InThread(Numbers(), 3, shuffle=True, marks_end=marks_end))
+    quiet(max_epochs=2).fit(
+        module, InThread(Numbers(), 3, shuffle=True, marks_end=marks_end)
+    )
     quiet(max_epochs=2).fit(expected, DataLoader(Numbers(), 3, shuffle=True))
     assert numbers_of(module.seen) == numbers_of(expected.seen)
     assert threading.active_count() == threads

@@ -32,7 +32,11 @@ def values(batch_size: int = 2) -> DataLoader[Any]:
 class Logs(Module):
     """Calls ``log(module, batch, batch_idx)`` in each kind of step."""
 
-    def __init__(self, train: Callable[..., Any] | None = None, evaluate: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        train: Callable[..., Any] | None = None,
+        evaluate: Callable[..., Any] | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.train_log, self.evaluate_log = train, evaluate
@@ -42,7 +46,9 @@ class Logs(Module):
             self.train_log(self, batch[0], batch_idx)
         return self.weight * 1.0
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self.evaluate_log is not None:
             self.evaluate_log(self, batch[0], batch_idx)
 
@@ -61,7 +67,9 @@ class Rows(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.epochs.append(int(metrics["epoch"]))
-        self.rows.append((step, {name: value for name, value in metrics.items() if name != "epoch"}))
+        self.rows.append(
+            (step, {name: value for name, value in metrics.items() if name != "epoch"})
+        )
 
 
 class AtEachBatch(Callback):
@@ -71,16 +79,24 @@ class AtEachBatch(Callback):
         self.found: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.found.append(
+            {name: float(value) for name, value in trainer.callback_metrics.items()}
+        )
 
 
 def floats(metrics: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def fit(train: Callable[..., Any] | None = None, evaluate: Callable[..., Any] | None = None, **kwargs: Any) -> Trainer:
+def fit(
+    train: Callable[..., Any] | None = None,
+    evaluate: Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> Trainer:
     trainer = quiet(log_every_n_steps=1, **kwargs)
-    trainer.fit(Logs(train, evaluate), values(), values() if evaluate is not None else None)
+    trainer.fit(
+        Logs(train, evaluate), values(), values() if evaluate is not None else None
+    )
     return trainer
 
 
@@ -97,15 +113,24 @@ MEAN = (1 + 2 + 4 + 8 + 16) / 5
         (
             {"on_epoch": True},
             {"x": MEAN, "x_step": 16, "x_epoch": MEAN},
-            [(1, {"x_step": 1.5}), (2, {"x_step": 6}), (3, {"x_step": 16}), (3, {"x_epoch": MEAN})],
+            [
+                (1, {"x_step": 1.5}),
+                (2, {"x_step": 6}),
+                (3, {"x_step": 16}),
+                (3, {"x_epoch": MEAN}),
+            ],
         ),
         ({"logger": False}, {"x": 16}, []),
     ],
 )
-def test_training(options: dict[str, Any], callback: dict[str, float], rows: list[Any]) -> None:
+def test_training(
+    options: dict[str, Any], callback: dict[str, float], rows: list[Any]
+) -> None:
     """By default the step's value; with on_epoch the epoch's mean, each sample counting once."""
     logger = Rows()
-    trainer = fit(lambda module, x, i: module.log("x", x.mean(), **options), logger=logger)
+    trainer = fit(
+        lambda module, x, i: module.log("x", x.mean(), **options), logger=logger
+    )
     assert floats(trainer.callback_metrics) == pytest.approx(callback)
     assert logger.rows == [(step, pytest.approx(row)) for step, row in rows]
 
@@ -131,7 +156,11 @@ def test_evaluation(stage: str) -> None:
 def test_on_step_in_evaluation() -> None:
     """Gives both names; the plain one is the epoch's."""
     trainer = quiet()
-    trainer.validate(Logs(None, lambda m, x, i: m.log("x", x.mean(), on_step=True)), values(), verbose=False)
+    trainer.validate(
+        Logs(None, lambda m, x, i: m.log("x", x.mean(), on_step=True)),
+        values(),
+        verbose=False,
+    )
     assert floats(trainer.callback_metrics)["x_epoch"] == pytest.approx(MEAN)
     assert floats(trainer.callback_metrics)["x"] == pytest.approx(MEAN)
 
@@ -154,23 +183,33 @@ def test_reduce_fx(reduce_fx: Any, result: float) -> None:
 def test_batch_size() -> None:
     """Given, it is the weight; else it is found in the batch, however nested."""
     trainer = fit(None, lambda m, x, i: m.log("x", x.mean(), batch_size=i + 1))
-    assert floats(trainer.callback_metrics)["x"] == pytest.approx((1.5 + 2 * 6 + 3 * 16) / 6)
+    assert floats(trainer.callback_metrics)["x"] == pytest.approx(
+        (1.5 + 2 * 6 + 3 * 16) / 6
+    )
 
     class Nested(Logs):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.log("x", batch["a"]["b"].mean())
 
     batches = [{"a": {"b": x, "n": "text"}, "c": [x]} for (x,) in values()]
-    assert quiet().validate(Nested(), batches, verbose=False) == [{"x": pytest.approx(MEAN)}]
+    assert quiet().validate(Nested(), batches, verbose=False) == [
+        {"x": pytest.approx(MEAN)}
+    ]
 
 
 def test_many_steps_are_exact() -> None:
     """A thousand values of very unlike size, folded on the way: the mean to float64's precision."""
-    numbers = torch.rand(1000, dtype=torch.float64) * 10.0 ** torch.randint(-6, 6, (1000,))
+    numbers = torch.rand(1000, dtype=torch.float64) * 10.0 ** torch.randint(
+        -6, 6, (1000,)
+    )
     module = Logs(None, lambda m, x, i: m.log("x", x.sum()))
     trainer = quiet()
     trainer.validate(module, DataLoader(TensorDataset(numbers)), verbose=False)
-    assert float(trainer.callback_metrics["x"]) == pytest.approx(numbers.mean().item(), rel=1e-12)
+    assert float(trainer.callback_metrics["x"]) == pytest.approx(
+        numbers.mean().item(), rel=1e-12
+    )
 
 
 def test_epochs_begin_anew() -> None:
@@ -224,7 +263,10 @@ def test_enable_graph() -> None:
 
 def test_logging_changes_nothing() -> None:
     """Neither random numbers nor weights."""
-    noisy, silent = Logs(lambda m, x, i: m.log("x", m.weight, on_epoch=True, prog_bar=True)), Logs()
+    noisy, silent = (
+        Logs(lambda m, x, i: m.log("x", m.weight, on_epoch=True, prog_bar=True)),
+        Logs(),
+    )
     states = []
     for module in (noisy, silent):
         torch.manual_seed(3)
@@ -250,7 +292,9 @@ def test_plain_name_inside_an_epoch() -> None:
     trainer = quiet(watch, max_epochs=2)
     trainer.fit(Logs(lambda m, x, i: m.log("x", x.mean(), on_epoch=True)), values())
     assert [found["x"] for found in watch.found] == [1.5, 6, 16] * 2
-    assert [found.get("x_epoch") for found in watch.found] == [None] * 3 + [pytest.approx(MEAN)] * 3
+    assert [found.get("x_epoch") for found in watch.found] == [None] * 3 + [
+        pytest.approx(MEAN)
+    ] * 3
     assert floats(trainer.callback_metrics)["x"] == pytest.approx(MEAN)
 
 
@@ -265,7 +309,10 @@ def test_rows_of_a_csv_file(tmp_path: Path) -> None:
     trainer = quiet(logger=logger, log_every_n_steps=2, max_epochs=2)
     trainer.fit(Logs(train, lambda m, x, i: m.log("val", x.mean())), values(), values())
     with open(logger.metrics_file_path, newline="") as file:
-        rows = [{name: float(v) for name, v in row.items() if v} for row in csv.DictReader(file)]
+        rows = [
+            {name: float(v) for name, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
     assert rows == [
         pytest.approx(row)
         for row in (
@@ -323,7 +370,10 @@ def test_log_in_hooks() -> None:
     assert floats(trainer.callback_metrics) == {
         "start": 1, "epoch_start": 2, "batch_end": 3, "val_end": 4, "epoch_end": 5
     }  # fmt: skip
-    assert logger.rows == [(3, {"val_end": 4}), (3, {"start": 1, "epoch_start": 2, "epoch_end": 5})]
+    assert logger.rows == [
+        (3, {"val_end": 4}),
+        (3, {"start": 1, "epoch_start": 2, "epoch_end": 5}),
+    ]
 
 
 def test_callbacks_can_log() -> None:
@@ -355,7 +405,9 @@ def test_after_a_failed_evaluation() -> None:
             self.total = SumMetric()
             self.fails = True
 
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.total.update(batch[0])
             self.log("x", batch[0].mean())
             self.log("total", self.total)
@@ -366,7 +418,9 @@ def test_after_a_failed_evaluation() -> None:
     with pytest.raises(RuntimeError, match="once"):
         trainer.validate(module, values(), verbose=False)
     module.fails = False
-    assert trainer.validate(module, values(), verbose=False) == [{"x": pytest.approx(MEAN), "total": 31}]
+    assert trainer.validate(module, values(), verbose=False) == [
+        {"x": pytest.approx(MEAN), "total": 31}
+    ]
 
 
 # -- torchmetrics ---------------------------------------------------------------------------------------------------
@@ -386,7 +440,9 @@ class Metered(Logs):
         self.log("mean", self.mean, on_step=True, on_epoch=True)
         return self.weight * 1.0
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.extremes.update(batch[0])
         self.total.update(batch[0])
         self.log_dict(self.extremes)
@@ -396,7 +452,9 @@ class Metered(Logs):
 def test_metrics_are_computed_and_reset() -> None:
     """A Metric's own reduction at the epoch's end; each epoch and each validation anew."""
     logger = Rows()
-    trainer = quiet(logger=logger, max_epochs=2, log_every_n_steps=1, num_sanity_val_steps=1)
+    trainer = quiet(
+        logger=logger, max_epochs=2, log_every_n_steps=1, num_sanity_val_steps=1
+    )
     module = Metered()
     trainer.fit(module, values(), values())
     evaluation = {"min": 1, "max": 16, "total": 31}
@@ -414,7 +472,9 @@ def test_the_sanity_check_leaves_metrics_alone() -> None:
     """Also one that is not logged, and so not reset."""
 
     class Unlogged(Metered):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.total.update(batch[0])
 
     module = Unlogged()
@@ -424,8 +484,17 @@ def test_the_sanity_check_leaves_metrics_alone() -> None:
 
 def test_log_dict() -> None:
     """Several numbers at once."""
-    trainer = fit(None, lambda m, x, i: m.log_dict({"a": x.min(), "b": x.max()}, prog_bar=True, reduce_fx="max"))
-    assert floats(trainer.callback_metrics) == trainer.progress_bar_metrics == {"a": 16, "b": 16}
+    trainer = fit(
+        None,
+        lambda m, x, i: m.log_dict(
+            {"a": x.min(), "b": x.max()}, prog_bar=True, reduce_fx="max"
+        ),
+    )
+    assert (
+        floats(trainer.callback_metrics)
+        == trainer.progress_bar_metrics
+        == {"a": 16, "b": 16}
+    )
 
 
 class OfClasses(Module):
@@ -437,7 +506,9 @@ class OfClasses(Module):
         self.layer = nn.Linear(3, 3)
         accuracy = MulticlassAccuracy(3, average=None)
         classes = ClasswiseWrapper(accuracy, labels=["red", "green", "blue"])
-        self.metrics = MetricCollection({"micro": MulticlassAccuracy(3, average="micro"), "each": classes})
+        self.metrics = MetricCollection(
+            {"micro": MulticlassAccuracy(3, average="micro"), "each": classes}
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.metrics(*batch)
@@ -454,15 +525,27 @@ class OfClasses(Module):
 
 def colours() -> DataLoader[Any]:
     scores = torch.eye(3)[torch.tensor([0, 1, 1, 2, 2, 2])]
-    return DataLoader(TensorDataset(scores, torch.tensor([0, 0, 1, 2, 2, 1])), batch_size=3)
+    return DataLoader(
+        TensorDataset(scores, torch.tensor([0, 0, 1, 2, 2, 1])), batch_size=3
+    )
 
 
 def test_a_metric_that_computes_a_dict() -> None:
     """Each of its values under a name of its own, from a collection and alone; of steps, too."""
-    each = {"each_multiclassaccuracy_red": 0.5, "each_multiclassaccuracy_green": 0.5, "each_multiclassaccuracy_blue": 1}
-    (found,) = quiet().validate(OfClasses(lambda m, metrics: m.log_dict(metrics)), colours(), verbose=False)
+    each = {
+        "each_multiclassaccuracy_red": 0.5,
+        "each_multiclassaccuracy_green": 0.5,
+        "each_multiclassaccuracy_blue": 1,
+    }
+    (found,) = quiet().validate(
+        OfClasses(lambda m, metrics: m.log_dict(metrics)), colours(), verbose=False
+    )
     assert found == pytest.approx({"micro": 4 / 6, **each})
-    (found,) = quiet().validate(OfClasses(lambda m, metrics: m.log("each", metrics["each"])), colours(), verbose=False)
+    (found,) = quiet().validate(
+        OfClasses(lambda m, metrics: m.log("each", metrics["each"])),
+        colours(),
+        verbose=False,
+    )
     assert found == pytest.approx(each)
 
 
@@ -501,7 +584,10 @@ class Several(SumMetric):
 @pytest.mark.parametrize(
     ("computed", "words"),
     [
-        (torch.ones(3), r"log\('m'\): the metric computed a tensor of shape \(3,\).*compute\(\).*log_dict"),
+        (
+            torch.ones(3),
+            r"log\('m'\): the metric computed a tensor of shape \(3,\).*compute\(\).*log_dict",
+        ),
         ((torch.ones(2), torch.ones(2)), r"log\('m'\): the metric computed \(tensor"),
     ],
 )
@@ -514,11 +600,17 @@ def test_a_metric_that_computes_what_is_no_number(computed: Any, words: str) -> 
         quiet().validate(module, values(), verbose=False)
 
 
-def test_what_is_no_number_among_a_metrics_values(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_number_among_a_metrics_values(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Is left out, as MeanAveragePrecision's vector of classes; a line says so once in all epochs."""
     module = Logs(evaluate=lambda m, x, i: m.log("m", m.several))
     module.several = Several()
-    module.several.computed = {"a": torch.ones(()), "classes": torch.ones(2), "b": {"c": 2, "d": "text"}}
+    module.several.computed = {
+        "a": torch.ones(()),
+        "classes": torch.ones(2),
+        "b": {"c": 2, "d": "text"},
+    }
     trainer = quiet(max_epochs=2)
     with caplog.at_level("WARNING", "loopwright"):
         trainer.fit(module, values(), values())
@@ -531,10 +623,14 @@ def test_what_is_no_number_among_a_metrics_values(caplog: pytest.LogCaptureFixtu
 
 def test_a_metric_that_computes_a_dict_for_one_loader_of_two() -> None:
     """Without the loader's index in its name, it stands in the results of the loader for which it was logged."""
-    module = Logs(evaluate=lambda m, x, i: m.log("x", m.twice, add_dataloader_idx=False))
+    module = Logs(
+        evaluate=lambda m, x, i: m.log("x", m.twice, add_dataloader_idx=False)
+    )
     module.twice = Twice()
     step = module.validation_step
-    module.validation_step = lambda batch, batch_idx, dataloader_idx: dataloader_idx or step(batch, batch_idx)
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: (
+        dataloader_idx or step(batch, batch_idx)
+    )
     found = quiet().validate(module, [values(), values()], verbose=False)
     assert [set(values) for values in found] == [{"x_once", "x_twice_all"}, set()]
 
@@ -545,15 +641,47 @@ def test_a_metric_that_computes_a_dict_for_one_loader_of_two() -> None:
 @pytest.mark.parametrize(
     ("log", "error", "message"),
     [
-        (lambda m, x, i: m.log("x", x), ValueError, r"must have one element; got shape \(2, 1\)"),
-        (lambda m, x, i: m.log("x", "text"), TypeError, "must be a number, a tensor or a Metric; got 'text'"),
-        (lambda m, x, i: m.log("x", {"a": 1}), TypeError, "got {'a': 1}; log_dict takes several"),
+        (
+            lambda m, x, i: m.log("x", x),
+            ValueError,
+            r"must have one element; got shape \(2, 1\)",
+        ),
+        (
+            lambda m, x, i: m.log("x", "text"),
+            TypeError,
+            "must be a number, a tensor or a Metric; got 'text'",
+        ),
+        (
+            lambda m, x, i: m.log("x", {"a": 1}),
+            TypeError,
+            "got {'a': 1}; log_dict takes several",
+        ),
         (lambda m, x, i: m.log(3, 1.0), TypeError, "name must be a str; got 3"),
-        (lambda m, x, i: m.log("x", 1, on_step=False, on_epoch=False), ValueError, "would keep nothing; set one"),
-        (lambda m, x, i: m.log("x", 1, reduce_fx="median"), ValueError, "one of mean, sum, min, max; got 'median'"),
-        (lambda m, x, i: m.log("x", 1, on_step=not i), ValueError, "was logged with on_step=True"),
-        (lambda m, x, i: m.log("x", 1, sync_dist_group=object()), ValueError, "sync_dist_group must be None"),
-        (lambda m, x, i: m.log("x", MeanMetric()), ValueError, "must be an attribute of the module"),
+        (
+            lambda m, x, i: m.log("x", 1, on_step=False, on_epoch=False),
+            ValueError,
+            "would keep nothing; set one",
+        ),
+        (
+            lambda m, x, i: m.log("x", 1, reduce_fx="median"),
+            ValueError,
+            "one of mean, sum, min, max; got 'median'",
+        ),
+        (
+            lambda m, x, i: m.log("x", 1, on_step=not i),
+            ValueError,
+            "was logged with on_step=True",
+        ),
+        (
+            lambda m, x, i: m.log("x", 1, sync_dist_group=object()),
+            ValueError,
+            "sync_dist_group must be None",
+        ),
+        (
+            lambda m, x, i: m.log("x", MeanMetric()),
+            ValueError,
+            "must be an attribute of the module",
+        ),
     ],
 )
 def test_wrong_use(log: Any, error: type[Exception], message: str) -> None:
@@ -562,7 +690,9 @@ def test_wrong_use(log: Any, error: type[Exception], message: str) -> None:
         fit(log)
 
 
-@pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_validation_epoch_end", "on_train_epoch_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_train_epoch_start", "on_validation_epoch_end", "on_train_epoch_end"]
+)
 def test_on_step_outside_of_a_step(hook: str) -> None:
     """There is no step to log for."""
 
@@ -574,7 +704,9 @@ def test_on_step_outside_of_a_step(hook: str) -> None:
         quiet().fit(Wrong(), values(), values())
 
 
-@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_end", "predict_step"])
+@pytest.mark.parametrize(
+    "hook", ["setup", "on_fit_start", "on_train_end", "predict_step"]
+)
 def test_where_nothing_can_be_logged(hook: str) -> None:
     """Says where it can."""
 
@@ -583,7 +715,9 @@ def test_where_nothing_can_be_logged(hook: str) -> None:
 
     setattr(Wrong, hook, lambda self, *_: self.log("x", 1))
     run = quiet().predict if hook == "predict_step" else quiet().fit
-    with pytest.raises(RuntimeError, match="here has no effect: values can be logged in"):
+    with pytest.raises(
+        RuntimeError, match="here has no effect: values can be logged in"
+    ):
         run(Wrong(), values())
 
 
@@ -591,7 +725,9 @@ def test_a_batch_of_unclear_size() -> None:
     """Tensors that disagree need batch_size; step values do not."""
     batches = [(torch.ones(2), torch.ones(3))]
     log: Any = lambda m, x, i: m.log("x", 1.0, on_epoch=True)  # noqa: E731 # as those above
-    with pytest.raises(ValueError, match=r"this batch has first dimensions \[2, 3\]; pass batch_size"):
+    with pytest.raises(
+        ValueError, match=r"this batch has first dimensions \[2, 3\]; pass batch_size"
+    ):
         quiet().fit(Logs(log), batches)
     quiet().fit(Logs(lambda m, x, i: m.log("x", 1.0)), batches)
 
@@ -614,7 +750,13 @@ def test_epoch_values_are_there_in_the_hooks_of_the_epochs_end() -> None:
             self.seen_metric = MeanMetric()
 
         def training_step(self, batch, batch_idx):
-            self.log("x", float(batch_idx + 10 * self.current_epoch), on_step=False, on_epoch=True, batch_size=1)
+            self.log(
+                "x",
+                float(batch_idx + 10 * self.current_epoch),
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+            )
             return self.weight.sum()
 
         def on_train_epoch_end(self):
@@ -655,7 +797,13 @@ def test_results_of_each_loader_without_its_index_in_the_name() -> None:
     class Two(Linear):
         def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
             self.log(f"only_{dataloader_idx}", 1.0, add_dataloader_idx=False)
-            self.log(f"steps_{dataloader_idx}", 2.0, on_step=True, on_epoch=True, add_dataloader_idx=False)
+            self.log(
+                f"steps_{dataloader_idx}",
+                2.0,
+                on_step=True,
+                on_epoch=True,
+                add_dataloader_idx=False,
+            )
             self.log("both", 3.0, add_dataloader_idx=False)
             self.log("indexed", 4.0)
 
@@ -667,4 +815,10 @@ def test_results_of_each_loader_without_its_index_in_the_name() -> None:
         results = trainer.test(Two(), [loader(1), loader(1)], verbose=False)
         for index, found in enumerate(results):
             steps = {f"steps_{index}", f"steps_{index}_epoch"}
-            assert set(found) == {f"only_{index}", *steps, "both", f"indexed/dataloader_idx_{index}", "late"}
+            assert set(found) == {
+                f"only_{index}",
+                *steps,
+                "both",
+                f"indexed/dataloader_idx_{index}",
+                "late",
+            }

@@ -33,7 +33,13 @@ class _FailingBackward(torch.autograd.Function):
 class Limited(Module):
     """Runs out of memory with more than ``limit`` samples at once, on one rank, at a place of the step."""
 
-    def __init__(self, limit: int = 1000, place: str = "forward", rank: int = 0, weighted: bool = False) -> None:
+    def __init__(
+        self,
+        limit: int = 1000,
+        place: str = "forward",
+        rank: int = 0,
+        weighted: bool = False,
+    ) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 1)
         self.limit, self.place, self.rank, self.weighted = limit, place, rank, weighted
@@ -47,11 +53,17 @@ class Limited(Module):
         self.full = len(x) > self.limit and self.trainer.global_rank == self.rank
         hidden = torch.relu(self.first(x))
         if self.full and self.place == "backward":
-            hidden = _FailingBackward.apply(hidden)  # the last layer has its gradient when this fails
+            hidden = _FailingBackward.apply(
+                hidden
+            )  # the last layer has its gradient when this fails
         weights = x[:, :1].abs() if self.weighted else torch.ones(len(x), 1)
         loss = (weights * (self.last(hidden) - y).square()).sum() / weights.sum()
-        self.log("error", (self.last(hidden) - y).abs().mean(), on_step=True, on_epoch=True)
-        self.log("samples", float(len(x)), on_epoch=True, on_step=False, reduce_fx="sum")
+        self.log(
+            "error", (self.last(hidden) - y).abs().mean(), on_step=True, on_epoch=True
+        )
+        self.log(
+            "samples", float(len(x)), on_epoch=True, on_step=False, reduce_fx="sum"
+        )
         if self.full and self.place == "forward":
             raise torch.OutOfMemoryError("the device is full")
         return {"loss": loss, "weight": weights.sum()} if self.weighted else loss
@@ -67,25 +79,35 @@ class Limited(Module):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
-def train(micro_batch: Any = None, samples: int = 44, accumulate: int = 1, **arguments: Any) -> dict[str, Any]:
+def train(
+    micro_batch: Any = None, samples: int = 44, accumulate: int = 1, **arguments: Any
+) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Limited(**arguments)
     x = torch.randn(samples, 4)
-    loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
-    trainer = quiet(micro_batch=micro_batch, max_epochs=2, accumulate_grad_batches=accumulate)
+    loader = DataLoader(
+        TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True
+    )
+    trainer = quiet(
+        micro_batch=micro_batch, max_epochs=2, accumulate_grad_batches=accumulate
+    )
     trainer.fit(model, loader)
     return {
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
         "losses": model.losses,
         "sizes": model.sizes,
-        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "metrics": {
+            name: float(value) for name, value in trainer.callback_metrics.items()
+        },
         "micro_batch": trainer.state.micro_batch,
         "steps": trainer.global_step,
     }
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    torch.testing.assert_close(found["weights"], expected["weights"], rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(
+        found["weights"], expected["weights"], rtol=2e-4, atol=2e-5
+    )
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
     assert found["steps"] == expected["steps"]
@@ -94,9 +116,13 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("place", PLACES)
-def test_memory_that_runs_out_changes_nothing_but_the_parts(place: str, accumulate: int, weighted: bool):
+def test_memory_that_runs_out_changes_nothing_but_the_parts(
+    place: str, accumulate: int, weighted: bool
+):
     whole = train(accumulate=accumulate, weighted=weighted)
-    parts = train("auto", limit=3, place=place, accumulate=accumulate, weighted=weighted)
+    parts = train(
+        "auto", limit=3, place=place, accumulate=accumulate, weighted=weighted
+    )
     assert parts["micro_batch"] == 2
     assert parts["sizes"][-1] == 2
     assert_same(parts, whole)
@@ -117,10 +143,17 @@ def _train_in_two() -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for weighted in (False, True):
         for accumulate in (1, 2):
-            found[weighted, accumulate, None] = train(accumulate=accumulate, weighted=weighted)
+            found[weighted, accumulate, None] = train(
+                accumulate=accumulate, weighted=weighted
+            )
             for place in PLACES:
                 found[weighted, accumulate, place] = train(
-                    "auto", accumulate=accumulate, weighted=weighted, limit=3, place=place, rank=1
+                    "auto",
+                    accumulate=accumulate,
+                    weighted=weighted,
+                    limit=3,
+                    place=place,
+                    rank=1,
                 )
     return found
 
@@ -163,17 +196,23 @@ def test_a_resumed_run_goes_on_with_the_parts_that_were_found(tmp_path: Any):
     whole = train("auto", limit=3)
 
     class Save(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if trainer.global_step == 4:
                 trainer.save_checkpoint(tmp_path / "four.ckpt")
 
     torch.manual_seed(0)
     model = Limited(limit=3)
     x = torch.randn(44, 4)
-    loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
+    loader = DataLoader(
+        TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True
+    )
     quiet(micro_batch="auto", max_epochs=2, callbacks=[Save()]).fit(model, loader)
     resumed = Limited(limit=3)
-    quiet(micro_batch="auto", max_epochs=2).fit(resumed, loader, ckpt_path=tmp_path / "four.ckpt")
+    quiet(micro_batch="auto", max_epochs=2).fit(
+        resumed, loader, ckpt_path=tmp_path / "four.ckpt"
+    )
     assert max(resumed.sizes) == 2
     for name, value in whole["weights"].items():
         assert torch.equal(resumed.state_dict()[name], value), name
@@ -197,7 +236,9 @@ def test_other_errors_are_not_taken_for_it():
 
     x = torch.randn(8, 4)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        quiet(micro_batch="auto").fit(Wrong(), DataLoader(TensorDataset(x, x), batch_size=4))
+        quiet(micro_batch="auto").fit(
+            Wrong(), DataLoader(TensorDataset(x, x), batch_size=4)
+        )
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "half", True])
@@ -213,8 +254,12 @@ def test_manual_optimization_is_refused():
             self.automatic_optimization = False
 
     x = torch.randn(8, 4)
-    with pytest.raises(ValueError, match="micro_batch='auto' is for automatic optimization"):
-        quiet(micro_batch="auto").fit(Manual(), DataLoader(TensorDataset(x, x), batch_size=4))
+    with pytest.raises(
+        ValueError, match="micro_batch='auto' is for automatic optimization"
+    ):
+        quiet(micro_batch="auto").fit(
+            Manual(), DataLoader(TensorDataset(x, x), batch_size=4)
+        )
 
 
 def test_dicts_and_lists_are_divided():
@@ -225,7 +270,11 @@ def test_dicts_and_lists_are_divided():
             seen.append((batch["text"], batch["scale"].tolist(), len(batch["x"])))
             return self.last(torch.relu(self.first(batch["x"]))).mean()
 
-    batch = {"x": torch.randn(3, 4), "text": ["a", "b", "c"], "scale": torch.tensor(2.0)}
+    batch = {
+        "x": torch.randn(3, 4),
+        "text": ["a", "b", "c"],
+        "scale": torch.tensor(2.0),
+    }
     quiet(micro_batch=2).fit(Texts(), [batch])
     assert seen == [(["a", "b"], 2.0, 2), (["c"], 2.0, 1)]
 
@@ -255,6 +304,9 @@ def test_lists_and_arrays_of_samples_are_divided_and_columns_are_not():
 
 def test_what_cannot_be_divided_is_named():
     packed = nn.utils.rnn.pack_sequence([torch.ones(2, 4), torch.ones(1, 4)])
-    for batch, told in ((packed, "got a PackedSequence"), (["text"], "micro_batch: .* no tensor with a dimension")):
+    for batch, told in (
+        (packed, "got a PackedSequence"),
+        (["text"], "micro_batch: .* no tensor with a dimension"),
+    ):
         with pytest.raises((TypeError, ValueError), match=told):
             quiet(micro_batch=1).fit(Limited(), [batch])

@@ -29,7 +29,9 @@ from tests.framework.models import Linear, loader, quiet, weights
 class Plain(Linear):
     """Keeps what the test says."""
 
-    def __init__(self, width: int, depth: int = 2, *, keep: Any = (), **options: Any) -> None:
+    def __init__(
+        self, width: int, depth: int = 2, *, keep: Any = (), **options: Any
+    ) -> None:
         super().__init__()
         names, kwargs = keep if keep and isinstance(keep[-1], dict) else (keep, {})
         self.save_hyperparameters(*names, **kwargs)
@@ -51,7 +53,10 @@ def test_all_arguments() -> None:
     module = All(3, depth=4, extra="x")
     assert module.hparams == {"width": 3, "depth": 4, "extra": "x"}
     assert module.hparams.extra == "x"
-    with pytest.raises(AttributeError, match="no hyperparameter 'heads'; there are: width, depth, extra"):
+    with pytest.raises(
+        AttributeError,
+        match="no hyperparameter 'heads'; there are: width, depth, extra",
+    ):
         _ = module.hparams.heads
 
 
@@ -59,10 +64,15 @@ def test_some_arguments() -> None:
     """By name, or all but some."""
     assert Plain(3, keep=(("width",), {})).hparams == {"width": 3}
     assert Plain(3, keep=((), {"ignore": "keep"})).hparams == {"width": 3, "depth": 2}
-    assert Plain(3, other=5, keep=((), {"ignore": ["keep", "depth"]})).hparams == {"width": 3, "other": 5}
+    assert Plain(3, other=5, keep=((), {"ignore": ["keep", "depth"]})).hparams == {
+        "width": 3,
+        "other": 5,
+    }
 
 
-@pytest.mark.parametrize("given", [{"lr": 0.1, "deep": {"a": 1}}, Namespace(lr=0.1, deep={"a": 1})])
+@pytest.mark.parametrize(
+    "given", [{"lr": 0.1, "deep": {"a": 1}}, Namespace(lr=0.1, deep={"a": 1})]
+)
 def test_a_dict_or_namespace(given: Any) -> None:
     """Instead of the arguments."""
 
@@ -76,9 +86,15 @@ def test_a_dict_or_namespace(given: Any) -> None:
 
 def test_wrong_names() -> None:
     """Are refused, with those that there are."""
-    with pytest.raises(ValueError, match=r"widht is no argument of Plain; its arguments are: width, depth, keep"):
+    with pytest.raises(
+        ValueError,
+        match=r"widht is no argument of Plain; its arguments are: width, depth, keep",
+    ):
         Plain(3, keep=(("widht",), {}))
-    with pytest.raises(TypeError, match=r"takes names of arguments, or one dict or other mapping.*got \(3,\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"takes names of arguments, or one dict or other mapping.*got \(3,\)",
+    ):
         Plain(3, keep=((3,), {}))
 
 
@@ -212,10 +228,16 @@ def test_load_from_checkpoint(saved: tuple[Sized, str]) -> None:
     module, path = saved
     for where in (path, Path(path), Path(path).absolute()):
         twin = Sized.load_from_checkpoint(where)
-        assert twin.hparams == module.hparams == {"size": 5, "activation": "relu", "table": {"a": (1, 2)}}
+        assert (
+            twin.hparams
+            == module.hparams
+            == {"size": 5, "activation": "relu", "table": {"a": (1, 2)}}
+        )
         assert all(map(torch.equal, weights(module), weights(twin)))
         assert twin.training
-    assert Sized.load_from_checkpoint(path, map_location="cpu").device == torch.device("cpu")
+    assert Sized.load_from_checkpoint(path, map_location="cpu").device == torch.device(
+        "cpu"
+    )
 
 
 def test_overrides(saved: tuple[Sized, str]) -> None:
@@ -225,7 +247,10 @@ def test_overrides(saved: tuple[Sized, str]) -> None:
 
 def test_overrides_of_another_architecture(saved: tuple[Sized, str]) -> None:
     """Are an error that names the parameters."""
-    with pytest.raises(CheckpointError, match=r"is for another architecture than Sized(.|\n)*layer\.weight"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is for another architecture than Sized(.|\n)*layer\.weight",
+    ):
         Sized.load_from_checkpoint(saved[1], size=7)
 
 
@@ -240,7 +265,10 @@ def test_strict(saved: tuple[Sized, str]) -> None:
 
     with pytest.raises(CheckpointError, match="more"):
         More.load_from_checkpoint(saved[1])
-    for twin in (More.load_from_checkpoint(saved[1], strict=False), More.load_from_checkpoint(saved[1], lenient=True)):
+    for twin in (
+        More.load_from_checkpoint(saved[1], strict=False),
+        More.load_from_checkpoint(saved[1], lenient=True),
+    ):
         assert torch.equal(twin.layer.weight, saved[0].layer.weight)
     with pytest.raises(CheckpointError, match="more"):
         More.load_from_checkpoint(saved[1], lenient=True, strict=True)
@@ -271,7 +299,10 @@ def test_missing_hyperparameters() -> None:
     trainer = quiet()
     trainer.fit(Unsaved(1, depth=2), loader())
     trainer.save_checkpoint("a.ckpt")
-    with pytest.raises(CheckpointError, match=r"no hyperparameters width, depth for Unsaved: pass them to.*save_hyper"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no hyperparameters width, depth for Unsaved: pass them to.*save_hyper",
+    ):
         Unsaved.load_from_checkpoint("a.ckpt")
     assert isinstance(Unsaved.load_from_checkpoint("a.ckpt", width=1, depth=2), Unsaved)
 
@@ -299,7 +330,9 @@ def test_configure_model_before_loading() -> None:
 
 def test_hparams_file_is_refused() -> None:
     """With what to do instead."""
-    with pytest.raises(ValueError, match="a checkpoint holds its hyperparameters; pass overrides"):
+    with pytest.raises(
+        ValueError, match="a checkpoint holds its hyperparameters; pass overrides"
+    ):
         Linear.load_from_checkpoint("a.ckpt", hparams_file="hparams.yaml")
 
 
@@ -309,14 +342,21 @@ def test_hparams_file_is_refused() -> None:
 def test_properties_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     """A module is a plain nn.Module too."""
     module = Linear()
-    assert (module.current_epoch, module.global_step, module.global_rank, module.local_rank) == (0, 0, 0, 0)
+    assert (
+        module.current_epoch,
+        module.global_step,
+        module.global_rank,
+        module.local_rank,
+    ) == (0, 0, 0, 0)
     assert module.logger is None
     assert module.loggers == []
     assert (module.device, module.dtype) == (torch.device("cpu"), torch.float32)
     assert module.double().dtype == torch.float64
     module.print("here")
     assert capsys.readouterr().out == "here\n"
-    with pytest.raises(RuntimeError, match="Linear is not attached to a Trainer: pass it to fit"):
+    with pytest.raises(
+        RuntimeError, match="Linear is not attached to a Trainer: pass it to fit"
+    ):
         _ = module.trainer
 
 
@@ -404,7 +444,10 @@ def test_steps_of_few_arguments() -> None:
 
     trainer = quiet()
     trainer.fit(Short(), loader(), [loader(), loader()])
-    assert set(trainer.callback_metrics) == {"val/dataloader_idx_0", "val/dataloader_idx_1"}
+    assert set(trainer.callback_metrics) == {
+        "val/dataloader_idx_0",
+        "val/dataloader_idx_1",
+    }
 
 
 def test_predict_step_by_default() -> None:
@@ -488,16 +531,40 @@ def through_a_checkpoint(module: Any, **arguments: Any) -> Any:
         (KeepsFrozen, Frozen(Size(4), [Size(5), Size(6)], seed=7)),
         (KeepsAttrs, Attrs(Size(4), private=2)),
         (KeepsPydantic, Pydantic(width=4, names=["x"])),
-        (Keeps, OmegaConf.create({"size": {"width": 4, "list": [1, {"a": 2}]}, "lr": 0.1, "same": "${lr}"})),
-        (Keeps, OmegaConf.create({"size": {"to_come": "???", "width": 4}, "late": "???", "same": "${late}"})),
+        (
+            Keeps,
+            OmegaConf.create(
+                {
+                    "size": {"width": 4, "list": [1, {"a": 2}]},
+                    "lr": 0.1,
+                    "same": "${lr}",
+                }
+            ),
+        ),
+        (
+            Keeps,
+            OmegaConf.create(
+                {
+                    "size": {"to_come": "???", "width": 4},
+                    "late": "???",
+                    "same": "${late}",
+                }
+            ),
+        ),
         (Keeps, Namespace(width=4, names=("x",))),
         (Keeps, SimpleNamespace(width=4, size={"deep": 1})),
     ],
 )
-def test_configurations_come_back_as_what_they_were(kind: Any, config: Any, whole: bool) -> None:
+def test_configurations_come_back_as_what_they_were(
+    kind: Any, config: Any, whole: bool
+) -> None:
     """Without opening any pickled object; the class of an object is told by the constructor's annotation."""
     module = kind(config, whole)
-    names = [field for field in ("size", "width") if hasattr(config, field)] if whole else ["config", "whole"]
+    names = (
+        [field for field in ("size", "width") if hasattr(config, field)]
+        if whole
+        else ["config", "whole"]
+    )
     assert set(names) <= set(module.hparams)
     again = through_a_checkpoint(module)
     assert type(again.config) is type(config)
@@ -516,26 +583,45 @@ def test_configurations_come_back_as_what_they_were(kind: Any, config: Any, whol
 def test_other_mappings_come_back_as_dicts_with_attributes(config: Any) -> None:
     """At any depth, and so does an object whose class no annotation tells."""
     again = through_a_checkpoint(Keeps(config))
-    assert (again.config.width, again.config["width"], again.config.size.deep) == (4, 4, 1)
+    assert (again.config.width, again.config["width"], again.config.size.deep) == (
+        4,
+        4,
+        1,
+    )
     assert again.hparams == Keeps(config).hparams
     assert through_a_checkpoint(Keeps(Frozen(Size(4)))).config.size.width == 4
 
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", [Namespace, SimpleNamespace])
-def test_what_is_inside_a_namespace_keeps_its_attributes(kind: Any, whole: bool) -> None:
+def test_what_is_inside_a_namespace_keeps_its_attributes(
+    kind: Any, whole: bool
+) -> None:
     """In lists and at any depth, after a second checkpoint, too; it is a dict then."""
-    config = kind(size=kind(width=4, deep=kind(er=5)), more=[kind(a=1), (kind(b=2), 3)], plain={6: {"c": 7}})
+    config = kind(
+        size=kind(width=4, deep=kind(er=5)),
+        more=[kind(a=1), (kind(b=2), 3)],
+        plain={6: {"c": 7}},
+    )
     again = through_a_checkpoint(through_a_checkpoint(Keeps(config, whole))).config
     assert type(again) is kind
-    found = (again.size.width, again.size.deep.er, again.more[0].a, again.more[1][0].b, again.more[1][1], again.plain)
+    found = (
+        again.size.width,
+        again.size.deep.er,
+        again.more[0].a,
+        again.more[1][0].b,
+        again.more[1][1],
+        again.plain,
+    )
     assert found == (4, 5, 1, 2, 3, {6: {"c": 7}})
     assert again.size == {"width": 4, "deep": {"er": 5}}
 
 
 def test_an_object_whose_class_nothing_tells_stays_an_object() -> None:
     """As an argument it is not silently another: the checkpoint names it, and how to get it."""
-    with pytest.raises(CheckpointError, match=r"hyper_parameters.config.*weights_only=False"):
+    with pytest.raises(
+        CheckpointError, match=r"hyper_parameters.config.*weights_only=False"
+    ):
         through_a_checkpoint(Keeps(Frozen(Size(4)), whole=False))
     module = Keeps(Frozen(Size(4)), whole=False)
     assert through_a_checkpoint(module, weights_only=False).config == module.config
@@ -556,7 +642,9 @@ def test_a_module_among_the_hyperparameters_is_told() -> None:
             super().__init__()
             self.save_hyperparameters(**ignore)
 
-    with pytest.warns(UserWarning, match=r"keeps 'backbone', which is a module.*ignore=\['backbone'\]"):
+    with pytest.warns(
+        UserWarning, match=r"keeps 'backbone', which is a module.*ignore=\['backbone'\]"
+    ):
         Wraps(nn.Linear(1, 1))
     assert Wraps(nn.Linear(1, 1), ignore="backbone").hparams == {"ignore": "backbone"}
 
@@ -613,7 +701,9 @@ class MixedBelow(SavingMixin, SavingBase):
         (lambda: MixedBelow("x"), {"size": 64, "extra": 7, "name": "x"}),
     ],
 )
-def test_constructors_that_are_not_written_in_the_class(make: Any, kept: dict[str, Any]) -> None:
+def test_constructors_that_are_not_written_in_the_class(
+    make: Any, kept: dict[str, Any]
+) -> None:
     """Generated ones, and those of mixins, which know nothing of modules."""
     assert make().hparams == kept
     assert through_a_checkpoint(make()).hparams == kept

@@ -56,7 +56,9 @@ class Ensemble(Module):
         return [*self.several, self.deep[0]["c"], self.late]  # type: ignore[index] # a ModuleDict
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        total = torch.stack([member.training_step(batch, batch_idx) for member in self.members]).sum()
+        total = torch.stack(
+            [member.training_step(batch, batch_idx) for member in self.members]
+        ).sum()
         self.log("total", total, on_step=False, on_epoch=True)
         return total
 
@@ -70,7 +72,9 @@ def test_inner_modules_have_the_outer_ones_trainer() -> None:
     trainer.fit(module, loader())
     logged = trainer.callback_metrics
     for kind in ("loss", "metric"):
-        parts = torch.stack([logged[f"{name}_{kind}"] for name in ("a", "b", "c", "late")])
+        parts = torch.stack(
+            [logged[f"{name}_{kind}"] for name in ("a", "b", "c", "late")]
+        )
         torch.testing.assert_close(parts.sum().float(), logged["total"].float())
     for member in module.members:
         assert member.epochs == [0] * 4 + [1] * 4
@@ -88,7 +92,9 @@ class Dropping(Evaluated):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+        self.layer = nn.Sequential(
+            nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)
+        )
         self.layer[0].requires_grad_(False)
         self.inner, self.mean, self.logged = Member("inner"), MeanMetric(), []
 
@@ -99,7 +105,9 @@ class Dropping(Evaluated):
         self.log("mean", self.mean, on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.mean.update(self.loss(batch))
         super().validation_step(batch, batch_idx)
 
@@ -109,7 +117,9 @@ class Dropping(Evaluated):
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.1)
+        return torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad], lr=0.1
+        )
 
 
 class Inside(Callback):
@@ -128,7 +138,10 @@ class Inside(Callback):
 
 def fit(*callbacks: Callback) -> tuple[Any, Trainer]:
     torch.manual_seed(3)
-    module, trainer = Dropping(), quiet(*callbacks, max_epochs=2, accumulate_grad_batches=3)
+    module, trainer = (
+        Dropping(),
+        quiet(*callbacks, max_epochs=2, accumulate_grad_batches=3),
+    )
     trainer.fit(module)
     return module, trainer
 
@@ -171,7 +184,12 @@ ACTS = [
     frozen,
     a_part,
 ]
-HOOKS = ["on_train_epoch_end", "on_validation_epoch_end", "on_validation_batch_end", "on_train_batch_end"]
+HOOKS = [
+    "on_train_epoch_end",
+    "on_validation_epoch_end",
+    "on_validation_batch_end",
+    "on_train_batch_end",
+]
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -180,10 +198,14 @@ def test_a_run_in_a_hook_leaves_the_outer_one_as_it_was(act: Any) -> None:
     plain, alone = fit()
     for hook in HOOKS:
         module, trainer = fit(Inside(hook, act))
-        assert all(map(torch.equal, module.state_dict().values(), plain.state_dict().values())), hook
+        assert all(
+            map(torch.equal, module.state_dict().values(), plain.state_dict().values())
+        ), hook
         assert trainer.callback_metrics == alone.callback_metrics, hook
         assert module.trainer is module.inner.trainer is trainer
-        assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in plain.parameters()]
+        assert [p.requires_grad for p in module.parameters()] == [
+            p.requires_grad for p in plain.parameters()
+        ]
         assert not torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
 
@@ -195,15 +217,23 @@ def test_a_fit_in_a_hook_gives_the_trained_weights_back() -> None:
     def train(trainer: Trainer, module: Any) -> None:
         if trainer.batch_idx != 1:
             return
-        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-        before, gradients = weights(module), [copy.copy(p.grad) for p in module.parameters()]
+        handlers = [
+            signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+        ]
+        before, gradients = (
+            weights(module),
+            [copy.copy(p.grad) for p in module.parameters()],
+        )
         quiet(precision="64-true").fit(module)
         assert not all(map(torch.equal, before, weights(module)))
         assert {p.dtype for p in module.parameters()} == {torch.float32}
-        assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        assert handlers == [
+            signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+        ]
         after = [p.grad for p in module.parameters()]
         seen["gradients"] = [
-            a is None if b is None else torch.equal(a, b) for a, b in zip(after, gradients, strict=True)
+            a is None if b is None else torch.equal(a, b)
+            for a, b in zip(after, gradients, strict=True)
         ]
 
     fit(Inside("on_after_backward", train))
@@ -221,13 +251,21 @@ def test_another_module_may_be_trained_in_a_hook_of_an_evaluation(outer: str) ->
         assert not any(map(torch.equal, before, weights(ready)))
         assert not torch.is_grad_enabled()
         probes.append(Evaluated())
-        if torch.is_inference_mode_enabled():  # which no tensor survives that was made in it
-            with pytest.raises(ValueError, match="inference_mode=False to the Trainer that evaluates"):
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # which no tensor survives that was made in it
+            with pytest.raises(
+                ValueError, match="inference_mode=False to the Trainer that evaluates"
+            ):
                 quiet().fit(probes[0], loader())
         else:
             quiet().fit(probes[0], loader())
 
-    trainer = quiet(Inside("on_validation_epoch_end" if outer == "fit" else "on_test_epoch_end", probe))
+    trainer = quiet(
+        Inside(
+            "on_validation_epoch_end" if outer == "fit" else "on_test_epoch_end", probe
+        )
+    )
     getattr(trainer, outer)(Dropping())
     assert len(probes) == 1
 
@@ -245,7 +283,9 @@ def test_a_trainer_that_is_running_is_not_run() -> None:
         twin.predict(copy.deepcopy(module))
 
     _, trainer = fit(Inside("on_train_epoch_end", again))
-    assert messages[0].startswith("validate was called while this Trainer is running fit")
+    assert messages[0].startswith(
+        "validate was called while this Trainer is running fit"
+    )
     assert len(messages) == 6
     trainer.validate(verbose=False)
 
@@ -267,7 +307,9 @@ def test_an_evaluation_that_fails_leaves_the_training_mode() -> None:
     """Also where nothing runs around it: a fit that follows trains with dropout."""
     module, trainer = Dropping(), quiet()
     with pytest.raises(ZeroDivisionError):
-        quiet(Inside("on_validation_batch_end", lambda *_: 1 / 0)).validate(module, verbose=False)
+        quiet(Inside("on_validation_batch_end", lambda *_: 1 / 0)).validate(
+            module, verbose=False
+        )
     assert all(part.training for part in module.modules())
     trainer.fit(module)
 

@@ -36,11 +36,17 @@ FORMS: dict[str, tuple[Callable[[Any, Any], Any], int]] = {
     "a list and a scheduler": (lambda o, s: ([o], s), 1),
     "a list and no scheduler": (lambda o, s: ([o], []), 0),
     "a list and None": (lambda o, s: ([o], [None]), 0),
-    "lists with dicts": (lambda o, s: ([o], [{"scheduler": s, "interval": "epoch"}]), 1),
+    "lists with dicts": (
+        lambda o, s: ([o], [{"scheduler": s, "interval": "epoch"}]),
+        1,
+    ),
     "dict": (lambda o, s: {"optimizer": o}, 0),
     "dict with scheduler": (lambda o, s: {"optimizer": o, "lr_scheduler": s}, 1),
     "dict with None": (lambda o, s: {"optimizer": o, "lr_scheduler": None}, 0),
-    "dict with dict": (lambda o, s: {"optimizer": o, "lr_scheduler": {"scheduler": s, "name": "x"}}, 1),
+    "dict with dict": (
+        lambda o, s: {"optimizer": o, "lr_scheduler": {"scheduler": s, "name": "x"}},
+        1,
+    ),
     "list of dicts": (lambda o, s: [{"optimizer": o, "lr_scheduler": s}], 1),
     "None beside it": (lambda o, s: [None, o], 0),
 }
@@ -62,7 +68,9 @@ def test_forms(form: str) -> None:
     assert len(trainer.optimizers) == 1
     assert len(trainer.lr_scheduler_configs) == schedulers
     # A scheduler of the form "optimizer" and the like was made but not returned: it never steps.
-    assert trainer.optimizers[0].param_groups[0]["lr"] == (0.1 * 0.25 if schedulers else 0.1)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == (
+        0.1 * 0.25 if schedulers else 0.1
+    )
 
 
 class Manual(Linear):
@@ -98,7 +106,10 @@ def test_several_optimizers_and_schedulers() -> None:
         return made, [step_lr(optimizer) for optimizer in made]
 
     def dicts(module: Any) -> Any:
-        return [{"optimizer": optimizer, "lr_scheduler": step_lr(optimizer)} for optimizer in pair(module)]
+        return [
+            {"optimizer": optimizer, "lr_scheduler": step_lr(optimizer)}
+            for optimizer in pair(module)
+        ]
 
     for configure in (lists, dicts):
         module, trainer = Manual(configure), quiet()
@@ -113,15 +124,37 @@ def test_several_optimizers_and_schedulers() -> None:
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
-        (lambda m: 3, TypeError, "configure_optimizers must return an optimizer.*got 3"),
-        (lambda m: {"optimiser": sgd(m)}, ValueError, "unknown keys .'optimiser'.*known are optimizer"),
-        (lambda m: {"optimizer": sgd(m), "lr_scheduler": {"interval": "step"}}, ValueError, 'has no "scheduler"'),
-        (lambda m: {"optimizer": sgd(m), "lr_scheduler": 3}, TypeError, r"must have step\(\); got 3"),
-        (lambda m: [sgd(m), sgd(m)], ValueError, "returned 2 optimizers; automatic optimization steps one"),
+        (
+            lambda m: 3,
+            TypeError,
+            "configure_optimizers must return an optimizer.*got 3",
+        ),
+        (
+            lambda m: {"optimiser": sgd(m)},
+            ValueError,
+            "unknown keys .'optimiser'.*known are optimizer",
+        ),
+        (
+            lambda m: {"optimizer": sgd(m), "lr_scheduler": {"interval": "step"}},
+            ValueError,
+            'has no "scheduler"',
+        ),
+        (
+            lambda m: {"optimizer": sgd(m), "lr_scheduler": 3},
+            TypeError,
+            r"must have step\(\); got 3",
+        ),
+        (
+            lambda m: [sgd(m), sgd(m)],
+            ValueError,
+            "returned 2 optimizers; automatic optimization steps one",
+        ),
         (lambda m: None, ValueError, "returned no optimizer"),
     ],
 )
-def test_other_forms_are_refused(returned: Any, error: type[Exception], message: str) -> None:
+def test_other_forms_are_refused(
+    returned: Any, error: type[Exception], message: str
+) -> None:
     """With what is accepted."""
     with pytest.raises(error, match=message):
         quiet().fit(Linear(optimizers=returned), loader())
@@ -140,7 +173,10 @@ def test_scheduler_options_are_checked(option: dict[str, Any], message: str) -> 
 
     def configure(module: Module) -> Any:
         optimizer = sgd(module)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step_lr(optimizer), **option}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": step_lr(optimizer), **option},
+        }
 
     with pytest.raises(ValueError, match=message):
         quiet().fit(Linear(optimizers=configure), loader())
@@ -155,14 +191,19 @@ class Rates(Callback):
     def __init__(self) -> None:
         self.rates: list[float] = []
 
-    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Any, module: Any, optimizer: Any
+    ) -> None:
         self.rates.append(round(optimizer.param_groups[0]["lr"] / 0.1, 6))
 
 
 def scheduled(**options: Any) -> Callable[[Any], Any]:
     def configure(module: Module) -> Any:
         optimizer = sgd(module)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step_lr(optimizer), **options}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": step_lr(optimizer), **options},
+        }
 
     return configure
 
@@ -173,11 +214,21 @@ def scheduled(**options: Any) -> Callable[[Any], Any]:
         ({"interval": "epoch"}, {"max_epochs": 3}, [1] * 4 + [0.5] * 4 + [0.25] * 4),
         ({"interval": "epoch", "frequency": 2}, {"max_epochs": 4}, [1] * 8 + [0.5] * 8),
         ({"interval": "step"}, {}, [1, 0.5, 0.25, 0.125]),
-        ({"interval": "step", "frequency": 3}, {"max_epochs": 2}, [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
-        ({"interval": "step"}, {"accumulate_grad_batches": 3, "max_epochs": 2}, [1, 0.5, 0.25, 0.125]),
+        (
+            {"interval": "step", "frequency": 3},
+            {"max_epochs": 2},
+            [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25],
+        ),
+        (
+            {"interval": "step"},
+            {"accumulate_grad_batches": 3, "max_epochs": 2},
+            [1, 0.5, 0.25, 0.125],
+        ),
     ],
 )
-def test_intervals(options: dict[str, Any], arguments: dict[str, Any], rates: list[float]) -> None:
+def test_intervals(
+    options: dict[str, Any], arguments: dict[str, Any], rates: list[float]
+) -> None:
     """By epochs or by windows, each n-th of them."""
     callback = Rates()
     quiet(callback, **arguments).fit(Linear(optimizers=scheduled(**options)), loader())
@@ -189,13 +240,19 @@ def test_several_schedulers_of_one_optimizer() -> None:
 
     def configure(module: Module) -> Any:
         optimizer = sgd(module)
-        by_step = {"scheduler": LambdaLR(optimizer, lambda step: min(1, (step + 1) / 2)), "interval": "step"}
+        by_step = {
+            "scheduler": LambdaLR(optimizer, lambda step: min(1, (step + 1) / 2)),
+            "interval": "step",
+        }
         return [optimizer], [by_step, ExponentialLR(optimizer, 0.5)]
 
     callback, trainer = Rates(), quiet(max_epochs=2)
     trainer.callbacks.append(callback)
     trainer.fit(Linear(optimizers=configure), loader(2))
-    assert [config.interval for config in trainer.lr_scheduler_configs] == ["step", "epoch"]
+    assert [config.interval for config in trainer.lr_scheduler_configs] == [
+        "step",
+        "epoch",
+    ]
     assert callback.rates[:2] == [0.5, 1.0]
 
 
@@ -206,13 +263,22 @@ class Scripted(Evaluated):
         super().__init__()
         self.values, self.options = values, options
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.log("val_loss", self.values[self.current_epoch])
 
     def configure_optimizers(self) -> Any:
         optimizer = sgd(self)
         plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss", **self.options}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": plateau,
+                "monitor": "val_loss",
+                **self.options,
+            },
+        }
 
 
 def test_plateau() -> None:
@@ -226,7 +292,9 @@ def test_plateau_with_frequency() -> None:
     """Every second epoch, where validation runs every second epoch."""
     callback = Rates()
     module = Scripted([9, 3, 9, 3, 9, 3], frequency=2)
-    quiet(callback, max_epochs=6, check_val_every_n_epoch=2).fit(module, loader(1), loader(1))
+    quiet(callback, max_epochs=6, check_val_every_n_epoch=2).fit(
+        module, loader(1), loader(1)
+    )
     assert callback.rates == [1, 1, 1, 1, 0.5, 0.5]
 
 
@@ -254,7 +322,10 @@ def test_plateau_by_step() -> None:
 
 def test_a_monitor_that_was_not_logged() -> None:
     """Raises and lists what was logged; with ``strict=False`` the rate stays."""
-    with pytest.raises(RuntimeError, match=r"monitors 'val_los', which was not logged.*logged were: val_loss"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"monitors 'val_los', which was not logged.*logged were: val_loss",
+    ):
         quiet().fit(Scripted([1], monitor="val_los"), loader(1), loader(1))
     callback = Rates()
     module = Scripted([1, 1, 1], monitor="val_los", strict=False)
@@ -283,7 +354,10 @@ def test_a_scheduler_of_ones_own() -> None:
 
     class Own(Linear):
         def configure_optimizers(self) -> Any:
-            return {"optimizer": sgd(self), "lr_scheduler": {"scheduler": counts, "interval": "step"}}
+            return {
+                "optimizer": sgd(self),
+                "lr_scheduler": {"scheduler": counts, "interval": "step"},
+            }
 
     class Otherwise(Own):
         def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -309,7 +383,10 @@ class Tokens(Linear):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         weight = self.amounts[batch_idx]
-        return {"loss": self.loss(batch), "weight": torch.tensor(weight) if self.tensor else weight}
+        return {
+            "loss": self.loss(batch),
+            "weight": torch.tensor(weight) if self.tensor else weight,
+        }
 
 
 @pytest.mark.parametrize("tensor", [False, True])
@@ -348,9 +425,16 @@ def test_weights_for_some_batches_only() -> None:
 
     class Mixed(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.loss(batch) if batch_idx else {"loss": self.loss(batch), "weight": 2}
+            return (
+                self.loss(batch)
+                if batch_idx
+                else {"loss": self.loss(batch), "weight": 2}
+            )
 
-    with pytest.raises(RuntimeError, match=r"some batches of a window have a weight and others have none \(batch 1\)"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"some batches of a window have a weight and others have none \(batch 1\)",
+    ):
         quiet(accumulate_grad_batches=2).fit(Mixed(), loader())
 
 
@@ -385,7 +469,9 @@ def test_a_dict_with_more_than_the_loss() -> None:
             return {"loss": self.loss(batch), "note": batch_idx}
 
     class Outputs(Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             seen.append(outputs)
 
     seen: list[Any] = []
@@ -415,7 +501,9 @@ def test_overridden_parts_of_a_step() -> None:
             calls.append(("step", epoch, batch_idx))
             optimizer.step()
 
-        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        def optimizer_zero_grad(
+            self, epoch: int, batch_idx: int, optimizer: Any
+        ) -> None:
             calls.append(("zero", epoch, batch_idx))
             optimizer.zero_grad()
 
@@ -424,7 +512,10 @@ def test_overridden_parts_of_a_step() -> None:
             loss.backward()
 
         def configure_gradient_clipping(
-            self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+            self,
+            optimizer: Any,
+            gradient_clip_val: Any = None,
+            gradient_clip_algorithm: Any = None,
         ) -> None:
             calls.append(("clip", gradient_clip_val, gradient_clip_algorithm))
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -434,7 +525,12 @@ def test_overridden_parts_of_a_step() -> None:
     plain = Linear()
     plain.load_state_dict(module.state_dict())
     quiet(gradient_clip_val=0.01).fit(module, loader(1))
-    assert calls == [("zero", 0, 0), ("backward",), ("clip", 0.01, "norm"), ("step", 0, 0)]
+    assert calls == [
+        ("zero", 0, 0),
+        ("backward",),
+        ("clip", 0.01, "norm"),
+        ("step", 0, 0),
+    ]
     quiet(gradient_clip_val=0.01).fit(plain, loader(1))
     assert all(map(torch.equal, weights(module), weights(plain)))
 
@@ -455,17 +551,29 @@ class Updates(Linear):
 
 
 @pytest.mark.parametrize(
-    "clip", [{}, {"gradient_clip_val": 0.01}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}]
+    "clip",
+    [
+        {},
+        {"gradient_clip_val": 0.01},
+        {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    ],
 )
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_update_equals_automatic_optimization(clip: dict[str, Any], accumulate: int, precision: str) -> None:
+def test_update_equals_automatic_optimization(
+    clip: dict[str, Any], accumulate: int, precision: str
+) -> None:
     """Accumulation with a shorter last window, clipping, mixed precision: bit by bit."""
     automatic, manual = Linear(), Updates()
     manual.load_state_dict(automatic.state_dict())
     trainers = []
     for module in (automatic, manual):
-        trainer = quiet(accumulate_grad_batches=accumulate, precision=precision, max_epochs=2, **clip)
+        trainer = quiet(
+            accumulate_grad_batches=accumulate,
+            precision=precision,
+            max_epochs=2,
+            **clip,
+        )
         trainer.fit(module, loader(5))
         trainers.append(trainer)
     assert all(map(torch.equal, weights(automatic), weights(manual)))
@@ -526,7 +634,9 @@ class Accumulates(Callback):
 
         setattr(self, hook, change)
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.seen = trainer.state.total_batches
         if trainer.optimization.stepped:
             self.after.append(self.seen)
@@ -540,12 +650,18 @@ class Accumulates(Callback):
         ("on_train_epoch_start", {0: 1, 1: 3}, [1, 2, 3, 4, 5, 8, 10]),
         ("on_train_epoch_start", {0: 3, 1: 1}, [3, 5, 6, 7, 8, 9, 10]),
         ("on_train_batch_start", {2: 2, 4: 1}, [1, 2, 4, 5, 6, 7, 8, 9, 10]),
-        ("on_train_batch_start", {1: 3, 2: 1}, [1, 4, 5, 6, 7, 8, 9, 10]),  # inside a window: from the next one on
+        (
+            "on_train_batch_start",
+            {1: 3, 2: 1},
+            [1, 4, 5, 6, 7, 8, 9, 10],
+        ),  # inside a window: from the next one on
         ("on_before_zero_grad", {1: 2}, [1, 2, 4, 5, 7, 9, 10]),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_accumulation_changed_in_a_hook(kind: Any, hook: str, batches: Any, after: list[int], stream: bool) -> None:
+def test_accumulation_changed_in_a_hook(
+    kind: Any, hook: str, batches: Any, after: list[int], stream: bool
+) -> None:
     """It counts from the next window on; the gradients are the means of the windows as they are."""
     module, changes = kind(), Accumulates(hook, batches)
     raw, trainer = copy.deepcopy(module), quiet(changes, max_epochs=2)
@@ -564,16 +680,23 @@ def test_accumulation_changed_in_a_hook(kind: Any, hook: str, batches: Any, afte
 
 def test_changed_accumulation_is_resumed() -> None:
     """A run that goes on inside an epoch has what was set at the epoch's start, or once in the run."""
-    for hook, batches in (("on_train_epoch_start", {0: 2, 1: 3}), ("on_train_batch_start", {4: 3})):
+    for hook, batches in (
+        ("on_train_epoch_start", {0: 2, 1: 3}),
+        ("on_train_batch_start", {4: 3}),
+    ):
         whole, cut, rest = Linear(), Linear(), Linear()
         cut.load_state_dict(whole.state_dict())
         quiet(Accumulates(hook, batches), max_epochs=3).fit(whole, loader(7))
         stopped = quiet(Accumulates(hook, batches), max_epochs=3, max_steps=6)
         stopped.fit(cut, loader(7))
         stopped.save_checkpoint("cut.ckpt")
-        quiet(Accumulates(hook, batches), max_epochs=3).fit(rest, loader(7), ckpt_path="cut.ckpt")
+        quiet(Accumulates(hook, batches), max_epochs=3).fit(
+            rest, loader(7), ckpt_path="cut.ckpt"
+        )
         assert all(map(torch.equal, weights(whole), weights(rest))), hook
-    with pytest.raises(ValueError, match="accumulate_grad_batches must be an integer from 1; got 0"):
+    with pytest.raises(
+        ValueError, match="accumulate_grad_batches must be an integer from 1; got 0"
+    ):
         stopped.accumulate_grad_batches = 0
 
 
@@ -620,7 +743,8 @@ class GAN(Module):
         return [
             lambda: loss(self.discriminator(self.generator(noise)), one),
             lambda: (
-                loss(self.discriminator(real), one) + loss(self.discriminator(self.generator(noise).detach()), zero)
+                loss(self.discriminator(real), one)
+                + loss(self.discriminator(self.generator(noise).detach()), zero)
             ),
         ]
 
@@ -628,7 +752,12 @@ class GAN(Module):
         optimizers: Any = self.optimizers()
         for optimizer, loss in zip(optimizers, self.losses(*batch), strict=True):
             with self.toggled_optimizer(optimizer):
-                self.required.append((self.generator.weight.requires_grad, self.discriminator.weight.requires_grad))
+                self.required.append(
+                    (
+                        self.generator.weight.requires_grad,
+                        self.discriminator.weight.requires_grad,
+                    )
+                )
                 if self.by_update:
                     optimizer.update(loss())
                     continue
@@ -640,7 +769,9 @@ class GAN(Module):
 @pytest.mark.parametrize("by_update", [False, True])
 def test_gan(by_update: bool) -> None:
     """Two optimizers in turn, each with the other's parameters switched off: as written by hand."""
-    pairs = DataLoader(TensorDataset(torch.randn(8, 1), torch.randn(8, 1)), batch_size=2)
+    pairs = DataLoader(
+        TensorDataset(torch.randn(8, 1), torch.randn(8, 1)), batch_size=2
+    )
     module = GAN(by_update)
     raw, trainer = copy.deepcopy(module), quiet()
     trainer.fit(module, pairs)
@@ -667,7 +798,12 @@ def test_toggle_keeps_frozen_parameters_frozen() -> None:
             self.toggle_optimizer(first)
             self.untoggle_optimizer(first)
             with first.toggle_model():
-                self.required.append((self.generator.weight.requires_grad, self.discriminator.weight.requires_grad))
+                self.required.append(
+                    (
+                        self.generator.weight.requires_grad,
+                        self.discriminator.weight.requires_grad,
+                    )
+                )
 
     module = Frozen()
     module.discriminator.weight.requires_grad_(False)
@@ -755,7 +891,9 @@ F32, F16, B16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
         (Precision("mine", compute=torch.bfloat16), F32, (F32, B16, F32)),
     ],
 )
-def test_precisions(precision: Any, parameters: torch.dtype, types: tuple[torch.dtype, ...]) -> None:
+def test_precisions(
+    precision: Any, parameters: torch.dtype, types: tuple[torch.dtype, ...]
+) -> None:
     """Types of parameters, of inputs, of a layer's output and of new tensors; and that it learns."""
     module, trainer = Typed(), quiet(precision=precision, max_epochs=5)
     before = module.loss(next(iter(loader()))).item()
@@ -808,12 +946,30 @@ class Gentle(Precision):
 @pytest.mark.parametrize(
     ("precision", "expected"),
     [
-        (scaled(init_scale=8.0, growth_interval=1, growth_factor=4.0, backoff_factor=0.25), [32.0, 128.0, 32.0, 128.0]),
-        (Gentle("16-mixed", compute=torch.float16, loss_scaling=True), [8.0, 16.0, 8.0, 8.0]),
-        (Gentle("16-mixed", compute=torch.float16, loss_scaling=True, init_scale=4.0), [4.0, 8.0, 4.0, 4.0]),
+        (
+            scaled(
+                init_scale=8.0,
+                growth_interval=1,
+                growth_factor=4.0,
+                backoff_factor=0.25,
+            ),
+            [32.0, 128.0, 32.0, 128.0],
+        ),
+        (
+            Gentle("16-mixed", compute=torch.float16, loss_scaling=True),
+            [8.0, 16.0, 8.0, 8.0],
+        ),
+        (
+            Gentle(
+                "16-mixed", compute=torch.float16, loss_scaling=True, init_scale=4.0
+            ),
+            [4.0, 8.0, 4.0, 4.0],
+        ),
     ],
 )
-def test_the_loss_scale_begins_and_grows_as_asked(precision: Precision, expected: list[float]) -> None:
+def test_the_loss_scale_begins_and_grows_as_asked(
+    precision: Precision, expected: list[float]
+) -> None:
     """Under scales as low as these it is no scale that overflows, but the third batch."""
     callback = Scales()
 
@@ -826,11 +982,20 @@ def test_the_loss_scale_begins_and_grows_as_asked(precision: Precision, expected
 
 
 @pytest.mark.parametrize(
-    "fields", [{"init_scale": 0.0}, {"growth_interval": 0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}]
+    "fields",
+    [
+        {"init_scale": 0.0},
+        {"growth_interval": 0},
+        {"growth_factor": 1.0},
+        {"backoff_factor": 1.0},
+    ],
 )
 def test_a_loss_scale_that_could_not_adapt(fields: dict[str, Any]) -> None:
     """The field and all values, where the policy is made."""
-    with pytest.raises(ValueError, match=rf"16-mixed.*{next(iter(fields))}.*got .*{next(iter(fields.values()))}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"16-mixed.*{next(iter(fields))}.*got .*{next(iter(fields.values()))}",
+    ):
         scaled(**fields)
 
 
@@ -840,7 +1005,10 @@ def test_an_overflow_skips_a_step_and_lowers_the_scale() -> None:
     trainer = quiet(callback, precision="16-mixed", gradient_clip_val=1.0)
     trainer.fit(Overflow(), loader())
     assert callback.scales == [65536.0, 65536.0, 32768.0, 32768.0]
-    steps = [not torch.equal(a, b) for a, b in zip(callback.weights, callback.weights[1:], strict=False)]
+    steps = [
+        not torch.equal(a, b)
+        for a, b in zip(callback.weights, callback.weights[1:], strict=False)
+    ]
     assert steps == [True, False, True]
     assert trainer.global_step == 4  # windows, stepped on or not
 
@@ -849,7 +1017,9 @@ def test_gradients_before_the_step_are_unscaled() -> None:
     """on_before_optimizer_step sees their true size under a loss scale."""
 
     class Norms(Callback):
-        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        def on_before_optimizer_step(
+            self, trainer: Any, module: Any, optimizer: Any
+        ) -> None:
             norms.append(module.layer.weight.grad.norm().item())
 
     norms: list[float] = []

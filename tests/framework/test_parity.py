@@ -17,7 +17,9 @@ class Regression(Module):
 
     def __init__(self, scheduler: bool = False) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 1))
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 1)
+        )
         self.scheduler = scheduler
         self.losses: list[Tensor] = []
 
@@ -34,26 +36,40 @@ class Regression(Module):
         if not self.scheduler:
             return optimizer
         step_lr = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step_lr, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": step_lr, "interval": "step"},
+        }
 
 
 def loader(batches: int) -> DataLoader:
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(batches * 4, 8, generator=generator), torch.randn(batches * 4, 1, generator=generator)
+    x, y = (
+        torch.randn(batches * 4, 8, generator=generator),
+        torch.randn(batches * 4, 1, generator=generator),
+    )
     return DataLoader(TensorDataset(x, y), batch_size=4)
 
 
 def trainer(**arguments) -> Trainer:
     return Trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **arguments
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
     )
 
 
-def assert_equal_runs(ours: Regression, losses: list[Tensor], module: Regression) -> None:
+def assert_equal_runs(
+    ours: Regression, losses: list[Tensor], module: Regression
+) -> None:
     """Equal losses and equal weights, bit by bit."""
     assert len(losses) == len(ours.losses) >= STEPS
     assert torch.equal(torch.stack(ours.losses), torch.stack(losses))
-    for (name, mine), (_, raw) in zip(ours.state_dict().items(), module.state_dict().items(), strict=True):
+    for (name, mine), (_, raw) in zip(
+        ours.state_dict().items(), module.state_dict().items(), strict=True
+    ):
         assert torch.equal(mine, raw), name
 
 
@@ -65,13 +81,23 @@ def test_losses_equal_a_hand_written_loop(clip, step_lr, accumulate, batches) ->
     epochs = STEPS // batches
     seed_everything(7, verbose=False)
     ours = Regression(step_lr)
-    clipping = {} if clip is None else {"gradient_clip_algorithm": clip[0], "gradient_clip_val": clip[1]}
-    trainer(max_epochs=epochs, accumulate_grad_batches=accumulate, **clipping).fit(ours, loader(batches))
+    clipping = (
+        {}
+        if clip is None
+        else {"gradient_clip_algorithm": clip[0], "gradient_clip_val": clip[1]}
+    )
+    trainer(max_epochs=epochs, accumulate_grad_batches=accumulate, **clipping).fit(
+        ours, loader(batches)
+    )
 
     seed_everything(7, verbose=False)
     raw, losses = Regression(step_lr), []
     optimizer = torch.optim.AdamW(raw.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9) if step_lr else None
+    scheduler = (
+        torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)
+        if step_lr
+        else None
+    )
     for _ in range(epochs):
         for index, batch in enumerate(loader(batches)):
             start = index - index % accumulate
@@ -97,7 +123,9 @@ def test_mixed_precision_equals_a_hand_written_loop(precision) -> None:
     """Autocast around the step, and the GradScaler's scale, unscale, clip, step, update."""
     seed_everything(7, verbose=False)
     ours = Regression()
-    trainer(max_epochs=1, precision=precision, gradient_clip_val=0.05).fit(ours, loader(STEPS))
+    trainer(max_epochs=1, precision=precision, gradient_clip_val=0.05).fit(
+        ours, loader(STEPS)
+    )
 
     seed_everything(7, verbose=False)
     raw, losses = Regression(), []
@@ -127,14 +155,24 @@ class Adversaries(Module):
         self.losses: list[Tensor] = []
 
     def critic_loss(self, x: Tensor) -> Tensor:
-        return self.critic(self.generator(x).detach()).mean() - self.critic(x).mean() + self.critic(x).square().mean()
+        return (
+            self.critic(self.generator(x).detach()).mean()
+            - self.critic(x).mean()
+            + self.critic(x).square().mean()
+        )
 
     def generator_loss(self, x: Tensor) -> Tensor:
-        return -self.critic(self.generator(x)).mean() + (self.generator(x) - x).square().mean()
+        return (
+            -self.critic(self.generator(x)).mean()
+            + (self.generator(x) - x).square().mean()
+        )
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         generator, critic = self.optimizers()
-        for optimizer, compute in ((critic, self.critic_loss), (generator, self.generator_loss)):
+        for optimizer, compute in (
+            (critic, self.critic_loss),
+            (generator, self.generator_loss),
+        ):
             loss = compute(batch[0])
             optimizer.zero_grad()
             self.manual_backward(loss)
@@ -142,7 +180,10 @@ class Adversaries(Module):
             self.losses.append(loss.detach())
 
     def configure_optimizers(self):
-        return [torch.optim.Adam(self.generator.parameters(), lr=1e-3), torch.optim.SGD(self.critic.parameters(), 0.01)]
+        return [
+            torch.optim.Adam(self.generator.parameters(), lr=1e-3),
+            torch.optim.SGD(self.critic.parameters(), 0.01),
+        ]
 
 
 def test_two_optimizers_in_manual_mode_equal_a_hand_written_loop() -> None:
@@ -157,7 +198,10 @@ def test_two_optimizers_in_manual_mode_equal_a_hand_written_loop() -> None:
     raw, losses = Adversaries(), []
     generator, critic = raw.configure_optimizers()
     for batch in loader(STEPS):
-        for optimizer, compute in ((critic, raw.critic_loss), (generator, raw.generator_loss)):
+        for optimizer, compute in (
+            (critic, raw.critic_loss),
+            (generator, raw.generator_loss),
+        ):
             loss = compute(batch[0])
             optimizer.zero_grad()
             loss.backward()
@@ -212,16 +256,23 @@ def test_a_second_step_in_a_batch_leaves_other_gradients_scaled_once() -> None:
             generator, critic = self.optimizers()
             generator.zero_grad()
             critic.zero_grad()
-            self.manual_backward(self.generator_loss(batch[0]) / 1000)  # small, so that no gradient overflows
+            self.manual_backward(
+                self.generator_loss(batch[0]) / 1000
+            )  # small, so that no gradient overflows
             self.clip_gradients(critic, 100.0)
             generator.step()
             generator.zero_grad()
-            self.manual_backward((self.generator(batch[0]) - batch[0]).square().mean() / 1000)
+            self.manual_backward(
+                (self.generator(batch[0]) - batch[0]).square().mean() / 1000
+            )
             generator.step()
             critic.step()
 
         def configure_optimizers(self):
-            return [torch.optim.SGD(part.parameters(), lr=100.0) for part in (self.generator, self.critic)]
+            return [
+                torch.optim.SGD(part.parameters(), lr=100.0)
+                for part in (self.generator, self.critic)
+            ]
 
     weights = []
     for precision in ("32-true", "16-mixed"):

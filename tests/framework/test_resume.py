@@ -18,8 +18,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
-from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
-from loopwright.framework import CheckpointError, CombinedLoader, Engine, Module, Trainer, seed_everything
+from loopwright.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
+from loopwright.framework import (
+    CheckpointError,
+    CombinedLoader,
+    Engine,
+    Module,
+    Trainer,
+    seed_everything,
+)
 from loopwright.framework.checkpoint.manifest import read_manifest, seal_manifest
 from loopwright.framework.checkpoint.serialization import encode
 
@@ -70,7 +82,9 @@ class Noisy(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 1))
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 1)
+        )
         self.mean_loss = MeanMetric()
         self.seen: list[float] = []
         self.epoch_means: list[float] = []
@@ -92,7 +106,9 @@ class Noisy(Module):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
+        warm = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 10)
+        )
         return [optimizer], [
             {"scheduler": warm, "interval": "step"},
             {"scheduler": plateau, "monitor": "val_loss"},
@@ -105,10 +121,18 @@ class Reacting(Noisy):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         validated, trained = (
-            torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=0) for _ in range(2)
+            torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=0.9, patience=0
+            )
+            for _ in range(2)
         )
         return [optimizer], [
-            {"scheduler": validated, "interval": "step", "frequency": 2, "monitor": "val_loss"},
+            {
+                "scheduler": validated,
+                "interval": "step",
+                "frequency": 2,
+                "monitor": "val_loss",
+            },
             {"scheduler": trained, "interval": "step", "monitor": "train_loss"},
         ]
 
@@ -150,18 +174,29 @@ def flat(state: dict) -> tuple:
 
 def assert_same(resumed: tuple[Trainer, Noisy], whole: tuple[Trainer, Noisy]) -> None:
     """Equal weights, optimizer states, schedules, logged values, and the same batches at the end."""
-    for (name, mine), (_, theirs) in zip(resumed[1].state_dict().items(), whole[1].state_dict().items(), strict=True):
+    for (name, mine), (_, theirs) in zip(
+        resumed[1].state_dict().items(), whole[1].state_dict().items(), strict=True
+    ):
         assert torch.equal(mine, theirs), name
     assert resumed[1].seen == whole[1].seen[len(whole[1].seen) - len(resumed[1].seen) :]
-    assert flat(resumed[0].optimization.state_dict()) == flat(whole[0].optimization.state_dict())
-    assert (resumed[0].current_epoch, resumed[0].global_step) == (whole[0].current_epoch, whole[0].global_step)
+    assert flat(resumed[0].optimization.state_dict()) == flat(
+        whole[0].optimization.state_dict()
+    )
+    assert (resumed[0].current_epoch, resumed[0].global_step) == (
+        whole[0].current_epoch,
+        whole[0].global_step,
+    )
     assert flat(resumed[0].callback_metrics) == flat(whole[0].callback_metrics)
 
 
 LOADERS = {
     "shuffled": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True),
-    "workers": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=2),
-    "persistent": lambda: DataLoader(Augmented(), 4, shuffle=True, num_workers=2, persistent_workers=True),
+    "workers": lambda: DataLoader(
+        Augmented(), batch_size=4, shuffle=True, num_workers=2
+    ),
+    "persistent": lambda: DataLoader(
+        Augmented(), 4, shuffle=True, num_workers=2, persistent_workers=True
+    ),
     "stream": lambda: DataLoader(Stream(), batch_size=4),
     "stateful": Stateful,
     "stream-workers": lambda: DataLoader(Stream(), batch_size=4, num_workers=1),
@@ -175,19 +210,26 @@ def test_stopped_after_any_step(tmp_path, stop) -> None:
     cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=stop)
     assert cut.global_step == stop
     cut.save_checkpoint(tmp_path / "cut.ckpt")
-    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99)
+    resumed = train(
+        tmp_path, LOADERS["shuffled"](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99
+    )
     assert len(resumed[1].seen) == BATCHES * EPOCHS - stop
     assert_same(resumed, whole)
 
 
-@pytest.mark.parametrize("kind", ["workers", "persistent", "stream", "stream-workers", "stateful"])
+@pytest.mark.parametrize(
+    "kind", ["workers", "persistent", "stream", "stream-workers", "stateful"]
+)
 @pytest.mark.parametrize("stop", [2, BATCHES, 2 * BATCHES + 3])
 def test_stopped_with_every_kind_of_loader(tmp_path, kind, stop) -> None:
     """Random augmentation in workers, and loaders that can only be read from their start."""
     whole = train(tmp_path, LOADERS[kind]())
     cut, _ = train(tmp_path, LOADERS[kind](), max_steps=stop)
     cut.save_checkpoint(tmp_path / "cut.ckpt")
-    assert_same(train(tmp_path, LOADERS[kind](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole)
+    assert_same(
+        train(tmp_path, LOADERS[kind](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99),
+        whole,
+    )
 
 
 class Numbered(Dataset):
@@ -248,11 +290,19 @@ OWN_STATES: dict[str, Any] = {
 def test_loaders_with_a_state_of_their_own(tmp_path, ends_workers, kind, stop) -> None:
     """Inside epochs, at their end, and at their last step: they go on as the whole run's loader did."""
     make, limit = OWN_STATES[kind], {"limit_train_batches": BATCHES}
-    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, save_on_train_epoch_end=False)
+    save = ModelCheckpoint(
+        tmp_path / "saved",
+        save_top_k=-1,
+        every_n_train_steps=1,
+        save_on_train_epoch_end=False,
+    )
     whole = train(tmp_path, make(3), **limit)
     cut, _ = train(tmp_path, make(3), max_steps=stop, callbacks=[save], **limit)
     cut.save_checkpoint(tmp_path / "cut.ckpt")
-    for path in (tmp_path / "cut.ckpt", next((tmp_path / "saved").glob(f"*step={stop}.ckpt"))):
+    for path in (
+        tmp_path / "cut.ckpt",
+        next((tmp_path / "saved").glob(f"*step={stop}.ckpt")),
+    ):
         resumed = train(tmp_path, make(99), ckpt_path=str(path), seed=99, **limit)
         assert len(resumed[1].seen) == BATCHES * EPOCHS - stop
         assert_same(resumed, whole)
@@ -261,9 +311,14 @@ def test_loaders_with_a_state_of_their_own(tmp_path, ends_workers, kind, stop) -
 @pytest.mark.parametrize("kind", OWN_STATES)
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("fails_at", [1, 4, 9])
-def test_no_batch_is_lost_to_an_exception(tmp_path, ends_workers, kind, accumulate, fails_at) -> None:
+def test_no_batch_is_lost_to_an_exception(
+    tmp_path, ends_workers, kind, accumulate, fails_at
+) -> None:
     """The loader has given it, and the step has not been taken: it comes again, as do those of the open window."""
-    make, options = OWN_STATES[kind], {"limit_train_batches": BATCHES, "accumulate_grad_batches": accumulate}
+    make, options = (
+        OWN_STATES[kind],
+        {"limit_train_batches": BATCHES, "accumulate_grad_batches": accumulate},
+    )
     whole = train(tmp_path, make(3), **options)
 
     class Failing(Noisy):
@@ -273,8 +328,20 @@ def test_no_batch_is_lost_to_an_exception(tmp_path, ends_workers, kind, accumula
             return super().training_step(batch, batch_idx)
 
     with pytest.raises(ValueError, match="a mistake"):
-        train(tmp_path, make(3), kind=Failing, callbacks=[OnExceptionCheckpoint(tmp_path)], **options)
-    resumed = train(tmp_path, make(3), ckpt_path=str(tmp_path / "on_exception.ckpt"), seed=99, **options)
+        train(
+            tmp_path,
+            make(3),
+            kind=Failing,
+            callbacks=[OnExceptionCheckpoint(tmp_path)],
+            **options,
+        )
+    resumed = train(
+        tmp_path,
+        make(3),
+        ckpt_path=str(tmp_path / "on_exception.ckpt"),
+        seed=99,
+        **options,
+    )
     done = len(whole[1].seen) - len(resumed[1].seen)
     assert fails_at - accumulate < done <= fails_at
     assert resumed[1].seen == pytest.approx(whole[1].seen[done:])
@@ -301,17 +368,28 @@ def test_a_run_that_fails_again_and_again(tmp_path, ends_workers) -> None:
                 callbacks=[OnExceptionCheckpoint(tmp_path)], accumulate_grad_batches=4,
             )  # fmt: skip
         path = str(tmp_path / "on_exception.ckpt")
-    resumed = train(tmp_path, torchdatas(9, 0), ckpt_path=path, accumulate_grad_batches=4)
+    resumed = train(
+        tmp_path, torchdatas(9, 0), ckpt_path=path, accumulate_grad_batches=4
+    )
     assert resumed[1].seen == whole[1].seen[5:]
 
 
-def test_a_finished_run_may_be_resumed_saved_and_extended(tmp_path, ends_workers) -> None:
+def test_a_finished_run_may_be_resumed_saved_and_extended(
+    tmp_path, ends_workers
+) -> None:
     whole = train(tmp_path, torchdatas(3, 0))
     cut, _ = train(tmp_path, torchdatas(3, 0), max_steps=BATCHES)
     cut.save_checkpoint(tmp_path / "cut.ckpt")
-    done, _ = train(tmp_path, torchdatas(9, 0), max_steps=BATCHES, ckpt_path=str(tmp_path / "cut.ckpt"))
+    done, _ = train(
+        tmp_path,
+        torchdatas(9, 0),
+        max_steps=BATCHES,
+        ckpt_path=str(tmp_path / "cut.ckpt"),
+    )
     done.save_checkpoint(tmp_path / "again.ckpt")
-    assert_same(train(tmp_path, torchdatas(8, 0), ckpt_path=str(tmp_path / "again.ckpt")), whole)
+    assert_same(
+        train(tmp_path, torchdatas(8, 0), ckpt_path=str(tmp_path / "again.ckpt")), whole
+    )
 
 
 def test_a_loader_that_has_changed(tmp_path, ends_workers, caplog) -> None:
@@ -319,10 +397,14 @@ def test_a_loader_that_has_changed(tmp_path, ends_workers, caplog) -> None:
     for steps in (BATCHES, 2):
         cut, _ = train(tmp_path, torchdatas(3, 2), max_steps=steps)
         cut.save_checkpoint(tmp_path / f"{steps}.ckpt")
-    _, module = train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / f"{BATCHES}.ckpt"))
+    _, module = train(
+        tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / f"{BATCHES}.ckpt")
+    )
     assert len(module.seen) == 2 * BATCHES
     assert "is not the one that the checkpoint was saved with" in caplog.text
-    with pytest.raises(CheckpointError, match="resume with the one that the checkpoint was saved with"):
+    with pytest.raises(
+        CheckpointError, match="resume with the one that the checkpoint was saved with"
+    ):
         train(tmp_path, torchdatas(3, 0), ckpt_path=str(tmp_path / "2.ckpt"))
     both = CombinedLoader([torchdatas(3, 0), torchdatas(4, 0)], "sequential")
     cut, _ = train(tmp_path, both, max_steps=2)
@@ -337,19 +419,29 @@ def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path) -> None
     cut, _ = train(tmp_path, LOADERS["workers"](), max_steps=7)
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     one = DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=1)
-    assert_same(train(tmp_path, one, ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole)
+    assert_same(
+        train(tmp_path, one, ckpt_path=str(tmp_path / "cut.ckpt"), seed=99), whole
+    )
 
 
 def test_from_each_checkpoint_that_a_run_saved(tmp_path) -> None:
     """Saved inside hooks: after steps, after validations in the middle of an epoch, at its end."""
     options = {"val_check_interval": 2, "accumulate_grad_batches": 2}
-    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, monitor=None)
-    ends = ModelCheckpoint(tmp_path / "ends", save_top_k=-1, every_n_epochs=1, monitor=None)
+    save = ModelCheckpoint(
+        tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, monitor=None
+    )
+    ends = ModelCheckpoint(
+        tmp_path / "ends", save_top_k=-1, every_n_epochs=1, monitor=None
+    )
     whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save, ends], **options)
-    checkpoints = sorted((tmp_path / "saved").glob("*.ckpt")) + sorted((tmp_path / "ends").glob("*.ckpt"))
+    checkpoints = sorted((tmp_path / "saved").glob("*.ckpt")) + sorted(
+        (tmp_path / "ends").glob("*.ckpt")
+    )
     assert len(checkpoints) >= 3 * EPOCHS
     for path in checkpoints:
-        resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options)
+        resumed = train(
+            tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options
+        )
         assert_same(resumed, whole)
 
 
@@ -357,13 +449,25 @@ def test_schedulers_that_react_by_steps(tmp_path) -> None:
     """A checkpoint of the same step knows of them, and one from before a validation is followed by it."""
     options: dict = {"val_check_interval": 2, "kind": Reacting}
     save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=1)
-    by_value = ModelCheckpoint(tmp_path / "by value", "val_loss", save_top_k=-1, save_on_train_epoch_end=False)
-    whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save, by_value], **options)
+    by_value = ModelCheckpoint(
+        tmp_path / "by value", "val_loss", save_top_k=-1, save_on_train_epoch_end=False
+    )
+    whole = train(
+        tmp_path, LOADERS["shuffled"](), callbacks=[save, by_value], **options
+    )
     assert whole[0].optimizers[0].param_groups[0]["lr"] < 0.009
-    checkpoints = [*(tmp_path / "saved").glob("*.ckpt"), *(tmp_path / "by value").glob("*.ckpt")]
+    checkpoints = [
+        *(tmp_path / "saved").glob("*.ckpt"),
+        *(tmp_path / "by value").glob("*.ckpt"),
+    ]
     assert len(checkpoints) > BATCHES * EPOCHS
     for path in checkpoints:
-        assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options), whole)
+        assert_same(
+            train(
+                tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99, **options
+            ),
+            whole,
+        )
 
 
 def test_schedulers_that_react_by_steps_need_no_validation(tmp_path) -> None:
@@ -372,8 +476,15 @@ def test_schedulers_that_react_by_steps_need_no_validation(tmp_path) -> None:
     class Trained(Noisy):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, mode="max")
-            by_steps = {"scheduler": plateau, "interval": "step", "monitor": "train_loss", "frequency": BATCHES}
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=0.5, patience=0, mode="max"
+            )
+            by_steps = {
+                "scheduler": plateau,
+                "interval": "step",
+                "monitor": "train_loss",
+                "frequency": BATCHES,
+            }
             return [optimizer], [by_steps]
 
     class Without(Trained):
@@ -382,17 +493,37 @@ def test_schedulers_that_react_by_steps_need_no_validation(tmp_path) -> None:
 
     def last_epochs(kind: type[Noisy], **arguments: Any) -> list[int]:
         seed_everything(3, verbose=False)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = Trainer(max_epochs=EPOCHS, enable_checkpointing=False, **quiet, **arguments)
-        trainer.fit(kind(), LOADERS["shuffled"](), None if kind is Without else [torch.ones(2, 8)])
+        quiet = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        trainer = Trainer(
+            max_epochs=EPOCHS, enable_checkpointing=False, **quiet, **arguments
+        )
+        trainer.fit(
+            kind(),
+            LOADERS["shuffled"](),
+            None if kind is Without else [torch.ones(2, 8)],
+        )
         return trainer.lr_scheduler_configs[0].scheduler.last_epoch
 
-    assert last_epochs(Without) == last_epochs(Trained) == last_epochs(Trained, check_val_every_n_epoch=2) == EPOCHS
-    save = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+    assert (
+        last_epochs(Without)
+        == last_epochs(Trained)
+        == last_epochs(Trained, check_val_every_n_epoch=2)
+        == EPOCHS
+    )
+    save = ModelCheckpoint(
+        tmp_path, every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True
+    )
     options: dict[str, Any] = {"check_val_every_n_epoch": 2, "kind": Trained}
     whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[save], **options)
     path = str(tmp_path / f"epoch=0-step={BATCHES}.ckpt")
-    assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, **options), whole)
+    assert_same(
+        train(tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, **options),
+        whole,
+    )
 
 
 def test_fit_again_goes_on_inside_the_epoch(tmp_path) -> None:
@@ -408,15 +539,21 @@ def test_fit_again_goes_on_inside_the_epoch(tmp_path) -> None:
     )
     loader = [torch.randn(2, 8) for _ in range(BATCHES)]
     losses: list[float] = []
-    module.on_train_batch_end = lambda outputs, batch, batch_idx: losses.append(outputs["loss"].item())
+    module.on_train_batch_end = lambda outputs, batch, batch_idx: losses.append(
+        outputs["loss"].item()
+    )
     trainer.fit(module, loader, loader[:1])
     assert (trainer.current_epoch, trainer.batch_idx, trainer.global_step) == (0, 3, 3)
     trainer.max_steps = -1
     trainer.fit(module, loader, loader[:1])
     assert (trainer.current_epoch, trainer.global_step) == (1, BATCHES)
     assert module.seen == [batch.sum().item() for batch in loader]
-    assert trainer.callback_metrics["train_loss_epoch"].item() == pytest.approx(sum(losses) / BATCHES)
-    assert trainer.callback_metrics["metric"].item() == pytest.approx(sum(losses) / BATCHES)
+    assert trainer.callback_metrics["train_loss_epoch"].item() == pytest.approx(
+        sum(losses) / BATCHES
+    )
+    assert trainer.callback_metrics["metric"].item() == pytest.approx(
+        sum(losses) / BATCHES
+    )
 
 
 def test_loss_scale_goes_on(tmp_path) -> None:
@@ -425,7 +562,9 @@ def test_loss_scale_goes_on(tmp_path) -> None:
     cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=8, precision="16-mixed")
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     path = str(tmp_path / "cut.ckpt")
-    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, precision="16-mixed")
+    resumed = train(
+        tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, precision="16-mixed"
+    )
     assert_same(resumed, whole)
     assert resumed[0].engine.scaler.state_dict() == whole[0].engine.scaler.state_dict()
 
@@ -434,14 +573,22 @@ def test_early_stopping_keeps_its_patience(tmp_path) -> None:
     """A resumed run stops in the epoch in which the whole one stopped."""
 
     def stopper() -> EarlyStopping:
-        return EarlyStopping("val_loss", patience=1, mode="max", min_delta=100.0)  # never improves after the first
+        return EarlyStopping(
+            "val_loss", patience=1, mode="max", min_delta=100.0
+        )  # never improves after the first
 
     whole = train(tmp_path, LOADERS["shuffled"](), callbacks=[stopper()])
     assert whole[0].current_epoch == 2
-    cut, _ = train(tmp_path, LOADERS["shuffled"](), max_steps=BATCHES + 1, callbacks=[stopper()])
+    cut, _ = train(
+        tmp_path, LOADERS["shuffled"](), max_steps=BATCHES + 1, callbacks=[stopper()]
+    )
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     resumed = train(
-        tmp_path, LOADERS["shuffled"](), ckpt_path=str(tmp_path / "cut.ckpt"), seed=99, callbacks=[stopper()]
+        tmp_path,
+        LOADERS["shuffled"](),
+        ckpt_path=str(tmp_path / "cut.ckpt"),
+        seed=99,
+        callbacks=[stopper()],
     )
     assert_same(resumed, whole)
 
@@ -456,12 +603,16 @@ def test_last_finds_the_newest_and_passes_over_a_damaged_one(tmp_path, caplog) -
     whole = train(tmp_path / "whole", LOADERS["shuffled"]())
     fresh = train(tmp_path, LOADERS["shuffled"](), ckpt_path="last", callbacks=[save()])
     assert_same(fresh, whole)
-    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2]))
+    newest = max(
+        folder.glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2])
+    )
     weights = newest / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    resumed = train(tmp_path, LOADERS["shuffled"](), ckpt_path="last", seed=99, callbacks=[save()])
+    resumed = train(
+        tmp_path, LOADERS["shuffled"](), ckpt_path="last", seed=99, callbacks=[save()]
+    )
     assert len(resumed[1].seen) == BATCHES  # one epoch again
     assert_same(resumed, whole)
     assert str(newest) in caplog.text
@@ -473,7 +624,13 @@ def test_last_passes_over_what_holds_no_run(tmp_path) -> None:
 
     def fit(steps: int, **arguments: Any) -> tuple[Trainer, Noisy]:
         save = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=1)
-        run = train(tmp_path, LOADERS["shuffled"](), max_steps=steps, callbacks=[save], **arguments)
+        run = train(
+            tmp_path,
+            LOADERS["shuffled"](),
+            max_steps=steps,
+            callbacks=[save],
+            **arguments,
+        )
         run[0].save_checkpoint(folder / f"weights-{steps}.ckpt", weights_only=True)
         return run
 
@@ -485,7 +642,9 @@ def test_last_passes_over_what_holds_no_run(tmp_path) -> None:
     assert len(fit(5, ckpt_path="last")[1].seen) == 1
     for path in folder.glob("epoch=*"):
         shutil.rmtree(path)
-    with pytest.raises(CheckpointError, match=r"none of 3 checkpoints, such as .*, holds a run"):
+    with pytest.raises(
+        CheckpointError, match=r"none of 3 checkpoints, such as .*, holds a run"
+    ):
         fit(6, ckpt_path="last")
 
 
@@ -496,7 +655,9 @@ def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path, caplog) -> None:
     manifest.unlink()
     manifest.mkdir()
     save = ModelCheckpoint(tmp_path / "kept")
-    resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=4, callbacks=[save], ckpt_path="last")
+    resumed = train(
+        tmp_path, LOADERS["shuffled"](), max_steps=4, callbacks=[save], ckpt_path="last"
+    )
     assert len(resumed[1].seen) == 2
     assert "epoch=0-step=3.ckpt' is no complete checkpoint" in caplog.text
 
@@ -504,7 +665,9 @@ def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path, caplog) -> None:
 def damaged(path: Path, file: str, keys: tuple[Any, ...], value: Any) -> None:
     """Put ``value`` where ``keys`` lead to in a JSON file of a checkpoint; the checksums know of it."""
     body = read_manifest(str(path))
-    content = {**body} if file == "manifest.json" else json.loads((path / file).read_text())
+    content = (
+        {**body} if file == "manifest.json" else json.loads((path / file).read_text())
+    )
     place = content
     for key in keys[:-1]:
         place = place[key]
@@ -542,28 +705,63 @@ def test_a_state_of_another_shape_is_damage(tmp_path, caplog) -> None:
     """Named before training, and passed over by "last": a checksum that is right does not make its content so."""
     kept = tmp_path / "kept"
     for steps in (1, 2):
-        save = ModelCheckpoint(kept, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        save = ModelCheckpoint(
+            kept, filename="{step}", save_top_k=-1, every_n_train_steps=1
+        )
         ckpt_path = "last" if steps == 2 else None
-        train(tmp_path, LOADERS["shuffled"](), max_steps=steps, callbacks=[save], ckpt_path=ckpt_path)
+        train(
+            tmp_path,
+            LOADERS["shuffled"](),
+            max_steps=steps,
+            callbacks=[save],
+            ckpt_path=ckpt_path,
+        )
     newest, engine = kept / "step=2.ckpt", Engine(accelerator="cpu")
     shutil.copytree(newest, tmp_path / "whole.ckpt")
-    for file, keys, value in [("state.json", *case) for case in STATES_OF_ANOTHER_SHAPE] + ELSEWHERE_OF_ANOTHER_SHAPE:
+    for file, keys, value in [
+        ("state.json", *case) for case in STATES_OF_ANOTHER_SHAPE
+    ] + ELSEWHERE_OF_ANOTHER_SHAPE:
         shutil.rmtree(newest)
         shutil.copytree(tmp_path / "whole.ckpt", newest)
         damaged(newest, file, keys, value)
         caplog.clear()
-        with pytest.raises(CheckpointError, match=r"step=2\.ckpt' is damaged: its state is not as it should be"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"step=2\.ckpt' is damaged: its state is not as it should be",
+        ):
             train(tmp_path, LOADERS["shuffled"](), max_steps=3, ckpt_path=str(newest))
-        with pytest.raises(CheckpointError, match=r"step=2\.ckpt' is damaged: its state is not as it should be"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"step=2\.ckpt' is damaged: its state is not as it should be",
+        ):
             engine.load_state(newest)
-        assert Noisy.load_from_checkpoint(newest).net[0].weight.shape == (16, 8)  # what is asked for is whole
+        assert Noisy.load_from_checkpoint(newest).net[0].weight.shape == (
+            16,
+            8,
+        )  # what is asked for is whole
         save = ModelCheckpoint(kept, save_top_k=0, save_last=False)
-        resumed = train(tmp_path, LOADERS["shuffled"](), max_steps=2, callbacks=[save], ckpt_path="last")
+        resumed = train(
+            tmp_path,
+            LOADERS["shuffled"](),
+            max_steps=2,
+            callbacks=[save],
+            ckpt_path="last",
+        )
         assert len(resumed[1].seen) == 1, (keys, value)
         assert "trying the one before" in caplog.text
     # A run goes on without those that it does not take up.
     damaged(tmp_path / "whole.ckpt", "state.json", ("hyper_parameters",), "x")
-    assert len(train(tmp_path, LOADERS["shuffled"](), max_steps=3, ckpt_path=tmp_path / "whole.ckpt")[1].seen) == 1
+    assert (
+        len(
+            train(
+                tmp_path,
+                LOADERS["shuffled"](),
+                max_steps=3,
+                ckpt_path=tmp_path / "whole.ckpt",
+            )[1].seen
+        )
+        == 1
+    )
 
 
 def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> None:
@@ -588,7 +786,9 @@ def test_a_replaced_checkpoint_is_never_out_of_reach(tmp_path, monkeypatch) -> N
     monkeypatch.undo()
     assert not path.exists()
     whole = train(tmp_path, LOADERS["shuffled"]())
-    assert_same(train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99), whole)
+    assert_same(
+        train(tmp_path, LOADERS["shuffled"](), ckpt_path=str(path), seed=99), whole
+    )
     trainer.save_checkpoint(path)
     assert path.exists()
 
@@ -599,12 +799,21 @@ class Planned(Noisy):
     def configure_optimizers(self):
         assert self.trainer.estimated_stepping_batches == BATCHES * EPOCHS
         optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+        }
 
 
-def fit_planned(root: Path, loader, module: Noisy, seed: int = 3, ckpt_path=None, **arguments) -> Trainer:
+def fit_planned(
+    root: Path, loader, module: Noisy, seed: int = 3, ckpt_path=None, **arguments
+) -> Trainer:
     seed_everything(seed, verbose=False)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = Trainer(max_epochs=EPOCHS, default_root_dir=root, **quiet, **arguments)
     trainer.fit(module, loader, [torch.ones(2, 8)], ckpt_path=ckpt_path)
     return trainer
@@ -616,7 +825,14 @@ def test_data_order_when_the_loader_is_made_early(tmp_path) -> None:
     save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=4)
     fit_planned(tmp_path, LOADERS["shuffled"](), whole, callbacks=save)
     path = tmp_path / "saved" / "epoch=1-step=8.ckpt"
-    fit_planned(tmp_path, LOADERS["shuffled"](), resumed, seed=99, ckpt_path=path, enable_checkpointing=False)
+    fit_planned(
+        tmp_path,
+        LOADERS["shuffled"](),
+        resumed,
+        seed=99,
+        ckpt_path=path,
+        enable_checkpointing=False,
+    )
     assert resumed.seen == whole.seen[8:]
 
 
@@ -626,36 +842,69 @@ def test_epoch_wise_schedulers_step_once_where_the_length_is_unknown(tmp_path) -
     class Halving(Noisy):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
-            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+            }
 
-    save = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, save_on_train_epoch_end=False)
+    save = ModelCheckpoint(
+        tmp_path / "saved", save_top_k=-1, save_on_train_epoch_end=False
+    )
     whole, resumed = Halving(), Halving()
     expected = fit_planned(tmp_path, LOADERS["stream"](), whole, callbacks=save)
     path = tmp_path / "saved" / f"epoch=0-step={BATCHES}.ckpt"
-    found = fit_planned(tmp_path, LOADERS["stream"](), resumed, seed=99, ckpt_path=path, enable_checkpointing=False)
-    assert found.optimizers[0].param_groups[0]["lr"] == expected.optimizers[0].param_groups[0]["lr"]
+    found = fit_planned(
+        tmp_path,
+        LOADERS["stream"](),
+        resumed,
+        seed=99,
+        ckpt_path=path,
+        enable_checkpointing=False,
+    )
+    assert (
+        found.optimizers[0].param_groups[0]["lr"]
+        == expected.optimizers[0].param_groups[0]["lr"]
+    )
     assert resumed.seen == whole.seen[BATCHES:]
 
 
-def test_persistent_validation_workers_take_no_number_from_the_training(tmp_path) -> None:
+def test_persistent_validation_workers_take_no_number_from_the_training(
+    tmp_path,
+) -> None:
     """They draw their seed when they start, in the first validation of a process."""
 
     def validation() -> DataLoader:
-        return DataLoader(TensorDataset(torch.ones(4, 8)), 2, num_workers=1, persistent_workers=True, collate_fn=first)
+        return DataLoader(
+            TensorDataset(torch.ones(4, 8)),
+            2,
+            num_workers=1,
+            persistent_workers=True,
+            collate_fn=first,
+        )
 
     def run(**arguments) -> Noisy:
         module = Noisy()
         seed = arguments.pop("seed", 3)
         seed_everything(seed, verbose=False)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         path = arguments.pop("ckpt_path", None)
         trainer = Trainer(max_epochs=2, num_sanity_val_steps=0, **quiet, **arguments)
         trainer.fit(module, LOADERS["shuffled"](), validation(), ckpt_path=path)
         return module
 
     whole = run(callbacks=ModelCheckpoint(tmp_path, save_top_k=-1))
-    resumed = run(seed=99, ckpt_path=tmp_path / f"epoch=0-step={BATCHES}.ckpt", enable_checkpointing=False)
-    for (name, mine), theirs in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+    resumed = run(
+        seed=99,
+        ckpt_path=tmp_path / f"epoch=0-step={BATCHES}.ckpt",
+        enable_checkpointing=False,
+    )
+    for (name, mine), theirs in zip(
+        resumed.state_dict().items(), whole.state_dict().values(), strict=True
+    ):
         assert torch.equal(mine, theirs), name
 
 
@@ -665,7 +914,9 @@ VALIDATION = DataLoader(torch.ones(4, 8), 2)
 class Rated(Noisy):
     """Has hyperparameters, one of which its optimizer takes."""
 
-    def __init__(self, lr: float = 0.1, depth: int = 1, bound: float = float("nan")) -> None:
+    def __init__(
+        self, lr: float = 0.1, depth: int = 1, bound: float = float("nan")
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
 
@@ -680,7 +931,12 @@ def test_other_hyperparameters_are_named_and_which_count(tmp_path, caplog) -> No
         caplog.clear()
         trainer = Trainer(max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
                           callbacks=[ModelCheckpoint(tmp_path)])  # fmt: skip
-        trainer.fit(module, LOADERS["shuffled"](), VALIDATION, ckpt_path="last" if resume else None)
+        trainer.fit(
+            module,
+            LOADERS["shuffled"](),
+            VALIDATION,
+            ckpt_path="last" if resume else None,
+        )
         return trainer
 
     fit(Rated(), 1, False)
@@ -688,7 +944,11 @@ def test_other_hyperparameters_are_named_and_which_count(tmp_path, caplog) -> No
     assert "hyperparameters" not in caplog.text
     trainer = fit(Rated(lr=0.5), 3, True)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
-    [message] = [record.getMessage() for record in caplog.records if "hyperparameters" in record.getMessage()]
+    [message] = [
+        record.getMessage()
+        for record in caplog.records
+        if "hyperparameters" in record.getMessage()
+    ]
     assert "lr was 0.1 and is 0.5" in message
     assert "go on with the checkpoint's (lr of parameter group 0 = 0.1)" in message
     assert "depth" not in message
@@ -713,7 +973,10 @@ def test_last_says_what_it_leaves_out(tmp_path, caplog) -> None:
     trainer = fit(Renamed(), 2)
     assert trainer.ckpt_path is None
     assert "1 checkpoints, such as" in caplog.text
-    assert "they are of Rated, and this module is a Renamed; if its class was renamed, pass the path" in caplog.text
+    assert (
+        "they are of Rated, and this module is a Renamed; if its class was renamed, pass the path"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["folder given", "default folder"])
@@ -723,10 +986,18 @@ def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
     def make(**arguments: Any) -> Trainer:
         folder = tmp_path if given else None
         saves = ModelCheckpoint(folder, monitor="val_loss", mode="max", save_top_k=3)
-        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        return Trainer(default_root_dir=tmp_path, callbacks=[saves], **{**quiet, **arguments})
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        return Trainer(
+            default_root_dir=tmp_path, callbacks=[saves], **{**quiet, **arguments}
+        )
 
-    with pytest.raises(ValueError, match=r'ckpt_path="best": no checkpoint was saved as best yet'):
+    with pytest.raises(
+        ValueError, match=r'ckpt_path="best": no checkpoint was saved as best yet'
+    ):
         make().validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
     for _ in range(2):
         trained = make(max_epochs=2)
@@ -736,11 +1007,17 @@ def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
     caplog.set_level("INFO", "loopwright")
     for run in ("validate", "fit"):
         again = make(max_epochs=2)
-        getattr(again, run)(Rated(), VALIDATION if run == "validate" else LOADERS["shuffled"](), ckpt_path="best")
+        getattr(again, run)(
+            Rated(),
+            VALIDATION if run == "validate" else LOADERS["shuffled"](),
+            ckpt_path="best",
+        )
         assert again.ckpt_path == expected
     assert "an earlier run left" in caplog.text
     with pytest.raises(ValueError, match="fast_dev_run saves none"):
-        make(fast_dev_run=True).validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
+        make(fast_dev_run=True).validate(
+            Rated(), VALIDATION, ckpt_path="best", verbose=False
+        )
     plain = Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
                     callbacks=[ModelCheckpoint(tmp_path if given else None, save_last=True)])  # fmt: skip
     plain.validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
@@ -750,8 +1027,18 @@ def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_best_of_an_earlier_program_by_its_own_name(tmp_path, mode) -> None:
     """Checkpoints that are called "best" themselves are no pointers; nor are files of other programs."""
-    saves = {"dirpath": tmp_path, "filename": "best", "monitor": "val_loss", "mode": mode, "save_last": True}
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    saves = {
+        "dirpath": tmp_path,
+        "filename": "best",
+        "monitor": "val_loss",
+        "mode": mode,
+        "save_last": True,
+    }
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trained = Trainer(max_epochs=3, callbacks=[ModelCheckpoint(**saves)], **quiet)
     trained.fit(Rated(), LOADERS["shuffled"](), VALIDATION)
     torch.save({"state_dict": {}}, tmp_path / "best-of-lightning.ckpt")
@@ -772,9 +1059,15 @@ def test_fit_again_keeps_moments_and_schedules(tmp_path) -> None:
         seed_everything(3, verbose=False)
         module = Noisy()
         trainer = Trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
-        batches = [torch.randn(2, 8, generator=torch.Generator().manual_seed(i)) for i in range(BATCHES)]
+        batches = [
+            torch.randn(2, 8, generator=torch.Generator().manual_seed(i))
+            for i in range(BATCHES)
+        ]
         for count in epochs:
             trainer.max_epochs = count
             trainer.fit(module, batches, batches[:1])
@@ -810,7 +1103,9 @@ class Unfreeze(Callback):
 
     def add(self, trainer: Trainer, module: Any) -> None:
         self.added = True
-        trainer.optimizers[0].add_param_group({"params": [*module.net[0].parameters()], "lr": 0.001})
+        trainer.optimizers[0].add_param_group(
+            {"params": [*module.net[0].parameters()], "lr": 0.001}
+        )
 
 
 class Head(Noisy):
@@ -822,23 +1117,56 @@ class Head(Noisy):
 def test_parameter_groups_that_a_callback_adds(tmp_path, stop) -> None:
     """It adds them again in on_fit_start, before the optimizer's state is loaded."""
     loader = DataLoader(Augmented(), 4, shuffle=True)
-    whole = train(tmp_path / "whole", loader, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
-    cut, _ = train(tmp_path / "cut", loader, stop, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
+    whole = train(
+        tmp_path / "whole",
+        loader,
+        callbacks=[Unfreeze()],
+        kind=Head,
+        enable_checkpointing=False,
+    )
+    cut, _ = train(
+        tmp_path / "cut",
+        loader,
+        stop,
+        callbacks=[Unfreeze()],
+        kind=Head,
+        enable_checkpointing=False,
+    )
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     path = str(tmp_path / "cut.ckpt")
     resumed = train(
-        tmp_path, loader, ckpt_path=path, seed=9, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False
+        tmp_path,
+        loader,
+        ckpt_path=path,
+        seed=9,
+        callbacks=[Unfreeze()],
+        kind=Head,
+        enable_checkpointing=False,
     )
     assert_same(resumed, whole)
-    assert [group["lr"] for group in resumed[0].optimizers[0].param_groups] == [0.01, 0.001]
+    assert [group["lr"] for group in resumed[0].optimizers[0].param_groups] == [
+        0.01,
+        0.001,
+    ]
 
 
 def test_parameter_groups_that_a_callback_adds_in_a_fit_that_goes_on(tmp_path) -> None:
     """Called twice, fit goes on with the moments of both groups."""
     loader = DataLoader(Augmented(), 4, shuffle=True)
-    whole = train(tmp_path / "whole", loader, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False)
+    whole = train(
+        tmp_path / "whole",
+        loader,
+        callbacks=[Unfreeze()],
+        kind=Head,
+        enable_checkpointing=False,
+    )
     trainer, module = train(
-        tmp_path / "twice", loader, 10, callbacks=[Unfreeze()], kind=Head, enable_checkpointing=False
+        tmp_path / "twice",
+        loader,
+        10,
+        callbacks=[Unfreeze()],
+        kind=Head,
+        enable_checkpointing=False,
     )
     trainer.max_steps = -1
     trainer.fit(module, loader, DataLoader(Augmented(), 4))
@@ -856,7 +1184,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("before", ["SGD", "Adam", "RMSprop"])
 @pytest.mark.parametrize("after", OPTIMIZERS)
-def test_resuming_with_another_kind_of_optimizer(before: str, after: str, tmp_path, caplog) -> None:
+def test_resuming_with_another_kind_of_optimizer(
+    before: str, after: str, tmp_path, caplog
+) -> None:
     """It is an error that names both, or a line where one can go on with the other's state."""
 
     def fit(kind: str, epochs: int, path: str | None) -> None:
@@ -874,5 +1204,8 @@ def test_resuming_with_another_kind_of_optimizer(before: str, after: str, tmp_pa
         fit(after, 2, "last")
         assert "whose options stay: its Adam is now a AdamW" in caplog.text
     else:
-        with pytest.raises(CheckpointError, match=f"its {before} is now a {after}, which cannot take its state"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"its {before} is now a {after}, which cannot take its state",
+        ):
             fit(after, 2, "last")

@@ -16,7 +16,10 @@ REFUSED = {
     name
     for name in LOADERS
     if "stateful" in name
-    and (name.startswith(("max_size:", "sequential:")) or name == "max_size_cycle: stream and stateful")
+    and (
+        name.startswith(("max_size:", "sequential:"))
+        or name == "max_size_cycle: stream and stateful"
+    )
 }
 
 
@@ -39,27 +42,44 @@ def difference(folder: Path, name: str, by_trainer: bool) -> Any:
 
 def differences(folder: Path, by_trainer: bool) -> dict[str, Any]:
     """Of all loaders, as :func:`difference`."""
-    engine_cannot = set() if by_trainer else {"batches"}  # it prepares what it knows to be a loader
-    return {name: difference(folder, name, by_trainer) for name in LOADERS if name not in engine_cannot}
+    engine_cannot = (
+        set() if by_trainer else {"batches"}
+    )  # it prepares what it knows to be a loader
+    return {
+        name: difference(folder, name, by_trainer)
+        for name in LOADERS
+        if name not in engine_cannot
+    }
 
 
 def check(found: dict[str, Any]) -> None:
     expected = {name: "refused" if name in REFUSED else [] for name in found}
-    assert {name: "refused" if "cannot go on" in value else value for name, value in found.items()} == expected
+    assert {
+        name: "refused" if "cannot go on" in value else value
+        for name, value in found.items()
+    } == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("by_trainer", [True, False], ids=["Trainer", "Engine"])
-def test_the_rest_of_a_run_is_the_same_to_the_last_bit(tmp_path: Path, processes: int, by_trainer: bool):
+def test_the_rest_of_a_run_is_the_same_to_the_last_bit(
+    tmp_path: Path, processes: int, by_trainer: bool
+):
     check(in_processes(processes, differences, tmp_path, by_trainer))
 
 
 # What keeps a state of its own, and goes on inside an epoch.
-KEPT = [name for name in LOADERS if "stateful" in name and name not in REFUSED and "stream" not in name]
+KEPT = [
+    name
+    for name in LOADERS
+    if "stateful" in name and name not in REFUSED and "stream" not in name
+]
 
 
-def all_samples(folder: Path, resume: bool, save_again: bool = False) -> dict[str, list[Any]]:
+def all_samples(
+    folder: Path, resume: bool, save_again: bool = False
+) -> dict[str, list[Any]]:
     """What a run reads, or its rest, by loader and rank."""
     found = {}
     for name in KEPT:
@@ -70,7 +90,9 @@ def all_samples(folder: Path, resume: bool, save_again: bool = False) -> dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_processes_reads_the_rest_once(tmp_path: Path, before: int, after: int):
+def test_another_number_of_processes_reads_the_rest_once(
+    tmp_path: Path, before: int, after: int
+):
     whole = in_processes(before, all_samples, tmp_path, False)
     rest = in_processes(after, all_samples, tmp_path, True, True)
     for name in KEPT:
@@ -81,7 +103,9 @@ def test_another_number_of_processes_reads_the_rest_once(tmp_path: Path, before:
         assert in_turn[0] == in_turn[1], name
 
 
-@pytest.mark.parametrize("name", ["max_size_cycle: shuffled and stream", "own iteration", "stateful stream"])
+@pytest.mark.parametrize(
+    "name", ["max_size_cycle: shuffled and stream", "own iteration", "stateful stream"]
+)
 def test_one_process_goes_on_in_the_same_way(tmp_path: Path, name: str):
     assert SAVED_AT[1] % 10, "inside an epoch"
     assert difference(tmp_path, name, by_trainer=True) == []

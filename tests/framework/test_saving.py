@@ -71,11 +71,15 @@ class At(Callback):
     def __init__(self, function: Any) -> None:
         self.function = function
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.function(trainer, module)
 
 
-def test_the_training_goes_on_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch):
+def test_the_training_goes_on_while_a_checkpoint_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """What is saved is the state of the save's step."""
     gate = Gate(monkeypatch)
     after: dict[int, list[Tensor]] = {}
@@ -105,7 +109,9 @@ def test_a_synchronous_save_holds_the_training_up():
         """Persists too, so it comes behind."""
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            complete.append(is_complete(str(folder / f"epoch=0-step={trainer.global_step}.ckpt")))
+            complete.append(
+                is_complete(str(folder / f"epoch=0-step={trainer.global_step}.ckpt"))
+            )
 
     quiet(callback, After("other", every_n_epochs=0)).fit(Linear(), loader(3))
     assert complete == [True] * 3
@@ -122,7 +128,10 @@ def test_an_error_surfaces_at_the_next_save(monkeypatch: pytest.MonkeyPatch):
             gate.opened.set()
 
     callback = ModelCheckpoint("kept", every_n_train_steps=2, save_last=True)
-    with pytest.raises(OSError, match=r"checkpoint '.*kept/epoch=0-step=2\.ckpt' could not be written: No space left"):
+    with pytest.raises(
+        OSError,
+        match=r"checkpoint '.*kept/epoch=0-step=2\.ckpt' could not be written: No space left",
+    ):
         quiet(At(note), callback).fit(Linear(), loader(6))
     assert steps[-1] == 4
     assert (callback.best_model_path, callback.last_model_path) == ("", "")
@@ -146,21 +155,39 @@ def test_training_goes_on_without_a_checkpoint_if_the_user_says_so(
 
     def note(trainer: Any, module: Any) -> None:
         trainer.engine.saver.wait()
-        gate.error = OSError(28, "No space left on device") if trainer.global_step in (3, 4) else None
+        gate.error = (
+            OSError(28, "No space left on device")
+            if trainer.global_step in (3, 4)
+            else None
+        )
 
-    callback = ModelCheckpoint("kept", every_n_train_steps=2, save_top_k=1, save_last=True, on_save_error="warn")
+    callback = ModelCheckpoint(
+        "kept",
+        every_n_train_steps=2,
+        save_top_k=1,
+        save_last=True,
+        on_save_error="warn",
+    )
     trainer = quiet(At(note), callback)
     trainer.fit(Linear(), loader(7))  # the save of step 4 fails
     assert trainer.global_step == 7
-    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    warned = [
+        record.message for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert len(warned) == 1
     assert "epoch=0-step=4.ckpt" in warned[0]
     assert "goes on" in warned[0]
-    assert {path.name for path in Path("kept").iterdir()} == {"epoch=0-step=6.ckpt", "epoch=0-step=7.ckpt", "last.ckpt"}
+    assert {path.name for path in Path("kept").iterdir()} == {
+        "epoch=0-step=6.ckpt",
+        "epoch=0-step=7.ckpt",
+        "last.ckpt",
+    }
     assert Linear.load_from_checkpoint("kept/last.ckpt").layer.weight.shape == (1, 2)
 
 
-def test_what_could_not_be_written_is_not_among_the_best(monkeypatch: pytest.MonkeyPatch):
+def test_what_could_not_be_written_is_not_among_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """0.5 is saved, 0.1 cannot be, and 0.3 is then the best that there is."""
     gate = Gate(monkeypatch)
     gate.opened.set()
@@ -168,13 +195,20 @@ def test_what_could_not_be_written_is_not_among_the_best(monkeypatch: pytest.Mon
     class Valued(Linear):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.trainer.engine.saver.wait()
-            gate.error = OSError(28, "No space left on device") if self.current_epoch == 1 else None
+            gate.error = (
+                OSError(28, "No space left on device")
+                if self.current_epoch == 1
+                else None
+            )
             self.log("value", [0.5, 0.1, 0.3][self.current_epoch])
 
     callback = ModelCheckpoint("kept", monitor="value", on_save_error="warn")
     quiet(callback, max_epochs=3).fit(Valued(), loader(2), loader(1))
     assert callback.best_model_path.endswith("epoch=2-step=6.ckpt")
-    assert {path.name for path in Path("kept").iterdir()} == {"epoch=2-step=6.ckpt", "best.ckpt"}
+    assert {path.name for path in Path("kept").iterdir()} == {
+        "epoch=2-step=6.ckpt",
+        "best.ckpt",
+    }
 
 
 def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.MonkeyPatch):
@@ -190,14 +224,20 @@ def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.Monkey
     for on_save_error, raised in (("raise", OSError), ("warn", SystemExit)):
         gate.error = OSError(28, "No space left on device")
         gate.opened.set()
-        callback = ModelCheckpoint(on_save_error, every_n_train_steps=2, on_save_error=on_save_error)
+        callback = ModelCheckpoint(
+            on_save_error, every_n_train_steps=2, on_save_error=on_save_error
+        )
         with pytest.raises(raised):
             quiet(At(note), callback).fit(Linear(), loader(6))
-        assert load_checkpoint(f"{on_save_error}/epoch=0-step=3.ckpt")["global_step"] == 3
+        assert (
+            load_checkpoint(f"{on_save_error}/epoch=0-step=3.ckpt")["global_step"] == 3
+        )
 
 
 @pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
-def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch, kind: Any):
+def test_a_signal_that_comes_while_workers_start(
+    monkeypatch: pytest.MonkeyPatch, kind: Any
+):
     """It goes to all processes of a job: one that is just being set up lives on, too."""
     sets_up = torch.utils.data._utils.signal_handling._set_worker_signal_handlers
 
@@ -211,7 +251,9 @@ def test_a_signal_that_comes_while_workers_start(monkeypatch: pytest.MonkeyPatch
     loaders = [kind(data(size), 1, num_workers=2) for size in (3, 2)]
     trainer.fit(Evaluated(), *loaders)
     assert trainer.global_step == 6
-    loaders[0]._iterator = None  # torchdata's ends its workers quickly now, and slowly when it is collected
+    loaders[
+        0
+    ]._iterator = None  # torchdata's ends its workers quickly now, and slowly when it is collected
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
@@ -225,7 +267,9 @@ def test_a_signal_that_comes_when_training_has_ended():
 
     logger = CSVLogger(".")
     with pytest.raises(SystemExit) as ended:
-        quiet(ModelCheckpoint("kept"), logger=logger, log_every_n_steps=1).fit(Signalled(), loader(3), loader(1))
+        quiet(ModelCheckpoint("kept"), logger=logger, log_every_n_steps=1).fit(
+            Signalled(), loader(3), loader(1)
+        )
     assert ended.value.code == 128 + signal.SIGTERM
     assert "late" in Path(logger.log_dir, "metrics.csv").read_text()
     assert is_complete("kept/epoch=0-step=3.ckpt")
@@ -246,7 +290,9 @@ def test_signals_do_again_what_they_did_after_a_run_in_a_hook_and_after_an_error
     handlers: list[Any] = []
 
     class Notes(Callback):
-        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        def on_exception(
+            self, trainer: Any, module: Any, exception: BaseException
+        ) -> None:
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     failing = Nested()
@@ -278,12 +324,17 @@ def test_workers_end_with_their_run_after_runs_in_threads():
     meet = threading.Barrier(2, timeout=30)
 
     def first() -> None:
-        quiet(LambdaCallback(on_train_start=lambda *_: (begun.set(), meet.wait()))).fit(Linear(), loader(2))
+        quiet(LambdaCallback(on_train_start=lambda *_: (begun.set(), meet.wait()))).fit(
+            Linear(), loader(2)
+        )
         ended.set()
 
     def second() -> None:
         begun.wait(30)
-        hooks = {"on_train_start": lambda *_: meet.wait(), "on_train_end": lambda *_: ended.wait(30)}
+        hooks = {
+            "on_train_start": lambda *_: meet.wait(),
+            "on_train_end": lambda *_: ended.wait(30),
+        }
         quiet(LambdaCallback(**hooks)).fit(Linear(), loader(2))
 
     with ThreadPoolExecutor(2) as pool:
@@ -301,9 +352,14 @@ def test_a_path_may_end_in_a_slash():
     assert [path.name for path in Path.cwd().iterdir()] == ["out"]
 
 
-def test_names_are_not_given_twice_while_one_is_written(monkeypatch: pytest.MonkeyPatch):
+def test_names_are_not_given_twice_while_one_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Two callbacks save at one step into one folder."""
-    first, second = (ModelCheckpoint("kept", every_n_train_steps=2, monitor=monitor) for monitor in (None, "step"))
+    first, second = (
+        ModelCheckpoint("kept", every_n_train_steps=2, monitor=monitor)
+        for monitor in (None, "step")
+    )
     quiet(first, second).fit(Linear(), loader(2))
     assert first.best_model_path.endswith("epoch=0-step=2.ckpt")
     assert second.best_model_path.endswith("epoch=0-step=2-v1.ckpt")
@@ -324,14 +380,24 @@ def test_a_checkpoint_due_in_a_window_is_saved_at_its_end():
 
     def run(**arguments: Any) -> tuple[Any, Any]:
         torch.manual_seed(1)
-        module, callback = Drops(), ModelCheckpoint("kept", monitor="val_loss", save_top_k=-1)
-        trainer = quiet(callback, accumulate_grad_batches=2, val_check_interval=3, enable_model_summary=False)
+        module, callback = (
+            Drops(),
+            ModelCheckpoint("kept", monitor="val_loss", save_top_k=-1),
+        )
+        trainer = quiet(
+            callback,
+            accumulate_grad_batches=2,
+            val_check_interval=3,
+            enable_model_summary=False,
+        )
         trainer.fit(module, loader(12), loader(1), **arguments)
         return weights(module), trainer.global_step
 
     whole, steps = run()
     saved = sorted(Path("kept").glob("epoch=0*"))
-    cursors = [load_checkpoint(str(path))["run"]["state"]["batch_idx"] for path in saved]
+    cursors = [
+        load_checkpoint(str(path))["run"]["state"]["batch_idx"] for path in saved
+    ]
     assert sorted(cursors) == [4, 6, 10, 12]
     for path in saved:
         resumed, steps_again = run(ckpt_path=path)
@@ -387,8 +453,16 @@ def test_tensor_files_are_those_of_the_library():
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
         torch.uint8, torch.uint16, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64,
     ]  # fmt: skip
-    tensors = {f"{kind}".removeprefix("torch."): torch.arange(6).view(2, 3).to(kind) for kind in kinds}
-    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 4), "ünï": torch.ones(1), "turned": torch.eye(3).T}
+    tensors = {
+        f"{kind}".removeprefix("torch."): torch.arange(6).view(2, 3).to(kind)
+        for kind in kinds
+    }
+    tensors |= {
+        "scalar": torch.tensor(3.0),
+        "empty": torch.empty(0, 4),
+        "ünï": torch.ones(1),
+        "turned": torch.eye(3).T,
+    }
     file = Collected()
     StagedTensors(tensors, copy=False).write(file)
     theirs = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -442,17 +516,30 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(
     trainer.fit(WithObject(), loader(4), ckpt_path="last")
     assert str(trainer.ckpt_path).endswith("epoch=0-step=2.ckpt")
     assert trainer.global_step == 3
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert any("epoch=0-step=4.ckpt" in message and name in message for message in told), told
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    ]
+    assert any(
+        "epoch=0-step=4.ckpt" in message and name in message for message in told
+    ), told
 
 
-def test_resuming_opens_no_pickle(two_checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resuming_opens_no_pickle(
+    two_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Nor does evaluating, or loading into a module."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a pickle was opened")
 
-    for module, name in ((pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
+    for module, name in (
+        (pickle, "loads"),
+        (pickle, "load"),
+        (pickle, "Unpickler"),
+        (torch, "load"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     path = str(two_checkpoints / "epoch=0-step=4.ckpt")
     trainer = quiet(max_epochs=2)
@@ -478,7 +565,9 @@ def test_an_exception_leaves_a_checkpoint_to_go_on_from():
     twin.load_state_dict(whole.state_dict())
     quiet(max_epochs=2).fit(whole, loader(4))
     with pytest.raises(ZeroDivisionError):
-        quiet(At(fail), OnExceptionCheckpoint("kept"), max_epochs=2).fit(twin, loader(4))
+        quiet(At(fail), OnExceptionCheckpoint("kept"), max_epochs=2).fit(
+            twin, loader(4)
+        )
     again = Linear()
     quiet(max_epochs=2).fit(again, loader(4), ckpt_path="kept/on_exception.ckpt")
     assert all(map(torch.equal, weights(again), weights(whole)))
@@ -513,7 +602,10 @@ class Scores(Linear):
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
 
 
 @pytest.mark.parametrize("stop", [5, 11, 18])
@@ -530,10 +622,26 @@ def test_what_runs_beside_the_loop_goes_on_as_if_nothing_had_happened(stop: int)
         best = ModelCheckpoint(f"{folder}/best", monitor="val_loss", save_top_k=2)
         steps = ModelCheckpoint(f"{folder}/steps", every_n_train_steps=3)
         logger = TensorBoardLogger(folder, name="logs", version=0)
-        trainer = quiet(At(fail), timer, stopping, best, steps, max_epochs=8, logger=logger, log_every_n_steps=1)
+        trainer = quiet(
+            At(fail),
+            timer,
+            stopping,
+            best,
+            steps,
+            max_epochs=8,
+            logger=logger,
+            log_every_n_steps=1,
+        )
         trainer.fit(Scores(), loader(4), loader(1), ckpt_path="last")
-        kept = {Path(path).name: float(score) for path, score in best.best_k_models.items()}
-        return trainer, timer, (stopping.wait_count, stopping.stopped_epoch, float(stopping.best_score)), kept
+        kept = {
+            Path(path).name: float(score) for path, score in best.best_k_models.items()
+        }
+        return (
+            trainer,
+            timer,
+            (stopping.wait_count, stopping.stopped_epoch, float(stopping.best_score)),
+            kept,
+        )
 
     whole = run("whole")
     with pytest.raises(ZeroDivisionError):
@@ -542,8 +650,13 @@ def test_what_runs_beside_the_loop_goes_on_as_if_nothing_had_happened(stop: int)
     trainer, timer, stopped, kept = run("cut")
     assert (stopped, kept) == whole[2:]
     assert trainer.current_epoch == whole[0].current_epoch
-    assert timer.time_elapsed() > saved["callbacks"]["Timer"]["time_elapsed"]["train"] > 0
-    left, expected = ({path.name for path in Path(folder, "best").iterdir()} for folder in ("cut", "whole"))
+    assert (
+        timer.time_elapsed() > saved["callbacks"]["Timer"]["time_elapsed"]["train"] > 0
+    )
+    left, expected = (
+        {path.name for path in Path(folder, "best").iterdir()}
+        for folder in ("cut", "whole")
+    )
     resumed_from = {Path(trainer.ckpt_path).name}  # is kept while the run goes on
     assert left - resumed_from == expected - resumed_from
     assert points(Path("cut/logs/version_0")) == points(Path("whole/logs/version_0"))
@@ -562,7 +675,9 @@ class Tied(Linear):
         self.register_buffer("count", torch.tensor(7))
 
 
-def test_exported_weights_are_one_file_for_any_program(caplog: pytest.LogCaptureFixture):
+def test_exported_weights_are_one_file_for_any_program(
+    caplog: pytest.LogCaptureFixture,
+):
     module, trainer = Tied(), quiet()
     with pytest.raises(RuntimeError, match="fit first"):
         trainer.export("model.safetensors")
@@ -574,7 +689,9 @@ def test_exported_weights_are_one_file_for_any_program(caplog: pytest.LogCapture
     Path("kept").mkdir()
     for folder in ("kept", "new/", ""):
         example = os.path.join(folder, "model.safetensors")
-        with pytest.raises(ValueError, match=f"one file, such as '{example}'; got '{folder}'"):
+        with pytest.raises(
+            ValueError, match=f"one file, such as '{example}'; got '{folder}'"
+        ):
             trainer.export(folder)
     assert not Path("new").exists()
     assert not [*Path("kept").iterdir(), *Path().glob("*.tmp")]
@@ -582,18 +699,30 @@ def test_exported_weights_are_one_file_for_any_program(caplog: pytest.LogCapture
     half = load_file("half.safetensors")
     assert half["first.weight"].dtype == torch.bfloat16
     assert half["count"].dtype == torch.int64
-    assert all(map(torch.equal, weights(module), weights(Tied.load_from_checkpoint("model.safetensors"))))
+    assert all(
+        map(
+            torch.equal,
+            weights(module),
+            weights(Tied.load_from_checkpoint("model.safetensors")),
+        )
+    )
 
 
 def test_the_export_program(capsys: pytest.CaptureFixture[str]):
     module, trainer = Tied(), quiet()
     trainer.fit(module, loader(2))
     trainer.save_checkpoint("a.ckpt")
-    ended = run_program("-W", "error", "-m", "loopwright.framework.export", "a.ckpt", "out.safetensors")
+    ended = run_program(
+        "-W", "error", "-m", "loopwright.framework.export", "a.ckpt", "out.safetensors"
+    )
     assert ended.returncode == 0, ended.stderr
     assert "out.safetensors: 5 tensors" in ended.stdout
-    assert torch.equal(load_file("out.safetensors")["second.weight"], module.first.weight)
-    assert export(["a.ckpt", "memory://out/half.safetensors", "--dtype", "float16"]) == 0
+    assert torch.equal(
+        load_file("out.safetensors")["second.weight"], module.first.weight
+    )
+    assert (
+        export(["a.ckpt", "memory://out/half.safetensors", "--dtype", "float16"]) == 0
+    )
     assert Tied.load_from_checkpoint("memory://out/half.safetensors").count == 7
     assert export(["nothing.ckpt", "x.safetensors"]) == 1
     assert "no checkpoint at 'nothing.ckpt'" in capsys.readouterr().err
@@ -603,7 +732,9 @@ def test_the_export_program(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture(scope="module")
-def lightning_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+def lightning_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Tensor]]:
     """A checkpoint as Lightning leaves it, callbacks and schedulers in it."""
     pytest.importorskip("lightning")
     import lightning.pytorch as lightning
@@ -633,7 +764,9 @@ def lightning_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     )  # fmt: skip
     trainer.fit(module, loader(2))
     trainer.save_checkpoint(folder / "theirs.ckpt")
-    return folder / "theirs.ckpt", {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return folder / "theirs.ckpt", {
+        name: value.detach().clone() for name, value in module.state_dict().items()
+    }
 
 
 class Ours(Evaluated):
@@ -649,10 +782,14 @@ def test_weights_from_lightning(lightning_checkpoint: tuple[Path, dict[str, Tens
     path, state = lightning_checkpoint
     module = Ours.load_from_checkpoint(path)
     assert module.hparams == {"width": 2, "lr": 0.01}
-    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
+    assert all(
+        torch.equal(state[name], value) for name, value in module.state_dict().items()
+    )
     other = Ours(2)
     quiet().test(other, loader(2), ckpt_path=path, verbose=False)
-    assert all(torch.equal(state[name], value) for name, value in other.state_dict().items())
+    assert all(
+        torch.equal(state[name], value) for name, value in other.state_dict().items()
+    )
     with pytest.raises(CheckpointError, match="cannot resume a run"):
         quiet(max_epochs=3).fit(Ours(2), loader(2), ckpt_path=path)
     assert export([str(path), "weights.safetensors"]) == 0
@@ -666,8 +803,13 @@ class Harms:
 
 @pytest.mark.parametrize("weights_only", [None, True, False])
 def test_foreign_pickles_run_no_code_whoever_asks(weights_only: bool | None):
-    torch.save({"state_dict": Linear().state_dict(), "hyper_parameters": {"x": Harms()}}, "theirs.ckpt")
-    with pytest.raises(CheckpointError, match=r"'theirs\.ckpt' holds pickled objects .* is not opened"):
+    torch.save(
+        {"state_dict": Linear().state_dict(), "hyper_parameters": {"x": Harms()}},
+        "theirs.ckpt",
+    )
+    with pytest.raises(
+        CheckpointError, match=r"'theirs\.ckpt' holds pickled objects .* is not opened"
+    ):
         Linear.load_from_checkpoint("theirs.ckpt", weights_only=weights_only)
     assert not Path("harm").exists()
 
@@ -675,12 +817,22 @@ def test_foreign_pickles_run_no_code_whoever_asks(weights_only: bool | None):
 def test_files_of_other_programs():
     module = Linear()
     torch.save(module.state_dict(), "plain.pt")
-    assert all(map(torch.equal, weights(module), weights(Linear.load_from_checkpoint("plain.pt"))))
+    assert all(
+        map(
+            torch.equal,
+            weights(module),
+            weights(Linear.load_from_checkpoint("plain.pt")),
+        )
+    )
     torch.save([1, 2], "list.pt")
-    with pytest.raises(CheckpointError, match="holds no state_dict; its content is a list"):
+    with pytest.raises(
+        CheckpointError, match="holds no state_dict; its content is a list"
+    ):
         load_checkpoint("list.pt")
     torch.save({"epoch": 3}, "none.pt")
-    with pytest.raises(CheckpointError, match="no state_dict and no tensors; its keys are 'epoch'"):
+    with pytest.raises(
+        CheckpointError, match="no state_dict and no tensors; its keys are 'epoch'"
+    ):
         load_checkpoint("none.pt")
     Path("broken.safetensors").write_bytes(b"12345678")
     with pytest.raises(CheckpointError, match="no safetensors file, or damaged"):
@@ -695,7 +847,14 @@ def test_what_safetensors_cannot_hold_is_kept_all_the_same():
             super().__init__()
             self.register_buffer("wide", torch.eye(2).to_sparse())
 
-    save_checkpoint({"state_dict": Odd().state_dict()}, "odd.ckpt", {"created": 1.0}, None)
-    assert torch.equal(load_checkpoint("odd.ckpt", weights_only=False)["state_dict"]["wide"].to_dense(), torch.eye(2))
+    save_checkpoint(
+        {"state_dict": Odd().state_dict()}, "odd.ckpt", {"created": 1.0}, None
+    )
+    assert torch.equal(
+        load_checkpoint("odd.ckpt", weights_only=False)["state_dict"][
+            "wide"
+        ].to_dense(),
+        torch.eye(2),
+    )
     with pytest.raises(CheckpointError, match=r"wide.*weights_only=False"):
         Odd.load_from_checkpoint("odd.ckpt")

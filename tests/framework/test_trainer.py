@@ -35,7 +35,11 @@ class Watch(Callback):
     def __init__(self, read: Any, *hooks: str) -> None:
         self.found: list[tuple[str, Any]] = []
         for hook in hooks:
-            setattr(self, hook, lambda trainer, *_, hook=hook: self.found.append((hook, read(trainer))))
+            setattr(
+                self,
+                hook,
+                lambda trainer, *_, hook=hook: self.found.append((hook, read(trainer))),
+            )
 
     def values(self, hook: str) -> list[Any]:
         return [value for name, value in self.found if name == hook]
@@ -90,20 +94,61 @@ def test_attributes_before_a_run(tmp_path: Path) -> None:
     """Everything is readable at once, so that other packages can look."""
     trainer = quiet(default_root_dir=tmp_path)
     assert (trainer.current_epoch, trainer.global_step) == (0, 0)
-    assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.is_global_zero) == (1, 0, 0, True)
+    assert (
+        trainer.world_size,
+        trainer.global_rank,
+        trainer.local_rank,
+        trainer.is_global_zero,
+    ) == (1, 0, 0, True)
     assert trainer.num_training_batches == float("inf")
-    assert trainer.num_val_batches == trainer.num_test_batches == trainer.num_predict_batches == []
+    assert (
+        trainer.num_val_batches
+        == trainer.num_test_batches
+        == trainer.num_predict_batches
+        == []
+    )
     assert not any(
         (trainer.training, trainer.validating, trainer.testing, trainer.predicting, trainer.sanity_checking,
          trainer.should_stop, trainer.interrupted)
     )  # fmt: skip
-    assert trainer.callback_metrics == trainer.logged_metrics == trainer.progress_bar_metrics == {}
-    assert trainer.optimizers == trainer.lr_scheduler_configs == trainer.loggers == trainer.callbacks == []
-    assert trainer.train_dataloader is trainer.val_dataloaders is trainer.test_dataloaders is None
-    assert trainer.predict_dataloaders is trainer.datamodule is trainer.ckpt_path is trainer.logger is None
+    assert (
+        trainer.callback_metrics
+        == trainer.logged_metrics
+        == trainer.progress_bar_metrics
+        == {}
+    )
+    assert (
+        trainer.optimizers
+        == trainer.lr_scheduler_configs
+        == trainer.loggers
+        == trainer.callbacks
+        == []
+    )
+    assert (
+        trainer.train_dataloader
+        is trainer.val_dataloaders
+        is trainer.test_dataloaders
+        is None
+    )
+    assert (
+        trainer.predict_dataloaders
+        is trainer.datamodule
+        is trainer.ckpt_path
+        is trainer.logger
+        is None
+    )
     assert trainer.module is trainer.model is trainer.lightning_module is None
-    assert trainer.checkpoint_callback is trainer.early_stopping_callback is trainer.progress_bar_callback is None
-    assert (trainer.strategy.name, trainer.precision, trainer.state.status) == ("single", "32-true", "initializing")
+    assert (
+        trainer.checkpoint_callback
+        is trainer.early_stopping_callback
+        is trainer.progress_bar_callback
+        is None
+    )
+    assert (trainer.strategy.name, trainer.precision, trainer.state.status) == (
+        "single",
+        "32-true",
+        "initializing",
+    )
     assert trainer.default_root_dir == trainer.log_dir == str(tmp_path)
 
 
@@ -125,25 +170,48 @@ def test_attributes_inside_fit() -> None:
             "train": trainer.num_training_batches,
             "val": trainer.num_val_batches,
             "loader": trainer.train_dataloader is not None,
-            "counters": (trainer.current_epoch, trainer.global_step, module.current_epoch, module.global_step),
+            "counters": (
+                trainer.current_epoch,
+                trainer.global_step,
+                module.current_epoch,
+                module.global_step,
+            ),
             "status": (trainer.state.fn, trainer.state.status),
         }
 
-    hooks = ("setup", "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_end")
+    hooks = (
+        "setup",
+        "on_fit_start",
+        "on_train_start",
+        "on_train_batch_end",
+        "on_train_end",
+    )
     watch = Watch(read, *hooks)
     trainer = quiet(watch, limit_val_batches=2)
     trainer.fit(module, datamodule=datamodule)
     status = ("fit", "running")
     sgd = [torch.optim.SGD]
-    whole = {"optimizers": sgd, "train": 4, "val": [2], "loader": True, "status": status}
+    whole = {
+        "optimizers": sgd,
+        "train": 4,
+        "val": [2],
+        "loader": True,
+        "status": status,
+    }
     assert watch.values("setup")[0]["status"] == status
     assert watch.values("on_fit_start")[0]["optimizers"] == sgd
     assert watch.values("on_train_start") == [{**whole, "counters": (0, 0, 0, 0)}]
-    assert [found["counters"] for found in watch.values("on_train_batch_end")] == [(0, i, 0, i) for i in (1, 2, 3, 4)]
+    assert [found["counters"] for found in watch.values("on_train_batch_end")] == [
+        (0, i, 0, i) for i in (1, 2, 3, 4)
+    ]
     assert watch.values("on_train_end") == [{**whole, "counters": (1, 4, 1, 4)}]
     assert isinstance(trainer.train_dataloader, DataLoader)
     assert isinstance(trainer.val_dataloaders, DataLoader)
-    assert (trainer.state.fn, trainer.state.status, trainer.state.stage) == ("fit", "finished", None)
+    assert (trainer.state.fn, trainer.state.status, trainer.state.stage) == (
+        "fit",
+        "finished",
+        None,
+    )
 
 
 def test_val_dataloaders_of_several() -> None:
@@ -151,7 +219,10 @@ def test_val_dataloaders_of_several() -> None:
     trainer, given = quiet(), [loader(2), loader(1)]
     trainer.fit(Evaluated(), loader(), given)
     assert len(trainer.val_dataloaders) == 2
-    assert all(mine is theirs for mine, theirs in zip(trainer.val_dataloaders, given, strict=True))
+    assert all(
+        mine is theirs
+        for mine, theirs in zip(trainer.val_dataloaders, given, strict=True)
+    )
     assert trainer.num_val_batches == [2, 1]
 
 
@@ -164,9 +235,18 @@ def flags(trainer: Trainer) -> list[str]:
 
 def test_stage_flags() -> None:
     """At each moment, exactly the right one is set; afterwards, none."""
-    hooks = ("on_validation_batch_start", "on_train_batch_start", "on_test_batch_start", "on_predict_batch_start")
+    hooks = (
+        "on_validation_batch_start",
+        "on_train_batch_start",
+        "on_test_batch_start",
+        "on_predict_batch_start",
+    )
     watch = Watch(flags, *hooks, "on_train_epoch_end", "on_sanity_check_start")
-    trainer, datamodule, module = quiet(watch, num_sanity_val_steps=1), Data(1), Evaluated()
+    trainer, datamodule, module = (
+        quiet(watch, num_sanity_val_steps=1),
+        Data(1),
+        Evaluated(),
+    )
     trainer.fit(module, datamodule=datamodule)
     assert watch.found == [
         ("on_sanity_check_start", ["sanity_checking"]),
@@ -176,7 +256,11 @@ def test_stage_flags() -> None:
         ("on_train_epoch_end", ["training"]),
     ]
     assert flags(trainer) == []
-    for fn, flag in (("validate", "validating"), ("test", "testing"), ("predict", "predicting")):
+    for fn, flag in (
+        ("validate", "validating"),
+        ("test", "testing"),
+        ("predict", "predicting"),
+    ):
         watch.found.clear()
         getattr(trainer, fn)(module, datamodule=datamodule)
         assert [value for _, value in watch.found] == [[flag]]
@@ -193,7 +277,10 @@ def test_metrics_inside_fit() -> None:
             return super().training_step(batch, batch_idx)
 
     def read(trainer: Trainer) -> Any:
-        floats = [{k: float(v) for k, v in m.items()} for m in (trainer.callback_metrics, trainer.logged_metrics)]
+        floats = [
+            {k: float(v) for k, v in m.items()}
+            for m in (trainer.callback_metrics, trainer.logged_metrics)
+        ]
         return *floats, trainer.progress_bar_metrics
 
     watch = Watch(read, "on_train_batch_end", "on_train_end")
@@ -207,7 +294,10 @@ def test_metrics_inside_fit() -> None:
     assert set(callback) == {"a", "b", "val_loss"}
     assert set(logged) == {"a", "val_loss"}
     assert bar == {"a": 1.0}
-    assert all(isinstance(value, Tensor) and value.dim() == 0 for value in trainer.callback_metrics.values())
+    assert all(
+        isinstance(value, Tensor) and value.dim() == 0
+        for value in trainer.callback_metrics.values()
+    )
 
 
 def test_callbacks_by_kind() -> None:
@@ -226,13 +316,19 @@ def test_default_callbacks() -> None:
     kinds = (ModelCheckpoint, ProgressBar, ModelSummary)
     made = Trainer(logger=False).callbacks
     assert all(any(isinstance(callback, kind) for callback in made) for kind in kinds)
-    off = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    off = {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     assert Trainer(logger=False, **off).callbacks == []
 
 
 def test_loggers(tmp_path: Path) -> None:
     """None means TensorBoard; several are a list; log_dir is the first one's."""
-    assert isinstance(quiet(logger=None, default_root_dir=tmp_path).logger, TensorBoardLogger)
+    assert isinstance(
+        quiet(logger=None, default_root_dir=tmp_path).logger, TensorBoardLogger
+    )
     first, second = CSVLogger(tmp_path), Rows()
     trainer = quiet(logger=[first, second])
     assert trainer.loggers == [first, second]
@@ -255,8 +351,12 @@ def test_ckpt_path_of_a_resumed_run() -> None:
     assert trainer.ckpt_path is None
 
 
-@pytest.mark.parametrize(("error", "interrupted"), [(KeyboardInterrupt, True), (RuntimeError, False)])
-def test_state_after_an_exception(error: type[BaseException], interrupted: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "interrupted"), [(KeyboardInterrupt, True), (RuntimeError, False)]
+)
+def test_state_after_an_exception(
+    error: type[BaseException], interrupted: bool
+) -> None:
     """``interrupted`` tells Ctrl-C from a failure; the Trainer can run again."""
 
     class Raises(Callback):
@@ -308,7 +408,10 @@ def test_estimate_without_end_or_length() -> None:
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             trainer.should_stop = True
 
-    for train, arguments in ((loader(), {"max_epochs": -1}), (DataLoader(Stream()), {"max_epochs": 2})):
+    for train, arguments in (
+        (loader(), {"max_epochs": -1}),
+        (DataLoader(Stream()), {"max_epochs": 2}),
+    ):
         module = Estimates()
         quiet(Stops(), **arguments).fit(module, train)
         assert module.estimated == float("inf")
@@ -333,7 +436,9 @@ def test_estimate_before_a_run() -> None:
         ({"max_steps": 3, "max_epochs": -1, "accumulate_grad_batches": 2}, 1, 3),
     ],
 )
-def test_max_epochs_and_steps(arguments: dict[str, Any], epochs: int, steps: int) -> None:
+def test_max_epochs_and_steps(
+    arguments: dict[str, Any], epochs: int, steps: int
+) -> None:
     """Whichever is first ends the run; steps are optimizer steps."""
     trainer = quiet(**arguments)
     trainer.fit(Linear(), loader())
@@ -354,7 +459,12 @@ class StopsAtOnce(Callback):
 
 @pytest.mark.parametrize(
     ("arguments", "steps"),
-    [({}, 1), ({"min_epochs": 2}, 8), ({"min_steps": 6}, 6), ({"min_epochs": 1, "min_steps": 2}, 4)],
+    [
+        ({}, 1),
+        ({"min_epochs": 2}, 8),
+        ({"min_steps": 6}, 6),
+        ({"min_epochs": 1, "min_steps": 2}, 4),
+    ],
 )
 def test_min_epochs_and_steps(arguments: dict[str, Any], steps: int) -> None:
     """Whoever asks to stop, so much is trained."""
@@ -363,7 +473,9 @@ def test_min_epochs_and_steps(arguments: dict[str, Any], steps: int) -> None:
     assert trainer.global_step == steps
 
 
-@pytest.mark.parametrize("max_time", [timedelta(microseconds=1), {"seconds": 0}, "00:00:00:00"])
+@pytest.mark.parametrize(
+    "max_time", [timedelta(microseconds=1), {"seconds": 0}, "00:00:00:00"]
+)
 def test_max_time(max_time: Any) -> None:
     """A run whose time is over ends, without any other limit."""
     trainer = quiet(max_epochs=None, max_time=max_time)
@@ -405,7 +517,10 @@ def test_a_fit_after_should_stop_goes_on() -> None:
 # -- how many batches -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("limit", "batches"), [(None, 4), (3, 3), (100, 4), (0.5, 2), (1.0, 4), (0, 0), (0.0, 0)])
+@pytest.mark.parametrize(
+    ("limit", "batches"),
+    [(None, 4), (3, 3), (100, 4), (0.5, 2), (1.0, 4), (0, 0), (0.0, 0)],
+)
 @pytest.mark.parametrize("fn", ["train", "val", "test", "predict"])
 def test_limits(fn: str, limit: int | float | None, batches: int) -> None:
     """A number of batches, a fraction, or none at all, for each kind of loader."""
@@ -417,7 +532,11 @@ def test_limits(fn: str, limit: int | float | None, batches: int) -> None:
     else:
         getattr(trainer, fn)(module, loader())
     assert len(watch.found) == batches
-    count = trainer.num_training_batches if fn == "train" else getattr(trainer, f"num_{fn}_batches")
+    count = (
+        trainer.num_training_batches
+        if fn == "train"
+        else getattr(trainer, f"num_{fn}_batches")
+    )
     assert count == (batches if fn == "train" else [batches] if batches else [])
 
 
@@ -426,7 +545,9 @@ def test_limit_of_a_loader_without_length() -> None:
     module = Linear()
     quiet(limit_train_batches=2).fit(module, DataLoader(Stream(), batch_size=2))
     assert len(module.seen) == 2
-    with pytest.raises(ValueError, match=r"limit_train_batches=0.5.*pass a number of batches"):
+    with pytest.raises(
+        ValueError, match=r"limit_train_batches=0.5.*pass a number of batches"
+    ):
         quiet(limit_train_batches=0.5).fit(Linear(), DataLoader(Stream(), batch_size=2))
 
 
@@ -435,7 +556,9 @@ def test_overfit_batches(overfit: int | float) -> None:
     """The same batches in the same order in each epoch, though the loader shuffles; validation as many."""
     watch = Watch(lambda _: None, "on_validation_batch_end")
     module = Evaluated()
-    quiet(watch, overfit_batches=overfit, max_epochs=2).fit(module, loader(shuffle=True), loader())
+    quiet(watch, overfit_batches=overfit, max_epochs=2).fit(
+        module, loader(shuffle=True), loader()
+    )
     assert torch.equal(torch.cat(module.seen), data().tensors[0][:4].repeat(2, 1))
     assert len(watch.found) == 4
 
@@ -446,7 +569,10 @@ def test_fast_dev_run(count: bool | int) -> None:
     hooks = ("on_train_batch_end", "on_validation_batch_end", "on_sanity_check_start")
     watch = Watch(lambda _: None, *hooks)
     trainer = Trainer(
-        fast_dev_run=count, callbacks=[watch, ModelCheckpoint("saved")], max_epochs=10, enable_progress_bar=False
+        fast_dev_run=count,
+        callbacks=[watch, ModelCheckpoint("saved")],
+        max_epochs=10,
+        enable_progress_bar=False,
     )
     trainer.fit(Evaluated(), loader(), loader())
     assert [len(watch.values(hook)) for hook in hooks] == [int(count), int(count), 0]
@@ -455,12 +581,16 @@ def test_fast_dev_run(count: bool | int) -> None:
     assert not Path("saved").exists()
 
 
-@pytest.mark.parametrize(("steps", "batches"), [(None, 2), (0, 0), (1, 1), (-1, 4), (100, 4)])
+@pytest.mark.parametrize(
+    ("steps", "batches"), [(None, 2), (0, 0), (1, 1), (-1, 4), (100, 4)]
+)
 def test_sanity_check(steps: int | None, batches: int) -> None:
     """So many validation batches before training, none of whose values stay."""
     watch = Watch(lambda trainer: trainer.sanity_checking, "on_validation_batch_end")
     metrics = Watch(lambda trainer: trainer.callback_metrics, "on_train_start")
-    quiet(watch, metrics, num_sanity_val_steps=steps).fit(Evaluated(), loader(), loader())
+    quiet(watch, metrics, num_sanity_val_steps=steps).fit(
+        Evaluated(), loader(), loader()
+    )
     assert watch.values("on_validation_batch_end").count(True) == batches
     assert metrics.values("on_train_start") == [{}]
 
@@ -485,7 +615,10 @@ def test_when_validation_runs(arguments: dict[str, Any], after: list[int]) -> No
     assert watch.values("on_validation_start") == after
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6]), (0, []), (None, [])])
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6]), (0, []), (None, [])],
+)
 def test_log_every_n_steps(every: int | None, steps: list[int]) -> None:
     """Step values reach the loggers after so many optimizer steps; 0 never; the default is 50."""
 
@@ -505,8 +638,13 @@ def test_log_every_n_steps(every: int | None, steps: list[int]) -> None:
 def test_reload_dataloaders(every: int, made: int) -> None:
     """The loaders are made again every so many epochs."""
     datamodule = Data()
-    quiet(reload_dataloaders_every_n_epochs=every, max_epochs=4).fit(Evaluated(), datamodule=datamodule)
-    assert (datamodule.made.count("train"), datamodule.made.count("val")) == (made, made)
+    quiet(reload_dataloaders_every_n_epochs=every, max_epochs=4).fit(
+        Evaluated(), datamodule=datamodule
+    )
+    assert (datamodule.made.count("train"), datamodule.made.count("val")) == (
+        made,
+        made,
+    )
 
 
 # -- the other arguments --------------------------------------------------------------------------------------------
@@ -531,7 +669,9 @@ def test_detect_anomaly() -> None:
     class Breaks(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             assert torch.is_anomaly_enabled()
-            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+            return super().training_step(batch, batch_idx) * (
+                float("nan") if batch_idx == 2 else 1
+            )
 
     with pytest.raises(RuntimeError, match="nan at epoch 0, batch 2, global step 2"):
         quiet(detect_anomaly=True).fit(Breaks(), loader())
@@ -542,7 +682,10 @@ def test_detect_anomaly() -> None:
 def test_deterministic(deterministic: bool | str) -> None:
     """Sets torch's flag."""
     watch = Watch(
-        lambda _: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda _: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
         "on_train_start",
     )
     try:
@@ -563,10 +706,15 @@ def test_profiler(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_gradient_clipping() -> None:
     """By norm and by value, as torch does it."""
-    for algorithm, clip in (("norm", nn.utils.clip_grad_norm_), ("value", nn.utils.clip_grad_value_)):
+    for algorithm, clip in (
+        ("norm", nn.utils.clip_grad_norm_),
+        ("value", nn.utils.clip_grad_value_),
+    ):
         module, raw = Linear(), Linear()
         raw.load_state_dict(module.state_dict())
-        quiet(gradient_clip_val=0.01, gradient_clip_algorithm=algorithm).fit(module, loader(1))
+        quiet(gradient_clip_val=0.01, gradient_clip_algorithm=algorithm).fit(
+            module, loader(1)
+        )
         raw.loss(next(iter(loader(1)))).backward()
         clip(raw.parameters(), 0.01)
         torch.optim.SGD(raw.parameters(), lr=0.1).step()
@@ -610,7 +758,9 @@ def test_compile() -> None:
     trainer.fit(module, loader())
     torch._dynamo.reset()
     quiet().fit(plain, loader())
-    assert len(runs) == 4 + 2 * 4  # four batches; the torch layers as one, each block by itself
+    assert (
+        len(runs) == 4 + 2 * 4
+    )  # four batches; the torch layers as one, each block by itself
     assert list(module.state_dict()) == keys == list(plain.state_dict())
     for mine, theirs in zip(weights(module), weights(plain), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -621,20 +771,29 @@ def test_compile() -> None:
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_inference_mode(inference_mode: bool) -> None:
     """Outside of fit only: what a module keeps of a validation inside fit may meet autograd later."""
-    watch = Watch(lambda _: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()), "on_validation_batch_end")
+    watch = Watch(
+        lambda _: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
+        "on_validation_batch_end",
+    )
     trainer, module = quiet(watch, inference_mode=inference_mode), Evaluated()
     trainer.fit(module, loader(1), loader(1))
     trainer.validate(module, loader(1), verbose=False)
-    assert watch.values("on_validation_batch_end") == [(False, False), (inference_mode, False)]
+    assert watch.values("on_validation_batch_end") == [
+        (False, False),
+        (inference_mode, False),
+    ]
 
 
 def test_results_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     """validate and test give, and print, a dict for each loader; predict what the steps returned."""
     trainer, module = quiet(), Evaluated()
     results = trainer.validate(module, [loader(2), loader(1)])
-    losses = [[module.loss(batch).item() for batch in made] for made in (loader(2), loader(1))]
+    losses = [
+        [module.loss(batch).item() for batch in made] for made in (loader(2), loader(1))
+    ]
     expected = [
-        {f"val_loss/dataloader_idx_{i}": pytest.approx(sum(values) / len(values))} for i, values in enumerate(losses)
+        {f"val_loss/dataloader_idx_{i}": pytest.approx(sum(values) / len(values))}
+        for i, values in enumerate(losses)
     ]
     assert results == expected
     assert "val_loss" in capsys.readouterr().out
@@ -662,7 +821,11 @@ def test_modes_of_submodules_stay() -> None:
             self.frozen.eval()
 
     module = Frozen()
-    watch = Watch(lambda _: (module.training, module.frozen.training), "on_validation_start", "on_train_batch_start")
+    watch = Watch(
+        lambda _: (module.training, module.frozen.training),
+        "on_validation_start",
+        "on_train_batch_start",
+    )
     quiet(watch, max_epochs=2).fit(module, loader(1), loader(1))
     assert watch.values("on_train_batch_start") == [(True, False)] * 2
     assert watch.values("on_validation_start") == [(False, False)] * 2
@@ -695,7 +858,11 @@ def test_subclasses_and_further_attributes() -> None:
     quiet_arguments = {
         "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False
     }  # fmt: skip
-    trainer, module, datamodule = MyTrainer(note="mine", max_epochs=1, **quiet_arguments), Mine(), Data(1)
+    trainer, module, datamodule = (
+        MyTrainer(note="mine", max_epochs=1, **quiet_arguments),
+        Mine(),
+        Data(1),
+    )
     trainer.extra = module.extra = datamodule.extra = "more"  # type: ignore[attr-defined] # any name may be added
     trainer.fit(module, datamodule=datamodule)
     assert trainer.note == "mine"
@@ -760,7 +927,9 @@ def test_configure_callbacks_of_the_module() -> None:
 
         def on_train_start(self, trainer: Trainer, module: Module) -> None:
             self.ran = True
-            assert [c.name for c in trainer.callbacks if isinstance(c, Own)] == ["module"]
+            assert [c.name for c in trainer.callbacks if isinstance(c, Own)] == [
+                "module"
+            ]
 
     class Brings(Linear):
         def configure_callbacks(self) -> Callback:
@@ -770,7 +939,9 @@ def test_configure_callbacks_of_the_module() -> None:
     trainer = quiet(given)
     trainer.fit(Brings(), loader())
     assert (own.ran, given.ran) == (True, False)
-    assert trainer.callbacks == [own]  # where its results can be read, and a test finds the best checkpoint
+    assert trainer.callbacks == [
+        own
+    ]  # where its results can be read, and a test finds the best checkpoint
 
 
 def test_print(capsys: pytest.CaptureFixture[str]) -> None:
@@ -792,7 +963,11 @@ def test_what_a_modules_own_checkpoint_callback_found_is_kept() -> None:
     trainer.fit(Brings(), loader(), loader())
     best = trainer.checkpoint_callback.best_model_path
     assert best.endswith("epoch=1-step=8.ckpt")
-    trainer.test(dataloaders=loader(), ckpt_path=best.replace("epoch=1-step=8", "epoch=0-step=4"), verbose=False)
+    trainer.test(
+        dataloaders=loader(),
+        ckpt_path=best.replace("epoch=1-step=8", "epoch=0-step=4"),
+        verbose=False,
+    )
     assert trainer.checkpoint_callback.best_model_path == best
 
 
@@ -800,7 +975,9 @@ def test_a_raising_exception_hook_does_not_hide_the_error() -> None:
     """What ended the run is raised, and loggers are closed."""
 
     class Raises(Callback):
-        def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        def on_exception(
+            self, trainer: Trainer, module: Module, exception: BaseException
+        ) -> None:
             raise KeyError("another")
 
     module = Linear()
@@ -814,13 +991,18 @@ class Scheduled(Evaluated):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)]
+        return [optimizer], [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+        ]
 
 
 def test_a_fitted_trainer_can_be_pickled(tmp_path: Path) -> None:
     """With all that it has by default; copies go on as the original does, with moments and schedule, bit for bit."""
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[Timer(), EarlyStopping("val_loss")], default_root_dir=tmp_path
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[Timer(), EarlyStopping("val_loss")],
+        default_root_dir=tmp_path,
     )
     trainer.fit(Scheduled(), loader(), loader())
     ends = []
@@ -861,7 +1043,9 @@ def test_predictions_do_not_fill_the_device() -> None:
     """What each batch gives goes to the CPU before the next."""
 
     class Big(Evaluated):
-        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def predict_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             return {"x": torch.zeros(2**20, device=self.device)}
 
     found = quiet(accelerator="gpu", devices=1).predict(Big(), loader(16))
@@ -874,9 +1058,16 @@ def test_predictions_are_on_the_cpu() -> None:
     """In containers of any kind."""
 
     class Nested(Evaluated):
-        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def predict_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             far = Encoding("far")
-            return {"list": [far, (far, 3)], "pair": Pair(far, {"deep": far}), "boxes": Boxes(far, "x"), "none": None}
+            return {
+                "list": [far, (far, 3)],
+                "pair": Pair(far, {"deep": far}),
+                "boxes": Boxes(far, "x"),
+                "none": None,
+            }
 
     found = quiet().predict(Nested(), loader(1))
     assert found is not None
@@ -899,7 +1090,13 @@ def test_a_step_or_hook_that_is_none_is_switched_off(where: str) -> None:
     """For one module, or in a subclass: as if it were not there."""
     module = type("Off", (Evaluated,), {})()
     place = module if where == "instance" else type(module)
-    for name in ("validation_step", "on_train_epoch_end", "configure_gradient_clipping", "val_dataloader", "setup"):
+    for name in (
+        "validation_step",
+        "on_train_epoch_end",
+        "configure_gradient_clipping",
+        "val_dataloader",
+        "setup",
+    ):
         setattr(place, name, None)
     trainer = quiet(num_sanity_val_steps=2)
     trainer.fit(module, loader())
@@ -912,7 +1109,9 @@ def test_a_step_or_hook_that_is_none_is_switched_off(where: str) -> None:
         trainer.predict(module, loader())
 
 
-@pytest.mark.parametrize("arguments", [{"limit_val_batches": 0}, {"limit_val_batches": 0.0}, {}])
+@pytest.mark.parametrize(
+    "arguments", [{"limit_val_batches": 0}, {"limit_val_batches": 0.0}, {}]
+)
 def test_an_interval_of_validation_that_does_not_run(arguments: dict[str, Any]) -> None:
     """Is no matter: neither one longer than the epoch, nor a fraction of a loader without length."""
     for interval, batches in ((10, loader(3)), (0.25, DataLoader(Stream(), 2))):
@@ -928,7 +1127,11 @@ def test_max_time_beside_timers() -> None:
     trainer.fit(Linear(), loader())
     assert timer.time_elapsed() > 0
     ended = quiet(Timer({"hours": 9}), max_time={"seconds": 0}, max_epochs=5)
-    ended.fit(Linear(), loader(), ckpt_path=trainer.checkpoint_callback.last_model_path or saved.best_model_path)
+    ended.fit(
+        Linear(),
+        loader(),
+        ckpt_path=trainer.checkpoint_callback.last_model_path or saved.best_model_path,
+    )
     assert ended.current_epoch == 1
 
 
@@ -940,5 +1143,7 @@ def test_datasets_in_a_list_or_dict() -> None:
     assert [len(one) for one in train] == [4, 3]
     assert all(isinstance(one.sampler, RandomSampler) for one in train)
     assert {name: len(one) for name, one in val.items()} == {"a": 2, "b": 1}
-    named = DataModule.from_datasets({"x": sets[0], "y": sets[1]}, batch_size=2).train_dataloader()
+    named = DataModule.from_datasets(
+        {"x": sets[0], "y": sets[1]}, batch_size=2
+    ).train_dataloader()
     assert {name: len(one) for name, one in named.items()} == {"x": 4, "y": 3}

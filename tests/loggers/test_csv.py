@@ -84,8 +84,12 @@ def test_hyperparameters_without_a_row_are_written_at_the_end():
 def test_hyperparameters_are_json():
     logger = CSVLogger("logs", version="a")
     logger.log_hyperparams(Namespace(lr=0.1, sizes=(1, 2), nested={"path": Path("x")}))
-    logger.log_hyperparams({"seed": 3, "device": torch.device("cpu"), "names": {"b", "a"}})
-    logger.log_hyperparams({"labels": {numpy.int64(0): "cat", (1, 2): [{numpy.int64(3): None}], 4: "dog"}})
+    logger.log_hyperparams(
+        {"seed": 3, "device": torch.device("cpu"), "names": {"b", "a"}}
+    )
+    logger.log_hyperparams(
+        {"labels": {numpy.int64(0): "cat", (1, 2): [{numpy.int64(3): None}], 4: "dog"}}
+    )
     logger.finalize("success")
     assert json.loads(Path("logs/loopwright_logs/a/hparams.json").read_text()) == {
         "lr": 0.1,
@@ -102,7 +106,11 @@ def test_hyperparameters_are_json():
     ("existing", "arguments", "folder"),
     [
         ([], {}, "loopwright_logs/version_0"),
-        (["version_0", "version_3", "version_x", "other_9", "version_12"], {}, "loopwright_logs/version_13"),
+        (
+            ["version_0", "version_3", "version_x", "other_9", "version_12"],
+            {},
+            "loopwright_logs/version_13",
+        ),
         (["version_3"], {"version": 1}, "loopwright_logs/version_1"),
         ([], {"version": "tuned"}, "loopwright_logs/tuned"),
         ([], {"name": "digits"}, "digits/version_0"),
@@ -132,10 +140,16 @@ def test_another_runs_file_is_kept_aside(caplog: pytest.LogCaptureFixture):
         logger = CSVLogger("logs", version="same")
         logger.log_metrics({"loss": value}, step=1)
         logger.finalize("success")
-    rows = [read(os.path.join(logger.log_dir, f"metrics{n}.csv"))[0]["loss"] for n in ("-1", "-2", "")]
+    rows = [
+        read(os.path.join(logger.log_dir, f"metrics{n}.csv"))[0]["loss"]
+        for n in ("-1", "-2", "")
+    ]
     assert rows == ["1.0", "2.0", "3.0"]
     path = os.path.join("logs", "loopwright_logs", "same", "metrics.csv")
-    assert caplog.messages == [f"CSVLogger: {path} is another run's, and is kept as metrics-{n}.csv" for n in (1, 2)]
+    assert caplog.messages == [
+        f"CSVLogger: {path} is another run's, and is kept as metrics-{n}.csv"
+        for n in (1, 2)
+    ]
 
 
 def test_fit_then_test_write_one_file():
@@ -149,12 +163,16 @@ def test_fit_then_test_write_one_file():
     assert rows[-1]["test_loss"] == "0.5"
 
 
-@pytest.mark.parametrize("saved_at", ["epoch=0-step=3", "epoch=0-step=4", "epoch=1-step=6"])
+@pytest.mark.parametrize(
+    "saved_at", ["epoch=0-step=3", "epoch=0-step=4", "epoch=1-step=6"]
+)
 def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(saved_at: str):
     def keep() -> ModelCheckpoint:
         return ModelCheckpoint("kept", every_n_train_steps=1, save_top_k=-1)
 
-    fit(keep(), logger=(killed := CSVLogger("logs")))  # as if it had been: later rows and checkpoints are there
+    fit(
+        keep(), logger=(killed := CSVLogger("logs"))
+    )  # as if it had been: later rows and checkpoints are there
     expected = read(killed)
     resumed = CSVLogger("logs")
     fit(keep(), logger=resumed, ckpt_path=f"kept/{saved_at}.ckpt")
@@ -163,13 +181,20 @@ def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(saved_at: str):
     assert read(resumed) == expected
 
 
-@pytest.mark.parametrize("arguments", [{"save_dir": "others"}, {"version": 7}, {"name": "other"}])
+@pytest.mark.parametrize(
+    "arguments", [{"save_dir": "others"}, {"version": 7}, {"name": "other"}]
+)
 def test_a_resumed_run_elsewhere_begins_anew(arguments: dict[str, Any]):
     first = CSVLogger("logs")
     fit(ModelCheckpoint("kept"), logger=first, max_epochs=1)
     os.makedirs("others/loopwright_logs/version_0")
     resumed = CSVLogger(**{"save_dir": "logs", **arguments})
-    fit(ModelCheckpoint("kept"), logger=resumed, max_epochs=2, ckpt_path="kept/epoch=0-step=4.ckpt")
+    fit(
+        ModelCheckpoint("kept"),
+        logger=resumed,
+        max_epochs=2,
+        ckpt_path="kept/epoch=0-step=4.ckpt",
+    )
     assert os.listdir("others/loopwright_logs/version_0") == []
     assert {row["step"] for row in read(first)} == {"1", "2", "3", "4"}
     assert {row["step"] for row in read(resumed)} == {"5", "6", "7", "8"}
@@ -183,7 +208,11 @@ def test_rows_before_a_checkpoint_are_on_disk_with_it():
 
     child = os.fork()
     if child == 0:
-        fit(ModelCheckpoint("kept", every_n_train_steps=2), module=Killed(), logger=CSVLogger("logs"))
+        fit(
+            ModelCheckpoint("kept", every_n_train_steps=2),
+            module=Killed(),
+            logger=CSVLogger("logs"),
+        )
     assert os.waitpid(child, 0)[1] >> 8 == 9
     assert [row["step"] for row in read(CSVLogger("logs", version=0))] == ["1", "2"]
 
@@ -192,7 +221,9 @@ def test_remote_folders():
     logger = CSVLogger("memory://bucket/logs", name="run")
     logger.log_hyperparams({"lr": 0.1})
     for step in (1, 2, 3):
-        logger.log_metrics({"loss": float(step), **({"late": 1.0} if step == 3 else {})}, step)
+        logger.log_metrics(
+            {"loss": float(step), **({"late": 1.0} if step == 3 else {})}, step
+        )
         logger.save()
     import fsspec
 
@@ -204,9 +235,12 @@ def test_remote_folders():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"), [({"version": 1.5}, TypeError), ({"flush_logs_every_n_steps": 0}, ValueError)]
+    ("arguments", "error"),
+    [({"version": 1.5}, TypeError), ({"flush_logs_every_n_steps": 0}, ValueError)],
 )
-def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], error: type[Exception]):
+def test_bad_arguments_raise_at_construction(
+    arguments: dict[str, Any], error: type[Exception]
+):
     with pytest.raises(error, match=f"{next(iter(arguments))} must be"):
         CSVLogger("logs", **arguments)
 

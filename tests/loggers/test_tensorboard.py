@@ -22,14 +22,17 @@ from tests.callbacks.scripted import Scripted, fit, loader
 def accumulator(logger: TensorBoardLogger | str) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(logger if isinstance(logger, str) else logger.log_dir).Reload()
+    return EventAccumulator(
+        logger if isinstance(logger, str) else logger.log_dir
+    ).Reload()
 
 
 def points(logger: TensorBoardLogger | str) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows."""
     events = accumulator(logger)
     return {
-        tag: [(event.step, round(event.value, 5)) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+        tag: [(event.step, round(event.value, 5)) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
     }
 
 
@@ -68,12 +71,19 @@ def test_nothing_is_made_before_the_first_row():
 
 def test_dicts_and_tensors_and_a_prefix():
     logger = TensorBoardLogger("logs", prefix="run")
-    metrics: dict[str, Any] = {"loss": torch.tensor(0.25), "parts": {"a": 1.0, "b": 2.0}}
+    metrics: dict[str, Any] = {
+        "loss": torch.tensor(0.25),
+        "parts": {"a": 1.0, "b": 2.0},
+    }
     logger.log_metrics(metrics, step=3)
     logger.finalize("success")
     assert points(logger) == {"run-loss": [(3, 0.25)]}
-    assert points(os.path.join(logger.log_dir, "run-parts_b")) == {"run-parts": [(3, 2.0)]}
-    with pytest.raises(ValueError, match="takes numbers and dicts of numbers; 'run-name' is 'x'"):
+    assert points(os.path.join(logger.log_dir, "run-parts_b")) == {
+        "run-parts": [(3, 2.0)]
+    }
+    with pytest.raises(
+        ValueError, match="takes numbers and dicts of numbers; 'run-name' is 'x'"
+    ):
         logger.log_metrics({"name": "x"}, step=4)  # type: ignore[dict-item] # that is the point
 
 
@@ -85,7 +95,9 @@ def test_a_writer_that_somebody_has_closed():
     logger.log_metrics({"loss": 2.0}, step=2)
     logger.finalize("success")
     assert points(logger)["loss"] == [(1, 1.0), (2, 2.0)]
-    with pytest.raises(ValueError, match="takes numbers and dicts of numbers; 'parts/a' is None"):
+    with pytest.raises(
+        ValueError, match="takes numbers and dicts of numbers; 'parts/a' is None"
+    ):
         logger.log_metrics({"parts": {"a": None}}, step=3)  # type: ignore[dict-item] # that is the point
 
 
@@ -97,7 +109,9 @@ def hparams_of(logger: TensorBoardLogger) -> dict[str, Any]:
     events = accumulator(logger)
     content = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
     shown = HParamsPluginData.FromString(content).session_start_info.hparams
-    return {name: getattr(value, value.WhichOneof("kind")) for name, value in shown.items()}
+    return {
+        name: getattr(value, value.WhichOneof("kind")) for name, value in shown.items()
+    }
 
 
 def test_hyperparameters():
@@ -107,10 +121,21 @@ def test_hyperparameters():
             self.save_hyperparameters()
 
     logger = TensorBoardLogger("logs")
-    fit(module=Tuned(0.1, {"width": 8, "name": "wide", "dtype": torch.float32}), logger=logger)
-    assert hparams_of(logger) == {"lr": 0.1, "model/width": 8, "model/name": "wide", "model/dtype": "torch.float32"}
+    fit(
+        module=Tuned(0.1, {"width": 8, "name": "wide", "dtype": torch.float32}),
+        logger=logger,
+    )
+    assert hparams_of(logger) == {
+        "lr": 0.1,
+        "model/width": 8,
+        "model/name": "wide",
+        "model/dtype": "torch.float32",
+    }
     assert points(logger)["hp_metric"] == [(0, -1.0)]
-    assert json.loads(Path(logger.log_dir, "hparams.json").read_text())["model"]["width"] == 8
+    assert (
+        json.loads(Path(logger.log_dir, "hparams.json").read_text())["model"]["width"]
+        == 8
+    )
     assert logger.hparams["lr"] == 0.1
 
 
@@ -148,7 +173,9 @@ def test_a_resumed_run_shows_each_point_once(saved_at: str):
     assert resumed.version == 0
     shown = points(resumed)
     assert shown.keys() == expected.keys()
-    assert {tag: sorted(values) for tag, values in shown.items()} == {t: sorted(v) for t, v in expected.items()}
+    assert {tag: sorted(values) for tag, values in shown.items()} == {
+        t: sorted(v) for t, v in expected.items()
+    }
 
 
 @pytest.mark.parametrize("arguments", [{"save_dir": "others"}, {"version": 7}])
@@ -157,14 +184,21 @@ def test_a_resumed_run_elsewhere_begins_anew(arguments: dict[str, Any]):
     fit(ModelCheckpoint("kept"), logger=first, max_epochs=1)
     os.makedirs("others/loopwright_logs/version_0")
     resumed = TensorBoardLogger(**{"save_dir": "logs", **arguments})
-    fit(ModelCheckpoint("kept"), logger=resumed, max_epochs=2, ckpt_path="kept/epoch=0-step=4.ckpt")
+    fit(
+        ModelCheckpoint("kept"),
+        logger=resumed,
+        max_epochs=2,
+        ckpt_path="kept/epoch=0-step=4.ckpt",
+    )
     assert os.listdir("others/loopwright_logs/version_0") == []
     assert [step for step, _ in points(first)["train_loss"]] == [1, 2, 3, 4]
     assert [step for step, _ in points(resumed)["train_loss"]] == [5, 6, 7, 8]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's tracing
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that random numbers differ from call to call
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning"
+)  # that random numbers differ from call to call
 def test_the_graph_on_request():
     class Noisy(Scripted):
         def __init__(self) -> None:
@@ -177,9 +211,15 @@ def test_the_graph_on_request():
     torch.manual_seed(1)
     fit(module=(plain := Noisy()))
     torch.manual_seed(1)
-    fit(module=(drawn := Noisy()), logger=(logger := TensorBoardLogger("logs", log_graph=True)))
+    fit(
+        module=(drawn := Noisy()),
+        logger=(logger := TensorBoardLogger("logs", log_graph=True)),
+    )
     assert accumulator(logger).Tags()["graph"]
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), drawn.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.parameters(), drawn.parameters(), strict=True)
+    )
 
 
 def test_no_graph_unless_asked_for_or_possible(caplog: pytest.LogCaptureFixture):
@@ -213,8 +253,13 @@ def test_without_tensorboard_the_way_out_is_named():
         "from loopwright.loggers import TensorBoardLogger\n"
         "TensorBoardLogger('logs')\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError: TensorBoardLogger needs tensorboard: pip install tensorboard" in run.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (
+        "ModuleNotFoundError: TensorBoardLogger needs tensorboard: pip install tensorboard"
+        in run.stderr
+    )
 
 
 def test_constructing_it_imports_nothing_heavy():
@@ -224,5 +269,7 @@ def test_constructing_it_imports_nothing_heavy():
         "TensorBoardLogger('logs'), CSVLogger('logs')\n"
         "print([m for m in ('tensorboard', 'torch.utils.tensorboard', 'fsspec', 'pandas') if m in sys.modules])\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"

@@ -3,4 +3,6 @@
 import faulthandler
 import signal
 
-faulthandler.register(signal.SIGUSR2)  # in C, so that a process that hangs there answers too; forks inherit it
+faulthandler.register(
+    signal.SIGUSR2
+)  # in C, so that a process that hangs there answers too; forks inherit it

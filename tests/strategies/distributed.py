@@ -23,7 +23,9 @@ def in_processes(processes: int, function: Callable[..., Any], *args: Any) -> An
 
 def in_new_processes(processes: int, function: Callable[..., Any], *args: Any) -> Any:
     """As :func:`in_processes`, and never here."""
-    timer = threading.Timer(90, lambda: show_stacks(descendants(os.getpid())[1:]))  # before a test's time-out
+    timer = threading.Timer(
+        90, lambda: show_stacks(descendants(os.getpid())[1:])
+    )  # before a test's time-out
     timer.daemon = True
     timer.start()
     try:
@@ -32,7 +34,9 @@ def in_new_processes(processes: int, function: Callable[..., Any], *args: Any) -
         timer.cancel()
 
 
-def all_in_processes(processes: int, calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def all_in_processes(
+    processes: int, calls: dict[str, tuple[Any, ...]]
+) -> dict[str, Any]:
     """What several functions return in rank 0, by name: called one after the other, as starting processes takes long.
 
     Args:
@@ -64,5 +68,15 @@ def _quietly(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def quiet(**arguments: Any) -> Trainer:
     """A Trainer that adopts the processes it finds, and shows and saves nothing."""
-    arguments = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **arguments}
-    return Trainer(accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, **arguments)
+    arguments = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "max_epochs": 1,
+        **arguments,
+    }
+    return Trainer(
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )

@@ -41,7 +41,9 @@ def test_a_lock_that_was_left_over_is_taken_away(lock: Path):
 @pytest.mark.usefixtures("never")
 def test_in_the_default_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    monkeypatch.setattr("torch.utils.cpp_extension.get_default_build_root", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        "torch.utils.cpp_extension.get_default_build_root", lambda: str(tmp_path)
+    )
     left = tmp_path / "py311_cpu" / "cpu_adam" / "lock"
     left.parent.mkdir(parents=True)
     left.touch()
@@ -69,7 +71,9 @@ def test_the_lock_of_a_build_that_runs_is_waited_for(
     assert caplog.text.count(str(lock)) == 1
 
 
-def test_a_new_lock_may_be_another_machines(lock: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_new_lock_may_be_another_machines(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+):
     os.utime(lock)
     waits = []
 
@@ -88,7 +92,9 @@ def test_a_new_lock_may_be_another_machines(lock: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("never")
-def test_another_process_takes_it_away_at_the_same_time(lock: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_process_takes_it_away_at_the_same_time(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+):
     def look(path: str) -> bool:
         lock.unlink()
         return False
@@ -111,7 +117,10 @@ def test_one_that_cannot_be_removed_ends_nothing(
 
 @pytest.mark.usefixtures("never")
 def test_a_run_begins_with_it(lock: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, value in (("DS_ACCELERATOR", "cpu"), ("LOCAL_RANK", "0")):  # the strategy would set them for good
+    for name, value in (
+        ("DS_ACCELERATOR", "cpu"),
+        ("LOCAL_RANK", "0"),
+    ):  # the strategy would set them for good
         monkeypatch.setenv(name, value)
     strategy = DeepSpeedStrategy(2)
     strategy.setup_environment([torch.device("cpu")], 1, None)

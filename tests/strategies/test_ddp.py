@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import CombinedLoader, Module, Trainer
@@ -22,7 +28,9 @@ FEATURES = 6
 def data(samples: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(samples, FEATURES, generator=generator)
-    return TensorDataset(x, x.mean(1, keepdim=True) + 0.1 * torch.randn(samples, 1, generator=generator))
+    return TensorDataset(
+        x, x.mean(1, keepdim=True) + 0.1 * torch.randn(samples, 1, generator=generator)
+    )
 
 
 class Net(Module):
@@ -42,17 +50,27 @@ class Net(Module):
         share = self.trainer.data.train.share
         if share:
             self.samples += x[:, 0].tolist()
-        if self.weighted:  # as with tokens: some samples count more, and processes hold unequal sums
+        if (
+            self.weighted
+        ):  # as with tokens: some samples count more, and processes hold unequal sums
             weights = 1 + (x[:, :1] > 0) * 3.0
-            self.steps.append(((errors * weights).sum().item(), weights.sum().item() if share else 0))
-            return {"loss": (errors * weights).sum() / weights.sum(), "weight": weights.sum()}
+            self.steps.append(
+                ((errors * weights).sum().item(), weights.sum().item() if share else 0)
+            )
+            return {
+                "loss": (errors * weights).sum() / weights.sum(),
+                "weight": weights.sum(),
+            }
         self.steps.append((errors.sum().item(), len(x) if share else 0))
         return errors.mean()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.8)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def outcome(module: Net, trainer: Any) -> dict[str, Any]:
@@ -64,7 +82,9 @@ def outcome(module: Net, trainer: Any) -> dict[str, Any]:
         sum(loss for loss, count in steps if count) / sum(count for _, count in steps)
         for steps in zip(*(steps for steps, _, _ in told), strict=True)
     ]
-    assert all(weights.equal(other) for _, _, other in told), "the replicas have drifted apart"
+    assert all(weights.equal(other) for _, _, other in told), (
+        "the replicas have drifted apart"
+    )
     return {
         "losses": losses,
         "samples": [samples for _, samples, _ in told],
@@ -74,7 +94,9 @@ def outcome(module: Net, trainer: Any) -> dict[str, Any]:
     }
 
 
-def train(samples: int, batch_size: int, weighted: bool, options: dict[str, Any]) -> dict[str, Any]:
+def train(
+    samples: int, batch_size: int, weighted: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     module, trainer = Net(weighted), quiet(**options)
     trainer.fit(module, DataLoader(data(samples), batch_size, shuffle=True))
     return outcome(module, trainer)
@@ -85,7 +107,9 @@ def assert_equal(one: dict[str, Any], several: dict[str, Any]) -> None:
     assert several["losses"] == pytest.approx(one["losses"], abs=1e-6)
     torch.testing.assert_close(several["weights"], one["weights"], atol=2e-6, rtol=0)
     assert several["loss"] == pytest.approx(one["loss"], abs=1e-6)
-    assert sorted(chain(*several["samples"])) == sorted(chain(*one["samples"]))  # each sample once in each epoch
+    assert sorted(chain(*several["samples"])) == sorted(
+        chain(*one["samples"])
+    )  # each sample once in each epoch
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +132,9 @@ def two(folder: Path) -> dict[str, Any]:
     )
 
 
-def cases(batch_size: int, arguments: list[tuple[int, bool, dict[str, Any]]]) -> list[Any]:
+def cases(
+    batch_size: int, arguments: list[tuple[int, bool, dict[str, Any]]]
+) -> list[Any]:
     """``train`` with several arguments."""
     found = []
     for samples, weighted, options in arguments:
@@ -119,9 +145,23 @@ def cases(batch_size: int, arguments: list[tuple[int, bool, dict[str, Any]]]) ->
 
 PLAIN: dict[str, Any] = {"max_epochs": 15}
 # Of 7 batches: 3, 3 and 1.
-WINDOWS: dict[str, Any] = {"max_epochs": 43, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}
-VALUE: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
-SIZES = [(104, False, PLAIN), (104, False, WINDOWS), (101, False, WINDOWS), (109, True, WINDOWS), (99, True, VALUE)]
+WINDOWS: dict[str, Any] = {
+    "max_epochs": 43,
+    "accumulate_grad_batches": 3,
+    "gradient_clip_val": 0.5,
+}
+VALUE: dict[str, Any] = {
+    "max_epochs": 2,
+    "gradient_clip_val": 0.05,
+    "gradient_clip_algorithm": "value",
+}
+SIZES = [
+    (104, False, PLAIN),
+    (104, False, WINDOWS),
+    (101, False, WINDOWS),
+    (109, True, WINDOWS),
+    (99, True, VALUE),
+]
 
 
 def test_several_processes_train_as_one_with_the_global_batch(two: dict[str, Any]):
@@ -133,7 +173,10 @@ def test_several_processes_train_as_one_with_the_global_batch(two: dict[str, Any
         assert_equal(expected, got)
 
 
-PRECISIONS = [(101, False, {"precision": each, "max_epochs": 3}) for each in ("bf16-mixed", "16-mixed", "bf16-true")]
+PRECISIONS = [
+    (101, False, {"precision": each, "max_epochs": 3})
+    for each in ("bf16-mixed", "16-mixed", "bf16-true")
+]
 
 
 def test_mixed_precision_trains_in_several_processes(two: dict[str, Any]):
@@ -221,14 +264,24 @@ LOADERS = {
     "drop_last": lambda: DataLoader(data(54), 4, drop_last=True),
     "one batch": lambda: DataLoader(data(3), 4),
     "subclass": lambda: Loader(50),
-    "batch sampler": lambda: DataLoader(data(50), batch_sampler=BatchSampler(RandomSampler(data(50)), 4, False)),
+    "batch sampler": lambda: DataLoader(
+        data(50), batch_sampler=BatchSampler(RandomSampler(data(50)), 4, False)
+    ),
     "list": lambda: batches_of(50, 4),
     "stream": lambda: DataLoader(Stream(70), 2),
     "stream that tells too few": lambda: DataLoader(Told(70, told=20), 2),
     "stream that tells too many": lambda: DataLoader(Told(70, told=99), 2),
-    "several streams": lambda: {"a": DataLoader(Told(70, told=20), 2), "b": [DataLoader(Told(9, told=99), 2)]},
-    "several": lambda: {"a": DataLoader(data(50), 4, shuffle=True), "b": DataLoader(data(10), 4, shuffle=True)},
-    "sequential": lambda: CombinedLoader([DataLoader(data(26), 4), DataLoader(data(13), 4)], "sequential"),
+    "several streams": lambda: {
+        "a": DataLoader(Told(70, told=20), 2),
+        "b": [DataLoader(Told(9, told=99), 2)],
+    },
+    "several": lambda: {
+        "a": DataLoader(data(50), 4, shuffle=True),
+        "b": DataLoader(data(10), 4, shuffle=True),
+    },
+    "sequential": lambda: CombinedLoader(
+        [DataLoader(data(26), 4), DataLoader(data(13), 4)], "sequential"
+    ),
 }
 
 
@@ -276,7 +329,13 @@ def test_each_sample_is_read_once_in_steps_of_equal_number(three: dict[str, Any]
     one = read_all(list(LOADERS))
     for name, (alone,), shared in zip(LOADERS, one, three["read"], strict=True):
         assert len({len(steps) for steps in shared}) == 1, name
-        counted = [sample for steps in shared for _, share, samples in steps if share for sample in samples]
+        counted = [
+            sample
+            for steps in shared
+            for _, share, samples in steps
+            if share
+            for sample in samples
+        ]
         expected = [sample for *_, samples in alone for sample in samples]
         if name == "drop_last":  # 13 batches of 4 make four rounds of three
             assert len(counted) == 48
@@ -284,10 +343,19 @@ def test_each_sample_is_read_once_in_steps_of_equal_number(three: dict[str, Any]
         else:
             assert sorted(counted) == sorted(expected), name
         # The batches are those of one process, dealt out in turn.
-        dealt = [steps[i][2] for i in range(len(shared[0])) for steps in shared if steps[i][1]]
+        dealt = [
+            steps[i][2]
+            for i in range(len(shared[0]))
+            for steps in shared
+            if steps[i][1]
+        ]
         assert dealt == [samples for *_, samples in alone][: len(dealt)], name
-        for i, shares in enumerate(zip(*([share for _, share, _ in steps] for steps in shared), strict=True)):
-            assert sum(shares) == pytest.approx(3), f"{name}, step {i}: the gradient must be a mean"
+        for i, shares in enumerate(
+            zip(*([share for _, share, _ in steps] for steps in shared), strict=True)
+        ):
+            assert sum(shares) == pytest.approx(3), (
+                f"{name}, step {i}: the gradient must be a mean"
+            )
 
 
 class Stateful(DataLoader):
@@ -324,14 +392,30 @@ def cut_and_resumed(folder: str) -> list[Any]:
     """The samples read by a stateful loader in two epochs: of a run, and of one that is cut and of its rest."""
     read = []
     for kind in (Stateful, Unsized, Shuffled):
-        for cut_at in (2, 6, 8):  # inside the first epoch, at its end, and inside the second
-            for name, ckpt_path in (("whole", None), ("cut", None), ("rest", f"{folder}/cut.ckpt")):
-                module, trainer = Reads(), quiet(max_epochs=2, max_steps=cut_at if name == "cut" else -1)
+        for cut_at in (
+            2,
+            6,
+            8,
+        ):  # inside the first epoch, at its end, and inside the second
+            for name, ckpt_path in (
+                ("whole", None),
+                ("cut", None),
+                ("rest", f"{folder}/cut.ckpt"),
+            ):
+                module, trainer = (
+                    Reads(),
+                    quiet(max_epochs=2, max_steps=cut_at if name == "cut" else -1),
+                )
                 torch.manual_seed(9 if name == "rest" else 1)
                 trainer.fit(module, kind(data(23), 2), ckpt_path=ckpt_path)
                 if name == "cut":
                     trainer.save_checkpoint(f"{folder}/cut.ckpt")
-                counted = [sample for _, share, samples in module.read if share for sample in samples]
+                counted = [
+                    sample
+                    for _, share, samples in module.read
+                    if share
+                    for sample in samples
+                ]
                 read.append(trainer.strategy.gather_objects(counted))
     return read
 
@@ -339,7 +423,9 @@ def cut_and_resumed(folder: str) -> list[Any]:
 def test_loaders_that_keep_their_own_state_go_on_in_each_process(two: dict[str, Any]):
     for whole, cut, rest in batched(two["cut and resumed"], 3):
         assert sorted(chain(*whole)) == sorted(data(23).tensors[0][:, 0].tolist() * 2)
-        assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
+        assert [
+            before + after for before, after in zip(cut, rest, strict=True)
+        ] == whole
 
 
 def batched(items: list[Any], size: int) -> list[list[Any]]:
@@ -364,7 +450,9 @@ class Tied(Module):
         self.middle[0].requires_grad_(self.current_epoch > 0 or not self.frozen)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return (self.last(self.middle(self.first(batch)).tanh()) - batch).square().mean()
+        return (
+            (self.last(self.middle(self.first(batch)).tanh()) - batch).square().mean()
+        )
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.01)
@@ -382,7 +470,9 @@ def buckets() -> list[str]:
     module = Tied()
     for name in ("first", "middle.3", "middle.0"):
         weight = module.get_parameter(f"{name}.weight")
-        weight.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
+        weight.register_post_accumulate_grad_hook(
+            lambda _, name=name: events.append(name)
+        )
 
     def note(state, bucket):  # DDP would refuse annotations that are strings
         events.append(f"bucket {bucket.index()}")
@@ -397,7 +487,12 @@ def test_gradients_are_sent_while_the_backward_runs(three: dict[str, Any]):
     step = three["buckets"][: len(three["buckets"]) // 3]
     assert three["buckets"] == step * 3, "the first step as those that follow"
     assert step[-1] == "bucket 2"
-    assert step.index("middle.3") < step.index("bucket 0") < step.index("middle.0") < step.index("first")
+    assert (
+        step.index("middle.3")
+        < step.index("bucket 0")
+        < step.index("middle.0")
+        < step.index("first")
+    )
 
 
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -424,10 +519,16 @@ def resumed(path: str, way: str, frozen: bool) -> bool:
         # Of 5 in an epoch; windows of 2 batches are 3 in an epoch.
         stop = {"cut": 4 if way == "windows" else 7}.get(name, -1)
         trainer = quiet(strategy=strategy, max_epochs=2, max_steps=stop, **options[1])
-        trainer.fit(module, DataLoader(samples, 4, shuffle=True), ckpt_path=path if name == "rest" else None)
+        trainer.fit(
+            module,
+            DataLoader(samples, 4, shuffle=True),
+            ckpt_path=path if name == "rest" else None,
+        )
         if name == "cut":
             trainer.save_checkpoint(path)
-        weights[name] = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        weights[name] = torch.cat(
+            [parameter.detach().flatten() for parameter in module.parameters()]
+        )
     return weights["whole"].equal(weights["rest"])
 
 
@@ -448,11 +549,16 @@ class Manual(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
-        for optimizer, layer in zip(self.optimizers(), (self.first, self.second), strict=True):
+        for optimizer, layer in zip(
+            self.optimizers(), (self.first, self.second), strict=True
+        ):
             optimizer.update((layer(x) - y).square().mean())
 
     def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in (self.first, self.second)]
+        return [
+            torch.optim.SGD(layer.parameters(), lr=0.05)
+            for layer in (self.first, self.second)
+        ]
 
 
 def manual(batch_size: int, accumulate: int) -> Tensor:
@@ -463,18 +569,25 @@ def manual(batch_size: int, accumulate: int) -> Tensor:
     )  # fmt: skip
     trainer.fit(module, DataLoader(data(112), batch_size))
     weights = torch.cat([p.detach().flatten() for p in module.parameters()])
-    assert all(weights.equal(other) for other in trainer.strategy.gather_objects(weights))
+    assert all(
+        weights.equal(other) for other in trainer.strategy.gather_objects(weights)
+    )
     return weights
 
 
 def manual_and_options() -> list[Any]:
     results: list[Any] = [manual(8, 1), manual(8, 3)]
     # A communication hook, and the other options of DDP.
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+        fp16_compress_hook,
+    )
 
     torch.manual_seed(0)
     strategy = DDPStrategy(
-        ddp_comm_hook=fp16_compress_hook, static_graph=True, bucket_cap_mb=1, broadcast_buffers=False
+        ddp_comm_hook=fp16_compress_hook,
+        static_graph=True,
+        bucket_cap_mb=1,
+        broadcast_buffers=False,
     )
     module, trainer = Net(), quiet(strategy=strategy)
     trainer.fit(module, DataLoader(data(64), 8))
@@ -501,4 +614,6 @@ def test_manual_optimization_and_the_options_of_ddp(two: dict[str, Any]):
     quiet().fit(module, DataLoader(data(64), 16))
     plain = torch.cat([p.detach().flatten() for p in module.parameters()])
     difference = (told[2] - plain).abs().max()
-    assert 0 < difference < 5e-2, "gradients were compressed to float16 on their way, and else as usual"
+    assert 0 < difference < 5e-2, (
+        "gradients were compressed to float16 on their way, and else as usual"
+    )

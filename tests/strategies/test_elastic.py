@@ -69,7 +69,9 @@ class Stateful:
 
     def _batches(self) -> Iterator[Tensor]:
         while self.position < SAMPLES:
-            batch = torch.arange(self.position, min(self.position + self.batch_size, SAMPLES))
+            batch = torch.arange(
+                self.position, min(self.position + self.batch_size, SAMPLES)
+            )
             self.position += self.batch_size
             yield batch
 
@@ -92,11 +94,23 @@ CASES: dict[str, tuple[Any, Any, int, dict[str, Any]]] = {
     "workers": (shuffled, lambda: shuffled(num_workers=1), SAMPLES, {}),
     "windows": (shuffled, shuffled, SAMPLES, {"accumulate_grad_batches": 3}),
     "limited": (lambda: shuffled(2), lambda: shuffled(2), 22, {}),
-    "own sampler": (*[lambda: DataLoader(Numbers(), 3, sampler=Backwards())] * 2, SAMPLES, {}),
-    "list": (*[lambda: [torch.arange(i, i + 3) for i in range(0, SAMPLES, 3)]] * 2, SAMPLES, {}),
+    "own sampler": (
+        *[lambda: DataLoader(Numbers(), 3, sampler=Backwards())] * 2,
+        SAMPLES,
+        {},
+    ),
+    "list": (
+        *[lambda: [torch.arange(i, i + 3) for i in range(0, SAMPLES, 3)]] * 2,
+        SAMPLES,
+        {},
+    ),
     "stream": (*[lambda: DataLoader(Stream(), 3)] * 2, SAMPLES, {}),
     "limited stream": (*[lambda: DataLoader(Stream(), 2)] * 2, 22, {}),
-    "limited streams": (*[lambda: {"a": DataLoader(Stream(), 2), "b": DataLoader(Stream(), 1)}] * 2, 22, {}),
+    "limited streams": (
+        *[lambda: {"a": DataLoader(Stream(), 2), "b": DataLoader(Stream(), 1)}] * 2,
+        22,
+        {},
+    ),
     "with a state": (Stateful, Stateful, SAMPLES, {}),
     "with a state and no length": (*[lambda: Stateful(sized=False)] * 2, SAMPLES, {}),
     "several loaders": (
@@ -114,7 +128,12 @@ class Net(Module):
         super().__init__()
         self.linear = nn.Linear(1, 1)
         self.seen: list[list[int]] = []
-        self.mean, self.sum, self.min, self.max = MeanMetric(), SumMetric(), MinMetric(), MaxMetric()
+        self.mean, self.sum, self.min, self.max = (
+            MeanMetric(),
+            SumMetric(),
+            MinMetric(),
+            MaxMetric(),
+        )
         self.auroc = BinaryAUROC()
 
     def on_train_epoch_start(self) -> None:
@@ -127,18 +146,36 @@ class Net(Module):
         if not self.trainer.metrics.is_dummy:  # else it only keeps the peers company
             self.seen[-1] += batch.tolist()
         numbers = batch.float()
-        for name, metric in (("mean", self.mean), ("sum", self.sum), ("min", self.min), ("max", self.max)):
+        for name, metric in (
+            ("mean", self.mean),
+            ("sum", self.sum),
+            ("min", self.min),
+            ("max", self.max),
+        ):
             metric.update(numbers)
             self.log(name, metric, on_step=False, on_epoch=True)
         self.auroc.update(numbers * 7 % 11 / 11, batch % 2)
         self.log("auroc", self.auroc, on_step=False, on_epoch=True)
-        self.log("logged_mean", numbers.mean(), on_step=False, on_epoch=True, batch_size=len(batch))
-        self.log("logged_max", numbers.max(), on_step=False, on_epoch=True, reduce_fx="max")
+        self.log(
+            "logged_mean",
+            numbers.mean(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch),
+        )
+        self.log(
+            "logged_max", numbers.max(), on_step=False, on_epoch=True, reduce_fx="max"
+        )
         return (self.linear(numbers[:, None] / SAMPLES) - 1.0).square().mean()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.7), "interval": "step"}]
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.7),
+                "interval": "step",
+            }
+        ]
 
 
 class Cut(Callback):
@@ -147,7 +184,9 @@ class Cut(Callback):
     def __init__(self, path: Path, batches: int) -> None:
         self.path, self.batches = path, batches
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.current_epoch == 1 and trainer.batch_idx == self.batches:
             trainer.save_checkpoint(self.path)
             raise InterruptedError
@@ -165,7 +204,9 @@ class Told:
     score: Any = None
 
 
-def run(path: Path, name: str, cut: int = 0, resume: bool = False, epochs: int = 3) -> Told:
+def run(
+    path: Path, name: str, cut: int = 0, resume: bool = False, epochs: int = 3
+) -> Told:
     before, after, seen, arguments = CASES[name]
     torch.manual_seed(4)
     module = Net()
@@ -181,7 +222,9 @@ def run(path: Path, name: str, cut: int = 0, resume: bool = False, epochs: int =
         trainer.limit_train_batches = seen // 2 // trainer.world_size
     trainer.state.seed = 11
     try:
-        trainer.fit(module, (after if resume else before)(), ckpt_path=path if resume else None)
+        trainer.fit(
+            module, (after if resume else before)(), ckpt_path=path if resume else None
+        )
     except InterruptedError:
         trainer.strategy.barrier()
         return Told(trainer.strategy.gather_objects(module.seen))
@@ -200,12 +243,18 @@ def cut_all(folder: Path, cut: int) -> dict[str, Told]:
 
 
 def resume_all(folder: Path, epochs: int) -> dict[str, Told]:
-    return {name: run(folder / f"{name}.ckpt", name, resume=True, epochs=epochs) for name in CASES}
+    return {
+        name: run(folder / f"{name}.ckpt", name, resume=True, epochs=epochs)
+        for name in CASES
+    }
 
 
 def cut_by_two(folder: Path) -> dict[str, Any]:
     """What one process goes on with."""
-    return {"cut": cut_all(folder / "two", CUT), "engine": engine_cut(folder / "engine-two", CUT)}
+    return {
+        "cut": cut_all(folder / "two", CUT),
+        "engine": engine_cut(folder / "engine-two", CUT),
+    }
 
 
 def with_two(folder: Path) -> dict[str, Any]:
@@ -225,19 +274,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_to_one(folder: Path) -> tuple[Any, Any]:
     before = in_processes(2, cut_by_two, folder)
-    return before, {"resumed": resume_all(folder / "two", 2), "engine": engine_resume(folder / "engine-two")}
+    return before, {
+        "resumed": resume_all(folder / "two", 2),
+        "engine": engine_resume(folder / "engine-two"),
+    }
 
 
 @pytest.fixture(scope="module")
 def one_to_two(folder: Path) -> tuple[Any, Any]:
-    before = {"cut": cut_all(folder / "one", 2 * CUT), "engine": engine_cut(folder / "engine-one", 2 * CUT)}
+    before = {
+        "cut": cut_all(folder / "one", 2 * CUT),
+        "engine": engine_cut(folder / "engine-one", 2 * CUT),
+    }
     equal_batches(folder, 6, 6, ranks=1)
     return before, in_processes(2, with_two, folder)
 
 
 @pytest.fixture(params=["2 to 1", "1 to 2"])
 def changed(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    return request.getfixturevalue({"2 to 1": "two_to_one", "1 to 2": "one_to_two"}[request.param])
+    return request.getfixturevalue(
+        {"2 to 1": "two_to_one", "1 to 2": "one_to_two"}[request.param]
+    )
 
 
 @pytest.mark.slow
@@ -248,7 +305,11 @@ def test_each_sample_of_the_epoch_is_seen_once(changed: tuple[Any, Any], name: s
     first_after = [number for own in after.seen for number in own[0]]
     assert last_before
     assert first_after
-    numbers, count, ranks = sorted(last_before + first_after), CASES[name][2], len(before.seen)
+    numbers, count, ranks = (
+        sorted(last_before + first_after),
+        CASES[name][2],
+        len(before.seen),
+    )
     if count < SAMPLES:
         count = count // 2 // ranks * 2 * ranks
     assert len(set(numbers)) == len(numbers) == count
@@ -258,23 +319,37 @@ def test_each_sample_of_the_epoch_is_seen_once(changed: tuple[Any, Any], name: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_the_epochs_values_are_those_of_all_its_samples(changed: tuple[Any, Any], name: str):
+def test_the_epochs_values_are_those_of_all_its_samples(
+    changed: tuple[Any, Any], name: str
+):
     numbers = [
-        number for told in (changed[0]["cut"], changed[1]["resumed"]) for own in told[name].seen for number in own[-1]
+        number
+        for told in (changed[0]["cut"], changed[1]["resumed"])
+        for own in told[name].seen
+        for number in own[-1]
     ]
     numbers, metrics = torch.tensor(numbers), changed[1]["resumed"][name].metrics
     auroc = BinaryAUROC()(numbers.float() * 7 % 11 / 11, numbers % 2)
     assert metrics["mean"] == pytest.approx(numbers.float().mean().item())
     assert metrics["logged_mean"] == pytest.approx(numbers.float().mean().item())
     assert metrics["sum"] == numbers.sum()
-    assert (metrics["min"], metrics["max"], metrics["logged_max"]) == (numbers.min(), numbers.max(), numbers.max())
+    assert (metrics["min"], metrics["max"], metrics["logged_max"]) == (
+        numbers.min(),
+        numbers.max(),
+        numbers.max(),
+    )
     assert metrics["auroc"] == pytest.approx(auroc.item())
 
 
 @pytest.mark.slow
-def test_counters_schedulers_and_callbacks_go_on(two_to_one: tuple[Any, Any], one_to_two: tuple[Any, Any]):
+def test_counters_schedulers_and_callbacks_go_on(
+    two_to_one: tuple[Any, Any], one_to_two: tuple[Any, Any]
+):
     # An epoch has 15 batches: 8 steps for two processes, and 15 for one.
-    alone, together = two_to_one[1]["resumed"]["shuffled"], one_to_two[1]["resumed"]["shuffled"]
+    alone, together = (
+        two_to_one[1]["resumed"]["shuffled"],
+        one_to_two[1]["resumed"]["shuffled"],
+    )
     assert alone.steps == 8 + CUT + (15 - 2 * CUT)
     assert together.steps == 15 + 2 * CUT + 5
     for told in (alone, together):
@@ -295,7 +370,10 @@ def equal_batches(folder: Path, batch_size: int, whole: int, ranks: int) -> Any:
         twin.state.seed = 11
         whole_run = copy.deepcopy(module)
         twin.fit(whole_run, copy.copy(loader))
-        torch.save([parameter.detach() for parameter in whole_run.parameters()], folder / "same.pt")
+        torch.save(
+            [parameter.detach() for parameter in whole_run.parameters()],
+            folder / "same.pt",
+        )
         with pytest.raises(InterruptedError):
             trainer.fit(module, loader)
         return None
@@ -304,9 +382,13 @@ def equal_batches(folder: Path, batch_size: int, whole: int, ranks: int) -> Any:
 
 
 @pytest.mark.slow
-def test_with_the_same_global_batches_the_weights_are_the_same(one_to_two: tuple[Any, Any], folder: Path):
+def test_with_the_same_global_batches_the_weights_are_the_same(
+    one_to_two: tuple[Any, Any], folder: Path
+):
     """One process with batches of 6, and then two with batches of 3: the samples of each step are the same."""
-    for ours, uninterrupted in zip(one_to_two[1]["same batches"], torch.load(folder / "same.pt"), strict=True):
+    for ours, uninterrupted in zip(
+        one_to_two[1]["same batches"], torch.load(folder / "same.pt"), strict=True
+    ):
         torch.testing.assert_close(ours, uninterrupted, rtol=1e-6, atol=1e-6)
 
 
@@ -319,7 +401,9 @@ def engine_run(path: Path, cut: int = 0) -> Any:
     engine = Engine(accelerator="cpu", launch=False)
     engine.connect()
     model = nn.Linear(1, 1)
-    model, optimizer, loader = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01), shuffled())
+    model, optimizer, loader = engine.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=0.01), shuffled()
+    )
     seen: list[list[int]] = []
     if not cut:
         engine.load_state(path)
@@ -352,7 +436,9 @@ def engine_resume(path: Path) -> Any:
 @pytest.mark.slow
 def test_an_engines_loop_sees_each_sample_once(changed: tuple[Any, Any]):
     before, after = changed[0]["engine"], changed[1]["engine"]
-    numbers = [number for own in before for number in own[1]] + [number for own in after for number in own[0]]
+    numbers = [number for own in before for number in own[1]] + [
+        number for own in after for number in own[0]
+    ]
     assert sorted(numbers) == list(range(SAMPLES))
 
 
@@ -363,17 +449,25 @@ def test_batches_that_only_count_as_such_keep_their_size(tmp_path: Path):
     """The place of a sampler of the user's own is known in batches: another size would begin elsewhere."""
     path = tmp_path / "cut.ckpt"
     with pytest.raises(InterruptedError):
-        quiet(max_epochs=2, callbacks=[Cut(path, 3)]).fit(Net(), DataLoader(Numbers(), 3, sampler=Backwards()))
+        quiet(max_epochs=2, callbacks=[Cut(path, 3)]).fit(
+            Net(), DataLoader(Numbers(), 3, sampler=Backwards())
+        )
     with pytest.raises(
-        CheckpointError, match=r"batches can be counted, whose sizes have been changed from \[3\] to \[5\]"
+        CheckpointError,
+        match=r"batches can be counted, whose sizes have been changed from \[3\] to \[5\]",
     ):
-        quiet(max_epochs=2).fit(Net(), DataLoader(Numbers(), 5, sampler=Backwards()), ckpt_path=path)
+        quiet(max_epochs=2).fit(
+            Net(), DataLoader(Numbers(), 5, sampler=Backwards()), ckpt_path=path
+        )
 
 
 def test_what_is_no_sum_cannot_be_joined(tmp_path: Path):
     from torchmetrics.regression import PearsonCorrCoef
 
-    from loopwright.framework.metrics.metric_state import merge_metric_states, metric_states
+    from loopwright.framework.metrics.metric_state import (
+        merge_metric_states,
+        metric_states,
+    )
 
     class Holder(nn.Module):
         def __init__(self) -> None:
@@ -395,9 +489,13 @@ def test_a_model_checkpoint_is_taken_up_in_its_folder(tmp_path: Path):
     torch.manual_seed(4)
     module = Net()
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
-    quiet(max_steps=18, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True).fit(module, shuffled())
+    quiet(
+        max_steps=18, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True
+    ).fit(module, shuffled())
     again = Net()
-    trainer = quiet(max_epochs=3, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+    trainer = quiet(
+        max_epochs=3, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True
+    )
     trainer.fit(again, shuffled(9), ckpt_path="last")
     assert sorted(module.seen[1] + again.seen[0]) == list(range(SAMPLES))
     assert sorted(again.seen[1]) == list(range(SAMPLES))
@@ -419,8 +517,15 @@ def test_a_validation_that_a_mixed_epoch_is_too_short_for(tmp_path: Path):
     with pytest.raises(InterruptedError):
         quiet(max_epochs=2, callbacks=[Cut(path, 3)]).fit(Net(), shuffled(9))
     arguments = {"max_epochs": 3, "num_sanity_val_steps": 0}
-    quiet(val_check_interval=12, **arguments).fit(again, shuffled(), shuffled(SAMPLES), ckpt_path=path)
+    quiet(val_check_interval=12, **arguments).fit(
+        again, shuffled(), shuffled(SAMPLES), ckpt_path=path
+    )
     assert list(map(len, again.seen)) == [SAMPLES - 27, SAMPLES]
     assert again.validated == [(2, 12)]
-    with pytest.raises(ValueError, match="val_check_interval=16 is more than the 15 training batches of an epoch"):
-        quiet(val_check_interval=16, **arguments).fit(again, shuffled(), shuffled(SAMPLES), ckpt_path=path)
+    with pytest.raises(
+        ValueError,
+        match="val_check_interval=16 is more than the 15 training batches of an epoch",
+    ):
+        quiet(val_check_interval=16, **arguments).fit(
+            again, shuffled(), shuffled(SAMPLES), ckpt_path=path
+        )

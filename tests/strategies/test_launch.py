@@ -201,7 +201,10 @@ def losses(weight: Tensor, bias: Tensor, rows: slice) -> Tensor:
 
 def expected(epochs: int) -> tuple[Tensor, float]:
     """What torch alone comes to: the weights after so many epochs of steps over four samples, and the loss."""
-    weight, bias = torch.ones(1, 2, requires_grad=True), torch.zeros(1, requires_grad=True)
+    weight, bias = (
+        torch.ones(1, 2, requires_grad=True),
+        torch.zeros(1, requires_grad=True),
+    )
     optimizer = torch.optim.SGD([weight, bias], lr=0.1)
     for _ in range(epochs):
         for start in (0, 4, 8):
@@ -242,9 +245,20 @@ class Programs:
 
     def environment(self, **variables: str) -> dict[str, str]:
         """What they find in their environment."""
-        return {**os.environ, "TMPDIR": str(self.temporary), MARK: self.mark, **variables}
+        return {
+            **os.environ,
+            "TMPDIR": str(self.temporary),
+            MARK: self.mark,
+            **variables,
+        }
 
-    def start(self, *command: Any, prefix: tuple[str, ...] = (), cwd: Path | None = None, **variables: Any) -> Any:
+    def start(
+        self,
+        *command: Any,
+        prefix: tuple[str, ...] = (),
+        cwd: Path | None = None,
+        **variables: Any,
+    ) -> Any:
         """Start ``python *command``."""
         program = subprocess.Popen(
             [*prefix, sys.executable, *map(str, command)],
@@ -283,7 +297,11 @@ class Programs:
 
     def leftovers(self) -> list[str]:
         """Temporary folders of ours and of torchelastic's."""
-        return [path.name for path in self.temporary.iterdir() if path.name.startswith(("loopwright", "torchelastic"))]
+        return [
+            path.name
+            for path in self.temporary.iterdir()
+            if path.name.startswith(("loopwright", "torchelastic"))
+        ]
 
     def kill(self) -> None:
         for process in self.living():
@@ -324,7 +342,9 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 def results(folder: Path, ranks: int = 2) -> list[dict[str, Any]]:
     """What TRAINING has written, by rank."""
-    assert sorted(file.name for file in folder.glob("*.json")) == [f"{rank}.json" for rank in range(ranks)]
+    assert sorted(file.name for file in folder.glob("*.json")) == [
+        f"{rank}.json" for rank in range(ranks)
+    ]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -362,27 +382,44 @@ def by_script(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         )
         ended = programs.run(*command)
         assert ended.code == 0, ended.err
-        assert ended.err.count("Training on cpu (strategy ddp, 2 processes launched by this program)") == 1
+        assert (
+            ended.err.count(
+                "Training on cpu (strategy ddp, 2 processes launched by this program)"
+            )
+            == 1
+        )
         assert not programs.leftovers()
     found = results(folder)
-    assert [result.pop("folder") for result in found] == [str(folder / "runs" / "inner")] * 2
+    assert [result.pop("folder") for result in found] == [
+        str(folder / "runs" / "inner")
+    ] * 2
     return found
 
 
 def test_a_script_runs_again_in_each_process(by_script: list[dict[str, Any]]) -> None:
     for result in by_script:
         assert_trained(result["weights"], result["val_loss"])
-        assert (result["world_size"], result["num_nodes"], result["best"]) == (2, 1, True)
+        assert (result["world_size"], result["num_nodes"], result["best"]) == (
+            2,
+            1,
+            True,
+        )
         assert result["flags"] == [True, ["ignore"]]
         # Threads that live on abort the process now and then, as its interpreter ends.
         assert result["gloo_threads"] > result["at_the_end"] == 0
-    assert by_script[1]["alone"] == 1  # what a rank starts for something else is none of its peers
+    assert (
+        by_script[1]["alone"] == 1
+    )  # what a rank starts for something else is none of its peers
     assert by_script[0]["weights"] == by_script[1]["weights"]
 
 
-def test_the_same_script_under_torchrun(by_script: list[dict[str, Any]], programs: Programs, tmp_path: Path) -> None:
+def test_the_same_script_under_torchrun(
+    by_script: list[dict[str, Any]], programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(TRAINING)
-    ended = programs.run(*TORCHRUN, "--standalone", "--nproc-per-node", 2, "train.py", tmp_path)
+    ended = programs.run(
+        *TORCHRUN, "--standalone", "--nproc-per-node", 2, "train.py", tmp_path
+    )
     assert ended.code == 0, ended.err
     assert "2 processes launched by torchrun" in ended.err
     for own, other in zip(results(tmp_path), by_script, strict=True):
@@ -392,7 +429,9 @@ def test_the_same_script_under_torchrun(by_script: list[dict[str, Any]], program
 
 def test_a_module_of_a_package(programs: Programs, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "training.py").write_text("from . import name\nassert name\n" + TRAINING)
+    (tmp_path / "package" / "training.py").write_text(
+        "from . import name\nassert name\n" + TRAINING
+    )
     (tmp_path / "package" / "__init__.py").write_text("name = 'package'\n")
     (tmp_path / "runs").mkdir()
     ended = programs.run("-m", "package.training", tmp_path, "--devices", 2)
@@ -403,7 +442,9 @@ def test_a_module_of_a_package(programs: Programs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["standard input", "-c"])
-def test_without_a_script_the_run_comes_back(way: str, programs: Programs, tmp_path: Path) -> None:
+def test_without_a_script_the_run_comes_back(
+    way: str, programs: Programs, tmp_path: Path
+) -> None:
     command, stdin = ("-", TRAINING) if way == "standard input" else ("-c", None)
     code = () if stdin else (TRAINING,)
     ended = programs.run(command, *code, tmp_path, "--devices", 2, stdin=stdin)
@@ -497,17 +538,35 @@ def test_a_notebook(tmp_path: Path) -> None:
 
     with running_in(tmp_path) as programs:
         environment = programs.environment(IPYTHONDIR=str(tmp_path / "ipython"))
-        for name in ("OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"):  # ipykernel treats tests differently
+        for name in (
+            "OMP_NUM_THREADS",
+            "PYTEST_CURRENT_TEST",
+        ):  # ipykernel treats tests differently
             environment.pop(name)
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in NOTEBOOK])
-        options: Any = {"timeout": LIMIT, "kernel_name": "python3", "resources": {"metadata": {"path": str(tmp_path)}}}
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in NOTEBOOK]
+        )
+        options: Any = {
+            "timeout": LIMIT,
+            "kernel_name": "python3",
+            "resources": {"metadata": {"path": str(tmp_path)}},
+        }
         NotebookClient(notebook, allow_errors=True, **options).execute(env=environment)
 
-    outputs = [[output for output in cell.outputs if output.output_type != "stream"] for cell in notebook.cells]
+    outputs = [
+        [output for output in cell.outputs if output.output_type != "stream"]
+        for cell in notebook.cells
+    ]
     assert outputs[:3] == [[], [], []]  # no errors
-    texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
+    texts = [
+        "".join(output.get("text", "") for output in cell.outputs)
+        for cell in notebook.cells
+    ]
     assert "2 processes launched by this program" in texts[0]
-    first, second = (json.loads(re.findall(r'^\{"weights.*\}$', text, re.MULTILINE)[-1]) for text in texts[:2])
+    first, second = (
+        json.loads(re.findall(r'^\{"weights.*\}$', text, re.MULTILINE)[-1])
+        for text in texts[:2]
+    )
     assert_trained(first["weights"], first["val_loss"])
     assert first["progress"] == [6, 2, 6, 6]
     assert "metrics.csv" in first["files"]
@@ -569,7 +628,9 @@ def test_in_a_test_of_pytest() -> None:
     weight = module.layer.weight
     trainer.fit(module, DataLoader(Rows(), 2, num_workers=1))
     (values,) = trainer.validate(module, DataLoader(data, 3), verbose=False)
-    assert_trained(weight.flatten().tolist(), values["val_loss"])  # in place: who holds a parameter sees it trained
+    assert_trained(
+        weight.flatten().tolist(), values["val_loss"]
+    )  # in place: who holds a parameter sees it trained
     assert (trainer.global_step, trainer.state.status) == (6, "finished")
 
 
@@ -594,10 +655,29 @@ def in_order(text: str, *parts: str) -> bool:
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7",
             ),
         ),
-        ("own socket", 1, ("in fail", "RuntimeError: the data server's socket timed out")),
-        ("kill", 137, ("Rank 1 of 2 ended with SIGKILL", "Rank 0 of 2 lost its peers at epoch 1, batch 2")),
+        (
+            "own socket",
+            1,
+            ("in fail", "RuntimeError: the data server's socket timed out"),
+        ),
+        (
+            "kill",
+            137,
+            (
+                "Rank 1 of 2 ended with SIGKILL",
+                "Rank 0 of 2 lost its peers at epoch 1, batch 2",
+            ),
+        ),
         ("terminate", 143, ("SIGTERM at step", "of 2 ended with exit code 143")),
-        ("exit 0", 1, ("Rank 1 of 2 failed at epoch 1, batch 2", "SystemExit: 0", "Rank 0 of 2 lost its peers")),
+        (
+            "exit 0",
+            1,
+            (
+                "Rank 1 of 2 failed at epoch 1, batch 2",
+                "SystemExit: 0",
+                "Rank 0 of 2 lost its peers",
+            ),
+        ),
         (
             "hang",
             1,
@@ -610,15 +690,22 @@ def in_order(text: str, *parts: str) -> bool:
         (
             "hang deaf",
             1,
-            ("Rank 1 of 2 did not answer: it hung, or had ended", "Rank 0 of 2 lost its peers at epoch 1, batch 2"),
+            (
+                "Rank 1 of 2 did not answer: it hung, or had ended",
+                "Rank 0 of 2 lost its peers at epoch 1, batch 2",
+            ),
         ),
     ],
 )
-def test_a_rank_that_fails(way: str, code: int, parts: tuple[str, ...], programs: Programs, tmp_path: Path) -> None:
+def test_a_rank_that_fails(
+    way: str, code: int, parts: tuple[str, ...], programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     ended = programs.run("train.py", way)
     assert in_order(ended.err, *parts), ended.err
-    assert ended.err.count("Traceback") == (0 if way.startswith(("kill", "terminate", "hang")) else 1), ended.err
+    assert ended.err.count("Traceback") == (
+        0 if way.startswith(("kill", "terminate", "hang")) else 1
+    ), ended.err
     assert ended.code == code
     assert "trained" not in ended.out
     assert ("leaving 1" in ended.out) == (not way.startswith(("kill", "hang")))
@@ -627,13 +714,24 @@ def test_a_rank_that_fails(way: str, code: int, parts: tuple[str, ...], programs
 
 def test_the_order_of_guilt(tmp_path: Path) -> None:
     """Of three, one hangs where no handler of signals runs, one is stopped, and one has waited in vain."""
-    for rank, facts in ((0, {"message": "gloo"}), (2, {"message": "told", "stopped": True})):
+    for rank, facts in (
+        (0, {"message": "gloo"}),
+        (2, {"message": "told", "stopped": True}),
+    ):
         folder = tmp_path / "job" / "attempt_0" / str(rank)
         folder.mkdir(parents=True)
         extra = {"py_callstack": f"stack of {rank}", "timestamp": "0"}
-        content = {"message": {"message": facts.pop("message"), "extraInfo": extra}, "where": "step 3", "time": rank}
-        (folder / "error.json").write_text(json.dumps({**content, "lost": True, **facts}))
-    text, code, guilty = failures.failure_text({0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3)
+        content = {
+            "message": {"message": facts.pop("message"), "extraInfo": extra},
+            "where": "step 3",
+            "time": rank,
+        }
+        (folder / "error.json").write_text(
+            json.dumps({**content, "lost": True, **facts})
+        )
+    text, code, guilty = failures.failure_text(
+        {0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3
+    )
     assert in_order(
         text, "Rank 1 of 3 did not answer", "Rank 2 of 3 was still running when it was stopped at step 3:\nstack of 2",
         "Rank 0 of 3 lost its peers at step 3: gloo",
@@ -659,11 +757,25 @@ class Odd(Exception):
         (KeyboardInterrupt(), (KeyboardInterrupt, ())),
         (SystemExit(3), (SystemExit, (3,))),
         (SystemExit(0), None),  # nobody would see that the run has not come to its end
-        (RuntimeError("gloo: connection closed by peer"), None),  # the reports tell who has ended
+        (
+            RuntimeError("gloo: connection closed by peer"),
+            None,
+        ),  # the reports tell who has ended
     ],
-    ids=["plain", "of the system", "odd constructor", "no pickle", "interrupt", "exit 3", "exit 0", "a lost peer"],
+    ids=[
+        "plain",
+        "of the system",
+        "odd constructor",
+        "no pickle",
+        "interrupt",
+        "exit 3",
+        "exit 0",
+        "a lost peer",
+    ],
 )
-def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, tmp_path: Path) -> None:
+def test_an_exception_comes_back_as_itself(
+    error: BaseException, expected: Any, tmp_path: Path
+) -> None:
     with suppress(Exception):
         launcher._save_error(error, str(tmp_path / "error"))
     found = launcher._load_error(str(tmp_path / "error"))
@@ -675,13 +787,17 @@ def test_an_exception_comes_back_as_itself(error: BaseException, expected: Any, 
     assert getattr(found, "reason", None) == getattr(error, "reason", None)
 
 
-def test_an_exit_that_is_no_failure_is_not_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exit_that_is_no_failure_is_not_called_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[str] = []
     monkeypatch.setattr(failures, "_adopted", True)
     monkeypatch.setattr(failures, "_print", told.append)
     for code in (0, None, 3):
         failures.note(SystemExit(code), "epoch 1")
-    assert [text.split(" at epoch 1:")[0] for text in told] == ["This process ended"] * 2 + ["This process failed"]
+    assert [text.split(" at epoch 1:")[0] for text in told] == [
+        "This process ended"
+    ] * 2 + ["This process failed"]
 
 
 def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
@@ -696,7 +812,9 @@ def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
         def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
             return batch
 
-    Trainer(accelerator="cpu", barebones=True).predict(Echo(), DataLoader(torch.ones(2)))
+    Trainer(accelerator="cpu", barebones=True).predict(
+        Echo(), DataLoader(torch.ones(2))
+    )
     assert not file.exists()
 
 
@@ -711,15 +829,23 @@ def workers_of(program: Any) -> dict[str, int]:
     """The processes of FAILING, by rank, when both are training."""
     workers: dict[str, int] = {}
     for line in program.stdout:
-        workers.update((rank, int(process)) for rank, process in re.findall(r"training (\d) (\d+)\n", line))
+        workers.update(
+            (rank, int(process))
+            for rank, process in re.findall(r"training (\d) (\d+)\n", line)
+        )
         if len(workers) == 2:
             break
     assert len(workers) == 2, program.stderr.read()
     return workers
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_signal_ends_all_processes(number: int, code: int, programs: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
+)
+def test_a_signal_ends_all_processes(
+    number: int, code: int, programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     program = programs.start("train.py", "endless")
     workers = workers_of(program)
@@ -728,9 +854,13 @@ def test_a_signal_ends_all_processes(number: int, code: int, programs: Programs,
     assert all(map(ends, workers.values()))
 
 
-def test_processes_do_not_outlive_an_agent_of_the_users(programs: Programs, tmp_path: Path) -> None:
+def test_processes_do_not_outlive_an_agent_of_the_users(
+    programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(FAILING)
-    program = programs.start(*TORCHRUN, "--standalone", "--nproc-per-node", 2, "train.py", "endless")
+    program = programs.start(
+        *TORCHRUN, "--standalone", "--nproc-per-node", 2, "train.py", "endless"
+    )
     workers = workers_of(program)
     program.kill()
     assert programs.end(program).code == -signal.SIGKILL
@@ -759,7 +889,12 @@ TORCHELASTIC = {
     "MASTER_PORT": "2345",
     "TORCHELASTIC_RUN_ID": "x",
 }
-PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+PYTORCHJOB = {
+    "RANK": "1",
+    "WORLD_SIZE": "3",
+    "MASTER_ADDR": "job-master-0",
+    "MASTER_PORT": "23456",
+}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "5",
     "OMPI_COMM_WORLD_SIZE": "8",
@@ -786,23 +921,53 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (TORCHELASTIC, Place("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True)),
         (SLURM, Place("SLURM's srun", 3, 4, 1, 2, 1, "gpu003", 15000 + 41239 % 10000)),
-        ({**SLURM, "MASTER_ADDR": "a", "MASTER_PORT": "7"}, Place("SLURM's srun", 3, 4, 1, 2, 1, "a", 7)),
+        (
+            {**SLURM, "MASTER_ADDR": "a", "MASTER_PORT": "7"},
+            Place("SLURM's srun", 3, 4, 1, 2, 1, "a", 7),
+        ),
         (OPEN_MPI, Place("MPI", 5, 8, 1, 4, 1, "node0", 29500)),
         (PMI, Place("MPI", 1, 2, 1, 2, 0, "127.0.0.1", 29500)),
-        (PYTORCHJOB, Place("the environment (RANK, WORLD_SIZE)", 1, 3, 0, 1, 1, "job-master-0", 23456)),
+        (
+            PYTORCHJOB,
+            Place(
+                "the environment (RANK, WORLD_SIZE)",
+                1,
+                3,
+                0,
+                1,
+                1,
+                "job-master-0",
+                23456,
+            ),
+        ),
         # srun may start torchrun, which then is the one to believe.
-        ({**SLURM, **TORCHELASTIC}, Place("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True)),
+        (
+            {**SLURM, **TORCHELASTIC},
+            Place("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True),
+        ),
     ],
-    ids=["torchrun", "srun", "srun with an address", "Open MPI", "PMI", "PyTorchJob", "srun of torchrun"],
+    ids=[
+        "torchrun",
+        "srun",
+        "srun with an address",
+        "Open MPI",
+        "PMI",
+        "PyTorchJob",
+        "srun of torchrun",
+    ],
 )
 def test_a_launcher_is_recognised(
-    variables: dict[str, str], place: Place, launched_by: Any, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str],
+    place: Place,
+    launched_by: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched_by(variables)
     assert detect() == place
-    assert place.num_nodes == {"torchrun": 3, "the environment (RANK, WORLD_SIZE)": 3}.get(
-        place.launcher, 1 if variables is PMI else 2
-    )
+    assert place.num_nodes == {
+        "torchrun": 3,
+        "the environment (RANK, WORLD_SIZE)": 3,
+    }.get(place.launcher, 1 if variables is PMI else 2)
     monkeypatch.setenv("LOOPWRIGHT_LAUNCH", "off")
     assert detect() is None
 
@@ -810,13 +975,37 @@ def test_a_launcher_is_recognised(
 @pytest.mark.parametrize(
     "variables",
     [
-        {name: value for name, value in SLURM.items() if name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST")}
-        | {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
-        {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"},
-        {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
+        {
+            name: value
+            for name, value in SLURM.items()
+            if name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+        }
+        | {
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NODEID": "0",
+        },
+        {
+            **SLURM,
+            "SLURM_STEP_NUM_TASKS": "1",
+            "SLURM_STEP_TASKS_PER_NODE": "1",
+            "SLURM_PROCID": "0",
+        },
+        {
+            "PMI_RANK": "0",
+            "PMI_SIZE": "1",
+            "MPI_LOCALRANKID": "0",
+            "MPI_LOCALNRANKS": "1",
+        },
         {"RANK": "0", "WORLD_SIZE": "2"},
     ],
-    ids=["a batch script without srun", "srun of one task", "mpirun of one", "RANK without an address"],
+    ids=[
+        "a batch script without srun",
+        "srun of one task",
+        "mpirun of one",
+        "RANK without an address",
+    ],
 )
 def test_no_launcher_is_imagined(variables: dict[str, str], launched_by: Any) -> None:
     launched_by(variables, SLURM_NODEID="0")
@@ -838,8 +1027,13 @@ def test_the_first_of_slurms_nodes(nodes: str, first: str) -> None:
 
 
 def test_mpi_over_machines_needs_an_address(launched_by: Any) -> None:
-    launched_by({name: value for name, value in OPEN_MPI.items() if name != "MASTER_ADDR"})
-    with pytest.raises(ValueError, match=r"8 processes, 4 of them on this machine, and MASTER_ADDR is not set"):
+    launched_by(
+        {name: value for name, value in OPEN_MPI.items() if name != "MASTER_ADDR"}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"8 processes, 4 of them on this machine, and MASTER_ADDR is not set",
+    ):
         detect()
 
 
@@ -849,18 +1043,44 @@ def test_mpi_over_machines_needs_an_address(launched_by: Any) -> None:
         (TORCHELASTIC, {"devices": 3}, ["devices asks for 3", "torchrun started 2 "]),
         (PYTORCHJOB, {"devices": 2}, ["devices asks for 2", "started 1 "]),
         (
-            {**SLURM, "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"},
+            {
+                **SLURM,
+                "SLURM_STEP_NUM_TASKS": "6",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+            },
             {"num_nodes": 2},
             ["num_nodes asks for 2", "srun started 3 machines"],
         ),
-        (TORCHELASTIC, {"strategy": "single", "devices": 2}, ["single", "one process", "devices=2, num_nodes=3"]),
-        (TORCHELASTIC, {"devices": 1, "num_nodes": 3}, ["devices asks for 1", "torchrun started 2"]),
-        ({}, {"num_nodes": 2, "devices": 4}, ["num_nodes=2", "torchrun --nnodes 2 --nproc-per-node 4", "srun"]),
+        (
+            TORCHELASTIC,
+            {"strategy": "single", "devices": 2},
+            ["single", "one process", "devices=2, num_nodes=3"],
+        ),
+        (
+            TORCHELASTIC,
+            {"devices": 1, "num_nodes": 3},
+            ["devices asks for 1", "torchrun started 2"],
+        ),
+        (
+            {},
+            {"num_nodes": 2, "devices": 4},
+            ["num_nodes=2", "torchrun --nnodes 2 --nproc-per-node 4", "srun"],
+        ),
     ],
-    ids=["devices", "devices of PyTorchJob", "nodes", "single", "one device of each", "no launcher"],
+    ids=[
+        "devices",
+        "devices of PyTorchJob",
+        "nodes",
+        "single",
+        "one device of each",
+        "no launcher",
+    ],
 )
 def test_what_contradicts_the_launcher_is_refused(
-    variables: dict[str, str], arguments: dict[str, Any], words: list[str], launched_by: Any
+    variables: dict[str, str],
+    arguments: dict[str, Any],
+    words: list[str],
+    launched_by: Any,
 ) -> None:
     launched_by(variables)
     with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
@@ -884,13 +1104,19 @@ def test_one_device_of_a_launched_program_is_used_alone(
     variables: dict[str, str], arguments: dict[str, Any], alone: bool, launched_by: Any,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(failures, "_adopted", True)  # or the hook for uncaught exceptions would be put in here
+    monkeypatch.setattr(
+        failures, "_adopted", True
+    )  # or the hook for uncaught exceptions would be put in here
     for rank in ("0", "1"):
         launched_by(variables, RANK=rank)
         trainer = Trainer(accelerator="cpu", logger=False, **arguments)
         assert trainer.world_size == (1 if alone else int(variables["WORLD_SIZE"]))
         assert trainer.is_global_zero == (alone or rank == "0")
-        shown = [callback for callback in trainer.callbacks if "Bar" in type(callback).__name__]
+        shown = [
+            callback
+            for callback in trainer.callbacks
+            if "Bar" in type(callback).__name__
+        ]
         assert len(shown) == (0 if alone and rank == "1" else 1)
     said = f"started {variables['WORLD_SIZE']} processes: each of them runs all of it by itself"
     assert caplog.text.count(said) == int(alone)
@@ -900,14 +1126,22 @@ def test_the_only_process_of_a_launcher_is_told_nothing(
     launched_by: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(failures, "_adopted", True)  # as above
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    alone = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "GROUP_RANK": "0",
+    }
     launched_by({**TORCHELASTIC, **alone})
     assert Trainer(accelerator="cpu", logger=False, strategy="single").world_size == 1
     assert "by itself" not in caplog.text
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
-def test_processes_of_a_launcher_train_together(launcher: str, programs: Programs, tmp_path: Path) -> None:
+def test_processes_of_a_launcher_train_together(
+    launcher: str, programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(TRAINING)
     port = free_port(15000, 25000)
     size, local = ("2", "2") if launcher == "mpirun" else ("2", "2(x1)")
@@ -922,7 +1156,11 @@ def test_processes_of_a_launcher_train_together(launcher: str, programs: Program
             "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": size, "OMPI_COMM_WORLD_LOCAL_RANK": rank,
             "OMPI_COMM_WORLD_LOCAL_SIZE": local, "MASTER_PORT": str(port),
         }  # fmt: skip
-        started.append(programs.start("train.py", tmp_path, **(slurm if launcher == "srun" else mpi)))
+        started.append(
+            programs.start(
+                "train.py", tmp_path, **(slurm if launcher == "srun" else mpi)
+            )
+        )
     for program in started:
         ended = programs.end(program)
         assert ended.code == 0, ended.err
@@ -931,7 +1169,9 @@ def test_processes_of_a_launcher_train_together(launcher: str, programs: Program
         assert result["world_size"] == result["again"] == 2
 
 
-def test_without_an_agent_each_rank_says_how_it_ended(programs: Programs, tmp_path: Path) -> None:
+def test_without_an_agent_each_rank_says_how_it_ended(
+    programs: Programs, tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     for way, code, words in (("raise", 1, "in fail"), ("exit 3", 3, "SystemExit: 3")):
         place = {
@@ -940,11 +1180,20 @@ def test_without_an_agent_each_rank_says_how_it_ended(programs: Programs, tmp_pa
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
         }
-        started = [programs.start("train.py", way, RANK=rank, LOCAL_RANK=rank, **place) for rank in ("0", "1")]
+        started = [
+            programs.start("train.py", way, RANK=rank, LOCAL_RANK=rank, **place)
+            for rank in ("0", "1")
+        ]
         other, guilty = (programs.end(program) for program in started)
-        assert in_order(guilty.err, "Rank 1 of 2 failed at epoch 1, batch 2, global step 7:", words), guilty.err
+        assert in_order(
+            guilty.err, "Rank 1 of 2 failed at epoch 1, batch 2, global step 7:", words
+        ), guilty.err
         assert ("ValueError: a bad sample" in guilty.err) == (way == "raise")
-        assert in_order(other.err, "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7:", "Traceback")
+        assert in_order(
+            other.err,
+            "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7:",
+            "Traceback",
+        )
         assert (other.code, guilty.code) == (1, code)
 
 
@@ -957,7 +1206,9 @@ hostname "$0" && mount --bind "$1" /etc/hosts && mount --bind /dev/null /etc/res
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
+    subprocess.run(
+        ["ip", *arguments], check=True, capture_output=True, text=True, timeout=10
+    )
 
 
 @pytest.fixture
@@ -971,27 +1222,79 @@ def machines() -> Iterator[list[str]]:
         try:
             for name in names:
                 ip("netns", "add", name)
-            ip("link", "add", cards[0], "netns", names[0], "type", "veth", "peer", "name", cards[1], "netns", names[1])
+            ip(
+                "link",
+                "add",
+                cards[0],
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                cards[1],
+                "netns",
+                names[1],
+            )
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr}")
-        for name, card, address in zip(names, cards, ("10.77.0.1/24", "10.77.0.2/24"), strict=True):
+        for name, card, address in zip(
+            names, cards, ("10.77.0.1/24", "10.77.0.2/24"), strict=True
+        ):
             ip("-n", name, "addr", "add", address, "dev", card)
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", card, "up")
         yield names
     finally:
         for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+            subprocess.run(
+                ["ip", "netns", "del", name],
+                check=False,
+                capture_output=True,
+                timeout=10,
+            )
 
 
 def test_two_machines(machines: list[str], programs: Programs, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINING)
-    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 node1\n10.77.0.2 node2\n")
-    options = "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29400"
+    (tmp_path / "hosts").write_text(
+        "127.0.0.1 localhost\n10.77.0.1 node1\n10.77.0.2 node2\n"
+    )
+    options = (
+        "--nnodes",
+        2,
+        "--nproc-per-node",
+        1,
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "node1:29400",
+    )
     started = []
     for name, host in zip(machines, ("node1", "node2"), strict=True):
-        on = "ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", ON_MACHINE, host
-        command = *TORCHRUN, *options, "train.py", tmp_path, "--devices", 1, "--num-nodes", 2
+        on = (
+            "ip",
+            "netns",
+            "exec",
+            name,
+            "unshare",
+            "--uts",
+            "--mount",
+            "sh",
+            "-c",
+            ON_MACHINE,
+            host,
+        )
+        command = (
+            *TORCHRUN,
+            *options,
+            "train.py",
+            tmp_path,
+            "--devices",
+            1,
+            "--num-nodes",
+            2,
+        )
         started.append(programs.start(*command, prefix=(*on, str(tmp_path / "hosts"))))
     for program in started:
         ended = programs.end(program)

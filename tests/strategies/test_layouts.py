@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback
@@ -41,7 +45,9 @@ class Net(Module):
         if self.body is not None:
             return
         torch.manual_seed(3)
-        self.body = nn.Sequential(nn.Linear(16, 34), nn.GELU(), nn.Linear(34, 16), nn.LayerNorm(16))
+        self.body = nn.Sequential(
+            nn.Linear(16, 34), nn.GELU(), nn.Linear(34, 16), nn.LayerNorm(16)
+        )
         self.head = nn.Linear(16, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +90,16 @@ LAYOUTS: dict[str, tuple[type[Net], Any]] = {
     "kept gathered": (Net, lambda: FSDPStrategy(reshard_after_forward=False)),
     "by class": (Net, lambda: FSDPStrategy(auto_wrap_policy={nn.Linear})),
     "by size": (Net, lambda: FSDPStrategy(auto_wrap_policy=300)),
-    "by function": (Net, lambda: FSDPStrategy(auto_wrap_policy=lambda part: isinstance(part, nn.LayerNorm))),
-    "activations again": (Net, lambda: FSDPStrategy(activation_checkpointing=nn.Sequential)),
+    "by function": (
+        Net,
+        lambda: FSDPStrategy(
+            auto_wrap_policy=lambda part: isinstance(part, nn.LayerNorm)
+        ),
+    ),
+    "activations again": (
+        Net,
+        lambda: FSDPStrategy(activation_checkpointing=nn.Sequential),
+    ),
     "replicated": (Net, lambda: FSDPStrategy(device_mesh=(2, 1))),
     "tensor parallel": (Parallel, lambda: FSDPStrategy(tensor_parallel_size=2)),
     "ZeRO-1 offloaded": (Net, "deepspeed_stage_1_offload"),
@@ -107,20 +121,29 @@ def train(path: str, layout: str, batch_size: int) -> list[float]:
 
 
 def train_all(folder: Path) -> dict[str, list[float]]:
-    return {name: train(str(folder / name), name, 8 if name == "tensor parallel" else 4) for name in LAYOUTS}
+    return {
+        name: train(str(folder / name), name, 8 if name == "tensor parallel" else 4)
+        for name in LAYOUTS
+    }
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, list[float]]]:
     folder = tmp_path_factory.mktemp("layouts")
     found = in_processes(2, train_all, folder)
-    found["in two dimensions"] = in_processes(4, train, str(folder / "in two dimensions"), "tensor parallel", 4)
+    found["in two dimensions"] = in_processes(
+        4, train, str(folder / "in two dimensions"), "tensor parallel", 4
+    )
     return folder, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [*LAYOUTS, "in two dimensions"])
-def test_each_layout_trains_as_one_process_does(trained: tuple[Path, dict[str, list[float]]], layout: str):
+def test_each_layout_trains_as_one_process_does(
+    trained: tuple[Path, dict[str, list[float]]], layout: str
+):
     folder, found = trained
     assert found[layout] == pytest.approx(found["ddp"], rel=2e-6)
     expected = Net.load_from_checkpoint(str(folder / "ddp")).state_dict()
@@ -161,7 +184,9 @@ def test_runs_follow_each_other(tmp_path: Path):
         for mine, theirs in zip(told[:3], expected[:3], strict=True):
             assert mine[0]["v"] == pytest.approx(theirs[0]["v"], rel=1e-5), strategy
         torch.testing.assert_close(told[3], expected[3], rtol=1e-4, atol=1e-5)
-        weights, plain = (load_file(tmp_path / f"{name}.safetensors") for name in (strategy, "ddp"))
+        weights, plain = (
+            load_file(tmp_path / f"{name}.safetensors") for name in (strategy, "ddp")
+        )
         for name in plain:
             torch.testing.assert_close(weights[name], plain[name], rtol=1e-4, atol=1e-5)
 
@@ -190,7 +215,9 @@ class Unused(Net):
         self.aside = nn.Linear(2, 2)
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
+        return torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0
+        )
 
 
 class Normed(Net):
@@ -219,7 +246,11 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for strategy in ("ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
         told = found[strategy] = {}
-        sharded = strategy if strategy != "fsdp" else FSDPStrategy(reshard_after_forward=False)
+        sharded = (
+            strategy
+            if strategy != "fsdp"
+            else FSDPStrategy(reshard_after_forward=False)
+        )
         # Evaluated, fitted, another module evaluated, fitted on.
         module, other = Net(), Net()
         trainer = quiet(strategy=sharded)
@@ -246,7 +277,9 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
             engine.backward((model(x) - y).square().mean())
             optimizer.step()
             optimizer.zero_grad()
-        told["prepared late"] = whole_state(engine.strategy, engine._strategies[0].model_state())
+        told["prepared late"] = whole_state(
+            engine.strategy, engine._strategies[0].model_state()
+        )
         engine.free_memory()
         reference = weakref.ref(module)
         del module, optimizer, model, engine
@@ -273,7 +306,9 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
 
         # A save that the others do not take part in.
         class Saves(Callback):
-            def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            def on_exception(
+                self, trainer: Any, module: Any, exception: BaseException
+            ) -> None:
                 self.ended = ended(lambda: trainer.save_checkpoint(folder / "late"))
 
             def on_train_batch_end(self, *_: Any) -> None:
@@ -299,7 +334,13 @@ def test_the_weights_are_those_of_ddp(told: dict[str, dict[str, Any]], case: str
             continue
         for name, expected in told["ddp"][case].items():
             if case == "one after another" or not name.startswith("aside"):
-                torch.testing.assert_close(told[strategy][case][name], expected, rtol=1e-4, atol=1e-5, msg=strategy)
+                torch.testing.assert_close(
+                    told[strategy][case][name],
+                    expected,
+                    rtol=1e-4,
+                    atol=1e-5,
+                    msg=strategy,
+                )
 
 
 @pytest.mark.slow
@@ -312,14 +353,23 @@ def test_a_layer_that_thaws_is_trained_or_refused(told: dict[str, dict[str, Any]
 
 @pytest.mark.slow
 def test_what_is_not_trained_keeps_its_digits(told: dict[str, dict[str, Any]]):
-    assert told["fsdp"]["fixed"].tolist() == told["ddp"]["fixed"].tolist() == [1.0 + 2**-12] * 3
+    assert (
+        told["fsdp"]["fixed"].tolist()
+        == told["ddp"]["fixed"].tolist()
+        == [1.0 + 2**-12] * 3
+    )
 
 
 @pytest.mark.slow
-def test_no_process_waits_for_a_save_after_an_exception(told: dict[str, dict[str, Any]]):
+def test_no_process_waits_for_a_save_after_an_exception(
+    told: dict[str, dict[str, Any]],
+):
     assert told["ddp"]["late save"] == "finished"
     for strategy in ("fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
-        assert "no checkpoint can be saved after an exception" in told[strategy]["late save"]
+        assert (
+            "no checkpoint can be saved after an exception"
+            in told[strategy]["late save"]
+        )
 
 
 @pytest.mark.slow
@@ -339,36 +389,58 @@ def test_a_fit_goes_on_after_another_module_was_evaluated():
     trainer.fit(module, data(4))
     whole = Net()
     quiet(max_epochs=2).fit(whole, data(4))
-    assert all(map(torch.equal, module.state_dict().values(), whole.state_dict().values()))
+    assert all(
+        map(torch.equal, module.state_dict().values(), whole.state_dict().values())
+    )
 
 
 @pytest.mark.slow
 def test_weights_come_back_from_processes_that_had_them_in_parts(tmp_path: Path):
     """Where there is no script to run again."""
     module = Net()
-    arguments: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    arguments: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="fsdp", max_epochs=1, enable_model_summary=False, **arguments
+        accelerator="cpu",
+        devices=2,
+        strategy="fsdp",
+        max_epochs=1,
+        enable_model_summary=False,
+        **arguments,
     )
     trainer.fit(module, data(4))
     alone = Net()
     quiet().fit(alone, data(8))
     for name, expected in alone.state_dict().items():
-        torch.testing.assert_close(module.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            module.state_dict()[name], expected, rtol=1e-4, atol=1e-5
+        )
 
 
 # -- the Engine -------------------------------------------------------------------------------------------------------
 
 
-def own_loop(strategy: str | Strategy, batch_size: int, path: str, load: bool = False) -> list[float]:
+def own_loop(
+    strategy: str | Strategy, batch_size: int, path: str, load: bool = False
+) -> list[float]:
     """Two epochs; a checkpoint after five windows, or on from there."""
-    engine = Engine(accelerator="cpu", strategy=strategy, launch=False, gradient_accumulation_steps=2)
+    engine = Engine(
+        accelerator="cpu",
+        strategy=strategy,
+        launch=False,
+        gradient_accumulation_steps=2,
+    )
     engine.connect()
     module = Net()
     module.configure_model()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.8)
-    model, optimizer, loader, scheduler = engine.prepare(module, optimizer, data(batch_size, 44), scheduler)
+    model, optimizer, loader, scheduler = engine.prepare(
+        module, optimizer, data(batch_size, 44), scheduler
+    )
     if load:
         engine.load_state(path)
     losses = []
@@ -386,21 +458,34 @@ def own_loop(strategy: str | Strategy, batch_size: int, path: str, load: bool = 
                 engine.save_state(path)
     model.eval()
     with torch.no_grad():
-        predicted = [engine.gather_for_metrics(model(x)) for x, _ in engine.prepare(data(batch_size, 44))]
+        predicted = [
+            engine.gather_for_metrics(model(x))
+            for x, _ in engine.prepare(data(batch_size, 44))
+        ]
     losses.append(float(torch.cat(predicted).sum()))
     engine.end_training()
     return losses
 
 
-STRATEGIES = ("ddp", "fsdp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+STRATEGIES = (
+    "ddp",
+    "fsdp",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_3",
+)
 
 
 def own_loops(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
     found = {}
     for strategy in STRATEGIES:
         found[strategy] = own_loop(strategy, 4, str(folder / strategy)), []
-    for strategy, saved_by in zip(STRATEGIES, (*STRATEGIES[1:], STRATEGIES[0]), strict=True):
-        found[strategy][1].extend(own_loop(strategy, 4, str(folder / saved_by), load=True))
+    for strategy, saved_by in zip(
+        STRATEGIES, (*STRATEGIES[1:], STRATEGIES[0]), strict=True
+    ):
+        found[strategy][1].extend(
+            own_loop(strategy, 4, str(folder / saved_by), load=True)
+        )
     return found
 
 
@@ -411,6 +496,8 @@ def test_an_own_loop_runs_unchanged_under_each_strategy(tmp_path: Path):
     alone = own_loop("single", 8, str(tmp_path / "single"))
     for strategy, (whole, resumed) in found.items():
         assert whole == pytest.approx(alone, rel=1e-5), strategy
-        assert resumed == pytest.approx(whole[len(whole) - len(resumed) :], rel=2e-6), strategy
+        assert resumed == pytest.approx(whole[len(whole) - len(resumed) :], rel=2e-6), (
+            strategy
+        )
         assert len(resumed) == len(whole) - 10, strategy
     assert os.path.isdir(tmp_path / "fsdp" / "model")

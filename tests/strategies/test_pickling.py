@@ -71,7 +71,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_scripts_objects_stay_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_scripts_objects_stay_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     Path(tmp_path, "training_script.py").write_text(SCRIPT)
     ended = run_program("training_script.py", cwd=tmp_path)
     assert "all ours" in ended.stdout, ended.stderr
@@ -80,7 +82,8 @@ def test_a_scripts_objects_stay_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     path = str(tmp_path / "a.ckpt")
     hparams = load_checkpoint(path, weights_only=False)["hyper_parameters"]
     with pytest.raises(
-        CheckpointError, match=r"'hyper_parameters.kind' was pickled in the program 'training_script'.*Kind"
+        CheckpointError,
+        match=r"'hyper_parameters.kind' was pickled in the program 'training_script'.*Kind",
     ):
         hparams["kind"].value  # noqa: B018 # to read it raises
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +110,9 @@ assert "script_of_its_own" not in sys.modules
 """
 
 
-def test_a_script_finds_its_classes_that_were_pickled_where_it_was_imported(tmp_path: Path):
+def test_a_script_finds_its_classes_that_were_pickled_where_it_was_imported(
+    tmp_path: Path,
+):
     Path(tmp_path, "script_of_its_own.py").write_text(IMPORTED_BEFORE)
     ended = run_program("script_of_its_own.py", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -130,4 +135,6 @@ def test_what_has_a_name_is_named_and_the_rest_is_sent_whole():
 def test_objects_of_older_checkpoints_are_read(tmp_path: Path):
     from loopwright.framework.checkpoint.reader import _unpickle_objects
 
-    assert _unpickle_objects(pickle.dumps({"mine": pickle.dumps(Kind.SMALL)})) == {"mine": Kind.SMALL}
+    assert _unpickle_objects(pickle.dumps({"mine": pickle.dumps(Kind.SMALL)})) == {
+        "mine": Kind.SMALL
+    }

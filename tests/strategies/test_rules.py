@@ -11,7 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+)
 from torchmetrics import MeanMetric
 
 from loopwright.callbacks import Callback, EarlyStopping
@@ -73,7 +79,11 @@ class Net(Module):
             self.log("other", 1.0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        return -1 if self.way == "skip" and self.global_rank == self.rank and batch_idx >= 2 else None
+        return (
+            -1
+            if self.way == "skip" and self.global_rank == self.rank and batch_idx >= 2
+            else None
+        )
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -85,22 +95,36 @@ class SaveAfterIt(Callback):
 
 
 def fit(way: str, rank: int, options: dict[str, Any]) -> Any:
-    module, trainer = Net(way, rank), quiet(**options, callbacks=[SaveAfterIt()] if way == "save after it" else [])
+    module, trainer = (
+        Net(way, rank),
+        quiet(**options, callbacks=[SaveAfterIt()] if way == "save after it" else []),
+    )
     trainer.fit(module, DataLoader(data(), 2), DataLoader(data(10), 2))
     steps = trainer.global_step, trainer.current_epoch, len(module.read)
-    return trainer.strategy.gather_objects((steps, {k: float(v) for k, v in trainer.callback_metrics.items()}))
+    return trainer.strategy.gather_objects(
+        (steps, {k: float(v) for k, v in trainer.callback_metrics.items()})
+    )
 
 
 @pytest.mark.parametrize(
     ("way", "kind", "words"),
     [
         ("none", RuntimeError, ["returned None on rank 1, batch 2"]),
-        ("raise", ValueError, ["Rank 1 of 2 failed at epoch 0, batch 2, global step 2", "ValueError: a bad sample"]),
+        (
+            "raise",
+            ValueError,
+            [
+                "Rank 1 of 2 failed at epoch 0, batch 2, global step 2",
+                "ValueError: a bad sample",
+            ],
+        ),
         ("gather", RuntimeError, ["all_gather", "batch", "Rank 0"]),
         ("save after it", ValueError, ["ValueError: a bad sample"]),
     ],
 )
-def test_what_one_process_does_ends_all_with_its_error(way: str, kind: type[Exception], words: list[str]):
+def test_what_one_process_does_ends_all_with_its_error(
+    way: str, kind: type[Exception], words: list[str]
+):
     with pytest.raises(kind) as error:
         in_processes(2, fit, way, 1, {})
     assert error.type is kind
@@ -120,13 +144,31 @@ def refused(way: str) -> list[str]:
 
 
 # Of parameters that the loss does not use: in a single step, which no other follows; and from the second epoch on.
-REFUSED_WITH = {"unused": {"max_steps": 1, "limit_val_batches": 0}, "unfrozen": {"max_epochs": 2}}
-UNUSED = ["RuntimeError", "spare.weight", "spare.bias", 'strategy="ddp_find_unused_parameters_true"']
+REFUSED_WITH = {
+    "unused": {"max_steps": 1, "limit_val_batches": 0},
+    "unfrozen": {"max_epochs": 2},
+}
+UNUSED = [
+    "RuntimeError",
+    "spare.weight",
+    "spare.bias",
+    'strategy="ddp_find_unused_parameters_true"',
+]
 REFUSED = {
     "unused": UNUSED,
     "unfrozen": UNUSED,
-    "other key": ["RuntimeError", "'mine'", "on rank 1 and not on rank 0", "train epoch"],
-    "validation key": ["RuntimeError", "'other'", "on rank 1 and not on rank 0", "validation epoch"],
+    "other key": [
+        "RuntimeError",
+        "'mine'",
+        "on rank 1 and not on rank 0",
+        "train epoch",
+    ],
+    "validation key": [
+        "RuntimeError",
+        "'other'",
+        "on rank 1 and not on rank 0",
+        "validation epoch",
+    ],
     "weights": ["RuntimeError", "weight", "none on rank 1"],
     "metric": ["ValueError", "rank_zero_only=True", "Metric"],
     # A loader that promises too much.
@@ -146,7 +188,9 @@ def proceeds() -> list[Any]:
     return [fit("stop", 1, slow), fit("skip", 1, slow), fit("main only", 0, slow)]
 
 
-def test_what_one_process_asks_for_happens_in_all_at_the_same_step(told: dict[str, Any]):
+def test_what_one_process_asks_for_happens_in_all_at_the_same_step(
+    told: dict[str, Any],
+):
     stop, skip, main = told["proceeds"]
     for (steps, _), (steps_1, _) in (stop, skip, main):
         assert steps == steps_1
@@ -166,7 +210,10 @@ class Own(IterableDataset):
         self.length, self.rank, self.alike = lengths[rank], rank, alike
 
     def __iter__(self):
-        yield from (torch.tensor([100.0 * self.rank * (i >= self.alike) + i]) for i in range(self.length))
+        yield from (
+            torch.tensor([100.0 * self.rank * (i >= self.alike) + i])
+            for i in range(self.length)
+        )
 
 
 class Judged(Net):
@@ -180,20 +227,35 @@ def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
     """Loaders of unequal length, sized and unsized, in each process its own; then those that may not differ."""
     found: list[Any] = []
     for kind in ("sized", "stream", "found out"):
-        module, trainer = Net(), quiet(use_distributed_sampler=None if kind == "found out" else False)
+        module, trainer = (
+            Net(),
+            quiet(use_distributed_sampler=None if kind == "found out" else False),
+        )
         rank = dist.get_rank() if dist.is_initialized() else trainer.global_rank
         own = Own(lengths, rank)
         loader: Any = [*own] if kind == "sized" else own
-        loader = DataLoader(torch.stack(loader), 1) if kind == "sized" else DataLoader(loader, 1)
+        loader = (
+            DataLoader(torch.stack(loader), 1)
+            if kind == "sized"
+            else DataLoader(loader, 1)
+        )
         trainer.fit(module, loader)
         found.append(trainer.strategy.gather_objects(module.read))
     module, trainer = Net(), quiet()
-    with pytest.raises(ValueError, match=r"5 batches on rank 0, 6 batches on rank 1.*use_distributed_sampler=False"):
+    with pytest.raises(
+        ValueError,
+        match=r"5 batches on rank 0, 6 batches on rank 1.*use_distributed_sampler=False",
+    ):
         trainer.fit(module, DataLoader(data(10 + 2 * trainer.global_rank), 2))
     for stage in ("validate", "test", "predict"):
         trainer = quiet()
-        with pytest.raises(ValueError, match=rf"{stage} loader 0 has 5 batches on rank 0, 6 batches on rank 1"):
-            getattr(trainer, stage)(Judged(), DataLoader(data(10 + 2 * trainer.global_rank), 2))
+        with pytest.raises(
+            ValueError,
+            match=rf"{stage} loader 0 has 5 batches on rank 0, 6 batches on rank 1",
+        ):
+            getattr(trainer, stage)(
+                Judged(), DataLoader(data(10 + 2 * trainer.global_rank), 2)
+            )
     trainer = quiet()
     read = [min(length, 2 * LOOK_AHEAD) for length in lengths]
     counted = f"until now {read[0]} batches on rank 0, {read[1]} batches on rank 1"
@@ -206,12 +268,16 @@ LENGTHS = [(LOOK_AHEAD + 3, 2), (1, 2 * LOOK_AHEAD)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_a_process_that_runs_out_of_batches_waits_for_the_others(told: dict[str, Any], lengths: tuple[int, ...]):
+def test_a_process_that_runs_out_of_batches_waits_for_the_others(
+    told: dict[str, Any], lengths: tuple[int, ...]
+):
     for read in told[f"own loaders {lengths}"]:
         assert [len(steps) for steps in read] == [max(lengths)] * 2
         for rank, steps in enumerate(read):
             own = [100.0 * rank + i for i in range(lengths[rank])]
-            assert [sample for share, samples in steps if share for sample in samples] == own
+            assert [
+                sample for share, samples in steps if share for sample in samples
+            ] == own
             for i, (share, _) in enumerate(steps):
                 present = sum(length > i for length in lengths)
                 assert share == (2 / present if i < lengths[rank] else 0)
@@ -240,7 +306,9 @@ def distributed_sampler() -> list[Any]:
     """The user's own DistributedSampler is left alone, in training and evaluation; and a rank without any batch."""
     found = []
     module, trainer = Net(), quiet()
-    sampler = DistributedSampler(data(20), trainer.world_size, trainer.global_rank, shuffle=False)
+    sampler = DistributedSampler(
+        data(20), trainer.world_size, trainer.global_rank, shuffle=False
+    )
     trainer.fit(module, DataLoader(data(20), 2, sampler=sampler))
     found.append([sample for _, samples in module.read for sample in samples])
     trainer.validate(module, DataLoader(data(2), 2), verbose=False)
@@ -268,10 +336,14 @@ class Count(Callback):
         self.calls: list[str] = []
         self.by_batch: list[list[str]] = []
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.calls = []
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.by_batch.append(self.calls)
 
 
@@ -282,10 +354,23 @@ def counted(counter: Count, name: str, original: Any, *args: Any, **kwargs: Any)
 
 def count() -> list[list[str]]:
     counter = Count()
-    trainer = quiet(callbacks=[counter, EarlyStopping("loss", patience=5)], accumulate_grad_batches=2, max_epochs=1)
+    trainer = quiet(
+        callbacks=[counter, EarlyStopping("loss", patience=5)],
+        accumulate_grad_batches=2,
+        max_epochs=1,
+    )
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
-            patch.setattr(dist, name, partial(counted, counter, name, getattr(dist, name)))
+        for name in (
+            "all_reduce",
+            "all_gather",
+            "broadcast",
+            "barrier",
+            "all_gather_object",
+            "broadcast_object_list",
+        ):
+            patch.setattr(
+                dist, name, partial(counted, counter, name, getattr(dist, name))
+            )
         trainer.fit(Net(), DataLoader(data(2000), 2))
     return counter.by_batch
 
@@ -295,7 +380,9 @@ def test_a_step_has_no_collective_but_those_of_ddp(told: dict[str, Any]):
     assert len(by_batch) == 500
     # The control word, after batches 1, 3, 7, 15, …: as far again each time, until a second is reached. In the first
     # batch the processes also tell each other whether there are weights.
-    calls = [calls for calls in by_batch[1:-1] if calls]  # the last one has those of the epoch's end
+    calls = [
+        calls for calls in by_batch[1:-1] if calls
+    ]  # the last one has those of the epoch's end
     assert all(found == ["all_reduce"] for found in calls)
     assert len(calls) <= 10
 
@@ -309,7 +396,9 @@ def finetune() -> list[Tensor]:
     module, trainer = Net(), quiet(callbacks=[Unfreeze()], max_epochs=2)
     module.layer.weight.requires_grad_(False)
     trainer.fit(module, DataLoader(data(), 2))
-    return trainer.strategy.gather_objects(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    return trainer.strategy.gather_objects(
+        torch.cat([p.detach().flatten() for p in module.parameters()])
+    )
 
 
 def test_parameters_that_are_unfrozen_later_stay_equal(told: dict[str, Any]):
@@ -321,7 +410,9 @@ def test_parameters_that_are_unfrozen_later_stay_equal(told: dict[str, Any]):
 class Plateau(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("apart", torch.full((2, 3), 1.0 + dist.get_rank())[:, ::2])  # with gaps in memory
+        self.register_buffer(
+            "apart", torch.full((2, 3), 1.0 + dist.get_rank())[:, ::2]
+        )  # with gaps in memory
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.log("own", float(self.global_rank * batch_idx), rank_zero_only=False)
@@ -334,11 +425,16 @@ class Plateau(Net):
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "own"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "own"},
+        }
 
 
 def plateau() -> Any:
-    trainer = quiet(max_epochs=3, callbacks=[EarlyStopping("main", strict=False, patience=9)])
+    trainer = quiet(
+        max_epochs=3, callbacks=[EarlyStopping("main", strict=False, patience=9)]
+    )
     dist.init_process_group("gloo")
     module = Plateau()
     trainer.fit(module, DataLoader(data(10), 2))
@@ -355,18 +451,31 @@ def test_the_loss_scale_of_a_precision_in_deepspeeds_configuration():
     def section(config: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
         strategy = DeepSpeedStrategy(config=config)
         strategy.device = torch.device("cuda", 0)
-        precision = Precision("16-mixed", compute=torch.float16, loss_scaling=True, **fields)
+        precision = Precision(
+            "16-mixed", compute=torch.float16, loss_scaling=True, **fields
+        )
         return complete_config(strategy, precision)["fp16"]
 
     assert section() == {"enabled": True}
     assert section(init_scale=1024.0, growth_interval=500) == {
         "enabled": True, "initial_scale_power": 10, "loss_scale_window": 500
     }  # fmt: skip
-    assert section({"fp16": {"loss_scale_window": 7}}, init_scale=2.0)["loss_scale_window"] == 7
-    for fields in ({"init_scale": 1000.0}, {"growth_factor": 4.0}, {"backoff_factor": 0.25}):
-        with pytest.raises(ValueError, match=rf"doubles and halves.*{next(iter(fields))}"):
+    assert (
+        section({"fp16": {"loss_scale_window": 7}}, init_scale=2.0)["loss_scale_window"]
+        == 7
+    )
+    for fields in (
+        {"init_scale": 1000.0},
+        {"growth_factor": 4.0},
+        {"backoff_factor": 0.25},
+    ):
+        with pytest.raises(
+            ValueError, match=rf"doubles and halves.*{next(iter(fields))}"
+        ):
             section(**fields)
-    with pytest.raises(ValueError, match=r"fp16.initial_scale_power=3.*init_scale=1024"):
+    with pytest.raises(
+        ValueError, match=r"fp16.initial_scale_power=3.*init_scale=1024"
+    ):
         section({"fp16": {"initial_scale_power": 3}}, init_scale=1024.0)
 
 
@@ -374,7 +483,9 @@ def test_values_of_one_process_decide_for_all():
     first, second = in_processes(2, plateau)
     assert first == second
     assert first[1] == [[1.0, 1.0], [1.0, 1.0]]
-    assert first[2] == 5, "the batch that keeps a process in step does not count, in hooks either"
+    assert first[2] == 5, (
+        "the batch that keeps a process in step does not count, in hooks either"
+    )
 
 
 def stop_early() -> Any:
@@ -382,16 +493,26 @@ def stop_early() -> Any:
     stopping = EarlyStopping("val_loss", patience=1, mode="max", min_delta=100)
     trainer = quiet(callbacks=[stopping], max_epochs=20)
     trainer.fit(module, DataLoader(data(), 2), DataLoader(data(10), 2))
-    sync = module.all_gather(torch.tensor([float(trainer.global_rank)], requires_grad=True), sync_grads=True)
+    sync = module.all_gather(
+        torch.tensor([float(trainer.global_rank)], requires_grad=True), sync_grads=True
+    )
     weight = torch.tensor([1.0, 10.0])
     leaf = torch.tensor([2.0 + trainer.global_rank], requires_grad=True)
-    ((module.all_gather(leaf, sync_grads=True).squeeze(1) ** 2) * weight).sum().backward()
+    (
+        (module.all_gather(leaf, sync_grads=True).squeeze(1) ** 2) * weight
+    ).sum().backward()
     reduced = [
         float(trainer.strategy.reduce(torch.tensor(1 + trainer.global_rank), op))
         for op in ("mean", "sum", "min", "max")
     ]
     return trainer.strategy.gather_objects(
-        (trainer.current_epoch, stopping.wait_count, sync.detach().flatten().tolist(), float(leaf.grad), reduced)
+        (
+            trainer.current_epoch,
+            stopping.wait_count,
+            sync.detach().flatten().tolist(),
+            float(leaf.grad),
+            reduced,
+        )
     )
 
 
@@ -399,7 +520,10 @@ def test_early_stopping_and_the_collectives_of_a_module(told: dict[str, Any]):
     first, second = told["stop early"]
     assert first[:2] == second[:2] == (2, 1)
     assert first[2] == second[2] == [0.0, 1.0]
-    assert (first[3], second[3]) == (2 * 2 * 1 * 2, 2 * 3 * 10 * 2)  # of the sum over both processes' losses
+    assert (first[3], second[3]) == (
+        2 * 2 * 1 * 2,
+        2 * 3 * 10 * 2,
+    )  # of the sum over both processes' losses
     assert first[4] == second[4] == [1.5, 3, 1, 2]
 
 
@@ -429,7 +553,9 @@ class SavesAlone(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.is_global_zero and batch_idx == 3:
             trainer.save_checkpoint(self.folder / "alone.ckpt")
             trainer.export(self.folder / "alone.safetensors")
@@ -439,7 +565,10 @@ def saved_by_one(folder: Path) -> Any:
     """The weights of a run in the middle of which one process saves, and of the one that goes on from there."""
     found = []
     for ckpt_path in (None, folder / "alone.ckpt"):
-        module, trainer = Net(), quiet(strategy="ddp", max_epochs=2, callbacks=[SavesAlone(folder)])
+        module, trainer = (
+            Net(),
+            quiet(strategy="ddp", max_epochs=2, callbacks=[SavesAlone(folder)]),
+        )
         trainer.fit(module, DataLoader(data(), 2, shuffle=True), ckpt_path=ckpt_path)
         found.append([parameter.detach().clone() for parameter in module.parameters()])
     return found
@@ -463,5 +592,9 @@ def fit_in_parts(folder: Path) -> None:
 def test_one_process_alone_cannot_save_a_state_in_parts(tmp_path: Path):
     with pytest.raises(RuntimeError) as error:
         in_processes(2, fit_in_parts, tmp_path)
-    assert re.search(r"rank 0: save_checkpoint\(\) at .*test_rules.py:\d+", str(error.value))
-    assert re.search(r"rank 1: waits in another collective, at .*test_rules.py:\d+", str(error.value))
+    assert re.search(
+        r"rank 0: save_checkpoint\(\) at .*test_rules.py:\d+", str(error.value)
+    )
+    assert re.search(
+        r"rank 1: waits in another collective, at .*test_rules.py:\d+", str(error.value)
+    )

@@ -28,7 +28,9 @@ def data() -> DataLoader[Any]:
 class Net(Module):
     """Its ``on_save_checkpoint`` raises ``error`` on one rank at the second save."""
 
-    def __init__(self, error: Exception | None = None, rank: int = 0, at_end: bool = False) -> None:
+    def __init__(
+        self, error: Exception | None = None, rank: int = 0, at_end: bool = False
+    ) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)
         self.error, self.rank, self.at_end = error, rank, at_end
@@ -37,7 +39,11 @@ class Net(Module):
         return (self.layer(batch[0]) - 1).square().mean()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.error is not None and self.global_rank == self.rank and self.trainer.global_step == 4:
+        if (
+            self.error is not None
+            and self.global_rank == self.rank
+            and self.trainer.global_step == 4
+        ):
             raise self.error
 
     def on_train_end(self) -> None:
@@ -87,25 +93,44 @@ def outcome(module: Module, callback: ModelCheckpoint) -> list[str]:
         ended = f"{type(error).__name__}: {error}"
     else:
         ended = "finished"
-    return trainer.strategy.gather_objects(f"{ended} {os.path.basename(callback.best_model_path)}")
+    return trainer.strategy.gather_objects(
+        f"{ended} {os.path.basename(callback.best_model_path)}"
+    )
 
 
-def checkpoints(folder: Path, name: str, kind: type[ModelCheckpoint] = ModelCheckpoint, **arguments: Any) -> Any:
+def checkpoints(
+    folder: Path,
+    name: str,
+    kind: type[ModelCheckpoint] = ModelCheckpoint,
+    **arguments: Any,
+) -> Any:
     keep = 1 if kind is Parts else -1
-    return kind(folder / name, every_n_train_steps=2, save_last=True, save_top_k=keep, **arguments)
+    return kind(
+        folder / name,
+        every_n_train_steps=2,
+        save_last=True,
+        save_top_k=keep,
+        **arguments,
+    )
 
 
 def failures(folder: Path) -> dict[str, list[str]]:
     warn = {"on_save_error": "warn"}
     return {
-        "warned": outcome(Net(OSError("no hook")), checkpoints(folder, "warned", **warn)),
+        "warned": outcome(
+            Net(OSError("no hook")), checkpoints(folder, "warned", **warn)
+        ),
         "raised": outcome(Net(OSError("no hook")), checkpoints(folder, "raised")),
-        "rank 1": outcome(Net(OSError("no hook"), rank=1), checkpoints(folder, "rank 1", **warn)),
+        "rank 1": outcome(
+            Net(OSError("no hook"), rank=1), checkpoints(folder, "rank 1", **warn)
+        ),
         "part": outcome(Net(), checkpoints(folder, "part", Parts)),
         "uploads": outcome(Net(), checkpoints(folder, "uploads", Uploads, **warn)),
         "unlisted": outcome(Net(), checkpoints(folder, "unlisted", Unlisted, **warn)),
         "signal": outcome(Net(rank=1, at_end=True), checkpoints(folder, "signal")),
-        "peers": [f"{len(find_peers())} {one_is_gone(find_peers())} {one_is_gone(find_peers() | {1})}"],
+        "peers": [
+            f"{len(find_peers())} {one_is_gone(find_peers())} {one_is_gone(find_peers() | {1})}"
+        ],
     }
 
 
@@ -117,14 +142,20 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["warned", "rank 1", "uploads"])
-def test_both_go_on_without_a_checkpoint_that_one_could_not_save(told: tuple[dict[str, list[str]], Path], name: str):
+def test_both_go_on_without_a_checkpoint_that_one_could_not_save(
+    told: tuple[dict[str, list[str]], Path], name: str
+):
     assert told[0][name] == ["finished epoch=0-step=6.ckpt"] * 2
     assert load_checkpoint(str(told[1] / name / "last.ckpt"))["global_step"] == 6
-    assert load_checkpoint(str(told[1] / name / "epoch=0-step=2.ckpt"))["global_step"] == 2
+    assert (
+        load_checkpoint(str(told[1] / name / "epoch=0-step=2.ckpt"))["global_step"] == 2
+    )
 
 
 @pytest.mark.slow
-def test_both_end_with_an_error_that_says_whose_it_was(told: tuple[dict[str, list[str]], Path]):
+def test_both_end_with_an_error_that_says_whose_it_was(
+    told: tuple[dict[str, list[str]], Path],
+):
     place = f"could not save '{told[1]}/{{}}/epoch=0-step=4.ckpt'"
     assert told[0]["raised"] == [
         "OSError: no hook epoch=0-step=2.ckpt",
@@ -134,21 +165,30 @@ def test_both_end_with_an_error_that_says_whose_it_was(told: tuple[dict[str, lis
         f"OSError: rank 1 {place.format('part')}: OSError: no room epoch=0-step=2.ckpt",
         "OSError: no room epoch=0-step=2.ckpt",
     ]
-    assert load_checkpoint(str(told[1] / "part" / "epoch=0-step=2.ckpt"))["global_step"] == 2
+    assert (
+        load_checkpoint(str(told[1] / "part" / "epoch=0-step=2.ckpt"))["global_step"]
+        == 2
+    )
 
 
 @pytest.mark.slow
-def test_what_follows_a_save_of_ones_own_may_fail(told: tuple[dict[str, list[str]], Path]):
+def test_what_follows_a_save_of_ones_own_may_fail(
+    told: tuple[dict[str, list[str]], Path],
+):
     assert told[0]["unlisted"] == ["finished epoch=0-step=6.ckpt"] * 2
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_them_after_the_last_step_ends_both(told: tuple[dict[str, list[str]], Path]):
+def test_a_signal_to_one_of_them_after_the_last_step_ends_both(
+    told: tuple[dict[str, list[str]], Path],
+):
     assert told[0]["signal"] == ["SystemExit: 143 epoch=0-step=6.ckpt"] * 2
 
 
 @pytest.mark.slow
-def test_processes_know_whether_their_peers_live(told: tuple[dict[str, list[str]], Path]):
+def test_processes_know_whether_their_peers_live(
+    told: tuple[dict[str, list[str]], Path],
+):
     assert told[0]["peers"] == ["2 False True"]
 
 

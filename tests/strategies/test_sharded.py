@@ -70,7 +70,9 @@ class Net(Module):
     def make(self) -> None:
         torch.manual_seed(3)
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.position = nn.Parameter(torch.randn(LENGTH - 1, WIDTH), requires_grad=False)
+        self.position = nn.Parameter(
+            torch.randn(LENGTH - 1, WIDTH), requires_grad=False
+        )
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.norm = nn.LayerNorm(WIDTH)
         self.gain = nn.Parameter(torch.ones(1))
@@ -86,7 +88,9 @@ class Net(Module):
 
     def loss(self, tokens: Tensor, reduction: str = "mean") -> Tensor:
         logits = self(tokens[:, :-1])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction)
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.count += 1
@@ -95,15 +99,33 @@ class Net(Module):
         return loss
 
     def configure_optimizers(self) -> Any:
-        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        small = [name for name in trained if "bias" in name or "norm" in name or name == "gain"]
+        trained = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+        small = [
+            name
+            for name in trained
+            if "bias" in name or "norm" in name or name == "gain"
+        ]
         groups = [
-            {"params": [parameter for name, parameter in trained.items() if name not in small], "weight_decay": 0.2},
+            {
+                "params": [
+                    parameter
+                    for name, parameter in trained.items()
+                    if name not in small
+                ],
+                "weight_decay": 0.2,
+            },
             {"params": [trained[name] for name in small], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=1e-2)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.8)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 class Late(Net):
@@ -143,10 +165,17 @@ def data(samples: int) -> TensorDataset:
 
 
 def fit(
-    strategy: str | Strategy, module: Net | None = None, samples: int = 96, ckpt_path: Any = None, **options: Any
+    strategy: str | Strategy,
+    module: Net | None = None,
+    samples: int = 96,
+    ckpt_path: Any = None,
+    **options: Any,
 ) -> tuple[Net, Trainer]:
     """Train with global batches of 16 samples, in one order whatever the number of processes."""
-    module, trainer = module or Net(), quiet(strategy=strategy, **{"max_epochs": -1, **options})
+    module, trainer = (
+        module or Net(),
+        quiet(strategy=strategy, **{"max_epochs": -1, **options}),
+    )
     trainer.state.seed = 11
     loader = DataLoader(data(samples), GLOBAL // trainer.world_size, shuffle=True)
     trainer.fit(module, loader, ckpt_path=ckpt_path)
@@ -178,12 +207,18 @@ def alone() -> Iterator[None]:
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 SHARDED = ["fsdp", *ZERO]
-OFFLOADED = ["fsdp_cpu_offload", "deepspeed_stage_2_offload", "deepspeed_stage_3_offload"]
+OFFLOADED = [
+    "fsdp_cpu_offload",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3_offload",
+]
 WINDOWS: dict[str, Any] = {"accumulate_grad_batches": 2}
 CLIPPED: dict[str, Any] = {**WINDOWS, "gradient_clip_val": 0.3}
 
 
-def trained(strategy: str, module: Net | None = None, steps: int = 100, **options: Any) -> list[float]:
+def trained(
+    strategy: str, module: Net | None = None, steps: int = 100, **options: Any
+) -> list[float]:
     return losses(*fit(strategy, module, max_steps=steps, **options))
 
 
@@ -191,8 +226,14 @@ def all_losses() -> dict[str, list[float]]:
     return {
         **{name: trained(name, **WINDOWS) for name in ("ddp", *SHARDED)},
         **{name: trained(name, steps=10, **WINDOWS) for name in OFFLOADED},
-        **{f"{name} late": trained(name, Late(), steps=10, **WINDOWS) for name in ("fsdp", "deepspeed_stage_3")},
-        **{f"{name} clipped": trained(name, steps=30, **CLIPPED) for name in ("ddp", *SHARDED)},
+        **{
+            f"{name} late": trained(name, Late(), steps=10, **WINDOWS)
+            for name in ("fsdp", "deepspeed_stage_3")
+        },
+        **{
+            f"{name} clipped": trained(name, steps=30, **CLIPPED)
+            for name in ("ddp", *SHARDED)
+        },
     }
 
 
@@ -207,13 +248,17 @@ def test_losses_are_those_of_one_process(two: dict[str, Any]):
 
 
 @pytest.mark.parametrize("name", [*OFFLOADED, "fsdp late", "deepspeed_stage_3 late"])
-def test_offloaded_states_and_late_parameters_are_trained_alike(two: dict[str, Any], name: str):
+def test_offloaded_states_and_late_parameters_are_trained_alike(
+    two: dict[str, Any], name: str
+):
     assert two["losses"][name] == pytest.approx(two["losses"]["ddp"][:20], abs=1e-5)
 
 
 def test_losses_with_clipped_gradients_are_those_of_one_process(two: dict[str, Any]):
     told, one = two["losses"], trained("single", steps=30, **CLIPPED)
-    assert max(abs(a - b) for a, b in zip(one, told["ddp"], strict=False)) > 1e-3, "it clips"
+    assert max(abs(a - b) for a, b in zip(one, told["ddp"], strict=False)) > 1e-3, (
+        "it clips"
+    )
     for name in ("ddp", *SHARDED):
         assert told[f"{name} clipped"] == pytest.approx(one, abs=1e-4), name
 
@@ -225,10 +270,15 @@ HALVES: list[tuple[str, str, type[Net]]] = [
 
 
 def in_half_precision() -> dict[tuple[str, str], Any]:
-    return {(how, name): trained(name, kind(), 15, precision=how, **CLIPPED) for how, name, kind in HALVES}
+    return {
+        (how, name): trained(name, kind(), 15, precision=how, **CLIPPED)
+        for how, name, kind in HALVES
+    }
 
 
-@pytest.mark.parametrize(("how", "name"), [(how, name) for how, name, _ in HALVES if name != "ddp"])
+@pytest.mark.parametrize(
+    ("how", "name"), [(how, name) for how, name, _ in HALVES if name != "ddp"]
+)
 def test_half_precision_is_that_of_ddp(two: dict[str, Any], how: str, name: str):
     told = two["halves"]
     assert told[how, name] == pytest.approx(told[how, "ddp"], rel=0.02)
@@ -240,10 +290,14 @@ def overflow() -> list[tuple[float, float, bool]]:
     assert trainer.engine.scaler is not None
     steps = {float(state["step"]) for state in trainer.optimizers[0].state.values()}
     fell = sum(module.losses[-3:]) < sum(module.losses[:3])
-    return trainer.strategy.gather_objects((trainer.engine.scaler.get_scale(), *steps, fell))
+    return trainer.strategy.gather_objects(
+        (trainer.engine.scaler.get_scale(), *steps, fell)
+    )
 
 
-def test_all_processes_leave_out_the_step_in_which_one_has_an_overflow(two: dict[str, Any]):
+def test_all_processes_leave_out_the_step_in_which_one_has_an_overflow(
+    two: dict[str, Any],
+):
     (scale, steps, fell), other = two["overflow"]
     assert other == (scale, steps, True)
     assert fell
@@ -252,7 +306,9 @@ def test_all_processes_leave_out_the_step_in_which_one_has_an_overflow(two: dict
 
 
 def weighted() -> dict[str, list[float]]:
-    return {name: trained(name, Weighted(), 10, **CLIPPED) for name in ("ddp", *SHARDED)}
+    return {
+        name: trained(name, Weighted(), 10, **CLIPPED) for name in ("ddp", *SHARDED)
+    }
 
 
 def test_weighted_batches_are_those_of_ddp(two: dict[str, Any]):
@@ -275,7 +331,9 @@ class SaveNow(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 5:
             trainer.save_checkpoint(self.path)
 
@@ -283,31 +341,53 @@ class SaveNow(Callback):
 def begin(folder: Path, kind: str, strategy: str) -> dict[str, Any]:
     """Ten steps with a checkpoint at the fifth, written while it goes on, and at the last."""
     callbacks = [
-        ModelCheckpoint(folder / kind, filename="{step}", every_n_train_steps=5, save_top_k=-1),
+        ModelCheckpoint(
+            folder / kind, filename="{step}", every_n_train_steps=5, save_top_k=-1
+        ),
         SaveNow(folder / kind / "now.ckpt"),
     ]
     module, trainer = fit(
-        strategy, samples=SAMPLES, max_steps=10, callbacks=callbacks, enable_checkpointing=True, inference_mode=False
+        strategy,
+        samples=SAMPLES,
+        max_steps=10,
+        callbacks=callbacks,
+        enable_checkpointing=True,
+        inference_mode=False,
     )
     trainer.export(folder / kind / "weights.safetensors")
     return {"losses": losses(module, trainer)}
 
 
 def go_on(folder: Path, saved: str, strategy: str) -> list[float]:
-    return losses(*fit(strategy, samples=SAMPLES, max_steps=10, ckpt_path=folder / saved / "step=5.ckpt"))
+    return losses(
+        *fit(
+            strategy,
+            samples=SAMPLES,
+            max_steps=10,
+            ckpt_path=folder / saved / "step=5.ckpt",
+        )
+    )
 
 
 def begin_all(folder: Path, kinds: dict[str, str]) -> dict[str, Any]:
     return {kind: begin(folder, kind, strategy) for kind, strategy in kinds.items()}
 
 
-def go_on_all(folder: Path, kinds: dict[str, str]) -> dict[tuple[str, str], list[float]]:
-    return {(saved, kind): go_on(folder, saved, strategy) for saved in (*ONE, *TWO) for kind, strategy in kinds.items()}
+def go_on_all(
+    folder: Path, kinds: dict[str, str]
+) -> dict[tuple[str, str], list[float]]:
+    return {
+        (saved, kind): go_on(folder, saved, strategy)
+        for saved in (*ONE, *TWO)
+        for kind, strategy in kinds.items()
+    }
 
 
 @pytest.mark.parametrize("saved", [*ONE, *TWO])
 @pytest.mark.parametrize("resumed", [*ONE, *TWO])
-def test_a_checkpoint_is_resumed_by_any_strategy(runs: dict[str, Any], saved: str, resumed: str):
+def test_a_checkpoint_is_resumed_by_any_strategy(
+    runs: dict[str, Any], saved: str, resumed: str
+):
     whole, rest = runs["begun"][saved]["losses"], runs["resumed"][saved, resumed]
     assert len(whole) == 10
     if saved[-1] == resumed[-1]:  # the number of processes
@@ -317,15 +397,27 @@ def test_a_checkpoint_is_resumed_by_any_strategy(runs: dict[str, Any], saved: st
 
 
 @pytest.mark.parametrize("kind", [*ONE, *TWO])
-def test_checkpoints_hold_the_same_whatever_the_strategy(runs: dict[str, Any], folder: Path, kind: str):
+def test_checkpoints_hold_the_same_whatever_the_strategy(
+    runs: dict[str, Any], folder: Path, kind: str
+):
     same = "ddp at 2" if kind in TWO else "single at 1"
-    for name, expected in (("step=5", same), ("now", same), ("step=10", same), ("step=5", "single at 1")):
+    for name, expected in (
+        ("step=5", same),
+        ("now", same),
+        ("step=10", same),
+        ("step=5", "single at 1"),
+    ):
         told = load_checkpoint(str(folder / kind / f"{name}.ckpt"))
-        ours, theirs = (_content(load_checkpoint(str(folder / k / f"{name}.ckpt"))) for k in (kind, expected))
+        ours, theirs = (
+            _content(load_checkpoint(str(folder / k / f"{name}.ckpt")))
+            for k in (kind, expected)
+        )
         assert ours.keys() == theirs.keys()
         exact = kind[-1] == expected[-1]
         for key, value in theirs.items():
-            torch.testing.assert_close(ours[key], value, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7)
+            torch.testing.assert_close(
+                ours[key], value, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7
+            )
         groups = told["optimizer_states"][0]["param_groups"]
         assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
         assert [len(group["params"]) for group in groups] == [5, 8]
@@ -336,12 +428,17 @@ def _content(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     found = dict(checkpoint["state_dict"])
     for name, state in checkpoint["optimizer_states"][0]["state"].items():
         assert state.keys() == {"exp_avg", "exp_avg_sq", "step"}
-        found |= {f"{name}.{key}": torch.as_tensor(value).float() for key, value in state.items()}
+        found |= {
+            f"{name}.{key}": torch.as_tensor(value).float()
+            for key, value in state.items()
+        }
     return found
 
 
 @pytest.mark.parametrize("kind", [*ONE, *TWO])
-def test_a_checkpoint_is_loaded_into_a_plain_module(runs: dict[str, Any], folder: Path, kind: str):
+def test_a_checkpoint_is_loaded_into_a_plain_module(
+    runs: dict[str, Any], folder: Path, kind: str
+):
     plain = Net.load_from_checkpoint(folder / kind / "step=10.ckpt").state_dict()
     exported = load_file(folder / kind / "weights.safetensors")
     assert plain.keys() == exported.keys() == Net().state_dict().keys()
@@ -355,15 +452,25 @@ def test_a_checkpoint_is_loaded_into_a_plain_module(runs: dict[str, Any], folder
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed_stage_2", "deepspeed_stage_3"])
-def test_each_process_saves_its_part_only(runs: dict[str, Any], folder: Path, name: str):
+def test_each_process_saves_its_part_only(
+    runs: dict[str, Any], folder: Path, name: str
+):
     path = folder / f"{name} at 2" / "step=5.ckpt"
-    whole = {"model": 219 + (name != "deepspeed_stage_2") * (LENGTH - 1) * WIDTH, "optimizer": 2 * 219}
+    whole = {
+        "model": 219 + (name != "deepspeed_stage_2") * (LENGTH - 1) * WIDTH,
+        "optimizer": 2 * 219,
+    }
     for part, numbers in whole.items():
-        sizes = [_numbers(path / part / f"rank-{rank}.safetensors") for rank in range(2)]
+        sizes = [
+            _numbers(path / part / f"rank-{rank}.safetensors") for rank in range(2)
+        ]
         assert sum(sizes) == numbers
         # FSDP gives the first process the larger part of each parameter, which matters for ones as small as these.
         assert min(sizes) > (0.35 if name == "fsdp" else 0.4) * numbers
-    assert not set(_names(path / "model" / "model.safetensors")) & {"embed.weight", "head.bias"}
+    assert not set(_names(path / "model" / "model.safetensors")) & {
+        "embed.weight",
+        "head.bias",
+    }
 
 
 def _names(file: Path) -> list[str]:
@@ -394,7 +501,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("saved", ["fsdp at 2", "deepspeed_stage_2 at 2", "deepspeed_stage_3 at 2"])
+@pytest.mark.parametrize(
+    "saved", ["fsdp at 2", "deepspeed_stage_2 at 2", "deepspeed_stage_3 at 2"]
+)
 def test_a_damaged_part_is_noticed_and_the_checkpoint_before_used(
     runs: dict[str, Any], folder: Path, tmp_path: Path, saved: str, damage: str
 ):
@@ -402,15 +511,21 @@ def test_a_damaged_part_is_noticed_and_the_checkpoint_before_used(
     shutil.copytree(folder / saved, tmp_path / "ckpt")
     shutil.rmtree(tmp_path / "ckpt" / "now.ckpt")
     harm(tmp_path / "ckpt" / "step=10.ckpt" / "model" / "rank-1.safetensors")
-    with pytest.raises(CheckpointError, match=rf"step=10\.ckpt.*model/rank-1\.safetensors .*{words}"):
+    with pytest.raises(
+        CheckpointError, match=rf"step=10\.ckpt.*model/rank-1\.safetensors .*{words}"
+    ):
         load_checkpoint(str(tmp_path / "ckpt" / "step=10.ckpt"))
     trainer = quiet(default_root_dir=tmp_path, max_steps=6, max_epochs=-1)
     (tmp_path / "ckpt").rename(tmp_path / "checkpoints")
     trainer.state.seed = 11
     module = Net()
-    trainer.fit(module, DataLoader(data(SAMPLES), GLOBAL, shuffle=True), ckpt_path="last")
+    trainer.fit(
+        module, DataLoader(data(SAMPLES), GLOBAL, shuffle=True), ckpt_path="last"
+    )
     assert str(trainer.ckpt_path).endswith("step=5.ckpt")
-    assert module.losses == pytest.approx(runs["begun"]["single at 1"]["losses"][5:6], rel=1e-6)
+    assert module.losses == pytest.approx(
+        runs["begun"]["single at 1"]["losses"][5:6], rel=1e-6
+    )
 
 
 class Full(Callback):
@@ -419,7 +534,9 @@ class Full(Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         trainer.engine.saver.wait()  # the checkpoint of step 2 is complete
         if trainer.global_step == 3 and trainer.global_rank == self.rank:
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
@@ -430,7 +547,12 @@ def write_in_vain(folder: Path, strategy: str, rank: int) -> dict[str, Any]:
     trainer = fit(strategy, max_steps=2)[1]
     path = folder / f"{strategy} {rank}.ckpt"
     trainer.save_checkpoint(path)
-    saves = ModelCheckpoint(folder / f"{strategy} {rank}", filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    saves = ModelCheckpoint(
+        folder / f"{strategy} {rank}",
+        filename="{step}",
+        every_n_train_steps=2,
+        save_top_k=-1,
+    )
     said = {}
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -441,7 +563,12 @@ def write_in_vain(folder: Path, strategy: str, rank: int) -> dict[str, Any]:
         said["saving"] = str(error.value)
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         with pytest.raises(OSError) as error:  # noqa: PT011 # as above
-            fit(strategy, max_steps=5, callbacks=[saves, Full(rank)], enable_checkpointing=True)
+            fit(
+                strategy,
+                max_steps=5,
+                callbacks=[saves, Full(rank)],
+                enable_checkpointing=True,
+            )
         said["training"] = str(error.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
@@ -469,8 +596,13 @@ def test_a_part_that_cannot_be_written_fails_the_save_in_all(
             assert str(path) in said
             assert "File too large" in said
     assert load_checkpoint(str(full / f"{strategy} {rank}.ckpt"))["global_step"] == 2
-    assert load_checkpoint(str(full / f"{strategy} {rank}" / "step=2.ckpt"))["global_step"] == 2
-    assert [path.name for path in (full / f"{strategy} {rank}").iterdir()] == ["step=2.ckpt"]
+    assert (
+        load_checkpoint(str(full / f"{strategy} {rank}" / "step=2.ckpt"))["global_step"]
+        == 2
+    )
+    assert [path.name for path in (full / f"{strategy} {rank}").iterdir()] == [
+        "step=2.ckpt"
+    ]
 
 
 class ScalesLoss(DeepSpeedStrategy):
@@ -480,7 +612,9 @@ class ScalesLoss(DeepSpeedStrategy):
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
         engine = super()._initialize(optimizer)
-        engine.optimizer.loss_scaler = DynamicLossScaler(8.0, 3, 1.0, delayed_shift=2, consecutive_hysteresis=False)
+        engine.optimizer.loss_scaler = DynamicLossScaler(
+            8.0, 3, 1.0, delayed_shift=2, consecutive_hysteresis=False
+        )
         return engine
 
 
@@ -496,7 +630,9 @@ def test_a_dynamic_loss_scale_goes_on(tmp_path: Path):
     with alone():
         for steps, ckpt_path in ((10, None), (5, None), (10, path)):
             scales.append([])
-            _, trainer = fit(ScalesLoss(2), max_steps=steps, ckpt_path=ckpt_path, callbacks=[Notes()])
+            _, trainer = fit(
+                ScalesLoss(2), max_steps=steps, ckpt_path=ckpt_path, callbacks=[Notes()]
+            )
             if steps == 5:
                 trainer.save_checkpoint(path)
         fit("single", max_steps=6, ckpt_path=path)  # which has no use for it
@@ -511,8 +647,13 @@ def test_a_dynamic_loss_scale_goes_on(tmp_path: Path):
 class Judged(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.mean, self.auroc = MeanMetric(), nn.ModuleList(BinaryAUROC() for _ in range(2))
-        self.accuracy = nn.ModuleList(MulticlassAccuracy(VOCABULARY, average="micro") for _ in range(2))
+        self.mean, self.auroc = (
+            MeanMetric(),
+            nn.ModuleList(BinaryAUROC() for _ in range(2)),
+        )
+        self.accuracy = nn.ModuleList(
+            MulticlassAccuracy(VOCABULARY, average="micro") for _ in range(2)
+        )
 
     def judge(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         logits, targets = self(batch[0][:, :-1])[:, -1], batch[0][:, -1]
@@ -551,19 +692,29 @@ def evaluated(strategy: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "fresh": trainer.test(fresh, loaders, verbose=False),
         "fresh stream": trainer.test(fresh, stream, verbose=False),
-        "fresh predictions": trainer.predict(fresh, loaders[0], return_predictions="all"),
+        "fresh predictions": trainer.predict(
+            fresh, loaders[0], return_predictions="all"
+        ),
     }
     module, trainer = Judged(), quiet(strategy=strategy, max_epochs=2)
     trainer.state.seed = 11
-    trainer.fit(module, DataLoader(data(96), GLOBAL // trainer.world_size, shuffle=True), loaders)
-    found["validation"] = [{name: float(value) for name, value in sorted(trainer.callback_metrics.items())}]
+    trainer.fit(
+        module,
+        DataLoader(data(96), GLOBAL // trainer.world_size, shuffle=True),
+        loaders,
+    )
+    found["validation"] = [
+        {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    ]
     found["test"] = trainer.test(module, loaders, verbose=False)
     found["stream"] = trainer.test(module, stream, verbose=False)
     found["again"] = trainer.validate(module, loaders, verbose=False)
     found["predictions"] = trainer.predict(module, loaders, return_predictions="all")
     own = trainer.predict(module, loaders[0])
     assert own is not None
-    found["own"] = trainer.strategy.gather_objects([batch["tokens"].tolist() for batch in own])
+    found["own"] = trainer.strategy.gather_objects(
+        [batch["tokens"].tolist() for batch in own]
+    )
     told = trainer.strategy.gather_objects(repr(found["test"]))
     assert len(set(told)) == 1, "all processes know the same"
     return found
@@ -582,20 +733,26 @@ def single() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EVALUATED)
-def test_evaluation_is_that_of_one_process(two: dict[str, Any], single: dict[str, Any], name: str):
+def test_evaluation_is_that_of_one_process(
+    two: dict[str, Any], single: dict[str, Any], name: str
+):
     told = two["evaluated"][name]
     assert single["fresh"][0]["samples/dataloader_idx_0"] == 50
     assert single["stream"][0]["samples"] == 37
     for what in ("fresh", "fresh stream", "validation", "test", "stream", "again"):
         assert len(told[what]) == len(single[what])
         for ours, theirs in zip(told[what], single[what], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-6 if "fresh" in what else 1e-5), what
+            assert ours == pytest.approx(
+                theirs, rel=1e-6 if "fresh" in what else 1e-5
+            ), what
     assert single["validation"][0].items() >= single["again"][0].items()
     assert told["validation"][0].items() >= told["again"][0].items()
 
 
 @pytest.mark.parametrize("name", EVALUATED)
-def test_predictions_come_in_order(two: dict[str, Any], single: dict[str, Any], name: str):
+def test_predictions_come_in_order(
+    two: dict[str, Any], single: dict[str, Any], name: str
+):
     told = two["evaluated"][name]
     assert told["own"] == [single["own"][0][rank::2] for rank in range(2)]
     pairs = [(told["fresh predictions"], single["fresh predictions"])]
@@ -604,7 +761,9 @@ def test_predictions_come_in_order(two: dict[str, Any], single: dict[str, Any], 
         assert len(ours) == len(theirs) in (7, 1)
         for batch, expected in zip(ours, theirs, strict=True):
             assert batch["tokens"].equal(expected["tokens"])
-            torch.testing.assert_close(batch["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                batch["logits"], expected["logits"], rtol=1e-5, atol=1e-5
+            )
 
 
 def test_stage_3_replaces_the_linear_layer_for_its_own_module_only():
@@ -631,7 +790,10 @@ def test_stage_3_replaces_the_linear_layer_for_its_own_module_only():
 
 # -- activation checkpointing -----------------------------------------------------------------------------------------
 
-POLICIES: dict[str, Any] = {"class": Block, "function": lambda part: isinstance(part, Block)}
+POLICIES: dict[str, Any] = {
+    "class": Block,
+    "function": lambda part: isinstance(part, Block),
+}
 KINDS: dict[str, Callable[..., Strategy]] = {
     "single": SingleDeviceStrategy,
     "ddp": DDPStrategy,
@@ -645,10 +807,18 @@ def recomputed(kind: str) -> dict[str, tuple[list[float], int]]:
     """By policy: the losses of six steps, and how often the chosen parts were called."""
     found = {}
     for policy in (None, *POLICIES):
-        chosen = {} if policy is None else {"activation_checkpointing": POLICIES[policy]}
+        chosen = (
+            {} if policy is None else {"activation_checkpointing": POLICIES[policy]}
+        )
         module, trainer = fit(KINDS[kind](**chosen), max_steps=6)
-        found[str(policy)] = losses(module, trainer), sum(block.calls for block in module.blocks)  # type: ignore[misc] # Blocks
-    with pytest.raises(ValueError, match=r"activation_checkpointing=.*Conv2d.* chooses no submodule of Net"):
+        found[str(policy)] = (
+            losses(module, trainer),
+            sum(block.calls for block in module.blocks),
+        )  # type: ignore[misc] # Blocks
+    with pytest.raises(
+        ValueError,
+        match=r"activation_checkpointing=.*Conv2d.* chooses no submodule of Net",
+    ):
         fit(KINDS[kind](activation_checkpointing=nn.Conv2d), max_steps=1)
     return found
 
@@ -658,7 +828,9 @@ def all_recomputed() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_are_computed_twice_and_losses_are_the_same(two: dict[str, Any], kind: str):
+def test_activations_are_computed_twice_and_losses_are_the_same(
+    two: dict[str, Any], kind: str
+):
     told = recomputed(kind) if kind == "single" else two["recomputed"][kind]
     usual, calls = told["None"]
     assert calls == 6 * 2
@@ -677,15 +849,38 @@ class Manual(Net):
 
 class Several(Net):
     def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.norm, self.blocks)]
+        return [
+            torch.optim.SGD(part.parameters(), lr=0.1)
+            for part in (self.norm, self.blocks)
+        ]
 
 
 # By name: the module, the strategy, the Trainer's arguments, the error, and words of it.
 REFUSED: dict[str, tuple[type[Net], str, dict[str, Any], list[str]]] = {
-    "double": (Net, "deepspeed_stage_2", {"precision": "64-true"}, ["64-true", "deepspeed_stage_2", "32-true"]),
-    "half": (Net, "deepspeed_stage_3", {"precision": "16-mixed"}, ["16-mixed", "CPU", "bf16-mixed"]),
-    "true half": (Net, "deepspeed_stage_1", {"precision": "16-true"}, ["16-true", "CPU", "bf16-mixed"]),
-    "manual": (Manual, "deepspeed_stage_2", {}, ["automatic_optimization", "deepspeed_stage_2", "ddp"]),
+    "double": (
+        Net,
+        "deepspeed_stage_2",
+        {"precision": "64-true"},
+        ["64-true", "deepspeed_stage_2", "32-true"],
+    ),
+    "half": (
+        Net,
+        "deepspeed_stage_3",
+        {"precision": "16-mixed"},
+        ["16-mixed", "CPU", "bf16-mixed"],
+    ),
+    "true half": (
+        Net,
+        "deepspeed_stage_1",
+        {"precision": "16-true"},
+        ["16-true", "CPU", "bf16-mixed"],
+    ),
+    "manual": (
+        Manual,
+        "deepspeed_stage_2",
+        {},
+        ["automatic_optimization", "deepspeed_stage_2", "ddp"],
+    ),
     "manual fsdp": (Manual, "fsdp", {}, ["automatic_optimization", "fsdp", "ddp"]),
     "value": (
         Net,
@@ -726,7 +921,10 @@ def test_what_cannot_be_is_refused_before_training(two: dict[str, Any], name: st
 
 def end_early(strategy: str) -> list[tuple[int, list[float]]]:
     """Windows of two batches, of which the last one of each epoch of a stream holds one."""
-    module, trainer = Net(), quiet(strategy=strategy, accumulate_grad_batches=2, max_epochs=2)
+    module, trainer = (
+        Net(),
+        quiet(strategy=strategy, accumulate_grad_batches=2, max_epochs=2),
+    )
     trainer.fit(module, DataLoader(Stream(16 * 3), 8))
     return _gathered((trainer.global_step, module.losses))
 
@@ -737,7 +935,9 @@ def all_end_early() -> dict[str, list[tuple[int, list[float]]]]:
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_window_ends_where_a_stream_does(two: dict[str, Any], name: str):
-    for (steps, losses), (_, expected) in zip(two["early"][name], two["early"]["ddp"], strict=True):
+    for (steps, losses), (_, expected) in zip(
+        two["early"][name], two["early"]["ddp"], strict=True
+    ):
         assert steps == 4
         assert len(losses) == 6
         assert losses == pytest.approx(expected, rel=1e-5)
@@ -769,7 +969,11 @@ def configure(folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for key, (wrong, _) in CONFIGURED.items():
         (folder / f"{key}.json").write_text(json.dumps(nested({key: wrong})))
-        for config in (nested({key: wrong}), folder / f"{key}.json", str(folder / f"{key}.json")):
+        for config in (
+            nested({key: wrong}),
+            folder / f"{key}.json",
+            str(folder / f"{key}.json"),
+        ):
             with pytest.raises(ValueError) as error:  # noqa: PT011 # the message is what this returns
                 fit(DeepSpeedStrategy(config=config), max_steps=2, **CLIPPED)
             told.setdefault(key, []).extend(_gathered(str(error.value)))
@@ -777,13 +981,17 @@ def configure(folder: Path) -> dict[str, Any]:
     for name, values in (("equal", own), ("auto", dict.fromkeys(own, "auto"))):
         config = {**nested(values), "zero_optimization": {"overlap_comm": False}}
         given = json.dumps(config)
-        told[name] = losses(*fit(DeepSpeedStrategy(config=config), max_steps=5, **CLIPPED))
+        told[name] = losses(
+            *fit(DeepSpeedStrategy(config=config), max_steps=5, **CLIPPED)
+        )
         assert json.dumps(config) == given, "it stays the user's"
     return told
 
 
 @pytest.mark.parametrize("key", CONFIGURED)
-def test_a_configuration_that_contradicts_the_trainer_is_refused(two: dict[str, Any], key: str):
+def test_a_configuration_that_contradicts_the_trainer_is_refused(
+    two: dict[str, Any], key: str
+):
     assert len(two["configured"][key]) == 3 * 2
     for said in two["configured"][key]:
         for word in (key, *map(repr, CONFIGURED[key])):
@@ -815,16 +1023,25 @@ def test_a_stage_is_said_once_or_twice_alike(tmp_path: Path, as_file: bool):
     assert strategy(None, "auto").stage == 2
 
 
-@pytest.mark.parametrize(("section", "words"), [("optimizer", "configure_optimizers"), ("scheduler", "configure_opt")])
-def test_sections_that_belong_elsewhere_are_refused(tmp_path: Path, section: str, words: str):
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [("optimizer", "configure_optimizers"), ("scheduler", "configure_opt")],
+)
+def test_sections_that_belong_elsewhere_are_refused(
+    tmp_path: Path, section: str, words: str
+):
     config = {section: {"type": "Adam"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for given in (config, tmp_path / "config.json"):
         with pytest.raises(ValueError, match=rf"'{section}'.*{words}"):
             DeepSpeedStrategy(config=given)
-    with pytest.raises(TypeError, match="config must be a dict, or the path of a JSON file; got 3"):
+    with pytest.raises(
+        TypeError, match="config must be a dict, or the path of a JSON file; got 3"
+    ):
         DeepSpeedStrategy(config=3)
-    with pytest.raises(ValueError, match="offload_parameters=True needs stage=3; got stage=2"):
+    with pytest.raises(
+        ValueError, match="offload_parameters=True needs stage=3; got stage=2"
+    ):
         DeepSpeedStrategy(2, offload_parameters=True)
 
 
@@ -850,7 +1067,12 @@ print(len(fit("single", max_steps=2)[0].losses))
 
 def test_without_deepspeed_all_else_works():
     root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (root, os.environ.get("PYTHONPATH")))
+        ),
+    }
     done = run_program("-c", WITHOUT, env=environment)
     assert done.returncode == 0, done.stderr
     assert "pip install loopwright[deepspeed]" in done.stdout
@@ -904,4 +1126,7 @@ def runs(folder: Path, begun: dict[str, Any], two: dict[str, Any]) -> dict[str, 
     """All that was saved, and resumed from there."""
     with alone():
         resumed = go_on_all(folder, ONE)
-    return {"begun": {**begun, **two["begun"]}, "resumed": {**resumed, **two["resumed"]}}
+    return {
+        "begun": {**begun, **two["begun"]},
+        "resumed": {**resumed, **two["resumed"]},
+    }

@@ -21,7 +21,13 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+)
 from transformers import BatchEncoding
 
 from loopwright.callbacks import Callback
@@ -76,16 +82,28 @@ def hugging_face(folder: Path, split: bool = True) -> Any:
     from datasets import Dataset
     from datasets.distributed import split_dataset_by_node
 
-    stream = Dataset.from_dict({"number": range(SAMPLES)}).to_iterable_dataset(num_shards=4).shuffle(seed=3)
-    return DataLoader(split_dataset_by_node(stream, rank(), world_size()) if split else stream, 4)
+    stream = (
+        Dataset.from_dict({"number": range(SAMPLES)})
+        .to_iterable_dataset(num_shards=4)
+        .shuffle(seed=3)
+    )
+    return DataLoader(
+        split_dataset_by_node(stream, rank(), world_size()) if split else stream, 4
+    )
 
 
 def web_dataset(folder: Path, splitter: str, **arguments: Any) -> Any:
     import webdataset
 
-    split = webdataset.split_by_node if splitter == "by node" else lambda urls: iter(urls)
+    split = (
+        webdataset.split_by_node if splitter == "by node" else lambda urls: iter(urls)
+    )
     tars = sorted(map(str, (folder / "tars").iterdir()))
-    dataset = webdataset.WebDataset(tars, nodesplitter=split, shardshuffle=False).decode().to_tuple("txt")
+    dataset = (
+        webdataset.WebDataset(tars, nodesplitter=split, shardshuffle=False)
+        .decode()
+        .to_tuple("txt")
+    )
     return DataLoader(dataset.map_tuple(int).batched(4), batch_size=None, **arguments)
 
 
@@ -128,7 +146,9 @@ class OfMyRank(Sampler):
         return len(range(rank(), SAMPLES, world_size()))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(getattr(self, self.names[0]), SAMPLES, getattr(self, self.names[1])))
+        return iter(
+            range(getattr(self, self.names[0]), SAMPLES, getattr(self, self.names[1]))
+        )
 
 
 class Secretive(Sampler):
@@ -221,7 +241,10 @@ class Noisy(DataLoader):
     """Puts random numbers beside its batches, which nobody has seeded."""
 
     def __iter__(self) -> Iterator[Any]:
-        return ({"number": batch, "noise": np.random.default_rng().random()} for batch in super().__iter__())
+        return (
+            {"number": batch, "noise": np.random.default_rng().random()}
+            for batch in super().__iter__()
+        )
 
 
 class OfMine:
@@ -234,7 +257,11 @@ class OfMine:
 def stateful(kind: type | None = None, **arguments: Any) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    made = StatefulDataLoader if kind is None else type("OfMyOwn", (kind, StatefulDataLoader), {})
+    made = (
+        StatefulDataLoader
+        if kind is None
+        else type("OfMyOwn", (kind, StatefulDataLoader), {})
+    )
     return made(numbers(), 4, **arguments)
 
 
@@ -254,7 +281,9 @@ def numbers() -> Any:
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "litdata": litdata,
-    "litdata, workers": lambda folder: litdata(folder, num_workers=1, multiprocessing_context="fork"),
+    "litdata, workers": lambda folder: litdata(
+        folder, num_workers=1, multiprocessing_context="fork"
+    ),
     "datasets, split": hugging_face,
     "datasets, whole": lambda folder: hugging_face(folder, split=False),
     "webdataset, split": lambda folder: web_dataset(folder, "by node"),
@@ -263,11 +292,18 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     ),
     "webdataset, whole": lambda folder: web_dataset(folder, ""),
     "uneven parts, one empty": lambda _: DataLoader(Part(uneven()), batch_size=None),
-    "one stream of dicts": lambda _: DataLoader(Dicts(list(range(SAMPLES))), batch_size=None),
-    "uneven lists": lambda _: [*Part(list(range(40)) if rank() == 0 else list(range(40, SAMPLES)))],
-    "rank and num_replicas": lambda _: DataLoader(numbers(), 4, sampler=OfMyRank(("rank", "num_replicas"))),
+    "one stream of dicts": lambda _: DataLoader(
+        Dicts(list(range(SAMPLES))), batch_size=None
+    ),
+    "uneven lists": lambda _: [
+        *Part(list(range(40)) if rank() == 0 else list(range(40, SAMPLES)))
+    ],
+    "rank and num_replicas": lambda _: DataLoader(
+        numbers(), 4, sampler=OfMyRank(("rank", "num_replicas"))
+    ),
     "batch sampler of one that knows its rank": lambda _: DataLoader(
-        numbers(), batch_sampler=BatchSampler(OfMyRank(("_rank", "_world_size")), 4, False)
+        numbers(),
+        batch_sampler=BatchSampler(OfMyRank(("_rank", "_world_size")), 4, False),
     ),
     "asks for its rank": lambda _: DataLoader(numbers(), 4, sampler=Secretive()),
     "keeps its iterator": lambda _: Kept(numbers(), batch_size=4, shuffle=True),
@@ -277,26 +313,42 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "without end": lambda _: Endless(numbers(), batch_size=4, shuffle=True),
     "wrapped": lambda _: Wrapped(numbers(), batch_size=4, shuffle=True),
     "its batches": lambda _: OfMyBatches(numbers(), batch_size=4, tells_all=False),
-    "its batches of all": lambda _: OfMyBatches(numbers(), batch_size=4, shuffle=False, tells_all=True),
+    "its batches of all": lambda _: OfMyBatches(
+        numbers(), batch_size=4, shuffle=False, tells_all=True
+    ),
     "its samples": lambda _: OfMySamples(numbers(), batch_size=4),
     "random by itself": lambda _: Noisy(numbers(), batch_size=4, shuffle=True),
     "state of its own, asks for its rank": lambda _: stateful(sampler=Secretive()),
-    "state of its own, shuffled": lambda _: stateful(shuffle=True, generator=seeded_by_rank()),
+    "state of its own, shuffled": lambda _: stateful(
+        shuffle=True, generator=seeded_by_rank()
+    ),
     "state of its own, its batches": lambda _: stateful(OfMine),
-    "shuffled by rank": lambda _: DataLoader(numbers(), 4, shuffle=True, generator=seeded_by_rank()),
+    "shuffled by rank": lambda _: DataLoader(
+        numbers(), 4, shuffle=True, generator=seeded_by_rank()
+    ),
     "in a thread": lambda _: InThread(numbers(), 4, shuffle=True, marks_end=True),
     "indices of batches": lambda _: DataLoader(
-        numbers(), batch_size=None, sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False)
+        numbers(),
+        batch_size=None,
+        sampler=BatchSampler(SequentialSampler(range(SAMPLES)), 4, False),
     ),
 }
 
 # Of loaders that are read together some give a part, and others all of the data; what is under "number" is looked at.
 MIXED: dict[str, Callable[[Path], Any]] = {
     "all beside a part": lambda _: CombinedLoader(
-        {"number": DataLoader(numbers(), 4, shuffle=True), "other": DataLoader(Part(part()), None)}, "max_size_cycle"
+        {
+            "number": DataLoader(numbers(), 4, shuffle=True),
+            "other": DataLoader(Part(part()), None),
+        },
+        "max_size_cycle",
     ),
     "a part beside all": lambda _: CombinedLoader(
-        {"number": DataLoader(Part(part()), None), "other": DataLoader(numbers(), 4, shuffle=True)}, "max_size_cycle"
+        {
+            "number": DataLoader(Part(part()), None),
+            "other": DataLoader(numbers(), 4, shuffle=True),
+        },
+        "max_size_cycle",
     ),
 }
 
@@ -353,11 +405,16 @@ class Net(Module):
 def read(name: str, folder: Path) -> dict[str, Any]:
     """What all processes read of a loader, in two epochs of a Trainer and of an Engine's loop."""
     torch.manual_seed(7)
-    module, trainer = Net(lambda: LOADERS[name](folder)), quiet(max_epochs=2, num_sanity_val_steps=1)
+    module, trainer = (
+        Net(lambda: LOADERS[name](folder)),
+        quiet(max_epochs=2, num_sanity_val_steps=1),
+    )
     trainer.fit(module)
     gather = trainer.strategy.gather_objects
     steps, trained = gather(module.steps), gather(module.trained)
-    found: dict[str, Any] = {f"epoch {e}": [n for own in trained for n in own.get(e, [])] for e in (0, 1)}
+    found: dict[str, Any] = {
+        f"epoch {e}": [n for own in trained for n in own.get(e, [])] for e in (0, 1)
+    }
     values = trainer.callback_metrics
     found["evaluated"] = int(values["count"]), int(values["sum"])
     found["steps"] = steps
@@ -365,16 +422,34 @@ def read(name: str, folder: Path) -> dict[str, Any]:
     found["predicted"] = [number for batch in predicted for number in batch]
 
     engine = Engine(accelerator="cpu")
-    loader = engine.prepare(given) if hasattr(given := LOADERS[name](folder), "dataset") else None
+    loader = (
+        engine.prepare(given)
+        if hasattr(given := LOADERS[name](folder), "dataset")
+        else None
+    )
     for epoch in () if loader is None else (0, 1):
-        own = [number for batch in loader if loader.share for number in numbers_in(batch)]
-        found[f"engine, epoch {epoch}"] = [number for each in gather(own) for number in each]
+        own = [
+            number for batch in loader if loader.share for number in numbers_in(batch)
+        ]
+        found[f"engine, epoch {epoch}"] = [
+            number for each in gather(own) for number in each
+        ]
     return found
 
 
-LIBRARIES = ["litdata", "datasets, split", "datasets, whole", "webdataset, split", "webdataset, whole"]
+LIBRARIES = [
+    "litdata",
+    "datasets, split",
+    "datasets, whole",
+    "webdataset, split",
+    "webdataset, whole",
+]
 # By number of processes, for starting them takes long.
-READ = {1: LIBRARIES, 2: list(LOADERS), 3: [*LIBRARIES, "uneven parts, one empty", "keeps its iterator"]}
+READ = {
+    1: LIBRARIES,
+    2: list(LOADERS),
+    3: [*LIBRARIES, "uneven parts, one empty", "keeps its iterator"],
+}
 
 
 def read_all(names: list[str], folder: Path) -> dict[str, Any]:
@@ -419,7 +494,9 @@ def require_each_once(found: dict[str, Any], name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])
 def test_each_sample_is_read_once_whoever_shards(folder: Path, processes: int):
-    for name, found in in_processes(processes, read_all, READ[processes], folder).items():
+    for name, found in in_processes(
+        processes, read_all, READ[processes], folder
+    ).items():
         require_each_once(found, name)
 
 
@@ -448,7 +525,9 @@ class Cut(Callback):
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.step = path, step
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             raise InterruptedError
@@ -459,7 +538,10 @@ def resumed(name: str, folder: Path) -> list[Any]:
     path, read, make = folder / f"{name}.ckpt", [], {**LOADERS, **MIXED}[name]
     for callbacks, ckpt_path in (([], None), ([Cut(path, 3)], None), ([], path)):
         torch.manual_seed(3)
-        module, trainer = Net(lambda: make(folder)), quiet(callbacks=callbacks, limit_val_batches=0)
+        module, trainer = (
+            Net(lambda: make(folder)),
+            quiet(callbacks=callbacks, limit_val_batches=0),
+        )
         with suppress(InterruptedError):
             trainer.fit(module, ckpt_path=ckpt_path)
         trainer.strategy.barrier()
@@ -485,7 +567,9 @@ def test_an_epoch_that_was_cut_goes_on_where_it_was(two: dict[str, Any], name: s
     trainer, engine = two["resumed"][name][:3], two["resumed"][name][3:]
     for whole, cut, rest in (trainer, engine):
         assert sorted(number for own in whole for number in own) == list(range(SAMPLES))
-        assert [before + after for before, after in zip(cut, rest, strict=True)] == whole
+        assert [
+            before + after for before, after in zip(cut, rest, strict=True)
+        ] == whole
 
 
 # -- what decides, and what is said -----------------------------------------------------------------------------------
@@ -498,10 +582,17 @@ def asked() -> dict[str, Any]:
     for name, numbers in {"parts": parts, "one stream": list(range(SAMPLES))}.items():
         loader = DataLoader(Part(numbers), None)
         for decided in (True, False):
-            module, trainer = Net(lambda: None), quiet(use_distributed_sampler=decided, limit_val_batches=0)
+            module, trainer = (
+                Net(lambda: None),
+                quiet(use_distributed_sampler=decided, limit_val_batches=0),
+            )
             trainer.fit(module, loader)
-            counts[name, decided] = sum(len(own[0]) for own in trainer.strategy.gather_objects(module.trained))
-            prepared = Engine(accelerator="cpu", use_distributed_sampler=decided).prepare(loader)
+            counts[name, decided] = sum(
+                len(own[0]) for own in trainer.strategy.gather_objects(module.trained)
+            )
+            prepared = Engine(
+                accelerator="cpu", use_distributed_sampler=decided
+            ).prepare(loader)
             own = sum(len(numbers_in(batch)) for batch in prepared if prepared.share)
             assert sum(trainer.strategy.gather_objects(own)) == counts[name, decided]
     return counts
@@ -538,7 +629,10 @@ def refused() -> list[dict[str, str]]:
         "both": (whole, CombinedLoader([own_part, whole])),
         "counts": (whole, [whole] * (1 + rank())),
         "later": (whole, [whole, DataLoader(Part(later), None)]),
-        "later together": (whole, CombinedLoader({"number": DataLoader(Part(later), None), "all": whole})),
+        "later together": (
+            whole,
+            CombinedLoader({"number": DataLoader(Part(later), None), "all": whole}),
+        ),
         "longer": (whole, DataLoader(Part(list(range(8 + 4 * rank()))), None)),
     }
     said = {}
@@ -552,14 +646,23 @@ def refused() -> list[dict[str, str]]:
 
 
 REFUSED = {
-    "sampler": ["ValueError: the sampler of the training loader was made for other ranks", "rank 1: 0 of 2"],
-    "broken": ["rank 1 could not read the first batch of the training loader: OSError: no such shard"],
+    "sampler": [
+        "ValueError: the sampler of the training loader was made for other ranks",
+        "rank 1: 0 of 2",
+    ],
+    "broken": [
+        "rank 1 could not read the first batch of the training loader: OSError: no such shard"
+    ],
     "both": ["ValueError", "its own part, all of the data"],
     "later": [
         "RuntimeError: the processes read different streams from what should be one validate loader 1 (until now"
     ],
-    "later together": ["should be one validate loader 0 (until now 9 batches on rank 0, 9 batches on rank 1)"],
-    "longer": ["should be one validate loader 0 (until now 2 batches on rank 0, 3 batches on rank 1)"],
+    "later together": [
+        "should be one validate loader 0 (until now 9 batches on rank 0, 9 batches on rank 1)"
+    ],
+    "longer": [
+        "should be one validate loader 0 (until now 2 batches on rank 0, 3 batches on rank 1)"
+    ],
     "counts": ["ValueError", "different numbers of validate loaders, by rank: [1, 2]"],
 }
 
@@ -590,7 +693,13 @@ class Lines(logging.Handler):
 def said(folder: Path) -> dict[str, list[str]]:
     """What is logged while a loader is prepared and read twice."""
     found, logger = {}, logging.getLogger("loopwright")
-    for name in ("datasets, split", "datasets, whole", "rank and num_replicas", "keeps its iterator", "wrapped"):
+    for name in (
+        "datasets, split",
+        "datasets, whole",
+        "rank and num_replicas",
+        "keeps its iterator",
+        "wrapped",
+    ):
         logger.addHandler(lines := Lines())
         loader = Engine(accelerator="cpu").prepare(LOADERS[name](folder))
         _ = [*loader, *loader]
@@ -631,7 +740,13 @@ def others_of_a_program() -> dict[str, list[Any]]:
 
     model = nn.Linear(1, 1)
     weights = list(model.parameters())
-    configs = [Settings(), BatchEncoding({"a": 1}), {"a": 1}, Labelled(torch.ones(1), "text"), argparse.Namespace()]
+    configs = [
+        Settings(),
+        BatchEncoding({"a": 1}),
+        {"a": 1},
+        Labelled(torch.ones(1), "text"),
+        argparse.Namespace(),
+    ]
     return {
         "WebLoader": [WebLoader(DataPipeline([1, 2]), batch_size=None)],
         "nodes": [Loader(IterableWrapper([1, 2]))],
@@ -652,10 +767,17 @@ def others_of_a_program() -> dict[str, list[Any]]:
 @pytest.mark.slow
 def test_one_line_says_how_a_loader_is_read(two: dict[str, Any]):
     words = {
-        "datasets, split": ["gives each rank another first batch: it counts as sharded already"],
-        "datasets, whole": ["gives all 2 ranks the same first batch: it counts as one stream"],
+        "datasets, split": [
+            "gives each rank another first batch: it counts as sharded already"
+        ],
+        "datasets, whole": [
+            "gives all 2 ranks the same first batch: it counts as one stream"
+        ],
         "rank and num_replicas": ["The sampler of the loader knows its rank"],
-        "keeps its iterator": ["iterates in a way of its own", "it counts as one stream"],
+        "keeps its iterator": [
+            "iterates in a way of its own",
+            "it counts as one stream",
+        ],
         "wrapped": [],
         "WebLoader": ["a WebLoader comes back as it is"],
         "nodes": ["a Loader comes back as it is"],
@@ -699,7 +821,9 @@ def batches(number: int) -> dict[str, Any]:
         "plain object": Plain(torch.tensor([number]), {f"{number}", "b"}),
         "object": Local(torch.tensor([number])),
         "sets": [{f"{number}", "b", "c"}, frozenset({1.5, number})],
-        "packed": nn.utils.rnn.pack_sequence([torch.full((3,), number), torch.zeros(2)]),
+        "packed": nn.utils.rnn.pack_sequence(
+            [torch.full((3,), number), torch.zeros(2)]
+        ),
         "circle": circle,
     }
 
@@ -711,9 +835,17 @@ def test_fingerprints_tell_batches_apart(kind: str):
 
 
 def test_fingerprints_tell_shapes_and_kinds_apart():
-    alike = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), [0] * 6, (0,) * 6]
+    alike = [
+        torch.zeros(2, 3),
+        torch.zeros(3, 2),
+        torch.zeros(2, 3, dtype=torch.int32),
+        [0] * 6,
+        (0,) * 6,
+    ]
     assert len({fingerprint(batch) for batch in alike}) == len(alike)
-    assert fingerprint(torch.arange(4)[::2]) == fingerprint(torch.tensor([0, 2])), "however it lies in memory"
+    assert fingerprint(torch.arange(4)[::2]) == fingerprint(torch.tensor([0, 2])), (
+        "however it lies in memory"
+    )
 
 
 class Miscounted(Sampler):
@@ -729,14 +861,19 @@ class Miscounted(Sampler):
 def miscounted() -> tuple[list[int], list[str]]:
     """How many samples each process reads of it in two epochs, and what is said."""
     logging.getLogger("loopwright").addHandler(lines := Lines())
-    module, trainer = Net(lambda: DataLoader(numbers(), batch_sampler=Miscounted())), quiet(max_epochs=2)
+    module, trainer = (
+        Net(lambda: DataLoader(numbers(), batch_sampler=Miscounted())),
+        quiet(max_epochs=2),
+    )
     trainer.fit(module, val_dataloaders=[])
     logging.getLogger("loopwright").removeHandler(lines)
     return trainer.strategy.gather_objects(len(module.trained[1])), lines.lines
 
 
 @pytest.mark.slow
-def test_what_a_sampler_gives_beyond_its_length_is_not_left_out_in_silence(two: dict[str, Any]):
+def test_what_a_sampler_gives_beyond_its_length_is_not_left_out_in_silence(
+    two: dict[str, Any],
+):
     samples, lines = two["miscounted"]
     assert samples == [6, 6]
     (line,) = [line for line in lines if "more than" in line]
@@ -747,7 +884,11 @@ class Unseen(Sampler):
     """Half of the samples, none of which it has given before."""
 
     def __init__(self, of_my_rank: bool = False) -> None:
-        self.left = [*range(rank() if of_my_rank else 0, SAMPLES, world_size() if of_my_rank else 1)]
+        self.left = [
+            *range(
+                rank() if of_my_rank else 0, SAMPLES, world_size() if of_my_rank else 1
+            )
+        ]
         self.count = len(self.left) // 2
 
     def __len__(self) -> int:
@@ -763,12 +904,22 @@ def once() -> dict[str, list[int]]:
     read = {}
     for name, of_my_rank in (("dealt", False), ("parts", True)):
         module, trainer = Net(lambda: None), quiet(max_epochs=2)
-        trainer.fit(module, DataLoader(numbers(), 4, sampler=Unseen(of_my_rank)), val_dataloaders=[])
+        trainer.fit(
+            module,
+            DataLoader(numbers(), 4, sampler=Unseen(of_my_rank)),
+            val_dataloaders=[],
+        )
         trained = [number for own in module.trained.values() for number in own]
-        read[f"trained, {name}"] = [*chain.from_iterable(trainer.strategy.gather_objects(trained))]
+        read[f"trained, {name}"] = [
+            *chain.from_iterable(trainer.strategy.gather_objects(trained))
+        ]
         loader = DataLoader(numbers(), 4, sampler=Unseen(of_my_rank))
-        predicted = [trainer.predict(module, loader, return_predictions="all") for _ in range(2)]
-        read[f"predicted, {name}"] = [number for run in predicted for batch in run for number in batch]
+        predicted = [
+            trainer.predict(module, loader, return_predictions="all") for _ in range(2)
+        ]
+        read[f"predicted, {name}"] = [
+            number for run in predicted for batch in run for number in batch
+        ]
     return read
 
 
@@ -782,28 +933,46 @@ class LeavesOut(DataLoader):
     """Leaves out some batches, and does not tell."""
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch for batch in super().__iter__() if int(batch[0]) not in (4, 24, 28, 32))
+        return (
+            batch
+            for batch in super().__iter__()
+            if int(batch[0]) not in (4, 24, 28, 32)
+        )
 
 
 def fewer() -> tuple[list[Any], list[Any], list[int]]:
     """What each process reads of it, with the shares, with an Engine and with a Trainer."""
     engine = Engine(accelerator="cpu")
     loader = engine.prepare(LeavesOut(torch.arange(42), 4))
-    own = [(numbers_in(batch), round(loader.share, 6)) for _ in range(2) for batch in loader]
-    module, trainer = Net(lambda: LeavesOut(torch.arange(42), 4)), quiet(max_epochs=2, limit_val_batches=0)
+    own = [
+        (numbers_in(batch), round(loader.share, 6))
+        for _ in range(2)
+        for batch in loader
+    ]
+    module, trainer = (
+        Net(lambda: LeavesOut(torch.arange(42), 4)),
+        quiet(max_epochs=2, limit_val_batches=0),
+    )
     trainer.fit(module)
-    return engine.gather_object(own), *zip(*engine.gather_object((module.trained[1], module.steps)), strict=True)
+    return engine.gather_object(own), *zip(
+        *engine.gather_object((module.trained[1], module.steps)), strict=True
+    )
 
 
 @pytest.mark.slow
 def test_a_loader_may_leave_batches_out(two: dict[str, Any]):
     read, trained, steps = two["fewer"]
     # Of 11 batches, the last of two samples, rank 0 has six, less two; rank 1 five, less two.
-    numbers_of = [[[first + i for i in range(4)] for first in firsts] for firsts in ((0, 8, 16), (12, 20, 36))]
+    numbers_of = [
+        [[first + i for i in range(4)] for first in firsts]
+        for firsts in ((0, 8, 16), (12, 20, 36))
+    ]
     numbers_of[0].append([40, 41])
     given = [[(numbers, 1.0) for numbers in own] for own in numbers_of]
     given[0][-1] = [40, 41], 2.0
     given[1].append(([36, 37, 38, 39], 0.0))
     assert read == [own * 2 for own in given]
-    assert [sorted(own) for own in trained] == [[*chain.from_iterable(own)] for own in numbers_of]
+    assert [sorted(own) for own in trained] == [
+        [*chain.from_iterable(own)] for own in numbers_of
+    ]
     assert steps == (8, 8)

@@ -38,7 +38,9 @@ class Noisy(Dataset):
 class Net(Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
         self.mean = MeanMetric()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -53,14 +55,21 @@ class Net(Module):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7), "interval": "step"}]
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7),
+                "interval": "step",
+            }
+        ]
 
 
 class Stop(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.step:
             raise InterruptedError
 
@@ -74,7 +83,12 @@ def run(folder: Path, workers: int, stop: int = 0, ckpt_path: str | None = None)
         EarlyStopping("val_loss", patience=50),
         *([Stop(stop)] if stop else []),
     ]
-    trainer = quiet(callbacks=callbacks, enable_checkpointing=True, max_epochs=3, accumulate_grad_batches=2)
+    trainer = quiet(
+        callbacks=callbacks,
+        enable_checkpointing=True,
+        max_epochs=3,
+        accumulate_grad_batches=2,
+    )
     # Each process has random numbers of its own, as when nothing was seeded.
     torch.manual_seed(trainer.global_rank)
     trainer.state.seed = 11
@@ -118,7 +132,10 @@ def three(folder: Path) -> dict[str, Any]:
     return all_in_processes(
         3,
         {
-            **{f"{workers} workers": (cut_and_resumed, folder / f"{workers}", workers) for workers in (0, 1)},
+            **{
+                f"{workers} workers": (cut_and_resumed, folder / f"{workers}", workers)
+                for workers in (0, 1)
+            },
             "log": (log, folder),
             "alone": (alone,),
             "fail to save": (fail_to_save, folder / "file" / "x.ckpt"),
@@ -128,14 +145,20 @@ def three(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_ends_as_if_it_had_not_been_cut(three: dict[str, Any], workers: int):
+def test_a_resumed_run_ends_as_if_it_had_not_been_cut(
+    three: dict[str, Any], workers: int
+):
     whole, *resumed = three[f"{workers} workers"]
     for again in resumed:
-        for (weights, metrics, _, rng), (weights_2, metrics_2, _, rng_2) in zip(whole, again, strict=True):
+        for (weights, metrics, _, rng), (weights_2, metrics_2, _, rng_2) in zip(
+            whole, again, strict=True
+        ):
             assert all(weights[name].equal(weights_2[name]) for name in weights)
             assert metrics == metrics_2
             assert rng == rng_2
-    assert len({rng for *_, rng in whole}) == 3, "each process has random numbers of its own"
+    assert len({rng for *_, rng in whole}) == 3, (
+        "each process has random numbers of its own"
+    )
     # One process wrote, and all know where.
     assert len({path for *_, path, _ in whole}) == 1
     newest = Path(whole[0][2])
@@ -151,7 +174,9 @@ def resume_elsewhere(path: str) -> Any:
     return trainer.global_step, trainer.current_epoch
 
 
-def test_a_checkpoint_is_resumed_by_another_number_of_processes(three: dict[str, Any], folder: Path):
+def test_a_checkpoint_is_resumed_by_another_number_of_processes(
+    three: dict[str, Any], folder: Path
+):
     at_an_epochs_end = str(folder / "0" / "whole" / "best" / "last.ckpt")
     assert resume_elsewhere(at_an_epochs_end)[1] == 4
     assert in_processes(2, resume_elsewhere, at_an_epochs_end)[1] == 4
@@ -175,7 +200,11 @@ def alone() -> Any:
     """A test with one device after the runs of all processes, and an engine: by rank, and with one of them waiting."""
     rank, found = dist.get_rank(), []
     module, loader = Counts(), DataLoader(torch.arange(11.0)[:, None], 2)
-    for arguments in ({"devices": 1}, {"strategy": "single"}, {"devices": 1, "strategy": "ddp"}):
+    for arguments in (
+        {"devices": 1},
+        {"strategy": "single"},
+        {"devices": 1, "strategy": "ddp"},
+    ):
         trainer = quiet(**arguments)
         if rank != 1:
             found += trainer.test(module, loader, verbose=False)
@@ -189,7 +218,11 @@ def alone() -> Any:
 
 
 def test_a_trainer_for_one_device_runs_by_itself_in_each_process(three: dict[str, Any]):
-    assert three["alone"] == [[{"seen": 11.0, "mean": 5.0}] * 3, [], [{"seen": 11.0, "mean": 5.0}] * 3]
+    assert three["alone"] == [
+        [{"seen": 11.0, "mean": 5.0}] * 3,
+        [],
+        [{"seen": 11.0, "mean": 5.0}] * 3,
+    ]
 
 
 # -- loggers, folders, printing ---------------------------------------------------------------------------------------
@@ -208,7 +241,9 @@ class Logs(Net):
     def on_train_start(self) -> None:
         assert Path("prepared").exists(), "before the others went on"
         for logger in self.loggers:  # as user code does in all processes
-            logger.experiment.add_text("note", "text") if isinstance(logger, TensorBoardLogger) else None
+            logger.experiment.add_text("note", "text") if isinstance(
+                logger, TensorBoardLogger
+            ) else None
             logger.log_hyperparams({"a": 1})
         self.logger.experiment.add_scalar("own", 1.0, 0)
         self.print("printed once")
@@ -219,7 +254,10 @@ def log(folder: Path) -> Any:
     trainer = quiet(
         logger=[TensorBoardLogger("tb"), CSVLogger("csv")],
         log_every_n_steps=1,
-        callbacks=[ModelCheckpoint(), ModelCheckpoint("timed", train_time_interval=timedelta(0), save_top_k=-1)],
+        callbacks=[
+            ModelCheckpoint(),
+            ModelCheckpoint("timed", train_time_interval=timedelta(0), save_top_k=-1),
+        ],
         enable_checkpointing=True,
     )
     trainer.fit(Logs(), datamodule=Data())
@@ -241,7 +279,9 @@ def test_files_are_written_once_and_all_know_where(three: dict[str, Any], folder
     assert len(list((folder / "tb").rglob("events*"))) == 1
     assert len(list((folder / "csv").rglob("metrics.csv"))) == 1
     assert (folder / "prepared").read_text() == "x"
-    assert len(list((folder / "timed").glob("*.ckpt"))) == 7, "all processes see the interval's end at the same steps"
+    assert len(list((folder / "timed").glob("*.ckpt"))) == 7, (
+        "all processes see the interval's end at the same steps"
+    )
 
 
 def test_what_ddp_cannot_do_is_refused():
@@ -251,14 +291,18 @@ def test_what_ddp_cannot_do_is_refused():
         DDPStrategy(timeout=30)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_restarts must be an integer from 0"):
         DDPStrategy(max_restarts=-1)
-    with pytest.raises(ValueError, match='"ddp", which works in scripts and in notebooks'):
+    with pytest.raises(
+        ValueError, match='"ddp", which works in scripts and in notebooks'
+    ):
         quiet(devices=2, strategy="ddp_spawn")
 
 
 def fail_to_save(path: Path) -> Any:
     trainer = quiet()
     trainer.fit(Net(), DataLoader(Noisy(), 3))
-    with pytest.raises(OSError, match=r"file/x\.ckpt' could not be written: File exists"):  # on both ranks
+    with pytest.raises(
+        OSError, match=r"file/x\.ckpt' could not be written: File exists"
+    ):  # on both ranks
         trainer.save_checkpoint(path)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         trainer.fit(Net(), DataLoader(Noisy(), 3), ckpt_path="nothing.ckpt")
