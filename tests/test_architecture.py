@@ -526,8 +526,8 @@ def test_functions_are_short():
         for name, function in functions()
         if lines_of_code(function) > FUNCTION_LINES
     }
-    assert long == LONG_FUNCTIONS, (
-        f"functions of over {FUNCTION_LINES} lines: {sorted(long ^ LONG_FUNCTIONS)}"
+    assert long <= LONG_FUNCTIONS, (
+        f"functions of over {FUNCTION_LINES} lines: {sorted(long - LONG_FUNCTIONS)}"
     )
 
 
@@ -535,8 +535,8 @@ def test_functions_have_few_branches():
     branched = {
         name for name, function in functions() if branches_of(function) > BRANCHES
     }
-    difference = sorted(branched ^ BRANCHED_FUNCTIONS)
-    assert branched == BRANCHED_FUNCTIONS, (
+    difference = sorted(branched - BRANCHED_FUNCTIONS)
+    assert branched <= BRANCHED_FUNCTIONS, (
         f"functions of over {BRANCHES} branches: {difference}"
     )
 
@@ -545,8 +545,8 @@ def test_classes_have_few_attributes():
     large = {
         kind.name for _, kind in classes() if len(attributes_of(kind)) > ATTRIBUTES
     }
-    assert large == LARGE_CLASSES, (
-        f"classes of over {ATTRIBUTES} attributes: {sorted(large ^ LARGE_CLASSES)}"
+    assert large <= LARGE_CLASSES, (
+        f"classes of over {ATTRIBUTES} attributes: {sorted(large - LARGE_CLASSES)}"
     )
 
 
