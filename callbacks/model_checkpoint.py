@@ -214,7 +214,7 @@ class ModelCheckpoint(Callback):
         self._validated = False
         self._last_step_seen = 0
         self._waits_for_window = False  # one was due inside an accumulation window
-        self._then: Callable[[], None] | None = (
+        self._on_complete: Callable[[], None] | None = (
             None  # to be done when the checkpoint that is begun is complete
         )
         self._save: Save | None = None  # the checkpoint that is being written
@@ -243,7 +243,7 @@ class ModelCheckpoint(Callback):
         return {
             **self.__dict__,
             "_save": None,
-            "_then": None,
+            "_on_complete": None,
         }  # a copy has nothing under way
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ class ModelCheckpoint(Callback):
         self._to_try_again = written = False
         failed: BaseException | None = None
         try:
-            self._then = self._prepare(trainer, values, score, ranked)
+            self._on_complete = self._prepare(trainer, values, score, ranked)
             self._save_checkpoint(trainer, self._last_checkpoint_saved)
             written = True
         except Exception as error:
@@ -571,7 +571,7 @@ class ModelCheckpoint(Callback):
         )
         unneeded = self._unneeded(trainer)
 
-        def then() -> None:
+        def on_complete() -> None:
             for pointer, target, previous in pointers:
                 if pointer:
                     trainer.write_pointer(pointer, target)
@@ -604,12 +604,15 @@ class ModelCheckpoint(Callback):
                         error,
                     )
 
-        return then
+        return on_complete
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        then, self._then = self._then, None
+        on_complete, self._on_complete = self._on_complete, None
         self._save = trainer.begin_save(
-            filepath, self.save_weights_only, wait=not self.async_save, then=then
+            filepath,
+            self.save_weights_only,
+            wait=not self.async_save,
+            on_complete=on_complete,
         )
 
     def _follow_up(
@@ -624,8 +627,8 @@ class ModelCheckpoint(Callback):
         if (failed := trainer.agree_on_save(path, failed)) is not None:
             return False, failed
         try:
-            if self._then is not None and trainer.is_global_zero:
-                self._then()
+            if self._on_complete is not None and trainer.is_global_zero:
+                self._on_complete()
         except Exception as error:
             failed = error
         return True, trainer.agree_on_save(path, failed)

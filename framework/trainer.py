@@ -1036,7 +1036,7 @@ class Trainer(TrainerAttributes):
         filepath: str,
         weights_only: bool = False,
         wait: bool = False,
-        then: Callable[[], None] | None = None,
+        on_complete: Callable[[], None] | None = None,
     ) -> Save:
         """Write a checkpoint while the training goes on; this waits for the one before, and copies the tensors.
 
@@ -1044,13 +1044,13 @@ class Trainer(TrainerAttributes):
             filepath: the directory to make, local or any fsspec URL.
             weights_only: leave out all that only resuming needs.
             wait: until it is complete, without a copy.
-            then: called in the main process when it is complete, in the thread that writes.
+            on_complete: called in the main process when it is complete, in the thread that writes.
 
         Returns:
             What tells how it went: its ``finish()`` waits, and raises what writing raised; all processes call it.
-            Its ``written`` then says whether the checkpoint is complete, whatever ``then`` raised.
+            Its ``written`` then says whether the checkpoint is complete, whatever ``on_complete`` raised.
         """
-        return save_run(self, filepath, weights_only, wait, then)
+        return save_run(self, filepath, weights_only, wait, on_complete)
 
     def export(
         self, path: str | os.PathLike[str], dtype: torch.dtype | None = None

@@ -103,29 +103,29 @@ class Save:
     def write(
         self,
         snapshot: Snapshot,
-        then: Callable[[], None] | None,
+        on_complete: Callable[[], None] | None,
         peers: Peers | None = None,
     ) -> None:
         """Write, and keep what goes wrong for :meth:`finish`."""
         try:
             snapshot.write(self.path, peers)
             self.written = True
-            if then is not None:
-                then()
+            if on_complete is not None:
+                on_complete()
         except BaseException as error:  # what a logger raises, too
             self._failed = error
 
     def start(
         self,
         snapshot: Snapshot,
-        then: Callable[[], None] | None,
+        on_complete: Callable[[], None] | None,
         peers: Peers | None = None,
     ) -> None:
         """Write, in another thread."""
         # The interpreter waits for it when it ends, as for other threads, but for a user in a hurry.
         self._thread = threading.Thread(
             target=self.write,
-            args=(snapshot, then, peers),
+            args=(snapshot, on_complete, peers),
             name="loopwright-checkpoint",
             daemon=True,
         )
@@ -192,7 +192,7 @@ class Saver:
         facts: dict[str, Any],
         rng: list[Any] | None,
         wait: bool = True,
-        then: Callable[[], None] | None = None,
+        on_complete: Callable[[], None] | None = None,
         alone: bool = False,
     ) -> Save:
         """Let the main process write a checkpoint.
@@ -204,7 +204,7 @@ class Saver:
             facts: JSON values for the manifest.
             rng: each process's random generators, by rank.
             wait: write now; otherwise only copy the tensors now, after the save before is done.
-            then: called in the main process when it is complete, before the next one begins.
+            on_complete: called in the main process when it is complete, before the next one begins.
             alone: whether the main process does so without the others.
 
         Returns:
@@ -236,8 +236,10 @@ class Saver:
             if peers is not None:
                 peers.give_up(error)
             return save
-        then = then if strategy.is_global_zero else None
-        save.write(snapshot, then, peers) if wait else save.start(snapshot, then, peers)
+        on_complete = on_complete if strategy.is_global_zero else None
+        save.write(snapshot, on_complete, peers) if wait else save.start(
+            snapshot, on_complete, peers
+        )
         return save
 
     def wait(self) -> None:

@@ -46,7 +46,7 @@ def save_run(
     path: str,
     weights_only: bool,
     wait: bool = True,
-    then: Callable[[], None] | None = None,
+    on_complete: Callable[[], None] | None = None,
     together: bool = True,
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
@@ -97,7 +97,7 @@ def save_run(
     generators = None if weights_only else [own for own, _ in told]
     alone = not together
     return trainer.engine.saver.save(
-        trainer.strategy, checkpoint, path, facts, generators, wait, then, alone
+        trainer.strategy, checkpoint, path, facts, generators, wait, on_complete, alone
     )
 
 

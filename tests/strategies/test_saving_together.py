@@ -78,7 +78,7 @@ class Unlisted(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         trainer.save_checkpoint(filepath)
         if trainer.global_step == 4:
-            self._then = self.refuse
+            self._on_complete = self.refuse
 
     def refuse(self) -> None:
         raise ConnectionError("the index is gone")
