@@ -37,6 +37,7 @@ from .checkpoint.folder_claims import claim_folder, release_folders
 from .checkpoint.saver import Save
 from .checkpoint.schema import RunState
 from .checkpoint.storage import plain
+from .checkpoint.weights import export_weights
 from .checkpoint.writer import remove_checkpoint, write_pointer
 from .data.iteration import INFINITE
 from .data.sharding import data_place
@@ -1072,10 +1073,6 @@ class Trainer(TrainerAttributes):
             raise RuntimeError(
                 "export: this Trainer has run nothing yet; call fit first"
             )
-        from .export import (
-            export_weights,
-        )  # a program, too: what runs as one must not have been imported before
-
         together = self.engine.all_call(
             "export", alone=self.is_global_zero and not self.strategy.shards_state
         )

@@ -1,16 +1,18 @@
-"""Weights from files that are no checkpoint of ours: safetensors files, and those of ``torch.save``, as Lightning's."""
+"""Weights alone, in one file: a safetensors file, read or written, or one of ``torch.save``, such as Lightning's."""
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .storage import read_bytes
-from .tensors import read_tensors
+from ..messages import log
+from .storage import join, read_bytes, replacing
+from .tensors import StagedTensors, is_plain, read_tensors
 
 _ZIP = b"PK\x03\x04"
 
@@ -75,3 +77,50 @@ def _load(content: bytes, path: str, map_location: Any) -> Any:
         raise ValueError(
             f"{path!r} cannot be read as a file of torch.save: {error}"
         ) from error
+
+
+def export_weights(
+    state: dict[str, Any],
+    path: str,
+    dtype: torch.dtype | None = None,
+    share: bool = False,
+) -> int:
+    """Write a module's ``state_dict`` to one safetensors file, all at once.
+
+    Args:
+        state: what is no tensor in it is left out, with a line that names it.
+        path: the file, local or any fsspec URL; one that is there is replaced.
+        dtype: to convert floating-point tensors to.
+        share: write tied weights once, under the first of their names; otherwise under each, for any program to find.
+
+    Returns:
+        How many bytes the tensors take.
+
+    Raises:
+        ValueError: if ``path`` is a folder.
+        OSError: if it cannot be written.
+    """
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise ValueError(
+            f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got {path!r}"
+        )
+    tensors = {
+        name: _converted(value, dtype)
+        for name, value in state.items()
+        if is_plain(value)
+    }
+    if left_out := state.keys() - tensors.keys():
+        log.warning(
+            "Export: left out %s, no tensors that safetensors can hold",
+            ", ".join(sorted(left_out)),
+        )
+    staged = StagedTensors(tensors, copy=False, share=share)
+    with replacing(path) as file:
+        staged.write(file)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return (
+        tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    )

@@ -11,8 +11,8 @@ from ..checkpoint.saver import Save
 from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
+from ..checkpoint.weights import export_weights
 from ..errors import CheckpointError, in_main_process
-from ..export import export_weights
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged
 from ..seed import rng_state, set_rng_state
