@@ -122,7 +122,11 @@ class TrainerAttributes:
     @property
     def num_nodes(self) -> int:
         """Number of machines."""
-        return self.engine.place.num_nodes if self.engine.place is not None else 1
+        return (
+            self.engine.environment.num_nodes
+            if self.engine.environment is not None
+            else 1
+        )
 
     @property
     def strategy(self) -> Strategy:

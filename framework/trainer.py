@@ -19,8 +19,8 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
-from ..strategies.launch.failures import forget_failure, note
-from ..strategies.pieces import whole_state
+from ..strategies.launch.failures import clear_failure, record_failure
+from ..strategies.tensor_shards import full_state
 from .arguments import (
     check_choice,
     check_clipping,
@@ -611,7 +611,7 @@ class Trainer(TrainerAttributes):
         self.state.fn, self.state.stage = fn, None if fn == "fit" else fn
         self.control.begin()
         self._warned.clear()
-        forget_failure()
+        clear_failure()
         self.ckpt_path = None
         fitted = (
             self.optimization.module
@@ -654,7 +654,7 @@ class Trainer(TrainerAttributes):
                 logger.finalize("success")
         except BaseException as error:
             if not self.control.signal:  # such an end needs no explanation
-                note(
+                record_failure(
                     error, self.state.where
                 )  # while signals are only noted: one may end this process at once
             self._end_signals()
@@ -715,7 +715,7 @@ class Trainer(TrainerAttributes):
         if self.fitted and (goes_on or self.optimization.module is not module):
             # Before the strategy takes a module up, and with whole tensors, as they may be spread otherwise then.
             fit = self.optimization
-            state = whole_state(self.strategy, fit.state_dict())
+            state = full_state(self.strategy, fit.state_dict())
             self.carried, self.fitted = (
                 CarriedFit(fit.module, fit.configured, state),
                 False,
@@ -850,7 +850,7 @@ class Trainer(TrainerAttributes):
         log.info(
             "Training on %s (strategy %s, %d process%s%s) in %s%s", self.engine.device, self.strategy.name,
             self.world_size, "" if self.world_size == 1 else "es",
-            f" launched by {self.engine.place.launcher}" if self.engine.place is not None else "",
+            f" launched by {self.engine.environment.launcher}" if self.engine.environment is not None else "",
             self.engine.precision.name,
             f", {self.accumulate_grad_batches} batches per step" if self.accumulate_grad_batches > 1 else "",
         )  # fmt: skip
@@ -1078,7 +1078,7 @@ class Trainer(TrainerAttributes):
         )
         file, state = (
             os.fspath(path),
-            whole_state(self.strategy, self.strategy.model_state()),
+            full_state(self.strategy, self.strategy.model_state()),
         )
         in_main_process(
             self.strategy, file, lambda: export_weights(state, file, dtype), together

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .launch.environment import Place, check_place
+from .launch.environment import ClusterEnvironment, check_environment
 
 # The Trainer's names and the torch device types behind them; "auto" and "gpu" mean whatever this machine has.
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")
@@ -23,7 +23,9 @@ def accelerator_type() -> str:
 
 
 def select_devices(
-    accelerator: str, devices: int | str | list[int], place: Place | None = None
+    accelerator: str,
+    devices: int | str | list[int],
+    environment: ClusterEnvironment | None = None,
 ) -> list[torch.device]:
     """Return the devices that the arguments ask for: one for each process of this machine.
 
@@ -31,7 +33,7 @@ def select_devices(
         accelerator: one of :data:`ACCELERATORS`.
         devices: a count, a list of indices, ``"auto"`` or -1 (all of them; one for the CPU), or
             a string such as ``"2"`` (a count) or ``"0,2"`` (indices).
-        place: this process's place, if a launcher has started it; then its count holds.
+        environment: what a launcher told this process, if a launcher has started it; then its count holds.
 
     Raises:
         ValueError: for an accelerator that is unknown or not there, for more devices than there are, or for another
@@ -40,10 +42,12 @@ def select_devices(
     kind = _device_type(accelerator)
     count = torch.accelerator.device_count() if kind != "cpu" else 0
     wanted = _parse_devices(devices)
-    if place is not None:
-        check_place(place, len(wanted) if isinstance(wanted, list) else wanted, None)
+    if environment is not None:
+        check_environment(
+            environment, len(wanted) if isinstance(wanted, list) else wanted, None
+        )
         if not isinstance(wanted, list):
-            wanted = place.local_world_size
+            wanted = environment.local_world_size
             if count == 1:  # the launcher has given each process a device of its own
                 return [torch.device(kind, 0)] * wanted
     if kind == "cpu":

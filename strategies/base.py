@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
-    from .launch.environment import Place
+    from .launch.environment import ClusterEnvironment
     from .precision import Precision
 
 
@@ -41,7 +41,7 @@ class Strategy(ABC):
         owns_loss_scale: the strategy scales losses itself, and tells ``step_was_skipped``; no ``GradScaler`` is made.
         manual_optimization: whether a step may compute gradients and step optimizers itself.
         one_module: an Engine can prepare one module only.
-        shards_state: states hold a :class:`~.pieces.Piece` of each sharded tensor, which its process saves.
+        shards_state: states hold a :class:`~.tensor_shards.TensorShard` for each sharded tensor.
         replaces_parameters: :meth:`setup` does; an optimizer made before goes through :meth:`setup_optimizers`.
         activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
         device_mesh: the processes, if the strategy arranges them in dimensions.
@@ -50,7 +50,7 @@ class Strategy(ABC):
         device, world_size, global_rank, local_rank, node_rank: this process among its peers.
         tensor_parallel_size: how many of them share each layer, and so their batches.
         failed: whether hooks run after an exception: no collectives there.
-        in_step: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
+        inside_forward: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
         module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; the latter is settable.
     """
 
@@ -66,20 +66,23 @@ class Strategy(ABC):
     max_restarts = 0
     device = torch.device("cpu")
     world_size, global_rank, local_rank, node_rank, tensor_parallel_size = 1, 0, 0, 0, 1
-    in_step = failed = step_was_skipped = False
+    inside_forward = failed = step_was_skipped = False
     module: nn.Module
     optimizers: list[Optimizer]
 
     @abstractmethod
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
         """Choose this process's device, and learn its place among its peers.
 
         Args:
             devices: one for each process of this machine.
             num_nodes: number of machines.
-            place: what a launcher told this process; None before the others are started, or if there are none.
+            environment: what a launcher told this process; None before the others are started, or if there are none.
         """
 
     def connect(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .launch.environment import Place
+from .launch.environment import ClusterEnvironment
 from .module_policy import Policy
 from .precision import Precision
 from .process_group import ProcessGroupStrategy
@@ -164,9 +164,12 @@ class DDPStrategy(ProcessGroupStrategy):
         ] = []  # batch norms: parent, name, the user's own
 
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
-        super().setup_environment(devices, num_nodes, place)
+        super().setup_environment(devices, num_nodes, environment)
         if self.sync_batchnorm and self.world_size > 1 and self.device.type == "cpu":
             raise ValueError(
                 "sync_batchnorm=True: torch has no synchronised batch norm for the CPU; leave it out there"
@@ -256,14 +259,14 @@ class DDPStrategy(ProcessGroupStrategy):
             assert ddp is not None
         if ddp.require_backward_grad_sync:
             self.synced_forwards = (self.synced_forwards or 0) + 1
-        self.in_step = True
+        self.inside_forward = True
         try:
             return ddp(step_name, *args, **kwargs)
         except RuntimeError as error:
             ddp.name_unused_parameters(error)
             raise
         finally:
-            self.in_step = False
+            self.inside_forward = False
             if self._prepared:
                 self._prepared = False
                 ddp.require_backward_grad_sync = ddp.require_forward_param_sync = True
@@ -287,7 +290,7 @@ class DDPStrategy(ProcessGroupStrategy):
             # the window's first gradients twice changes nothing.
             self._first = False
             yield
-        elif self.in_step:
+        elif self.inside_forward:
             self._local = True
             try:
                 yield

@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 
 from .build_locks import await_builds
 from .deepspeed_config import check_batches, complete_config, read_config
-from .launch.environment import Place
+from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import number_optimizer_state, parameter_names
-from .pieces import Piece, whole_state
 from .precision import Precision
 from .process_group import ProcessGroupStrategy
 from .step_module import StepModule
+from .tensor_shards import TensorShard, full_state
 
 # Optimizers that treat each number by itself.
 _ELEMENTWISE = {
@@ -120,9 +120,12 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         )  # nn.functional.linear, and what DeepSpeed replaces it by
 
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
-        super().setup_environment(devices, num_nodes, place)
+        super().setup_environment(devices, num_nodes, environment)
         # DeepSpeed takes the best device that it finds, unless it is told.
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # DeepSpeed reads it
@@ -283,7 +286,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         if self.failed or not self._trains or self.stage == 3:
             return
         if self._mixed:  # the module has what was trained in half precision only
-            state = whole_state(self, self.model_state())
+            state = full_state(self, self.model_state())
             for name, parameter in self.module.named_parameters():
                 parameter.data = state[name].to(parameter.device)
 
@@ -384,7 +387,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             )
         )
 
-    def _piece(self, parameter: Any, key: str | None = None) -> Piece | None:
+    def _piece(self, parameter: Any, key: str | None = None) -> TensorShard | None:
         """What this process trains of a parameter, or its optimizer state ``key``; None if it is not spread."""
         if hasattr(parameter, "ds_id"):
             # Without an optimizer, as in evaluation, DeepSpeed's engine has another object in its place.
@@ -398,7 +401,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 self.global_rank * parameter.ds_tensor.ds_numel
             )  # the last ones are padded
             count = max(0, min(local.numel(), parameter.ds_numel - start))
-            return Piece(
+            return TensorShard(
                 local.detach().flatten()[:count],
                 tuple(parameter.ds_shape),
                 start,
@@ -408,8 +411,10 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             return None
         mapping = parameter._hp_mapping
         if mapping is None:  # others train all of it
-            return Piece(torch.empty(0), tuple(parameter.shape), 0, mine=False)
-        return Piece(
+            return TensorShard(
+                torch.empty(0), tuple(parameter.shape), 0, is_owner=False
+            )
+        return TensorShard(
             mapping.get_hp_fragment(key),
             tuple(parameter.shape),
             mapping.lp_fragment_address.start,
@@ -457,15 +462,15 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             raise RuntimeError(
                 f"size mismatch for {name}: {tuple(whole.shape)} in the checkpoint, {piece.shape} in the module"
             )
-        if not piece.mine:
+        if not piece.is_owner:
             return
         if not hasattr(parameter, "ds_id"):
-            piece.tensor.copy_(piece.of(whole))
+            piece.tensor.copy_(piece.slice_of(whole))
             return
         part = torch.zeros_like(
             parameter.ds_tensor, dtype=whole.dtype
         )  # with the padding of the last one
-        part[: piece.tensor.numel()].copy_(piece.of(whole))
+        part[: piece.tensor.numel()].copy_(piece.slice_of(whole))
         if key is None:
             parameter.ds_tensor.data.copy_(part)
         if (

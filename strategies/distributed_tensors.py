@@ -9,10 +9,10 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .pieces import Piece
+from .tensor_shards import TensorShard
 
 
-def piece_of(tensor: Any) -> Piece:
+def shard_of(tensor: Any) -> TensorShard:
     """What this process has of a distributed tensor."""
     mesh, placements = tensor.device_mesh, tensor.placements
     place = mesh.get_coordinate()
@@ -30,23 +30,27 @@ def piece_of(tensor: Any) -> Piece:
         raise TypeError(
             f"{type(local).__name__}, of which a distributed tensor is made, cannot be saved in pieces"
         )
-    return Piece(local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0)
+    return TensorShard(
+        local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0
+    )
 
 
-def in_pieces(state: Any) -> Any:
-    """Nested state with a :class:`Piece` for each distributed tensor."""
+def to_shards(state: Any) -> Any:
+    """Nested state with a :class:`TensorShard` for each distributed tensor."""
     if isinstance(state, dict):
-        return {key: in_pieces(value) for key, value in state.items()}
+        return {key: to_shards(value) for key, value in state.items()}
     if isinstance(state, list):
-        return [in_pieces(value) for value in state]
-    return piece_of(state) if isinstance(state, DTensor) else state
+        return [to_shards(value) for value in state]
+    return shard_of(state) if isinstance(state, DTensor) else state
 
 
 def distribute(whole: Tensor, like: Any) -> DTensor:
     """``whole``, which all processes have, spread as ``like`` is."""
-    own = piece_of(like)
+    own = shard_of(like)
     local = (
-        own.of(whole).to(own.tensor.device, own.tensor.dtype, copy=True).contiguous()
+        own.slice_of(whole)
+        .to(own.tensor.device, own.tensor.dtype, copy=True)
+        .contiguous()
     )
     return DTensor.from_local(
         local,
@@ -58,6 +62,6 @@ def distribute(whole: Tensor, like: Any) -> DTensor:
     )
 
 
-def whole_tensor(value: Any) -> Any:
+def full_tensor(value: Any) -> Any:
     """A distributed tensor's numbers, all of them, in each process. A collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value

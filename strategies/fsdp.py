@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .distributed_tensors import distribute, in_pieces, whole_tensor
-from .launch.environment import Place
+from .distributed_tensors import distribute, full_tensor, to_shards
+from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import parameter_names, rename_optimizer_state
 from .precision import Precision
@@ -94,9 +94,12 @@ class FSDPStrategy(ProcessGroupStrategy):
         self._sharded_into: Any = {}  # by the parameter before, while it lives: what is trained
 
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
-        super().setup_environment(devices, num_nodes, place)
+        super().setup_environment(devices, num_nodes, environment)
         size, mesh = self.tensor_parallel_size, self.asked_mesh
         if (
             isinstance(size, bool)
@@ -315,7 +318,7 @@ class FSDPStrategy(ProcessGroupStrategy):
                 parameter
             )
         norms = [
-            whole_tensor(nn.utils.get_total_norm([p.grad for p in own], norm))
+            full_tensor(nn.utils.get_total_norm([p.grad for p in own], norm))
             for own in meshes.values()
         ]
         total = torch.linalg.vector_norm(
@@ -329,7 +332,7 @@ class FSDPStrategy(ProcessGroupStrategy):
     # -- states -----------------------------------------------------------------------------------------------
 
     def model_state(self) -> dict[str, Any]:
-        return super().model_state() if self._root is None else in_pieces(self._state())
+        return super().model_state() if self._root is None else to_shards(self._state())
 
     def _state(self) -> dict[str, Any]:
         assert self._root is not None
@@ -355,7 +358,7 @@ class FSDPStrategy(ProcessGroupStrategy):
             return super().optimizer_state(optimizer)
         self._reshard()
         return rename_optimizer_state(
-            in_pieces(optimizer.state_dict()), parameter_names(self.module, optimizer)
+            to_shards(optimizer.state_dict()), parameter_names(self.module, optimizer)
         )
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:

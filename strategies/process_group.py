@@ -18,8 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from . import pickling
 from .base import Strategy
-from .launch.environment import Place
-from .launch.failures import adopt
+from .launch.environment import ClusterEnvironment
+from .launch.failures import join_job
 from .launch.rendezvous import LAST_WORK, STORE, leave, leave_group
 
 _OPERATIONS = {
@@ -59,18 +59,24 @@ class ProcessGroupStrategy(Strategy):
             timeout,
             max_restarts,
         )
-        self.place: Place | None = None
+        self.environment: ClusterEnvironment | None = None
         self._group = 0  # the number of the process group that this has joined, of those that we have made
 
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
-        self.place = place
+        self.environment = environment
         self.world_size = len(devices) * num_nodes
-        if place is not None:
-            self.world_size, self.global_rank = place.world_size, place.rank
-            self.local_rank, self.node_rank = place.local_rank, place.node_rank
-            adopt()
+        if environment is not None:
+            self.world_size, self.global_rank = environment.world_size, environment.rank
+            self.local_rank, self.node_rank = (
+                environment.local_rank,
+                environment.node_rank,
+            )
+            join_job()
         self.device = devices[self.local_rank]
 
     def connect(self) -> None:
@@ -80,7 +86,7 @@ class ProcessGroupStrategy(Strategy):
         if self.world_size == 1:
             return
         if not dist.is_initialized():
-            if self.place is None:
+            if self.environment is None:
                 raise RuntimeError(
                     f"{self.world_size} processes cannot meet, as they have not been started: fit starts them, or "
                     "Engine(launch=True)"
@@ -91,7 +97,7 @@ class ProcessGroupStrategy(Strategy):
             dist.init_process_group(
                 self._backend(),
                 timeout=self.timeout,
-                store=_next_store(self.place, self.timeout),
+                store=_next_store(self.environment, self.timeout),
                 rank=self.global_rank,
                 world_size=self.world_size,
             )
@@ -226,17 +232,17 @@ _groups = 0  # that this process has been in
 _users = 0
 
 
-def meet(place: Place, timeout: timedelta) -> Store:
+def meet(environment: ClusterEnvironment, timeout: timedelta) -> Store:
     """The store in which the processes find each other: one for all groups, and for what needs none."""
     if not STORE:
         meeting = {
-            "MASTER_ADDR": place.address,
-            "MASTER_PORT": str(place.port),
-            "RANK": str(place.rank),
-            "LOCAL_RANK": str(place.local_rank),
-            "LOCAL_WORLD_SIZE": str(place.local_world_size),
-            "NODE_RANK": str(place.node_rank),
-            "WORLD_SIZE": str(place.world_size),
+            "MASTER_ADDR": environment.address,
+            "MASTER_PORT": str(environment.port),
+            "RANK": str(environment.rank),
+            "LOCAL_RANK": str(environment.local_rank),
+            "LOCAL_WORLD_SIZE": str(environment.local_world_size),
+            "NODE_RANK": str(environment.node_rank),
+            "WORLD_SIZE": str(environment.world_size),
         }
         os.environ.update(meeting)
         STORE.append(next(rendezvous("env://", timeout=timeout))[0])
@@ -249,10 +255,10 @@ def _next_group() -> None:
     _groups += 1
 
 
-def _next_store(place: Place, timeout: timedelta) -> Store:
+def _next_store(environment: ClusterEnvironment, timeout: timedelta) -> Store:
     """A part of the store of its own for each group: addresses in the one before are no longer true."""
     _next_group()
-    return PrefixStore(f"loopwright/{_groups}", meet(place, timeout))
+    return PrefixStore(f"loopwright/{_groups}", meet(environment, timeout))
 
 
 class _AllGather(torch.autograd.Function):

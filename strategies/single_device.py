@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Strategy
-from .launch.environment import Place
+from .launch.environment import ClusterEnvironment
 from .module_policy import Policy
 
 
@@ -23,7 +23,10 @@ class SingleDeviceStrategy(Strategy):
         self.activation_checkpointing = activation_checkpointing
 
     def setup_environment(
-        self, devices: list[torch.device], num_nodes: int, place: Place | None
+        self,
+        devices: list[torch.device],
+        num_nodes: int,
+        environment: ClusterEnvironment | None,
     ) -> None:
         if len(devices) != 1 or num_nodes != 1:
             raise ValueError(

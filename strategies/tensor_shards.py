@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorShard:
     """What this process has of a tensor.
 
     Attributes:
         tensor: the numbers.
         shape: that of the whole.
         offset: where they begin in it: an index in each dimension; or one index in the whole laid out in one dimension.
-        mine: whether this process is the one to save them, if several have them.
+        is_owner: whether this process is the one to save them, if several have them.
     """
 
     tensor: Tensor
     shape: tuple[int, ...]
     offset: tuple[int, ...] | int
-    mine: bool = True
+    is_owner: bool = True
 
-    def of(self, whole: Tensor) -> Tensor:
+    def slice_of(self, whole: Tensor) -> Tensor:
         """The same part of another tensor of this shape."""
-        return part_of(whole, self.tensor, self.offset)
+        return slice_like(whole, self.tensor, self.offset)
 
 
-def part_of(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
+def slice_like(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
     """The part of ``whole`` that begins at ``offset`` and has the shape of ``like``: a view."""
     if isinstance(offset, int):
         return whole.reshape(-1)[offset : offset + like.numel()]
@@ -45,15 +45,15 @@ def part_of(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
     ]
 
 
-def whole_state(strategy: Strategy, state: Any) -> Any:
-    """Nested state with the whole tensor, on the CPU, for each :class:`Piece`. A collective for each."""
+def full_state(strategy: Strategy, state: Any) -> Any:
+    """Nested state with the whole tensor, on the CPU, for each :class:`TensorShard`. A collective for each."""
     if isinstance(state, dict):
-        return {key: whole_state(strategy, value) for key, value in state.items()}
+        return {key: full_state(strategy, value) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole_state(strategy, value) for value in state]
-    if not isinstance(state, Piece):
+        return [full_state(strategy, value) for value in state]
+    if not isinstance(state, TensorShard):
         return state
     whole = torch.zeros(state.shape, dtype=state.tensor.dtype)
-    if state.mine:
-        state.of(whole).copy_(state.tensor)
+    if state.is_owner:
+        state.slice_of(whole).copy_(state.tensor)
     return strategy.reduce(whole, "sum")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ...strategies.pieces import Piece
+from ...strategies.tensor_shards import TensorShard
 
 # In the order in which the library writes them: what needs more alignment comes first.
 _NAMES = {
@@ -33,7 +33,7 @@ _PIECE = 4 * 2**20  # bytes that are written at once
 
 def is_plain(value: Any) -> bool:
     """Whether ``value`` is a tensor that a file can hold, or a part of one."""
-    return isinstance(value, Piece) or (
+    return isinstance(value, TensorShard) or (
         isinstance(value, Tensor)
         and not is_lazy(value)
         and not is_traceable_wrapper_subclass(
@@ -65,7 +65,10 @@ class StagedTensors:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor | Piece], copy: bool, share: bool = True
+        self,
+        tensors: Mapping[str, Tensor | TensorShard],
+        copy: bool,
+        share: bool = True,
     ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
@@ -73,9 +76,11 @@ class StagedTensors:
         self.pieces: dict[str, Any] = {}
         seen: dict[Any, str] = {}
         for name, value in tensors.items():
-            if isinstance(value, Piece):
+            if isinstance(value, TensorShard):
                 self.pieces[name] = value.shape, value.offset
-            tensor = (value.tensor if isinstance(value, Piece) else value).detach()
+            tensor = (
+                value.tensor if isinstance(value, TensorShard) else value
+            ).detach()
             bits = tensor.is_conj(), tensor.is_neg()
             place = (
                 tensor.data_ptr(),
@@ -169,7 +174,7 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
         for alias, name in json.loads(metadata.get("aliases", "{}")).items():
             tensors[alias] = tensors[name]
         for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
-            tensors[name] = Piece(
+            tensors[name] = TensorShard(
                 tensors[name],
                 tuple(shape),
                 offset if isinstance(offset, int) else tuple(offset),
@@ -202,9 +207,11 @@ def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor
     missing: dict[str, int] = {}
     for tensors in files:
         for name, value in tensors.items():
-            if name in found and not (isinstance(value, Piece) and name in missing):
+            if name in found and not (
+                isinstance(value, TensorShard) and name in missing
+            ):
                 raise ValueError(f"{name} is there twice")
-            if not isinstance(value, Piece):
+            if not isinstance(value, TensorShard):
                 found[name] = value
                 continue
             piece = value.tensor
@@ -218,7 +225,7 @@ def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor
                         value.shape, dtype=piece.dtype, device=piece.device
                     )
                     missing[name] = found[name].numel()
-                value.of(found[name]).copy_(piece)
+                value.slice_of(found[name]).copy_(piece)
             missing[name] -= piece.numel()
         tensors.clear()  # before the next file is read
     if incomplete := [name for name, numbers in missing.items() if numbers]:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...strategies.pieces import Piece
+from ...strategies.tensor_shards import TensorShard
 from .find import pointed_to
 from .journal import (
     hidden_name,
@@ -183,9 +183,11 @@ class Snapshot:
     def _stage(self, name: str, tensors: dict[str, Any], encoded: Any = None) -> None:
         """Take tensors for files called ``name``, and JSON that goes with them."""
         pieces = {
-            key: value for key, value in tensors.items() if isinstance(value, Piece)
+            key: value
+            for key, value in tensors.items()
+            if isinstance(value, TensorShard)
         }
-        if own := {key: piece for key, piece in pieces.items() if piece.mine}:
+        if own := {key: piece for key, piece in pieces.items() if piece.is_owner}:
             self.files[f"{name.partition('/')[0]}/rank-{self.rank}.safetensors"] = (
                 StagedTensors(own, self.copy)
             )

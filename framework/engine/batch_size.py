@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import PrefixStore
 
-from ...strategies.launch.environment import detect
+from ...strategies.launch.environment import detect_environment
 from ...strategies.launch.rendezvous import leave_group
 from ...strategies.process_group import meet
 from ..messages import log
@@ -134,8 +134,8 @@ class _Attempt:
         global _attempts
         self.failed = False
         self.attempts = 0  # inside of it
-        self.place = place = detect()
-        self.several = place is not None and place.world_size > 1
+        self.environment = environment = detect_environment()
+        self.several = environment is not None and environment.world_size > 1
         self.store: Any = None
         self.around = list(_running)
         if self.around:
@@ -146,8 +146,8 @@ class _Attempt:
             self.path = f"attempt/{_attempts}"
         self._over = threading.Event()
         if self.several:
-            assert place is not None
-            self.store = PrefixStore(self.path, meet(place, _PATIENCE))
+            assert environment is not None
+            self.store = PrefixStore(self.path, meet(environment, _PATIENCE))
 
     def __enter__(self) -> _Attempt:
         _running.append(self)
@@ -168,10 +168,10 @@ class _Attempt:
         if not self.several:
             self.failed = ran_out
             return ran_out
-        assert self.place is not None
+        assert self.environment is not None
         if ran_out:
             self.store.set("ran_out", "")
-        self.store.set(str(self.place.rank), "ended")
+        self.store.set(str(self.environment.rank), "ended")
         # An error while nobody has run out of memory is one of its own; else it may be but that the others have left.
         self.failed = (
             self._any_failed() if error is None else self.store.check(["ran_out"])
@@ -188,9 +188,9 @@ class _Attempt:
         Raises:
             RuntimeError: if that one is not in this call, but in one around it, or does not come.
         """
-        assert self.place is not None
+        assert self.environment is not None
         keys, began = (
-            [key(rank) for rank in range(self.place.world_size)],
+            [key(rank) for rank in range(self.environment.world_size)],
             time.monotonic(),
         )
         while not self.store.check(keys):
@@ -202,7 +202,7 @@ class _Attempt:
                 )
             if time.monotonic() - began > _PATIENCE.total_seconds():
                 raise RuntimeError(
-                    f"rank {self.place.rank} has waited {_PATIENCE} for the other processes to end"
+                    f"rank {self.environment.rank} has waited {_PATIENCE} for the other processes to end"
                 )
             time.sleep(0.05)
         return self.store.check(["ran_out"])
@@ -225,9 +225,9 @@ class _Attempt:
         )
         if not self.several:
             return
-        assert self.place is not None
+        assert self.environment is not None
         leave_group()
-        self.store.set(f"left/{self.place.rank}", "")
+        self.store.set(f"left/{self.environment.rank}", "")
         self._wait(lambda rank: f"left/{rank}", or_ran_out=False)
         for engine in list(Engine.living):
             engine.connect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...strategies.pieces import whole_state
+from ...strategies.tensor_shards import full_state
 from ..checkpoint.find import resolve
 from ..checkpoint.manifest import naming_damage
 from ..checkpoint.saver import Save
@@ -206,7 +206,7 @@ def save_model(engine: Engine, model: nn.Module, directory: str, together: bool)
     state = (
         module.state_dict()
         if strategy is None
-        else whole_state(strategy, strategy.model_state())
+        else full_state(strategy, strategy.model_state())
     )
     path = join(directory, "model.safetensors")
     in_main_process(

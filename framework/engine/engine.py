@@ -17,8 +17,12 @@ from torch.optim import Optimizer
 
 from ...strategies import Precision, Strategy, create_strategy
 from ...strategies.accelerator import select_devices
-from ...strategies.launch.environment import check_place, detect, runs_alone
-from ...strategies.launch.failures import adopt
+from ...strategies.launch.environment import (
+    check_environment,
+    detect_environment,
+    runs_alone,
+)
+from ...strategies.launch.failures import join_job
 from ...strategies.launch.launcher import can_rerun, rerun_script
 from ...strategies.precision import create_precision
 from ..arguments import check_count, names_arguments
@@ -49,7 +53,7 @@ from .prepared import PreparedOptimizer, PreparedScheduler, bare, prepare_module
 
 if TYPE_CHECKING:
     from ...loggers.base import Logger
-    from ...strategies.launch.environment import Place
+    from ...strategies.launch.environment import ClusterEnvironment
 
 
 class Engine(Peers):
@@ -127,7 +131,7 @@ class Engine(Peers):
         self._asked = launched_accelerator(accelerator), devices, num_nodes
         self.precision = create_precision(launched_precision(precision))
         chosen, num_nodes = self._choose_devices(strategy)
-        if devices == "auto" and strategy == "single" and self.place is None:
+        if devices == "auto" and strategy == "single" and self.environment is None:
             chosen = chosen[:1]
         self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
         check_initialized(self.strategy)
@@ -135,7 +139,7 @@ class Engine(Peers):
             self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE
         )
         self.strategy.sync_batchnorm |= sync_batchnorm
-        self.strategy.setup_environment(chosen, num_nodes, self.place)
+        self.strategy.setup_environment(chosen, num_nodes, self.environment)
         if (
             not self.must_launch
         ):  # else it is done in those processes, and takes no memory of a device here
@@ -219,13 +223,13 @@ class Engine(Peers):
             raise ValueError(
                 f'num_nodes must be an integer from 1, or "auto"; got {asked!r}'
             )
-        self.place = place = detect()
+        self.environment = place = detect_environment()
         if place is not None and runs_alone(
             place, devices, asked, getattr(strategy, "name", strategy) == "single"
         ):
             return [self._choose_own_device(place)], 1
         if place is not None:
-            check_place(place, None, None if asked == "auto" else int(asked))
+            check_environment(place, None, None if asked == "auto" else int(asked))
             return select_devices(accelerator, devices, place), place.num_nodes
         if asked not in ("auto", 1):
             raise ValueError(
@@ -234,10 +238,10 @@ class Engine(Peers):
             )
         return select_devices(accelerator, devices), 1
 
-    def _choose_own_device(self, place: Place) -> torch.device:
+    def _choose_own_device(self, place: ClusterEnvironment) -> torch.device:
         """The device on which this process runs by itself, though it is one of several."""
-        adopt()
-        self.place = None
+        join_job()
+        self.environment = None
         self.is_copy = place.rank > 0
         if place.rank == 0 and place.world_size > 1:
             log.warning(
@@ -249,16 +253,16 @@ class Engine(Peers):
             return select_devices(accelerator, devices)[0]
         return select_devices(accelerator, "auto", place)[place.local_rank]
 
-    def find_place(self) -> None:
+    def detect_environment(self) -> None:
         """Look once more where this process stands: it was started with this engine in its hands."""
         devices, num_nodes = self._choose_devices(self.strategy)
-        self.strategy.setup_environment(devices, num_nodes, self.place)
+        self.strategy.setup_environment(devices, num_nodes, self.environment)
         self.precision.check(self.device)
 
     @property
     def must_launch(self) -> bool:
         """Whether the processes of this engine are still to be started."""
-        return self.place is None and self.strategy.world_size > 1
+        return self.environment is None and self.strategy.world_size > 1
 
     def _launch(self) -> None:
         processes = self.num_processes
@@ -705,7 +709,7 @@ class Engine(Peers):
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         run = run or self.strategy.backward
-        if self.strategy.in_step:
+        if self.strategy.inside_forward:
             self.strategy.prepare_backward(loss)
         if self.precision.compute is not None and torch.is_autocast_enabled(
             self.device.type

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import Any
 
-from ...strategies.launch.environment import detect
+from ...strategies.launch.environment import detect_environment
 from ..messages import log
 
 _PRECISIONS = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -126,6 +126,6 @@ def _asked(variable: str) -> str:
 @cache
 def _say(text: str) -> None:
     """Say something once, in the main process."""
-    place = detect()
+    place = detect_environment()
     if place is None or place.rank == 0:
         log.warning(text)

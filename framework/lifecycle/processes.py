@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ...strategies.launch.environment import detect
+from ...strategies.launch.environment import detect_environment
 from ...strategies.launch.launcher import call_in_processes, can_rerun, rerun_script
-from ...strategies.pieces import whole_state
+from ...strategies.tensor_shards import full_state
 from ..arguments import check_count
 from ..attributes import TrainerAttributes
 from ..data.batches import move_batch
@@ -87,7 +87,7 @@ def launch(
     """
     check_count("num_processes", num_processes, 1, (None,))
     count = num_processes or max(1, torch.accelerator.device_count())
-    if detect() is not None or count == 1:
+    if detect_environment() is not None or count == 1:
         return function(*args)
     return call_in_processes(_portable_result, (function, args), count)
 
@@ -112,13 +112,13 @@ def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]
     """What each of the fresh processes does; the main one's result goes back."""
     configure()
     set_rng_state(rng)
-    trainer.engine.find_place()
+    trainer.engine.detect_environment()
     returned = trainer.execute(run)
     states = (
         trainer.strategy.model_state(),
         trainer.optimization.state_dict() if trainer.fitted else None,
     )
-    weights, optimization = (whole_state(trainer.strategy, state) for state in states)
+    weights, optimization = (full_state(trainer.strategy, state) for state in states)
     if not trainer.is_global_zero:
         return {}
     left = {

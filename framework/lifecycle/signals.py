@@ -11,7 +11,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ...strategies.launch.failures import find_peers, note_stop, one_is_gone
+from ...strategies.launch.failures import find_peers, one_is_gone, record_stop
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Signals:
         if number == signal.SIGTERM and one_is_gone(
             self._peers
         ):  # what the loop would wait for does not come
-            note_stop(self.state.where, frame)
+            record_stop(self.state.where, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
             return

@@ -18,7 +18,7 @@ AGENT = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterEnvironment:
     """This process among its peers, as its launcher says.
 
     Attributes:
@@ -45,8 +45,8 @@ class Place:
         return -(-self.world_size // self.local_world_size)
 
 
-def detect() -> Place | None:
-    """This process's place, if it was launched as one of several (or by torchelastic, as one of any number).
+def detect_environment() -> ClusterEnvironment | None:
+    """Return what a launcher told this process, if it is one of several (or torchelastic started it).
 
     Raises:
         ValueError: if a launcher's variables contradict each other, or one is missing.
@@ -54,13 +54,15 @@ def detect() -> Place | None:
     if os.environ.get(SWITCH) == "off" or _started_by_a_rank():
         return None
     for find in (_from_variables, _from_slurm, _from_mpi):
-        place = find(os.environ)
-        if place is not None and (place.world_size > 1 or place.elastic):
-            return place
+        environment = find(os.environ)
+        if environment is not None and (
+            environment.world_size > 1 or environment.elastic
+        ):
+            return environment
     return None
 
 
-def _from_variables(env: Mapping[str, str]) -> Place | None:
+def _from_variables(env: Mapping[str, str]) -> ClusterEnvironment | None:
     """torchrun, PyTorchJob, Ray Train, and our own processes."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return None
@@ -74,7 +76,7 @@ def _from_variables(env: Mapping[str, str]) -> Place | None:
         )
     elastic = "TORCHELASTIC_RUN_ID" in env
     own = "this program" if AGENT in env else "torchrun"
-    return Place(
+    return ClusterEnvironment(
         launcher=own if elastic else "the environment (RANK, WORLD_SIZE)",
         rank=rank,
         world_size=int(env["WORLD_SIZE"]),
@@ -87,7 +89,7 @@ def _from_variables(env: Mapping[str, str]) -> Place | None:
     )
 
 
-def _from_slurm(env: Mapping[str, str]) -> Place | None:
+def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
     # Only srun sets the number of a step's tasks; a batch script that srun did not start runs alone.
     if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
         return None
@@ -99,7 +101,7 @@ def _from_slurm(env: Mapping[str, str]) -> Place | None:
         for _ in range(int(times or 1))
     ]
     node = int(env["SLURM_NODEID"])
-    return Place(
+    return ClusterEnvironment(
         launcher="SLURM's srun",
         rank=int(env["SLURM_PROCID"]),
         world_size=int(env["SLURM_STEP_NUM_TASKS"]),
@@ -126,7 +128,7 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found.group())
 
 
-def _from_mpi(env: Mapping[str, str]) -> Place | None:
+def _from_mpi(env: Mapping[str, str]) -> ClusterEnvironment | None:
     for names in (
         (
             "OMPI_COMM_WORLD_RANK",
@@ -147,7 +149,7 @@ def _from_mpi(env: Mapping[str, str]) -> Place | None:
                     "set it to the address of rank 0's machine (mpirun -x MASTER_ADDR=…)"
                 )
             port = int(env.get("MASTER_PORT", 29500))
-            return Place(
+            return ClusterEnvironment(
                 "MPI",
                 rank,
                 size,
@@ -160,28 +162,32 @@ def _from_mpi(env: Mapping[str, str]) -> Place | None:
     return None
 
 
-def check_place(place: Place, devices: int | None, num_nodes: int | None) -> None:
+def check_environment(
+    environment: ClusterEnvironment, devices: int | None, num_nodes: int | None
+) -> None:
     """Refuse counts that are not those of the launcher; None accepts any.
 
     Raises:
         ValueError: naming both numbers.
     """
     for argument, wanted, found, what in (
-        ("devices", devices, place.local_world_size, "processes on this machine"),
-        ("num_nodes", num_nodes, place.num_nodes, "machines"),
+        ("devices", devices, environment.local_world_size, "processes on this machine"),
+        ("num_nodes", num_nodes, environment.num_nodes, "machines"),
     ):
         if wanted not in (None, found):
             raise ValueError(
-                f"{argument} asks for {wanted}, but {place.launcher} started {found} {what}: make them equal, leave "
-                f'{argument}="auto", or set {SWITCH}=off to ignore the launcher'
+                f"{argument} asks for {wanted}, but {environment.launcher} started {found} {what}: make them equal, "
+                f'leave {argument}="auto", or set {SWITCH}=off to ignore the launcher'
             )
 
 
-def runs_alone(place: Place, devices: Any, num_nodes: int | str, single: bool) -> bool:
+def runs_alone(
+    environment: ClusterEnvironment, devices: Any, num_nodes: int | str, single: bool
+) -> bool:
     """Whether a Trainer in one of several processes asks for no more than a device of its own.
 
     Args:
-        place: what the launcher told this process.
+        environment: what the launcher told this process.
         devices: as passed.
         num_nodes: as passed.
         single: the strategy is one for a single process.
@@ -194,7 +200,9 @@ def runs_alone(place: Place, devices: Any, num_nodes: int | str, single: bool) -
         return False
     # A launcher may have started one process on each machine: then one device is its share.
     return (
-        single or place.local_world_size > 1 or (num_nodes == 1 and place.num_nodes > 1)
+        single
+        or environment.local_world_size > 1
+        or (num_nodes == 1 and environment.num_nodes > 1)
     )
 
 

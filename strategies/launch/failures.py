@@ -18,7 +18,7 @@ from glob import glob
 from types import FrameType
 from typing import Any, NamedTuple
 
-from .environment import AGENT, detect
+from .environment import AGENT, detect_environment
 from .rendezvous import leave
 
 # In messages of errors that only say that another process has gone, or is stuck.
@@ -30,7 +30,7 @@ _PEER_LOST = re.compile(
 _PEER_FAILED = re.compile(r"rank \d+ could not save")
 
 
-def adopt() -> None:
+def join_job() -> None:
     """Make this process a good one among several: its errors are recorded, and it does not outlive its agent."""
     global _adopted, _previous_hook
     if _adopted:
@@ -121,7 +121,7 @@ _noted: tuple[int, str] | None = (
 )
 
 
-def note(error: BaseException, where: str) -> None:
+def record_failure(error: BaseException, where: str) -> None:
     """Keep in mind how far a run had come when ``error`` ended it, should it end this process too."""
     global _noted
     _noted = id(error), where
@@ -139,13 +139,13 @@ def note(error: BaseException, where: str) -> None:
         _print(f"{_headline(error)} SystemExit: {error}\n")
 
 
-def forget_failure() -> None:
+def clear_failure() -> None:
     """A run begins: what was noted of one before has not ended this process."""
     with suppress(OSError):
         os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
 
 
-def note_stop(where: str, frame: FrameType | None) -> None:
+def record_stop(where: str, frame: FrameType | None) -> None:
     """The agent ends this process as a peer has ended: keep in mind where it is, unless an error has been noted."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and not os.path.exists(path):
@@ -191,9 +191,11 @@ def _where(error: BaseException) -> str:
 
 def _headline(error: BaseException) -> str:
     """Which process ``error`` ends, and where."""
-    place = detect()
+    environment = detect_environment()
     who = (
-        "This process" if place is None else f"Rank {place.rank} of {place.world_size}"
+        "This process"
+        if environment is None
+        else f"Rank {environment.rank} of {environment.world_size}"
     )
     what = "lost its peers" if is_loss(error) else "failed"
     if isinstance(error, SystemExit) and not error.code:

@@ -1,6 +1,7 @@
 """The processes of a run: adopting those that a launcher has started, and starting them.
 
-Who is already launched (by torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob, Ray Train) is found by :func:`detect`.
+Who is already launched (by torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob, Ray Train) is found by
+:func:`~.environment.detect_environment`.
 Otherwise a script that asks for several processes becomes torchelastic's agent itself, which runs the same command line
 in each of them (:func:`rerun_script`). Where there is no script to run again, as in a notebook, a function is sent to
 fresh processes (:func:`call_in_processes`); they are spawned, never forked, as a fork hangs after OpenMP has run and
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from .environment import AGENT
-from .failures import adopt, failure_text, is_loss, report
+from .failures import failure_text, is_loss, join_job, report
 from .rendezvous import leave
 
 _IMPORTED_IN = os.getcwd()
@@ -170,7 +171,7 @@ def _call(payload: str, result: str) -> None:
     """What each of the fresh processes runs."""
     import cloudpickle
 
-    adopt()
+    join_job()
     try:
         with open(payload, "rb") as file:
             start_method, sources, function, args = pickle.load(file)

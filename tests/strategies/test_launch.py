@@ -28,7 +28,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy
 from loopwright.strategies.launch import failures, launcher
-from loopwright.strategies.launch.environment import Place, detect, first_host
+from loopwright.strategies.launch.environment import (
+    ClusterEnvironment,
+    detect_environment,
+    first_host,
+)
 from tests.programs import show_stacks
 
 LIMIT = 100  # seconds for a program; only reached if it hangs
@@ -794,7 +798,7 @@ def test_an_exit_that_is_no_failure_is_not_called_one(
     monkeypatch.setattr(failures, "_adopted", True)
     monkeypatch.setattr(failures, "_print", told.append)
     for code in (0, None, 3):
-        failures.note(SystemExit(code), "epoch 1")
+        failures.record_failure(SystemExit(code), "epoch 1")
     assert [text.split(" at epoch 1:")[0] for text in told] == [
         "This process ended"
     ] * 2 + ["This process failed"]
@@ -805,7 +809,7 @@ def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
 ) -> None:
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    failures.note(RuntimeError("gloo: connection closed by peer"), "epoch 0")
+    failures.record_failure(RuntimeError("gloo: connection closed by peer"), "epoch 0")
     assert json.loads(file.read_text())["lost"]
 
     class Echo(Module):
@@ -919,17 +923,25 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("variables", "place"),
     [
-        (TORCHELASTIC, Place("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True)),
-        (SLURM, Place("SLURM's srun", 3, 4, 1, 2, 1, "gpu003", 15000 + 41239 % 10000)),
+        (
+            TORCHELASTIC,
+            ClusterEnvironment("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True),
+        ),
+        (
+            SLURM,
+            ClusterEnvironment(
+                "SLURM's srun", 3, 4, 1, 2, 1, "gpu003", 15000 + 41239 % 10000
+            ),
+        ),
         (
             {**SLURM, "MASTER_ADDR": "a", "MASTER_PORT": "7"},
-            Place("SLURM's srun", 3, 4, 1, 2, 1, "a", 7),
+            ClusterEnvironment("SLURM's srun", 3, 4, 1, 2, 1, "a", 7),
         ),
-        (OPEN_MPI, Place("MPI", 5, 8, 1, 4, 1, "node0", 29500)),
-        (PMI, Place("MPI", 1, 2, 1, 2, 0, "127.0.0.1", 29500)),
+        (OPEN_MPI, ClusterEnvironment("MPI", 5, 8, 1, 4, 1, "node0", 29500)),
+        (PMI, ClusterEnvironment("MPI", 1, 2, 1, 2, 0, "127.0.0.1", 29500)),
         (
             PYTORCHJOB,
-            Place(
+            ClusterEnvironment(
                 "the environment (RANK, WORLD_SIZE)",
                 1,
                 3,
@@ -943,7 +955,7 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Any:
         # srun may start torchrun, which then is the one to believe.
         (
             {**SLURM, **TORCHELASTIC},
-            Place("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True),
+            ClusterEnvironment("torchrun", 3, 6, 1, 2, 1, "node0", 2345, elastic=True),
         ),
     ],
     ids=[
@@ -958,18 +970,18 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_a_launcher_is_recognised(
     variables: dict[str, str],
-    place: Place,
+    place: ClusterEnvironment,
     launched_by: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched_by(variables)
-    assert detect() == place
+    assert detect_environment() == place
     assert place.num_nodes == {
         "torchrun": 3,
         "the environment (RANK, WORLD_SIZE)": 3,
     }.get(place.launcher, 1 if variables is PMI else 2)
     monkeypatch.setenv("LOOPWRIGHT_LAUNCH", "off")
-    assert detect() is None
+    assert detect_environment() is None
 
 
 @pytest.mark.parametrize(
@@ -1009,7 +1021,7 @@ def test_a_launcher_is_recognised(
 )
 def test_no_launcher_is_imagined(variables: dict[str, str], launched_by: Any) -> None:
     launched_by(variables, SLURM_NODEID="0")
-    assert detect() is None
+    assert detect_environment() is None
 
 
 @pytest.mark.parametrize(
@@ -1034,7 +1046,7 @@ def test_mpi_over_machines_needs_an_address(launched_by: Any) -> None:
         ValueError,
         match=r"8 processes, 4 of them on this machine, and MASTER_ADDR is not set",
     ):
-        detect()
+        detect_environment()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.callbacks import Callback
 from loopwright.framework import Engine, Module, Trainer
 from loopwright.strategies import DDPStrategy, FSDPStrategy, Strategy
-from loopwright.strategies.pieces import whole_state
+from loopwright.strategies.tensor_shards import full_state
 from tests.strategies.distributed import in_processes, quiet
 
 STEPS = 6
@@ -239,7 +239,7 @@ def ended(run: Callable[[], Any]) -> str:
 
 
 def weights_of(trainer: Any) -> dict[str, Tensor]:
-    return whole_state(trainer.strategy, trainer.strategy.model_state())
+    return full_state(trainer.strategy, trainer.strategy.model_state())
 
 
 def met(folder: Path) -> dict[str, dict[str, Any]]:
@@ -277,7 +277,7 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
             engine.backward((model(x) - y).square().mean())
             optimizer.step()
             optimizer.zero_grad()
-        told["prepared late"] = whole_state(
+        told["prepared late"] = full_state(
             engine.strategy, engine._strategies[0].model_state()
         )
         engine.free_memory()
