@@ -172,13 +172,10 @@ class Strategy(ABC):
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply the gradients of an optimizer's parameters."""
-        for parameter in (
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ):
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""
