@@ -67,5 +67,5 @@ docs: $(VENV)/installed-docs
 	$(RUN) sphinx-build -W --keep-going -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) build dist loopwright.egg-info docs/_build .pytest_cache .ruff_cache
-	find framework callbacks loggers strategies tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf $(VENV) build dist src/loopwright.egg-info docs/_build .pytest_cache .ruff_cache
+	find framework callbacks loggers strategies src tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -24,3 +24,7 @@ __all__ = [
     "launch",
     "seed_everything",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,17 +9,16 @@ from .base import Logger
 
 if TYPE_CHECKING:
     from .csv import CSVLogger
-    from .silent import SilentLogger, place_of
     from .tensorboard import TensorBoardLogger
 
 _MODULES = {
     "CSVLogger": "csv",
-    "SilentLogger": "silent",
+    "SilentLogger": "silent",  # for the Trainer, which gives it to other processes
     "TensorBoardLogger": "tensorboard",
-    "place_of": "silent",
+    "place_of": "silent",  # for the Trainer, which sends what it returns to them
 }
 
-__all__ = ["CSVLogger", "Logger", "SilentLogger", "TensorBoardLogger", "place_of"]
+__all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]
 
 
 def __getattr__(name: str) -> Any:

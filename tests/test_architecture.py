@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import subprocess
 import sys
 import tokenize
@@ -13,11 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest brings it along
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("framework", "callbacks", "loggers", "strategies")
@@ -616,26 +612,28 @@ def test_names_say_what_a_thing_is():
     )
 
 
-def test_the_root_is_a_namespace_package():
-    assert not (ROOT / "__init__.py").exists(), (
-        "the repository's root is the namespace package, without __init__.py"
+def test_the_package_is_made_of_the_four_folders():
+    package = ROOT / "src" / "loopwright"
+    links = {
+        file.name: os.readlink(file) for file in package.iterdir() if file.is_symlink()
+    }
+    assert links == {folder: f"../../{folder}" for folder in FOLDERS}
+    assert (package / "py.typed").is_file(), (
+        "without py.typed, type checkers ignore the annotations"
     )
-    untyped = [
-        folder for folder in FOLDERS if not (ROOT / folder / "py.typed").is_file()
-    ]
-    assert not untyped, (
-        f"no py.typed in {untyped}: type checkers would ignore the annotations"
-    )
+
+
+def test_no_folder_of_a_clone_is_taken_for_the_package():
+    """A program beside a clone called `loopwright`, or inside one, is to get what is installed."""
+    for file in (ROOT / "__init__.py", ROOT / "loopwright"):
+        assert not file.exists(), f"{file} would be imported instead of src/loopwright"
 
 
 def test_every_package_is_shipped():
-    packages = {
-        ".".join(("loopwright", *file.relative_to(ROOT).parent.parts))
-        for file in sources().values()
-    }
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "tool"
-    ]["setuptools"]["packages"]
-    assert set(listed) == packages, (
-        "pyproject.toml lists the packages of a wheel: one for each folder with code"
-    )
+    folders = {file.parent for file in sources().values()}
+    bare = [
+        str(folder.relative_to(ROOT))
+        for folder in folders
+        if not (folder / "__init__.py").is_file()
+    ]
+    assert not bare, f"setuptools leaves out folders without __init__.py: {bare}"

@@ -1,0 +1,114 @@
+"""Loopwright, an opinionated trainer framework for PyTorch.
+
+All public names of the four sub-packages can be imported from here. Each is imported when it is first used, so
+`import loopwright` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callbacks import (
+        Callback,
+        EarlyStopping,
+        LambdaCallback,
+        LearningRateMonitor,
+        ModelCheckpoint,
+        ModelSummary,
+        OnExceptionCheckpoint,
+        ProgressBar,
+        PyTorchProfiler,
+        RichProgressBar,
+        RichProgressBarTheme,
+        SimpleProfiler,
+        Timer,
+    )
+    from .framework import (
+        CheckpointError,
+        CombinedLoader,
+        DataModule,
+        Engine,
+        Module,
+        Trainer,
+        find_executable_batch_size,
+        get_logger,
+        isolated_rng,
+        launch,
+        seed_everything,
+    )
+    from .loggers import (
+        CSVLogger,
+        Logger,
+        TensorBoardLogger,
+    )
+    from .strategies import (
+        STRATEGIES,
+        DDPStrategy,
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        Precision,
+        SingleDeviceStrategy,
+        Strategy,
+        create_strategy,
+    )
+
+__version__ = "0.1.0"
+
+# The leaves come first, because a name of theirs is then found without importing the framework.
+_PACKAGES = ("callbacks", "loggers", "strategies", "framework")
+
+__all__ = [
+    "STRATEGIES",
+    "CSVLogger",
+    "Callback",
+    "CheckpointError",
+    "CombinedLoader",
+    "DDPStrategy",
+    "DataModule",
+    "DeepSpeedStrategy",
+    "EarlyStopping",
+    "Engine",
+    "FSDPStrategy",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "Logger",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "Module",
+    "OnExceptionCheckpoint",
+    "Precision",
+    "ProgressBar",
+    "PyTorchProfiler",
+    "RichProgressBar",
+    "RichProgressBarTheme",
+    "SimpleProfiler",
+    "SingleDeviceStrategy",
+    "Strategy",
+    "TensorBoardLogger",
+    "Timer",
+    "Trainer",
+    "__version__",
+    "create_strategy",
+    "find_executable_batch_size",
+    "get_logger",
+    "isolated_rng",
+    "launch",
+    "seed_everything",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
+    if name in __all__:
+        for package in _PACKAGES:
+            module = import_module(f".{package}", __name__)
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_PACKAGES]
