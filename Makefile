@@ -20,7 +20,7 @@ EXTRAS_bench := bench
 ALONE_test := litdata
 ALONE_check := $(ALONE_test)
 
-.PHONY: help demo test test-all check bench docs clean
+.PHONY: help demo test test-all check format hooks bench docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -29,6 +29,8 @@ help:
 	@echo "make test    run the tests but the slow ones; PYTEST_ARGS='tests/loggers' and the like are passed on"
 	@echo "make test-all  all of them"
 	@echo "make check   lint, format, types, docs with warnings as errors"
+	@echo "make format  let ruff mend and format the code"
+	@echo "make hooks   have git check each commit (.pre-commit-config.yaml)"
 	@echo "make bench   compare with a raw loop and with other trainers; BENCH_ARGS are passed on"
 	@echo "make docs    build the documentation into docs/_build"
 	@echo "make clean   remove whatever make has made, .venv too"
@@ -59,6 +61,13 @@ check: $(VENV)/installed-check
 	$(RUN) ruff format --check .
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 	$(RUN) sphinx-build -W --keep-going -q -E -b html docs docs/_build
+
+format: $(VENV)/installed-check
+	$(RUN) ruff check --fix-only .
+	$(RUN) ruff format .
+
+hooks: $(VENV)/installed-check
+	$(RUN) pre-commit install
 
 bench: $(VENV)/installed-bench
 	$(RUN) python -m benchmarks $(BENCH_ARGS)
