@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
-    from .loop.manual import ManualOptimizer
     from .trainer import Trainer
 
 
@@ -249,13 +248,17 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def optimizers(
-        self, use_pl_optimizer: bool = True
-    ) -> ManualOptimizer | Optimizer | list[Any]:
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """The optimizer, or the list of several, for manual optimization.
 
         Args:
             use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
+
+        Returns:
+            A ``ManualOptimizer``, or a list of them. Only the run knows how many, so type checkers are told nothing.
+
+        Raises:
+            RuntimeError: before ``fit`` has called ``configure_optimizers``.
         """
         if not self.trainer.fitted:
             raise RuntimeError(
