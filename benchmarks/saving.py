@@ -131,7 +131,7 @@ def loopwright(folder: Path) -> tuple[float, float, int]:
     trainer = fitted(Trainer, type("Ours", (Steps, Module), {}), folder)
     with Watch() as memory:
         began = time.perf_counter()
-        save = trainer.begin_save(str(folder / "a.ckpt"))
+        save = trainer.checkpoints.save(str(folder / "a.ckpt"))
         stalled = time.perf_counter() - began
         save.finish()
         seconds = time.perf_counter() - began

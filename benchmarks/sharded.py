@@ -249,7 +249,7 @@ def measure_memory(strategy: str, who: str, folder: str) -> dict[str, int]:
         return found
     for kind, begin in {
         "waiting": trainer.save_checkpoint,
-        "beside": trainer.begin_save,
+        "beside": trainer.checkpoints.save,
     }.items():
         before = forget_peak()
         save = begin(f"{folder}/{kind}.ckpt")

@@ -285,7 +285,7 @@ class ModelCheckpoint(Callback):
         if stage != "fit" or trainer.fast_dev_run:
             return
         try:
-            self.dirpath = trainer.claim_folder(self.dirpath)
+            self.dirpath = trainer.checkpoints.claim_folder(self.dirpath)
         except OSError:
             if self.on_save_error == "raise":
                 raise
@@ -308,7 +308,7 @@ class ModelCheckpoint(Callback):
                 epochs,
             )
         if self._interval:
-            self._interval.start(trainer.control.clock)
+            self._interval.start(trainer.consensus.clock)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
@@ -574,9 +574,9 @@ class ModelCheckpoint(Callback):
         def on_complete() -> None:
             for pointer, target, previous in pointers:
                 if pointer:
-                    trainer.write_pointer(pointer, target)
+                    trainer.checkpoints.point(pointer, target)
                 if previous not in ("", pointer):  # its name may hold the epoch
-                    trainer.remove_checkpoint(previous, self.dirpath)
+                    trainer.checkpoints.remove(previous, self.dirpath)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
             if self.verbose:
@@ -608,7 +608,7 @@ class ModelCheckpoint(Callback):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         on_complete, self._on_complete = self._on_complete, None
-        self._save = trainer.begin_save(
+        self._save = trainer.checkpoints.save(
             filepath,
             self.save_weights_only,
             wait=not self.async_save,
@@ -624,14 +624,14 @@ class ModelCheckpoint(Callback):
             Whether they have, and what went wrong in any of them.
         """
         path = self._last_checkpoint_saved
-        if (failed := trainer.agree_on_save(path, failed)) is not None:
+        if (failed := trainer.checkpoints.agree(path, failed)) is not None:
             return False, failed
         try:
             if self._on_complete is not None and trainer.is_global_zero:
                 self._on_complete()
         except Exception as error:
             failed = error
-        return True, trainer.agree_on_save(path, failed)
+        return True, trainer.checkpoints.agree(path, failed)
 
     def _finish_save(self) -> None:
         """Wait for the save that is under way, if there is one. A collective."""
@@ -708,7 +708,7 @@ class ModelCheckpoint(Callback):
         return [path for path in self._removable if path not in needed]
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        trainer.remove_checkpoint(filepath, self.dirpath)
+        trainer.checkpoints.remove(filepath, self.dirpath)
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -751,7 +751,7 @@ class ModelCheckpoint(Callback):
         found, why = False, ""
         if trainer.is_global_zero:
             try:
-                found = trainer.checkpoint_exists(os.fspath(filepath))
+                found = trainer.checkpoints.exists(os.fspath(filepath))
             except Exception as error:  # each file system has its own
                 why = f"{filepath!r} could not be looked up: {type(error).__name__}: {error}"
         found, why = trainer.strategy.broadcast((found, why))

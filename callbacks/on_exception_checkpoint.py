@@ -50,9 +50,11 @@ class OnExceptionCheckpoint(Callback):
     def on_exception(
         self, trainer: Trainer, module: Module, exception: BaseException
     ) -> None:
-        if trainer.state.fn != "fit" or not trainer.fitted or trainer.must_end_at_once:
+        if trainer.state.fn != "fit" or trainer.run.live_step is None:
             return
-        if trainer.control.saved_for_signal or not trainer.is_global_zero:
+        if trainer.must_end_at_once or not trainer.is_global_zero:
+            return
+        if trainer.consensus.saved_for_signal:
             return
         if trainer.strategy.shards_state and trainer.world_size > 1:
             log.warning(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class HyperparametersMixin:
     """Records the constructor's arguments, for :meth:`save_hyperparameters`."""
 
-    _log_hyperparams = True
+    logs_hparams = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Let the constructors note their arguments: only now, as ``dataclass`` makes one after the class."""
@@ -55,7 +55,7 @@ class HyperparametersMixin:
         left_out = set().union(
             *(names for level, names in ignored.items() if level <= depth)
         )
-        self._log_hyperparams = logger
+        self.logs_hparams = logger
         self.hparams.update(chosen)
         for name in left_out:
             self.hparams.pop(name, None)

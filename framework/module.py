@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
+    from .loop.manual import ManualOptimizer
+    from .loop.step import Optimization
     from .trainer import Trainer
 
 
@@ -157,7 +159,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             raise ValueError(
                 f"all_gather: group must be None (all processes); got {group!r}"
             )
-        if self.trainer.data is not None and self.trainer.data.alone:
+        run = self.trainer.run
+        if run is not None and run.loaders.alone:
             raise RuntimeError(
                 "all_gather in an evaluation step for whose batch other processes may have no counterpart, as the "
                 "loader's batches cannot be dealt out evenly: keep the values, and gather them when the epoch ends"
@@ -248,27 +251,27 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+    def optimizers(
+        self, use_pl_optimizer: bool = True
+    ) -> ManualOptimizer | Optimizer | list[Any]:
         """The optimizer, or the list of several, for manual optimization.
 
         Args:
             use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
-
-        Returns:
-            A ``ManualOptimizer``, or a list of them. Only the run knows how many, so type checkers are told nothing.
-
-        Raises:
-            RuntimeError: before ``fit`` has called ``configure_optimizers``.
         """
-        if not self.trainer.fitted:
+        step = self._step_of_fit()
+        optimizers: list[Any] = list(
+            step.manual if use_pl_optimizer else step.optimizers
+        )
+        return optimizers[0] if len(optimizers) == 1 else optimizers
+
+    def _step_of_fit(self) -> Optimization:
+        fit = self.trainer.last_fit
+        if fit is None or fit.step is None:
             raise RuntimeError(
                 "there are no optimizers before fit has called configure_optimizers"
             )
-        optimization = self.trainer.optimization
-        optimizers: list[Any] = list(
-            optimization.manual if use_pl_optimizer else optimization.optimizers
-        )
-        return optimizers[0] if len(optimizers) == 1 else optimizers
+        return fit.step
 
     def lr_schedulers(self) -> Any:
         """None, the scheduler, or the list of several, for manual optimization."""
@@ -288,15 +291,15 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
                 "manual_backward is for manual optimization; set self.automatic_optimization = False in __init__, "
                 "or return the loss from training_step"
             )
-        self.trainer.optimization.backward(loss, *args, **kwargs)
+        self._step_of_fit().backward(loss, *args, **kwargs)
 
     def toggle_optimizer(self, optimizer: Any) -> None:
         """Let only this optimizer's parameters require gradients, until :meth:`untoggle_optimizer`."""
-        self.trainer.optimization.toggle(optimizer)
+        self._step_of_fit().toggle(optimizer)
 
     def untoggle_optimizer(self, optimizer: Any) -> None:
         """Undo :meth:`toggle_optimizer`."""
-        self.trainer.optimization.untoggle()
+        self._step_of_fit().untoggle()
 
     @contextmanager
     def toggled_optimizer(self, optimizer: Any) -> Iterator[None]:
@@ -466,7 +469,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     def on_validation_model_train(self) -> None:
         """Put the module back as it was before validation or testing."""
-        self.trainer.restore_training_mode()
+        self.trainer.run.restore_training_mode()
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end

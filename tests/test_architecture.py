@@ -35,7 +35,6 @@ ROOMS = (
     "lifecycle",
     "loop",
     "engine",
-    "attributes",
     "export",
     "module",
     "metrics",
@@ -52,7 +51,7 @@ ROOMS = (
 )
 
 CONTRACT_LINES = 230  # at most
-ALL_TOKENS = 130_500  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
+ALL_TOKENS = 133_500  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
 TOKENS_A_LINE = 7.4  # at most, of lines with code; reference projects have 6.2 to 7.5
 FUNCTION_LINES = 45  # at most, without its docstring
 BRANCHES = 15  # at most in a function: if, for, while, except, and, or, comprehensions

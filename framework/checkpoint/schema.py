@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from ..seed import isolated_rng, set_rng_state
 from .manifest import naming_damage
 from .reader import load_checkpoint
@@ -77,6 +79,76 @@ class RunState:
     def where(self) -> str:
         """How far the run has come, in words."""
         return f"epoch {self.epoch}, batch {self.batch_idx}, global step {self.global_step}"
+
+    # What the Trainer is doing.
+
+    def begin(self, fn: str) -> None:
+        """Begin ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        self.fn = fn
+        self.stage = None if fn == "fit" else fn
+
+    def start(self) -> None:
+        """What has begun is running from now on."""
+        self.status = "running"
+
+    def enter(self, stage: str | None) -> None:
+        """Begin a stage: ``"train"``, ``"sanity_check"``, ``"validate"`` …, or None between stages."""
+        self.stage = stage
+
+    def end(self, status: str) -> None:
+        """The run has ended, or is ending: ``"finished"``, ``"failed"`` or ``"interrupted"``."""
+        self.status = status
+
+    def forget(self) -> None:
+        """Count from the beginning, as for another module."""
+        for field in fields(self):
+            if field.name not in _TRANSIENT:
+                setattr(self, field.name, field.default)
+
+    def take(self, other: RunState) -> None:
+        """Go on with another state, as of a run in another process."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(other, field.name))
+
+    # How far the run has come.
+
+    def draw_seed(self) -> int:
+        """The seed from which the order of the data is drawn: that of torch's generator when it was first asked."""
+        if self.seed is None:
+            self.seed = torch.initial_seed() % 2**63
+        return self.seed
+
+    def share_seed(self, seed: int) -> None:
+        """Draw the order of the data from the main rank's seed."""
+        self.seed = seed
+
+    def use_micro_batch(self, size: int) -> None:
+        """Take so many samples at once."""
+        self.micro_batch = size
+
+    def use_accumulation(self, num_batches: int) -> None:
+        """Accumulate over so many batches, in the runs that resume this one, too."""
+        self.accumulate_grad_batches = num_batches
+
+    def mark_validated(self) -> None:
+        """The validation that was due at this batch is done."""
+        self.validated = self.batch_idx
+
+    def wait_for_validation(self) -> None:
+        """Let the schedulers that monitor a value by steps wait for the validation that is due at this batch."""
+        self.plateau_waits = True
+
+    def end_waiting(self) -> None:
+        """These schedulers have stepped."""
+        self.plateau_waits = False
+
+    def end_batches(self) -> None:
+        """The epoch's batches have all been trained on."""
+        self.batches_done = True
+
+    def end_epoch(self) -> None:
+        """All that belongs to the epoch has been done but what follows it, such as saves."""
+        self.epoch_done = True
 
     def next_epoch(self) -> None:
         """Go on to the next epoch's first batch."""

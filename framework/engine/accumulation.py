@@ -47,6 +47,10 @@ class Window:
             None  # whether there are weights, once several processes agree about it
         )
 
+    def read_from(self, loader: Any) -> None:
+        """Take the batches from ``loader``."""
+        self.loader = loader
+
     def open(self, start: int, length: int) -> None:
         """Begin at micro-batch ``start`` of the epoch."""
         self.start, self.end, self.length = start, start + length, length

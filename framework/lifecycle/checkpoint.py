@@ -26,23 +26,23 @@ from ..names import overrides
 from ..seed import rng_state
 
 if TYPE_CHECKING:
-    from ..trainer import Trainer
+    from ..loop.run import Run
 
 
-def can_save_alone(trainer: Trainer) -> bool:
+def can_save_alone(run: Run) -> bool:
     """Whether this process can write a checkpoint without the others: it has all that resuming cannot do without."""
-    if not trainer.is_global_zero or trainer.strategy.shards_state:
+    if not run.trainer.is_global_zero or run.engine.strategy.shards_state:
         return False
-    if trainer.world_size == 1 or not trainer.fitted:
+    if run.trainer.world_size == 1 or run.live_step is None:
         return True
     # The state of a loader that keeps one differs between processes.
-    state = trainer.data.loader_state(trainer.progress()["batch_idx"])
+    state = run.loaders.loader_state(run.progress()["batch_idx"])
     states = state if isinstance(state, list) else [state]
     return not any(states)
 
 
 def save_run(
-    trainer: Trainer,
+    run: Run,
     path: str,
     weights_only: bool,
     wait: bool = True,
@@ -50,36 +50,33 @@ def save_run(
     together: bool = True,
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
-    if (
-        trainer.strategy.failed
-        and trainer.strategy.shards_state
-        and trainer.world_size > 1
-    ):
+    strategy = run.engine.strategy
+    if strategy.failed and strategy.shards_state and run.trainer.world_size > 1:
         raise RuntimeError(
-            f"no checkpoint can be saved after an exception under strategy={trainer.strategy.name!r}: each process has "
-            "a part of the state only, and the others may be gone"
+            f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
+            "of the state only, and the others may be gone"
         )
     checkpoint, rng, failed = {}, None, None
     try:
-        checkpoint = collect(trainer, weights_only)
-        rng = None if weights_only else rng_state(trainer.engine.device)
+        checkpoint = collect(run, weights_only)
+        rng = None if weights_only else rng_state(run.engine.device)
     except OSError as error:  # of a user's hook, in this process alone; other errors end it, and so the others
         failed = error
     peers = (
         together
-        and trainer.world_size > 1
+        and run.trainer.world_size > 1
         and rng is not None
-        and not trainer.strategy.failed
+        and not run.engine.strategy.failed
     )
-    own = trainer.gathered() if peers and not trainer.is_global_zero else None
+    own = run.gathered() if peers and not run.trainer.is_global_zero else None
     told: list[Any] = [(rng, None)]
     if together:
-        told, failed = exchange(trainer.strategy, path, failed, (rng, own))
+        told, failed = exchange(run.engine.strategy, path, failed, (rng, own))
     elif not weights_only:
         lacks = (
             "the random states of the others and what they have logged in this epoch"
         )
-        trainer.engine.tell_alone(
+        run.engine.tell_alone(
             "save_checkpoint", lacks, "all that resume take the main one's random state"
         )
     if failed is not None:
@@ -89,62 +86,66 @@ def save_run(
     facts = {
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
-        "precision": trainer.engine.precision.name,
-        "module": type(trainer.module).__qualname__,
-        "metrics": as_floats(trainer.callback_metrics),
+        "precision": run.engine.precision.name,
+        "module": type(run.module).__qualname__,
+        "metrics": as_floats(run.trainer.callback_metrics),
         "resumable": "optimizer_states" in checkpoint,
     }
     generators = None if weights_only else [own for own, _ in told]
     alone = not together
-    return trainer.engine.saver.save(
-        trainer.strategy, checkpoint, path, facts, generators, wait, on_complete, alone
+    return run.engine.saver.save(
+        run.engine.strategy,
+        checkpoint,
+        path,
+        facts,
+        generators,
+        wait,
+        on_complete,
+        alone,
     )
 
 
-def collect(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
+def collect(run: Run, weights_only: bool) -> dict[str, Any]:
     """The checkpoint of a run, as the hooks ``on_save_checkpoint`` see it."""
-    module, state = trainer.module, trainer.state
+    module, state = run.module, run.state
     checkpoint: dict[str, Any] = {
         "epoch": state.epoch,
         "global_step": state.global_step,
-        "state_dict": trainer.strategy.model_state(),
+        "state_dict": run.engine.strategy.model_state(),
     }
     for owner, key in (
         (module, "hyper_parameters"),
-        (trainer.datamodule, "datamodule_hyper_parameters"),
+        (run.datamodule, "datamodule_hyper_parameters"),
     ):
         if owner is not None and owner.hparams:
             checkpoint[key] = owner.portable_hparams()
             checkpoint[f"{key}_call"] = owner.hparams_call
     if not weights_only:
         checkpoint["callbacks"] = {
-            c.state_key: s for c in trainer.callbacks if (s := c.state_dict())
+            c.state_key: s for c in run.trainer.callbacks if (s := c.state_dict())
         }
-        if trainer.fitted:
-            checkpoint.update(trainer.optimization.state_dict())
-        checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
-        checkpoint["run"] = {"state": trainer.progress(), **trainer.gathered()}
-        if (datamodule := trainer.datamodule) is not None and overrides(
+        if (step := run.live_step) is not None:
+            checkpoint.update(step.state_dict())
+        checkpoint["loggers"] = [logger.state_dict() for logger in run.trainer.loggers]
+        checkpoint["run"] = {"state": run.progress(), **run.gathered()}
+        if (datamodule := run.datamodule) is not None and overrides(
             datamodule, "state_dict", DataModule
         ):
             checkpoint["datamodule"] = datamodule.state_dict()
-    for hook in trainer.bus.on_save_checkpoint:
+    for hook in run.hooks.on_save_checkpoint:
         hook(checkpoint)
     return checkpoint
 
 
-def best_checkpoint(trainer: Trainer) -> str:
+def best_checkpoint(run: Run) -> str:
     """The best checkpoint of the first ``ModelCheckpoint``; of an earlier program's, if this one has not fitted."""
-    callback = trainer.checkpoint_callback
+    callback = run.trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
     if not best and not (
-        callback is None
-        or trainer.fast_dev_run
-        or trainer.fitted
-        or trainer.carried is not None
+        callback is None or run.trainer.fast_dev_run or run.trainer.last_fit is not None
     ):
-        best = trainer.strategy.broadcast(
-            trainer.is_global_zero and _best_of_earlier_programs(trainer, callback)
+        best = run.engine.strategy.broadcast(
+            run.trainer.is_global_zero and _best_of_earlier_programs(run, callback)
         )
         if best:
             log.info(
@@ -154,7 +155,7 @@ def best_checkpoint(trainer: Trainer) -> str:
     if not best:
         why = (
             "fast_dev_run saves none"
-            if trainer.fast_dev_run
+            if run.trainer.fast_dev_run
             else "no checkpoint was saved as best yet"
         )
         raise ValueError(
@@ -163,9 +164,9 @@ def best_checkpoint(trainer: Trainer) -> str:
     return best
 
 
-def _best_of_earlier_programs(trainer: Trainer, callback: Any) -> str:
+def _best_of_earlier_programs(run: Run, callback: Any) -> str:
     """The pointer to the best checkpoint in the folder where the newest one lies; of several runs there, the last's."""
-    newest = newest_checkpoints(trainer)
+    newest = newest_checkpoints(run)
     folder = callback.dirpath or (newest[0].rpartition("/")[0] if newest else "")
     begins = callback.CHECKPOINT_NAME_BEST.partition("{")[0]  # it may hold the epoch
     named = [
@@ -195,7 +196,7 @@ def _best_of_earlier_programs(trainer: Trainer, callback: Any) -> str:
     return choose(ranked, key=lambda path: ranked[path], default="")
 
 
-def newest_checkpoints(trainer: Trainer) -> list[str]:
+def newest_checkpoints(run: Run) -> list[str]:
     """The complete checkpoints in the folders that the callbacks were given, newest first.
 
     Of a callback that was given none, in the default ones: those of the loggers, where each run has a folder of its
@@ -205,7 +206,9 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
     """
     given = {
-        str(c.dirpath) for c in trainer.checkpoint_callbacks if c.dirpath is not None
+        str(c.dirpath)
+        for c in run.trainer.checkpoint_callbacks
+        if c.dirpath is not None
     }
 
     def manifests_in(folder: str) -> dict[str, dict[str, Any]]:
@@ -218,12 +221,12 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
         for folder in given
         for path, manifest in manifests_in(folder).items()
     }
-    if len(given) < len(trainer.checkpoint_callbacks) or not given:
-        roots = {join(str(trainer.default_root_dir), "checkpoints")}
-        for logger in trainer.loggers:
+    if len(given) < len(run.trainer.checkpoint_callbacks) or not given:
+        roots = {join(str(run.trainer.default_root_dir), "checkpoints")}
+        for logger in run.trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir
             roots.update([str(root)] if root else [])
-        own = type(trainer.module).__qualname__
+        own = type(run.module).__qualname__
         there = {
             path: manifest
             for root in roots
@@ -245,7 +248,7 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
     usable = [
         path
         for path in found
-        if trainer.state.fn != "fit" or found[path].get("resumable", True)
+        if run.state.fn != "fit" or found[path].get("resumable", True)
     ]
     if found and not usable:
         raise CheckpointError(
@@ -258,12 +261,12 @@ def newest_checkpoints(trainer: Trainer) -> list[str]:
     )
 
 
-def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | None:
+def read_last(run: Run, weights_only: bool | None) -> dict[str, Any] | None:
     """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
     # All processes go by what the main one finds, and take the same: the first that all of them can read.
     for path in (
-        candidates := trainer.strategy.broadcast(
-            trainer.is_global_zero and newest_checkpoints(trainer)
+        candidates := run.engine.strategy.broadcast(
+            run.trainer.is_global_zero and newest_checkpoints(run)
         )
     ):
         checkpoint, failed = None, None
@@ -274,11 +277,11 @@ def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | N
         if not (
             told := [
                 failure
-                for failure in trainer.strategy.gather_objects(failed)
+                for failure in run.engine.strategy.gather_objects(failed)
                 if failure
             ]
         ):
-            trainer.ckpt_path = path
+            run.resume_from(path)
             return checkpoint
         log.warning("%s; trying the one before", told[0])
     if candidates:
@@ -292,55 +295,55 @@ def read_last(trainer: Trainer, weights_only: bool | None) -> dict[str, Any] | N
 
 
 def read_run(
-    trainer: Trainer, ckpt_path: str, weights_only: bool | None
+    run: Run, ckpt_path: str, weights_only: bool | None
 ) -> dict[str, Any] | None:
     """Find and read the checkpoint for a run; None where there is nothing to resume."""
-    trainer.engine.saver.wait()  # it may be the one that is being written
+    run.engine.saver.wait()  # it may be the one that is being written
     if ckpt_path == "last":
-        return read_last(trainer, weights_only)
-    path = best_checkpoint(trainer) if ckpt_path == "best" else os.fspath(ckpt_path)
-    trainer.ckpt_path = resolve(trainer.strategy.broadcast(path))
-    return read_checkpoint(trainer.ckpt_path, weights_only)
+        return read_last(run, weights_only)
+    path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
+    run.ckpt_path = resolve(run.engine.strategy.broadcast(path))
+    return read_checkpoint(run.ckpt_path, weights_only)
 
 
-def restore_start(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def restore_start(run: Run, checkpoint: dict[str, Any]) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
-        trainer.state.load_state_dict(checkpoint["run"]["state"])
-    saver = trainer.engine.saver
+        run.state.load_state_dict(checkpoint["run"]["state"])
+    saver = run.engine.saver
     saver.created = max(saver.created, checkpoint["manifest"].get("created", 0.0))
-    if trainer.is_global_zero:  # which alone writes
+    if run.trainer.is_global_zero:  # which alone writes
         for logger, state in zip(
-            trainer.loggers, checkpoint.get("loggers", []), strict=False
+            run.trainer.loggers, checkpoint.get("loggers", []), strict=False
         ):
             logger.load_state_dict(state)
 
 
-def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     """Hooks, weights, and the states of data and callbacks."""
-    module, datamodule = trainer.module, trainer.datamodule
+    module, datamodule = run.module, run.datamodule
     module.on_load_checkpoint(checkpoint)
     load_weights(
-        trainer.strategy.load_model_state,
+        run.engine.strategy.load_model_state,
         module,
         checkpoint,
-        trainer.ckpt_path,
+        run.ckpt_path,
         module.strict_loading,
     )
     if datamodule is not None and "datamodule" in checkpoint:
         require_unsealed(checkpoint["datamodule"])
         datamodule.load_state_dict(checkpoint["datamodule"])
-    for callback in trainer.callbacks:
+    for callback in run.trainer.callbacks:
         if overrides(callback, "on_load_checkpoint", Callback):
-            callback.on_load_checkpoint(trainer, module, checkpoint)
-    if trainer.state.fn != "fit":
+            callback.on_load_checkpoint(run.trainer, module, checkpoint)
+    if run.state.fn != "fit":
         return  # an evaluation must not set back what a fit has found, such as the best checkpoints
     states = checkpoint.get("callbacks", {})
-    for callback in trainer.callbacks:
+    for callback in run.trainer.callbacks:
         if callback.state_key in states:
             require_unsealed(states[callback.state_key])
             callback.load_state_dict(states[callback.state_key])
-    known = {callback.state_key for callback in trainer.callbacks}
+    known = {callback.state_key for callback in run.trainer.callbacks}
     if absent := sorted(set(states) - known):
         log.warning(
             "The checkpoint holds states of callbacks that this Trainer lacks: %s",
@@ -348,55 +351,56 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def restore_run(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
     """Optimizers, counters, the data cursor; random generators and metrics follow when the loop has begun."""
     if "run" not in checkpoint or "optimizer_states" not in checkpoint:
         raise CheckpointError(
-            f"checkpoint {trainer.ckpt_path!r} was saved with weights_only=True, or without a fit: it cannot resume "
+            f"checkpoint {run.ckpt_path!r} was saved with weights_only=True, or without a fit: it cannot resume "
             "a run; "
             "load its weights with Module.load_from_checkpoint"
         )
-    run = checkpoint["run"]
-    configured = _options(trainer)
+    saved = checkpoint["run"]
+    configured = _options(run)
     try:
-        trainer.optimization.load_state_dict(checkpoint)
+        run.step.load_state_dict(checkpoint)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"checkpoint {trainer.ckpt_path!r} does not fit this run: {error}"
+            f"checkpoint {run.ckpt_path!r} does not fit this run: {error}"
         ) from error
-    if trainer.is_global_zero:
-        _tell_what_changed(trainer, checkpoint, configured)
-    trainer.state.load_state_dict(run["state"])
-    if (accumulate := trainer.state.accumulate_grad_batches) not in (
+    if run.trainer.is_global_zero:
+        _tell_what_changed(run, checkpoint, configured)
+    run.state.load_state_dict(saved["state"])
+    if (accumulate := run.state.accumulate_grad_batches) not in (
         None,
-        trainer.accumulate_grad_batches,
+        run.trainer.accumulate_grad_batches,
     ):
         log.info(
             "accumulate_grad_batches is %d, as it was set in the run that is resumed",
             accumulate,
         )
-        trainer.accumulate_grad_batches = accumulate
-    rank = trainer.global_rank
-    trainer.resumed = {
-        **_gathered_part(
-            trainer, [run, *run.get("peers", [])], checkpoint["manifest"]["world_size"]
-        ),
-        "rng": checkpoint["rng"][rank % len(checkpoint["rng"])]
-        if checkpoint["rng"]
-        else None,
-    }
+        run.trainer.accumulate_grad_batches = accumulate
+    gathered = _gathered_part(
+        run, [saved, *saved.get("peers", [])], checkpoint["manifest"]["world_size"]
+    )
+    generators = checkpoint["rng"]
+    rng = None
+    if generators:
+        rng = generators[run.trainer.global_rank % len(generators)]
+    run.resume_with({**gathered, "rng": rng})
     log.info(
         "Resuming from %s: epoch %d, step %d",
-        trainer.ckpt_path,
-        trainer.state.epoch,
-        trainer.state.global_step,
+        run.ckpt_path,
+        run.state.epoch,
+        run.state.global_step,
     )
 
 
-def _options(trainer: Trainer) -> dict[str, Any]:
+def _options(run: Run) -> dict[str, Any]:
     """The options of all optimizers' parameter groups, such as the learning rate."""
     groups = [
-        group for optimizer in trainer.optimizers for group in optimizer.param_groups
+        group
+        for optimizer in run.trainer.optimizers
+        for group in optimizer.param_groups
     ]
     return {
         f"{name} of parameter group {number}": value
@@ -407,13 +411,13 @@ def _options(trainer: Trainer) -> dict[str, Any]:
 
 
 def _tell_what_changed(
-    trainer: Trainer, checkpoint: dict[str, Any], configured: dict[str, Any]
+    run: Run, checkpoint: dict[str, Any], configured: dict[str, Any]
 ) -> None:
     """Say which hyperparameters are other ones than in the checkpoint, and which of them count."""
     changed = []
     for owner, key in (
-        (trainer.module, "hyper_parameters"),
-        (trainer.datamodule, "datamodule_hyper_parameters"),
+        (run.module, "hyper_parameters"),
+        (run.datamodule, "datamodule_hyper_parameters"),
     ):
         saved, now = (
             checkpoint.get(key, {}),
@@ -427,7 +431,7 @@ def _tell_what_changed(
                 )
     if not changed:
         return
-    options = _options(trainer)
+    options = _options(run)
     kept = [
         f"{name} = {value}"
         for name, value in options.items()
@@ -457,20 +461,20 @@ def _as_loaded(written: dict[str, Any]) -> Any:
 
 
 def _gathered_part(
-    trainer: Trainer, ranks: list[dict[str, Any]], saved_by: int
+    run: Run, ranks: list[dict[str, Any]], saved_by: int
 ) -> dict[str, Any]:
     """What of the values that ``ranks`` gathered in the running epoch, and of the loaders' states, goes here.
 
     With another number of processes, the main one goes on with all that has been gathered, and the others with nothing.
     """
-    rank = trainer.global_rank
-    if saved_by == trainer.world_size and len(ranks) == saved_by:
+    rank = run.trainer.global_rank
+    if saved_by == run.trainer.world_size and len(ranks) == saved_by:
         return ranks[rank]
-    is_main = trainer.is_global_zero
+    is_main = run.trainer.is_global_zero
     return {
         "metrics": merge_logged([own["metrics"] for own in ranks], keep=is_main),
         "metric_states": merge_metric_states(
-            trainer.module, [own["metric_states"] for own in ranks], keep=is_main
+            run.module, [own["metric_states"] for own in ranks], keep=is_main
         ),
         "loader": ranks[-1]["loader"],  # that of the process that has read furthest
         "cursor": ranks[0]["cursor"],

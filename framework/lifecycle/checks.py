@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from ..datamodule import DataModule
+from ..engine.explanations import needs_closure
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
+from ..messages import log
 from ..module import Module
 from ..names import (
     HOOKS_ELSEWHERE,
@@ -24,8 +24,13 @@ from ..names import (
 )
 
 if TYPE_CHECKING:
+    from ..loop.optimizers import LRSchedulerConfig
     from ..trainer import Trainer
 
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -180,14 +185,21 @@ def _note_missing_validation(
     makes = _makes(module, datamodule, "val_dataloader")
     steps = overrides(module, "validation_step", Module)
     if steps and not makes:
-        trainer.warn_once(
+        _warn(
+            trainer,
             f"{type(module).__name__} has a validation_step, and there is no validation loader: nothing is validated. "
-            f"Pass val_dataloaders, or define val_dataloader(){_misnamed(module, datamodule, 'val_dataloader')}"
+            f"Pass val_dataloaders, or define val_dataloader(){_misnamed(module, datamodule, 'val_dataloader')}",
         )
     elif makes and not steps:
-        trainer.warn_once(
-            f"There is a val_dataloader, and {type(module).__name__} has no validation_step: nothing is validated"
+        _warn(
+            trainer,
+            f"There is a val_dataloader, and {type(module).__name__} has no validation_step: nothing is validated",
         )
+
+
+def _warn(trainer: Trainer, message: str) -> None:
+    if trainer.is_global_zero:
+        log.warning("%s", message)
 
 
 def _makes(module: Module, datamodule: DataModule | None, name: str) -> bool:
@@ -224,39 +236,51 @@ def _require_loader(
         )
 
 
-def names_in_eval_mode(module: Module, before: set[nn.Module]) -> list[str]:
-    """The topmost parts of a module that were in evaluation mode before a fit, and are, though they are to be trained.
+def check_optimizers(
+    module: Module, optimizers: list[Any], schedulers: list[LRSchedulerConfig]
+) -> None:
+    """Raise unless automatic optimization can step what ``configure_optimizers`` returned.
 
-    What is frozen as a whole, such as a teacher, is not among them, nor what hooks have put into that mode.
+    Args:
+        module: the module.
+        optimizers: its optimizers.
+        schedulers: its schedulers.
+
+    Raises:
+        ValueError: if a scheduler has no value to monitor, or if there is not one optimizer, which takes no closure.
     """
-    found: list[str] = []
-    names: list[str] = []
-    for name, part in module.named_modules():
-        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
-        if inside or part.training or part not in before:
-            continue
-        if _is_frozen(part):
-            found.append(name)
-        elif any(map(_trains_otherwise, part.modules())):
-            found.append(name)
-            names.append(
-                f"{name} ({type(part).__name__})"
-                if name
-                else f"all of {type(part).__name__}"
-            )
-    return names if len(names) <= 5 else [*names[:5], f"and {len(names) - 5} more"]
+    if not module.automatic_optimization:
+        return  # the module steps them itself
+    for config in schedulers:
+        config.require_monitor()
+    if not optimizers:
+        raise ValueError(
+            "configure_optimizers returned no optimizer, so there is nothing to train with; return one, or set "
+            "self.automatic_optimization = False in __init__ and do the steps in training_step"
+        )
+    if len(optimizers) > 1:
+        raise ValueError(
+            f"configure_optimizers returned {len(optimizers)} optimizers; automatic optimization steps one. Set "
+            "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
+        )
+    _check_optimizer(module, optimizers[0])
 
 
-def _is_frozen(part: nn.Module) -> bool:
-    parameters = list(part.parameters())
-    return bool(parameters) and not any(
-        parameter.requires_grad for parameter in parameters
+def _check_optimizer(module: Module, optimizer: Any) -> None:
+    """Refuse one that automatic optimization cannot step; say so if it steps nothing of the module."""
+    # The class's method: a scheduler puts a function of its own in the place of the object's.
+    signature = inspect.signature(type(optimizer).step)
+    parameters = list(signature.parameters.values())[1:]
+    needs_arguments = any(
+        parameter.default is parameter.empty and parameter.kind in _POSITIONAL
+        for parameter in parameters
     )
-
-
-def _trains_otherwise(part: nn.Module) -> bool:
-    """Whether it matters to a part that it is in evaluation mode."""
-    differs = isinstance(part, (_BatchNorm, _DropoutNd)) and getattr(part, "p", 1.0) > 0
-    return not part.training and (
-        differs or any(own.requires_grad for own in part.parameters(recurse=False))
-    )
+    if needs_arguments and not overrides(module, "optimizer_step", Module):
+        raise ValueError(needs_closure(type(optimizer).__name__))
+    own = set(module.parameters())
+    groups = optimizer.param_groups
+    if not any(parameter in own for group in groups for parameter in group["params"]):
+        log.warning(
+            "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
+            type(module).__name__,
+        )

@@ -17,50 +17,18 @@ from ...strategies.launch.environment import detect_environment
 from ...strategies.launch.launcher import call_in_processes, can_rerun, rerun_script
 from ...strategies.tensor_shards import full_state
 from ..arguments import check_count
-from ..attributes import TrainerAttributes
 from ..data.batches import move_batch
 from ..datamodule import DataHooks
+from ..engine.engine import Engine
+from ..loop.run import FitState, Run, RunRequest
 from ..messages import configure
 from ..seed import rng_state, set_rng_state
+from .signals import Signals
 
 if TYPE_CHECKING:
-    from ..datamodule import DataModule
-    from ..module import Module
+    from ..checkpoint.schema import RunState
+    from ..metrics.values import Results
     from ..trainer import Trainer
-
-
-@dataclass
-class Run:
-    """One call of ``fit``, ``validate``, ``test`` or ``predict``, its arguments checked.
-
-    Attributes:
-        fn: which of them.
-        model, datamodule: what runs.
-        given: the loaders passed, by stage.
-        ckpt_path, weights_only: as passed.
-        keep: which predictions to return: ``"own"``, ``"all"`` or ``"none"``.
-    """
-
-    fn: str
-    model: Module
-    datamodule: DataModule | None
-    given: dict[str, Any]
-    ckpt_path: Any
-    weights_only: bool | None
-    keep: str
-
-
-@dataclass
-class CarriedFit:
-    """What another process left of a fit, for the next one to go on with."""
-
-    module: Module
-    configured: str
-    state: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of optimizers and schedulers."""
-        return self.state
 
 
 def launch(
@@ -96,115 +64,162 @@ def _portable_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any
     return move_batch(function(*args), torch.device("cpu"))
 
 
-def run_in_processes(trainer: Trainer, run: Run) -> Any:
-    """Run in one process for each device: this program again, or, where it cannot be run again, sent to fresh ones."""
-    processes = trainer.world_size
+def run_in_processes(
+    trainer: Trainer, request: RunRequest, execute: Callable[..., Any]
+) -> Any:
+    """Run in one process for each device: this program again, or, where it cannot be run again, sent to fresh ones.
+
+    Args:
+        trainer: whose run it is.
+        request: what was asked of it.
+        execute: runs it there, given the Trainer and the request.
+
+    Returns:
+        What the main process's run returned.
+    """
+    num_processes = trainer.world_size
     if can_rerun():
-        rerun_script(processes, trainer.strategy.max_restarts)
-    trainer.data_seed()  # drawn here, where the user has seeded
-    trainer.callbacks = trainer.with_module_callbacks(run.model)
-    left = call_in_processes(_run_here, (trainer, run, rng_state()), processes)
-    _take_back(trainer, run, left)
-    return left["returned"]
+        rerun_script(num_processes, trainer.strategy.max_restarts)
+    trainer.state.draw_seed()  # here, where the user has seeded
+    trainer.use_callbacks_of(request.module)
+    arguments = (execute, trainer, request, rng_state())
+    result: RunResult = call_in_processes(_run_here, arguments, num_processes)
+    result.apply(trainer, request)
+    return result.returned
 
 
-def _run_here(trainer: Trainer, run: Run, rng: dict[str, Any]) -> dict[str, Any]:
+def _run_here(
+    execute: Callable[..., Any],
+    trainer: Trainer,
+    request: RunRequest,
+    rng: dict[str, Any],
+) -> RunResult | None:
     """What each of the fresh processes does; the main one's result goes back."""
     configure()
     set_rng_state(rng)
     trainer.engine.detect_environment()
-    returned = trainer.execute(run)
-    states = (
-        trainer.strategy.model_state(),
-        trainer.optimization.state_dict() if trainer.fitted else None,
-    )
-    weights, optimization = (full_state(trainer.strategy, state) for state in states)
-    if not trainer.is_global_zero:
-        return {}
-    left = {
-        "returned": returned,
-        "weights": weights,
-        "buffers": dict(
-            run.model.named_buffers()
-        ),  # those that are no part of the state, too
-        "modules": {
-            name: _portable(module) for name, module in run.model.named_modules()
-        },
-        "callbacks": [
-            (type(callback), _portable(callback)) for callback in trainer.callbacks
-        ],
-        "loggers": [_portable(logger) for logger in trainer.loggers],
-        "state": trainer.state,
-        "results": trainer.metrics.results,
-        "unfinished": trainer.unfinished,
-        "fit": (trainer.optimization.configured, optimization)
-        if trainer.fitted
-        else None,
-        "ckpt_path": trainer.ckpt_path,
-        "rng": rng_state(),
-    }
-    return move_batch(left, torch.device("cpu"))
+    returned = execute(trainer, request)
+    return RunResult.of(trainer, returned)
+
+
+@dataclass
+class RunResult:
+    """What a run has changed, in another process.
+
+    Attributes:
+        returned: what it returned.
+        weights: the module's state.
+        buffers: all of its buffers, those too that are no part of the state.
+        modules: attributes of its submodules, pickled, by the submodules' names.
+        callbacks: each callback's class and attributes, pickled.
+        loggers: each logger's attributes, pickled.
+        state: the counters.
+        results: what was logged last.
+        fit: what the next fit goes on from: what was configured, states and gathered values; None without a fit.
+        ckpt_path: the checkpoint that was read, if one was asked for.
+        rng: the random generators.
+    """
+
+    returned: Any
+    weights: dict[str, Any]
+    buffers: dict[str, torch.Tensor]
+    modules: dict[str, dict[str, bytes]]
+    callbacks: list[tuple[type, dict[str, bytes]]]
+    loggers: list[dict[str, bytes]]
+    state: RunState
+    results: Results
+    fit: dict[str, Any] | None
+    ckpt_path: str | None
+    rng: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: Trainer, returned: Any) -> RunResult | None:
+        """What the run has changed here, its tensors on the CPU; None but on the main rank. A collective."""
+        strategy, module = trainer.strategy, trainer.module
+        weights = full_state(strategy, strategy.model_state())
+        fit = None
+        if (last := trainer.last_fit) is not None and last.step is not None:
+            fit = {
+                "configured": last.configured,
+                "optimization": full_state(strategy, last.states()),
+                "unfinished": last.unfinished,
+            }
+        if not trainer.is_global_zero:
+            return None
+        changed = {
+            "returned": returned,
+            "weights": weights,
+            "buffers": dict(module.named_buffers()),
+            "modules": {n: _portable(part) for n, part in module.named_modules()},
+            "callbacks": [(type(c), _portable(c)) for c in trainer.callbacks],
+            "loggers": [_portable(logger) for logger in trainer.loggers],
+            "state": trainer.state,
+            "results": trainer.metrics.results,
+            "fit": fit,
+            "ckpt_path": trainer.ckpt_path,
+            "rng": rng_state(),
+        }
+        return cls(**move_batch(changed, torch.device("cpu")))
+
+    def apply(self, trainer: Trainer, request: RunRequest) -> None:
+        """Let the run have happened here."""
+        module, engine = request.module, trainer.engine
+        if module.state_dict().keys() != self.weights.keys():
+            with engine.precision.init_context():
+                module.configure_model()  # what it makes was made there only
+        engine.precision.convert_module(module)
+        module.load_state_dict(self.weights)
+        for name, buffer in module.named_buffers():
+            buffer.data = self.buffers[name].to(buffer.device, copy=True)
+        for name, part in module.named_modules():
+            _set_attributes(part, self.modules.get(name, {}))
+        for callback, saved in zip(trainer.callbacks, self.callbacks, strict=True):
+            kind, attributes = saved
+            if type(callback).__qualname__ == kind.__qualname__:
+                _set_attributes(callback, attributes)
+        for logger, attributes in zip(trainer.loggers, self.loggers, strict=True):
+            _set_attributes(logger, attributes)
+        trainer.run = run = Run(trainer, request, Signals(trainer))
+        module.trainer = trainer
+        trainer.state.take(self.state)
+        trainer.metrics.begin_run(module, keeps_bar=True)
+        trainer.metrics.take(self.results)
+        if self.ckpt_path is not None:
+            run.resume_from(self.ckpt_path)
+        if self.fit is not None:
+            trainer.last_fit = FitState(module, **self.fit)
+        set_rng_state(self.rng)
+
+
+# What stays where it was made: copies of modules, parameters and the like would part from the originals.
+_STAYS = (nn.Module, nn.Parameter, Optimizer, DataHooks, Engine)
+
+
+class _AttributePickler(cloudpickle.Pickler):
+    """Refuses what is no value of its own, and so what holds an Engine: a Trainer."""
+
+    def persistent_id(self, obj: Any) -> None:
+        if isinstance(obj, _STAYS):
+            raise pickle.PicklingError(f"{type(obj).__name__} stays where it is")
 
 
 def _portable(obj: Any) -> dict[str, bytes]:
     """The attributes of an object that can be sent, such as what a callback has recorded, each by itself."""
     state = obj.__getstate__() if hasattr(obj, "__getstate__") else vars(obj)
-    own = vars(nn.Module()) if isinstance(obj, nn.Module) else {}
-    kept = {}
+    of_torch = vars(nn.Module()) if isinstance(obj, nn.Module) else {}
+    pickled = {}
     for name, value in (state or {}).items():
+        if name in of_torch:
+            continue
         file = io.BytesIO()
         try:
-            if name not in own:
-                _AttributePickler(file).dump(value)
-                kept[name] = file.getvalue()
-        except (
-            Exception
-        ):  # an open file, a lock, a part of the module: it stays where it was made
+            _AttributePickler(file).dump(value)
+        except Exception:  # an open file, a lock, a part of the module: it stays
             continue
-    return kept
-
-
-class _AttributePickler(cloudpickle.Pickler):
-    """Refuses what is no value of its own: copies of modules, parameters and the like would part from the originals."""
-
-    def persistent_id(self, obj: Any) -> None:
-        if isinstance(
-            obj, (nn.Module, nn.Parameter, Optimizer, TrainerAttributes, DataHooks)
-        ):
-            raise pickle.PicklingError(f"{type(obj).__name__} stays where it is")
+        pickled[name] = file.getvalue()
+    return pickled
 
 
 def _set_attributes(obj: Any, attributes: dict[str, bytes]) -> None:
-    vars(obj).update({name: pickle.loads(value) for name, value in attributes.items()})
-
-
-def _take_back(trainer: Trainer, run: Run, left: dict[str, Any]) -> None:
-    """Let the run have happened here."""
-    module = run.model
-    if module.state_dict().keys() != left["weights"].keys():
-        with trainer.engine.precision.init_context():
-            module.configure_model()  # what it makes was made there only
-    trainer.engine.precision.convert_module(module)
-    module.load_state_dict(left["weights"])
-    for name, buffer in module.named_buffers():
-        buffer.data = left["buffers"][name].to(buffer.device, copy=True)
-    for name, part in module.named_modules():
-        _set_attributes(part, left["modules"].get(name, {}))
-    for callback, (kind, attributes) in zip(
-        trainer.callbacks, left["callbacks"], strict=True
-    ):
-        if type(callback).__qualname__ == kind.__qualname__:
-            _set_attributes(callback, attributes)
-    for logger, attributes in zip(trainer.loggers, left["loggers"], strict=True):
-        _set_attributes(logger, attributes)
-    trainer.module, trainer.datamodule = module, run.datamodule
-    module.trainer = trainer
-    trainer.state, trainer.unfinished, trainer.ckpt_path = (
-        left["state"],
-        left["unfinished"],
-        left["ckpt_path"],
-    )
-    trainer.metrics.module, trainer.metrics.results = module, left["results"]
-    if left["fit"] is not None:
-        trainer.carried = CarriedFit(module, *left["fit"])
-    set_rng_state(left["rng"])
+    for name, value in attributes.items():
+        vars(obj)[name] = pickle.loads(value)

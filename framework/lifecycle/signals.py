@@ -15,8 +15,7 @@ from ...strategies.launch.failures import find_peers, one_is_gone, record_stop
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
 
 if TYPE_CHECKING:
-    from ..checkpoint.schema import RunState
-    from ..loop.consensus import Control
+    from ..trainer import Trainer
 
 _HINT = b"\nInterrupted: the step is finished and a checkpoint saved. Once more ends at once.\n"
 
@@ -30,13 +29,16 @@ class Signals:
     A signal for which the program has a handler of its own is left to it.
 
     Args:
-        control: where they are noted.
-        state: how far the run has come.
-        is_main: whether this process tells the user.
+        trainer: whose training it is.
+
+    Attributes:
+        in_a_hurry: whether the user has pressed Ctrl-C a second time.
     """
 
-    def __init__(self, control: Control, state: RunState, is_main: bool) -> None:
-        self.control, self.state, self.is_main = control, state, is_main
+    def __init__(self, trainer: Trainer) -> None:
+        self.consensus = trainer.consensus
+        self.state = trainer.state
+        self.is_main = trainer.is_global_zero
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
         self._set: list[int] = []
@@ -69,8 +71,8 @@ class Signals:
 
     def send_again(self) -> None:
         """Send once more what was noted, and not acted upon."""
-        if self.control.wants_signal:
-            os.kill(self._process, self.control.wants_signal)
+        if self.consensus.signal_requested:
+            os.kill(self._process, self.consensus.signal_requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that has inherited this
@@ -84,7 +86,7 @@ class Signals:
             os.kill(self._process, number)
             return
         # torchelastic's agent turns a second Ctrl-C into SIGTERM.
-        if self.control.wants_signal == signal.SIGINT and number in (
+        if self.consensus.signal_requested == signal.SIGINT and number in (
             signal.SIGINT,
             signal.SIGTERM,
         ):
@@ -92,4 +94,4 @@ class Signals:
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.is_main:
             os.write(2, _HINT)  # which, unlike print, may interrupt anything
-        self.control.note_signal(number)
+        self.consensus.request_end_by_signal(number)

@@ -1,8 +1,9 @@
-"""What the processes of a training agree on while it runs: whether to end it, or the epoch."""
+"""What the ranks of a training agree on while it runs: whether to end it, or the epoch."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,90 +16,131 @@ if TYPE_CHECKING:
 SECONDS = 1.0  # between two agreements
 
 
-class Control:
-    """Requests of this process, and what all have agreed on. In one process, a request is an agreement.
+def _do_nothing() -> None:
+    pass
 
-    Several processes agree about once a second, in one all-reduce of a few numbers: the word. They do so at the same
-    step, as the word says when the next one is due: sooner or later as steps are slow or quick.
+
+class Consensus:
+    """Requests of this rank, and what all ranks have agreed on. On a single rank, a request is an agreement.
+
+    Several ranks agree about once a second, in one all-reduce of five numbers. All of them do so after the same batch,
+    as each agreement also says when the next one is due: after more batches where steps are quick.
 
     Attributes:
-        wants_stop, wants_skip: this process asks to end the training, or the rest of the epoch.
-        stop, skip: all do.
-        wants_signal: the signal that this process has got and that asks it to end; 0 for none.
-        signal: the one on account of which all end.
+        stop_requested, skip_requested: this rank asks to end the training, or to skip the rest of the epoch.
+        stop, skip: all ranks do so.
+        signal_requested: number of the signal that this rank has got and that asks it to end; 0 for none.
+        signal: number of the signal on account of which all ranks end; 0 for none.
         saved_for_signal: whether a checkpoint was saved for it.
-        due: batches of the epoch after which the next agreement is due; infinite in one process.
+        due: batches of the epoch after which the next agreement is due; infinite on a single rank.
     """
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
-        self.wants_stop = self.stop = self.wants_skip = self.skip = False
-        self.wants_signal = self.signal = 0
+        self.stop_requested = False
+        self.stop = False
+        self.skip_requested = False
+        self.skip = False
+        self.signal_requested = 0
+        self.signal = 0
         self.saved_for_signal = False
         self.due: int | float = INFINITE
-        self._interval = 1  # steps
-        self._counted = 0  # the batches at the last agreement, and its time
-        self._time = 0.0
-        self._began = self._clock = 0.0
+        self._wake: Callable[[], None] = _do_nothing
+        self._interval = 1  # batches
+        self._last_batch = 0  # at the last agreement
+        self._last_time = 0.0
+        self._began = 0.0
+        self._agreed_seconds = 0.0
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.strategy.world_size == 1
 
     def clock(self) -> float:
-        """Seconds since the run began; with several processes, at the last agreement: the same in all of them."""
-        return (
-            time.monotonic() - self._began
-            if self.strategy.world_size == 1
-            else self._clock
-        )
+        """Seconds since the run began; with several ranks, until the last agreement, which is the same on all."""
+        if self._is_alone:
+            return time.monotonic() - self._began
+        return self._agreed_seconds
 
-    def ask_to_stop(self, stop: bool) -> None:
+    # Requests.
+
+    def request_stop(self, stop: bool) -> None:
         """Ask to end the training, or take that back."""
-        self.wants_stop = stop
-        if self.strategy.world_size == 1:
+        self.stop_requested = stop
+        if self._is_alone:
             self.stop = stop
+            self._wake()
 
-    def note_signal(self, number: int) -> None:
-        """This process has got a signal that asks it to end. Called from the signal's handler."""
-        self.wants_signal = number
-        if self.strategy.world_size == 1:
+    def request_skip(self) -> bool:
+        """Ask to skip the rest of the epoch; returns whether that is agreed already, as on a single rank."""
+        self.skip_requested = True
+        return self._is_alone
+
+    def request_end_by_signal(self, number: int) -> None:
+        """Ask to end for the signal ``number``, which this rank has got. Called from the signal's handler."""
+        self.signal_requested = number
+        if self._is_alone:
             self.signal = number
             self.stop = True
+            self._wake()
+
+    def note_saved_for_signal(self, saved: bool) -> None:
+        """Note whether a checkpoint was saved on account of the signal."""
+        self.saved_for_signal = saved
+
+    # Agreements.
 
     def begin(self) -> None:
-        """A run begins: nobody has asked for anything."""
-        self.wants_stop = self.stop = False
-        self.wants_signal = self.signal = 0
+        """Begin a run: nobody has asked for anything."""
+        self.stop_requested = False
+        self.stop = False
+        self.signal_requested = 0
+        self.signal = 0
         self.saved_for_signal = False
-        self._began, self._clock = time.monotonic(), 0.0
+        self._wake = _do_nothing
+        self._began = time.monotonic()
+        self._agreed_seconds = 0.0
 
-    def begin_epoch(self, batches: int) -> None:
-        """An epoch begins at batch ``batches``."""
-        self.wants_skip = self.skip = False
-        self._counted, self._time = batches, time.monotonic()
-        self.due = (
-            batches + self._interval if self.strategy.world_size > 1 else INFINITE
-        )
+    def begin_epoch(self, batch_idx: int, wake: Callable[[], None]) -> None:
+        """Begin an epoch.
 
-    def agree(self, batches: int) -> None:
-        """Agree, after batch ``batches`` of the epoch; all processes call this at the same moments. A collective."""
-        if self.strategy.world_size == 1:
+        Args:
+            batch_idx: batches of it that are trained on already.
+            wake: called when this rank requests something that need not wait for the others.
+        """
+        self.skip_requested = False
+        self.skip = False
+        self._wake = wake
+        self._last_batch = batch_idx
+        self._last_time = time.monotonic()
+        self.due = INFINITE if self._is_alone else batch_idx + self._interval
+
+    def agree(self, batch_idx: int) -> None:
+        """Agree, after ``batch_idx`` batches of the epoch; all ranks call this at the same moments. A collective."""
+        if self._is_alone:
             return
         now = time.monotonic()
-        steps, seconds = batches - self._counted, max(now - self._time, 1e-6)
-        if steps > 0:
+        num_batches = batch_idx - self._last_batch
+        seconds = max(now - self._last_time, 1e-6)
+        if num_batches > 0:
             # At most twice as far as the last time, as the first steps tell little about the speed.
-            self._interval = max(1, min(int(steps / seconds * SECONDS), 2 * steps))
-        self._counted, self._time = batches, now
-        milliseconds = int((now - self._began) * 1000)
-        word = [
-            self.wants_stop,
-            self.wants_skip,
+            in_a_second = int(num_batches / seconds * SECONDS)
+            self._interval = max(1, min(in_a_second, 2 * num_batches))
+        self._last_batch = batch_idx
+        self._last_time = now
+        # The largest of each number counts: so of the intervals, which are negative, the shortest.
+        requests = [
+            self.stop_requested,
+            self.skip_requested,
+            self.signal_requested,
             -self._interval,
-            milliseconds,
-            self.wants_signal,
+            int((now - self._began) * 1000),
         ]
-        agreed = self.strategy.reduce(
-            torch.tensor(word, dtype=torch.int64), "max"
-        ).tolist()
-        stop, skip, interval, milliseconds, self.signal = agreed
-        self.stop, self.skip = bool(stop or self.signal), bool(skip)
-        self._interval, self._clock = -interval, milliseconds / 1000
-        self.due = batches + self._interval
+        word = torch.tensor(requests, dtype=torch.int64)
+        agreed = self.strategy.reduce(word, "max").tolist()  # collective
+        self.signal = agreed[2]
+        self.stop = bool(agreed[0] or self.signal)
+        self.skip = bool(agreed[1])
+        self._interval = -agreed[3]
+        self._agreed_seconds = agreed[4] / 1000
+        self.due = batch_idx + self._interval

@@ -10,15 +10,15 @@ import torch
 from ..data.batches import move_batch
 from ..data.iteration import INFINITE
 from ..engine.explanations import explain_evaluation
-from ..metrics.metric_state import load_metric_states, metric_states
-from ..seed import isolated_rng, rng_state, set_rng_state
+from ..metrics.metric_state import unchanged_metrics
+from ..seed import isolated_rng
+from .rollback import Rollback
 from .step import step_arguments
 
 if TYPE_CHECKING:
-    from ..trainer import Trainer
+    from .run import Run
 
-
-# What the hooks and steps of an evaluation are called.
+# What the hooks and steps of an evaluation are called, by stage.
 _NAMES = {
     "validate": "validation",
     "sanity_check": "validation",
@@ -27,87 +27,151 @@ _NAMES = {
 }
 
 
-def waiting_plateau_step(trainer: Trainer) -> None:
-    """Step the schedulers that monitor a value by steps, if they have not done so since the last window."""
-    if trainer.state.plateau_waits:
-        trainer.state.plateau_waits = False
-        trainer.optimization.plateau_step(lambda: trainer.callback_metrics)
+class _Evaluation:
+    """The batches of one evaluation.
+
+    Args:
+        run: the run.
+        name: what its hooks and steps are called.
+        outputs: gets what the steps return, by loader; None to keep nothing.
+    """
+
+    def __init__(self, run: Run, name: str, outputs: list[list[Any]] | None) -> None:
+        self.run = run
+        self.name = name
+        self.stage = "validate" if name == "validation" else name
+        self.outputs = outputs
+        self.step_name = f"{name}_step"
+        self.num_arguments = step_arguments(getattr(run.module, self.step_name))
+        self.on_start = getattr(run.hooks, f"on_{name}_batch_start")
+        self.on_end = getattr(run.hooks, f"on_{name}_batch_end")
+        self.transfer = run.loaders.transfer()
+        # In several processes, the others would wait in what is collective; and inside a window, a checkpoint would go
+        # back to before this validation.
+        may_leave = run.fn == "fit" and run.engine.num_processes == 1
+        self.may_leave_for_signal = may_leave and not run.window_is_open
+
+    def evaluate(self, limits: list[int | float]) -> bool:
+        """Evaluate at most so many batches of each loader; False if a signal asks to end before all are done."""
+        run = self.run
+        run.metrics.forget_empty_loaders()
+        for index, limit in enumerate(limits):
+            dataloader_idx = index if len(limits) > 1 else None
+            run.metrics.begin_loader(dataloader_idx)
+            num_batches = self._evaluate_loader(index, dataloader_idx, limit)
+            if num_batches is None:
+                return False
+            if num_batches == 0:
+                self._note_empty(index, limit)
+        run.metrics.begin_loader(None)
+        run.metrics.begin_batch(None)
+        run.loaders.end_evaluation()
+        return True
+
+    def _evaluate_loader(
+        self, index: int, dataloader_idx: int | None, limit: int | float
+    ) -> int | None:
+        """Evaluate a loader; returns the number of its batches, or None if a signal asks to end before the last."""
+        run, forward = self.run, self.run.engine.evaluate
+        more = () if dataloader_idx is None else (dataloader_idx,)
+        batch_idx = -1
+        for batch, is_dummy in run.loaders.evaluation_batches(self.stage, index, limit):
+            if self.transfer is not None:
+                batch = self.transfer(batch, index)
+            if is_dummy:
+                self._take_part((batch, batch_idx, *more)[: self.num_arguments])
+                continue
+            batch_idx += 1
+            run.metrics.begin_batch(batch)
+            for hook in self.on_start:
+                hook(batch, batch_idx, *more)
+            arguments = (batch, batch_idx, *more)[: self.num_arguments]
+            try:
+                output = forward(self.step_name, *arguments)
+            except RuntimeError as error:
+                explain_evaluation(error, self.step_name)
+                raise
+            for hook in self.on_end:
+                hook(output, batch, batch_idx, *more)
+            if self.outputs is not None:
+                # A host–device sync: predictions that stayed on the device would fill it.
+                self.outputs[index].append(move_batch(output, torch.device("cpu")))
+            is_last = batch_idx + 1 >= limit
+            if run.consensus.signal and self.may_leave_for_signal and not is_last:
+                return None
+        return batch_idx + 1
+
+    def _take_part(self, arguments: tuple[Any, ...]) -> None:
+        """Run a step on a dummy batch: the others wait for its forward, and it counts nothing."""
+        run = self.run
+        run.metrics.begin_batch(arguments[0], is_dummy=True)
+        with unchanged_metrics(run.module):
+            run.engine.evaluate(self.step_name, *arguments)
+
+    def _note_empty(self, index: int, limit: int | float) -> None:
+        if limit and self.run.engine.num_processes == 1:
+            raise RuntimeError(
+                f"{self.name} loader {index} gave no batch; an iterator can be read once only"
+            )
+        self.run.metrics.note_empty_loader()
 
 
-class _LeftForSignal(Exception):
-    """A validation was left, as a signal asks to end."""
-
-
-def sanity_check(trainer: Trainer) -> None:
+def sanity_check(run: Run) -> None:
     """Run a few validation batches, so that a mistake there shows before the first epoch, and undo their traces."""
+    trainer, loaders = run.trainer, run.loaders
     if not trainer.num_sanity_val_steps or not trainer.enable_validation:
         return
-    state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
-    kept = metric_states(trainer.module)
-    with isolated_rng(trainer.engine.device):
-        state.stage = "sanity_check"
-        for hook in bus.on_sanity_check_start:
-            hook()
-        if trainer.load_val_data():
-            limit = (
-                INFINITE
-                if trainer.num_sanity_val_steps == -1
-                else trainer.num_sanity_val_steps
-            )
-            limits = [min(limit, most) for most in trainer.data.max_batches["validate"]]
-            evaluate(trainer, "sanity_check", trainer.data.loaders["validate"], limits)
-        for hook in bus.on_sanity_check_end:
-            hook()
-    state.stage = None
-    metrics.forget()
-    load_metric_states(trainer.module, kept)
+    with unchanged_metrics(run.module), isolated_rng(run.engine.device):
+        run.state.enter("sanity_check")
+        run.hooks.call("on_sanity_check_start")
+        if loaders.load_validation():
+            most: int | float = trainer.num_sanity_val_steps
+            if most == -1:
+                most = INFINITE
+            limits = [min(most, limit) for limit in loaders.max_batches["validate"]]
+            evaluate(run, "sanity_check", limits)
+        run.hooks.call("on_sanity_check_end")
+    run.state.enter(None)
+    run.metrics.forget()
 
 
-def validate(trainer: Trainer, asked: bool = True) -> None:
-    """Validate inside ``fit``, if there is what to validate on and it was not done for this batch already."""
-    state = trainer.state
-    if state.validated == state.batch_idx or not trainer.enable_validation:
+def validate(run: Run, is_scheduled: bool = True) -> None:
+    """Validate inside ``fit``, if there is what to validate on and it was not done for this batch already.
+
+    Args:
+        run: the fit.
+        is_scheduled: only in epochs with validation.
+    """
+    state, loaders = run.state, run.loaders
+    if state.validated == state.batch_idx or not run.trainer.enable_validation:
         return
-    if asked and not trainer.validation_due_in_epoch():
+    if is_scheduled and not run.schedule.validates_in_epoch():
         return
-    if not trainer.optimization.window_is_open:
-        for hook in trainer.zero_grad_hook():
-            hook()
-    if not trainer.load_val_data():
+    if not run.window_is_open:
+        run.module.on_validation_model_zero_grad()
+    if not loaders.load_validation():
         return
-    before = trainer.metrics.enter(None, None)
-    kept = (
-        (rng_state(trainer.engine.device), metric_states(trainer.module))
-        if trainer.world_size == 1
-        else None
-    )
-    state.stage = "validate"
-    try:
-        evaluate(
-            trainer,
-            "validate",
-            trainer.data.loaders["validate"],
-            trainer.data.max_batches["validate"],
-        )
-    except _LeftForSignal:
-        assert kept is not None
-        trainer.metrics.discard()
-        set_rng_state(kept[0], trainer.engine.device)
-        load_metric_states(trainer.module, kept[1])
-        trainer.restore_training_mode()
-        trainer.end_by_signal()  # the run that goes on from there begins with this validation
-    state.stage = "train"
-    trainer.metrics.enter(*before)
-    trainer.control.agree(state.batch_idx)
+    context = run.metrics.enter(None, None)
+    before = None
+    if run.engine.num_processes == 1:
+        before = Rollback(run.module, run.engine.device)
+    state.enter("validate")
+    results = evaluate(run, "validate", loaders.max_batches["validate"])
+    if results is None:
+        # The run that goes on from the checkpoint begins with this validation.
+        assert before is not None
+        run.metrics.discard()
+        before.undo()
+        run.restore_training_mode()
+        run.end_by_signal()
+    state.enter("train")
+    run.metrics.enter(*context)
+    run.consensus.agree(state.batch_idx)
 
 
 def evaluate(
-    trainer: Trainer,
-    stage: str,
-    loaders: list[Any],
-    limits: list[int | float],
-    verbose: bool = False,
-) -> list[dict[str, float]]:
+    run: Run, stage: str, limits: list[int | float]
+) -> list[dict[str, float]] | None:
     """Run the validation or test loop.
 
     ::
@@ -120,149 +184,65 @@ def evaluate(
         on_<stage>_end
         on_<stage>_model_train
 
+    Args:
+        run: the run.
+        stage: ``"validate"``, ``"sanity_check"`` or ``"test"``.
+        limits: how many batches of each loader to run at most.
+
     Returns:
-        A dict of values for each loader.
+        A dict of values for each loader; None if the evaluation was left for a signal, with nothing undone.
     """
-    name, metrics, state, bus = (
-        _NAMES[stage],
-        trainer.metrics,
-        trainer.state,
-        trainer.bus,
-    )
-    module = trainer.module
-    trainer.remember_training_mode()
-    trainer.engine.start_evaluation()
-    with _no_gradients(trainer):
-        getattr(module, f"on_{name}_model_eval")()
+    name, metrics, hooks = _NAMES[stage], run.metrics, run.hooks
+    run.remember_training_mode()
+    run.engine.start_evaluation()
+    with _without_gradients(run):
+        getattr(run.module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
         metrics.discard()  # what an evaluation left that an exception ended
-        for hook in (
-            *getattr(bus, f"on_{name}_start"),
-            *getattr(bus, f"on_{name}_epoch_start"),
-        ):
-            hook()
-        metrics.moment = "batch"
-        _run_batches(trainer, name, loaders, limits, None)
-        metrics.moment = "epoch"
+        hooks.call(f"on_{name}_start")
+        hooks.call(f"on_{name}_epoch_start")
+        metrics.begin_batches()
+        if not _Evaluation(run, name, None).evaluate(limits):
+            return None
+        metrics.end_batches()
         metrics.reduce_epoch()
-        for hook in getattr(bus, f"on_{name}_epoch_end"):
-            hook()
+        hooks.call(f"on_{name}_epoch_end")
         results = metrics.end_epoch()
-        metrics.moment = None
+        metrics.end_logging()
         if stage != "sanity_check":
-            trainer.log_row(results.logged)
-        for hook in getattr(bus, f"on_{name}_end"):
-            hook()
-        if stage == "validate" and state.fn == "fit":
-            state.validated = state.batch_idx
-            waiting_plateau_step(trainer)
-        for hook in bus.on_validation_end_late if name == "validation" else ():
-            hook()
-        getattr(module, f"on_{name}_model_train")()
+            run.trainer.log_row(results.logged)
+        hooks.call(f"on_{name}_end")
+        getattr(run.module, f"on_{name}_model_train")()
     metrics.enter(None, None)
-    return metrics.by_loader(results, len(loaders))
+    return metrics.by_loader(results, len(limits))
 
 
-def predict(
-    trainer: Trainer, loaders: list[Any], limits: list[int | float], keep: bool
-) -> list[Any]:
-    """Run the prediction loop, as :func:`evaluate` does; returns by loader, on the CPU, what ``predict_step`` did."""
-    bus, module = trainer.bus, trainer.module
-    trainer.remember_training_mode()
-    trainer.engine.start_evaluation()
-    outputs: list[list[Any]] = [[] for _ in loaders]
-    with _no_gradients(trainer):
-        module.on_predict_model_eval()
-        for hook in (*bus.on_predict_start, *bus.on_predict_epoch_start):
-            hook()
-        _run_batches(trainer, "predict", loaders, limits, outputs if keep else None)
-        for hook in (*bus.on_predict_epoch_end, *bus.on_predict_end):
-            hook()
-    trainer.restore_training_mode()
+def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
+    """Run the prediction loop, as :func:`evaluate` does.
+
+    Args:
+        run: the run.
+        limits: how many batches of each loader to run at most.
+        keep: whether to keep what ``predict_step`` returns.
+
+    Returns:
+        What it returned, by loader, its tensors on the CPU.
+    """
+    outputs: list[list[Any]] = [[] for _ in limits]
+    run.remember_training_mode()
+    run.engine.start_evaluation()
+    with _without_gradients(run):
+        run.module.on_predict_model_eval()
+        run.hooks.call("on_predict_start")
+        run.hooks.call("on_predict_epoch_start")
+        _Evaluation(run, "predict", outputs if keep else None).evaluate(limits)
+        run.hooks.call("on_predict_epoch_end")
+        run.hooks.call("on_predict_end")
+    run.restore_training_mode()
     return outputs
 
 
-def _run_batches(
-    trainer: Trainer,
-    name: str,
-    loaders: list[Any],
-    limits: list[int | float],
-    keep: list[list[Any]] | None,
-) -> None:
-    bus, metrics = trainer.bus, trainer.metrics
-    on_start, on_end = (
-        getattr(bus, f"on_{name}_batch_start"),
-        getattr(bus, f"on_{name}_batch_end"),
-    )
-    step_name = f"{name}_step"
-    takes = step_arguments(getattr(trainer.module, step_name))
-    transfer, forward = trainer.data.transfer(), trainer.engine.evaluate
-    several = len(loaders) > 1
-    stage = "validate" if name == "validation" else name
-    metrics.without_batch = set()
-    in_all = trainer.data.batches_in_all(stage)
-    control, in_fit, several_processes = (
-        trainer.control,
-        trainer.state.fn == "fit",
-        trainer.world_size > 1,
-    )
-    for index, limit in enumerate(limits):
-        metrics.dataloader_idx = index if several else None
-        place = (index,) if several else ()
-        batch_idx = -1
-        for batch, own in trainer.data.batches(stage, index, limit):
-            if transfer is not None:
-                batch = transfer(batch, index)
-            if not own:
-                _keep_company(trainer, step_name, *(batch, batch_idx, *place)[:takes])
-                continue
-            batch_idx += 1
-            metrics.batch = batch
-            trainer.data.alone = batch_idx >= in_all[index]
-            for hook in on_start:
-                hook(batch, batch_idx, *place)
-            try:
-                output = forward(step_name, *(batch, batch_idx, *place)[:takes])
-            except RuntimeError as error:
-                explain_evaluation(error, step_name)
-                raise
-            for hook in on_end:
-                hook(output, batch, batch_idx, *place)
-            if keep is not None:
-                # A host–device sync: predictions that stayed on the device would fill it.
-                keep[index].append(move_batch(output, torch.device("cpu")))
-            # In several processes, its peers would wait in what is collective; and inside a window, a checkpoint would
-            # go back to before this validation.
-            if (
-                control.signal
-                and in_fit
-                and batch_idx + 1 < limit
-                and not (several_processes or trainer.window_is_open)
-            ):
-                raise _LeftForSignal
-        if batch_idx < 0:
-            if limit and trainer.world_size == 1:
-                raise RuntimeError(
-                    f"{name} loader {index} gave no batch; an iterator can be read once only"
-                )
-            metrics.without_batch.add(metrics.dataloader_idx)
-    metrics.dataloader_idx = None
-    metrics.batch = None
-    trainer.data.alone = False
-    trainer.data.check_streams()
-
-
-def _keep_company(trainer: Trainer, step_name: str, *args: Any) -> None:
-    """Run a step whose forward the other processes wait for, and that counts nothing."""
-    kept = metric_states(trainer.module)
-    trainer.metrics.is_dummy = True
-    trainer.engine.evaluate(step_name, *args)
-    trainer.metrics.is_dummy = False
-    load_metric_states(trainer.module, kept)
-
-
-def _no_gradients(trainer: Trainer) -> AbstractContextManager[Any]:
+def _without_gradients(run: Run) -> AbstractContextManager[Any]:
     # Inside fit, a tensor that a module keeps from validation may meet autograd later: no inference mode there.
-    return trainer.engine.without_gradients(
-        trainer.inference_mode and trainer.state.fn != "fit"
-    )
+    is_safe = run.trainer.inference_mode and run.fn != "fit"
+    return run.engine.without_gradients(is_safe)

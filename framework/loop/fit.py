@@ -1,19 +1,35 @@
-"""The loops: plain functions, from an epoch down to the user's steps."""
+"""The training loop, from the run down to the batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+from functools import partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
-from ..data.iteration import INFINITE, LookAhead
-from ..metrics.metric_state import load_metric_states, metric_states
+from ..data.iteration import LookAhead
+from ..metrics.metric_state import load_metric_states, unchanged_metrics
 from ..seed import set_rng_state
-from .evaluate import sanity_check, validate, waiting_plateau_step
+from .announce import announce_batches, announce_nothing_to_train, announce_surprises
+from .evaluate import sanity_check, validate
 
 if TYPE_CHECKING:
-    from ..trainer import Trainer
+    from .run import Run
 
 
-def fit(trainer: Trainer) -> None:
+class Outcome(Enum):
+    """How an epoch's batches ended."""
+
+    COMPLETE = auto()
+    """All of them were trained on."""
+    SKIPPED = auto()
+    """A hook returned -1: the rest is left out, and the epoch counts."""
+    INTERRUPTED = auto()
+    """``max_steps`` or a request to stop: a run that resumes this one finishes the epoch."""
+
+
+def fit(run: Run) -> None:
     """Train until a limit is reached or somebody asks to stop.
 
     ::
@@ -32,306 +48,296 @@ def fit(trainer: Trainer) -> None:
             on_train_epoch_end
         on_train_end
     """
-    state, bus = trainer.state, trainer.bus
-    sanity_check(trainer)
-    trainer.data.load_train()
-    if state.epoch_done:
-        state.next_epoch()
-        trainer.data.begin_epoch()
-    if trainer.resumed is not None and trainer.data.train is not None:
-        trainer.data.restore_loader(trainer.resumed)
-    if not trainer.data.max_batches["train"] or _limit_reached(trainer):
-        _restore_progress(trainer)
-        if not trainer.data.max_batches["train"]:
-            trainer.warn_once(
-                "Nothing is trained: limit_train_batches=%s",
-                trainer.limit_train_batches,
-            )
-        elif state.global_step:
-            trainer.announce_end()
+    sanity_check(run)
+    _load_data(run)
+    if not run.loaders.max_batches["train"] or run.schedule.is_over():
+        _restore_progress(run)
+        announce_nothing_to_train(run)
         return
-    trainer.announce_batches()
-    if trainer.validation_due_in_epoch():
-        trainer.load_val_data()
-    state.stage = "train"
-    trainer.note_signals()
-    trainer.metrics.enter("train", "epoch")
-    for hook in bus.on_train_start:
-        hook()
-    trainer.announce_surprises()
-    trainer.control.agree(state.batch_idx)
-    while not _limit_reached(trainer):
-        if trainer.control.signal:
-            trainer.end_by_signal()
-        if _may_stop(trainer):
+    _begin_training(run)
+    while not run.schedule.is_over():
+        if run.consensus.signal:
+            run.end_by_signal()
+        if run.schedule.may_stop():
             break
-        if trainer.data.stale("train", trainer.reload_dataloaders_every_n_epochs):
-            trainer.data.load_train(again=True)
-        if not _train_epoch(trainer):
+        outcome = train_batches(run, begin_epoch(run))
+        end_epoch(run, outcome)
+        if outcome is Outcome.INTERRUPTED:
             break
-        state.next_epoch()
-        trainer.data.begin_epoch()
-    trainer.metrics.enter("train", None)
-    for hook in bus.on_train_end:
-        hook()
-    trainer.control.agree(state.batch_idx)
-    if trainer.control.signal:
-        trainer.end_by_signal()
+        run.state.next_epoch()
+        run.loaders.begin_epoch()
+    _end_training(run)
 
 
-def _limit_reached(trainer: Trainer) -> bool:
-    state = trainer.state
-    epochs, steps = trainer.max_epochs, trainer.max_steps
-    return (epochs not in (None, -1) and state.epoch >= epochs) or (
-        steps != -1 and state.global_step >= steps
-    )
+def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
+    """Train on the epoch's batches, which are on the device already."""
+    state, schedule, hooks = run.state, run.schedule, run.hooks
+    loader = run.engine.window.loader
+    step = _step_of(run)
+    if schedule.was_stopped():
+        return Outcome.INTERRUPTED
+    for batch in batches:
+        batch_idx = state.batch_idx
+        run.metrics.begin_batch(batch, is_dummy=loader.share == 0.0)
+        if hooks.on_train_batch_start and _skips_epoch(run, batch, batch_idx):
+            return Outcome.SKIPPED
+        outputs = step(batch, batch_idx)
+        state.batch_idx = batch_idx + 1
+        if state.batch_idx >= schedule.length:
+            _end_batches(run)
+        for hook in hooks.on_train_batch_end:
+            hook(outputs, batch, batch_idx)
+        if state.batch_idx >= schedule.due:
+            outcome = do_what_is_due(run)
+            if outcome is not None:
+                return outcome
+    return Outcome.COMPLETE
 
 
-def _may_stop(trainer: Trainer, epochs_done: int | None = None) -> bool:
-    """Whether somebody asked to stop and the minimum has been trained."""
-    if not trainer.control.stop:
-        return False
-    epochs_done = trainer.state.epoch if epochs_done is None else epochs_done
-    return epochs_done >= (trainer.min_epochs or 0) and trainer.state.global_step >= (
-        trainer.min_steps or 0
-    )
+def _step_of(run: Run) -> Callable[[Any, int], Any]:
+    """What trains on a batch."""
+    train_on = run.step.train_on
+    if run.engine.num_processes == 1:
+        return train_on
+
+    def train_or_take_part(batch: Any, batch_idx: int) -> Any:
+        if not run.metrics.is_dummy:
+            return train_on(batch, batch_idx)
+        with unchanged_metrics(run.module):
+            return train_on(batch, batch_idx)
+
+    return train_or_take_part
 
 
-def _restore_progress(trainer: Trainer) -> None:
+def _skips_epoch(run: Run, batch: Any, batch_idx: int) -> bool:
+    """Call ``on_train_batch_start``; whether one of the hooks returned -1, and no other rank has to be asked."""
+    skips = False
+    for hook in run.hooks.on_train_batch_start:
+        skips |= hook(batch, batch_idx) == -1
+    return skips and run.consensus.request_skip()
+
+
+def do_what_is_due(run: Run) -> Outcome | None:
+    """Validate, agree, or end the epoch's batches, by what is due after the batch that has just ended.
+
+    Returns:
+        How the batches ended; None to go on with them.
+    """
+    state, schedule, consensus = run.state, run.schedule, run.consensus
+    if schedule.validation_is_due():
+        validate(run)
+        run.step.step_waiting_plateau()  # if there was nothing to validate on
+    if state.batch_idx >= consensus.due:
+        consensus.agree(state.batch_idx)
+    is_stopped = schedule.max_steps_is_reached()
+    if not is_stopped and consensus.stop and not run.window_is_open:
+        if consensus.signal:
+            run.end_by_signal()
+        is_stopped = schedule.may_stop(state.epoch + state.batches_done)
+    if state.batches_done:
+        return Outcome.COMPLETE
+    if is_stopped:
+        return Outcome.INTERRUPTED
+    if consensus.skip:
+        return Outcome.SKIPPED
+    schedule.plan()
+    return None
+
+
+# The training's beginning and end.
+
+
+def _load_data(run: Run) -> None:
+    """Make the training loader, and put it where the run begins."""
+    run.loaders.load_train()
+    if run.state.epoch_done:
+        run.state.next_epoch()
+        run.loaders.begin_epoch()
+    if run.resumed is not None and run.loaders.train is not None:
+        run.loaders.restore_loader(run.resumed)
+
+
+def _restore_progress(run: Run) -> None:
     """Put random generators and metrics where the checkpoint left them."""
-    resumed, trainer.resumed = trainer.resumed, None
+    resumed = run.resumed
+    run.resume_with(None)
     if resumed is None:
         return
-    trainer.metrics.load_state_dict(resumed["metrics"])
-    load_metric_states(trainer.module, resumed["metric_states"])
+    run.metrics.load_state_dict(resumed["metrics"])
+    load_metric_states(run.module, resumed["metric_states"])
     if resumed["rng"] is not None:
-        set_rng_state(resumed["rng"], trainer.engine.device)
+        set_rng_state(resumed["rng"], run.engine.device)
 
 
-def _train_epoch(trainer: Trainer) -> bool:
-    """Train an epoch from the data cursor on; False if it was left before its end."""
-    state, bus, metrics, optimization = (
-        trainer.state,
-        trainer.bus,
-        trainer.metrics,
-        trainer.optimization,
-    )
-    loader, num_batches, control = (
-        trainer.data.train,
-        trainer.data.max_batches["train"],
-        trainer.control,
-    )
-    assert loader is not None
-    ended = state.batches_done  # resumed from a checkpoint of the epoch's very end
+def _begin_training(run: Run) -> None:
+    announce_batches(run)
+    if run.schedule.validates_in_epoch():
+        run.loaders.load_validation()
+    run.state.enter("train")
+    run.signals.begin()
+    run.metrics.enter("train", "epoch")
+    run.hooks.call("on_train_start")
+    announce_surprises(run)
+    # The loop's own work at these moments.
+    if run.trainer.loggers or run.step.plateau_each_step:
+        run.hooks.insert("on_train_batch_end", partial(_after_batch, run))
+    run.hooks.insert("on_train_epoch_end", partial(_after_epoch, run))
+    run.hooks.insert("on_validation_end", partial(_after_validation, run))
+    run.consensus.agree(run.state.batch_idx)
+
+
+def _end_training(run: Run) -> None:
+    run.metrics.enter("train", None)
+    run.hooks.call("on_train_end")
+    run.consensus.agree(run.state.batch_idx)
+    if run.consensus.signal:
+        run.end_by_signal()
+
+
+# An epoch's beginning and end.
+
+
+def begin_epoch(run: Run) -> Iterator[Any]:
+    """Begin an epoch, or go on with one; returns its batches, from the position on."""
+    state, loaders, schedule = run.state, run.loaders, run.schedule
+    if loaders.stale("train", run.trainer.reload_dataloaders_every_n_epochs):
+        loaders.load_train(again=True)
     if state.batch_idx == 0:
-        _restore_progress(trainer)
-        metrics.enter("train", "epoch")
-        for hook in bus.on_train_epoch_start:
-            hook()
-    trainer.engine.start_epoch()
-    batches = iter(()) if ended else trainer.data.iterate_train()
-    ahead = None
-    if trainer.data.looks_ahead:
-        batches = loader = ahead = LookAhead(batches, loader)
-    trainer.engine.window.loader = loader
-    _restore_progress(
-        trainer
-    )  # inside an epoch after its iterator was made, which draws random numbers too
-    metrics.enter("train", "batch")
-    optimization.begin_windows()
-
-    step = (
-        optimization.automatic_step
-        if optimization.automatic
-        else optimization.manual_step
-    )
-    transfer = trainer.data.transfer()
-    on_start, on_end, on_end_late = (
-        bus.on_train_batch_start,
-        bus.on_train_batch_end,
-        bus.on_train_batch_end_late,
-    )
-    log_every, plateau_each_step = (
-        trainer.log_every_n_steps,
-        optimization.plateau_each_step,
-    )
-    max_steps = trainer.max_steps if trainer.max_steps != -1 else INFINITE
-    validate_every, validate_offset = trainer.validation_interval()
-    skipped = stopped = False
-    steps_before, begins = state.global_step, state.batch_idx == 0
-
-    past = (
-        state.batch_idx + validate_offset
-    ) % validate_every  # batches since the last validation
-    validate_next = state.batch_idx - past + validate_every
-    if state.batch_idx and past == 0:
-        validate(trainer)  # due when the checkpoint was saved, and not done
-    stopped = (
-        bool(state.batch_idx)
-        and not ended
-        and (state.global_step >= max_steps or _may_stop(trainer))
-    )
-    several = trainer.world_size > 1
-    control.begin_epoch(state.batch_idx)
-
-    for batch in batches if not stopped else ():
-        batch_idx = state.batch_idx
-        if (
-            ahead is not None
-            and batch_idx + 1 < num_batches
-            and optimization.ends_inside_window(batch_idx, ahead)
-        ):
-            num_batches = batch_idx + 1
-        if transfer is not None:
-            batch = transfer(batch, 0)
-        metrics.batch = batch
-        if several:
-            metrics.is_dummy = (
-                loader.share == 0.0
-            )  # neither the loss of such a batch nor what is logged about it counts
-        for hook in on_start:
-            if hook(batch, batch_idx) == -1:
-                skipped = True
-        if skipped:
-            if not several:
-                break
-            control.wants_skip, skipped = True, False  # the others go on until all know
-
-        kept = metric_states(trainer.module) if metrics.is_dummy else None
-        outputs = step(batch, batch_idx, num_batches)
-        if kept is not None:
-            load_metric_states(trainer.module, kept)
-
-        state.batch_idx = done = batch_idx + 1
-        if done >= num_batches:
-            _end_batches(trainer)
-            ended = True
-        for hook in on_end:
-            hook(outputs, batch, batch_idx)
-        stepped, global_step = optimization.stepped, state.global_step
-        if stepped and global_step % log_every == 0:
-            trainer.log_step()
-        if (
-            stepped and plateau_each_step
-        ):  # on what a validation finds if one follows, and before what saves
-            state.plateau_waits = True
-            if not trainer.validation_follows():
-                waiting_plateau_step(trainer)
-        for hook in on_end_late:
-            hook(outputs, batch, batch_idx)
-        metrics.is_dummy = False
-        if done == validate_next:
-            validate(trainer)
-            waiting_plateau_step(trainer)  # if there was nothing to validate on
-            validate_next += validate_every
-        if done >= control.due:
-            control.agree(done)
-        if stepped and global_step >= max_steps:
-            stopped = True
-        elif control.stop and not optimization.window_is_open:
-            if control.signal:
-                trainer.end_by_signal()
-            stopped = _may_stop(trainer, state.epoch + ended)
-        if ended or stopped:
-            break
-        if control.skip:
-            skipped = True
-            break
-
-    metrics.batch = None
-    del batches  # end its workers
-    if not ended and not stopped:
-        _end_early(trainer, skipped)
-        ended = True
-    if stopped and not ended:
-        if control.stop and state.validated != state.batch_idx:
-            validate(trainer, asked=False)
-    elif not skipped:
-        if (
-            begins
-            and state.global_step == steps_before
-            and not optimization.has_zero_weights
-        ):
-            _note_no_step(trainer)
-        if trainer.validation_due_at_end():
-            validate(trainer)
-        _note_no_validation(trainer)
-    waiting_plateau_step(trainer)  # if no validation has come
-    _end_epoch(trainer, complete=ended)
-    control.agree(state.batch_idx)
-    return ended
+        _restore_progress(run)
+        run.metrics.enter("train", "epoch")
+        run.hooks.call("on_train_epoch_start")
+    run.engine.start_epoch()
+    batches = iter(()) if state.batches_done else loaders.iterate_train()
+    loader = loaders.train
+    if loaders.looks_ahead:
+        loader = LookAhead(batches, loaders.train)
+        batches = _ending_windows(run, loader)
+    run.engine.window.read_from(loader)
+    # Inside an epoch only now: making the iterator draws random numbers, too.
+    _restore_progress(run)
+    run.metrics.enter("train", "batch")
+    run.step.begin_windows()
+    schedule.begin_epoch()
+    if schedule.validation_was_due():
+        validate(run)
+    run.consensus.begin_epoch(state.batch_idx, schedule.wake)
+    schedule.plan()
+    transfer = loaders.transfer()
+    return batches if transfer is None else map(transfer, batches, repeat(0))
 
 
-def _end_early(trainer: Trainer, skipped: bool) -> None:
-    """The loader ended before its length said so, or it tells none, or a hook skipped the rest."""
-    state, optimization = trainer.state, trainer.optimization
-    if state.batch_idx == 0 and not skipped:
-        again = (
-            "; an iterator can be read once only: pass an iterable that can be begun again"
-            if state.epoch
-            else ""
-        )
-        raise RuntimeError(
-            f"the training loader gave no batch in epoch {state.epoch}{again}"
-        )
-    if optimization.window_is_open:
-        optimization.close_open_window(state.batch_idx - 1)
-        if state.global_step % trainer.log_every_n_steps == 0:
-            trainer.log_step()
-        state.plateau_waits = bool(optimization.plateau_each_step)
-    _end_batches(trainer)
+def _ending_windows(run: Run, batches: LookAhead) -> Iterator[Any]:
+    """Give the same batches; a window ends with the last of them."""
+    for batch in batches:
+        num_batches = run.state.batch_idx + 1
+        if num_batches < run.schedule.length and run.step.ends_inside_window(batches):
+            run.schedule.end_after(num_batches)
+        yield batch
 
 
-def _note_no_step(trainer: Trainer) -> None:
-    """An epoch's batches have all been trained on, and there was no optimizer step.
+def _end_batches(run: Run) -> None:
+    """The epoch's batches have all been trained on."""
+    run.step.end_epoch()
+    run.state.end_batches()
+
+
+def end_epoch(run: Run, outcome: Outcome) -> None:
+    """End an epoch, complete or not: close its window, validate if that is due, reduce and log its values."""
+    state = run.state
+    run.metrics.begin_batch(None)
+    if outcome is Outcome.INTERRUPTED:
+        if run.consensus.stop and state.validated != state.batch_idx:
+            validate(run, is_scheduled=False)
+    elif not state.batches_done:
+        _end_early(run, outcome)
+    if outcome is Outcome.COMPLETE:
+        _check_that_steps_were_taken(run)
+        if run.schedule.validates_at_end():
+            validate(run)
+        _note_missed_validation(run)
+    run.step.step_waiting_plateau()  # if no validation has come
+    if not state.batches_done:
+        run.keep_unfinished()
+    run.metrics.enter("train", "epoch")
+    run.metrics.reduce_epoch()
+    run.hooks.call("on_train_epoch_end")
+    run.consensus.agree(state.batch_idx)
+
+
+def _end_early(run: Run, outcome: Outcome) -> None:
+    """End an epoch whose data ended before its length said so, or tells none, or whose rest was skipped."""
+    state = run.state
+    if state.batch_idx == 0 and outcome is Outcome.COMPLETE:
+        message = f"the training loader gave no batch in epoch {state.epoch}"
+        if state.epoch:
+            message += "; an iterator can be read once only: pass an iterable that can be begun again"
+        raise RuntimeError(message)
+    if run.window_is_open:
+        run.step.close_open_window(state.batch_idx - 1)
+        if state.global_step % run.trainer.log_every_n_steps == 0:
+            run.log_step()
+        if run.step.plateau_each_step:
+            state.wait_for_validation()
+    _end_batches(run)
+
+
+def _check_that_steps_were_taken(run: Run) -> None:
+    """Look whether an epoch had an optimizer step.
 
     Raises:
-        RuntimeError: in automatic optimization.
+        RuntimeError: if it had none, in automatic optimization.
     """
-    epoch, batches = trainer.state.epoch, trainer.state.batch_idx
-    if trainer.optimization.automatic:
+    state = run.state
+    if not run.schedule.took_no_step() or run.step.has_zero_weights:
+        return
+    if run.step.automatic:
         raise RuntimeError(
-            f"no optimizer step was taken in epoch {epoch}: training_step returned no loss for any of its {batches} "
-            "batches. Return the loss from it, or set self.automatic_optimization = False if it steps by itself"
+            f"no optimizer step was taken in epoch {state.epoch}: training_step returned no loss for any of its "
+            f"{state.batch_idx} batches. Return the loss from it, or set self.automatic_optimization = False if it "
+            "steps by itself"
         )
-    trainer.warn_once(
+    run.warn_once(
         "Manual optimization took no optimizer step in an epoch: call step() or update(loss) of self.optimizers() in "
         "training_step; steps of others are not counted"
     )
 
 
-def _note_no_validation(trainer: Trainer) -> None:
-    every = trainer.val_check_interval
-    by_epoch = isinstance(every, int) and trainer.check_val_every_n_epoch is not None
-    if (
-        by_epoch
-        and trainer.state.batch_idx < every
-        and trainer.validation_due_in_epoch()
-    ):
-        trainer.warn_once(
+def _note_missed_validation(run: Run) -> None:
+    if run.schedule.missed_validation():
+        run.warn_once(
             "An epoch ended before val_check_interval=%d batches, so it had no validation: set a lower number or a "
-            "fraction, or count over epochs with check_val_every_n_epoch=None", every,
-        )  # fmt: skip
+            "fraction, or count over epochs with check_val_every_n_epoch=None",
+            run.trainer.val_check_interval,
+        )
 
 
-def _end_batches(trainer: Trainer) -> None:
-    trainer.optimization.end_epoch()
-    trainer.state.batches_done = True
+# The loop's own work among the hooks: before the callbacks that decide by its results, or save them.
 
 
-def _end_epoch(trainer: Trainer, complete: bool) -> None:
-    state, bus, metrics = trainer.state, trainer.bus, trainer.metrics
-    if not complete:
-        # The epoch goes on in another run, which needs the values gathered so far.
-        trainer.unfinished = trainer.gathered()
-    metrics.enter("train", "epoch")
-    metrics.reduce_epoch()
-    for hook in bus.on_train_epoch_end:
-        hook()
-    trainer.log_row(metrics.end_epoch().logged)
-    metrics.moment = None
-    if complete:
-        trainer.optimization.plateau_each_epoch(lambda: trainer.callback_metrics)
-        state.epoch_done = True  # all but what follows, which saves
-    for hook in bus.on_train_epoch_end_late:
-        hook()
+def _after_batch(run: Run, *_: Any) -> None:
+    """With ``on_train_batch_end``: log the step's values, and let schedulers step on them."""
+    if not run.step.stepped:
+        return
+    if run.state.global_step % run.trainer.log_every_n_steps == 0:
+        run.log_step()
+    if run.step.plateau_each_step:
+        # On what a validation finds, if one follows.
+        run.state.wait_for_validation()
+        if not run.schedule.validation_follows():
+            run.step.step_waiting_plateau()
+
+
+def _after_validation(run: Run) -> None:
+    """With ``on_validation_end``: the validation that is due at this batch is done."""
+    if run.state.stage == "validate":
+        run.state.mark_validated()
+        run.step.step_waiting_plateau()
+
+
+def _after_epoch(run: Run) -> None:
+    """With ``on_train_epoch_end``: log the epoch's values, and let schedulers step on them."""
+    run.trainer.log_row(run.metrics.end_epoch().logged)
+    run.metrics.end_logging()
+    if run.state.batches_done:
+        run.step.plateau_each_epoch()
+        run.state.end_epoch()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
+from ..module import Module
 from ..names import (
     HOOKS_ELSEWHERE,
     check_hook_arguments,
@@ -16,7 +17,6 @@ from ..names import (
 )
 
 if TYPE_CHECKING:
-    from ..module import Module
     from ..trainer import Trainer
 
 # The contract is the list: a hook is a public method of Callback that is not about its own state.
@@ -30,16 +30,17 @@ HOOKS = tuple(
 
 PHASES = ("observe", "decide", "persist")
 
-# At these moments the loop has work to do after the observers and the module and before the other phases:
-# it computes what they decide upon, and marks how far the run has come in what they save.
-SPLIT = ("on_train_batch_end", "on_train_epoch_end", "on_validation_end")
-
 
 class CallbackBus:
     """For each hook name, an attribute: the tuple of what to call, in order.
 
-    Callbacks that observe come first, in the user's order, then the module's hook, then callbacks that decide, then
-    those that persist. For the names in :data:`SPLIT` the last two stand in ``<name>_late``.
+    Callbacks that observe come first, in the user's order, then the module's hook, then the loop's own work
+    (:meth:`insert`), then callbacks that decide, then those that persist.
+
+    Args:
+        trainer: what callbacks are called with.
+        module: what callbacks are called with; its own hooks are called, too.
+        callbacks: the callbacks, in the user's order.
     """
 
     if TYPE_CHECKING:
@@ -50,33 +51,35 @@ class CallbackBus:
         self, trainer: Trainer, module: Module, callbacks: Iterable[Callback]
     ) -> None:
         ordered = order_callbacks(callbacks)
-        observers = [callback for callback in ordered if callback.phase == "observe"]
-        late = ordered[len(observers) :]
-        from ..module import (
-            Module as ModuleBase,
-        )  # which imports the Trainer's parts in turn
-
+        self._num_early: dict[str, int] = {}
         for name in HOOKS:
+            early: list[Callable[..., Any]] = []
+            late: list[Callable[..., Any]] = []
             for callback in ordered:
                 if overrides(callback, name, Callback):
                     check_hook_arguments(callback, name, Callback)
-            first = [
-                partial(getattr(c, name), trainer, module)
-                for c in observers
-                if overrides(c, name, Callback)
-            ]
-            if hasattr(ModuleBase, name) and overrides(module, name, ModuleBase):
-                check_hook_arguments(module, name, ModuleBase)
-                first.append(getattr(module, name))
-            last = [
-                partial(getattr(c, name), trainer, module)
-                for c in late
-                if overrides(c, name, Callback)
-            ]
-            if name in SPLIT:
-                setattr(self, f"{name}_late", tuple(last))
-                last = []
-            setattr(self, name, tuple(first + last))
+                    hooks = early if callback.phase == "observe" else late
+                    hooks.append(partial(getattr(callback, name), trainer, module))
+            if hasattr(Module, name) and overrides(module, name, Module):
+                check_hook_arguments(module, name, Module)
+                early.append(getattr(module, name))
+            self._num_early[name] = len(early)
+            setattr(self, name, (*early, *late))
+
+    def insert(self, name: str, function: Callable[..., Any]) -> None:
+        """Call ``function`` with a hook: after the observers and the module, before what decides and what persists.
+
+        So the loop computes what callbacks decide upon, and marks how far the run has come in what they save.
+        """
+        hooks: tuple[Callable[..., Any], ...] = getattr(self, name)
+        place = self._num_early[name]
+        self._num_early[name] += 1
+        setattr(self, name, (*hooks[:place], function, *hooks[place:]))
+
+    def call(self, name: str, *args: Any) -> None:
+        """Call all hooks of a name, where speed does not matter."""
+        for hook in getattr(self, name):
+            hook(*args)
 
 
 def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:

@@ -149,11 +149,12 @@ class RunData:
         if _is_collection(loaders):
             combined = CombinedLoader(loaders, "max_size_cycle")
         self.train = by_epochs(
-            combined, trainer.data_seed(), shuffle=not trainer.overfit_batches
+            combined, trainer.state.draw_seed(), shuffle=not trainer.overfit_batches
         )
         if trainer.world_size > 1:
             epoch = trainer.state.epoch + trainer.state.epoch_done  # that which begins
-            cursor = trainer.resumed["cursor"] if trainer.resumed is not None else None
+            resumed = trainer.run.resumed
+            cursor = resumed["cursor"] if resumed is not None else None
             asked = trainer.use_distributed_sampler
             own = gives_parts(
                 self.train, trainer.strategy, asked, epoch, "training loader", cursor
@@ -365,34 +366,57 @@ class RunData:
             )
         self._parts[stage] = []
         for index, loader in enumerate(loaders):
-            part = by_epochs(loader, trainer.data_seed())
+            part = by_epochs(loader, trainer.state.draw_seed())
             asked, name = trainer.use_distributed_sampler, f"{stage} loader {index}"
             own = gives_parts(part, trainer.strategy, asked, 0, name, mixed=False)
             self._parts[stage].append(None if own else part)
             self._opened[stage, index] = part.opened() if own else None
 
-    def batches_in_all(self, stage: str) -> list[int | float]:
-        """How many batches of each evaluation loader every process is sure to have."""
-        return self._in_all[stage]
+    def load_validation(self) -> bool:
+        """Make the validation loaders if validation runs in this epoch; False if there is nothing to validate on."""
+        trainer = self.trainer
+        if not trainer.enable_validation:
+            return False
+        again = self.stale("validate", trainer.reload_dataloaders_every_n_epochs)
+        return self.load("validate", trainer.limit_val_batches, again)
 
-    def batches(
+    def evaluation_batches(
         self, stage: str, index: int, limit: int | float
     ) -> Iterator[tuple[Any, bool]]:
-        """At most ``limit`` batches of an evaluation loader, and whether each is this process's own."""
+        """At most ``limit`` batches of an evaluation loader, and whether each is a dummy."""
+        in_all, num_batches = self._in_all[stage][index], 0
+        for batch, is_dummy in self._batches(stage, index, limit):
+            if not is_dummy:
+                self.alone = num_batches >= in_all
+                num_batches += 1
+            yield batch, is_dummy
+
+    def end_evaluation(self) -> None:
+        """All loaders have been evaluated on.
+
+        Raises:
+            RuntimeError: as of :meth:`check_streams`.
+        """
+        self.alone = False
+        self.check_streams()
+
+    def _batches(
+        self, stage: str, index: int, limit: int | float
+    ) -> Iterator[tuple[Any, bool]]:
         if self.trainer.strategy.equal_forwards and self.trainer.world_size > 1:
             return self._in_step(stage, index, limit)
         batches = self.begin(stage, index, limit) if limit else ()
         return (
-            (batch, True)
+            (batch, False)
             for batch in islice(batches, None if limit == INFINITE else int(limit))
         )
 
     def _in_step(
         self, stage: str, index: int, limit: int | float
     ) -> Iterator[tuple[Any, bool]]:
-        """As many batches of an evaluation loader as the process with most has, and whether each is one of its own.
+        """As many batches of an evaluation loader as the process with most has, and whether each is a dummy.
 
-        The others are this process's last batch once more, or a batch of another's.
+        A dummy is this process's last batch once more, or a batch of another's.
         """
         strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
         own = (
@@ -420,7 +444,7 @@ class RunData:
                         f"rank {strategy.global_rank} has no batch in {stage} loader {index}, and strategy="
                         f"{strategy.name!r} needs one in each process, as they meet in each forward pass"
                     )
-            yield last, batch is not NO_BATCH
+            yield last, batch is NO_BATCH
 
     def begin(self, stage: str, index: int, limit: int | float) -> Iterator[Any]:
         """Iterate an evaluation loader: all of it, or this process's part: every n-th batch of n processes."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..data.batches import batch_size_of, slice_batch
 from ..engine.out_of_memory import free_memory, is_out_of_memory
 from ..messages import log
-from ..metrics.metric_state import load_metric_states, metric_states
-from ..seed import rng_state, set_rng_state
+from .rollback import StepRollback
 
 if TYPE_CHECKING:
     from .step import Optimization
@@ -39,10 +38,12 @@ class MicroBatches:
 
     def __init__(self, optimization: Optimization, size: int | str) -> None:
         self.optimization = optimization
-        self.engine, self.trainer = optimization.engine, optimization.trainer
+        self.engine = optimization.engine
+        self.state = optimization.state
+        self.metrics = optimization.run.metrics
         self.auto = size == "auto"
         if not self.auto:
-            self.trainer.state.micro_batch = int(size)
+            self.state.use_micro_batch(int(size))
 
     def gather(self, batch: Any, batch_idx: int, add: _Add) -> Any:
         """Add a batch's gradients to the window's, part by part.
@@ -59,56 +60,61 @@ class MicroBatches:
             raise ValueError(
                 f"micro_batch: a batch is divided along its first dimension, and {error}"
             ) from None
-        state = self.trainer.state
+        if not self.auto:
+            size = min(self.state.micro_batch or whole, whole)
+            return self._run(batch, batch_idx, whole, size, add)
         while True:
-            size = min(state.micro_batch or whole, whole)
-            undo = _Before(self.optimization) if self.auto else None
-            failed, outputs = None, None
+            size = min(self.state.micro_batch or whole, whole)
+            before = StepRollback(
+                self.optimization.module,
+                self.engine.device,
+                self.optimization.window,
+                self.metrics,
+            )
+            failure, outputs = None, None
             try:
                 outputs = self._run(batch, batch_idx, whole, size, add)
             except (RuntimeError, MemoryError) as error:
-                if undo is None or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                failed = str(
-                    error
-                )  # the error itself holds the step's frames, and so its memory
-            if undo is None or not self._any(failed is not None):
-                if undo is not None:
-                    undo.keep()
+                # The error itself holds the step's frames, and so its memory.
+                failure = str(error)
+            if not self._any(failure is not None):
+                before.keep()
                 return outputs
             del outputs
-            undo.restore()
+            before.undo()
             free_memory(self.engine.device)
-            size = self._agreed(size)
-            if size == 1:
-                raise torch.OutOfMemoryError(
-                    f'micro_batch="auto": memory does not suffice for a single sample (batch {batch_idx}): '
-                    f"{failed or 'in another process'}"
-                )
-            state.micro_batch = -(-size // 2)
-            log.info(
-                "Out of memory with %d samples at once: going on with %d",
-                size,
-                state.micro_batch,
+            self._halve(self._largest(size), batch_idx, failure)
+
+    def _halve(self, size: int, batch_idx: int, failure: str | None) -> None:
+        """Go on with half as many samples at once as have been tried."""
+        if size == 1:
+            raise torch.OutOfMemoryError(
+                f'micro_batch="auto": memory does not suffice for a single sample (batch {batch_idx}): '
+                f"{failure or 'in another process'}"
             )
+        half = -(-size // 2)
+        self.state.use_micro_batch(half)
+        log.info("Out of memory with %d samples at once: going on with %d", size, half)
 
     def _run(self, batch: Any, batch_idx: int, whole: int, size: int, add: _Add) -> Any:
-        metrics = self.trainer.metrics
-        outputs, fractions = [], []
+        outputs: list[Any] = []
+        fractions: list[float] = []
         try:
             for start in range(0, whole, size):
                 stop = min(start + size, whole)
-                part = (
-                    batch if size >= whole else slice_batch(batch, start, stop, whole)
+                part, is_first = batch, start == 0
+                if size < whole:
+                    part = slice_batch(batch, start, stop, whole)
+                fraction = (stop - start) / whole
+                fractions.append(fraction)
+                self.metrics.begin_part(
+                    part, (fraction, is_first) if size < whole else None
                 )
-                fractions.append((stop - start) / whole)
-                metrics.batch, metrics.part = (
-                    part,
-                    ((fractions[-1], start == 0) if size < whole else None),
-                )
-                outputs.append(add(part, batch_idx, fractions[-1], start == 0))
+                outputs.append(add(part, batch_idx, fraction, is_first))
         finally:
-            metrics.batch, metrics.part = batch, None
+            self.metrics.begin_part(batch, None)
         return outputs[0] if len(outputs) == 1 else _join(outputs, fractions)
 
     def _any(self, failed: bool) -> bool:
@@ -116,57 +122,11 @@ class MicroBatches:
             return failed
         return bool(self.engine.reduce(torch.tensor(int(failed)), "max").item())
 
-    def _agreed(self, size: int) -> int:
-        """Batches of the processes may have different sizes: the largest part that was tried."""
-        return (
-            size
-            if self.engine.num_processes == 1
-            else int(self.engine.reduce(torch.tensor(size), "max").item())
-        )
-
-
-class _Before:
-    """What a batch is about to change, and how to undo it."""
-
-    def __init__(self, optimization: Optimization) -> None:
-        self.window, self.metrics = optimization.window, optimization.trainer.metrics
-        self.module, self.device = optimization.module, optimization.engine.device
-        self.gathered = self.window.state()
-        self.logged = self.metrics.copies()
-        self.states = metric_states(self.module)
-        self.rng = rng_state(self.device)
-        self.buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-        # Gradients of the window's earlier batches are put aside, so that those of a failed attempt can be dropped.
-        self.parameters = (
-            [p for p in self.module.parameters() if p.requires_grad]
-            if self.window.count
-            else []
-        )
-        self.gradients = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def keep(self) -> None:
-        """The batch is done: add its gradients to those before."""
-        for parameter, before in zip(self.parameters, self.gradients, strict=True):
-            if before is not None:
-                parameter.grad = (
-                    before if parameter.grad is None else before.add_(parameter.grad)
-                )
-
-    def restore(self) -> None:
-        """The batch has to begin again."""
-        for parameter in self.module.parameters():
-            parameter.grad = None
-        for parameter, before in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = before
-        self.window.load_state(self.gathered)
-        self.metrics.put_back(self.logged)
-        load_metric_states(self.module, self.states)
-        set_rng_state(self.rng, self.device)
-        with torch.no_grad():
-            for buffer, before in self.buffers:
-                buffer.copy_(before)
+    def _largest(self, size: int) -> int:
+        """The largest part that was tried: batches of the ranks may have different sizes."""
+        if self.engine.num_processes == 1:
+            return size
+        return int(self.engine.reduce(torch.tensor(size), "max").item())
 
 
 def _join(outputs: list[Any], fractions: list[float]) -> Any:

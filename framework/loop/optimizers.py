@@ -54,6 +54,28 @@ class LRSchedulerConfig:
             )
 
 
+def check_schedulers(
+    optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]
+) -> None:
+    """Raise for a scheduler that would change nothing.
+
+    Raises:
+        ValueError: if it belongs to an optimizer that is not stepped.
+    """
+    inner = [
+        getattr(optimizer, "optimizer", None) for optimizer in optimizers
+    ]  # of what wraps another
+    for config in schedulers:
+        owner = getattr(config.scheduler, "optimizer", None)
+        if isinstance(owner, Optimizer) and not any(
+            owner is known for known in (*optimizers, *inner)
+        ):
+            raise ValueError(
+                f"configure_optimizers: the {type(config.scheduler).__name__} is for a {type(owner).__name__} that was "
+                "not returned, so it would change nothing: return that optimizer, too"
+            )
+
+
 def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """Sort out what ``configure_optimizers`` returned.
 

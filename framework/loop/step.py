@@ -14,39 +14,15 @@ from torch.optim import Optimizer
 from ..checkpoint.serialization import unseal
 from ..engine.explanations import explain_step
 from ..messages import log
+from ..module import Module
 from ..names import overrides
-from .hooks import CallbackBus
 from .manual import ManualOptimizer
 from .optimizers import LRSchedulerConfig
 
 if TYPE_CHECKING:
     from ..data.iteration import LookAhead
-    from ..engine.engine import Engine
-    from ..module import Module
-    from ..trainer import Trainer
     from .micro_batch import MicroBatches
-
-
-def check_schedulers(
-    optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]
-) -> None:
-    """Raise for a scheduler that would change nothing.
-
-    Raises:
-        ValueError: if it belongs to an optimizer that is not stepped.
-    """
-    inner = [
-        getattr(optimizer, "optimizer", None) for optimizer in optimizers
-    ]  # of what wraps another
-    for config in schedulers:
-        owner = getattr(config.scheduler, "optimizer", None)
-        if isinstance(owner, Optimizer) and not any(
-            owner is known for known in (*optimizers, *inner)
-        ):
-            raise ValueError(
-                f"configure_optimizers: the {type(config.scheduler).__name__} is for a {type(owner).__name__} that was "
-                "not returned, so it would change nothing: return that optimizer, too"
-            )
+    from .run import Run
 
 
 class Optimization:
@@ -54,20 +30,15 @@ class Optimization:
 
     def __init__(
         self,
-        trainer: Trainer,
-        engine: Engine,
-        module: Module,
+        run: Run,
         optimizers: list[Optimizer],
         schedulers: list[LRSchedulerConfig],
         kinds: list[str],
     ) -> None:
-        from ..module import (
-            Module as ModuleBase,
-        )  # which imports this module for its types
-
+        trainer, engine, module = run.trainer, run.engine, run.module
+        self.run = run
         self.engine, self.module = engine, module
-        self.state = trainer.state
-        self.trainer = trainer
+        self.state = run.state
         self.optimizers, self.schedulers = optimizers, schedulers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
         self.kinds = kinds  # names of the optimizers' classes, then of the schedulers'
@@ -83,7 +54,7 @@ class Optimization:
         )
         self.anomaly = trainer.detect_anomaly
         self._several = engine.num_processes > 1
-        self.bus: CallbackBus = trainer.bus
+        self.bus = run.hooks
         forward = engine.forward
         takes_index = step_arguments(module.training_step) > 1
         self._call_step = (
@@ -91,28 +62,26 @@ class Optimization:
             if takes_index
             else _without_index(forward)
         )
-        self._wants_outputs = bool(
-            self.bus.on_train_batch_end or self.bus.on_train_batch_end_late
-        )
+        self._wants_outputs = bool(self.bus.on_train_batch_end)
         # A hook or default that nobody overrides is not called but done: a frame costs 0.1 to 0.3 µs a step.
         self._backward = (
-            module.backward if overrides(module, "backward", ModuleBase) else None
+            module.backward if overrides(module, "backward", Module) else None
         )
         self._optimizer_step = (
             module.optimizer_step
-            if overrides(module, "optimizer_step", ModuleBase)
+            if overrides(module, "optimizer_step", Module)
             else None
         )
         self._zero_grad = (
             module.optimizer_zero_grad
-            if overrides(module, "optimizer_zero_grad", ModuleBase)
+            if overrides(module, "optimizer_zero_grad", Module)
             else None
         )
-        clip = overrides(module, "configure_gradient_clipping", ModuleBase)
+        clip = overrides(module, "configure_gradient_clipping", Module)
         self._clip = (
             module.configure_gradient_clipping if clip or self.clip_value else None
         )
-        step = overrides(module, "lr_scheduler_step", ModuleBase)
+        step = overrides(module, "lr_scheduler_step", Module)
         self._scheduler_step = module.lr_scheduler_step if step else None
         by_step = [config for config in schedulers if config.interval == "step"]
         self._each_step = (
@@ -131,6 +100,7 @@ class Optimization:
             else []
         )
         self._choose_short_ways()
+        self.train_on = self.automatic_step if self.automatic else self.manual_step
 
         self._toggled: list[tuple[Tensor, bool]] = []
         self.stepped = False  # whether the last batch completed a window
@@ -181,21 +151,18 @@ class Optimization:
 
     # -- the training step, automatic -------------------------------------------------------------------------
 
-    def automatic_step(
-        self, batch: Any, batch_idx: int, num_batches: int | float
-    ) -> dict[str, Any] | None:
+    def automatic_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Forward, backward and, at the end of a window, step.
 
         Args:
             batch: the batch.
             batch_idx: its index in the epoch.
-            num_batches: the epoch's number of batches, which may end a window early.
 
         Returns:
             ``{"loss": loss, ...}`` as the step returned it, or None if it skipped the batch.
         """
         if self.micro is not None:
-            return self._step_in_parts(batch, batch_idx, num_batches)
+            return self._step_in_parts(batch, batch_idx)
         if self.accumulate == 1:
             output = self._call_step(batch, batch_idx)
             if self._short and isinstance(output, Tensor):
@@ -213,20 +180,18 @@ class Optimization:
             self.stepped = self.close_window(batch_idx)
             return outputs
         if batch_idx >= self.window.end:  # the window before is complete: open the next
-            self.open_window(batch_idx, num_batches)
+            self.open_window(batch_idx)
         last = batch_idx + 1 == self.window.end
         with nullcontext() if last else self.engine.no_sync():
             outputs = self._gather(self._call_step(batch, batch_idx), batch_idx)
         self.stepped = last and self.close_window(batch_idx)
         return outputs
 
-    def _step_in_parts(
-        self, batch: Any, batch_idx: int, num_batches: int | float
-    ) -> dict[str, Any] | None:
+    def _step_in_parts(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """As :meth:`automatic_step`, with parts of the batch one after the other."""
         assert self.micro is not None
         if batch_idx >= self.window.end:
-            self.open_window(batch_idx, num_batches)
+            self.open_window(batch_idx)
         outputs = self.micro.gather(batch, batch_idx, self._gather_part)
         self.stepped = batch_idx + 1 == self.window.end and self.close_window(batch_idx)
         return outputs
@@ -239,12 +204,10 @@ class Optimization:
             self._call_step(part, batch_idx), batch_idx, (fraction, first)
         )
 
-    def manual_step(
-        self, batch: Any, batch_idx: int, num_batches: int | float
-    ) -> dict[str, Any] | None:
+    def manual_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Call the step, which does the rest itself."""
         if batch_idx >= self.window.end:
-            self.open_window(batch_idx, num_batches)
+            self.open_window(batch_idx)
         self.stepped = False
         output = self._call_step(batch, batch_idx)
         if batch_idx + 1 == self.window.end:
@@ -256,7 +219,7 @@ class Optimization:
 
     def begin_windows(self) -> None:
         """The next batch begins a window, of as many batches as the Trainer says then."""
-        self.accumulate = self.trainer.accumulate_grad_batches
+        self.accumulate = self.run.trainer.accumulate_grad_batches
         self.window.open(0, 1)
         self.window.end = 0
 
@@ -265,24 +228,24 @@ class Optimization:
         if self.state.batch_idx >= self.window.end:
             self.begin_windows()
 
-    def open_window(self, batch_idx: int, num_batches: int | float) -> None:
-        """Begin a window at ``batch_idx``."""
-        self.accumulate = self.trainer.accumulate_grad_batches
-        self.window.open(batch_idx, int(min(self.accumulate, num_batches - batch_idx)))
+    def open_window(self, batch_idx: int) -> None:
+        """Begin a window at ``batch_idx``; the epoch's end may end it early."""
+        self.accumulate = self.run.trainer.accumulate_grad_batches
+        left = self.run.schedule.length - batch_idx
+        self.window.open(batch_idx, int(min(self.accumulate, left)))
 
-    def ends_inside_window(self, batch_idx: int, batches: LookAhead) -> bool:
+    def ends_inside_window(self, batches: LookAhead) -> bool:
         """Whether the epoch ends with a batch that does not complete its window, which then ends with it, too.
 
         Only inside a window is a batch read ahead: at its end, where checkpoints are saved, the loader has given what
         was trained on, and no more.
         """
-        if (
-            self.accumulate == 1
-            or batch_idx + 1 == self.window.end
-            or not batches.at_end
-        ):
+        num_batches = self.state.batch_idx + 1
+        if self.accumulate == 1 or num_batches == self.window.end:
             return False
-        self.window.end = min(self.window.end, batch_idx + 1)
+        if not batches.at_end:
+            return False
+        self.window.end = min(self.window.end, num_batches)
         return True
 
     @property
@@ -322,7 +285,7 @@ class Optimization:
                 'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
             )
         elif output is None:
-            self.trainer.warn_once(
+            self.run.warn_once(
                 "training_step returned None, so its batch is left out (epoch %d, batch %d): if that is not meant, "
                 "return the loss", self.state.epoch, batch_idx,
             )  # fmt: skip
@@ -520,29 +483,30 @@ class Optimization:
             ):
                 self._step_scheduler(config, None)
 
-    def plateau_each_epoch(self, values: Callable[[], dict[str, Any]]) -> None:
+    def plateau_each_epoch(self) -> None:
         """Step, at the very end of an epoch, the schedulers that monitor a value."""
         due = [
             c
             for c in self._each_epoch
             if c.reduce_on_plateau and (self.state.epoch + 1) % c.frequency == 0
         ]
-        self._monitor(due, values)
+        self._monitor(due)
 
-    def plateau_step(self, values: Callable[[], dict[str, Any]]) -> None:
-        """Step, after a window, the schedulers that monitor a value by steps."""
+    def step_waiting_plateau(self) -> None:
+        """Step the schedulers that monitor a value by steps, if they have not done so since the last window."""
+        if not self.state.plateau_waits:
+            return
+        self.state.end_waiting()
         due = [
             config
             for config in self.plateau_each_step
             if self.state.global_step % config.frequency == 0
         ]
-        self._monitor(due, values)
+        self._monitor(due)
 
-    def _monitor(
-        self, due: list[LRSchedulerConfig], values: Callable[[], dict[str, Any]]
-    ) -> None:
+    def _monitor(self, due: list[LRSchedulerConfig]) -> None:
         for config in due:
-            logged = values()
+            logged = self.run.trainer.callback_metrics
             assert config.monitor is not None
             value = self.engine.broadcast(
                 logged.get(config.monitor)

@@ -34,6 +34,14 @@ def _metrics_of(module: torch.nn.Module) -> list[tuple[str, Any]]:
 
 
 @contextmanager
+def unchanged_metrics(module: torch.nn.Module) -> Iterator[None]:
+    """Put the states of a module's torchmetrics back afterwards, unless an exception ends the block."""
+    states = metric_states(module)
+    yield
+    load_metric_states(module, states)
+
+
+@contextmanager
 def own_metrics(module: torch.nn.Module, world_size: int) -> Iterator[None]:
     """Keep torchmetrics from adding up over processes of which each runs ``module`` by itself."""
     alone = (

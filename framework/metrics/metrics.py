@@ -66,11 +66,61 @@ class Metrics:
         self.logged_in: dict[str, set[int]] = {}
         self.left_out: set[str] = set()
 
+    def begin_run(self, module: torch.nn.Module, keeps_bar: bool) -> None:
+        """Log for another run.
+
+        Args:
+            module: what runs.
+            keeps_bar: whether the progress bar goes on to show what the last run logged for it.
+        """
+        self.module = module
+        if not keeps_bar:
+            self.results.progress_bar.clear()
+
+    def take(self, results: Results) -> None:
+        """Show what was logged in another process."""
+        self.results = results
+
+    def begin_batch(self, batch: Any, is_dummy: bool = False) -> None:
+        """Log for this batch from now on; of a dummy, nothing counts."""
+        self.batch = batch
+        self.is_dummy = is_dummy
+
+    def begin_part(self, part: Any, place: tuple[float, bool] | None) -> None:
+        """Log for a part of a batch; ``place`` is its fraction of the samples, and whether it is the first."""
+        self.batch = part
+        self.part = place
+
+    def begin_loader(self, dataloader_idx: int | None) -> None:
+        """Log for this evaluation loader from now on; None if there is only one."""
+        self.dataloader_idx = dataloader_idx
+
+    def forget_empty_loaders(self) -> None:
+        """Begin with the first of the evaluation loaders."""
+        self.without_batch = set()
+
+    def note_empty_loader(self) -> None:
+        """Note that the evaluation loader that has ended gave this rank no batch."""
+        self.without_batch.add(self.dataloader_idx)
+
+    def begin_batches(self) -> None:
+        """What is logged from now on is of a step."""
+        self.moment = "batch"
+
+    def end_batches(self) -> None:
+        """What is logged from now on is of the epoch."""
+        self.moment = "epoch"
+
+    def end_logging(self) -> None:
+        """Nothing can be logged from now on."""
+        self.moment = None
+
     def enter(
         self, stage: str | None, moment: str | None
     ) -> tuple[str | None, str | None]:
         """Begin to log for ``stage``; returns what to enter again afterwards."""
         before = self.stage, self.moment
+        self.is_dummy = False
         self._sized = None
         if stage is None:
             self.without_batch = set()

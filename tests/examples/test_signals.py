@@ -42,7 +42,7 @@ class Net(Module):
         receives = {"self": True, "agent": self.trainer.is_global_zero, "rank 1": self.trainer.global_rank == 1}
         for name in signals if receives[target] else ():
             os.kill(os.getppid() if target == "agent" else os.getpid(), getattr(signal, name))
-            while len(signals) > 1 and not self.trainer.control.wants_signal:
+            while len(signals) > 1 and not self.trainer.consensus.signal_requested:
                 pass  # two that come at once are one
         while len(signals) > 1:
             signal.pause()  # for ever, if nothing ends it

@@ -225,7 +225,7 @@ def test_memory_filesystem(fn: str) -> None:
     trainer.fit(module, loader())
     trainer.save_checkpoint(url)
     assert is_complete(url)
-    assert trainer.checkpoint_exists(url)
+    assert trainer.checkpoints.exists(url)
     twin = Adam.load_from_checkpoint(url)
     assert all(map(torch.equal, weights(module), weights(twin)))
     if fn == "fit":
@@ -248,7 +248,7 @@ def test_memory_filesystem(fn: str) -> None:
     )
     assert not is_complete(url)
     remove_checkpoint(url)
-    assert not trainer.checkpoint_exists(url)
+    assert not trainer.checkpoints.exists(url)
 
 
 # -- damage ---------------------------------------------------------------------------------------------------------

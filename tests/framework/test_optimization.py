@@ -638,7 +638,7 @@ class Accumulates(Callback):
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.seen = trainer.state.total_batches
-        if trainer.optimization.stepped:
+        if trainer.run.step.stepped:
             self.after.append(self.seen)
 
 

@@ -179,9 +179,7 @@ def assert_same(resumed: tuple[Trainer, Noisy], whole: tuple[Trainer, Noisy]) ->
     ):
         assert torch.equal(mine, theirs), name
     assert resumed[1].seen == whole[1].seen[len(whole[1].seen) - len(resumed[1].seen) :]
-    assert flat(resumed[0].optimization.state_dict()) == flat(
-        whole[0].optimization.state_dict()
-    )
+    assert flat(resumed[0].last_fit.states()) == flat(whole[0].last_fit.states())
     assert (resumed[0].current_epoch, resumed[0].global_step) == (
         whole[0].current_epoch,
         whole[0].global_step,
@@ -1074,7 +1072,7 @@ def test_fit_again_keeps_moments_and_schedules(tmp_path) -> None:
         return trainer, module
 
     (once, whole), (twice, parts) = run(3), run(1, 3)
-    assert flat(once.optimization.state_dict()) == flat(twice.optimization.state_dict())
+    assert flat(once.last_fit.states()) == flat(twice.last_fit.states())
     assert torch.equal(whole.net[0].weight, parts.net[0].weight)
     other = Noisy()
     twice.fit(other, [torch.randn(2, 8)], [torch.randn(2, 8)])

@@ -1,0 +1,358 @@
+"""A run's beginning and end: it is set up, handed to its loop, and taken down, whatever has happened."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ... import loggers as builtin_loggers
+from ...strategies.launch.failures import clear_failure, record_failure
+from ...strategies.tensor_shards import full_state
+from ..checkpoint.configs import portable
+from ..checkpoint.folder_claims import release_folders
+from ..datamodule import DataModule
+from ..loop.announce import announce_start
+from ..loop.evaluate import evaluate, predict
+from ..loop.fit import fit
+from ..loop.optimizers import check_schedulers, parse_optimizers
+from ..loop.run import Run, RunRequest
+from ..loop.step import Optimization
+from ..messages import log
+from ..metrics.metric_state import own_metrics
+from ..module import Module
+from ..names import overrides
+from .attachment import attached
+from .checkpoint import read_run, restore_module, restore_run, restore_start
+from .checks import check_optimizers
+from .compile import compile_submodules
+from .processes import run_in_processes
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+def execute(trainer: Trainer, request: RunRequest) -> Any:
+    """Run: here, or in processes that are started for it.
+
+    Args:
+        trainer: whose run it is.
+        request: what was asked of it.
+
+    Returns:
+        None for ``fit``; else what the loop gives, see :mod:`..loop.evaluate`.
+
+    Raises:
+        RuntimeError: if the Trainer is running already.
+    """
+    if trainer.is_running:
+        raise RuntimeError(
+            f"{request.fn} was called while this Trainer is running {trainer.state.fn}, as in a hook or a step: use "
+            f"another Trainer there, such as Trainer(logger=False, enable_checkpointing=False).{request.fn}(module, …)"
+        )
+    if trainer.engine.must_launch:
+        return run_in_processes(trainer, request, execute)
+    changes_weights = request.fn == "fit" or request.ckpt_path is not None
+    with attached(trainer, request.module, request.datamodule, changes_weights):
+        run = begin_run(trainer, request)
+        with lifecycle(run, request):
+            if request.fn == "fit":
+                return fit(run)
+            return _evaluate_or_predict(run, request.keep)
+
+
+def begin_run(trainer: Trainer, request: RunRequest) -> Run:
+    """Make the run, which is the Trainer's from now on."""
+    trainer.state.begin(request.fn)
+    trainer.consensus.begin()
+    clear_failure()
+    last_fit = trainer.last_fit
+    is_fit = request.fn == "fit"
+    if is_fit and last_fit is not None and last_fit.module is not request.module:
+        # Another module begins at the beginning.
+        trainer.state.forget()
+        trainer.last_fit = None
+    trainer.use_callbacks_of(request.module)
+    trainer.run = run = Run(trainer, request, Signals(trainer))
+    run.metrics.begin_run(request.module, keeps_bar=is_fit)
+    if is_fit and request.ckpt_path is None and trainer.last_fit is not None:
+        unfinished = trainer.last_fit.unfinished
+        if unfinished is not None:
+            # Go on inside the epoch in which the last fit stopped.
+            run.resume_with({**unfinished, "rng": None})
+    return run
+
+
+@contextmanager
+def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
+    """Set a run up, hand over to its loop, and end it: normally, or with the hooks for an exception."""
+    trainer, state = run.trainer, run.state
+    state.start()
+    try:
+        with ExitStack() as contexts:
+            if trainer.detect_anomaly:
+                contexts.enter_context(torch.autograd.set_detect_anomaly(True))
+            if run.fn == "fit":  # in a hook of an evaluation, too
+                contexts.enter_context(torch.inference_mode(False))
+                contexts.enter_context(torch.enable_grad())
+            contexts.enter_context(own_metrics(run.module, trainer.world_size))
+            _set_up(run, request)
+            yield
+        if run.fn == "fit":
+            run.hooks.call("on_fit_end")
+        _take_down(run)
+        state.end("finished")
+        state.enter(None)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+    except BaseException as error:
+        if not run.consensus.signal:
+            # While signals are only noted: one may end this process at once. An end by signal needs no explanation.
+            record_failure(error, state.where)
+        run.signals.end()
+        _fail(run, error)
+        raise
+    finally:
+        run.signals.end()
+        release_folders(trainer)
+        run.loaders.close()
+        state.enter(None)
+        run.metrics.enter(None, None)
+    # What came too late for the loop.
+    run.signals.send_again()
+
+
+def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
+    """Run the loop of validation, test or prediction on the loaders that there are."""
+    trainer, fn = run.trainer, run.fn
+    limits = {
+        "validate": trainer.limit_val_batches,
+        "test": trainer.limit_test_batches,
+        "predict": trainer.limit_predict_batches,
+    }
+    limit = limits[fn]
+    if not run.loaders.load(fn, limit):
+        if limit:
+            _note_no_loader(run)
+        return []
+    most = run.loaders.max_batches[fn]
+    if fn != "predict":
+        results = evaluate(run, fn, most)
+        assert results is not None
+        return results
+    outputs = predict(run, most, keep != "none")
+    if keep == "all" and trainer.world_size > 1:
+        return run.loaders.in_order("predict", outputs)
+    return outputs
+
+
+def _note_no_loader(run: Run) -> None:
+    if run.fn == "predict":
+        run.warn_once(
+            "predict_dataloader returned no loader: there is nothing to predict"
+        )
+        return
+    name = "val" if run.fn == "validate" else "test"
+    raise ValueError(
+        f"{name}_dataloader returned no loader: there is nothing to {run.fn} on"
+    )
+
+
+# The beginning.
+
+
+def _set_up(run: Run, request: RunRequest) -> None:
+    """Bring the processes together, and the module, its data and its optimizers to where the run begins."""
+    trainer, module, fn = run.trainer, run.module, run.fn
+    _set_torch_flags(trainer.deterministic, trainer.benchmark)
+    run.engine.connect()
+    run.engine.all_call(fn)  # collective
+    checkpoint = None
+    if request.ckpt_path is not None:
+        checkpoint = read_run(run, request.ckpt_path, request.weights_only)
+    if checkpoint is not None and fn == "fit":
+        # Before anybody asks for a folder, or for the order of the data.
+        restore_start(run, checkpoint)
+    _share_with_ranks(run)
+    _prepare_data(run)
+    run.hooks.call("setup", fn)
+    _configure_model(run)
+    _detach_last_fit(run, is_resumed=checkpoint is not None)
+    run.engine.setup(module)
+    if checkpoint is not None:
+        restore_module(run, checkpoint)
+    if fn == "fit":
+        _set_up_fit(run, checkpoint)
+
+
+def _share_with_ranks(run: Run) -> None:
+    """Let all ranks draw the data's order from one seed, and know the folders of the main rank's loggers."""
+    trainer = run.trainer
+    if run.fn == "fit" and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.claim()
+    if trainer.world_size == 1:
+        return
+    strategy = run.engine.strategy
+    if run.state.seed is None:
+        run.state.share_seed(strategy.broadcast(run.state.draw_seed()))
+    # Only the main rank's: to ask another one's for its folder may begin a run there.
+    places = [
+        builtin_loggers.place_of(logger)
+        for logger in (trainer.loggers if trainer.is_global_zero else ())
+    ]
+    places = strategy.broadcast(places)  # collective
+    if not trainer.is_global_zero:
+        trainer.loggers = [builtin_loggers.SilentLogger(place) for place in places]
+
+
+def _prepare_data(run: Run) -> None:
+    owners = ((run.datamodule, DataModule), (run.module, Module))
+    for owner, base in owners:
+        if owner is not None and overrides(owner, "prepare_data", base):
+            if run.trainer.local_rank == 0:
+                owner.prepare_data()
+            run.engine.strategy.barrier()
+    if run.datamodule is not None:
+        run.datamodule.setup(run.fn)
+
+
+def _configure_model(run: Run) -> None:
+    trainer, module = run.trainer, run.module
+    precision = run.engine.precision
+    with precision.init_context(), run.engine.strategy.init_context(precision):
+        module.configure_model()
+    module.trainer = trainer  # of what was made just now, too
+    if trainer.compile:
+        options = trainer.compile if isinstance(trainer.compile, dict) else {}
+        compile_submodules(module, options)
+
+
+def _detach_last_fit(run: Run, is_resumed: bool) -> None:
+    """Take the states out of the last fit's optimizers, where this run takes their module or strategy.
+
+    Before the strategy takes a module up, and as whole tensors, as they may be sharded otherwise then.
+    """
+    last_fit = run.trainer.last_fit
+    if last_fit is None or last_fit.step is None:
+        return
+    goes_on = run.fn == "fit" and not is_resumed
+    if goes_on or last_fit.module is not run.module:
+        states = full_state(run.engine.strategy, last_fit.states())
+        run.trainer.last_fit = last_fit.detached(states)
+
+
+def _set_up_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
+    """Make the optimizers and schedulers, with the states that they go on with."""
+    trainer, module = run.trainer, run.module
+    optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
+    check_schedulers(optimizers, schedulers)
+    check_optimizers(module, optimizers, schedulers)
+    # As the user knows them: a strategy may give others.
+    made = [*optimizers, *(config.scheduler for config in schedulers)]
+    kinds = [type(item).__name__ for item in made]
+    optimizers = run.engine.setup_optimizers(optimizers)
+    step = Optimization(run, optimizers, schedulers, kinds)
+    last_fit = trainer.last_fit
+    run.begin_fit(step)
+    announce_start(run)
+    _log_hyperparameters(run)
+    run.note_eval_mode()
+    run.hooks.call("on_fit_start")
+    # Only now, so that a callback which has added parameter groups can add them again in on_fit_start.
+    if checkpoint is not None:
+        restore_run(run, checkpoint)
+    elif last_fit is not None and last_fit.configured == step.configured:
+        step.load_state_dict(last_fit.states())
+
+
+def _configure_optimizers(module: Module) -> Any:
+    """What the module's hook returns.
+
+    Raises:
+        ValueError: if it has no parameters to give to an optimizer.
+    """
+    try:
+        return module.configure_optimizers()
+    except ValueError as error:
+        if next(module.parameters(), None) is not None:
+            raise
+        raise ValueError(
+            f"configure_optimizers: {type(module).__name__} has no parameters. Layers must be attributes of "
+            "it; several of them in an nn.ModuleList or nn.ModuleDict, not in a plain list or dict"
+        ) from error
+
+
+def _log_hyperparameters(run: Run) -> None:
+    trainer = run.trainer
+    if not trainer.is_global_zero:
+        return
+    merged: dict[str, Any] = {}
+    for owner in (run.module, run.datamodule):
+        if owner is not None and owner.logs_hparams:
+            merged.update(portable(owner.hparams_initial))
+    # Under some strategies, the forward that draws a graph takes all ranks.
+    draws_graph = not run.engine.strategy.equal_forwards or trainer.world_size == 1
+    for logger in trainer.loggers:
+        if merged:
+            logger.log_hyperparams(merged)
+        if draws_graph:
+            logger.log_graph(run.module)
+
+
+def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    if deterministic is not None:
+        warn_only = deterministic == "warn"
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=warn_only)
+        if deterministic:
+            # Without it cuBLAS refuses.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if benchmark is not None:
+        if benchmark and deterministic:
+            warnings.warn(
+                "benchmark=True may choose algorithms that are not deterministic",
+                stacklevel=2,
+            )
+        torch.backends.cudnn.benchmark = benchmark
+
+
+# The end.
+
+
+def _take_down(run: Run) -> None:
+    if run.datamodule is not None:
+        run.datamodule.teardown(run.fn)
+    run.hooks.call("teardown", run.fn)
+    run.engine.saver.wait()
+    run.engine.strategy.teardown()
+    # What follows finds the last checkpoint complete. Also, gloo's threads must not hold the last tensors of a run
+    # when the interpreter ends: that aborts the process.
+    run.engine.strategy.barrier()
+
+
+def _fail(run: Run, error: BaseException) -> None:
+    """End a run that an exception has ended: its hooks, and what must not be left behind."""
+    trainer, strategy = run.trainer, run.engine.strategy
+    is_interrupted = isinstance(error, KeyboardInterrupt) or run.consensus.signal
+    run.state.end("interrupted" if is_interrupted else "failed")
+    # No collective in hooks: the other processes may be in another one, or gone.
+    strategy.failed = True
+    if run.signals.in_a_hurry:
+        run.engine.saver.abandon()
+    try:
+        run.hooks.call("on_exception", error)
+        if run.datamodule is not None:
+            run.datamodule.on_exception(error)
+    except Exception:
+        log.exception("A hook on_exception raised in turn; what ended the run follows")
+    run.restore_training_mode()  # of an evaluation that did not come to its end
+    run.engine.saver.wait()
+    strategy.teardown()
+    strategy.failed = False
+    for logger in trainer.loggers:
+        logger.finalize(run.state.status)

@@ -1,0 +1,100 @@
+"""What a callback that saves may do with checkpoints: ``trainer.checkpoints``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..checkpoint.find import is_taken
+from ..checkpoint.folder_claims import claim_folder
+from ..checkpoint.saver import Save
+from ..checkpoint.writer import remove_checkpoint, write_pointer
+from ..errors import exchange
+from .checkpoint import save_run
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+class RunCheckpoints:
+    """The checkpoints of a Trainer's runs, as callbacks save, replace and remove them.
+
+    Args:
+        trainer: the Trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def save(
+        self,
+        path: str,
+        weights_only: bool = False,
+        wait: bool = False,
+        on_complete: Callable[[], None] | None = None,
+    ) -> Save:
+        """Write a checkpoint while the training goes on; this waits for the one before, and copies the tensors.
+
+        Args:
+            path: the directory to make, local or any fsspec URL.
+            weights_only: leave out all that only resuming needs.
+            wait: until it is complete, without a copy.
+            on_complete: called on the main rank when it is complete, in the thread that writes.
+
+        Returns:
+            A handle: its ``finish()``, which all ranks call, waits, and raises what writing raised. Its ``written``
+            then says whether the checkpoint is complete, whatever ``on_complete`` raised.
+        """
+        return save_run(self._trainer.run, path, weights_only, wait, on_complete)
+
+    def exists(self, path: str) -> bool:
+        """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
+        self._trainer.engine.saver.wait()  # it may be the one that is being written
+        return is_taken(path)
+
+    def remove(self, path: str, root: str | None = None) -> None:
+        """Delete a checkpoint, or a pointer to one; files beside those of the checkpoint stay.
+
+        Args:
+            path: the checkpoint.
+            root: the folders between this one and the checkpoint go, too, where that leaves them empty.
+
+        Raises:
+            CheckpointError: if a directory is there that is no checkpoint.
+        """
+        remove_checkpoint(path, root)
+
+    def point(self, path: str, target: str) -> None:
+        """Make the small file ``path`` name the checkpoint ``target``, all at once."""
+        write_pointer(path, target)
+
+    def claim_folder(self, path: str) -> str:
+        """Make a folder to save in that no other run has until this one ends. A collective.
+
+        Returns:
+            ``path``, or a folder inside of it if another run has that.
+
+        Raises:
+            OSError: if nothing can be written there; on all ranks.
+        """
+        trainer = self._trainer
+        claimed, failure = path, None
+        try:
+            if trainer.is_global_zero:
+                claimed = claim_folder(path, trainer)
+        except Exception as error:
+            failure = OSError(
+                f"the folder for checkpoints {path!r} cannot be written to: {error}"
+            )
+        by_rank, failure = exchange(trainer.strategy, path, failure, claimed)
+        if failure is not None:
+            raise failure
+        return by_rank[0]
+
+    def agree(self, path: str, failure: BaseException | None) -> BaseException | None:
+        """Tell all ranks what went wrong on this one while ``path`` was saved, if anything. All ranks call this.
+
+        Returns:
+            ``failure``, or an error of the same sort that tells of another rank's, or None.
+        """
+        return exchange(self._trainer.strategy, path, failure)[1]
