@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CSVLogger": "csv",
-    "SilentLogger": "silent",  # for the Trainer, which gives it to other processes
     "TensorBoardLogger": "tensorboard",
-    "place_of": "silent",  # for the Trainer, which sends what it returns to them
 }
 
 __all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Logger:
-    """A place that a run's metrics and hyperparameters are written to. Called in the main process only.
+    """Writes the metrics and hyperparameters of a run. It is called in the main process only.
 
     Override :attr:`name`, :attr:`version` and :meth:`log_metrics`; the rest has defaults that do nothing.
     """
@@ -54,7 +54,7 @@ class Logger:
         )
 
     def claim(self) -> None:
-        """A fit begins: take a place that no other run has, before anybody asks for :attr:`log_dir`."""
+        """A fit begins: choose a folder that no other run has. Nobody has asked for :attr:`log_dir` before."""
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -68,7 +68,7 @@ class Logger:
         """A checkpoint was committed by ``checkpoint_callback``."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on in the same place, of JSON values."""
+        """What a resumed run needs to go on in the same folder, as values that JSON can hold."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

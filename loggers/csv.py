@@ -8,7 +8,8 @@ import os
 from logging import getLogger
 from typing import Any
 
-from .folders import FolderLogger, filesystem, is_local, write_text
+from .files import exists, filesystem, is_local, read_text, write_text
+from .folders import FolderLogger
 
 log = getLogger("loopwright")
 
@@ -47,11 +48,13 @@ class CSVLogger(FolderLogger):
                 f"flush_logs_every_n_steps must be an int of at least 1; got {flush_logs_every_n_steps!r}"
             )
         self._flush_every = flush_logs_every_n_steps
-        self._rows: list[dict[str, Any]] = []  # not on disk yet
+        # Rows that are not on disk yet, and how many are.
+        self._rows: list[dict[str, Any]] = []
+        self._num_written = 0
         self._columns: list[str] = []
-        self._written = 0  # rows on disk
         self._flushed_step = 0
-        self._is_ours = False  # whether the file on disk holds this run's rows
+        # Whether the file on disk holds this run's rows.
+        self._is_ours = False
 
     @property
     def metrics_file_path(self) -> str:
@@ -74,20 +77,18 @@ class CSVLogger(FolderLogger):
         self._write_hparams()
         if not self._is_ours:
             self._keep_aside()
-        known = len(self._columns)
-        self._columns = list(
-            dict.fromkeys(
-                [*self._columns, *(name for row in self._rows for name in row)]
-            )
-        )
-        if self._is_ours and len(self._columns) == known and is_local(self.log_dir):
-            with open(
-                self.metrics_file_path, "a", encoding="utf-8", newline=""
-            ) as file:
+        num_known = len(self._columns)
+        self._columns = _names([dict.fromkeys(self._columns), *self._rows])
+        has_new_columns = len(self._columns) > num_known
+        if self._is_ours and not has_new_columns and is_local(self.log_dir):
+            path = self.metrics_file_path
+            with open(path, "a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self._columns).writerows(self._rows)
-        else:  # new columns need a new header, and few remote file systems can append
-            self._rewrite([*(self._read() if self._is_ours else []), *self._rows])
-        self._written += len(self._rows)
+        else:
+            # New columns need a new header, and few remote file systems can append.
+            earlier = self._read() if self._is_ours else []
+            self._rewrite([*earlier, *self._rows])
+        self._num_written += len(self._rows)
         self._rows = []
         self._is_ours = True
 
@@ -97,35 +98,26 @@ class CSVLogger(FolderLogger):
             self._write_hparams()
         self._give_back()
 
-    # -- state ------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        self.save()  # what the checkpoint knows of must not get lost after it
-        return {**super().state_dict(), "rows": self._written}
+        # What the checkpoint knows of must not get lost after it.
+        self.save()
+        return {**super().state_dict(), "rows": self._num_written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if (
-            self._rows
-            or not self._takes_up(state_dict)
-            or not self._exists(self.metrics_file_path)
-        ):
+        if self._rows or not self._continues(state_dict):
+            return
+        if not exists(self.metrics_file_path):
             return
         rows = self._read()[: state_dict["rows"]]
-        self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        self._written, self._is_ours = len(rows), True
+        self._columns = _names(rows)
+        self._num_written = len(rows)
+        self._is_ours = True
         self._flushed_step = int(float(rows[-1]["step"])) if rows else 0
         self._rewrite(rows)
 
-    # -- the file ---------------------------------------------------------------------------------------------
-
     def _read(self) -> list[dict[str, Any]]:
-        path = self.metrics_file_path
-        if is_local(path):
-            with open(path, encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        return list(
-            csv.DictReader(io.StringIO(filesystem(path).cat_file(path).decode()))
-        )
+        text = io.StringIO(read_text(self.metrics_file_path))
+        return list(csv.DictReader(text))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
@@ -134,18 +126,16 @@ class CSVLogger(FolderLogger):
         writer.writerows(rows)
         write_text(self.metrics_file_path, text.getvalue())
 
-    def _exists(self, path: str) -> bool:
-        return os.path.exists(path) if is_local(path) else filesystem(path).exists(path)
-
     def _keep_aside(self) -> None:
         """Rename a file that another run left here."""
         path = self.metrics_file_path
-        if not self._exists(path):
+        if not exists(path):
             return
         number = 1
-        while self._exists(aside := path.replace(".csv", f"-{number}.csv")):
+        while exists(aside := path.replace(".csv", f"-{number}.csv")):
             number += 1
-        os.rename(path, aside) if is_local(path) else filesystem(path).mv(path, aside)
+        move = os.rename if is_local(path) else filesystem(path).mv
+        move(path, aside)
         log.warning(
             "CSVLogger: %s is another run's, and is kept as %s",
             path,
@@ -153,10 +143,16 @@ class CSVLogger(FolderLogger):
         )
 
 
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    """The names in all rows, in the order in which they come up."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def _number(name: str, value: Any) -> float | int:
     if type(value) in (int, float):
         return value
     try:
-        return float(value)  # tensors, among others
+        # Tensors, among others.
+        return float(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"CSVLogger takes numbers; {name!r} is {value!r}") from None

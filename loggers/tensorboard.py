@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = getLogger("loopwright")
 
-WRITE_EVERY = 1.0  # seconds
+WRITE_INTERVAL_SECONDS = 1.0
 
 
 class TensorBoardLogger(FolderLogger):
@@ -64,15 +64,16 @@ class TensorBoardLogger(FolderLogger):
         self._default_hp_metric = default_hp_metric
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
-        self._last_step = -1  # the highest one logged
-        self._rows: list[
-            tuple[dict[str, Any], int, float]
-        ] = []  # values, step and time of rows not yet written
-        self._write_at = 0.0  # on the monotonic clock
+        # The highest step logged.
+        self._last_step = -1
+        # Values, step and time (seconds since 1970) of rows that are not written yet.
+        self._rows: list[tuple[dict[str, Any], int, float]] = []
+        # When to write them, on the monotonic clock.
+        self._write_at = 0.0
+        # From which step on a new file hides the points of those before it.
         self._purge_step: int | None = None
-        self._hp_metrics: tuple[Mapping[str, float], int] | None = (
-            None  # to be shown with the hyperparameters
-        )
+        # Values, with their step, that are to be shown with the hyperparameters.
+        self._hp_metrics: tuple[Mapping[str, float], int] | None = None
 
     @property
     def sub_dir(self) -> str | None:
@@ -86,12 +87,11 @@ class TensorBoardLogger(FolderLogger):
             from torch.utils.tensorboard import SummaryWriter
 
             self.claim()
-            purge_step, self._purge_step = self._purge_step, None
-            if purge_step is not None:
+            if self._purge_step is not None:
                 _wait_for_a_later_name(self.log_dir)
-            self._experiment = SummaryWriter(
-                self.log_dir, **{"purge_step": purge_step, **self._kwargs}
-            )
+            options = {"purge_step": self._purge_step, **self._kwargs}
+            self._purge_step = None
+            self._experiment = SummaryWriter(self.log_dir, **options)
             self._write_hparams()
         return self._experiment
 
@@ -100,9 +100,8 @@ class TensorBoardLogger(FolderLogger):
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
             if isinstance(value, Mapping):
-                row[tag] = {
-                    name: _number(f"{tag}/{name}", part) for name, part in value.items()
-                }
+                curves = value.items()
+                row[tag] = {key: _number(f"{tag}/{key}", y) for key, y in curves}
             else:
                 row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
@@ -119,20 +118,17 @@ class TensorBoardLogger(FolderLogger):
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore # made at run time
 
         writer = self.experiment
-        rows, self._rows = self._rows, []
-        for row, step, moment in rows:
+        for row, step, moment in self._rows:
+            values = []
             for tag, value in row.items():
                 if isinstance(value, dict):
                     writer.add_scalars(tag, value, step, moment)
-            values = [
-                Summary.Value(tag=t, simple_value=v)
-                for t, v in row.items()
-                if not isinstance(v, dict)
-            ]
-            self._add(
-                Summary(value=values), step, moment
-            )  # a row as one event costs as much as one add_scalar
-        self._write_at = monotonic() + WRITE_EVERY
+                else:
+                    values.append(Summary.Value(tag=tag, simple_value=value))
+            # A row as one event costs as much as one add_scalar.
+            self._add(Summary(value=values), step, moment)
+        self._rows = []
+        self._write_at = monotonic() + WRITE_INTERVAL_SECONDS
 
     def _add(self, summary: Any, step: int, moment: float | None = None) -> None:
         # As the writer's own methods do, which open it again if somebody has closed it.
@@ -152,18 +148,14 @@ class TensorBoardLogger(FolderLogger):
             step: of ``metrics``.
         """
         super().log_hyperparams(params)
+        # A resumed run, which has logged steps, has shown the default before.
+        shows_default = self._default_hp_metric and self._last_step < 0
+        if metrics is None and self._hp_metrics is None and shows_default:
+            metrics = -1.0
         if metrics is not None:
-            self._hp_metrics = (
-                metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics},
-                step or 0,
-            )
-        elif (
-            self._hp_metrics is None and self._default_hp_metric and self._last_step < 0
-        ):
-            self._hp_metrics = (
-                {"hp_metric": -1.0},
-                0,
-            )  # a resumed run has shown it before
+            if not isinstance(metrics, Mapping):
+                metrics = {"hp_metric": metrics}
+            self._hp_metrics = (metrics, step or 0)
         if self._experiment is not None:
             self._write_hparams()
 
@@ -175,7 +167,8 @@ class TensorBoardLogger(FolderLogger):
             return
         from torch.utils.tensorboard.summary import hparams
 
-        (metrics, step), self._hp_metrics = self._hp_metrics, None
+        metrics, step = self._hp_metrics
+        self._hp_metrics = None
         shown = {name: _showable(value) for name, value in _flat(self.hparams)}
         for summary in hparams(shown, dict(metrics)):
             self._add(summary, step)
@@ -185,25 +178,22 @@ class TensorBoardLogger(FolderLogger):
         """Draw the graph of ``model``, if ``log_graph=True``."""
         if not self._log_graph:
             return
-        example = (
-            getattr(model, "example_input_array", None)
-            if input_array is None
-            else input_array
-        )
+        example = input_array
+        if example is None:
+            example = getattr(model, "example_input_array", None)
         if not isinstance(example, (Tensor, tuple)):
             log.warning(
                 "TensorBoardLogger(log_graph=True) needs module.example_input_array to be a tensor or a tuple"
             )
             return
-        device = next(
-            (parameter.device for parameter in model.parameters()), torch.device("cpu")
+        first = next(model.parameters(), torch.empty(0))
+        inputs = (example,) if isinstance(example, Tensor) else example
+        moved = tuple(
+            value.to(first.device) if isinstance(value, Tensor) else value
+            for value in inputs
         )
-        tensors = (example,) if isinstance(example, Tensor) else example
         with torch.random.fork_rng(devices=[]):
-            self.experiment.add_graph(
-                model,
-                tuple(t.to(device) if isinstance(t, Tensor) else t for t in tensors),
-            )
+            self.experiment.add_graph(model, moved)
 
     def save(self) -> None:
         if self._rows:
@@ -215,22 +205,21 @@ class TensorBoardLogger(FolderLogger):
         if self._rows:
             self._write_rows()
         if status == "success" and not self._hparams_written:
-            self.experiment  # noqa: B018 # making it writes them
+            # Making it writes them.
+            self.experiment  # noqa: B018
         if self._experiment is not None:
             self._experiment.close()
-            self._experiment = (
-                None  # what comes later goes into a new file of the same folder
-            )
+            # What comes later goes into a new file of the same folder.
+            self._experiment = None
         self._give_back()
 
-    # -- state ------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        self.save()  # what the checkpoint knows of must not get lost after it
+        # What the checkpoint knows of must not get lost after it.
+        self.save()
         return {**super().state_dict(), "last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._experiment is None and self._takes_up(state_dict):
+        if self._experiment is None and self._continues(state_dict):
             self._last_step = state_dict["last_step"]
             self._purge_step = self._last_step + 1
 
@@ -243,13 +232,10 @@ def _wait_for_a_later_name(folder: str) -> None:
 
     Files of one second are sorted by process and number, which tell nothing.
     """
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    seconds = [
-        int(name.split(".")[3])
-        for name in names
-        if name.startswith("events.out.tfevents.")
-    ]
-    latest = max(seconds, default=0)
+    latest = 0
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if name.startswith("events.out.tfevents."):
+            latest = max(latest, int(name.split(".")[3]))
     if latest > time():
         log.warning(
             "TensorBoardLogger: a file in %s is of a later time than now; its points may show twice",
@@ -269,21 +255,20 @@ def _number(tag: str, value: Any) -> float:
 
 
 def _flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Nested dicts as ``outer/inner``."""
+    """The values in nested dicts, each with its path such as ``outer/inner``."""
     pairs: list[tuple[str, Any]] = []
     for name, value in params.items():
-        nested = vars(value) if isinstance(value, Namespace) else value
-        pairs += (
-            _flat(nested, f"{path}{name}/")
-            if isinstance(nested, Mapping)
-            else [(f"{path}{name}", value)]
-        )
+        if isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{path}{name}/")
+        else:
+            pairs.append((f"{path}{name}", value))
     return pairs
 
 
 def _showable(value: Any) -> bool | int | float | str:
-    if isinstance(value, (bool, int, str)) or (
-        isinstance(value, float) and math.isfinite(value)
-    ):
-        return value
-    return str(value)
+    """A value that TensorBoard can show; of all else the ``str``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, (bool, int, str)) else str(value)

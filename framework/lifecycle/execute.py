@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ... import loggers as builtin_loggers
+from ...loggers.dummy import DummyLogger, LoggerFolders
 from ...strategies.launch.failures import clear_failure, record_failure
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
@@ -202,13 +202,10 @@ def _share_with_ranks(run: Run) -> None:
     if run.state.seed is None:
         run.state.share_seed(strategy.broadcast(run.state.draw_seed()))
     # Only the main rank's: to ask another one's for its folder may begin a run there.
-    places = [
-        builtin_loggers.place_of(logger)
-        for logger in (trainer.loggers if trainer.is_global_zero else ())
-    ]
-    places = strategy.broadcast(places)  # collective
+    asked = trainer.loggers if trainer.is_global_zero else ()
+    shared = strategy.broadcast([LoggerFolders.of(logger) for logger in asked])
     if not trainer.is_global_zero:
-        trainer.loggers = [builtin_loggers.SilentLogger(place) for place in places]
+        trainer.loggers = [DummyLogger(folders) for folders in shared]
 
 
 def _prepare_data(run: Run) -> None:

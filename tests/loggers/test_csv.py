@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.loggers import CSVLogger
+from loopwright.loggers.files import exists
 from tests.callbacks.scripted import Scripted, fit, loader
 
 
@@ -297,4 +298,4 @@ def test_a_store_that_cannot_make_a_file_only_where_none_is():
     for logger in loggers:
         fit(logger=logger, enable_checkpointing=False, module=Scripted())
     assert [logger.version for logger in loggers] == [0, 1]
-    assert all(logger._exists(logger.metrics_file_path) for logger in loggers)
+    assert all(exists(logger.metrics_file_path) for logger in loggers)
