@@ -69,15 +69,15 @@ class ProgressBar(Callback):
     def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, Any]:
         """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
 
-        Reading the values may wait for the device. It is called when the bar is about to be drawn.
+        It is called when the bar is about to be drawn. Reading the values may wait for the device.
         """
+        metrics = dict(trainer.progress_bar_metrics)
         version = trainer.loggers[0].version if trainer.loggers else None
-        shown = (
-            {}
-            if version in (None, "")
-            else {"v_num": version[-4:] if isinstance(version, str) else version}
-        )
-        return {**shown, **trainer.progress_bar_metrics}
+        if version in (None, ""):
+            return metrics
+        if isinstance(version, str):
+            version = version[-4:]
+        return {"v_num": version, **metrics}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}

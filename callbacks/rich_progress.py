@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .arguments import require
-from .displays import Bars, Lines, Stretch
+from .displays import BarDisplay, LineDisplay, ProgressTask
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -22,18 +22,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RichProgressBarTheme:
-    """Styles, in rich's syntax, of the parts of :class:`RichProgressBar`."""
+    """How the parts of :class:`RichProgressBar` look. Styles are in rich's syntax.
 
-    description: str = ""  # what is running
-    progress_bar: str = "cyan"  # the part of the bar that is done
-    progress_bar_finished: str = "green"  # a full bar
-    progress_bar_pulse: str = "cyan"  # the bar when the number of batches is unknown
-    batch_progress: str = ""  # batches done and to do
-    time: str = "dim"  # elapsed and remaining
-    processing_speed: str = "dim"  # batches a second
-    metrics: str = "italic"  # logged values
-    metrics_text_delimiter: str = " "  # stands between two of them
-    metrics_format: str = ".4g"  # how they are formatted, in Python's syntax
+    Attributes:
+        description: style of the name of what is running.
+        progress_bar: style of the part of the bar that is done.
+        progress_bar_finished: style of a full bar.
+        progress_bar_pulse: style of the bar when the number of batches is unknown.
+        batch_progress: style of the numbers of batches done and to do.
+        time: style of the elapsed and the remaining time.
+        processing_speed: style of the speed, in batches a second.
+        metrics: style of the logged values.
+        metrics_text_delimiter: text between two of them.
+        metrics_format: how they are formatted, in Python's syntax.
+    """
+
+    description: str = ""
+    progress_bar: str = "cyan"
+    progress_bar_finished: str = "green"
+    progress_bar_pulse: str = "cyan"
+    batch_progress: str = ""
+    time: str = "dim"
+    processing_speed: str = "dim"
+    metrics: str = "italic"
+    metrics_text_delimiter: str = " "
+    metrics_format: str = ".4g"
 
 
 class RichProgressBar(ProgressBar):
@@ -71,13 +84,14 @@ class RichProgressBar(ProgressBar):
         self.leave = leave
         self.theme = theme or RichProgressBarTheme()
         self._console_kwargs = console_kwargs or {}
-        self._display: Bars | Lines | None = None  # None: nothing is shown
-        self._next_show = (
-            math.inf
-        )  # on the monotonic clock: all that is looked at after most batches
-        self._epoch: Stretch | None = None
-        self._evaluation: Stretch | None = None
-        self._evaluated = 0  # batches of it, of all loaders
+        # None while nothing is shown.
+        self._display: BarDisplay | LineDisplay | None = None
+        # When to draw again, on the monotonic clock: after most batches, nothing else is looked at.
+        self._next_show = math.inf
+        self._epoch: ProgressTask | None = None
+        self._evaluation: ProgressTask | None = None
+        # Batches of the evaluation that are done, of all loaders.
+        self._evaluated = 0
 
     @property
     def is_enabled(self) -> bool:
@@ -96,42 +110,36 @@ class RichProgressBar(ProgressBar):
 
         theme = self.theme
 
-        def whole() -> Column:
-            return Column(
-                no_wrap=True
-            )  # in a narrow terminal it is the metrics that go on in the next line
+        # In a narrow terminal it is the metrics that go on in the next line.
+        whole = Column(no_wrap=True)
 
-        def text(template: str, style: str, column: Column | None = None) -> TextColumn:
+        def text(template: str, style: str, column: Column) -> TextColumn:
             return TextColumn(
-                template,
-                style=style or "none",
-                markup=False,
-                table_column=column or whole(),
+                template, style=style or "none", markup=False, table_column=column
             )
 
         bar = BarColumn(
             bar_width=20 if get_terminal_size().columns >= 110 else 8,
-            table_column=whole(),
+            table_column=whole,
             complete_style=theme.progress_bar,
             finished_style=theme.progress_bar_finished,
             pulse_style=theme.progress_bar_pulse,
         )
         return (
-            text("{task.description}", theme.description),
+            text("{task.description}", theme.description, whole),
             bar,
-            MofNCompleteColumn(table_column=whole()),
-            TimeElapsedColumn(table_column=whole()),
-            TimeRemainingColumn(table_column=whole()),
-            text("{task.fields[speed_text]}", theme.processing_speed),
+            MofNCompleteColumn(table_column=whole),
+            TimeElapsedColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
+            text("{task.fields[speed_text]}", theme.processing_speed, whole),
             text("{task.fields[metrics]}", theme.metrics, Column(ratio=1)),
         )
 
     # -- training ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if (
-            trainer.batch_idx
-        ):  # inside an epoch, which had its start before the run was resumed
+        # Inside an epoch, which had its start before the run was resumed.
+        if trainer.batch_idx:
             self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
@@ -141,7 +149,7 @@ class RichProgressBar(ProgressBar):
             self._display.remove(self._epoch)
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         label = f"{self.train_description} {trainer.current_epoch}{last}"
-        self._epoch = Stretch(
+        self._epoch = ProgressTask(
             label, trainer.num_training_batches, first=trainer.batch_idx
         )
         self._begin(trainer, self._epoch)
@@ -159,17 +167,28 @@ class RichProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking:
-            self._begin_evaluation(
-                trainer, self.sanity_check_description, trainer.num_sanity_val_batches
-            )
+            label = self.sanity_check_description
+            self._begin_evaluation(trainer, label, trainer.num_sanity_val_batches)
             return
-        if isinstance(self._display, Bars):
-            self._show(
-                trainer, module, self._epoch, trainer.batch_idx
-            )  # it will not move for a while
-        self._begin_evaluation(
-            trainer, self.validation_description, trainer.num_val_batches
-        )
+        if self._display is not None and self._display.is_live:
+            # The epoch's bar will not move for a while.
+            self._show(trainer, module, self._epoch, trainer.batch_idx)
+        label = self.validation_description
+        self._begin_evaluation(trainer, label, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin_evaluation(trainer, self.test_description, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        label = self.predict_description
+        self._begin_evaluation(trainer, label, trainer.num_predict_batches)
+
+    def _begin_evaluation(
+        self, trainer: Trainer, label: str, num_batches: list[int | float]
+    ) -> None:
+        self._evaluation = ProgressTask(label, sum(num_batches))
+        self._evaluated = 0
+        self._begin(trainer, self._evaluation)
 
     def on_validation_batch_end(
         self,
@@ -185,45 +204,23 @@ class RichProgressBar(ProgressBar):
             self._draw(self._evaluation, self._evaluated)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
-        # The epoch's line will tell of the validation at its end; one inside it has a line of its own.
-        silent = trainer.sanity_checking or (in_epoch and trainer.state.batches_done)
-        if in_epoch and self._epoch and self._evaluation:
-            self._epoch.paused += self._evaluation.seconds
-        self._end_evaluation(
-            trainer, module, silent=silent, leave=trainer.state.fn != "fit"
-        )
-
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_evaluation(trainer, self.test_description, trainer.num_test_batches)
-
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_evaluation(
-            trainer, self.predict_description, trainer.num_predict_batches
-        )
-
-    def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        self._end_evaluation(trainer, module)
-
-    on_predict_end = on_test_end
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-
-    def _begin_evaluation(
-        self, trainer: Trainer, label: str, limits: list[int | float]
-    ) -> None:
-        self._evaluation, self._evaluated = Stretch(label, sum(limits)), 0
-        self._begin(trainer, self._evaluation)
-
-    def _end_evaluation(
-        self, trainer: Trainer, module: Module, silent: bool = False, leave: bool = True
-    ) -> None:
-        if self._display is None or self._evaluation is None:
+        evaluation, display = self._evaluation, self._display
+        if evaluation is None or display is None:
             return
-        if not leave:
-            self._display.remove(self._evaluation)
-        if not silent and (leave or isinstance(self._display, Lines)):
-            self._show(trainer, module, self._evaluation, self._evaluated)
+        shows_result = True
+        if trainer.state.fn == "fit":
+            # A line of its own is for a validation inside an epoch: the epoch's line tells of the one at its end.
+            in_epoch = not trainer.sanity_checking and not trainer.state.batches_done
+            shows_result = in_epoch and not display.is_live
+            display.remove(evaluation)
+            if self._epoch is not None:
+                self._epoch.pause(evaluation.seconds)
+        if shows_result:
+            self._show(trainer, module, evaluation, self._evaluated)
         self._evaluation = None
+
+    on_test_end = on_predict_end = on_validation_end
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -237,76 +234,64 @@ class RichProgressBar(ProgressBar):
 
     def __getstate__(self) -> dict[str, Any]:
         # A terminal can be neither copied nor sent to another process.
-        return {
-            **super().__getstate__(),
-            "_display": None,
-            "_epoch": None,
-            "_evaluation": None,
-            "_next_show": math.inf,
-        }
+        shown = {"_display": None, "_epoch": None, "_evaluation": None}
+        return {**super().__getstate__(), **shown, "_next_show": math.inf}
 
     # -- drawing ----------------------------------------------------------------------------------------------
 
-    def _begin(self, trainer: Trainer, stretch: Stretch) -> None:
+    def _begin(self, trainer: Trainer, task: ProgressTask) -> None:
         if not self.is_enabled:
             return
         if self._display is None:
             self._display = self._open(trainer)
-        self._display.begin(stretch)
+        self._display.begin(task)
         self._next_show = monotonic() + self._display.interval
 
     def _show(
-        self, trainer: Trainer, module: Module, stretch: Stretch | None, done: int
+        self, trainer: Trainer, module: Module, task: ProgressTask | None, done: int
     ) -> None:
         """Draw with the logged values, which waits for the device."""
         if self._display is None or not self.is_enabled:
             return
         theme = self.theme
-        metrics = theme.metrics_text_delimiter.join(
-            f"{name}: {value if isinstance(value, str) else format(value, theme.metrics_format)}"
-            for name, value in self.get_metrics(trainer, module).items()
-        )
-        self._draw(stretch, done, metrics)
+        metrics = []
+        for name, value in self.get_metrics(trainer, module).items():
+            if not isinstance(value, str):
+                value = format(value, theme.metrics_format)
+            metrics.append(f"{name}: {value}")
+        self._draw(task, done, theme.metrics_text_delimiter.join(metrics))
 
-    def _draw(self, stretch: Stretch | None, done: int, metrics: str = "") -> None:
-        if self._display is None or stretch is None or not self.is_enabled:
+    def _draw(self, task: ProgressTask | None, done: int, metrics: str = "") -> None:
+        if self._display is None or task is None or not self.is_enabled:
             return
-        self._display.show(stretch, done, metrics)
+        self._display.show(task, done, metrics)
         self._next_show = monotonic() + self._display.interval
 
-    def _open(self, trainer: Trainer) -> Bars | Lines:
+    def _open(self, trainer: Trainer) -> BarDisplay | LineDisplay:
         from rich.console import Console
         from rich.progress import Progress
         from rich.theme import Theme
 
-        theme = self.theme  # of parts that know their style by name only
+        # Of parts that know their style by name only.
         styles = {
-            "progress.download": theme.batch_progress,
-            "progress.elapsed": theme.time,
+            "progress.download": self.theme.batch_progress,
+            "progress.elapsed": self.theme.time,
+            "progress.remaining": self.theme.time,
         }
-        styles["progress.remaining"] = theme.time
         console = Console(**{"theme": Theme(styles), **self._console_kwargs})
         in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
         # With FORCE_COLOR, which many CI systems set, rich takes a file for a terminal: each drawing would be a line.
         forced = self._console_kwargs.keys() & {"force_terminal", "force_interactive"}
-        in_terminal = console.is_interactive and (
-            forced or getattr(console.file, "isatty", bool)()
-        )
-        if not (in_terminal or in_notebook):
-            return Lines(console)
-        progress = Progress(
-            *self.configure_columns(trainer), console=console, auto_refresh=False
-        )
-        return Bars(progress, 1 / self.refresh_rate)
+        is_terminal = forced or getattr(console.file, "isatty", bool)()
+        if not in_notebook and not (console.is_interactive and is_terminal):
+            return LineDisplay(console)
+        columns = self.configure_columns(trainer)
+        progress = Progress(*columns, console=console, auto_refresh=False)
+        return BarDisplay(progress, 1 / self.refresh_rate)
 
     def _close(self) -> None:
         """Give the terminal back."""
+        if self._display is not None:
+            self._display.close()
+        self._display = self._epoch = self._evaluation = None
         self._next_show = math.inf
-        display, self._display, self._epoch, self._evaluation = (
-            self._display,
-            None,
-            None,
-            None,
-        )
-        if display is not None:
-            display.close()
