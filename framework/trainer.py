@@ -44,7 +44,7 @@ from .messages import configure
 from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
-from .names import check_loggers, overrides
+from .subclasses import check_loggers, overrides
 
 if TYPE_CHECKING:
     from ..callbacks import EarlyStopping, ModelCheckpoint, ProgressBar

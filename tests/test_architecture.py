@@ -44,7 +44,7 @@ ROOMS = (
     "hparams",
     "checkpoint",
     "errors",
-    "names",
+    "subclasses",
     "arguments",
     "messages",
     "seed",

@@ -30,7 +30,7 @@ from ..checkpoint.saver import Save, Saver
 from ..data.batches import cast_batch, move_batch
 from ..data.combined import is_loader, is_other_stream
 from ..messages import configure, log, silence
-from ..names import (
+from ..subclasses import (
     STRATEGIES_ELSEWHERE,
     check_initialized,
     check_loggers,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ... import callbacks as builtin_callbacks
 from ...callbacks.base import Callback
 from ..loop.hooks import check_callback, order_callbacks
-from ..names import overrides
+from ..subclasses import overrides
 
 if TYPE_CHECKING:
     from ..module import Module

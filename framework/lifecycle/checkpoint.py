@@ -22,8 +22,8 @@ from ..from_checkpoint import load_weights
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
 from ..metrics.values import as_floats, merge_logged
-from ..names import overrides
 from ..seed import rng_state
+from ..subclasses import overrides
 
 if TYPE_CHECKING:
     from ..loop.run import Run

@@ -15,7 +15,7 @@ from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..messages import log
 from ..module import Module
-from ..names import (
+from ..subclasses import (
     HOOKS_ELSEWHERE,
     check_arguments,
     check_hook_arguments,

@@ -25,7 +25,7 @@ from ..loop.step import Optimization
 from ..messages import log
 from ..metrics.metric_state import own_metrics
 from ..module import Module
-from ..names import overrides
+from ..subclasses import overrides
 from .attachment import attached
 from .checkpoint import read_run, restore_module, restore_run, restore_start
 from .checks import check_optimizers

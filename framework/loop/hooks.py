@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
 from ..module import Module
-from ..names import (
+from ..subclasses import (
     HOOKS_ELSEWHERE,
     check_hook_arguments,
     check_initialized,

@@ -37,8 +37,8 @@ from ..data.workers import iterate_protected
 from ..datamodule import DataModule
 from ..messages import log
 from ..module import Module
-from ..names import overrides
 from ..seed import isolated_rng
+from ..subclasses import overrides
 
 if TYPE_CHECKING:
     from ..trainer import Trainer

@@ -15,7 +15,7 @@ from ..checkpoint.serialization import unseal
 from ..engine.explanations import explain_step
 from ..messages import log
 from ..module import Module
-from ..names import overrides
+from ..subclasses import overrides
 from .manual import ManualOptimizer
 from .optimizers import LRSchedulerConfig
 
