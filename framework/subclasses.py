@@ -1,8 +1,8 @@
-"""Checks of what a user has written in a subclass: that the framework calls it, and can call it.
+"""Checks of what users write in subclasses of ours: that the framework calls their methods, and can call them.
 
-What a method does is lost without a word if nobody calls it: so one whose name is nearly that of a hook, or is another
-trainer's name of one, is an error. A method that the class itself calls is its author's own business, as are methods of
-mixins from other libraries, and what overrides them.
+A method that nobody calls does nothing, without a word. So a method whose name is nearly that of a hook, or is the name
+that a hook has in another trainer, is an error. A method that the class itself calls is its author's business; so are
+the methods of mixins from other libraries, and what overrides them.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ STRATEGIES_ELSEWHERE = {
 def check_names(
     obj: object, base: type, known: Iterable[str], elsewhere: dict[str, str]
 ) -> None:
-    """Raise if a method that the user has written is one that nobody calls.
+    """Raise if a user has written a method that nobody calls.
 
     Args:
-        obj: of a subclass of ``base``.
+        obj: an object of a user's subclass of ``base``.
         base: the contract.
-        known: names of it that the framework calls.
+        known: names in the contract that the framework calls.
         elsewhere: names that other trainers call, and what does the same here.
 
     Raises:
@@ -96,45 +96,39 @@ def check_names(
     """
     known = list(known)
     kinds = list(_written_by_users(type(obj), base))
+    called = _called_names(type(obj), kinds)
     for index, kind in enumerate(kinds):
-        for name in _uncalled(obj, kinds, index):
-            meant = elsewhere.get(name) or _meant(name, known)
-            # Whoever writes both in one class knows the right name.
-            if meant is None or any(
-                meant in vars(other) for other in kinds[: index + 1]
-            ):
+        for name, value in vars(kind).items():
+            if name.startswith("_") or name in called or not callable(value):
                 continue
+            if any(name in vars(other) for other in kinds[index + 1 :]):
+                # It overrides a method that is judged there.
+                continue
+            meant = elsewhere.get(name) or _meant(name, known)
+            if meant is None or any(fnmatchcase(name, part) for part in called):
+                continue
+            if any(meant in vars(other) for other in kinds[: index + 1]):
+                # Whoever writes both knows the right name.
+                continue
+            problem = f"{kind.__name__}.{name} would never be called"
             if name in elsewhere:
-                raise ValueError(
-                    f"{kind.__name__}.{name} would never be called: here that is {meant}"
-                )
+                raise ValueError(f"{problem}: here that is {meant}")
             raise ValueError(
-                f"{kind.__name__}.{name} would never be called; did you mean {meant!r}? "
+                f"{problem}; did you mean {meant!r}? "
                 "(If it is not meant to be a hook, give it another name.)"
             )
 
 
-def _uncalled(obj: object, kinds: list[type], index: int) -> Iterator[str]:
-    """Public methods that one of the user's classes brings in, and that none of them calls by name."""
-    methods = [(own, value) for kind in kinds for own, value in vars(kind).items()]
-    called = {
-        name for own, value in methods for name in _names_in(value) if name != own
-    }
-    patterns = [name for name in called if "*" in name]
-    called.update(
-        name
-        for parent in type(obj).__mro__
-        if parent not in kinds
-        for name in dir(parent)
-    )
-    for name, value in vars(kinds[index]).items():
-        overridden = any(
-            name in vars(other) for other in kinds[index + 1 :]
-        )  # it is judged there
-        if name.startswith("_") or name in called or overridden or not callable(value):
+def _called_names(kind: type, kinds: list[type]) -> set[str]:
+    """Names, and patterns of names, that the user's classes ``kinds`` call in other methods, or that others define."""
+    called = set()
+    for parent in kind.__mro__:
+        if parent not in kinds:
+            called.update(dir(parent))
             continue
-        if not any(fnmatchcase(name, pattern) for pattern in patterns):
-            yield name
+        for own, value in vars(parent).items():
+            called.update(name for name in _names_in(value) if name != own)
+    return called
 
 
 def _meant(name: str, known: list[str]) -> str | None:
@@ -142,11 +136,10 @@ def _meant(name: str, known: list[str]) -> str | None:
     if STEPS_ELSEWHERE.get(name) in known:
         return STEPS_ELSEWHERE[name]
     for close in get_close_matches(name, known, 1, 0.8):
-        misspelt = name.count("_") <= close.count("_") or name.replace(
-            "_", ""
-        ) == close.replace("_", "")
         # With more words, as in predict_next_step, it says something else: only what begins so is meant as a hook.
-        if misspelt or name.startswith("on_"):
+        has_more_words = name.count("_") > close.count("_")
+        same_letters = name.replace("_", "") == close.replace("_", "")
+        if same_letters or not has_more_words or name.startswith("on_"):
             return close
     return None
 
@@ -155,9 +148,8 @@ def _written_by_users(kind: type, base: type) -> Iterator[type]:
     """The classes of ``kind`` that are subclasses of ``base``, or mixins from the same package; not the framework's."""
     package = kind.__module__.partition(".")[0]
     for parent in kind.__mro__:
-        if not _is_ours(parent) and (
-            issubclass(parent, base) or parent.__module__.partition(".")[0] == package
-        ):
+        is_near = parent.__module__.partition(".")[0] == package
+        if not _is_ours(parent) and (is_near or issubclass(parent, base)):
             yield parent
 
 
@@ -170,44 +162,38 @@ def _names_in(value: Any) -> Iterator[str]:
 
     Where it has ``getattr``, also the texts in it: parts of names, such as ``"_step"``, as patterns.
     """
-    functions: list[Any] = [
-        value,
-        *(getattr(value, name, None) for name in ("fget", "fset", "func")),
-    ]
-    for function in functions:
-        code = (
-            function
-            if isinstance(function, CodeType)
-            else getattr(inspect.unwrap(function), "__code__", None)
-        )
+    inside = [getattr(value, name, None) for name in ("fget", "fset", "func")]
+    for function in (value, *inside):
+        code = function
+        if not isinstance(code, CodeType):
+            code = getattr(inspect.unwrap(function), "__code__", None)
         if not isinstance(code, CodeType):
             continue
         yield from code.co_names
+        has_getattr = "getattr" in code.co_names
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 yield from _names_in(constant)
-            elif (
-                isinstance(constant, str)
-                and constant.isidentifier()
-                and "getattr" in code.co_names
-            ):
+            elif has_getattr and isinstance(constant, str) and constant.isidentifier():
                 start = "*" if constant.startswith("_") else ""
-                yield f"{start}{constant}{'*' if constant.endswith('_') else ''}"
+                end = "*" if constant.endswith("_") else ""
+                yield f"{start}{constant}{end}"
 
 
 def check_hook_arguments(owner: object, name: str, base: type) -> None:
-    """Raise unless a hook can be called with what that of ``base`` takes, with what has a default there or without.
+    """Raise unless a hook can be called with the arguments of the contract's, with or without those that have defaults.
+
+    Args:
+        owner: the object with the hook.
+        name: of the hook.
+        base: the contract.
 
     Raises:
         TypeError: as :func:`check_arguments`.
     """
     parameters = list(inspect.signature(getattr(base, name)).parameters.values())[1:]
-    required = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-    ]
-    check_arguments(owner, name, required, [parameter.name for parameter in parameters])
+    required = [p.name for p in parameters if p.default is p.empty]
+    check_arguments(owner, name, required, [p.name for p in parameters])
 
 
 def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
@@ -226,23 +212,21 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
         signature = inspect.signature(method)
         decorated = inspect.signature(method, follow_wrapped=False)
     except ValueError:
-        return  # a function without a signature, such as one written in C
-    # A decorator may give the function more than it is given itself.
-    if any(
-        _takes(each, arguments)
-        for each in (signature, decorated)
-        for arguments in accepted
-    ):
+        # A function without a signature, such as one written in C.
         return
-    several = ""
+    for arguments in accepted:
+        # A decorator may give the function more than it is given itself.
+        if _takes(signature, arguments) or _takes(decorated, arguments):
+            return
+    advice = ""
     if "optimizer_idx" in signature.parameters:
-        several = (
+        advice = (
             "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
             "opt.update(loss) for each in training_step"
         )
     given = ", ".join(accepted[0])
     raise TypeError(
-        f"{type(owner).__name__}.{name}{signature} is called with ({given}){several}"
+        f"{type(owner).__name__}.{name}{signature} is called with ({given}){advice}"
     )
 
 
@@ -275,9 +259,12 @@ def check_initialized(obj: object) -> None:
 
 
 def overrides(obj: object, name: str, base: type) -> bool:
-    """Whether ``obj`` has a method ``name`` other than that of ``base``, from its class or its instance.
+    """Whether an object has a method of its own, in its class or set on itself; None there switches it off.
 
-    One that is set to None, on the object or in its class, is switched off.
+    Args:
+        obj: the object.
+        name: of the method.
+        base: the contract, whose method does nothing.
     """
     if name in vars(obj):
         return vars(obj)[name] is not None
