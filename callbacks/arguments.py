@@ -27,6 +27,11 @@ def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
     require(valid, name, accepted or f"an int of at least {least}", value)
 
 
+def require_choice(name: str, value: Any, *choices: Any) -> None:
+    """Refuse what is none of ``choices``."""
+    require(value in choices, name, " or ".join(map(repr, choices)), value)
+
+
 def require_mode(mode: str) -> None:
     """Refuse what is neither ``"min"`` nor ``"max"``."""
     require(

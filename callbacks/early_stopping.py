@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .arguments import require_int, require_mode
+from .arguments import require_choice, require_int
 from .base import Callback
-from .monitor import acts_at_epoch_ends, not_logged
+from .monitor import acts_at_epoch_ends, not_logged, worst_value
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -85,7 +85,7 @@ class EarlyStopping(Callback):
         check_on_train_epoch_end: bool | None = None,
         log_rank_zero_only: bool = False,
     ) -> None:
-        require_mode(mode)
+        require_choice("mode", mode, "min", "max")
         require_int("patience", patience, 0, "a number of checks, an int of at least 0")
         self.monitor = monitor
         self.min_delta = min_delta
@@ -99,7 +99,7 @@ class EarlyStopping(Callback):
         self.log_rank_zero_only = log_rank_zero_only
         self.wait_count = 0
         self.stopped_epoch = 0
-        self.best_score = torch.tensor(torch.inf if mode == "min" else -torch.inf)
+        self.best_score = worst_value(mode)
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
         self._check_on_train_epoch_end = check_on_train_epoch_end
@@ -116,8 +116,6 @@ class EarlyStopping(Callback):
         """``monitor_op(a, b)`` tells whether ``a`` is better than ``b``."""
         return self.mode_dict[self.mode]
 
-    # -- state ------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "wait_count": self.wait_count,
@@ -129,7 +127,7 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back a state, but for ``patience``: there the constructor's argument counts, which is the newer one."""
+        """Take back a state. Its ``patience`` does not count: the constructor's argument is newer."""
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = torch.as_tensor(state_dict["best_score"])
@@ -137,20 +135,14 @@ class EarlyStopping(Callback):
         self.stopping_reason_message = state_dict["stopping_reason_message"]
         self._loaded = True
 
-    # -- when to check ----------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if not self._loaded:
             return
         self._loaded = False
-        if (
-            self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
-            and self.wait_count < self.patience
-        ):
-            self.stopping_reason, self.stopping_reason_message = (
-                EarlyStoppingReason.NOT_STOPPED,
-                None,
-            )
+        was_exhausted = self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+        if was_exhausted and self.wait_count < self.patience:
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+            self.stopping_reason_message = None
         if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
             if trainer.is_global_zero:
@@ -159,90 +151,82 @@ class EarlyStopping(Callback):
                     self.stopping_reason_message,
                 )
 
+    def _acts_at_epoch_ends(self, trainer: Trainer) -> bool:
+        return acts_at_epoch_ends(trainer, self._check_on_train_epoch_end)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         # An epoch that was left before its end is not done: its check comes when the run is resumed.
-        if trainer.state.epoch_done and acts_at_epoch_ends(
-            trainer, self._check_on_train_epoch_end
-        ):
+        if trainer.state.epoch_done and self._acts_at_epoch_ends(trainer):
             self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if in_epoch and not acts_at_epoch_ends(trainer, self._check_on_train_epoch_end):
+        if in_epoch and not self._acts_at_epoch_ends(trainer):
             self._check(trainer)
-
-    # -- what to decide ---------------------------------------------------------------------------------------
 
     def _check(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:
             return
         logged = trainer.callback_metrics
         value = logged.get(self.monitor)
-        # A collective: all processes go on with the main process's value, so that their counts stay the same.
-        value = trainer.strategy.broadcast(
-            value if value is None else value.detach().squeeze().to("cpu", copy=True)
-        )
+        if value is not None:
+            value = value.detach().squeeze().to("cpu", copy=True)
+        # All processes go on with the main process's value, so that their counts stay the same.
+        value = trainer.strategy.broadcast(value)  # collective
         if value is None:
             missing = not_logged(self, self.monitor, logged)
             if self.strict:
                 raise missing
-            self._say(
-                trainer, f"{missing} This check is skipped.", only_if_verbose=True
-            )
+            self._say(trainer, f"{missing} This check is skipped.", is_detail=True)
             return
-
         reason, message = self._judge(value)
         if reason is EarlyStoppingReason.NOT_STOPPED:
             if message:
-                self._say(trainer, message, only_if_verbose=True)
+                self._say(trainer, message, is_detail=True)
             return
         trainer.should_stop = True
         self.stopped_epoch = trainer.current_epoch
-        self.stopping_reason, self.stopping_reason_message = reason, message
+        self.stopping_reason = reason
+        self.stopping_reason_message = message
         self._say(trainer, f"Stopping: {message}")
 
     def _judge(self, current: Tensor) -> tuple[EarlyStoppingReason, str]:
-        """Compare with the best value and the limits, and update the counts."""
-        name, better = self.monitor, self.monitor_op
+        """Compare with the best value and the limits, and update the counts; returns what to do, and what to say."""
+        name = self.monitor
+        better = self.monitor_op
+        value, best = f"{name} = {current:.6g}", f"{self.best_score:.6g}"
         if self.check_finite and not torch.isfinite(current):
-            return (
-                EarlyStoppingReason.NON_FINITE_METRIC,
-                f"{name} is {current}; the best was {self.best_score:.6g}.",
-            )
-        if self.stopping_threshold is not None and better(
-            current, self.stopping_threshold
-        ):
+            message = f"{name} is {current}; the best was {best}."
+            return EarlyStoppingReason.NON_FINITE_METRIC, message
+        limit = self.stopping_threshold
+        if limit is not None and better(current, limit):
             sign = self.order_dict[self.mode]
-            message = f"{name} = {current:.6g} {sign} stopping_threshold = {self.stopping_threshold}."
+            message = f"{value} {sign} stopping_threshold = {limit}."
             return EarlyStoppingReason.STOPPING_THRESHOLD, message
-        if self.divergence_threshold is not None and better(
-            -current, -self.divergence_threshold
-        ):
-            message = f"{name} = {current:.6g} is worse than divergence_threshold = {self.divergence_threshold}."
+        limit = self.divergence_threshold
+        if limit is not None and better(-current, -limit):
+            message = f"{value} is worse than divergence_threshold = {limit}."
             return EarlyStoppingReason.DIVERGENCE_THRESHOLD, message
 
-        least = (
-            current + self.min_delta if self.mode == "min" else current - self.min_delta
-        )
-        if better(least, self.best_score):
-            message = f"{name} improved from {self.best_score:.6g} to {current:.6g}."
-            self.best_score, self.wait_count = current, 0
+        margin = self.min_delta if self.mode == "min" else -self.min_delta
+        if better(current + margin, self.best_score):
+            self.best_score = current
+            self.wait_count = 0
+            message = f"{name} improved from {best} to {current:.6g}."
             return EarlyStoppingReason.NOT_STOPPED, message
         self.wait_count += 1
         if self.wait_count < self.patience:
             return EarlyStoppingReason.NOT_STOPPED, ""
-        message = f"{name} has not improved in {self.wait_count} checks; the best was {self.best_score:.6g}."
+        message = (
+            f"{name} has not improved in {self.wait_count} checks; the best was {best}."
+        )
         return EarlyStoppingReason.PATIENCE_EXHAUSTED, message
 
-    def _say(
-        self, trainer: Trainer, message: str, only_if_verbose: bool = False
-    ) -> None:
-        if trainer.is_global_zero and (self.verbose or not only_if_verbose):
-            log.info("EarlyStopping, epoch %d: %s", trainer.current_epoch, message)
+    def _say(self, trainer: Trainer, message: str, is_detail: bool = False) -> None:
+        """Tell the user; a detail only if ``verbose`` is set."""
+        text = f"EarlyStopping, epoch {trainer.current_epoch}: {message}"
+        if trainer.is_global_zero:
+            if self.verbose or not is_detail:
+                log.info("%s", text)
         elif self.verbose and not self.log_rank_zero_only:
-            log.info(
-                "[rank %d] EarlyStopping, epoch %d: %s",
-                trainer.global_rank,
-                trainer.current_epoch,
-                message,
-            )
+            log.info("[rank %d] %s", trainer.global_rank, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from .arguments import require
+from .arguments import require_choice
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class LearningRateMonitor(Callback):
         log_momentum: bool = False,
         log_weight_decay: bool = False,
     ) -> None:
-        valid = logging_interval in (None, "step", "epoch")
-        require(valid, "logging_interval", "'step', 'epoch' or None", logging_interval)
+        require_choice("logging_interval", logging_interval, "step", "epoch", None)
         self.logging_interval = logging_interval
         self.log_momentum = log_momentum
         self.log_weight_decay = log_weight_decay
         self.lrs: dict[str, list[float]] = {}
-        self._every = 0  # steps; 0: never
+        # Optimizer steps from one row to the next; 0 for none.
+        self._every_n_steps = 0
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
@@ -57,18 +57,19 @@ class LearningRateMonitor(Callback):
             raise RuntimeError(
                 "LearningRateMonitor needs a logger: Trainer(logger=...) must not be False"
             )
-        self._every = (
-            0 if self.logging_interval == "epoch" else trainer.log_every_n_steps
-        )
+        per_step = self.logging_interval != "epoch"
+        self._every_n_steps = trainer.log_every_n_steps if per_step else 0
         self._logged_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step + 1  # that this batch belongs to
-        if not self._every or step % self._every or step == self._logged_step:
+        # The step that this batch belongs to; an accumulation window has several batches.
+        step = trainer.global_step + 1
+        every = self._every_n_steps
+        if not every or step % every or step == self._logged_step:
             return
-        self._logged_step = step  # an accumulation window has several batches
+        self._logged_step = step
         self._log(trainer, "step", step)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
@@ -81,64 +82,53 @@ class LearningRateMonitor(Callback):
         for name, optimizer, own_interval in _optimizers_by_name(trainer):
             if self.logging_interval is None and own_interval not in (None, interval):
                 continue
-            for group_name, group in _groups_by_name(name, optimizer):
-                rates[group_name] = float(group["lr"])
+            for key, group in _groups_by_name(name, optimizer):
+                rates[key] = float(group["lr"])
                 if self.log_momentum:
-                    momentum = (
-                        group["betas"][0]
-                        if "betas" in group
-                        else group.get("momentum", 0.0)
-                    )
-                    others[f"{group_name}-momentum"] = float(momentum)
+                    momentum = group.get("momentum", 0.0)
+                    first_beta, *_ = group.get("betas", (momentum,))
+                    others[f"{key}-momentum"] = float(first_beta)
                 if self.log_weight_decay:
-                    others[f"{group_name}-weight_decay"] = float(
-                        group.get("weight_decay", 0.0)
-                    )
+                    decay = group.get("weight_decay", 0.0)
+                    others[f"{key}-weight_decay"] = float(decay)
         if not rates:
             return
-        for name, rate in rates.items():
-            self.lrs.setdefault(name, []).append(rate)
+        for key, rate in rates.items():
+            self.lrs.setdefault(key, []).append(rate)
         if trainer.is_global_zero:
+            row = {"epoch": trainer.current_epoch, **rates, **others}
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    {"epoch": trainer.current_epoch, **rates, **others}, step=step
-                )
+                logger.log_metrics(row, step=step)
 
 
 def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
-    """Each scheduler's optimizer and those without: its name, itself, and the scheduler's interval or None."""
-    found: list[tuple[str | None, Optimizer, str | None]] = [
+    """The optimizers of schedulers, then those without: name, optimizer, and the scheduler's interval or None."""
+    listed: list[tuple[str | None, Optimizer, str | None]] = [
         (config.name, config.scheduler.optimizer, config.interval)
         for config in trainer.lr_scheduler_configs
     ]
-    scheduled = [id(optimizer) for _, optimizer, _ in found]
-    for optimizer in trainer.optimizers:
-        optimizer = getattr(
-            optimizer, "optimizer", optimizer
-        )  # DeepSpeed's and manual optimization's are wrapped
-        if id(optimizer) not in scheduled:
-            found.append((None, optimizer, None))
-    seen: Counter[str] = Counter()
-    result = []
-    for given, optimizer, interval in found:
-        name = given or f"lr-{type(optimizer).__name__}"
-        result.append(
-            (f"{name}-{seen[name]}" if seen[name] else name, optimizer, interval)
-        )
-        seen[name] += 1
-    return result
+    for wrapped in trainer.optimizers:
+        # DeepSpeed's and manual optimization's are wrapped.
+        optimizer = getattr(wrapped, "optimizer", wrapped)
+        if all(optimizer is not other for _, other, _ in listed):
+            listed.append((None, optimizer, None))
+    counts: Counter[str] = Counter()
+    named = []
+    for given_name, optimizer, interval in listed:
+        name = given_name or f"lr-{type(optimizer).__name__}"
+        number = counts[name]
+        counts[name] += 1
+        named.append((f"{name}-{number}" if number else name, optimizer, interval))
+    return named
 
 
 def _groups_by_name(
     name: str, optimizer: Optimizer
 ) -> list[tuple[str, dict[str, Any]]]:
     groups = optimizer.param_groups
-    if len(groups) == 1:
-        own = groups[0].get("name")
-        return [(f"{name}/{own}" if own else name, groups[0])]
-    names = [
-        group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)
-    ]
+    if len(groups) == 1 and not groups[0].get("name"):
+        return [(name, groups[0])]
+    names = [group.get("name", f"pg{i}") for i, group in enumerate(groups, start=1)]
     if len(set(names)) < len(names):
         raise ValueError(
             f"the parameter groups of one optimizer need different names; {name} has {names}"

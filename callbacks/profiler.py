@@ -57,15 +57,17 @@ class SimpleProfiler(Callback):
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self._last = 0.0
-        self._interrupted = ""  # the section that a checkpoint ends
+        # The section that a checkpoint ends.
+        self._interrupted = ""
         self._saving = False
 
     def _end(self, section: str, then: str = "other") -> None:
-        """Count the time since the last call for ``section``; ``then`` is what it is followed by until a checkpoint."""
+        """Count the time since the last call for ``section``; ``then`` is the section that a checkpoint would end."""
         now = time.perf_counter()
         self._interrupted = then
         if self._saving:
-            section, self._saving = "checkpoint", False
+            section = "checkpoint"
+            self._saving = False
         self.seconds[section] = self.seconds.get(section, 0.0) + now - self._last
         self.counts[section] = self.counts.get(section, 0) + 1
         self._last = time.perf_counter()
@@ -78,12 +80,12 @@ class SimpleProfiler(Callback):
         ]
         for section, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
             count = self.counts[section]
-            share, mean = seconds / total if total else 0.0, seconds / count * 1e3
+            share = seconds / total if total else 0.0
+            mean = seconds / count * 1e3
             lines.append(
                 f"{section:<28}{seconds:>10.3f}{share:>8.1%}{count:>10}{mean:>12.3f}"
             )
-        lines.append(f"{'total':<28}{total:>10.3f}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"{'total':<28}{total:>10.3f}"])
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         self.seconds, self.counts = {}, {}
@@ -96,15 +98,11 @@ class SimpleProfiler(Callback):
         if not trainer.is_global_zero:
             return
         print(f"Profile of {stage}:\n{self.table()}", flush=True)
-        with open(
-            os.path.join(folder, self.filename.format(stage=stage)),
-            "w",
-            encoding="utf-8",
-        ) as file:
-            file.write(self.table() + "\n")
+        path = os.path.join(folder, self.filename.format(stage=stage))
+        with open(path, "w", encoding="utf-8") as file:
+            print(self.table(), file=file)
 
-    # -- each hook says what has just ended -------------------------------------------------------------------
-
+    # Each hook says what has just ended.
     on_train_start = _ends("start of the run")
     on_train_epoch_start = _ends("between epochs")
     on_train_batch_start = _ends("data loading")
@@ -123,9 +121,8 @@ class SimpleProfiler(Callback):
     on_validation_end = on_test_end = on_predict_end = _ends("end of evaluation")
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        self._end(
-            "start of the run" if trainer.sanity_checking else "before evaluation"
-        )
+        before = "start of the run" if trainer.sanity_checking else "before evaluation"
+        self._end(before)
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -133,9 +130,8 @@ class SimpleProfiler(Callback):
         self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
     ) -> None:
         self._end(self._interrupted, then="checkpoint")
-        self._saving = (
-            True  # there is no hook at its end: it is what comes until the next one
-        )
+        # There is no hook at its end: it is what comes until the next one.
+        self._saving = True
 
 
 class PyTorchProfiler(Callback):
@@ -177,12 +173,7 @@ class PyTorchProfiler(Callback):
         row_limit: int = 20,
         **profile_kwargs: Any,
     ) -> None:
-        self._schedule = {
-            "wait": wait,
-            "warmup": warmup,
-            "active": active,
-            "repeat": repeat,
-        }
+        self._schedule = dict(wait=wait, warmup=warmup, active=active, repeat=repeat)
         for name, count in self._schedule.items():
             require_int(name, count, least=1 if name == "active" else 0)
         self._activities = activities
@@ -226,19 +217,17 @@ class PyTorchProfiler(Callback):
             return
         try:
             averages = self.profiler.key_averages()
-        except AssertionError:  # torch's way to say that there is no event
+        except AssertionError:
+            # That is torch's way to say that there is no event.
             needed = self._schedule["wait"] + self._schedule["warmup"] + 1
-            print(
-                f"PyTorchProfiler traced nothing: it needs at least {needed} batches.",
-                flush=True,
+            message = (
+                f"PyTorchProfiler traced nothing: it needs at least {needed} batches."
             )
+            print(message, flush=True)
             return
-        on_device = any(
-            getattr(average, "self_device_time_total", 0) for average in averages
-        )
-        sort_by = self._sort_by or (
-            "self_device_time_total" if on_device else "self_cpu_time_total"
-        )
+        times = [getattr(average, "self_device_time_total", 0) for average in averages]
+        own_time = "self_device_time_total" if any(times) else "self_cpu_time_total"
+        sort_by = self._sort_by or own_time
         print(averages.table(sort_by=sort_by, row_limit=self._row_limit), flush=True)
         for path in self.trace_paths:
             print(f"Trace: {path}", flush=True)
@@ -251,11 +240,14 @@ class PyTorchProfiler(Callback):
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.profiler is not None:
+    def _step(self, trainer: Trainer, module: Module, *_: Any) -> None:
+        # Inside fit, training sets the steps.
+        is_step = trainer.training or trainer.state.fn != "fit"
+        if is_step and self.profiler is not None:
             self.profiler.step()
+
+    on_train_batch_end = on_validation_batch_end = _step
+    on_test_batch_end = on_predict_batch_end = _step
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         self._stop()
@@ -264,22 +256,7 @@ class PyTorchProfiler(Callback):
         if trainer.state.fn == "validate":
             self._start(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if (
-            trainer.state.fn != "fit" and self.profiler is not None
-        ):  # inside fit, training sets the steps
-            self.profiler.step()
-
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)
 
     on_predict_start = on_test_start
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end

@@ -10,7 +10,7 @@ from datetime import timedelta
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
-from .arguments import require
+from .arguments import require, require_choice
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -45,20 +45,15 @@ class Timer(Callback):
         interval: str = "step",
         verbose: bool = True,
     ) -> None:
-        require(
-            interval in ("step", "epoch"), "interval", "'step' or 'epoch'", interval
-        )
+        require_choice("interval", interval, "step", "epoch")
         self._duration = None if duration is None else _seconds(duration)
         self._interval = interval
         self._verbose = verbose
         self._start: dict[str, float] = {}
         self._end: dict[str, float] = {}
-        self._before = 0.0  # seconds of training before this fit
-        self._deadline = (
-            math.inf
-        )  # checked after each step; infinite if that is not asked for
-
-    # -- what was measured ------------------------------------------------------------------------------------
+        self._seconds_before_fit = 0.0
+        # Checked after each step, on the monotonic clock; infinite if only epochs are to be ended.
+        self._deadline = math.inf
 
     def start_time(self, stage: str = "train") -> float | None:
         """When a stage last began, on the clock of ``time.monotonic``; None if it has not."""
@@ -70,7 +65,7 @@ class Timer(Callback):
 
     def time_elapsed(self, stage: str = "train") -> float:
         """Seconds in a stage: in all of the training, or in the last evaluation of that kind."""
-        before = self._before if stage == "train" else 0.0
+        before = self._seconds_before_fit if stage == "train" else 0.0
         start = self.start_time(stage)
         if start is None:
             return before
@@ -79,33 +74,26 @@ class Timer(Callback):
 
     def time_remaining(self, stage: str = "train") -> float | None:
         """Seconds of ``duration`` that a stage has left, negative if it took longer; None without a ``duration``."""
-        return (
-            None
-            if self._duration is None
-            else self._duration - self.time_elapsed(stage)
-        )
-
-    # -- state ------------------------------------------------------------------------------------------------
+        if self._duration is None:
+            return None
+        return self._duration - self.time_elapsed(stage)
 
     def state_dict(self) -> dict[str, Any]:
         return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in _STAGES}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["time_elapsed"]["train"]
+        self._seconds_before_fit = state_dict["time_elapsed"]["train"]
         self._start.pop("train", None)
         self._end.pop("train", None)
 
-    # -- training ---------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._before = self.time_elapsed()
+        self._seconds_before_fit = self.time_elapsed()
         self._begin("train")
         if self._duration is not None:
-            deadline = self._start["train"] + self._duration - self._before
+            deadline = self._start["train"] + self._duration - self._seconds_before_fit
             self._deadline = deadline if self._interval == "step" else math.inf
-            if (
-                time.monotonic() >= deadline
-            ):  # it was used up before this run was resumed
+            # It may have been used up before this run was resumed.
+            if time.monotonic() >= deadline:
                 self._stop(trainer)
 
     def on_train_batch_end(
@@ -113,17 +101,15 @@ class Timer(Callback):
     ) -> None:
         if time.monotonic() >= self._deadline:
             self._deadline = math.inf
-            self._stop(
-                trainer
-            )  # on this process; the Trainer lets all of them stop at the same step
+            # In this process; the Trainer lets all of them stop at the same step.
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        left = self.time_remaining()
-        if (
-            self._interval == "epoch"
-            and left is not None
-            and trainer.strategy.broadcast(left) <= 0
-        ):
+        if self._interval == "step" or self._duration is None:
+            return
+        # All processes go by the main one's clock.
+        remaining = trainer.strategy.broadcast(self.time_remaining())  # collective
+        if remaining <= 0:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -134,8 +120,6 @@ class Timer(Callback):
         if self._verbose and trainer.is_global_zero:
             elapsed = timedelta(seconds=int(self.time_elapsed()))
             log.info("Timer: time is up after %s of training; stopping.", elapsed)
-
-    # -- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         for stage in _kinds(trainer):
@@ -164,7 +148,8 @@ def _kinds(trainer: Trainer) -> tuple[str, ...]:
 
 
 def _known(stage: str) -> str:
-    require(stage in _STAGES, "stage", f"one of {', '.join(map(repr, _STAGES))}", stage)
+    stages = ", ".join(map(repr, _STAGES))
+    require(stage in _STAGES, "stage", f"one of {stages}", stage)
     return stage
 
 
@@ -178,16 +163,12 @@ def _seconds(duration: str | timedelta | Mapping[str, float]) -> float:
             raise ValueError(
                 f"duration must hold arguments of datetime.timedelta; got {duration!r}"
             ) from error
-    match = (
-        re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
-        if isinstance(duration, str)
-        else None
-    )
+    match = None
+    if isinstance(duration, str):
+        match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
     if match is None:
         raise ValueError(
             f"duration must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments; got {duration!r}"
         )
     days, hours, minutes, seconds = map(int, match.groups())
-    return timedelta(
-        days=days, hours=hours, minutes=minutes, seconds=seconds
-    ).total_seconds()
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
