@@ -78,16 +78,12 @@ def names_arguments(init: Initializer) -> Initializer:
     """
     parameters = list(inspect.signature(init).parameters.values())[1:]
     known = [parameter.name for parameter in parameters]
-    positional = [
-        parameter
-        for parameter in parameters
-        if parameter.kind is not parameter.KEYWORD_ONLY
-    ]
+    num_positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters)
     owner = init.__qualname__.partition(".")[0]
 
     @wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        if len(args) > len(positional):
+        if len(args) > num_positional:
             raise TypeError(
                 f"{owner} takes its arguments by name, such as {known[0]}=…; got {args[-1]!r}"
             )
@@ -96,11 +92,8 @@ def names_arguments(init: Initializer) -> Initializer:
                 raise TypeError(
                     f"{owner} has no argument {name!r}{_advice(name, known)}"
                 )
-        init(
-            self,
-            *map(_plain, args),
-            **{name: _plain(value) for name, value in kwargs.items()},
-        )
+        plain = {name: _plain(value) for name, value in kwargs.items()}
+        init(self, *map(_plain, args), **plain)
 
     return checked  # type: ignore[return-value] # it has the constructor's signature
 
@@ -117,20 +110,21 @@ def _advice(name: str, known: list[str]) -> str:
     if name in ELSEWHERE:
         return f": here that is {ELSEWHERE[name]}"
     close = get_close_matches(name, known, n=1)
-    return (
-        f"; did you mean {close[0]!r}?"
-        if close
-        else f"; its arguments are {', '.join(known)}"
-    )
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; its arguments are {', '.join(known)}"
 
 
 def check_count(
     name: str, value: Any, minimum: int, extra: tuple[Any, ...] = ()
 ) -> None:
-    """Require an integer from ``minimum``, or one of ``extra``."""
-    if any(
-        value is item or (type(value) is type(item) and value == item) for item in extra
-    ):
+    """Require an integer from ``minimum``, or one of ``extra``.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    # True is no 1; and a value of another type may not be comparable at all, such as an array.
+    if value in [item for item in extra if type(item) is type(value)]:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         others = "".join(f", or {item!r}" for item in extra)
@@ -140,7 +134,14 @@ def check_count(
 
 
 def check_limit(name: str, value: Any) -> int | float:
-    """Require a number of batches (int) or a fraction (float from 0.0 to 1.0); None means all."""
+    """Require a number of batches (int) or a fraction of them (float from 0.0 to 1.0).
+
+    Returns:
+        The value; 1.0, which is all, for None.
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if value is None:
         return 1.0
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -153,18 +154,27 @@ def check_limit(name: str, value: Any) -> int | float:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Require one of ``choices``."""
-    if not any(
-        value is choice or (isinstance(value, str) and value == choice)
-        for choice in choices
-    ):
+    """Require one of ``choices``.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    # True is no 1; and a value of another type may not be comparable at all, such as an array.
+    if value not in [choice for choice in choices if isinstance(value, type(choice))]:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}"
         )
 
 
 def check_clipping(value: Any, algorithm: Any) -> str:
-    """Check the two clipping arguments; returns the algorithm."""
+    """Check ``gradient_clip_val`` and ``gradient_clip_algorithm``.
+
+    Returns:
+        The algorithm; ``"norm"`` for None.
+
+    Raises:
+        ValueError: if one of them is not as it should be.
+    """
     if value is not None and (
         not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0
     ):
@@ -176,7 +186,14 @@ def check_clipping(value: Any, algorithm: Any) -> str:
 
 
 def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
-    """Check ``val_check_interval``: a number of batches, or a fraction of an epoch."""
+    """Check ``val_check_interval``: a number of batches, or a fraction of an epoch.
+
+    Returns:
+        The value; 1.0 for None.
+
+    Raises:
+        ValueError: if it is neither, or a fraction although validation counts batches over epochs.
+    """
     if value is None:
         return 1.0
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
@@ -194,7 +211,11 @@ def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
 
 
 def check_max_time(value: Any) -> None:
-    """Require a duration that the Timer takes."""
+    """Require a duration that the Timer takes.
+
+    Raises:
+        TypeError: if it is none.
+    """
     if value is not None and not isinstance(value, (str, dict, timedelta)):
         raise TypeError(
             f'max_time must be "DD:HH:MM:SS", a timedelta or a dict of its arguments; got {value!r}'

@@ -63,11 +63,9 @@ class DataHooks:
     ) -> Any:
         """Move a batch to the device."""
         trainer = self.__dict__.get("_trainer")
-        return (
-            move_batch(batch, device)
-            if trainer is None
-            else trainer.engine.to_device(batch)
-        )
+        if trainer is None:
+            return move_batch(batch, device)
+        return trainer.engine.to_device(batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch after it moved to the device."""
@@ -135,24 +133,25 @@ class DataModule(DataHooks, HyperparametersMixin):
             batch_size: samples per batch.
             num_workers: processes per loader.
             **kwargs: arguments of the class's constructor.
+
+        Returns:
+            A DataModule whose ``…_dataloader`` methods make the loaders.
         """
         from torch.utils.data import DataLoader, IterableDataset
 
         def loader(dataset: Any, shuffle: bool) -> DataLoader[Any]:
-            shuffle = shuffle and not isinstance(dataset, IterableDataset)
-            pin = torch.accelerator.is_available()
             return DataLoader(
                 dataset,
                 batch_size=batch_size,
-                shuffle=shuffle,
+                shuffle=shuffle and not isinstance(dataset, IterableDataset),
                 num_workers=num_workers,
-                pin_memory=pin,
+                pin_memory=torch.accelerator.is_available(),
             )
 
         def loaders(datasets: Any, shuffle: bool) -> Any:
             if isinstance(datasets, Mapping):
                 return {
-                    name: loader(dataset, shuffle) for name, dataset in datasets.items()
+                    name: loader(value, shuffle) for name, value in datasets.items()
                 }
             if isinstance(datasets, (list, tuple)):
                 return [loader(dataset, shuffle) for dataset in datasets]
@@ -167,9 +166,6 @@ class DataModule(DataHooks, HyperparametersMixin):
         }
         for name, datasets in given.items():
             if datasets is not None:
-                setattr(
-                    instance,
-                    f"{name}_dataloader",
-                    partial(loaders, datasets, name == "train"),
-                )
+                make = partial(loaders, datasets, name == "train")
+                setattr(instance, f"{name}_dataloader", make)
         return instance

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..strategies import Strategy
 
-from typing import TYPE_CHECKING
-
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""

@@ -18,7 +18,14 @@ from .errors import CheckpointError
 def load_weights(
     load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool
 ) -> None:
-    """Load ``checkpoint["state_dict"]`` through ``load(state, strict)``.
+    """Load the weights that a checkpoint holds.
+
+    Args:
+        load: called with the weights by name, and ``strict``.
+        module: named in the error.
+        checkpoint: what was read.
+        path: of the checkpoint, for the error.
+        strict: whether the names must be exactly the module's.
 
     Raises:
         CheckpointError: if it is of another architecture, or holds objects that were not loaded.
@@ -41,11 +48,20 @@ def construct(
     key: str,
     overrides: dict[str, Any],
 ) -> Any:
-    """Construct ``cls`` from the hyperparameters that a checkpoint holds under ``key``."""
+    """Construct an object from the hyperparameters that a checkpoint holds.
+
+    Args:
+        cls: the class to construct.
+        path: of the checkpoint, for errors.
+        checkpoint: what was read.
+        key: of the hyperparameters in it.
+        overrides: arguments instead of them, or beside them.
+
+    Raises:
+        CheckpointError: if an argument is missing, or is an object that was not loaded.
+    """
     parameters = inspect.signature(cls.__init__).parameters
-    takes_any = any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     saved = checkpoint.get(key, {})
     with naming_damage(path, "its hyperparameters are not as they should be"):
         call = checkpoint.get(f"{key}_call") or {
@@ -57,12 +73,13 @@ def construct(
             name, kind = call["whole"]
             saved, kinds = {name: saved}, {name: kind}
         kept = {
-            k: v
-            for k, v in saved.items()
-            if k in call["arguments"] and (takes_any or k in parameters)
+            name: value
+            for name, value in saved.items()
+            if name in call["arguments"] and (takes_any or name in parameters)
         }
     arguments = {**kept, **overrides}
-    if (sealed := find_sealed(arguments)) is not None:
+    sealed = find_sealed(arguments)
+    if sealed is not None:
         raise sealed._error()
     for name in kinds.keys() & kept.keys() - overrides.keys():
         arguments[name] = rebuild(cls, name, kinds[name], kept[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ class HyperparametersMixin:
     logs_hparams = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Let the constructors note their arguments: only now, as ``dataclass`` makes one after the class."""
+        """Let the constructors record their arguments. A dataclass has its constructor only now."""
         _record_constructors(cls)
         new: Any = super().__new__
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
@@ -51,17 +51,17 @@ class HyperparametersMixin:
         depth = len(self.__dict__.get("_constructor_calls") or ())
         ignored = self.__dict__.setdefault("_ignored_hparams", {})
         ignored[depth] = {ignore} if isinstance(ignore, str) else set(ignore or ())
-        # A subclass, whose constructor runs around its base's, has the last word.
-        left_out = set().union(
-            *(names for level, names in ignored.items() if level <= depth)
-        )
         self.logs_hparams = logger
         self.hparams.update(chosen)
-        for name in left_out:
-            self.hparams.pop(name, None)
-        if modules := [
-            name for name, value in self.hparams.items() if isinstance(value, nn.Module)
-        ]:
+        for level, names in ignored.items():
+            # A subclass, whose constructor runs around its base's, has the last word.
+            if level <= depth:
+                for name in names:
+                    self.hparams.pop(name, None)
+        modules = [
+            n for n, value in self.hparams.items() if isinstance(value, nn.Module)
+        ]
+        if modules:
             warnings.warn(
                 f"save_hyperparameters keeps {', '.join(map(repr, modules))}, which is a module: every checkpoint "
                 f"would hold its weights a second time, as a pickled object; leave it out by ignore={modules!r}",
@@ -90,7 +90,8 @@ class HyperparametersMixin:
                 f"attrs or pydantic object; got {args!r}"
             )
         recorded = self._constructor_arguments()
-        if unknown := [name for name in args if name not in recorded]:
+        unknown = [name for name in args if name not in recorded]
+        if unknown:
             raise ValueError(
                 f"save_hyperparameters: {', '.join(unknown)} is no argument of {type(self).__name__}; "
                 f"its arguments are: {', '.join(recorded) or 'none'}"
@@ -99,42 +100,42 @@ class HyperparametersMixin:
 
     def _note_call(self, kept: Any) -> None:
         """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""
-        if running := self.__dict__.get("_constructor_calls"):
-            own = self._constructor_arguments(running[:1])
-            kinds = {
-                name: kind
-                for name, value in own.items()
-                if (kind := kind_of(type(self), name, value))
-            }
-            whole = next(
-                (
-                    name
-                    for name, value in own.items()
-                    if value is kept and not isinstance(value, str)
-                ),
-                None,
-            )
-            self.__dict__["_hparams_call"] = {
-                "arguments": list(own),
-                "whole": None
-                if whole is None
-                else [whole, kinds.get(whole, type(kept).__name__)],
-                "kinds": kinds,
-            }
+        running = self.__dict__.get("_constructor_calls")
+        if not running:
+            return
+        arguments = self._constructor_arguments(running[:1])
+        kinds = {}
+        whole = None
+        for name, value in arguments.items():
+            kind = kind_of(type(self), name, value)
+            if kind:
+                kinds[name] = kind
+            if whole is None and value is kept and not isinstance(value, str):
+                whole = [name, kind or type(kept).__name__]
+        self.__dict__["_hparams_call"] = {
+            "arguments": list(arguments),
+            "whole": whole,
+            "kinds": kinds,
+        }
 
     @property
     def hparams_call(self) -> dict[str, Any] | None:
-        """How to construct the object again: names of its arguments, and the one that holds all hyperparameters."""
+        """How to construct the object again, or None if :meth:`save_hyperparameters` was not called in ``__init__``.
+
+        Its ``"arguments"`` are the names of the constructor's arguments, its ``"kinds"`` the classes of those that a
+        checkpoint holds as plain dicts, and its ``"whole"`` the name and class of the one that holds all
+        hyperparameters, or None.
+        """
         return self.__dict__.get("_hparams_call")
 
     def portable_hparams(self) -> dict[str, Any]:
         """The hyperparameters for a checkpoint: what :attr:`hparams_call` tells how to make again, in plain dicts."""
-        call = self.hparams_call or {"whole": None, "kinds": {}}
-        everything = call["whole"] is not None
-        kinds = call["kinds"]
+        call = self.hparams_call
+        if call is None:
+            return dict(self.hparams)
         return {
-            n: portable(value) if everything or n in kinds else value
-            for n, value in self.hparams.items()
+            name: portable(value) if call["whole"] or name in call["kinds"] else value
+            for name, value in self.hparams.items()
         }
 
     def _constructor_arguments(self, running: Any = None) -> dict[str, Any]:
@@ -165,24 +166,25 @@ class HyperparametersMixin:
 
 
 def _record_constructors(cls: type[Any]) -> None:
-    """Let the constructors of ``cls`` note what they are called with; so nothing is ever guessed from a frame.
+    """Let constructors of ``cls`` record what they are called with; so nothing is ever guessed from a frame.
 
-    Those of its classes with hyperparameters, of mixins that save them, and in any case the one that is called first.
+    They are those of its classes with hyperparameters, those of mixins that call ``save_hyperparameters``, and in any
+    case the one that is called first.
     """
     for kind in cls.__mro__:
         init = vars(kind).get("__init__")
-        if not inspect.isfunction(init) or hasattr(init, "records_call"):
-            continue
-        code = getattr(inspect.unwrap(init), "__code__", None)
-        if issubclass(kind, HyperparametersMixin) or "save_hyperparameters" in getattr(
-            code, "co_names", ()
-        ):
-            kind.__init__ = _recording(init)
-    if inspect.isfunction(cls.__init__) and not hasattr(cls.__init__, "records_call"):
-        cls.__init__ = _recording(cls.__init__)
+        code = getattr(inspect.unwrap(init), "__code__", None) if init else None
+        saves = "save_hyperparameters" in getattr(code, "co_names", ())
+        if saves or issubclass(kind, HyperparametersMixin):
+            _record_calls(kind, init)
+    _record_calls(cls, cls.__init__)
 
 
-def _recording(init: Callable[..., None]) -> Callable[..., None]:
+def _record_calls(kind: type[Any], init: Any) -> None:
+    """Let the constructor of a class record what it is called with, if that is a function which does not yet do so."""
+    if not inspect.isfunction(init) or hasattr(init, "records_call"):
+        return
+
     @functools.wraps(init)
     def record(self: Any, *args: Any, **kwargs: Any) -> None:
         running = self.__dict__.setdefault("_constructor_calls", [])
@@ -193,7 +195,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
             running.pop()
 
     record.records_call = True  # type: ignore[attr-defined] # so that it is done once
-    return record
+    kind.__init__ = record
 
 
 def _copy(hparams: AttributeDict) -> AttributeDict:
@@ -202,8 +204,7 @@ def _copy(hparams: AttributeDict) -> AttributeDict:
     for name, value in hparams.items():
         try:
             copied[name] = deepcopy(value)
-        except (
-            Exception
-        ):  # an open file, a lock: the hyperparameter itself still counts
+        except Exception:
+            # An open file, a lock: the hyperparameter itself still counts.
             copied[name] = value
     return copied

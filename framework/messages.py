@@ -1,4 +1,4 @@
-"""What the framework tells its user: one logger, which can be configured or silenced as any other."""
+"""What the framework tells its user, through one logger that can be configured or silenced as any other."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ def silence() -> None:
 
 
 def print_results(stage: str, results: list[dict[str, float]]) -> None:
-    """Print a table of values, a column for each loader."""
+    """Print a table of the values that a run has logged.
+
+    Args:
+        stage: such as ``"test"``.
+        results: values by name, for each loader.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     table.add_column(f"{stage} metric")
-    several = len(results) > 1
-    for index in range(len(results)):
-        table.add_column(f"loader {index}" if several else "value", justify="right")
-    bare = [
-        {name.split("/dataloader_idx_")[0]: value for name, value in result.items()}
-        for result in results
-    ]
-    for name in dict.fromkeys(name for result in bare for name in result):
-        table.add_row(
-            name, *(f"{result[name]:.6g}" if name in result else "" for result in bare)
-        )
+    columns = []
+    for index, result in enumerate(results):
+        heading = f"loader {index}" if len(results) > 1 else "value"
+        table.add_column(heading, justify="right")
+        columns.append({n.split("/dataloader_idx_")[0]: x for n, x in result.items()})
+    for name in dict.fromkeys(name for column in columns for name in column):
+        cells = [f"{c[name]:.6g}" if name in c else "" for c in columns]
+        table.add_row(name, *cells)
     Console().print(table)

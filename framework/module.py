@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
-    from .loop.manual import ManualOptimizer
     from .loop.step import Optimization
     from .trainer import Trainer
 
@@ -49,22 +48,21 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make a module of which nothing is missing where a subclass's ``__init__`` forgets ``super().__init__()``."""
         make = super().__new__
-        module = (
-            make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
-        )  # that of a mixin
+        if make is object.__new__:
+            module = make(cls)
+        else:
+            # That of a mixin.
+            module = make(cls, *args, **kwargs)
         nn.Module.__init__(module)
         return module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init = super().__init__
+        is_torchs = getattr(init, "__func__", None) is nn.Module.__init__
         # It has been done, and would forget what was assigned since: by a dataclass's constructor, or too early.
-        done = getattr(
-            init, "__func__", None
-        ) is nn.Module.__init__ and "_parameters" in vars(self)
-        if args or kwargs or not done:
+        is_done = is_torchs and "_parameters" in vars(self)
+        if args or kwargs or not is_done:
             init(*args, **kwargs)
-
-    # -- where the module runs --------------------------------------------------------------------------------
 
     @property
     def trainer(self) -> Trainer:
@@ -77,7 +75,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         if trainer is None:
             reader = sys._getframe(1).f_globals.get("__name__", "")
             if reader.startswith(("torch.jit", "torch._jit")):
-                return None  # type: ignore[return-value] # TorchScript reads all attributes, those it leaves alone too
+                # TorchScript reads all attributes, also those that it leaves alone.
+                return None  # type: ignore[return-value]
             raise RuntimeError(
                 f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first"
             )
@@ -85,9 +84,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
-        for part in self.modules():
-            if isinstance(part, Module):
-                part.__dict__["_trainer"] = trainer
+        for module in self.modules():
+            if isinstance(module, Module):
+                module.__dict__["_trainer"] = trainer
 
     def _of_trainer(self, name: str, default: Any) -> Any:
         trainer = self.__dict__.get("_trainer")
@@ -100,7 +99,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     @property
     def device_mesh(self) -> Any:
-        """The processes as the strategy arranges them, for ``configure_model``: a ``DeviceMesh``, or None."""
+        """The strategy's ``DeviceMesh`` of processes, for ``configure_model``; None if it has none."""
         strategy = self._of_trainer("strategy", None)
         return None if strategy is None else strategy.device_mesh
 
@@ -154,6 +153,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
         Returns:
             With several processes, each tensor with a new first dimension ``(world_size, ...)``; else ``data``.
+
+        Raises:
+            ValueError: if ``group`` is given.
+            RuntimeError: in an evaluation step that other processes may not take.
         """
         if group is not None:
             raise ValueError(
@@ -166,8 +169,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
                 "loader's batches cannot be dealt out evenly: keep the values, and gather them when the epoch ends"
             )
         return self.trainer.engine.all_gather(data, sync_grads=sync_grads)
-
-    # -- logging ----------------------------------------------------------------------------------------------
 
     def log(
         self,
@@ -206,7 +207,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             rank_zero_only: log the main process's value only.
 
         Raises:
-            ValueError, TypeError: for values or arguments that are none of these.
+            ValueError: for an argument that is none of these.
+            TypeError: for a value that is none of these.
             RuntimeError: where nothing can be logged, such as in ``predict_step`` or ``setup``.
         """
         trainer = self.__dict__.get("_trainer")
@@ -231,15 +233,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             dictionary: values by name, or a torchmetrics ``MetricCollection``.
             **kwargs: arguments of :meth:`log`.
         """
-        # A MetricCollection copies its metrics on items() unless told not to; the copies could not be reset.
-        options: dict[str, Any] = {}
+        options = {}
         if isinstance(dictionary, nn.Module):
+            # A MetricCollection gives copies of its metrics otherwise, which could not be reset.
             options = {"keep_base": False, "copy_state": False}
-        items = dictionary.items(**options)
-        for name, value in items:
+        for name, value in dictionary.items(**options):
             self.log(name, value, **kwargs)
-
-    # -- optimizers -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """Return the optimizers, and their schedulers.
@@ -251,19 +250,20 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def optimizers(
-        self, use_pl_optimizer: bool = True
-    ) -> ManualOptimizer | Optimizer | list[Any]:
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """The optimizer, or the list of several, for manual optimization.
 
         Args:
             use_pl_optimizer: False gives torch's own optimizers, past hooks, precision and strategy.
+
+        Returns:
+            A ``ManualOptimizer``, or a list of them. Only the run knows how many, so type checkers are told nothing.
+
+        Raises:
+            RuntimeError: before ``fit`` has called ``configure_optimizers``.
         """
         step = self._step_of_fit()
-        optimizers: list[Any] = list(
-            step.manual if use_pl_optimizer else step.optimizers
-        )
-        return optimizers[0] if len(optimizers) == 1 else optimizers
+        return _one_or_all(step.manual if use_pl_optimizer else step.optimizers)
 
     def _step_of_fit(self) -> Optimization:
         fit = self.trainer.last_fit
@@ -276,16 +276,19 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def lr_schedulers(self) -> Any:
         """None, the scheduler, or the list of several, for manual optimization."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        return (
-            None
-            if not schedulers
-            else schedulers[0]
-            if len(schedulers) == 1
-            else schedulers
-        )
+        return _one_or_all(schedulers) if schedulers else None
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute gradients in manual optimization: ``loss.backward()`` with the precision's scaling and the hooks."""
+        """Compute gradients in manual optimization: ``loss.backward()`` with the precision's scaling and the hooks.
+
+        Args:
+            loss: a tensor of one element.
+            *args: for :meth:`backward`.
+            **kwargs: for :meth:`backward`.
+
+        Raises:
+            RuntimeError: with automatic optimization.
+        """
         if self.automatic_optimization:
             raise RuntimeError(
                 "manual_backward is for manual optimization; set self.automatic_optimization = False in __init__, "
@@ -358,8 +361,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """Step ``scheduler``; ``metric`` is the monitored value, or None where none is monitored."""
         scheduler.step() if metric is None else scheduler.step(metric)
 
-    # -- steps: an override names its arguments as below; type checkers accept any -----------------------------
-
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """``training_step(batch, batch_idx)``: compute the loss of a batch.
 
@@ -382,8 +383,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """``predict_step(batch, batch_idx, dataloader_idx=0)``: predict a batch; by default, call the module on it."""
         return self(args[0])
 
-    # -- set-up -----------------------------------------------------------------------------------------------
-
     def configure_model(self) -> None:
         """Create large submodules here: in the run's precision and, later, right on their devices.
 
@@ -393,8 +392,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def configure_callbacks(self) -> Callback | list[Callback]:
         """Return callbacks that belong to the module; one of a type replaces the Trainer's of that type."""
         return []
-
-    # -- hooks ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """The model is on its device, and optimizers are made.
@@ -435,8 +432,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The window's gradients are complete and unscaled, not yet clipped."""
-
-    # -- hooks of evaluation: those of validation, testing and prediction are alike ------------------------------
 
     def on_validation_start(self) -> None:
         """Validation, testing or prediction begins."""
@@ -480,8 +475,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
     on_test_model_train = on_validation_model_train
 
-    # -- checkpoints ------------------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written; keys may be added to it."""
 
@@ -521,8 +514,6 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             cls, checkpoint_path, map_location, strict, weights_only, overrides
         )
 
-    # -- freezing ---------------------------------------------------------------------------------------------
-
     def freeze(self) -> None:
         """Switch gradients off for all parameters, and to evaluation mode."""
         self.requires_grad_(False)
@@ -534,15 +525,20 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         self.train()
 
 
-# What TorchScript leaves alone: these tell of the run, or of types that it does not know.
+# What TorchScript leaves alone: properties that tell of the run, or have types that it does not know.
 Module.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIssue] # torch reads it from the class
     name for name in dir(Module) if isinstance(getattr(Module, name), property)
 ]
 
 
 def _first_tensor(module: nn.Module, floating: bool = False) -> Tensor:
-    tensors = chain(module.parameters(), module.buffers())
-    return next(
-        (tensor for tensor in tensors if not floating or tensor.is_floating_point()),
-        torch.empty(0),
-    )
+    """The first parameter or buffer, of a floating-point dtype if so wished; an empty tensor if there is none."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point() or not floating:
+            return tensor
+    return torch.empty(0)
+
+
+def _one_or_all(items: Sequence[Any]) -> Any:
+    """The item if there is one, else the list."""
+    return items[0] if len(items) == 1 else list(items)

@@ -21,7 +21,7 @@ SEED_VARIABLE = "LOOPWRIGHT_SEED"
 def seed_everything(
     seed: int | None = None, workers: bool = False, verbose: bool = True
 ) -> int:
-    """Seed Python, NumPy (if it is in use) and torch on all devices.
+    """Seed Python, NumPy (if it is imported) and torch on all devices.
 
     Args:
         seed: from 0 to 2**32 - 1; by default that of the environment's ``LOOPWRIGHT_SEED``, else 0.
@@ -58,14 +58,14 @@ def mix_seeds(*numbers: int) -> int:
 def seed_batch(seed: int) -> None:
     """Seed Python, NumPy and torch's CPU generator before a batch is made."""
     _seed_libraries(seed)
-    torch.default_generator.manual_seed(
-        seed
-    )  # the accelerators' generators belong to the training step
+    # The accelerators' generators belong to the training step.
+    torch.default_generator.manual_seed(seed)
 
 
 def _seed_libraries(seed: int) -> None:
     random.seed(seed)
-    if (numpy := sys.modules.get("numpy")) is not None:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
         numpy.random.seed(seed % 2**32)
 
 
@@ -75,9 +75,11 @@ def rng_state(device: torch.device | None = None) -> dict[str, Any]:
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
     }
-    if (numpy := sys.modules.get("numpy")) is not None:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
         state["numpy"] = numpy.random.get_state()
-    if device is not None and (device_state := device_rng_state(device)) is not None:
+    device_state = None if device is None else device_rng_state(device)
+    if device_state is not None:
         state["device"] = device_state
     return state
 
