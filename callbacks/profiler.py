@@ -240,7 +240,7 @@ class PyTorchProfiler(Callback):
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)
 
-    def _step(self, trainer: Trainer, module: Module, *_: Any) -> None:
+    def _step(self, trainer: Trainer, module: Module, *_: Any, **__: Any) -> None:
         # Inside fit, training sets the steps.
         is_step = trainer.training or trainer.state.fn != "fit"
         if is_step and self.profiler is not None:

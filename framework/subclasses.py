@@ -162,8 +162,9 @@ def _names_in(value: Any) -> Iterator[str]:
 
     Where it has ``getattr``, also the texts in it: parts of names, such as ``"_step"``, as patterns.
     """
-    inside = [getattr(value, name, None) for name in ("fget", "fset", "func")]
-    for function in (value, *inside):
+    inside = (getattr(value, name, None) for name in ("fget", "fset", "func"))
+    functions: list[Any] = [value, *inside]
+    for function in functions:
         code = function
         if not isinstance(code, CodeType):
             code = getattr(inspect.unwrap(function), "__code__", None)
