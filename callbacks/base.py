@@ -39,12 +39,18 @@ class Callback:
         """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
 
     def on_save_checkpoint(
-        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+        self,
+        trainer: Trainer,
+        module: Module,
+        checkpoint: dict[str, Any],
     ) -> None:
         """A checkpoint is about to be written; keys may be added to it."""
 
     def on_load_checkpoint(
-        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+        self,
+        trainer: Trainer,
+        module: Module,
+        checkpoint: dict[str, Any],
     ) -> None:
         """A checkpoint was read and is about to be applied."""
 
@@ -57,7 +63,10 @@ class Callback:
         """A run ended normally; after an exception, :meth:`on_exception` is called instead."""
 
     def on_exception(
-        self, trainer: Trainer, module: Module, exception: BaseException
+        self,
+        trainer: Trainer,
+        module: Module,
+        exception: BaseException,
     ) -> None:
         """An exception ends the run; it is raised again afterwards."""
 
@@ -92,22 +101,37 @@ class Callback:
         """An epoch ended; its validation, if due, has run."""
 
     def on_train_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        batch: Any,
+        batch_idx: int,
     ) -> int | None:
         """Before a training step. Returning -1 skips the rest of the epoch."""
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """After a training step. ``outputs`` is ``{"loss": detached loss, ...}`` or None."""
 
     def on_before_zero_grad(
-        self, trainer: Trainer, module: Module, optimizer: Optimizer
+        self,
+        trainer: Trainer,
+        module: Module,
+        optimizer: Optimizer,
     ) -> None:
         """The gradients of the last window are about to be cleared."""
 
     def on_before_backward(
-        self, trainer: Trainer, module: Module, loss: Tensor
+        self,
+        trainer: Trainer,
+        module: Module,
+        loss: Tensor,
     ) -> None:
         """Before the backward pass; ``loss`` is already divided for accumulation, not yet scaled."""
 
@@ -115,7 +139,10 @@ class Callback:
         """After the backward pass; under ``"16-mixed"`` the gradients are still scaled."""
 
     def on_before_optimizer_step(
-        self, trainer: Trainer, module: Module, optimizer: Optimizer
+        self,
+        trainer: Trainer,
+        module: Module,
+        optimizer: Optimizer,
     ) -> None:
         """The window's gradients are complete and unscaled, not yet clipped."""
 

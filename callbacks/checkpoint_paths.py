@@ -14,7 +14,10 @@ _FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")  # {name} or {name:format}
 
 
 def fill(
-    template: str, values: Mapping[str, Any], with_names: bool, equals: str = "="
+    template: str,
+    values: Mapping[str, Any],
+    with_names: bool,
+    equals: str = "=",
 ) -> str:
     """Replace each ``{name:format}`` by the value of that name, 0 if there is none.
 

@@ -88,7 +88,10 @@ class BarDisplay:
                     shown.total = None
         speed = task.speed(done)
         self._progress.update(
-            task.bar, completed=done, speed_text=speed, metrics=metrics
+            task.bar,
+            completed=done,
+            speed_text=speed,
+            metrics=metrics,
         )
         self._progress.refresh()
 

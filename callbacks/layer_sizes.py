@@ -21,7 +21,9 @@ class LayerSizes(NamedTuple):
 
 
 def record_sizes(
-    module: nn.Module, layers: dict[str, nn.Module], example: Any
+    module: nn.Module,
+    layers: dict[str, nn.Module],
+    example: Any,
 ) -> tuple[dict[str, LayerSizes], str]:
     """Call a module once, in evaluation mode and without gradients. Nothing of it is changed afterwards.
 
@@ -125,7 +127,10 @@ def _like_parameters(example: Any, module: nn.Module) -> Any:
 
 
 def _shape(value: Any) -> Any:
-    return _map(lambda x: list(x.shape) if isinstance(x, Tensor) else None, value)
+    def shape(value: Any) -> list[int] | None:
+        return list(value.shape) if isinstance(value, Tensor) else None
+
+    return _map(shape, value)
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

@@ -62,7 +62,11 @@ class LearningRateMonitor(Callback):
         self._logged_step = trainer.global_step
 
     def on_train_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         # The step that this batch belongs to; an accumulation window has several batches.
         step = trainer.global_step + 1
@@ -123,7 +127,8 @@ def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | No
 
 
 def _groups_by_name(
-    name: str, optimizer: Optimizer
+    name: str,
+    optimizer: Optimizer,
 ) -> list[tuple[str, dict[str, Any]]]:
     groups = optimizer.param_groups
     if len(groups) == 1 and not groups[0].get("name"):

@@ -153,7 +153,10 @@ class ModelCheckpoint(Callback):
             isinstance(interval, timedelta) and interval >= timedelta(0)
         )
         require(
-            valid, "train_time_interval", "a datetime.timedelta of 0 or more", interval
+            valid,
+            "train_time_interval",
+            "a datetime.timedelta of 0 or more",
+            interval,
         )
         if (
             sum([bool(every_n_train_steps), interval is not None, bool(every_n_epochs)])
@@ -311,7 +314,12 @@ class ModelCheckpoint(Callback):
             self._interval.start(trainer.consensus.clock)
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self._waits_for_window and not trainer.window_is_open:
             self._save_due(trainer)
@@ -356,7 +364,10 @@ class ModelCheckpoint(Callback):
         self._finish_save()
 
     def on_exception(
-        self, trainer: Trainer, module: Module, exception: BaseException
+        self,
+        trainer: Trainer,
+        module: Module,
+        exception: BaseException,
     ) -> None:
         try:
             self._finish_save()  # here, a process hears of its own saves only
@@ -379,7 +390,10 @@ class ModelCheckpoint(Callback):
             usual, self.save_weights_only = self.save_weights_only, False
             try:
                 self._commit(
-                    trainer, self._monitor_candidates(trainer), ranked=False, asked=True
+                    trainer,
+                    self._monitor_candidates(trainer),
+                    ranked=False,
+                    asked=True,
                 )
             finally:
                 self.save_weights_only = usual
@@ -483,7 +497,9 @@ class ModelCheckpoint(Callback):
         return trainer.strategy.broadcast(values)  # a collective
 
     def check_monitor_top_k(
-        self, trainer: Trainer, current: Tensor | None = None
+        self,
+        trainer: Trainer,
+        current: Tensor | None = None,
     ) -> bool:
         """Whether a checkpoint with the value ``current`` is among the best ``save_top_k``."""
         if current is None or self.save_top_k == 0:
@@ -549,7 +565,11 @@ class ModelCheckpoint(Callback):
         if self.save_last:
             name = self.CHECKPOINT_NAME_LAST
             self.last_model_path = self._free_path(
-                trainer, values, name, reuse=old_last, taken=path
+                trainer,
+                values,
+                name,
+                reuse=old_last,
+                taken=path,
             )
         if self.monitor is not None and self.best_model_path:
             name = self.CHECKPOINT_NAME_BEST
@@ -561,7 +581,10 @@ class ModelCheckpoint(Callback):
                 self._best_pointer = ""  # the user's `filename` is "best"
             else:
                 self._best_pointer = self._free_path(
-                    trainer, values, name, reuse=old_best
+                    trainer,
+                    values,
+                    name,
+                    reuse=old_best,
                 )
         self._last_global_step_saved = trainer.global_step
         moment, best = _moment(trainer), self.best_model_path
@@ -616,7 +639,9 @@ class ModelCheckpoint(Callback):
         )
 
     def _follow_up(
-        self, trainer: Trainer, failed: BaseException | None
+        self,
+        trainer: Trainer,
+        failed: BaseException | None,
     ) -> tuple[bool, BaseException | None]:
         """Do what follows a save of a subclass's own, if all processes have done their part. A collective.
 
@@ -730,7 +755,10 @@ class ModelCheckpoint(Callback):
         join, equals = self.CHECKPOINT_JOIN_CHAR, self.CHECKPOINT_EQUALS_CHAR
         template = filename or self.filename or f"{{epoch}}{join}{{step}}"
         name = fill(
-            template, metrics, with_names=self.auto_insert_metric_name, equals=equals
+            template,
+            metrics,
+            with_names=self.auto_insert_metric_name,
+            equals=equals,
         )
         name = join.join(
             [

@@ -164,7 +164,9 @@ class Summary:
 
 
 def summarize(
-    module: nn.Module, max_depth: int = 1, with_sizes: bool = True
+    module: nn.Module,
+    max_depth: int = 1,
+    with_sizes: bool = True,
 ) -> Summary:
     """Summarize a module; if it has an ``example_input_array``, with the sizes that its layers take and return.
 
@@ -207,18 +209,27 @@ def summarize(
             outside.parameters += count
             outside.lazy |= isinstance(parameter, UninitializedParameter)
     for name, layer in layers.items():
-        row = LayerSummary(name, type(layer).__name__, 0, lazy=is_lazy(layer))
-        row.mode = "train" if layer.training else "eval"
+        row = _summarize_layer(name, layer, first_names)
         row.in_size, row.out_size = sizes.get(name, LayerSizes())
-        for parameter in layer.parameters():
-            if first_names[parameter].startswith(f"{name}."):
-                row.parameters += _count(parameter)
-            else:
-                row.shared = True
         summary.layers.append(row)
     if layers and (outside.parameters or outside.lazy):
         summary.layers.append(outside)
     return summary
+
+
+def _summarize_layer(
+    name: str,
+    layer: nn.Module,
+    first_names: dict[Tensor, str],
+) -> LayerSummary:
+    row = LayerSummary(name, type(layer).__name__, 0, lazy=is_lazy(layer))
+    row.mode = "train" if layer.training else "eval"
+    for parameter in layer.parameters():
+        if first_names[parameter].startswith(f"{name}."):
+            row.parameters += _count(parameter)
+        else:
+            row.shared = True
+    return row
 
 
 def _count(parameter: Tensor) -> int:

@@ -35,7 +35,9 @@ class OnExceptionCheckpoint(Callback):
     FILE_EXTENSION = ".ckpt"
 
     def __init__(
-        self, dirpath: str | os.PathLike[str], filename: str = "on_exception"
+        self,
+        dirpath: str | os.PathLike[str],
+        filename: str = "on_exception",
     ) -> None:
         if not filename:
             raise ValueError("filename must not be empty")
@@ -48,7 +50,10 @@ class OnExceptionCheckpoint(Callback):
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
     def on_exception(
-        self, trainer: Trainer, module: Module, exception: BaseException
+        self,
+        trainer: Trainer,
+        module: Module,
+        exception: BaseException,
     ) -> None:
         if trainer.state.fn != "fit" or trainer.run.live_step is None:
             return

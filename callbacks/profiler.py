@@ -127,7 +127,10 @@ class SimpleProfiler(Callback):
     on_test_start = on_predict_start = on_validation_start
 
     def on_save_checkpoint(
-        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+        self,
+        trainer: Trainer,
+        module: Module,
+        checkpoint: dict[str, Any],
     ) -> None:
         self._end(self._interrupted, then="checkpoint")
         # There is no hook at its end: it is what comes until the next one.
@@ -173,7 +176,12 @@ class PyTorchProfiler(Callback):
         row_limit: int = 20,
         **profile_kwargs: Any,
     ) -> None:
-        self._schedule = dict(wait=wait, warmup=warmup, active=active, repeat=repeat)
+        self._schedule = {
+            "wait": wait,
+            "warmup": warmup,
+            "active": active,
+            "repeat": repeat,
+        }
         for name, count in self._schedule.items():
             require_int(name, count, least=1 if name == "active" else 0)
         self._activities = activities
@@ -233,7 +241,10 @@ class PyTorchProfiler(Callback):
             print(f"Trace: {path}", flush=True)
 
     def on_exception(
-        self, trainer: Trainer, module: Module, exception: BaseException
+        self,
+        trainer: Trainer,
+        module: Module,
+        exception: BaseException,
     ) -> None:
         self._stop()
 

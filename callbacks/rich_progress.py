@@ -115,7 +115,10 @@ class RichProgressBar(ProgressBar):
 
         def text(template: str, style: str, column: Column) -> TextColumn:
             return TextColumn(
-                template, style=style or "none", markup=False, table_column=column
+                template,
+                style=style or "none",
+                markup=False,
+                table_column=column,
             )
 
         bar = BarColumn(
@@ -150,12 +153,19 @@ class RichProgressBar(ProgressBar):
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         label = f"{self.train_description} {trainer.current_epoch}{last}"
         self._epoch = ProgressTask(
-            label, trainer.num_training_batches, first=trainer.batch_idx
+            label,
+            trainer.num_training_batches,
+            first=trainer.batch_idx,
         )
         self._begin(trainer, self._epoch)
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if monotonic() >= self._next_show:
             self._show(trainer, module, self._epoch, batch_idx + 1)
@@ -184,7 +194,10 @@ class RichProgressBar(ProgressBar):
         self._begin_evaluation(trainer, label, trainer.num_predict_batches)
 
     def _begin_evaluation(
-        self, trainer: Trainer, label: str, num_batches: list[int | float]
+        self,
+        trainer: Trainer,
+        label: str,
+        num_batches: list[int | float],
     ) -> None:
         self._evaluation = ProgressTask(label, sum(num_batches))
         self._evaluated = 0
@@ -225,7 +238,10 @@ class RichProgressBar(ProgressBar):
     # -- the end ----------------------------------------------------------------------------------------------
 
     def on_exception(
-        self, trainer: Trainer, module: Module, exception: BaseException
+        self,
+        trainer: Trainer,
+        module: Module,
+        exception: BaseException,
     ) -> None:
         self._close()
 
@@ -234,8 +250,13 @@ class RichProgressBar(ProgressBar):
 
     def __getstate__(self) -> dict[str, Any]:
         # A terminal can be neither copied nor sent to another process.
-        shown = {"_display": None, "_epoch": None, "_evaluation": None}
-        return {**super().__getstate__(), **shown, "_next_show": math.inf}
+        return {
+            **super().__getstate__(),
+            "_display": None,
+            "_epoch": None,
+            "_evaluation": None,
+            "_next_show": math.inf,
+        }
 
     # -- drawing ----------------------------------------------------------------------------------------------
 
@@ -248,7 +269,11 @@ class RichProgressBar(ProgressBar):
         self._next_show = monotonic() + self._display.interval
 
     def _show(
-        self, trainer: Trainer, module: Module, task: ProgressTask | None, done: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        task: ProgressTask | None,
+        done: int,
     ) -> None:
         """Draw with the logged values, which waits for the device."""
         if self._display is None or not self.is_enabled:

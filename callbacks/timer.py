@@ -97,7 +97,12 @@ class Timer(Callback):
                 self._stop(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if time.monotonic() >= self._deadline:
             self._deadline = math.inf

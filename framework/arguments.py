@@ -116,7 +116,10 @@ def _advice(name: str, known: list[str]) -> str:
 
 
 def check_count(
-    name: str, value: Any, minimum: int, extra: tuple[Any, ...] = ()
+    name: str,
+    value: Any,
+    minimum: int,
+    extra: tuple[Any, ...] = (),
 ) -> None:
     """Require an integer from ``minimum``, or one of ``extra``.
 

@@ -59,7 +59,10 @@ class DataHooks:
         return batch
 
     def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
+        self,
+        batch: Any,
+        device: torch.device,
+        dataloader_idx: int,
     ) -> Any:
         """Move a batch to the device."""
         trainer = self.__dict__.get("_trainer")
@@ -96,7 +99,10 @@ class DataModule(DataHooks, HyperparametersMixin):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, weights_only: bool | None = None, **overrides: Any
+        cls,
+        checkpoint_path: Any,
+        weights_only: bool | None = None,
+        **overrides: Any,
     ) -> Self:
         """Construct the data from a checkpoint's hyperparameters, and give it back its state.
 

@@ -14,7 +14,10 @@ class CheckpointError(RuntimeError):
 
 
 def in_main_process(
-    strategy: Strategy, path: str, write: Callable[[], Any], together: bool = True
+    strategy: Strategy,
+    path: str,
+    write: Callable[[], Any],
+    together: bool = True,
 ) -> None:
     """Let the main process write ``path``; if that fails, it fails in all of them. A collective, if ``together``."""
     failed: BaseException | None = None
@@ -30,7 +33,10 @@ def in_main_process(
 
 
 def exchange(
-    strategy: Strategy, path: str, failed: BaseException | None, value: Any = None
+    strategy: Strategy,
+    path: str,
+    failed: BaseException | None,
+    value: Any = None,
 ) -> tuple[list[Any], BaseException | None]:
     """Tell all processes what each has come to on the way to writing ``path``. A collective.
 

@@ -16,7 +16,11 @@ from .errors import CheckpointError
 
 
 def load_weights(
-    load: Any, module: Any, checkpoint: dict[str, Any], path: Any, strict: bool
+    load: Any,
+    module: Any,
+    checkpoint: dict[str, Any],
+    path: Any,
+    strict: bool,
 ) -> None:
     """Load the weights that a checkpoint holds.
 
@@ -99,13 +103,20 @@ def construct(
 
 
 def datamodule_from_checkpoint(
-    cls: type[Any], path: Any, weights_only: bool | None, overrides: dict[str, Any]
+    cls: type[Any],
+    path: Any,
+    weights_only: bool | None,
+    overrides: dict[str, Any],
 ) -> Any:
     """``DataModule.load_from_checkpoint``."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only)
     datamodule = construct(
-        cls, path, checkpoint, "datamodule_hyper_parameters", overrides
+        cls,
+        path,
+        checkpoint,
+        "datamodule_hyper_parameters",
+        overrides,
     )
     if "datamodule" in checkpoint:
         require_unsealed(checkpoint["datamodule"])

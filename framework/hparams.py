@@ -29,7 +29,10 @@ class HyperparametersMixin:
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 
     def save_hyperparameters(
-        self, *args: Any, ignore: str | Iterable[str] | None = None, logger: bool = True
+        self,
+        *args: Any,
+        ignore: str | Iterable[str] | None = None,
+        logger: bool = True,
     ) -> None:
         """Keep the constructor's arguments in :attr:`hparams`, in checkpoints and in the loggers.
 
@@ -59,7 +62,7 @@ class HyperparametersMixin:
                 for name in names:
                     self.hparams.pop(name, None)
         modules = [
-            n for n, value in self.hparams.items() if isinstance(value, nn.Module)
+            name for name, value in self.hparams.items() if isinstance(value, nn.Module)
         ]
         if modules:
             warnings.warn(
@@ -133,10 +136,11 @@ class HyperparametersMixin:
         call = self.hparams_call
         if call is None:
             return dict(self.hparams)
-        return {
-            name: portable(value) if call["whole"] or name in call["kinds"] else value
-            for name, value in self.hparams.items()
-        }
+        hparams = {}
+        for name, value in self.hparams.items():
+            is_config = call["whole"] or name in call["kinds"]
+            hparams[name] = portable(value) if is_config else value
+        return hparams
 
     def _constructor_arguments(self, running: Any = None) -> dict[str, Any]:
         """The arguments of the constructors that are running, by name, defaults included."""
@@ -161,8 +165,10 @@ class HyperparametersMixin:
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle of the object needs neither the raw arguments nor the Trainer that runs it now; and compiled
         # code, which a module inside another may have, cannot be pickled.
-        left_out = ("_constructor_calls", "_trainer", "_compiled_call_impl")
-        return {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state = dict(self.__dict__)
+        for name in ("_constructor_calls", "_trainer", "_compiled_call_impl"):
+            state.pop(name, None)
+        return state
 
 
 def _record_constructors(cls: type[Any]) -> None:

@@ -50,8 +50,11 @@ def print_results(stage: str, results: list[dict[str, float]]) -> None:
     for index, result in enumerate(results):
         heading = f"loader {index}" if len(results) > 1 else "value"
         table.add_column(heading, justify="right")
-        columns.append({n.split("/dataloader_idx_")[0]: x for n, x in result.items()})
+        column = {}
+        for name, value in result.items():
+            column[name.split("/dataloader_idx_")[0]] = f"{value:.6g}"
+        columns.append(column)
     for name in dict.fromkeys(name for column in columns for name in column):
-        cells = [f"{c[name]:.6g}" if name in c else "" for c in columns]
+        cells = [column.get(name, "") for column in columns]
         table.add_row(name, *cells)
     Console().print(table)

@@ -327,7 +327,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             gradient_clip_algorithm: ``"norm"`` (default: the global norm of all of them) or ``"value"``.
         """
         self.trainer.engine.clip_gradients(
-            optimizer, gradient_clip_val, gradient_clip_algorithm or "norm"
+            optimizer,
+            gradient_clip_val,
+            gradient_clip_algorithm or "norm",
         )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -352,7 +354,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         optimizer.step()
 
     def optimizer_zero_grad(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer,
     ) -> None:
         """Clear the gradients; override to clear otherwise."""
         optimizer.zero_grad()
@@ -446,12 +451,19 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """After the last batch; values may still be logged (not in prediction)."""
 
     def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Before a validation, test or predict step."""
 
     def on_validation_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """After a validation, test or predict step; ``outputs`` is what it returned."""
 

@@ -19,7 +19,9 @@ SEED_VARIABLE = "LOOPWRIGHT_SEED"
 
 
 def seed_everything(
-    seed: int | None = None, workers: bool = False, verbose: bool = True
+    seed: int | None = None,
+    workers: bool = False,
+    verbose: bool = True,
 ) -> int:
     """Seed Python, NumPy (if it is imported) and torch on all devices.
 
@@ -85,7 +87,12 @@ def rng_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Set what :func:`rng_state` returned."""
+    """Set what :func:`rng_state` returned.
+
+    Args:
+        state: the states of the generators, by library.
+        device: whose generator is set, too.
+    """
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
     if "numpy" in state:

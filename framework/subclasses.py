@@ -81,7 +81,10 @@ STRATEGIES_ELSEWHERE = {
 
 
 def check_names(
-    obj: object, base: type, known: Iterable[str], elsewhere: dict[str, str]
+    obj: object,
+    base: type,
+    known: Iterable[str],
+    elsewhere: dict[str, str],
 ) -> None:
     """Raise if a user has written a method that nobody calls.
 

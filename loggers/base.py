@@ -57,7 +57,10 @@ class Logger:
         """A fit begins: choose a folder that no other run has. Nobody has asked for :attr:`log_dir` before."""
 
     def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+        self,
+        params: dict[str, Any] | Namespace,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Record the hyperparameters of the run."""
 

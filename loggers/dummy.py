@@ -25,7 +25,12 @@ class LoggerFolders:
     @classmethod
     def of(cls, logger: Logger) -> LoggerFolders:
         """The folders of a logger; asking for them may choose the run's version."""
-        return cls(logger.name, logger.version, logger.save_dir, logger.log_dir)
+        return cls(
+            logger.name,
+            logger.version,
+            logger.save_dir,
+            logger.log_dir,
+        )
 
 
 class NullObject:

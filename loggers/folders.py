@@ -103,7 +103,10 @@ class FolderLogger(Logger):
         return os.path.join(self.root_dir, folder, self._sub_dir).rstrip("/")
 
     def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+        self,
+        params: dict[str, Any] | Namespace,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Record hyperparameters in ``hparams.json``, which is written with the first row."""
         self.hparams.update(vars(params) if isinstance(params, Namespace) else params)

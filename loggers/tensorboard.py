@@ -100,8 +100,10 @@ class TensorBoardLogger(FolderLogger):
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
             if isinstance(value, Mapping):
-                curves = value.items()
-                row[tag] = {key: _number(f"{tag}/{key}", y) for key, y in curves}
+                curves = {}
+                for key, number in value.items():
+                    curves[key] = _number(f"{tag}/{key}", number)
+                row[tag] = curves
             else:
                 row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
