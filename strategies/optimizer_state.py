@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """An optimizer's parameters, group by group."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def parameter_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:

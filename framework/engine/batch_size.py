@@ -81,7 +81,7 @@ def find_executable_batch_size(
                 result = function(size, *args, **kwargs)
             if not attempt.failed:
                 return result
-            for engine in list(Engine.living):
+            for engine in list(Engine.instances):
                 engine.forget()
             attempt.leave()
             before.restore()
@@ -100,7 +100,7 @@ class _Before:
     """What calls that fail must not change: random numbers, and the engines' counters and loss scales."""
 
     def __init__(self) -> None:
-        engines = list(Engine.living)
+        engines = list(Engine.instances)
         self.device = engines[0].device if engines else None
         self.rng = rng_state(self.device)
         self.engines = [
@@ -220,8 +220,8 @@ class _Attempt:
         """Leave the process group, if there are others, and join a new one where engines had one."""
         free_memory(
             torch.device("cpu")
-            if not Engine.living
-            else next(iter(Engine.living)).device
+            if not Engine.instances
+            else next(iter(Engine.instances)).device
         )
         if not self.several:
             return
@@ -229,5 +229,5 @@ class _Attempt:
         leave_group()
         self.store.set(f"left/{self.environment.rank}", "")
         self._wait(lambda rank: f"left/{rank}", or_ran_out=False)
-        for engine in list(Engine.living):
+        for engine in list(Engine.instances):
             engine.connect()

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, in_main_process
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged
 from ..seed import rng_state, set_rng_state
-from .prepared import unwrap
+from .prepared import unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,37 +40,41 @@ def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
 def is_whole(engine: Engine) -> bool:
     """Whether each process has all of the models' and optimizers' states."""
     return not any(
-        strategy.shards_state for strategy in (engine.strategy, *engine._strategies)
+        strategy.shards_state
+        for strategy in (engine.strategy, *engine.prepared.strategies)
     )
 
 
 def can_save_alone(engine: Engine) -> bool:
     """Whether this process can write a checkpoint without the others: it has all that differs beside random states."""
-    stateful = any(loader.stateful for loader in engine._loaders)
+    stateful = any(loader.stateful for loader in engine.prepared.loaders)
     return engine.is_main_process and is_whole(engine) and not stateful
 
 
 def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
     """``Engine.save_state``; ``alone``: by this process, without the others."""
     engine.end_stepped_window()  # its loss scale belongs to the state
-    strategies = engine._strategies
-    loaders = [loader.state_dict() for loader in engine._loaders]
+    strategies = engine.prepared.strategies
+    loaders = [loader.state_dict() for loader in engine.prepared.loaders]
     states = [strategy.model_state() for strategy in strategies]
     checkpoint: dict[str, Any] = {
-        "epoch": engine._loaders[0].epoch if engine._loaders else 0,
+        "epoch": engine.prepared.loaders[0].epoch if engine.prepared.loaders else 0,
         "global_step": engine.global_step,
         "models": len(states),
         "state_dict": states[0] if states else {},
         "more_state_dicts": states[1:],
         "optimizer_states": [
-            engine.optimizer_state(optimizer) for optimizer in engine._optimizers
+            engine.optimizer_state(optimizer)
+            for optimizer in engine.prepared.optimizers
         ],
-        "lr_schedulers": [scheduler.state_dict() for scheduler in engine._schedulers],
+        "lr_schedulers": [
+            scheduler.state_dict() for scheduler in engine.prepared.schedulers
+        ],
         "loaders": [loaders] * engine.num_processes
         if alone
         else engine.strategy.gather_objects(loaders),
-        "data_seed": engine._data_seed,
-        "registered": [item.state_dict() for item in engine._registered],
+        "data_seed": engine.prepared.data_seed,
+        "registered": [item.state_dict() for item in engine.prepared.registered],
     }
     if engine.scaler is not None:
         checkpoint["scaler"] = engine.scaler.state_dict()
@@ -96,10 +100,10 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     _check_counts(engine, checkpoint, path)
     engine.end_window()
     engine.sync_gradients = True
-    for optimizer in engine._optimizers:
+    for optimizer in engine.prepared.optimizers:
         optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
-    for strategy, state in zip(engine._strategies, states, strict=False):
+    for strategy, state in zip(engine.prepared.strategies, states, strict=False):
         load_weights(
             strategy.load_model_state,
             strategy.module,
@@ -109,17 +113,19 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
         )
     try:
         for optimizer, state in zip(
-            engine._optimizers, checkpoint.get("optimizer_states", []), strict=True
+            engine.prepared.optimizers,
+            checkpoint.get("optimizer_states", []),
+            strict=True,
         ):
             engine.load_optimizer_state(optimizer, state)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
     for scheduler, state in zip(
-        engine._schedulers, checkpoint.get("lr_schedulers", []), strict=True
+        engine.prepared.schedulers, checkpoint.get("lr_schedulers", []), strict=True
     ):
         scheduler.load_state_dict(unseal(state, scheduler.scheduler))
     for item, state in zip(
-        engine._registered, checkpoint.get("registered", []), strict=True
+        engine.prepared.registered, checkpoint.get("registered", []), strict=True
     ):
         item.load_state_dict(unseal(state, item))
     if engine.scaler is not None and "scaler" in checkpoint:
@@ -134,13 +140,21 @@ def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
     models = checkpoint.get("models", 1)  # the Trainer's have one
     for name, saved, now in (
-        ("models", models, engine._strategies),
-        ("optimizers", len(checkpoint.get("optimizer_states", ())), engine._optimizers),
-        ("schedulers", len(checkpoint.get("lr_schedulers", ())), engine._schedulers),
+        ("models", models, engine.prepared.strategies),
+        (
+            "optimizers",
+            len(checkpoint.get("optimizer_states", ())),
+            engine.prepared.optimizers,
+        ),
+        (
+            "schedulers",
+            len(checkpoint.get("lr_schedulers", ())),
+            engine.prepared.schedulers,
+        ),
         (
             "registered objects",
             len(checkpoint.get("registered", ())),
-            engine._registered,
+            engine.prepared.registered,
         ),
     ):
         if saved != len(now):
@@ -155,20 +169,20 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
     if places is None:
         return
     if "run" in checkpoint:
-        engine.set_data_seed(checkpoint["run"]["state"]["seed"])
+        engine.prepared.set_data_seed(checkpoint["run"]["state"]["seed"])
         places = [
-            own[: len(engine._loaders)] for own in places
+            own[: len(engine.prepared.loaders)] for own in places
         ]  # the first loader's; others are at their beginning
-    elif len(places[0]) != len(engine._loaders):
+    elif len(places[0]) != len(engine.prepared.loaders):
         raise CheckpointError(
             f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
-            f"{len(engine._loaders)}: prepare the same before load_state"
+            f"{len(engine.prepared.loaders)}: prepare the same before load_state"
         )
     if (seed := checkpoint.get("data_seed")) is not None:
-        engine.set_data_seed(seed)
+        engine.prepared.set_data_seed(seed)
     # With another number of processes, the last one's places: it has read furthest.
     own = places[engine.process_index if len(places) == engine.num_processes else -1]
-    for loader, place in zip(engine._loaders, own, strict=False):
+    for loader, place in zip(engine.prepared.loaders, own, strict=False):
         loader.load_state_dict(place, saved_by=len(places))
 
 
@@ -201,8 +215,10 @@ def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
 
 def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
     """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
-    module = unwrap(model)
-    strategy = next((own for own in engine._strategies if own.module is module), None)
+    module = unwrapped(model)
+    strategy = next(
+        (own for own in engine.prepared.strategies if own.module is module), None
+    )
     state = (
         module.state_dict()
         if strategy is None

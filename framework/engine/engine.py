@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from weakref import WeakSet
 
 import torch
@@ -16,19 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...strategies import Precision, Strategy, create_strategy
-from ...strategies.accelerator import select_devices
-from ...strategies.launch.environment import (
-    check_environment,
-    detect_environment,
-    runs_alone,
-)
-from ...strategies.launch.failures import join_job
 from ...strategies.launch.launcher import can_rerun, rerun_script
+from ...strategies.optimizer_state import parameters_of
 from ...strategies.precision import create_precision
 from ..arguments import check_count, names_arguments
 from ..checkpoint.saver import Save, Saver
 from ..data.batches import cast_batch, move_batch
-from ..data.combined import is_loader, is_other_stream
 from ..messages import configure, log, silence
 from ..subclasses import (
     STRATEGIES_ELSEWHERE,
@@ -40,6 +32,7 @@ from ..subclasses import (
 from .accumulation import Accumulation, Window
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
+from .devices import Devices
 from .explanations import explain_step, no_gradients
 from .launch_settings import (
     check_launched_strategy,
@@ -49,11 +42,17 @@ from .launch_settings import (
     launched_precision,
 )
 from .loaders import PreparedLoader, SkippedLoader
-from .prepared import PreparedOptimizer, PreparedScheduler, bare, prepare_module, unwrap
+from .prepare import Prepared, has_any
+from .prepared import unwrapped
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
     from ...loggers.base import Logger
     from ...strategies.launch.environment import ClusterEnvironment
+
+    T = TypeVar("T")
+    Ts = TypeVarTuple("Ts")
 
 
 class Engine(Peers):
@@ -104,7 +103,8 @@ class Engine(Peers):
         RuntimeError: for several devices where there is no script to run again.
     """
 
-    living: ClassVar[WeakSet[Engine]] = WeakSet()  # all engines of this process
+    # All engines of this process.
+    instances: ClassVar[WeakSet[Engine]] = WeakSet()
 
     @names_arguments
     def __init__(
@@ -122,142 +122,108 @@ class Engine(Peers):
         launch: bool = True,
     ) -> None:
         check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
-        self.is_copy = False
         if launch:  # else the Trainer has windows of its own
             gradient_accumulation_steps = launched_accumulation(
                 "gradient_accumulation_steps", gradient_accumulation_steps
             )
         check_launched_strategy(strategy)
-        self._asked = launched_accelerator(accelerator), devices, num_nodes
+        accelerator = launched_accelerator(accelerator)
         self.precision = create_precision(launched_precision(precision))
-        chosen, num_nodes = self._choose_devices(strategy)
-        if devices == "auto" and strategy == "single" and self.environment is None:
-            chosen = chosen[:1]
-        self.strategy = create_strategy(strategy, several=len(chosen) * num_nodes > 1)
-        check_initialized(self.strategy)
-        check_names(
-            self.strategy, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE
-        )
-        self.strategy.sync_batchnorm |= sync_batchnorm
-        self.strategy.setup_environment(chosen, num_nodes, self.environment)
-        if (
-            not self.must_launch
-        ):  # else it is done in those processes, and takes no memory of a device here
-            self.precision.check(self.device)
-        scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
-        self.scaler = (
-            torch.amp.GradScaler(self.device.type, **self.precision.scaling())
-            if scaled
-            else None
-        )
+        self._devices = Devices(accelerator, devices, num_nodes)
+        self._devices.find(strategy)
+        self.strategy = self._create_strategy(strategy, sync_batchnorm)
+        self._setup_environment()
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
         # evaluation: the strategy's own methods, without a frame between.
         self.forward: Callable[..., Any] = self.strategy.forward
         self.evaluate: Callable[..., Any] = self.strategy.evaluate
-        own_step = type(self.strategy).step is not Strategy.step
-        self._strategy_step: Callable[[Any], Any] = (
-            self.strategy.step if own_step else _step
-        )
-        self._unscaled: set[int] = (
-            set()
-        )  # optimizers whose gradients are no longer scaled in this window
-        self._stepped: set[int] = set()
-        self._updated = False  # whether the last scaled step took place
-
-        self._accumulation_steps = gradient_accumulation_steps
         self.loggers = check_loggers(
             [] if logger is None else logger, "a Logger or a list of them"
         )
         self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
-        self._save: Save | None = None  # begun by save_state, and not waited for
-        self._told_kinds: set[type] = set()  # of what prepare gives back as it is
-        self._told_alone = False  # that the main process saves alone
-        self.window = Window(self.strategy)
-        self.sync_gradients = True
-        self.global_step = 0
-        self._completed: set[int] = (
-            set()
-        )  # optimizers whose gradients are those of their step
-        self.accumulating = False
-        self._window_ended = False  # an optimizer has stepped in the window
-        self._strategies: list[Strategy] = []  # one for each prepared module
-        self._faces: dict[int, Any] = {}  # what prepare() returned for each module
-        self._optimizers: list[PreparedOptimizer] = []
-        self._schedulers: list[PreparedScheduler] = []
-        self._loaders: list[PreparedLoader] = []
-        self._running: list[
-            PreparedLoader
-        ] = []  # those that are being iterated, the innermost last
-        self._window_loader: PreparedLoader | None = None  # of the open window
-        self._owners: dict[int, Strategy] = {}  # by optimizer: its module's
-        self._forwards: dict[
-            int, int
-        ] = {}  # by optimizer: its module's synchronised forwards until its last step
-        self._data_seed: int | None = None
-        self._registered: list[Any] = []
+        # What save_state has begun, and nobody has waited for.
+        self._save: Save | None = None
+        self._warned_incomplete = False
+        self.prepared = Prepared(self)
         self.running_loader = None
-        # What backward() and step() come to where nothing is to be scaled, weighed or shared.
-        self._plain_backward = (
-            self.plain_backward() if self.num_processes == 1 else None
-        )
-        self._accumulation = Accumulation(self)
+        self._init_steps(gradient_accumulation_steps)
         self._debug = launched_debug() if debug is None else debug
-        Engine.living.add(self)
+        Engine.instances.add(self)
         if launch:
             configure()
             if self.must_launch:
                 self._launch()
             self.connect()
 
+    def _create_strategy(
+        self, strategy: str | Strategy, sync_batchnorm: bool
+    ) -> Strategy:
+        processes = len(self._devices.local) * self._devices.num_nodes
+        created = create_strategy(strategy, several=processes > 1)
+        check_initialized(created)
+        check_names(created, Strategy, public_methods(Strategy), STRATEGIES_ELSEWHERE)
+        created.sync_batchnorm |= sync_batchnorm
+        return created
+
+    def _setup_environment(self) -> None:
+        devices = self._devices
+        self.strategy.setup_environment(
+            devices.local, devices.num_nodes, devices.environment
+        )
+        # Processes that are still to be started check it themselves: it would take memory of a device here.
+        if not self.must_launch:
+            self.precision.check(self.device)
+
+    def _init_steps(self, gradient_accumulation_steps: int) -> None:
+        scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
+        self.scaler = (
+            torch.amp.GradScaler(self.device.type, **self.precision.scaling())
+            if scaled
+            else None
+        )
+        own_step = type(self.strategy).step is not Strategy.step
+        self._strategy_step: Callable[[Any], Any] = (
+            self.strategy.step if own_step else _step
+        )
+        # Optimizers whose gradients are no longer scaled in this window.
+        self._unscaled: set[int] = set()
+        self._stepped: set[int] = set()
+        # Whether the last scaled step took place.
+        self._updated = False
+        self._accumulation_steps = gradient_accumulation_steps
+        self.window = Window(self.strategy)
+        self.sync_gradients = True
+        self.global_step = 0
+        # Optimizers whose gradients are those of their step.
+        self._completed: set[int] = set()
+        self.accumulating = False
+        # Whether an optimizer has stepped in the window.
+        self._window_ended = False
+        # That of the open window.
+        self._window_loader: PreparedLoader | None = None
+        # What backward() and step() come to where nothing is to be scaled, weighed or shared.
+        self._plain_backward = (
+            self.plain_backward() if self.num_processes == 1 else None
+        )
+        self._accumulation = Accumulation(self)
+
     # -- processes --------------------------------------------------------------------------------------------
 
-    def _choose_devices(
-        self, strategy: str | Strategy
-    ) -> tuple[list[torch.device], int]:
-        """The devices of this machine's processes, and the number of machines."""
-        accelerator, devices, asked = self._asked
-        if asked != "auto" and (
-            not isinstance(asked, int) or isinstance(asked, bool) or asked < 1
-        ):
-            raise ValueError(
-                f'num_nodes must be an integer from 1, or "auto"; got {asked!r}'
-            )
-        self.environment = place = detect_environment()
-        if place is not None and runs_alone(
-            place, devices, asked, getattr(strategy, "name", strategy) == "single"
-        ):
-            return [self._choose_own_device(place)], 1
-        if place is not None:
-            check_environment(place, None, None if asked == "auto" else int(asked))
-            return select_devices(accelerator, devices, place), place.num_nodes
-        if asked not in ("auto", 1):
-            raise ValueError(
-                f"num_nodes={asked}: start the program on each of the machines, such as with torchrun --nnodes {asked} "
-                f"--nproc-per-node {devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT script.py, or with srun"
-            )
-        return select_devices(accelerator, devices), 1
+    @property
+    def environment(self) -> ClusterEnvironment | None:
+        """This process among those that a launcher has started; None if it runs by itself."""
+        return self._devices.environment
 
-    def _choose_own_device(self, place: ClusterEnvironment) -> torch.device:
-        """The device on which this process runs by itself, though it is one of several."""
-        join_job()
-        self.environment = None
-        self.is_copy = place.rank > 0
-        if place.rank == 0 and place.world_size > 1:
-            log.warning(
-                "One device was asked for, and %s started %d processes: each of them runs all of it by itself",
-                place.launcher, place.world_size,
-            )  # fmt: skip
-        accelerator, devices, _ = self._asked
-        if isinstance(devices, list):
-            return select_devices(accelerator, devices)[0]
-        return select_devices(accelerator, "auto", place)[place.local_rank]
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process runs by itself, and so does another one, which shows what comes of it."""
+        return self._devices.is_copy
 
     def detect_environment(self) -> None:
-        """Look once more where this process stands: it was started with this engine in its hands."""
-        devices, num_nodes = self._choose_devices(self.strategy)
-        self.strategy.setup_environment(devices, num_nodes, self.environment)
-        self.precision.check(self.device)
+        """Look for devices once more: this process was started with the engine, which another one has made."""
+        self._devices.find(self.strategy)
+        self._setup_environment()
 
     @property
     def must_launch(self) -> bool:
@@ -268,8 +234,8 @@ class Engine(Peers):
         processes = self.num_processes
         if not can_rerun():
             raise RuntimeError(
-                f"Engine(devices={self._asked[1]!r}) needs {processes} processes, and there is no script here to run "
-                "again in them: write a function that makes the engine and trains, and call "
+                f"Engine(devices={self._devices.requested!r}) needs {processes} processes, and there is no script here "
+                "to run again in them: write a function that makes the engine and trains, and call "
                 f"launch(function, num_processes={processes}) from loopwright.framework"
             )
         rerun_script(processes, self.strategy.max_restarts)
@@ -287,6 +253,10 @@ class Engine(Peers):
 
     # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------
 
+    @overload
+    def prepare(self, item: T, /) -> T: ...
+    @overload
+    def prepare(self, *objects: Unpack[Ts]) -> tuple[Unpack[Ts]]: ...
     def prepare(self, *objects: Any) -> Any:
         """Make modules, optimizers, loaders and schedulers ready, in any order and number.
 
@@ -299,153 +269,17 @@ class Engine(Peers):
           device; see :class:`~loopwright.framework.engine.prepared.PreparedLoader`.
 
         Returns:
-            One object for each, in the order given; anything else comes back as it is. With several processes, a line
-            says so of what is surely read for batches, such as webdataset's loader.
+            One object for each, in the order given; type checkers see the types of those given. Anything else comes
+            back as it is; with several processes, a line says so of what is surely read for batches, such as
+            webdataset's loader.
         """
-        # What another engine prepared, or this one has forgotten, is prepared anew.
-        objects = tuple(item if self._is_ours(item) else bare(item) for item in objects)
-        if any(self._takes_all(item) for item in objects):
-            self.all_call("prepare")
-        new = [
-            item
-            for item in objects
-            if isinstance(item, Optimizer) and self._prepared(item) is None
-        ]
-        modules = {
-            id(item): self._prepare_module(item, new)
-            for item in objects
-            if isinstance(item, nn.Module)
-        }
-        for optimizer in new:
-            if self._prepared(optimizer) is None:  # its module was prepared before
-                self._watch([optimizer])
-                owners = [
-                    own for own in self._strategies if _trains(optimizer, own.module)
-                ]
-                if (
-                    self.strategy.replaces_parameters
-                    and self.num_processes > 1
-                    and not owners
-                ):
-                    raise ValueError(
-                        f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
-                        f"strategy={self.strategy.name!r} replaces parameters, so prepare the module and its optimizer "
-                        "in one call of prepare, or make the optimizer afterwards"
-                    )
-                self._owners[id(optimizer)] = owners[0] if owners else self.strategy
-                self._optimizers.append(PreparedOptimizer(optimizer, self))
-        prepared = tuple(
-            modules[id(item)] if id(item) in modules else self._prepare_other(item)
-            for item in objects
-        )
-        sizes = [
-            getattr(loader.loader, "batch_size", None) for loader in self._loaders[:1]
-        ] or [None]
+        prepared = self.prepared.add(objects)
+        loaders = self.prepared.loaders
+        batch_size = getattr(loaders[0].loader, "batch_size", None) if loaders else None
         self.strategy.check_steps(
-            sizes[0], self.gradient_accumulation_steps, None, None
+            batch_size, self.gradient_accumulation_steps, None, None
         )
         return prepared[0] if len(prepared) == 1 else prepared
-
-    def _is_ours(self, item: Any) -> bool:
-        ours = (
-            *self._faces.values(),
-            *self._optimizers,
-            *self._schedulers,
-            *self._loaders,
-        )
-        return any(item is one for one in ours)
-
-    def _takes_all(self, item: Any) -> bool:
-        """Whether all processes must prepare it together."""
-        is_new = not self._is_ours(item) and id(item) not in self._faces
-        return is_new and (isinstance(item, nn.Module) or is_loader(item))
-
-    def _prepare_module(
-        self, module: nn.Module, optimizers: list[Optimizer]
-    ) -> nn.Module:
-        if (found := self._faces.get(id(unwrap(module)))) is not None:
-            return found
-        if self.strategy.one_module and self._strategies:
-            raise ValueError(
-                f"an Engine with strategy={self.strategy.name!r} can prepare one module; this is another"
-            )
-        strategy = (
-            self.strategy if self.strategy.one_module else copy.copy(self.strategy)
-        )
-        trained = [
-            own
-            for own in optimizers
-            if self._prepared(own) is None and _trains(own, module)
-        ]
-        own = {id(parameter) for parameter in module.parameters()}
-        alone = strategy.one_module or (
-            strategy.replaces_parameters and self.num_processes > 1
-        )
-        for optimizer in trained if alone else ():
-            if any(
-                id(parameter) not in own
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-            ):
-                raise ValueError(
-                    f"strategy={strategy.name!r} takes an optimizer for each module; this {type(optimizer).__name__} "
-                    "has parameters of several"
-                )
-        if strategy.one_module and not trained:
-            raise ValueError(
-                f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare"
-            )
-        self.setup(module, strategy)
-        trained = self.setup_optimizers(trained, strategy)
-        self._strategies.append(strategy)
-        self._owners.update({id(optimizer): strategy for optimizer in trained})
-        self._optimizers += [
-            PreparedOptimizer(optimizer, self) for optimizer in trained
-        ]
-        face = (
-            module
-            if strategy.is_transparent
-            else prepare_module(module, strategy, self.precision)
-        )
-        self._faces[id(module)] = face
-        return face
-
-    def _prepared(self, optimizer: Any) -> PreparedOptimizer | None:
-        return next(
-            (
-                own
-                for own in self._optimizers
-                if own.optimizer is optimizer or own is optimizer
-            ),
-            None,
-        )
-
-    def _prepare_other(self, item: Any) -> Any:
-        if isinstance(item, (PreparedLoader, PreparedScheduler)):
-            return item
-        if isinstance(item, Optimizer):
-            return self._prepared(item)
-        if callable(getattr(item, "step", None)) and callable(
-            getattr(item, "state_dict", None)
-        ):
-            self._schedulers.append(PreparedScheduler(item, self))
-            return self._schedulers[-1]
-        if is_loader(item):
-            self._loaders.append(PreparedLoader(item, self, index=len(self._loaders)))
-            return self._loaders[-1]
-        kind = type(item)
-        if (
-            self.num_processes > 1
-            and kind not in self._told_kinds
-            and is_other_stream(item)
-        ):
-            self._told_kinds.add(kind)
-            log.info(
-                "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
-                "dealt out to the %d processes, nor moved to the device. Let it give each process a part, or prepare a "
-                "loader that reads it", kind.__name__, self.num_processes
-            )  # fmt: skip
-        return item
 
     def setup(self, module: nn.Module, strategy: Strategy | None = None) -> nn.Module:
         """Move a module to the device and into the precision; by default with the engine's own strategy object."""
@@ -456,32 +290,34 @@ class Engine(Peers):
     ) -> list[Optimizer]:
         """Take the optimizers of a module that was set up; returns those to step."""
         optimizers = (strategy or self.strategy).setup_optimizers(optimizers)
-        self._watch(optimizers)
+        for optimizer in optimizers:
+            self.watch(optimizer)
         return optimizers
 
-    def _watch(self, optimizers: list[Optimizer]) -> None:
-        for optimizer in optimizers if self.scaler is not None else ():
-            for parameter in (
-                parameter
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-            ):
-                if parameter.requires_grad and (
-                    parameter.is_complex() or parameter.dtype == torch.float16
-                ):
-                    raise ValueError(
-                        f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
-                        f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
-                        'precision="bf16-mixed" or "32-true", or make parameters in half precision float() ones'
-                    )
-            optimizer.register_step_post_hook(self._note_step)
+    def watch(self, optimizer: Optimizer) -> None:
+        """Under loss scaling, learn of an optimizer's steps.
+
+        Raises:
+            ValueError: if its gradients cannot be scaled back.
+        """
+        if self.scaler is None:
+            return
+        for parameter in parameters_of(optimizer):
+            half = parameter.is_complex() or parameter.dtype == torch.float16
+            if parameter.requires_grad and half:
+                raise ValueError(
+                    f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
+                    f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
+                    'precision="bf16-mixed" or "32-true", or make parameters in half precision float() ones'
+                )
+        optimizer.register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._updated = True
 
     def unwrap_model(self, model: nn.Module) -> nn.Module:
         """The module that was given to :meth:`prepare`."""
-        return unwrap(model)
+        return unwrapped(model)
 
     def dispatch_model(
         self,
@@ -553,25 +389,12 @@ class Engine(Peers):
         dtype = self.precision.input_dtype
         return batch if dtype is None else cast_batch(batch, dtype)
 
-    def data_seed(self) -> int:
-        """The seed from which the order of prepared loaders is drawn: that of process 0's generator, first asked."""
-        if self._data_seed is None:
-            self._data_seed = int(self.strategy.broadcast(torch.initial_seed() % 2**63))
-        return self._data_seed
-
-    def set_data_seed(self, seed: int) -> None:
-        """Draw the order of prepared loaders from this seed. All processes call this."""
-        if seed != self._data_seed:
-            self._data_seed = seed
-            for loader in self._loaders:
-                loader.read_in_order_of(seed)
-
     def enter_loader(self, loader: PreparedLoader) -> None:
         """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
-        self._running.append(loader)
+        self.prepared.running_loaders.append(loader)
         self.running_loader = self.window.loader = loader
         self._check("iterate a loader")
-        for strategy in self._strategies:
+        for strategy in self.prepared.strategies:
             if strategy.module.training:
                 strategy.start_epoch()
             else:
@@ -579,11 +402,10 @@ class Engine(Peers):
 
     def leave_loader(self, loader: PreparedLoader) -> None:
         """Its iteration has ended."""
-        if loader in self._running:
-            self._running.remove(loader)
-        self.running_loader = self.window.loader = (
-            self._running[-1] if self._running else None
-        )
+        running = self.prepared.running_loaders
+        if loader in running:
+            running.remove(loader)
+        self.running_loader = self.window.loader = running[-1] if running else None
 
     def batches_of_open_window(self, loader: PreparedLoader) -> int:
         """How many of a loader's batches wait in a window that has not ended."""
@@ -626,7 +448,7 @@ class Engine(Peers):
                 return
             if self._window_ended or self._completed:
                 self.end_window()
-            for optimizer in self._optimizers:
+            for optimizer in self.prepared.optimizers:
                 optimizer.begin_window()
             left = self._accumulation_steps
             if loader is not None:
@@ -736,12 +558,13 @@ class Engine(Peers):
         Args:
             *models: prepared models (default: all).
         """
-        if len(self._strategies) <= 1:
-            return (self._strategies or [self.strategy])[0].no_sync()
-        chosen = {id(unwrap(model)) for model in models}
+        strategies = self.prepared.strategies or [self.strategy]
+        if len(strategies) == 1:
+            return strategies[0].no_sync()
+        chosen = [unwrapped(model) for model in models]
         stack = ExitStack()
-        for strategy in self._strategies:
-            if not models or id(strategy.module) in chosen:
+        for strategy in strategies:
+            if not models or any(strategy.module is module for module in chosen):
                 stack.enter_context(strategy.no_sync())
         return stack
 
@@ -765,13 +588,7 @@ class Engine(Peers):
 
     def sync_gradients_of(self, optimizer: Optimizer) -> None:
         """Average the gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
-        self.strategy.sync_gradients(
-            [
-                parameter
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-            ]
-        )
+        self.strategy.sync_gradients(list(parameters_of(optimizer)))
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring an optimizer's gradients back to their true size, once per step."""
@@ -794,8 +611,9 @@ class Engine(Peers):
         """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
         if id(optimizer) in self._completed:
             return
-        if self._strategies and self.num_processes > 1:
-            self._sync_what_was_not(optimizer)
+        prepared = self.prepared.find_optimizer(optimizer)
+        if prepared is not None and self.num_processes > 1:
+            prepared.sync_missed_gradients()
         self.unscale(optimizer)
         self._completed.add(id(optimizer))
         if (factor := self.window.factor()) is not None:
@@ -803,14 +621,7 @@ class Engine(Peers):
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply the gradients with which an optimizer steps next."""
-        self._owner_of(optimizer).scale_gradients(optimizer, factor)
-
-    def _sync_what_was_not(self, optimizer: Optimizer) -> None:
-        """Average gradients of a module that was never called as a whole, but by its parts or other methods."""
-        forwards = self._owner_of(optimizer).synced_forwards
-        if forwards is not None and forwards == self._forwards.get(id(optimizer), 0):
-            self.sync_gradients_of(optimizer)
-        self._forwards[id(optimizer)] = forwards or 0
+        self.prepared.strategy_of(optimizer).scale_gradients(optimizer, factor)
 
     def clip_gradients(
         self, optimizer: Any, value: float | None, algorithm: str = "norm"
@@ -826,12 +637,7 @@ class Engine(Peers):
             optimizer, "optimizer", optimizer
         )  # the wrapper of manual optimization
         self.unscale(optimizer)
-        parameters = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        self.strategy.clip_gradients(parameters, value, algorithm)
+        self.strategy.clip_gradients(list(parameters_of(optimizer)), value, algorithm)
 
     def clip_grad_norm_(
         self, parameters: Any, max_norm: float, norm_type: float = 2.0
@@ -857,13 +663,8 @@ class Engine(Peers):
 
     def _complete_for(self, parameters: Any) -> list[Tensor]:
         found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        wanted = {id(parameter) for parameter in found}
-        for prepared in self._optimizers:
-            if any(
-                id(parameter) in wanted
-                for group in prepared.param_groups
-                for parameter in group["params"]
-            ):
+        for prepared in self.prepared.optimizers:
+            if has_any(prepared.optimizer, found):
                 self.complete_gradients(prepared.optimizer)
         return found
 
@@ -908,11 +709,6 @@ class Engine(Peers):
             if self._strategy_step is _step
             else partial(self._strategy_step, optimizer)
         )
-
-    def step_of_was_skipped(self, optimizer: Any) -> bool:
-        """Whether the last step of a scheduler's optimizer was skipped."""
-        prepared = self._prepared(optimizer)
-        return prepared is not None and prepared.step_was_skipped
 
     def step_prepared(
         self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
@@ -984,8 +780,8 @@ class Engine(Peers):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimizer's state by parameter names."""
-        optimizer = bare(optimizer)
-        return self._owner_of(optimizer).optimizer_state(optimizer)
+        optimizer = unwrapped(optimizer)
+        return self.prepared.strategy_of(optimizer).optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Take back :meth:`optimizer_state`.
@@ -993,8 +789,8 @@ class Engine(Peers):
         Raises:
             ValueError: if it is of an optimizer of another kind, which has other options.
         """
-        optimizer = bare(optimizer)
-        self._owner_of(optimizer).load_optimizer_state(optimizer, state)
+        optimizer = unwrapped(optimizer)
+        self.prepared.strategy_of(optimizer).load_optimizer_state(optimizer, state)
         options = set(getattr(optimizer, "defaults", ()))
         for group in optimizer.param_groups:
             if lacking := options - group.keys():
@@ -1002,9 +798,6 @@ class Engine(Peers):
                     f"the state is of another kind of optimizer: it has no {', '.join(sorted(lacking))}, which a "
                     f"{type(optimizer).__name__} needs"
                 )
-
-    def _owner_of(self, optimizer: Any) -> Strategy:
-        return self._owners.get(id(optimizer), self.strategy)
 
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
@@ -1016,7 +809,7 @@ class Engine(Peers):
                 raise ValueError(
                     f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
                 )
-        self._registered.extend(objects)
+        self.prepared.registered.extend(objects)
 
     def save_state(self, output_dir: str | os.PathLike[str], wait: bool = True) -> str:
         """Write a checkpoint of everything that was prepared or registered, and of the random generators.
@@ -1057,8 +850,8 @@ class Engine(Peers):
 
     def tell_alone(self, call: str, lacks: str, instead: str) -> None:
         """Say once what a checkpoint lacks that the main process saves alone."""
-        if not self._told_alone:
-            self._told_alone = True
+        if not self._warned_incomplete:
+            self._warned_incomplete = True
             log.warning(
                 "%s was called by the main process alone: %s are not in the checkpoint, and %s; to resume exactly, "
                 "call it in all processes", call, lacks, instead
@@ -1132,30 +925,9 @@ class Engine(Peers):
 
     def forget(self) -> None:
         """Let go of everything that was prepared or registered."""
-        for strategy in self._strategies:
-            if strategy is not self.strategy:
-                # What it trains may be given up in the middle of a backward, such as when memory ran out there.
-                strategy.failed = True
-            strategy.teardown()
-        for loader in self._loaders:
-            loader.close()
+        self.prepared.forget()
         self.running_loader = self.window.loader = None
         self._accumulation = Accumulation(self)
-        prepared = (
-            self._strategies,
-            self._optimizers,
-            self._schedulers,
-            self._loaders,
-            self._running,
-        )
-        for mine in (
-            *prepared,
-            self._registered,
-            self._faces,
-            self._owners,
-            self._forwards,
-        ):
-            mine.clear()
         self.end_window()
         self.sync_gradients = True
 
@@ -1173,16 +945,6 @@ class Engine(Peers):
         self.free_memory()
         self.strategy.disconnect()
         self._calls = self._every_call = None
-
-
-def _trains(optimizer: Optimizer, module: nn.Module) -> bool:
-    """Whether an optimizer has parameters of a module."""
-    own = {id(parameter) for parameter in module.parameters()}
-    return any(
-        id(parameter) in own
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    )
 
 
 def _step(optimizer: Optimizer) -> Any:

@@ -19,12 +19,13 @@ from ..data.sharding import (
 )
 from ..data.sources import EpochLoader
 from ..seed import isolated_rng, mix_seeds
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 
-class PreparedLoader:
+class PreparedLoader(Wrapper):
     """A loader as one of several processes reads it, epoch after epoch, with a place from which it can go on.
 
     The batches are those of the loader given, dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, …; each
@@ -46,6 +47,8 @@ class PreparedLoader:
         batch: the running batch.
     """
 
+    _wraps = "loader"
+
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader, self.engine, self._index = loader, engine, index
         self._looks_ahead = (
@@ -53,7 +56,7 @@ class PreparedLoader:
             == INFINITE
         )
         self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(
-            engine.data_seed()
+            engine.prepared.draw_data_seed()
         )
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
@@ -67,11 +70,6 @@ class PreparedLoader:
         self.end_of_dataloader = False
         self.batch: Any = None
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         length = self.source.estimate if self.length == INFINITE else self.length
@@ -239,16 +237,13 @@ class PreparedLoader:
         self.source.close()
 
 
-class SkippedLoader:
+class SkippedLoader(Wrapper):
     """A loader without its first batches, in each iteration."""
+
+    _wraps = "loader"
 
     def __init__(self, loader: Any, skipped: int) -> None:
         self.loader, self.skipped = loader, skipped
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return max(0, len(self.loader) - self.skipped)

@@ -1,9 +1,9 @@
-"""What ``Engine.prepare`` returns: modules, optimizers, schedulers and loaders for a loop of one's own."""
+"""What ``Engine.prepare`` returns for modules, optimizers and schedulers; loaders.py has the rest."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..data.batches import map_tensors
 from .loaders import PreparedLoader
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
@@ -19,44 +20,44 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-# -- modules ----------------------------------------------------------------------------------------------------------
-
-
 class _PreparedModule:
-    """A module's second face: it shares its attributes, and is called through a strategy.
+    """A module that shares all attributes with the user's own, and is called through a strategy.
 
-    :func:`prepare_module` makes a class of this and the module's own, whose instance has the module's ``__dict__``: so
-    it is the module in all but its call, without a name more in its ``state_dict``. A copy of it is one of the module,
-    with weights of its own, and so is what is pickled; that of a module in parts is refused.
+    :func:`prepare_module` makes a class of this one and the module's, and an instance of it that has the module's
+    ``__dict__``: it is the module in all but its call, and its ``state_dict`` has the same names. Copying or pickling
+    it copies or pickles the module; where the module is sharded, that is an error.
     """
 
-    _original: Any
-    _run: tuple[Callable[..., Any], Callable[..., Any]]
-    _single: bool  # whether what it returns is to be converted back from half precision
+    _prepared_from: Any
+    _prepared_steps: tuple[
+        Callable[..., Any], Callable[..., Any]
+    ]  # to train, to evaluate
+    _prepared_float32: (
+        bool  # whether to convert what it returns back from half precision
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """The face is no subclass that the module's author wants to know of."""
+        """Keep from the module's class that it has a subclass: its author may count or register those."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        train, evaluate = self._run
-        output = (train if torch.is_grad_enabled() else evaluate)(
-            "__call__", *args, **kwargs
-        )
-        return map_tensors(output, _to_single) if self._single else output
+        train, evaluate = self._prepared_steps
+        forward = train if torch.is_grad_enabled() else evaluate
+        output = forward("__call__", *args, **kwargs)
+        return map_tensors(output, _to_float32) if self._prepared_float32 else output
 
-    # The module's class may define these, as parametrized modules do; they would copy the face.
+    # These stand here, and not only __reduce_ex__, as the module's class may have its own (parametrized modules do).
 
     def __copy__(self) -> Any:
-        return copy.copy(self._whole())
+        return copy.copy(self._unsharded())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._whole(), memo)
+        return copy.deepcopy(self._unsharded(), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _same, (self._whole(),)
+        return _same, (self._unsharded(),)
 
-    def _whole(self) -> nn.Module:
-        original: nn.Module = self._original
+    def _unsharded(self) -> nn.Module:
+        original: nn.Module = self._prepared_from
         if any(
             hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh")
             for tensor in original.parameters()
@@ -72,85 +73,83 @@ def _same(module: Any) -> Any:
     return module
 
 
-def _to_single(tensor: Any) -> Any:
-    return (
-        tensor.float()
-        if isinstance(tensor, Tensor)
-        and tensor.dtype in (torch.float16, torch.bfloat16)
-        else tensor
-    )
+def _to_float32(tensor: Any) -> Any:
+    if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
 
 
 def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) -> Any:
-    """A face of ``module`` whose call is the strategy's step; under autocast it returns float32, as Accelerate does."""
+    """A second object for ``module`` whose call is the strategy's step.
+
+    Under autocast the call returns float32, as Accelerate's does.
+    """
     kind = type(module)
     members = {
-        "_original": module,
-        "_run": (strategy.forward, strategy.evaluate),
-        "_single": precision.compute is not None,
+        "_prepared_from": module,
+        "_prepared_steps": (strategy.forward, strategy.evaluate),
+        "_prepared_float32": precision.compute is not None,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "__qualname__": kind.__qualname__,
     }
-    face = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
-    object.__setattr__(face, "__dict__", module.__dict__)
-    for name in (
-        name
-        for parent in kind.__mro__
-        for name in _slots(parent)
-        if hasattr(module, name)
-    ):
-        object.__setattr__(face, name, getattr(module, name))
-    return face
+    prepared = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
+    object.__setattr__(prepared, "__dict__", module.__dict__)
+    for name in _slots(kind):
+        if hasattr(module, name):
+            object.__setattr__(prepared, name, getattr(module, name))
+    return prepared
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+def _slots(kind: type) -> Iterator[str]:
+    """The names of attributes that a class and its parents keep outside of ``__dict__``."""
+    for parent in kind.__mro__:
+        slots = vars(parent).get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else slots
+        yield from (name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def bare(item: Any) -> Any:
-    """What is behind anything that was prepared."""
+def unwrapped(item: Any) -> Any:
+    """What the user gave to ``prepare``, if ``item`` is what it returned; anything else is returned as it is."""
+    if isinstance(item, _PreparedModule):
+        return item._prepared_from
     if isinstance(item, PreparedOptimizer):
         return item.optimizer
     if isinstance(item, PreparedScheduler):
         return item.scheduler
-    return item.loader if isinstance(item, PreparedLoader) else unwrap(item)
+    if isinstance(item, PreparedLoader):
+        return item.loader
+    return item
 
 
-def unwrap(module: Any) -> Any:
-    """The module behind a prepared one."""
-    return module._original if isinstance(module, _PreparedModule) else module
-
-
-# -- optimizers and schedulers ----------------------------------------------------------------------------------------
-
-
-class PreparedOptimizer(Optimizer):
-    """An optimizer that steps once a window. Everything else is the optimizer's own.
+class PreparedOptimizer(Wrapper, Optimizer):
+    """An optimizer that steps once in each accumulation window. Everything else is the optimizer's own.
 
     Attributes:
-        optimizer: the optimizer.
+        optimizer: the user's optimizer.
+        engine: the engine that prepared it.
+        strategy: that of the module that it trains.
         step_was_skipped: whether its last step was left out, as a gradient overflowed in half precision.
     """
 
+    _wraps = "optimizer"
+
+    # Optimizer's own constructor is not called: groups and state are those of the wrapped optimizer.
     def __init__(
-        self, optimizer: Optimizer, engine: Engine
-    ) -> None:  # not Optimizer's: it is the other's face
+        self, optimizer: Optimizer, engine: Engine, strategy: Strategy
+    ) -> None:
         self.optimizer = optimizer
         self.engine = engine
+        self.strategy = strategy
         self.step_was_skipped = False
-        self._stepped = False  # in this window
-        self._to_clear = False  # it has stepped since its gradients were cleared
-        self._given_up = (
-            False  # the window's gradients are to be cleared, unless it steps
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "optimizer":  # not there yet, as while unpickling
-            raise AttributeError(name)
-        return getattr(self.optimizer, name)
+        # Whether it has stepped in this window.
+        self._stepped = False
+        # Whether it has stepped since its gradients were cleared.
+        self._to_clear = False
+        # Whether to clear the window's gradients at its end, unless a step comes before.
+        self._given_up = False
+        # The strategy's count of synchronised forwards at the last step.
+        self._synced_forwards = 0
 
     @property
     def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] # as Optimizer says it, but read only
@@ -204,6 +203,16 @@ class PreparedOptimizer(Optimizer):
             self.optimizer.zero_grad()
         self._stepped = self._given_up = False
 
+    def sync_missed_gradients(self) -> None:
+        """Average gradients of a module that was called only by its parts or by other methods since the last step.
+
+        A collective, if so.
+        """
+        forwards = self.strategy.synced_forwards
+        if forwards is not None and forwards == self._synced_forwards:
+            self.engine.sync_gradients_of(self.optimizer)
+        self._synced_forwards = forwards or 0
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step on the window's gradients; inside a window, nothing is done."""
         engine = self.engine
@@ -222,35 +231,31 @@ class PreparedOptimizer(Optimizer):
         return _same, (self.optimizer,)
 
 
-class PreparedScheduler:
-    """A scheduler that steps once a window, and not where its optimizer's step was skipped.
+class PreparedScheduler(Wrapper):
+    """A scheduler that steps once in each accumulation window, and not where its optimizer's step was skipped.
 
     It steps once however many processes there are: its schedule counts optimizer steps.
 
     Attributes:
-        scheduler: the scheduler; its attributes can be read through this.
+        scheduler: the user's scheduler; its attributes can be read through this.
+        engine: the engine that prepared it.
     """
+
+    _wraps = "scheduler"
 
     def __init__(self, scheduler: Any, engine: Engine) -> None:
         self.scheduler = scheduler
         self.engine = engine
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "scheduler":
-            raise AttributeError(name)
-        return getattr(self.scheduler, name)
-
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step, with the scheduler's own arguments; inside a window, nothing is done."""
-        if self.engine.sync_gradients and not self.engine.step_of_was_skipped(
-            getattr(self.scheduler, "optimizer", None)
-        ):
+        if not self.engine.sync_gradients:
+            return
+        optimizer = getattr(self.scheduler, "optimizer", None)
+        prepared = self.engine.prepared.find_optimizer(optimizer)
+        if prepared is None or not prepared.step_was_skipped:
             self.scheduler.step(*args, **kwargs)
 
-    def __reduce_ex__(
-        self, protocol: Any
-    ) -> Any:  # a copy does not take the engine along
+    # A copy does not take the engine along.
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return _same, (self.scheduler,)
-
-
-# -- loaders ----------------------------------------------------------------------------------------------------------

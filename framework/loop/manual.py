@@ -9,28 +9,27 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..engine.wrapper import Wrapper
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .step import Optimization
 
 
-class ManualOptimizer:
+class ManualOptimizer(Wrapper):
     """What ``self.optimizers()`` gives in manual optimization: an optimizer whose steps honour hooks and precision.
 
     Attributes of the optimizer itself can be read through it.
     """
+
+    _wraps = "optimizer"
 
     def __init__(self, optimizer: Optimizer, optimization: Optimization) -> None:
         self.optimizer = optimizer
         self._optimization = optimization
         self._updated: int | None = None  # the batch of the last update()
         self._gathered = 0  # batches whose gradients wait for the window's end
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("optimizer", "_optimization"):  # not there yet, as while unpickling
-            raise AttributeError(name)
-        return getattr(self.optimizer, name)
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step: unscale, hooks, optimizer."""

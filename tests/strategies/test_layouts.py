@@ -277,8 +277,8 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
             engine.backward((model(x) - y).square().mean())
             optimizer.step()
             optimizer.zero_grad()
-        told["prepared late"] = full_state(
-            engine.strategy, engine._strategies[0].model_state()
+        told["prepared late"] = whole_state(
+            engine.strategy, engine.prepared.strategies[0].model_state()
         )
         engine.free_memory()
         reference = weakref.ref(module)

@@ -1,0 +1,249 @@
+"""What ``Engine.prepare`` does to each kind of object, and the record of what it has prepared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ...strategies.optimizer_state import parameters_of
+from ..data.combined import is_loader, is_other_stream
+from ..messages import log
+from .loaders import PreparedLoader
+from .prepared import PreparedOptimizer, PreparedScheduler, prepare_module, unwrapped
+
+if TYPE_CHECKING:
+    from ...strategies import Strategy
+    from .engine import Engine
+
+
+class Prepared:
+    """What an engine has prepared, by kind and in the order in which it came: checkpoints keep that order.
+
+    Args:
+        engine: the engine.
+
+    Attributes:
+        strategies: one for each module, which it has as its ``module``.
+        modules: what ``prepare`` returned for each of these modules.
+        optimizers: each knows its module's strategy.
+        schedulers: as prepared.
+        loaders: as prepared.
+        running_loaders: those that are being iterated, the innermost last.
+        registered: objects that are only saved and loaded.
+        data_seed: the seed from which the order of the loaders is drawn, once it is known.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.strategies: list[Strategy] = []
+        self.modules: list[nn.Module] = []
+        self.optimizers: list[PreparedOptimizer] = []
+        self.schedulers: list[PreparedScheduler] = []
+        self.loaders: list[PreparedLoader] = []
+        self.running_loaders: list[PreparedLoader] = []
+        self.registered: list[Any] = []
+        self.data_seed: int | None = None
+        self._reported_streams: set[type] = set()
+
+    def __contains__(self, item: Any) -> bool:
+        """Whether ``prepare`` has returned this very object, and it was not forgotten."""
+        known = (*self.modules, *self.optimizers, *self.schedulers, *self.loaders)
+        return any(item is one for one in known)
+
+    def find_module(self, module: nn.Module) -> nn.Module | None:
+        """What ``prepare`` has returned for a module, or for what it has returned; None if it is not prepared."""
+        original = unwrapped(module)
+        for strategy, prepared in zip(self.strategies, self.modules, strict=True):
+            if strategy.module is original:
+                return prepared
+        return None
+
+    def find_optimizer(self, optimizer: Any) -> PreparedOptimizer | None:
+        """What ``prepare`` has returned for an optimizer, or for what it has returned; None if it is not prepared."""
+        for prepared in self.optimizers:
+            if prepared is optimizer or prepared.optimizer is optimizer:
+                return prepared
+        return None
+
+    def strategy_of(self, optimizer: Any) -> Strategy:
+        """The strategy of an optimizer's module; of one that is not prepared, the engine's."""
+        prepared = self.find_optimizer(optimizer)
+        return self._engine.strategy if prepared is None else prepared.strategy
+
+    def add(self, objects: Iterable[Any]) -> tuple[Any, ...]:
+        """Prepare what is not prepared yet; returns one object for each. See ``Engine.prepare``."""
+        # What another engine has prepared, or this one has forgotten, is prepared anew.
+        objects = [item if item in self else unwrapped(item) for item in objects]
+        if any(self._needs_all_processes(item) for item in objects):
+            self._engine.all_call("prepare")
+        optimizers = []
+        for item in objects:
+            if isinstance(item, Optimizer) and self.find_optimizer(item) is None:
+                optimizers.append(item)
+        # A module takes its optimizers along, so modules come first.
+        for item in objects:
+            if isinstance(item, nn.Module) and self.find_module(item) is None:
+                self._add_module(item, optimizers)
+        for optimizer in optimizers:
+            if self.find_optimizer(optimizer) is None:
+                self._add_optimizer(optimizer)
+        return tuple(self._find_or_add(item) for item in objects)
+
+    def _needs_all_processes(self, item: Any) -> bool:
+        if isinstance(item, nn.Module):
+            return self.find_module(item) is None
+        return is_loader(item) and item not in self
+
+    def _add_module(self, module: nn.Module, optimizers: list[Optimizer]) -> None:
+        """Prepare a module, and those of the optimizers that train it."""
+        engine = self._engine
+        strategy = engine.strategy
+        if not strategy.one_module:
+            strategy = copy.copy(strategy)
+        elif self.strategies:
+            raise ValueError(
+                f"an Engine with strategy={strategy.name!r} can prepare one module; this is another"
+            )
+        trained = [
+            optimizer
+            for optimizer in optimizers
+            if self.find_optimizer(optimizer) is None and trains(optimizer, module)
+        ]
+        self._check_optimizers(strategy, module, trained)
+        engine.setup(module, strategy)
+        trained = engine.setup_optimizers(trained, strategy)
+        self.strategies.append(strategy)
+        for optimizer in trained:
+            self.optimizers.append(PreparedOptimizer(optimizer, engine, strategy))
+        if not strategy.is_transparent:
+            module = prepare_module(module, strategy, engine.precision)
+        self.modules.append(module)
+
+    def _check_optimizers(
+        self, strategy: Strategy, module: nn.Module, optimizers: list[Optimizer]
+    ) -> None:
+        """Raise if the strategy cannot take these optimizers of a module."""
+        if strategy.one_module or self._replaces_parameters(strategy):
+            own = {id(parameter) for parameter in module.parameters()}
+            for optimizer in optimizers:
+                if any(
+                    id(parameter) not in own for parameter in parameters_of(optimizer)
+                ):
+                    raise ValueError(
+                        f"strategy={strategy.name!r} takes an optimizer for each module; this "
+                        f"{type(optimizer).__name__} has parameters of several"
+                    )
+        if strategy.one_module and not optimizers:
+            raise ValueError(
+                f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare"
+            )
+
+    def _replaces_parameters(self, strategy: Strategy) -> bool:
+        return strategy.replaces_parameters and self._engine.num_processes > 1
+
+    def _add_optimizer(self, optimizer: Optimizer) -> None:
+        """Prepare an optimizer whose module was prepared before, or is not prepared at all."""
+        strategy = self._engine.strategy
+        self._engine.watch(optimizer)
+        trained = [own for own in self.strategies if trains(optimizer, own.module)]
+        if not trained and self._replaces_parameters(strategy):
+            raise ValueError(
+                f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
+                f"strategy={strategy.name!r} replaces parameters, so prepare the module and its optimizer "
+                "in one call of prepare, or make the optimizer afterwards"
+            )
+        owner = trained[0] if trained else strategy
+        self.optimizers.append(PreparedOptimizer(optimizer, self._engine, owner))
+
+    def _find_or_add(self, item: Any) -> Any:
+        """What ``prepare`` returns for an object."""
+        if isinstance(item, nn.Module):
+            return self.find_module(item)
+        if isinstance(item, Optimizer):
+            return self.find_optimizer(item)
+        if isinstance(item, (PreparedLoader, PreparedScheduler)):
+            return item
+        if _is_scheduler(item):
+            self.schedulers.append(PreparedScheduler(item, self._engine))
+            return self.schedulers[-1]
+        if is_loader(item):
+            index = len(self.loaders)
+            self.loaders.append(PreparedLoader(item, self._engine, index=index))
+            return self.loaders[-1]
+        self._report_stream(item)
+        return item
+
+    def _report_stream(self, item: Any) -> None:
+        """Say, once for each type, that batches are read from something that is no loader to us."""
+        kind = type(item)
+        processes = self._engine.num_processes
+        if (
+            processes == 1
+            or kind in self._reported_streams
+            or not is_other_stream(item)
+        ):
+            return
+        self._reported_streams.add(kind)
+        log.info(
+            "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
+            "dealt out to the %d processes, nor moved to the device. Let it give each process a part, or prepare a "
+            "loader that reads it", kind.__name__, processes
+        )  # fmt: skip
+
+    def draw_data_seed(self) -> int:
+        """The seed of the loaders' order: that of the main process's generator when it is first asked for.
+
+        A collective, the first time.
+        """
+        if self.data_seed is None:
+            seed = self._engine.strategy.broadcast(torch.initial_seed() % 2**63)
+            self.data_seed = int(seed)
+        return self.data_seed
+
+    def set_data_seed(self, seed: int) -> None:
+        """Draw the order of the loaders from this seed. All processes call this."""
+        if seed != self.data_seed:
+            self.data_seed = seed
+            for loader in self.loaders:
+                loader.read_in_order_of(seed)
+
+    def forget(self) -> None:
+        """Let go of everything but the seed."""
+        for strategy in self.strategies:
+            if strategy is not self._engine.strategy:
+                # What it trains may be given up in the middle of a backward, such as when memory ran out there.
+                strategy.failed = True
+            strategy.teardown()
+        for loader in self.loaders:
+            loader.close()
+        for kind in (
+            self.strategies,
+            self.modules,
+            self.optimizers,
+            self.schedulers,
+            self.loaders,
+            self.running_loaders,
+            self.registered,
+        ):
+            kind.clear()
+
+
+def trains(optimizer: Optimizer, module: nn.Module) -> bool:
+    """Whether an optimizer has parameters of a module."""
+    return has_any(optimizer, module.parameters())
+
+
+def has_any(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether an optimizer has one of these parameters."""
+    wanted = {id(parameter) for parameter in parameters}
+    return any(id(parameter) in wanted for parameter in parameters_of(optimizer))
+
+
+def _is_scheduler(item: Any) -> bool:
+    methods = (getattr(item, name, None) for name in ("step", "state_dict"))
+    return all(callable(method) for method in methods)
