@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ...strategies.launch.environment import detect_environment
@@ -21,7 +23,8 @@ from ..seed import rng_state, set_rng_state
 from .engine import Engine
 from .out_of_memory import free_memory, is_out_of_memory
 
-_PATIENCE = timedelta(minutes=30)  # for the others to end their call
+# How long a process waits for the others to end their call.
+_PATIENCE = timedelta(minutes=30)
 
 
 def find_executable_batch_size(
@@ -74,7 +77,8 @@ def find_executable_batch_size(
             raise TypeError(
                 f"{function.__name__} gets its {parameters[0]} from find_executable_batch_size: leave it out"
             )
-        size, before = starting_batch_size, _Before()
+        rollback = _Rollback()
+        size = starting_batch_size
         while size > 0:
             result = None
             with _Attempt() as attempt:
@@ -84,7 +88,7 @@ def find_executable_batch_size(
             for engine in list(Engine.instances):
                 engine.forget()
             attempt.leave()
-            before.restore()
+            rollback.apply()
             smaller = reduce_size(size)
             log.info("Out of memory with a batch size of %d: trying %d", size, smaller)
             size = smaller
@@ -96,66 +100,69 @@ def find_executable_batch_size(
     return call
 
 
-class _Before:
+class _Rollback:
     """What calls that fail must not change: random numbers, and the engines' counters and loss scales."""
 
     def __init__(self) -> None:
-        engines = list(Engine.instances)
-        self.device = engines[0].device if engines else None
+        self.device = _device()
         self.rng = rng_state(self.device)
-        self.engines = [
-            (e, e.global_step, e.scaler.state_dict() if e.scaler is not None else {})
-            for e in engines
-        ]
+        self.engines = []
+        for engine in list(Engine.instances):
+            scaler = engine.scaler
+            scale = {} if scaler is None else scaler.state_dict()
+            self.engines.append((engine, engine.global_step, scale))
 
-    def restore(self) -> None:
+    def apply(self) -> None:
+        """Set them to what they were."""
         set_rng_state(self.rng, self.device)
-        for engine, steps, scale in self.engines:
-            engine.global_step = steps
+        for engine, global_step, scale in self.engines:
+            engine.global_step = global_step
             if engine.scaler is not None and scale:
                 engine.scaler.load_state_dict(scale)
 
 
-_attempts = 0  # of this process outside of any other, and so of its peers: they make the same calls
-_running: list[_Attempt] = []
+def _device() -> torch.device | None:
+    engines = list(Engine.instances)
+    return engines[0].device if engines else None
 
 
 class _Attempt:
-    """One call of the function, whose end all processes tell each other through the store in which they met.
+    """One call of the function, of whose end all processes tell each other in torch's store.
 
     A process that ran out of memory says so there and leaves the process group. That ends the collectives in which
     others wait for it, with errors, of which they see there what was the reason.
 
+    All processes make the same attempts, so they number them alike. In an attempt that fails, some may not have come as
+    far as others; so those inside of it are numbered for themselves.
+
     Attributes:
         failed: whether any process ran out of memory.
+        path: its number, after those of the attempts around it.
+        num_inner: how many attempts there have been inside of it.
     """
 
     def __init__(self) -> None:
-        global _attempts
         self.failed = False
-        self.attempts = 0  # inside of it
-        self.environment = environment = detect_environment()
-        self.several = environment is not None and environment.world_size > 1
+        # The attempts around this one, the innermost last.
+        self.outer = list(_running)
+        parent = self.outer[-1] if self.outer else _program
+        parent.num_inner += 1
+        self.path = f"{parent.path}/{parent.num_inner}"
+        self.num_inner = 0
+        self.rank = 0
+        self.world_size = 1
         self.store: Any = None
-        self.around = list(_running)
-        if self.around:
-            self.around[-1].attempts += 1
-            self.path = f"{self.around[-1].path}/{self.around[-1].attempts}"
-        else:
-            _attempts += 1
-            self.path = f"attempt/{_attempts}"
         self._over = threading.Event()
-        if self.several:
-            assert environment is not None
+        environment = detect_environment()
+        if environment is not None and environment.world_size > 1:
+            self.rank = environment.rank
+            self.world_size = environment.world_size
             self.store = PrefixStore(self.path, meet(environment, _PATIENCE))
 
     def __enter__(self) -> _Attempt:
         _running.append(self)
-        if (
-            self.several
-            and torch.distributed.is_initialized()
-            and torch.distributed.is_nccl_available()
-        ):
+        has_group = self.store is not None and dist.is_initialized()
+        if has_group and dist.is_nccl_available():
             threading.Thread(target=self._abort_with_peers, daemon=True).start()
         return self
 
@@ -164,70 +171,59 @@ class _Attempt:
         _running.remove(self)
         if error is not None and not isinstance(error, Exception):
             return False
-        ran_out = error is not None and is_out_of_memory(error)
-        if not self.several:
-            self.failed = ran_out
-            return ran_out
-        assert self.environment is not None
-        if ran_out:
-            self.store.set("ran_out", "")
-        self.store.set(str(self.environment.rank), "ended")
-        # An error while nobody has run out of memory is one of its own; else it may be but that the others have left.
-        self.failed = (
-            self._any_failed() if error is None else self.store.check(["ran_out"])
-        )
+        self.failed = error is not None and is_out_of_memory(error)
+        if self.store is not None:
+            if self.failed:
+                self.store.set(_RAN_OUT, "")
+            self.store.set(f"ended/{self.rank}", "")
+            if error is None:
+                self._wait("ended", or_ran_out=True)
+            # If no process ran out of memory, the error is this one's own; else it may only mean that others have left
+            # the process group.
+            self.failed = self.store.check([_RAN_OUT])
         return self.failed
 
-    def _any_failed(self) -> bool:
-        """Wait until all have told how it ended, or one that it ran out of memory."""
-        return self._wait(str, or_ran_out=True)
-
-    def _wait(self, key: Callable[[int], str], or_ran_out: bool) -> bool:
-        """Wait for what all processes post; returns whether one ran out of memory.
+    def _wait(self, event: str, or_ran_out: bool) -> None:
+        """Wait until all processes have told of an event, or if that is enough, until one has run out of memory.
 
         Raises:
-            RuntimeError: if that one is not in this call, but in one around it, or does not come.
+            RuntimeError: if one has run out of memory in an attempt around this one, or does not come.
         """
-        assert self.environment is not None
-        keys, began = (
-            [key(rank) for rank in range(self.environment.world_size)],
-            time.monotonic(),
-        )
+        keys = [f"{event}/{rank}" for rank in range(self.world_size)]
+        deadline = time.monotonic() + _PATIENCE.total_seconds()
         while not self.store.check(keys):
-            if or_ran_out and self.store.check(["ran_out"]):
-                return True
-            if any(attempt.store.check(["ran_out"]) for attempt in self.around):
+            if or_ran_out and self.store.check([_RAN_OUT]):
+                return
+            if any(attempt.store.check([_RAN_OUT]) for attempt in self.outer):
                 raise RuntimeError(
                     "another process ran out of memory in the function that called this one"
                 )
-            if time.monotonic() - began > _PATIENCE.total_seconds():
+            if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"rank {self.environment.rank} has waited {_PATIENCE} for the other processes to end"
+                    f"rank {self.rank} has waited {_PATIENCE} for the other processes to end"
                 )
             time.sleep(0.05)
-        return self.store.check(["ran_out"])
 
     def _abort_with_peers(self) -> None:
         """NCCL's collectives do not notice that a peer has left: end them."""
         while not self._over.wait(1.0):
-            if self.store.check(["ran_out"]):
-                self._over.wait(1.0)
-                if not self._over.is_set():
-                    torch.distributed.distributed_c10d._abort_process_group()
+            if self.store.check([_RAN_OUT]):
+                if not self._over.wait(1.0):
+                    dist.distributed_c10d._abort_process_group()
                 return
 
     def leave(self) -> None:
         """Leave the process group, if there are others, and join a new one where engines had one."""
-        free_memory(
-            torch.device("cpu")
-            if not Engine.instances
-            else next(iter(Engine.instances)).device
-        )
-        if not self.several:
-            return
-        assert self.environment is not None
-        leave_group()
-        self.store.set(f"left/{self.environment.rank}", "")
-        self._wait(lambda rank: f"left/{rank}", or_ran_out=False)
-        for engine in list(Engine.instances):
-            engine.connect()
+        free_memory(_device() or torch.device("cpu"))
+        if self.store is not None:
+            leave_group()
+            self.store.set(f"left/{self.rank}", "")
+            self._wait("left", or_ran_out=False)
+            for engine in list(Engine.instances):
+                engine.connect()
+
+
+_RAN_OUT = "ran_out"
+_running: list[_Attempt] = []
+# Stands around the outermost attempts.
+_program = SimpleNamespace(path="attempt", num_inner=0)

@@ -21,19 +21,25 @@ from ...strategies.launch.failures import has_ended, process_here
 from ...strategies.launch.rendezvous import BEFORE_LEAVING
 from ..data.batches import leaves
 
-DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"  # seconds
+# A variable of the environment: how many seconds a call waits for the slowest process in debug mode.
+DEBUG_TIMEOUT = "LOOPWRIGHT_DEBUG_TIMEOUT"
+
 _ROOT = Path(__file__).absolute().parents[2]
 _OWN_FOLDERS = tuple(
     os.path.join(_ROOT / name, "")
     for name in ("framework", "callbacks", "loggers", "strategies")
 )
 _TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
-_LOOK_SECONDS = 0.5  # between two looks at processes that have not come
-_STANDS_SECONDS = 0.1  # after which a process that is at the same place waits there
-_END_SECONDS = 1.0  # that a process waits at its end for these threads
-_LONGEST_WAIT = timedelta(
-    days=24
-)  # for a question, in the thread that answers: poll() takes no more milliseconds
+
+# Between two looks at processes that have not come.
+_LOOK_SECONDS = 0.5
+# A process that is at the same place for so long waits there.
+_STANDING_SECONDS = 0.1
+# That a process waits at its end for the threads that answer.
+_END_SECONDS = 1.0
+# For a question, in the thread that answers; poll() takes no more milliseconds.
+_LONGEST_WAIT = timedelta(days=24)
+_ENDED = "has ended"
 
 
 def of_group() -> CallCheck:
@@ -41,18 +47,19 @@ def of_group() -> CallCheck:
     global _current
     store = dist.distributed_c10d._get_default_store()
     if _current is None or _current.store is not store:
-        if _current is not None:  # its group was destroyed by somebody else
+        if _current is not None:
+            # Its group was destroyed by somebody else.
             _current.end()
         _current = CallCheck(store)
     return _current
 
 
 class CallCheck:
-    """Tells the other processes, through the store in which they met, what this one is about to call.
+    """Tells the other processes, through torch's store, what this one is about to call, and reads what they call.
 
-    That needs no collective, so it works where one would hang. A process that does not come is waited for, unless it
-    can come no more: it calls something else, it has ended, or it waits in a collective that this one has not begun.
-    The last is told by a thread of that process, which sleeps until somebody asks.
+    That needs no collective, so it works where one would hang. A process waits for the others, unless one of them can
+    no longer come: it calls something else, it has ended, or it waits in a collective that this one has not begun. To
+    know the last, it asks: in each process a thread sleeps until a question comes.
 
     Args:
         store: that of torch's process group.
@@ -68,9 +75,12 @@ class CallCheck:
         self.store: Any = store
         self.timeout = store.timeout.total_seconds()
         self.calls = 0
-        self._last = ""
-        self._to_forget: list[str] = []
-        self._posts = 0
+        # The current call, as the others read it, and how many there have been.
+        self._post: dict[str, Any] = {}
+        self._num_posts = 0
+        self._last_call = ""
+        # Keys that all processes have read.
+        self._to_delete: list[str] = []
         self._process = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(
@@ -80,9 +90,10 @@ class CallCheck:
             daemon=True,
         )
         self._thread.start()
-        self._tell(f"process/{self.rank}", process_here())
+        self._write(f"process/{self.rank}", process_here())
         BEFORE_LEAVING.append(self.end)
-        atexit.register(self.end)  # of a group that is not ours
+        # The process group may not be ours; then nobody calls what is in BEFORE_LEAVING.
+        atexit.register(self.end)
 
     def check(
         self, call: str, data: Any = None, sizes: bool = True, alone: bool = False
@@ -103,133 +114,128 @@ class CallCheck:
                 each rank's file and line are named.
         """
         words = f"{call}({_describe(data, sizes)})"
-        where = _place(sys._getframe())
-        number = self.calls
-        self._posts += 1
-        mine = {
-            "call": words, "where": where, "alone": alone, "collectives": _collectives(), "post": self._posts
-        }  # fmt: skip
-        together = f"calls/{number}/{words}"
-        self._tell(f"calls/{number}/{self.rank}", mine)
-        if self.store.add(together, 1) == self.world_size:
-            self.store.set(f"calls/{number}/agreed", "")
+        self._num_posts += 1
+        self._post = {
+            "call": words,
+            "where": _users_line(sys._getframe()),
+            "alone": alone,
+            "collectives": _num_collectives(),
+            "number": self._num_posts,
+        }
+        key = f"calls/{self.calls}/{self.rank}"
+        count = f"calls/{self.calls}/{words}"
+        agreed = f"calls/{self.calls}/agreed"
+        self._write(key, self._post)
+        if self.store.add(count, 1) == self.world_size:
+            self.store.set(agreed, "")
         all_came = False
         try:
-            all_came = self._wait(number, mine)
+            all_came = self._wait(agreed)
         finally:
             if not all_came:
-                with suppress(dist.DistError):  # such as that the store is gone
-                    self.store.add(together, -1)
-                    self._tell(
-                        f"calls/{number}/{self.rank}", None
-                    )  # not deleted: another may be about to get it
-        if not all_came:
-            return False
-        self.calls += 1
-        self._last = f"{words} at {where}"
-        self._forget()
-        self._to_forget = [together, f"calls/{number}/agreed"]
-        return True
+                # The store may be gone, too.
+                with suppress(dist.DistError):
+                    self.store.add(count, -1)
+                    # Not deleted: another process may be about to read it.
+                    self._write(key, None)
+        if all_came:
+            self.calls += 1
+            self._last_call = _text(self._post)
+            self._delete_old_keys()
+            self._to_delete = [count, agreed]
+        return all_came
 
-    def _wait(self, number: int, mine: dict[str, Any]) -> bool:
-        """Wait until all have made a call; returns whether they have."""
+    def _wait(self, agreed: str) -> bool:
+        """Wait until all processes make the current call; returns whether they do, and not this one alone."""
         began = time.monotonic()
         look_at = began + _LOOK_SECONDS / 2
         pause = 1e-4
-        while not self.store.check([f"calls/{number}/agreed"]):
-            now = time.monotonic()
-            if now > look_at:
-                if (
-                    error := self._read(f"error/{self.rank}/{mine['post']}")
-                ) is not None:
-                    raise _mismatch(*error)
-                posts = {
-                    rank: self._read(f"calls/{number}/{rank}")
-                    for rank in range(self.world_size)
-                }
-                strays = self._strays(number, mine, posts)
-                came = [
-                    rank
-                    for rank, post in posts.items()
-                    if post is not None and post["call"] == mine["call"]
-                ]
-                if strays and mine["alone"] and came == [self.rank]:
+        while not self.store.check([agreed]):
+            if time.monotonic() > look_at:
+                ranks = range(self.world_size)
+                posts = [self._read(f"calls/{self.calls}/{rank}") for rank in ranks]
+                if self._is_alone(posts):
                     return False
-                if strays:
-                    raise _mismatch(*self._share_error(mine, posts, strays))
-                if now - began > self.timeout:
-                    raise RuntimeError(self._missing(number, mine, posts))
+                if time.monotonic() - began > self.timeout:
+                    raise RuntimeError(self._missing(posts))
                 # Many processes look less often, as all of them look at each other.
                 look_at = time.monotonic() + max(_LOOK_SECONDS, self.world_size / 64)
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
         return True
 
-    def _strays(
-        self, number: int, mine: dict[str, Any], posts: dict[int, Any]
-    ) -> dict[int, str]:
-        """What the processes do that will not make this call, by rank."""
-        found: dict[int, str] = {}
-        for rank, post in posts.items():
+    def _is_alone(self, posts: list[Any]) -> bool:
+        """Whether nobody else comes to a call that this process can make alone.
+
+        Args:
+            posts: what each process has posted for the current call; None if it has not come.
+
+        Raises:
+            RuntimeError: if somebody does not come to a call that all must make.
+        """
+        error = self._read(f"error/{self.rank}/{self._post['number']}")
+        if error is None:
+            strays = self._find_strays(posts)
+            if not strays:
+                return False
+            if self._post["alone"] and sum(map(self._is_current, posts)) == 1:
+                return True
+            error = self._share_error(posts, strays)
+        raise _mismatch(*error)
+
+    def _is_current(self, post: dict[str, Any] | None) -> bool:
+        return post is not None and post["call"] == self._post["call"]
+
+    def _find_strays(self, posts: list[Any]) -> dict[int, str]:
+        """What those processes do that will not make the current call, by rank."""
+        strays: dict[int, str] = {}
+        for rank, post in enumerate(posts):
             if rank == self.rank:
                 continue
             if post is not None and not post["alone"]:
-                if post["call"] != mine["call"]:
-                    found[rank] = f"{post['call']} at {post['where']}"
-            elif (last := self._read(f"ended/{rank}")) is not None or has_ended(
+                if not self._is_current(post):
+                    strays[rank] = _text(post)
+            elif (last_call := self._read(f"ended/{rank}")) is not None or has_ended(
                 self._read(f"process/{rank}")
             ):
-                found[rank] = (
-                    f"has ended; its last call was {last}" if last else "has ended"
-                )
-            elif post is None or post["call"] != mine["call"]:
+                last = f"; its last call was {last_call}" if last_call else ""
+                strays[rank] = _ENDED + last
+            elif not self._is_current(post):
                 report = self._ask(rank)
-                if (
-                    report.get("waits")
-                    and report["calls"] == number
-                    and report["collectives"] > mine["collectives"]
-                ):
-                    found[rank] = f"waits in another collective, at {report['where']}"
-        return found
+                waits = report.get("waits") and report["calls"] == self.calls
+                if waits and report["collectives"] > self._post["collectives"]:
+                    strays[rank] = f"waits in another collective, at {report['where']}"
+        return strays
 
     def _share_error(
-        self, mine: dict[str, Any], posts: dict[int, Any], strays: dict[int, str]
+        self, posts: list[Any], strays: dict[int, str]
     ) -> tuple[str, bool]:
         """Tell all that wait in a call what is wrong; returns that, and whether processes have merely been lost."""
         lines = []
-        for rank, post in posts.items():
-            came = (
-                "has not come yet"
-                if post is None
-                else f"{post['call']} at {post['where']}"
-            )
-            own = f"{mine['call']} at {mine['where']}"
-            lines.append(
-                f"  rank {rank}: {own if rank == self.rank else strays.get(rank, came)}"
-            )
-        lost = all(words.startswith("has ended") for words in strays.values())
+        for rank, post in enumerate(posts):
+            doing = strays.get(rank, _text(post))
+            lines.append(f"  rank {rank}: {doing}")
+        lost = all(text.startswith(_ENDED) for text in strays.values())
         error = "the processes call different things:\n" + "\n".join(lines), lost
-        for rank, post in posts.items():
+        for rank, post in enumerate(posts):
             if post is not None and not post["alone"]:
-                self._tell(f"error/{rank}/{post['post']}", error)
+                self._write(f"error/{rank}/{post['number']}", error)
         return error
 
-    def _missing(self, number: int, mine: dict[str, Any], posts: dict[int, Any]) -> str:
-        rank = next((rank for rank, post in posts.items() if post is None), 0)
-        before = self._read(f"calls/{number - 1}/{rank}")
-        last = (
-            "it has made no call"
-            if before is None
-            else f"its last call was {before['call']} at {before['where']}"
-        )
+    def _missing(self, posts: list[Any]) -> str:
+        rank = posts.index(None) if None in posts else 0
+        before = self._read(f"calls/{self.calls - 1}/{rank}")
+        last = f"its last call was {_text(before)}" if before else "it has made no call"
+        call = self._post["call"].removesuffix("()")
         return (
-            f"rank {self.rank} waits in {mine['call'].removesuffix('()')} at {mine['where']}, and rank {rank} has not "
-            f"come within {self.timeout:g} s: {last}"
+            f"rank {self.rank} waits in {call} at {self._post['where']}, and rank {rank} has not come within "
+            f"{self.timeout:g} s: {last}"
         )
 
     def _ask(self, rank: int) -> dict[str, Any]:
         """Ask a process where it is; returns what it has answered so far."""
         report = self._read(f"report/{rank}") or {"question": 0}
+        # One question at a time.
         if self.store.add(f"questions/{rank}", 0) == report["question"]:
             self._send(rank, "where")
         return report
@@ -242,18 +248,17 @@ class CallCheck:
         """In a thread: sleep until another process asks where this one is, and tell it."""
         store.set_timeout(_LONGEST_WAIT)
         question = 1
-        with suppress(
-            Exception
-        ):  # such as that the store is gone: there is nobody to answer
+        # When the store is gone, there is nobody to answer.
+        with suppress(Exception):
             while store.get(f"question/{self.rank}/{question}") != b"end":
-                before = _standing(thread)
-                self._over.wait(_STANDS_SECONDS)
-                now = _standing(thread)
+                before = _position(thread)
+                self._over.wait(_STANDING_SECONDS)
+                now = _position(thread)
                 report = {
                     **now,
                     "calls": self.calls,
                     "question": question,
-                    "waits": now == before and now["inside"],
+                    "waits": now == before and now["may_wait"],
                 }
                 store.set(f"report/{self.rank}", json.dumps(report))
                 question += 1
@@ -262,9 +267,8 @@ class CallCheck:
     def end(self) -> None:
         """This process makes no further call."""
         global _current
-        if (
-            self._over.is_set() or os.getpid() != self._process
-        ):  # a fork of it is another
+        # A fork of the process has this object, too.
+        if self._over.is_set() or os.getpid() != self._process:
             return
         self._over.set()
         atexit.unregister(self.end)
@@ -273,30 +277,31 @@ class CallCheck:
         # and to a store that may be gone, nothing is told: torch would complain at length.
         with suppress(Exception):
             if self._thread.is_alive():
-                self._tell(f"ended/{self.rank}", self._last)
-                ranks = range(self.world_size) if self.rank == 0 else [self.rank]
-                for rank in ranks:
-                    self._send(rank, "end")
-                deadline = time.monotonic() + _END_SECONDS
-                while (
-                    not self.store.check([f"closed/{rank}" for rank in ranks])
-                    and time.monotonic() < deadline
-                ):
-                    time.sleep(1e-3)
-                self._thread.join(timeout=_END_SECONDS)
+                self._write(f"ended/{self.rank}", self._last_call)
+                self._end_threads()
         self.store = None
         if _current is self:
             _current = None
 
-    def _tell(self, key: str, value: Any) -> None:
+    def _end_threads(self) -> None:
+        ranks = range(self.world_size) if self.rank == 0 else [self.rank]
+        for rank in ranks:
+            self._send(rank, "end")
+        closed = [f"closed/{rank}" for rank in ranks]
+        deadline = time.monotonic() + _END_SECONDS
+        while not self.store.check(closed) and time.monotonic() < deadline:
+            time.sleep(1e-3)
+        self._thread.join(timeout=_END_SECONDS)
+
+    def _write(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
 
     def _read(self, key: str) -> Any:
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
-    def _forget(self) -> None:
+    def _delete_old_keys(self) -> None:
         """Delete what all have read: as they have come to this call, they have gone on from the one before."""
-        old = self._to_forget if self.rank == 0 else []
+        old = self._to_delete if self.rank == 0 else []
         for key in (*old, f"calls/{self.calls - 3}/{self.rank}"):
             self.store.delete_key(key)
 
@@ -304,8 +309,12 @@ class CallCheck:
 _current: CallCheck | None = None
 
 
+def _text(post: dict[str, Any] | None) -> str:
+    return "has not come yet" if post is None else f"{post['call']} at {post['where']}"
+
+
 def _mismatch(text: str, lost: bool) -> RuntimeError:
-    # One that merely lost another process is not the first to blame, as launchers see by the type.
+    # Launchers see by the type that a process which merely lost another is not the first to blame.
     return dist.DistError(text) if lost else RuntimeError(text)
 
 
@@ -314,47 +323,43 @@ def _describe(data: Any, sizes: bool) -> str:
     for tensor in leaves(data):
         if isinstance(tensor, torch.Tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            described.append(
-                f"{dtype}{list(tensor.shape)}"
-                if sizes
-                else f"{dtype}, {max(1, tensor.dim())}-d"
-            )
+            shape = list(tensor.shape) if sizes else f", {max(1, tensor.dim())}-d"
+            described.append(f"{dtype}{shape}")
     return ", ".join(described)
 
 
-def _collectives() -> int:
+def _num_collectives() -> int:
     """How many collectives this process has begun: as many in each, as long as all goes well."""
     world_size = dist.get_world_size()
-    return sum(
-        getattr(group._get_backend(device), "_get_sequence_number_for_group")()  # noqa: B009 # torch does not declare it
-        for group in list(dist.distributed_c10d._world.pg_map)
-        if group.size() == world_size
-        or group.group_desc.startswith("mesh_")  # others need not be symmetrical
-        for device in group._device_types
-    )
+    count = 0
+    for group in list(dist.distributed_c10d._world.pg_map):
+        # Other groups need not be symmetrical.
+        if group.size() == world_size or group.group_desc.startswith("mesh_"):
+            for device in group._device_types:
+                backend = group._get_backend(device)
+                count += getattr(backend, "_get_sequence_number_for_group")()  # noqa: B009 # torch does not declare it
+    return count
 
 
-def _standing(thread: int) -> dict[str, Any]:
-    """How far a thread has come, and where it is; ``inside`` tells whether it can be there to wait for others."""
+def _position(thread: int) -> dict[str, Any]:
+    """How far a thread has come, and where it is; ``may_wait`` tells whether it can be there to wait for others."""
     frame = sys._current_frames()[thread]
     # gloo counts messages from one process to another, too: there, it must also be in torch's code.
-    inside = dist.get_backend() != "gloo" or frame.f_code.co_filename.startswith(_TORCH)
+    in_torch = frame.f_code.co_filename.startswith(_TORCH)
     return {
-        "collectives": _collectives(),
-        "where": _place(frame),
+        "collectives": _num_collectives(),
+        "where": _users_line(frame),
         "step": frame.f_lasti,
-        "inside": inside,
+        "may_wait": dist.get_backend() != "gloo" or in_torch,
     }
 
 
-def _place(frame: FrameType) -> str:
+def _users_line(frame: FrameType) -> str:
     """File and line of the user's code in which a frame was called."""
     while frame.f_back is not None:
         file = os.path.abspath(frame.f_code.co_filename)
-        if (
-            not file.startswith((*_OWN_FOLDERS, _TORCH))
-            and os.path.basename(file) != "contextlib.py"
-        ):
+        is_ours = file.startswith((*_OWN_FOLDERS, _TORCH))
+        if not is_ours and os.path.basename(file) != "contextlib.py":
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -32,7 +32,7 @@ from ..subclasses import (
 from .accumulation import Accumulation, Window
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
-from .devices import Devices
+from .devices import find_devices
 from .explanations import explain_step, no_gradients
 from .launch_settings import (
     check_launched_strategy,
@@ -42,7 +42,7 @@ from .launch_settings import (
     launched_precision,
 )
 from .loaders import PreparedLoader, SkippedLoader
-from .prepare import Prepared, has_any
+from .prepare import Prepared, has_methods, trains
 from .prepared import unwrapped
 
 if TYPE_CHECKING:
@@ -127,10 +127,9 @@ class Engine(Peers):
                 "gradient_accumulation_steps", gradient_accumulation_steps
             )
         check_launched_strategy(strategy)
-        accelerator = launched_accelerator(accelerator)
+        self._requested = launched_accelerator(accelerator), devices, num_nodes
         self.precision = create_precision(launched_precision(precision))
-        self._devices = Devices(accelerator, devices, num_nodes)
-        self._devices.find(strategy)
+        self._devices = find_devices(*self._requested, strategy)
         self.strategy = self._create_strategy(strategy, sync_batchnorm)
         self._setup_environment()
         # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
@@ -222,7 +221,7 @@ class Engine(Peers):
 
     def detect_environment(self) -> None:
         """Look for devices once more: this process was started with the engine, which another one has made."""
-        self._devices.find(self.strategy)
+        self._devices = find_devices(*self._requested, self.strategy)
         self._setup_environment()
 
     @property
@@ -234,7 +233,7 @@ class Engine(Peers):
         processes = self.num_processes
         if not can_rerun():
             raise RuntimeError(
-                f"Engine(devices={self._devices.requested!r}) needs {processes} processes, and there is no script here "
+                f"Engine(devices={self._requested[1]!r}) needs {processes} processes, and there is no script here "
                 "to run again in them: write a function that makes the engine and trains, and call "
                 f"launch(function, num_processes={processes}) from loopwright.framework"
             )
@@ -281,15 +280,13 @@ class Engine(Peers):
         )
         return prepared[0] if len(prepared) == 1 else prepared
 
-    def setup(self, module: nn.Module, strategy: Strategy | None = None) -> nn.Module:
-        """Move a module to the device and into the precision; by default with the engine's own strategy object."""
-        return (strategy or self.strategy).setup(module, self.precision)
+    def setup(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device and into the precision, with the engine's own strategy object."""
+        return self.strategy.setup(module, self.precision)
 
-    def setup_optimizers(
-        self, optimizers: list[Optimizer], strategy: Strategy | None = None
-    ) -> list[Optimizer]:
+    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Take the optimizers of a module that was set up; returns those to step."""
-        optimizers = (strategy or self.strategy).setup_optimizers(optimizers)
+        optimizers = self.strategy.setup_optimizers(optimizers)
         for optimizer in optimizers:
             self.watch(optimizer)
         return optimizers
@@ -664,7 +661,7 @@ class Engine(Peers):
     def _complete_for(self, parameters: Any) -> list[Tensor]:
         found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         for prepared in self.prepared.optimizers:
-            if has_any(prepared.optimizer, found):
+            if trains(prepared.optimizer, found):
                 self.complete_gradients(prepared.optimizer)
         return found
 
@@ -802,10 +799,7 @@ class Engine(Peers):
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
         for item in objects:
-            if not all(
-                callable(getattr(item, name, None))
-                for name in ("state_dict", "load_state_dict")
-            ):
+            if not has_methods(item, "state_dict", "load_state_dict"):
                 raise ValueError(
                     f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
                 )
@@ -925,7 +919,8 @@ class Engine(Peers):
 
     def forget(self) -> None:
         """Let go of everything that was prepared or registered."""
-        self.prepared.forget()
+        self.prepared.release()
+        self.prepared = Prepared(self, self.prepared.data_seed)
         self.running_loader = self.window.loader = None
         self._accumulation = Accumulation(self)
         self.end_window()

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 class Results:
     """A step's results in all processes: tensors joined along the first dimension, lists by their items, both by rank.
 
-    Tuples, dataclasses and dicts keep their structure, on which the processes agree first: one small collective for
-    that, one for all that is pickled, and one or two for each tensor.
+    Tuples, dataclasses and dicts keep their structure, on which the processes agree first. That takes one small
+    collective; all that is pickled takes another, and each tensor one or two.
 
     Args:
         strategy: the strategy.
@@ -31,8 +30,10 @@ class Results:
     """
 
     def __init__(self, strategy: Strategy, loader: PreparedLoader | None) -> None:
-        self.strategy, self.loader = strategy, loader
-        self.present = loader is None or loader.share != 0.0
+        self.strategy = strategy
+        self.loader = loader
+        # Results of a dummy batch are left out.
+        self.counts = loader is None or loader.share != 0.0
 
     def gather(self, data: Any) -> Any:
         """The results of all processes.
@@ -41,80 +42,61 @@ class Results:
             RuntimeError: if the processes have different structures.
         """
         if isinstance(data, Tensor):
-            return peer_tensors.concatenate_uneven(self.strategy, data, self.present)
+            return peer_tensors.concatenate_uneven(self.strategy, data, self.counts)
         parts: list[Any] = []
         _for_each(data, parts.append)
-        told = self.strategy.gather_objects(
-            (
-                self.present,
-                _is_mixed(data, parts),
-                [self._kind(part) for part in parts],
-                _outline(data),
-            )
+        is_mixed = _is_mixed(data, parts)
+        kinds = [self._kind(part) for part in parts]
+        by_rank = self.strategy.gather_objects(
+            (self.counts, is_mixed, kinds, _outline(data))
         )
-        counted = [each for each in told if each[0]]
-        if any(mixed for _, mixed, _, _ in counted):
+        counting = [rank for rank in by_rank if rank[0]]
+        if any(is_mixed for _, is_mixed, _, _ in counting):
             return self.gather_objects(data)
-        peer_tensors.require_alike([outline for *_, outline in told])
-        are_columns = [
-            _are_columns(kinds)
-            for kinds in zip(*(kinds for _, _, kinds, _ in counted), strict=True)
-        ]
+        peer_tensors.require_alike([outline for *_, outline in by_rank])
+        kinds_by_part = zip(*(kinds for _, _, kinds, _ in counting), strict=True)
+        are_columns = [_are_columns(kinds) for kinds in kinds_by_part]
         return self._gather_parts(data, parts, are_columns)
 
     def gather_objects(self, data: Any) -> list[Any]:
         """The results as objects: lists and tuples are joined, anything else is an item."""
-        return peer_tensors.join(
-            [
-                value
-                for there, value in peer_tensors.exchange(
-                    self.strategy, (self.present, data)
-                )
-                if there
-            ]
-        )
+        return peer_tensors.join(self._exchange(data))
+
+    def _exchange(self, value: Any) -> list[Any]:
+        """The values of all processes whose results count."""
+        by_rank = peer_tensors.exchange(self.strategy, (self.counts, value))
+        return [value for counts, value in by_rank if counts]
 
     def _gather_parts(
         self, data: Any, parts: list[Any], are_columns: list[bool]
     ) -> Any:
-        is_pickled = [
-            not (columns or part is None or isinstance(part, Tensor))
+        pickled = [
+            part
             for part, columns in zip(parts, are_columns, strict=True)
+            if not (columns or part is None or isinstance(part, Tensor))
         ]
-        pickled = list(compress(parts, is_pickled))
-        told = (
-            peer_tensors.exchange(self.strategy, (self.present, pickled))
-            if pickled
-            else []
-        )
-        objects = iter(
-            [
-                peer_tensors.join(list(values))
-                for values in zip(*(own for there, own in told if there), strict=True)
-            ]
-        )
-        gathered = []
-        for part, columns, as_object in zip(
-            parts, are_columns, is_pickled, strict=True
-        ):
-            if as_object:
-                gathered.append(next(objects))
-            else:
-                gathered.append(
-                    rebuild(part, self.gather)
-                    if columns
-                    else part
-                    if part is None
-                    else self.gather(part)
-                )
-        results = iter(gathered)
-        return _for_each(data, lambda part: next(results))
+        by_rank = self._exchange(pickled) if pickled else []
+        objects = zip(*by_rank, strict=True)
+        columns = iter(are_columns)
+
+        def gather_part(part: Any) -> Any:
+            if next(columns):
+                return rebuild(part, self.gather)
+            if part is None:
+                return None
+            if isinstance(part, Tensor):
+                return self.gather(part)
+            return peer_tensors.join(list(next(objects)))
+
+        return _for_each(data, gather_part)
 
     def _kind(self, part: Any) -> tuple[str, int]:
-        """What a list holds: "samples", or "columns" of the batch as loaders make them, or "either"; and its length.
+        """What a list holds, and its length.
 
-        All its tensors have a row for each sample then. A batch's rows may be something else, such as the channels of
-        images in a list; they are its samples if they are as many as the loader's ``batch_size``.
+        ``"columns"``: the batch's, as loaders make them: tensors that have a row for each sample. ``"samples"``: an
+        item for each sample. ``"either"``: all of its tensors have as many rows as the batch, but those rows may be
+        something else, such as the channels of images. They are samples if they are as many as the loader's
+        ``batch_size``.
         """
         loader = self.loader
         if loader is None or not isinstance(part, (tuple, *LISTS)) or not part:
@@ -189,17 +171,11 @@ def _outline(data: Any) -> Any:
     """What must be alike in all processes."""
     if _keeps_structure(data):
         values = [_outline(value) for value in children(data) or ()]
-        return (
-            dict(zip(data.keys(), values, strict=True))
-            if isinstance(data, Mapping)
-            else values
-        )
+        if isinstance(data, Mapping):
+            return dict(zip(data.keys(), values, strict=True))
+        return values
     if isinstance(data, Tensor):
         return peer_tensors.outline(data)
-    return (
-        "list"
-        if isinstance(data, (tuple, *LISTS))
-        else "None"
-        if data is None
-        else "object"
-    )
+    if isinstance(data, (tuple, *LISTS)):
+        return "list"
+    return "None" if data is None else "object"

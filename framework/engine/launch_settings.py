@@ -10,8 +10,8 @@ from ...strategies.launch.environment import detect_environment
 from ..messages import log
 
 _PRECISIONS = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
-# What stands for another way to spread a model, by its variable: its name, and the strategies here.
-_PARALLEL = {
+# Variables that ask for another way to train: what they ask for, and the strategy that does it here.
+_STRATEGIES = {
     "ACCELERATE_USE_FSDP": ("FSDP", "fsdp"),
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "deepspeed"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "fsdp"),
@@ -23,7 +23,7 @@ _HONOURED = (
     "ACCELERATE_DEBUG_MODE",
     "ACCELERATE_USE_CPU",
 )
-# Values that ask for nothing; `accelerate launch` sets variables of what was not chosen, too.
+# Values that ask for nothing: `accelerate launch` sets variables of what was not chosen, too.
 _NOTHING = ("", "0", "1.0", "no", "false", "none", "default")
 
 
@@ -33,52 +33,52 @@ def launched_precision(precision: Any) -> Any:
     Raises:
         ValueError: if the environment asks for one that there is not.
     """
-    asked = _asked("ACCELERATE_MIXED_PRECISION")
-    if precision is not None or not asked:
-        if asked:
+    requested = _requested("ACCELERATE_MIXED_PRECISION")
+    if precision is not None or not requested:
+        if requested:
             _say(
-                f"ACCELERATE_MIXED_PRECISION={asked} is ignored: precision={precision!r} was passed"
+                f"ACCELERATE_MIXED_PRECISION={requested} is ignored: precision={precision!r} was passed"
             )
         return "32-true" if precision is None else precision
-    if asked not in _PRECISIONS:
+    if requested not in _PRECISIONS:
         raise ValueError(
-            f"accelerate launch asks for mixed_precision={asked!r} (ACCELERATE_MIXED_PRECISION): pass a precision= "
+            f"accelerate launch asks for mixed_precision={requested!r} (ACCELERATE_MIXED_PRECISION): pass a precision= "
             "that there is here"
         )
     _say(
-        f"precision={_PRECISIONS[asked]!r}, as accelerate launch asks for mixed_precision={asked!r} "
+        f"precision={_PRECISIONS[requested]!r}, as accelerate launch asks for mixed_precision={requested!r} "
         "(ACCELERATE_MIXED_PRECISION)"
     )
-    return _PRECISIONS[asked]
+    return _PRECISIONS[requested]
 
 
 def launched_accumulation(argument: str, steps: int) -> int:
     """The number of micro-batches in a window that was passed, or that of the environment if it is 1."""
-    asked = _asked("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    if not asked.isdecimal() or int(asked) in (1, steps):
+    requested = _requested("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if not requested.isdecimal() or int(requested) in (1, steps):
         return steps
     if steps != 1:
         _say(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={asked} is ignored: {argument}={steps} was passed"
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={requested} is ignored: {argument}={steps} was passed"
         )
         return steps
     _say(
-        f"{argument}={asked}, as accelerate launch asks for gradient_accumulation_steps={asked} "
+        f"{argument}={requested}, as accelerate launch asks for gradient_accumulation_steps={requested} "
         "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS)"
     )
-    return int(asked)
+    return int(requested)
 
 
 def launched_debug() -> bool:
     """Whether the environment asks for debug mode."""
     return os.environ.get("LOOPWRIGHT_DEBUG") == "1" or bool(
-        _asked("ACCELERATE_DEBUG_MODE")
+        _requested("ACCELERATE_DEBUG_MODE")
     )
 
 
 def launched_accelerator(accelerator: str) -> str:
     """The accelerator that was passed, or the CPU if that is left open and the environment asks for it."""
-    if not _asked("ACCELERATE_USE_CPU") or accelerator == "cpu":
+    if not _requested("ACCELERATE_USE_CPU") or accelerator == "cpu":
         return accelerator
     if accelerator == "auto":
         _say(
@@ -95,29 +95,26 @@ def check_launched_strategy(strategy: Any) -> None:
     Raises:
         ValueError: if it asks for another way to spread the model, and ``strategy`` is ``"auto"``.
     """
-    for variable, (what, name) in _PARALLEL.items():
-        if strategy == "auto" and _asked(variable):
+    for variable, (what, name) in _STRATEGIES.items():
+        if strategy == "auto" and _requested(variable):
             raise ValueError(
                 f'accelerate launch asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
                 "options, launch without, or unset the variable if something else in this program has set it"
             )
-    prefixes = (
-        ("ACCELERATE_", "FSDP_") if _asked("ACCELERATE_USE_FSDP") else ("ACCELERATE_",)
-    )
-    names = [
-        name
-        for name in os.environ
-        if name.startswith(prefixes) and name not in _HONOURED
+    with_fsdp = bool(_requested("ACCELERATE_USE_FSDP"))
+    prefixes = ("ACCELERATE_", "FSDP_") if with_fsdp else ("ACCELERATE_",)
+    ignored = [
+        f"{name}={os.environ[name]}"
+        for name in sorted(os.environ)
+        if name.startswith(prefixes) and name not in _HONOURED and _requested(name)
     ]
-    if ignored := sorted(
-        f"{name}={os.environ[name]}" for name in names if _asked(name)
-    ):
+    if ignored:
         _say(
             f"Of what accelerate launch asks for, this has no effect here: {', '.join(ignored)}"
         )
 
 
-def _asked(variable: str) -> str:
+def _requested(variable: str) -> str:
     """A variable's value in small letters; empty if it asks for nothing."""
     value = os.environ.get(variable, "").lower()
     return "" if value in _NOTHING else value

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...strategies.optimizer_state import parameters_of
@@ -26,49 +26,39 @@ class Prepared:
 
     Args:
         engine: the engine.
+        data_seed: the seed from which the order of the loaders is drawn, if it is known.
 
     Attributes:
         strategies: one for each module, which it has as its ``module``.
-        modules: what ``prepare`` returned for each of these modules.
+        modules: for each of these modules, what ``prepare`` has returned.
         optimizers: each knows its module's strategy.
-        schedulers: as prepared.
-        loaders: as prepared.
+        schedulers: as ``prepare`` has returned them.
+        loaders: as ``prepare`` has returned them.
         running_loaders: those that are being iterated, the innermost last.
         registered: objects that are only saved and loaded.
-        data_seed: the seed from which the order of the loaders is drawn, once it is known.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, data_seed: int | None = None) -> None:
         self._engine = engine
+        self.data_seed = data_seed
         self.strategies: list[Strategy] = []
-        self.modules: list[nn.Module] = []
+        self.modules: dict[nn.Module, nn.Module] = {}
         self.optimizers: list[PreparedOptimizer] = []
         self.schedulers: list[PreparedScheduler] = []
         self.loaders: list[PreparedLoader] = []
         self.running_loaders: list[PreparedLoader] = []
         self.registered: list[Any] = []
-        self.data_seed: int | None = None
         self._reported_streams: set[type] = set()
-
-    def __contains__(self, item: Any) -> bool:
-        """Whether ``prepare`` has returned this very object, and it was not forgotten."""
-        known = (*self.modules, *self.optimizers, *self.schedulers, *self.loaders)
-        return any(item is one for one in known)
 
     def find_module(self, module: nn.Module) -> nn.Module | None:
         """What ``prepare`` has returned for a module, or for what it has returned; None if it is not prepared."""
-        original = unwrapped(module)
-        for strategy, prepared in zip(self.strategies, self.modules, strict=True):
-            if strategy.module is original:
-                return prepared
-        return None
+        return self.modules.get(unwrapped(module))
 
     def find_optimizer(self, optimizer: Any) -> PreparedOptimizer | None:
         """What ``prepare`` has returned for an optimizer, or for what it has returned; None if it is not prepared."""
-        for prepared in self.optimizers:
-            if prepared is optimizer or prepared.optimizer is optimizer:
-                return prepared
-        return None
+        original = unwrapped(optimizer)
+        found = (own for own in self.optimizers if own.optimizer is original)
+        return next(found, None)
 
     def strategy_of(self, optimizer: Any) -> Strategy:
         """The strategy of an optimizer's module; of one that is not prepared, the engine's."""
@@ -78,13 +68,10 @@ class Prepared:
     def add(self, objects: Iterable[Any]) -> tuple[Any, ...]:
         """Prepare what is not prepared yet; returns one object for each. See ``Engine.prepare``."""
         # What another engine has prepared, or this one has forgotten, is prepared anew.
-        objects = [item if item in self else unwrapped(item) for item in objects]
+        objects = [item if self._holds(item) else unwrapped(item) for item in objects]
         if any(self._needs_all_processes(item) for item in objects):
             self._engine.all_call("prepare")
-        optimizers = []
-        for item in objects:
-            if isinstance(item, Optimizer) and self.find_optimizer(item) is None:
-                optimizers.append(item)
+        optimizers = [item for item in objects if isinstance(item, Optimizer)]
         # A module takes its optimizers along, so modules come first.
         for item in objects:
             if isinstance(item, nn.Module) and self.find_module(item) is None:
@@ -94,10 +81,20 @@ class Prepared:
                 self._add_optimizer(optimizer)
         return tuple(self._find_or_add(item) for item in objects)
 
+    def _holds(self, item: Any) -> bool:
+        """Whether ``prepare`` has returned this very object."""
+        known = (
+            *self.modules.values(),
+            *self.optimizers,
+            *self.schedulers,
+            *self.loaders,
+        )
+        return any(item is one for one in known)
+
     def _needs_all_processes(self, item: Any) -> bool:
         if isinstance(item, nn.Module):
             return self.find_module(item) is None
-        return is_loader(item) and item not in self
+        return is_loader(item) and not self._holds(item)
 
     def _add_module(self, module: nn.Module, optimizers: list[Optimizer]) -> None:
         """Prepare a module, and those of the optimizers that train it."""
@@ -112,28 +109,27 @@ class Prepared:
         trained = [
             optimizer
             for optimizer in optimizers
-            if self.find_optimizer(optimizer) is None and trains(optimizer, module)
+            if trains(optimizer, module.parameters())
+            and self.find_optimizer(optimizer) is None
         ]
         self._check_optimizers(strategy, module, trained)
-        engine.setup(module, strategy)
-        trained = engine.setup_optimizers(trained, strategy)
+        strategy.setup(module, engine.precision)
         self.strategies.append(strategy)
-        for optimizer in trained:
+        for optimizer in strategy.setup_optimizers(trained):
+            engine.watch(optimizer)
             self.optimizers.append(PreparedOptimizer(optimizer, engine, strategy))
+        self.modules[module] = module
         if not strategy.is_transparent:
-            module = prepare_module(module, strategy, engine.precision)
-        self.modules.append(module)
+            self.modules[module] = prepare_module(module, strategy, engine.precision)
 
     def _check_optimizers(
         self, strategy: Strategy, module: nn.Module, optimizers: list[Optimizer]
     ) -> None:
         """Raise if the strategy cannot take these optimizers of a module."""
         if strategy.one_module or self._replaces_parameters(strategy):
-            own = {id(parameter) for parameter in module.parameters()}
+            own = set(module.parameters())
             for optimizer in optimizers:
-                if any(
-                    id(parameter) not in own for parameter in parameters_of(optimizer)
-                ):
+                if not own.issuperset(parameters_of(optimizer)):
                     raise ValueError(
                         f"strategy={strategy.name!r} takes an optimizer for each module; this "
                         f"{type(optimizer).__name__} has parameters of several"
@@ -150,14 +146,16 @@ class Prepared:
         """Prepare an optimizer whose module was prepared before, or is not prepared at all."""
         strategy = self._engine.strategy
         self._engine.watch(optimizer)
-        trained = [own for own in self.strategies if trains(optimizer, own.module)]
-        if not trained and self._replaces_parameters(strategy):
+        owners = [
+            own for own in self.strategies if trains(optimizer, own.module.parameters())
+        ]
+        if not owners and self._replaces_parameters(strategy):
             raise ValueError(
                 f"an optimizer ({type(optimizer).__name__}) has no parameter of a prepared module: "
                 f"strategy={strategy.name!r} replaces parameters, so prepare the module and its optimizer "
                 "in one call of prepare, or make the optimizer afterwards"
             )
-        owner = trained[0] if trained else strategy
+        owner = owners[0] if owners else strategy
         self.optimizers.append(PreparedOptimizer(optimizer, self._engine, owner))
 
     def _find_or_add(self, item: Any) -> Any:
@@ -166,15 +164,16 @@ class Prepared:
             return self.find_module(item)
         if isinstance(item, Optimizer):
             return self.find_optimizer(item)
-        if isinstance(item, (PreparedLoader, PreparedScheduler)):
+        if self._holds(item):
             return item
-        if _is_scheduler(item):
-            self.schedulers.append(PreparedScheduler(item, self._engine))
-            return self.schedulers[-1]
+        if has_methods(item, "step", "state_dict"):
+            scheduler = PreparedScheduler(item, self._engine)
+            self.schedulers.append(scheduler)
+            return scheduler
         if is_loader(item):
-            index = len(self.loaders)
-            self.loaders.append(PreparedLoader(item, self._engine, index=index))
-            return self.loaders[-1]
+            loader = PreparedLoader(item, self._engine, len(self.loaders))
+            self.loaders.append(loader)
+            return loader
         self._report_stream(item)
         return item
 
@@ -212,8 +211,8 @@ class Prepared:
             for loader in self.loaders:
                 loader.read_in_order_of(seed)
 
-    def forget(self) -> None:
-        """Let go of everything but the seed."""
+    def release(self) -> None:
+        """Undo what the strategies have done to the modules, and end the loaders' workers."""
         for strategy in self.strategies:
             if strategy is not self._engine.strategy:
                 # What it trains may be given up in the middle of a backward, such as when memory ran out there.
@@ -221,29 +220,13 @@ class Prepared:
             strategy.teardown()
         for loader in self.loaders:
             loader.close()
-        for kind in (
-            self.strategies,
-            self.modules,
-            self.optimizers,
-            self.schedulers,
-            self.loaders,
-            self.running_loaders,
-            self.registered,
-        ):
-            kind.clear()
 
 
-def trains(optimizer: Optimizer, module: nn.Module) -> bool:
-    """Whether an optimizer has parameters of a module."""
-    return has_any(optimizer, module.parameters())
-
-
-def has_any(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> bool:
+def trains(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
     """Whether an optimizer has one of these parameters."""
-    wanted = {id(parameter) for parameter in parameters}
-    return any(id(parameter) in wanted for parameter in parameters_of(optimizer))
+    return not set(parameters_of(optimizer)).isdisjoint(parameters)
 
 
-def _is_scheduler(item: Any) -> bool:
-    methods = (getattr(item, name, None) for name in ("step", "state_dict"))
-    return all(callable(method) for method in methods)
+def has_methods(item: Any, *names: str) -> bool:
+    """Whether an object has all of these methods."""
+    return all(callable(getattr(item, name, None)) for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,18 +95,13 @@ def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) 
     }
     prepared = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
     object.__setattr__(prepared, "__dict__", module.__dict__)
-    for name in _slots(kind):
-        if hasattr(module, name):
-            object.__setattr__(prepared, name, getattr(module, name))
-    return prepared
-
-
-def _slots(kind: type) -> Iterator[str]:
-    """The names of attributes that a class and its parents keep outside of ``__dict__``."""
+    # Attributes that a class in its ancestry keeps outside of ``__dict__``.
     for parent in kind.__mro__:
         slots = vars(parent).get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        yield from (name for name in names if name not in ("__dict__", "__weakref__"))
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(module, name):
+                object.__setattr__(prepared, name, getattr(module, name))
+    return prepared
 
 
 def unwrapped(item: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Python's logging among several processes."""
+"""Python's logging in several processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-# Frames between the caller and logging's own record. Since Python 3.11 logging leaves its own frames out of the count.
-_OWN_FRAMES = 2 if sys.version_info >= (3, 11) else 3
+# Frames between the caller and logging's own record. Since Python 3.11, logging leaves its own frames out of the count.
+_OWN_FRAMES = 1 if sys.version_info >= (3, 11) else 3
 
-_said: set[str] = set()  # by ``warning_once``
+# What ``warning_once`` has said.
+_said: set[str] = set()
 
 
 class RankLogger(logging.LoggerAdapter):
@@ -23,56 +24,48 @@ class RankLogger(logging.LoggerAdapter):
     them one after the other (all have to make that call).
     """
 
-    def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
+    def log(
+        self,
+        level: int,
+        msg: Any,
+        *args: Any,
+        main_process_only: bool = True,
+        in_order: bool = False,
+        stacklevel: int = 1,
+        **kwargs: Any,
+    ) -> None:
         """As ``logging.Logger.log``."""
-        main_only, in_order = (
-            kwargs.pop("main_process_only", True),
-            kwargs.pop("in_order", False),
-        )
-        kwargs.setdefault("stacklevel", 1)
-        if in_order and _processes() > 1:
-            for rank in range(_processes()):
-                if rank == _rank():
-                    self._log_here(level, msg, args, kwargs)
+        rank, world_size = _rank_and_world_size()
+        kwargs["stacklevel"] = stacklevel + _OWN_FRAMES
+        if in_order and world_size > 1:
+            for turn in range(world_size):
+                if turn == rank:
+                    super().log(level, msg, *args, **kwargs)
                 dist.barrier()
-        elif not main_only or _rank() == 0:
-            self._log_here(level, msg, args, kwargs)
+        elif rank == 0 or not main_process_only:
+            super().log(level, msg, *args, **kwargs)
 
-    def warning_once(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+    def warning_once(
+        self, msg: Any, *args: Any, stacklevel: int = 1, **kwargs: Any
+    ) -> None:
         """As ``warning``, the first time only that this is said."""
         said = repr((self.logger.name, msg, args))
         if said not in _said:
             _said.add(said)
-            self.warning(
-                msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1}
-            )
-
-    def _log_here(
-        self, level: int, msg: Any, args: Any, kwargs: dict[str, Any]
-    ) -> None:
-        if self.isEnabledFor(level):
-            told, options = self.process(
-                msg, {**kwargs, "stacklevel": kwargs["stacklevel"] + _OWN_FRAMES}
-            )
-            self.logger.log(level, told, *args, **options)
+            self.warning(msg, *args, stacklevel=stacklevel + 1, **kwargs)
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
         """Put the rank before messages of several processes."""
-        return (f"[rank {_rank()}] {msg}" if _processes() > 1 else msg), kwargs
+        rank, world_size = _rank_and_world_size()
+        return (f"[rank {rank}] {msg}" if world_size > 1 else msg), kwargs
 
 
-def _processes() -> int:
-    return (
-        dist.get_world_size()
-        if dist.is_initialized()
-        else int(os.environ.get("WORLD_SIZE", 1))
-    )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+def _rank_and_world_size() -> tuple[int, int]:
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def get_logger(name: str, log_level: str | None = None) -> RankLogger:

@@ -277,7 +277,7 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
             engine.backward((model(x) - y).square().mean())
             optimizer.step()
             optimizer.zero_grad()
-        told["prepared late"] = whole_state(
+        told["prepared late"] = full_state(
             engine.strategy, engine.prepared.strategies[0].model_state()
         )
         engine.free_memory()
