@@ -13,6 +13,7 @@ from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import (
     number_optimizer_state,
     parameter_names,
+    parameters_of,
     rename_optimizer_state,
 )
 
@@ -172,10 +173,9 @@ class Strategy(ABC):
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply the gradients of an optimizer's parameters."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+        for parameter in parameters_of(optimizer):
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""

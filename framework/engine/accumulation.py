@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +11,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
     from .engine import Engine
-
-import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ...strategies.base import Strategy
 
 
 class Window:

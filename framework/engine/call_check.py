@@ -173,7 +173,7 @@ class CallCheck:
         Raises:
             RuntimeError: if somebody does not come to a call that all must make.
         """
-        error = self._read(f"error/{self.rank}/{self._post['number']}")
+        error: Any = self._read(f"error/{self.rank}/{self._post['number']}")
         if error is None:
             strays = self._find_strays(posts)
             if not strays:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.parameter import is_lazy
 
+from ...strategies.optimizer_state import parameters_of
 from ..datamodule import DataModule
 from ..engine.explanations import needs_closure
 from ..loop.loaders import LOADER_METHODS
@@ -277,9 +278,7 @@ def _check_optimizer(module: Module, optimizer: Any) -> None:
     )
     if needs_arguments and not overrides(module, "optimizer_step", Module):
         raise ValueError(needs_closure(type(optimizer).__name__))
-    own = set(module.parameters())
-    groups = optimizer.param_groups
-    if not any(parameter in own for group in groups for parameter in group["params"]):
+    if set(module.parameters()).isdisjoint(parameters_of(optimizer)):
         log.warning(
             "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
             type(module).__name__,
