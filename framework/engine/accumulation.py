@@ -75,7 +75,11 @@ class Window:
         self.count, self.weight, self._unit, self._weighted = state
 
     def add_part(
-        self, loss: Tensor, weight: Any, fraction: float, first: bool
+        self,
+        loss: Tensor,
+        weight: Any,
+        fraction: float,
+        first: bool,
     ) -> Tensor:
         """As :meth:`add`, for a part of a micro-batch: ``fraction`` of its samples. No collective."""
         if self._weighted is None and self.strategy.world_size > 1:
@@ -157,7 +161,8 @@ class Window:
         weight = self.weight
         if several:
             weight = self.strategy.reduce(
-                torch.as_tensor(weight, dtype=torch.float64), "mean"
+                torch.as_tensor(weight, dtype=torch.float64),
+                "mean",
             )
         return (
             self.length * self._unit / _nonzero(weight)

@@ -17,7 +17,9 @@ _OF_THE_MAP = (
 
 
 def dispatch_model(
-    model: nn.Module, device_map: str | dict[str, Any], options: dict[str, Any]
+    model: nn.Module,
+    device_map: str | dict[str, Any],
+    options: dict[str, Any],
 ) -> nn.Module:
     """``Engine.dispatch_model``."""
     try:

@@ -96,7 +96,11 @@ class CallCheck:
         atexit.register(self.end)
 
     def check(
-        self, call: str, data: Any = None, sizes: bool = True, alone: bool = False
+        self,
+        call: str,
+        data: Any = None,
+        sizes: bool = True,
+        alone: bool = False,
     ) -> bool:
         """Compare this call with those of the other processes, and wait until all of them have come.
 
@@ -208,7 +212,9 @@ class CallCheck:
         return strays
 
     def _share_error(
-        self, posts: list[Any], strays: dict[int, str]
+        self,
+        posts: list[Any],
+        strays: dict[int, str],
     ) -> tuple[str, bool]:
         """Tell all that wait in a call what is wrong; returns that, and whether processes have merely been lost."""
         lines = []
@@ -240,11 +246,19 @@ class CallCheck:
             self._send(rank, "where")
         return report
 
-    def _send(self, rank: int, question: str) -> None:
+    def _send(
+        self,
+        rank: int,
+        question: str,
+    ) -> None:
         number = self.store.add(f"questions/{rank}", 1)
         self.store.set(f"question/{rank}/{number}", question)
 
-    def _answer(self, store: Any, thread: int) -> None:
+    def _answer(
+        self,
+        store: Any,
+        thread: int,
+    ) -> None:
         """In a thread: sleep until another process asks where this one is, and tell it."""
         store.set_timeout(_LONGEST_WAIT)
         question = 1
@@ -293,7 +307,11 @@ class CallCheck:
             time.sleep(1e-3)
         self._thread.join(timeout=_END_SECONDS)
 
-    def _write(self, key: str, value: Any) -> None:
+    def _write(
+        self,
+        key: str,
+        value: Any,
+    ) -> None:
         self.store.set(key, json.dumps(value))
 
     def _read(self, key: str) -> Any:

@@ -37,7 +37,10 @@ class Devices(NamedTuple):
 
 
 def find_devices(
-    accelerator: str, devices: Any, num_nodes: Any, strategy: str | Strategy
+    accelerator: str,
+    devices: Any,
+    num_nodes: Any,
+    strategy: str | Strategy,
 ) -> Devices:
     """The devices that an engine is to run on.
 
@@ -71,7 +74,9 @@ def find_devices(
 
 
 def _device_of_its_own(
-    accelerator: str, devices: Any, environment: ClusterEnvironment
+    accelerator: str,
+    devices: Any,
+    environment: ClusterEnvironment,
 ) -> Devices:
     """The device of a process that runs by itself, though a launcher has started several."""
     join_job()

@@ -156,7 +156,9 @@ class Engine(Peers):
             self.connect()
 
     def _create_strategy(
-        self, strategy: str | Strategy, sync_batchnorm: bool
+        self,
+        strategy: str | Strategy,
+        sync_batchnorm: bool,
     ) -> Strategy:
         processes = len(self._devices.local) * self._devices.num_nodes
         created = create_strategy(strategy, several=processes > 1)
@@ -168,7 +170,9 @@ class Engine(Peers):
     def _setup_environment(self) -> None:
         devices = self._devices
         self.strategy.setup_environment(
-            devices.local, devices.num_nodes, devices.environment
+            devices.local,
+            devices.num_nodes,
+            devices.environment,
         )
         # Processes that are still to be started check it themselves: it would take memory of a device here.
         if not self.must_launch:
@@ -276,7 +280,10 @@ class Engine(Peers):
         loaders = self.prepared.loaders
         batch_size = getattr(loaders[0].loader, "batch_size", None) if loaders else None
         self.strategy.check_steps(
-            batch_size, self.gradient_accumulation_steps, None, None
+            batch_size,
+            self.gradient_accumulation_steps,
+            None,
+            None,
         )
         return prepared[0] if len(prepared) == 1 else prepared
 
@@ -621,7 +628,10 @@ class Engine(Peers):
         self.prepared.strategy_of(optimizer).scale_gradients(optimizer, factor)
 
     def clip_gradients(
-        self, optimizer: Any, value: float | None, algorithm: str = "norm"
+        self,
+        optimizer: Any,
+        value: float | None,
+        algorithm: str = "norm",
     ) -> None:
         """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
         if not value:
@@ -631,13 +641,18 @@ class Engine(Peers):
                 f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}'
             )
         optimizer = getattr(
-            optimizer, "optimizer", optimizer
+            optimizer,
+            "optimizer",
+            optimizer,
         )  # the wrapper of manual optimization
         self.unscale(optimizer)
         self.strategy.clip_gradients(list(parameters_of(optimizer)), value, algorithm)
 
     def clip_grad_norm_(
-        self, parameters: Any, max_norm: float, norm_type: float = 2.0
+        self,
+        parameters: Any,
+        max_norm: float,
+        norm_type: float = 2.0,
     ) -> Tensor | None:
         """Clip gradients by their global norm, and return it; None inside a window, where nothing is done.
 
@@ -655,7 +670,9 @@ class Engine(Peers):
         """Clip each gradient to -``clip_value`` … ``clip_value``; inside a window, nothing is done."""
         if self.sync_gradients:
             self.strategy.clip_gradients(
-                self._complete_for(parameters), clip_value, "value"
+                self._complete_for(parameters),
+                clip_value,
+                "value",
             )
 
     def _complete_for(self, parameters: Any) -> list[Tensor]:
@@ -666,7 +683,9 @@ class Engine(Peers):
         return found
 
     def step(
-        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any] | None = None,
     ) -> Any:
         """Step an optimizer; under loss scaling, not if a gradient overflowed."""
         if self.scaler is None:
@@ -689,7 +708,9 @@ class Engine(Peers):
         except AssertionError as error:
             raise RuntimeError(no_gradients(optimizer)) from error
         if getattr(
-            optimizer, "_step_supports_amp_scaling", False
+            optimizer,
+            "_step_supports_amp_scaling",
+            False,
         ):  # a fused one, which sees for itself
             found = self.scaler._found_inf_per_device(optimizer)
             self._updated = not any(bool(flag.item()) for flag in found.values())
@@ -708,7 +729,9 @@ class Engine(Peers):
         )
 
     def step_prepared(
-        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any] | None = None,
     ) -> Any:
         """Complete the gradients of a prepared optimizer, and step it."""
         window = self.window
@@ -867,7 +890,9 @@ class Engine(Peers):
             save.finish()
 
     def load_state(
-        self, input_dir: str | os.PathLike[str], weights_only: bool | None = None
+        self,
+        input_dir: str | os.PathLike[str],
+        weights_only: bool | None = None,
     ) -> None:
         """Load what :meth:`save_state` wrote, or a Trainer's checkpoint; prepared loaders go on where they were.
 
@@ -886,7 +911,9 @@ class Engine(Peers):
         load_state(self, os.fspath(input_dir), weights_only)
 
     def save_model(
-        self, model: nn.Module, save_directory: str | os.PathLike[str]
+        self,
+        model: nn.Module,
+        save_directory: str | os.PathLike[str],
     ) -> str:
         """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path.
 

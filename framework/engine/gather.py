@@ -29,7 +29,11 @@ class Results:
         loader: the prepared loader that is being iterated, if there is one.
     """
 
-    def __init__(self, strategy: Strategy, loader: PreparedLoader | None) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        loader: PreparedLoader | None,
+    ) -> None:
         self.strategy = strategy
         self.loader = loader
         # Results of a dummy batch are left out.
@@ -48,7 +52,7 @@ class Results:
         is_mixed = _is_mixed(data, parts)
         kinds = [self._kind(part) for part in parts]
         by_rank = self.strategy.gather_objects(
-            (self.counts, is_mixed, kinds, _outline(data))
+            (self.counts, is_mixed, kinds, _outline(data)),
         )
         counting = [rank for rank in by_rank if rank[0]]
         if any(is_mixed for _, is_mixed, _, _ in counting):
@@ -68,7 +72,10 @@ class Results:
         return [value for counts, value in by_rank if counts]
 
     def _gather_parts(
-        self, data: Any, parts: list[Any], are_columns: list[bool]
+        self,
+        data: Any,
+        parts: list[Any],
+        are_columns: list[bool],
     ) -> Any:
         pickled = [
             part

@@ -38,7 +38,11 @@ class Prepared:
         registered: objects that are only saved and loaded.
     """
 
-    def __init__(self, engine: Engine, data_seed: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        data_seed: int | None = None,
+    ) -> None:
         self._engine = engine
         self.data_seed = data_seed
         self.strategies: list[Strategy] = []
@@ -96,7 +100,11 @@ class Prepared:
             return self.find_module(item) is None
         return is_loader(item) and not self._holds(item)
 
-    def _add_module(self, module: nn.Module, optimizers: list[Optimizer]) -> None:
+    def _add_module(
+        self,
+        module: nn.Module,
+        optimizers: list[Optimizer],
+    ) -> None:
         """Prepare a module, and those of the optimizers that train it."""
         engine = self._engine
         strategy = engine.strategy
@@ -123,7 +131,10 @@ class Prepared:
             self.modules[module] = prepare_module(module, strategy, engine.precision)
 
     def _check_optimizers(
-        self, strategy: Strategy, module: nn.Module, optimizers: list[Optimizer]
+        self,
+        strategy: Strategy,
+        module: nn.Module,
+        optimizers: list[Optimizer],
     ) -> None:
         """Raise if the strategy cannot take these optimizers of a module."""
         if strategy.one_module or self._replaces_parameters(strategy):

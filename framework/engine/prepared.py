@@ -39,7 +39,11 @@ class _PreparedModule:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep from the module's class that it has a subclass: its author may count or register those."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         train, evaluate = self._prepared_steps
         forward = train if torch.is_grad_enabled() else evaluate
         output = forward("__call__", *args, **kwargs)
@@ -79,7 +83,11 @@ def _to_float32(tensor: Any) -> Any:
     return tensor
 
 
-def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) -> Any:
+def prepare_module(
+    module: nn.Module,
+    strategy: Strategy,
+    precision: Precision,
+) -> Any:
     """A second object for ``module`` whose call is the strategy's step.
 
     Under autocast the call returns float32, as Accelerate's does.
@@ -131,7 +139,10 @@ class PreparedOptimizer(Wrapper, Optimizer):
 
     # Optimizer's own constructor is not called: groups and state are those of the wrapped optimizer.
     def __init__(
-        self, optimizer: Optimizer, engine: Engine, strategy: Strategy
+        self,
+        optimizer: Optimizer,
+        engine: Engine,
+        strategy: Strategy,
     ) -> None:
         self.optimizer = optimizer
         self.engine = engine
@@ -238,11 +249,19 @@ class PreparedScheduler(Wrapper):
 
     _wraps = "scheduler"
 
-    def __init__(self, scheduler: Any, engine: Engine) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        engine: Engine,
+    ) -> None:
         self.scheduler = scheduler
         self.engine = engine
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
+    def step(
+        self,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Step, with the scheduler's own arguments; inside a window, nothing is done."""
         if not self.engine.sync_gradients:
             return

@@ -46,7 +46,11 @@ class RankLogger(logging.LoggerAdapter):
             super().log(level, msg, *args, **kwargs)
 
     def warning_once(
-        self, msg: Any, *args: Any, stacklevel: int = 1, **kwargs: Any
+        self,
+        msg: Any,
+        *args: Any,
+        stacklevel: int = 1,
+        **kwargs: Any,
     ) -> None:
         """As ``warning``, the first time only that this is said."""
         said = repr((self.logger.name, msg, args))
@@ -55,7 +59,9 @@ class RankLogger(logging.LoggerAdapter):
             self.warning(msg, *args, stacklevel=stacklevel + 1, **kwargs)
 
     def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
+        self,
+        msg: Any,
+        kwargs: MutableMapping[str, Any],
     ) -> tuple[Any, MutableMapping[str, Any]]:
         """Put the rank before messages of several processes."""
         rank, world_size = _rank_and_world_size()
