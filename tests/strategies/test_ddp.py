@@ -47,7 +47,7 @@ class Net(Module):
         x, y = batch
         errors = (self.net(x) - y).square()
         self.log("loss", errors.mean(), on_step=False, on_epoch=True)
-        share = self.trainer.data.train.share
+        share = self.trainer.run.loaders.train.share
         if share:
             self.samples += x[:, 0].tolist()
         if (
@@ -295,7 +295,7 @@ class Reads(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = (batch["a"] if isinstance(batch, dict) else batch)[0]
-        self.read.append((batch_idx, self.trainer.data.train.share, x[:, 0].tolist()))
+        self.read.append((batch_idx, self.trainer.run.loaders.train.share, x[:, 0].tolist()))
         return self.layer(x).mean()
 
     def configure_optimizers(self) -> Any:
