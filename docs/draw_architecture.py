@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import ast
 from functools import cache
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from tests.import_graph import LEAVES, arrows, parse, room_of, sources
+from tests.import_graph import LEAVES, arrows, room_of, sources
 
 PICTURE = Path(__file__).with_name("architecture.svg")
 
@@ -154,19 +152,13 @@ def kind_of(room: str) -> str:
 
 
 def file_of(room: str) -> Path:
-    """The file that says what a room is."""
+    """The file of a room, or the first of its folder."""
     is_own_folder = room in LEAVES or room == "framework"
     return sources()[room if is_own_folder else f"framework.{room}"]
 
 
 def label_of(room: str) -> str:
     return f"{room}.py" if kind_of(room) == "file" else f"{room}/"
-
-
-def summary_of(room: str) -> str:
-    """The first paragraph of its docstring."""
-    docstring = ast.get_docstring(parse(file_of(room))) or ""
-    return " ".join(docstring.partition("\n\n")[0].split())
 
 
 def draw() -> str:
@@ -203,10 +195,9 @@ def draw() -> str:
             continue
         left = x[room] - BOX_WIDTH / 2
         lines += [
-            f"<g><title>{escape(summary_of(room))}</title>",
             f'<rect x="{left:g}" y="{y[room]:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5" '
             f'fill="{COLOURS[kind_of(room)]}" stroke="#667"/>',
-            f'<text x="{x[room]:g}" y="{y[room] + 21:g}" text-anchor="middle">{label_of(room)}</text></g>',
+            f'<text x="{x[room]:g}" y="{y[room] + 21:g}" text-anchor="middle">{label_of(room)}</text>',
         ]
     return "\n".join([*lines, "</svg>"]) + "\n"
 

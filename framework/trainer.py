@@ -860,7 +860,11 @@ class Trainer:
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be."""
+        """Optimizer steps of the whole run; for learning-rate schedules. Makes the training loader if need be.
+
+        Raises:
+            RuntimeError: outside of ``fit``.
+        """
         if self.run is None:
             raise RuntimeError(
                 "estimated_stepping_batches is known inside fit, such as in configure_optimizers"

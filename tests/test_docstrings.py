@@ -43,9 +43,7 @@ WITHOUT_ARGUMENTS = {
     "Strategy.load_optimizer_state",
     "Strategy.reduce",
     "Strategy.scale_gradients",
-    "Trainer.agree_on_save",
     "Trainer.test",
-    "Trainer.write_pointer",
 }
 WITHOUT_ERRORS = {
     "Engine.clip_gradients",
@@ -57,9 +55,6 @@ WITHOUT_ERRORS = {
     "Module.all_gather",
     "Module.manual_backward",
     "OnExceptionCheckpoint.__init__",
-    "Trainer.execute",
-    "Trainer.validation_interval",
-    "TrainerAttributes.estimated_stepping_batches",
 }
 
 

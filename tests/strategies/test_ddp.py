@@ -295,7 +295,9 @@ class Reads(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = (batch["a"] if isinstance(batch, dict) else batch)[0]
-        self.read.append((batch_idx, self.trainer.run.loaders.train.share, x[:, 0].tolist()))
+        self.read.append(
+            (batch_idx, self.trainer.run.loaders.train.share, x[:, 0].tolist())
+        )
         return self.layer(x).mean()
 
     def configure_optimizers(self) -> Any:

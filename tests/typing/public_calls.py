@@ -75,6 +75,8 @@ def trainers(loader: DataLoader[Any]) -> None:
     assert_type(trainer.validate(Adversaries(), loader), list[dict[str, float]])
     assert_type(trainer.test(dataloaders=loader), list[dict[str, float]])
     assert_type(trainer.callbacks, list[Callback])
+    assert_type(trainer.checkpoint_callback, ModelCheckpoint | None)
+    assert_type(trainer.early_stopping_callbacks, list[EarlyStopping])
     assert_type(trainer.logger, Logger | None)
     assert_type(trainer.strategy, Strategy)
     assert_type(trainer.should_stop, bool)
