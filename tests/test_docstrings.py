@@ -17,14 +17,10 @@ WITHOUT_ARGUMENTS = {
     "DataHooks.transfer_batch_to_device",
     "Engine.clip_grad_value_",
     "Engine.clip_gradients",
-    "Engine.load_optimizer_state",
-    "Engine.save_model",
     "Engine.scale_gradients",
     "Engine.setup_optimizers",
-    "Engine.skip_first_batches",
     "Engine.step",
     "Engine.step_prepared",
-    "Engine.tell_alone",
     "Logger.log_graph",
     "ModelCheckpoint.check_monitor_top_k",
     "ModelCheckpoint.file_exists",
@@ -47,8 +43,6 @@ WITHOUT_ARGUMENTS = {
 }
 WITHOUT_ERRORS = {
     "Engine.clip_gradients",
-    "Engine.prepare",
-    "Engine.register_for_checkpointing",
     "Engine.step",
     "Engine.unscale",
     "ModelCheckpoint.save_now",

@@ -1,4 +1,4 @@
-"""The level below the Trainer: a device, a strategy and a precision, for loops of one's own."""
+"""The Engine: devices, a strategy and a precision for a training loop of one's own. The Trainer is built on it."""
 
 from __future__ import annotations
 
@@ -68,42 +68,42 @@ class Engine(Peers):
             optimizer.step()
             optimizer.zero_grad()
 
-    With several devices, a plain script is run again in a process for each from the line that makes the engine, as
-    under torchrun; in a notebook, give a function that makes the engine to :func:`~loopwright.framework.launch`. The
-    Trainer's loops are written on the same methods.
+    With several devices, the line that makes the engine starts the script again in one process for each, as torchrun
+    would. In a notebook, give a function that makes the engine to :func:`~loopwright.framework.launch`.
 
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
         devices: a count, a list of indices, ``"auto"`` or -1.
-        num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
+        num_nodes: number of machines; ``"auto"``: as many as a launcher has started processes on, else 1.
         strategy: a name or a :class:`~loopwright.strategies.Strategy`.
-        precision: a name or a :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what
-            ``accelerate launch`` says.
+        precision: a name or a :class:`~loopwright.strategies.Precision`. Default: what ``accelerate launch`` asks for,
+            else ``"32-true"``.
         gradient_accumulation_steps: micro-batches per optimizer step inside :meth:`accumulate`.
         logger: a logger, or a list of them, for :meth:`log`.
         sync_batchnorm: let batch norms compute their statistics over all processes.
-        debug: let the processes compare each collective call before they make it: one that differs, or does not come,
-            is an error that names file and line on each rank, not a hang. Default: whether the environment's
-            ``LOOPWRIGHT_DEBUG`` is 1. Calls that are rare, such as :meth:`wait_for_everyone` and :meth:`load_state`,
-            are always compared.
-        use_distributed_sampler: deal the batches of prepared loaders out to the processes; False if each process makes
-            a loader for its own part of the data. By default they find out for each loader.
-        launch: start the processes, or join those that a launcher has started, at once; the Trainer does so in ``fit``.
+        debug: let the processes compare every collective call before they make it. If one process calls something
+            else, or does not come, that is an error which names file and line on each rank, and not a hang. Default:
+            whether the environment variable ``LOOPWRIGHT_DEBUG`` is 1. Rare calls, such as :meth:`wait_for_everyone`
+            and :meth:`load_state`, are always compared.
+        use_distributed_sampler: shard the batches of prepared loaders over the processes; False if each process makes
+            a loader for its own part of the data. By default, the processes find out for each loader.
+        launch: start the processes now, or join those that a launcher has started. The Trainer does so in ``fit``.
 
     Attributes:
-        gradient_accumulation_steps: as given; set anew, it counts from the next window on.
+        gradient_accumulation_steps: as given; a new value takes effect with the next window.
         sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
-        accumulating: inside :meth:`accumulate`.
-        global_step: windows in which an optimizer has stepped.
-        loggers: as given.
-        is_copy: this process runs by itself, and so does another one, which shows what comes of it.
+        accumulating: whether :meth:`accumulate` is entered.
+        global_step: number of windows in which an optimizer has stepped.
+        loggers: the loggers, as a list.
+        prepared: what :meth:`prepare` has prepared.
+        saver: writes checkpoints.
+        instances: all engines of this process.
 
     Raises:
         ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
-        RuntimeError: for several devices where there is no script to run again.
+        RuntimeError: for several devices where there is no script to start again.
     """
 
-    # All engines of this process.
     instances: ClassVar[WeakSet[Engine]] = WeakSet()
 
     @names_arguments
@@ -122,7 +122,8 @@ class Engine(Peers):
         launch: bool = True,
     ) -> None:
         check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
-        if launch:  # else the Trainer has windows of its own
+        # Without launch, this engine is a Trainer's, which has an argument of its own for that.
+        if launch:
             gradient_accumulation_steps = launched_accumulation(
                 "gradient_accumulation_steps", gradient_accumulation_steps
             )
@@ -215,16 +216,16 @@ class Engine(Peers):
 
     @property
     def environment(self) -> ClusterEnvironment | None:
-        """This process among those that a launcher has started; None if it runs by itself."""
+        """What a launcher has told this process; None without a launcher, and if the process runs by itself."""
         return self._devices.environment
 
     @property
     def is_copy(self) -> bool:
-        """Whether this process runs by itself, and so does another one, which shows what comes of it."""
+        """Whether this process runs by itself beside others that do the same, and rank 0 shows results for them."""
         return self._devices.is_copy
 
     def detect_environment(self) -> None:
-        """Look for devices once more: this process was started with the engine, which another one has made."""
+        """Find this process's device, where the engine was made in another process and sent here."""
         self._devices = find_devices(*self._requested, self.strategy)
         self._setup_environment()
 
@@ -263,18 +264,21 @@ class Engine(Peers):
     def prepare(self, *objects: Any) -> Any:
         """Make modules, optimizers, loaders and schedulers ready, in any order and number.
 
-        - A module is moved to the device, and what is returned computes in the precision and with synchronised
-          gradients when it is called with gradients enabled; without, the bare module runs. It is the module in all
-          else: it has its class, its attributes, its ``state_dict``.
+        - A module is moved to the device. A call of what is returned computes in the precision, and synchronises
+          gradients in the backward pass; where gradients are disabled, it is a call of your module. In all else it is
+          your module: it has its class, its attributes and its ``state_dict``.
         - An optimizer and a scheduler do nothing until the window of :meth:`accumulate` is complete. Give an optimizer
           together with its module, or later.
-        - A loader's batches are dealt out to the processes (rank *r* gets batches *r*, *r + W*, …) and moved to the
-          device; see :class:`~loopwright.framework.engine.prepared.PreparedLoader`.
+        - A loader's batches are sharded over the processes (of *W* processes, rank *r* gets batches *r*, *r + W*, …)
+          and moved to the device; see :class:`~loopwright.framework.engine.loaders.PreparedLoader`.
 
         Returns:
-            One object for each, in the order given; type checkers see the types of those given. Anything else comes
-            back as it is; with several processes, a line says so of what is surely read for batches, such as
+            One object for each, in the order given, of the same types for type checkers. Anything else is returned as
+            it is. With several processes, a line is logged if that seems to be a stream of batches, such as
             webdataset's loader.
+
+        Raises:
+            ValueError: if the strategy cannot train the module, or not with these optimizers.
         """
         prepared = self.prepared.add(objects)
         loaders = self.prepared.loaders
@@ -288,11 +292,11 @@ class Engine(Peers):
         return prepared[0] if len(prepared) == 1 else prepared
 
     def setup(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and into the precision, with the engine's own strategy object."""
+        """Move a module to the device and into the precision. The Trainer's; :meth:`prepare` is for your loop."""
         return self.strategy.setup(module, self.precision)
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
-        """Take the optimizers of a module that was set up; returns those to step."""
+        """Hand over the optimizers of the module of :meth:`setup`; returns those to step."""
         optimizers = self.strategy.setup_optimizers(optimizers)
         for optimizer in optimizers:
             self.watch(optimizer)
@@ -336,9 +340,9 @@ class Engine(Peers):
         Args:
             model: the model, on the CPU.
             device_map: where each part goes, as ``accelerate.dispatch_model`` takes it (devices, ``"cpu"``,
-                ``"disk"``), or ``"auto"``: as ``accelerate.infer_auto_device_map`` finds.
-            **options: ``max_memory`` and ``no_split_module_classes`` for the latter; the others (``offload_dir``,
-                ``main_device`` …) for the former.
+                ``"disk"``); ``"auto"`` lets ``accelerate.infer_auto_device_map`` decide.
+            **options: arguments of these two functions, such as ``max_memory`` and ``no_split_module_classes`` for the
+                one that decides, ``offload_dir`` and ``main_device`` for the other.
 
         Returns:
             The model, to be called under ``torch.no_grad()``.
@@ -365,7 +369,13 @@ class Engine(Peers):
         self.strategy.start_evaluation()
 
     def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
-        """A context for evaluation. What a strategy gathers there may be trained later: then no inference mode."""
+        """A context for evaluation.
+
+        Some strategies gather parameters there that are trained later, which tensors made in inference mode cannot be.
+
+        Args:
+            inference_mode: use ``torch.inference_mode`` where the strategy allows it, and not only ``torch.no_grad``.
+        """
         gathers = self.strategy.equal_forwards and self.num_processes > 1
         return (
             torch.inference_mode()
@@ -375,7 +385,7 @@ class Engine(Peers):
 
     @property
     def step_was_skipped(self) -> bool:
-        """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
+        """Whether the last :meth:`step` updated nothing, as a gradient overflowed."""
         return (
             not self._updated
             if self.scaler is not None
@@ -394,7 +404,10 @@ class Engine(Peers):
         return batch if dtype is None else cast_batch(batch, dtype)
 
     def enter_loader(self, loader: PreparedLoader) -> None:
-        """A prepared loader is about to be iterated, by all processes: modules in evaluation mode are made equal."""
+        """A prepared loader is about to be iterated, by all processes.
+
+        Modules in evaluation mode are made equal on all of them: what training leaves different, such as buffers.
+        """
         self.prepared.running_loaders.append(loader)
         self.running_loader = self.window.loader = loader
         self._check("iterate a loader")
@@ -405,7 +418,7 @@ class Engine(Peers):
                 strategy.start_evaluation()
 
     def leave_loader(self, loader: PreparedLoader) -> None:
-        """Its iteration has ended."""
+        """The iteration of a prepared loader has ended."""
         running = self.prepared.running_loaders
         if loader in running:
             running.remove(loader)
@@ -417,9 +430,13 @@ class Engine(Peers):
         return min(self.window.begun, loader.batches) if inside else 0
 
     def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
-        """The loader without this process's first batches, which are not loaded if it is a prepared one.
+        """The loader without this process's first batches; a prepared loader does not load them.
 
-        After :meth:`load_state` a prepared loader needs no such thing: it goes on where it was.
+        After :meth:`load_state` a prepared loader does not need this: it goes on where it was.
+
+        Args:
+            dataloader: any loader.
+            num_batches: how many to leave out.
         """
         check_count("num_batches", num_batches, 0)
         return SkippedLoader(dataloader, num_batches)
@@ -799,15 +816,19 @@ class Engine(Peers):
     # -- state ------------------------------------------------------------------------------------------------
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """An optimizer's state by parameter names."""
+        """An optimizer's state, by names of parameters."""
         optimizer = unwrapped(optimizer)
         return self.prepared.strategy_of(optimizer).optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Take back :meth:`optimizer_state`.
+        """Load what :meth:`optimizer_state` returned.
+
+        Args:
+            optimizer: prepared, or not.
+            state: the state.
 
         Raises:
-            ValueError: if it is of an optimizer of another kind, which has other options.
+            ValueError: if it is the state of another kind of optimizer, which has other options.
         """
         optimizer = unwrapped(optimizer)
         self.prepared.strategy_of(optimizer).load_optimizer_state(optimizer, state)
@@ -820,7 +841,14 @@ class Engine(Peers):
                 )
 
     def register_for_checkpointing(self, *objects: Any) -> None:
-        """Let :meth:`save_state` keep more objects: anything with ``state_dict()`` and ``load_state_dict()``."""
+        """Let :meth:`save_state` save further objects, and :meth:`load_state` load them.
+
+        Args:
+            *objects: anything with ``state_dict()`` and ``load_state_dict()``.
+
+        Raises:
+            ValueError: for an object without them.
+        """
         for item in objects:
             if not has_methods(item, "state_dict", "load_state_dict"):
                 raise ValueError(
@@ -852,7 +880,7 @@ class Engine(Peers):
 
         path = os.fspath(output_dir)
         if not self.all_call("save_state", alone=can_save_alone(self)):
-            self.tell_alone(
+            self.warn_incomplete(
                 "save_state",
                 "the random states of the others",
                 "those that load it take the main one's",
@@ -865,8 +893,14 @@ class Engine(Peers):
             self._finish_save()
         return path
 
-    def tell_alone(self, call: str, lacks: str, instead: str) -> None:
-        """Say once what a checkpoint lacks that the main process saves alone."""
+    def warn_incomplete(self, call: str, lacks: str, instead: str) -> None:
+        """Say, once, what a checkpoint lacks if the main process saves it alone.
+
+        Args:
+            call: what the main process has called.
+            lacks: what is missing.
+            instead: what those that load the checkpoint do about it.
+        """
         if not self._warned_incomplete:
             self._warned_incomplete = True
             log.warning(
@@ -907,7 +941,8 @@ class Engine(Peers):
         from .checkpoint import load_state
 
         self.all_call("load_state")
-        self._finish_save()  # it may be the one to load
+        # It may be the one to load.
+        self._finish_save()
         load_state(self, os.fspath(input_dir), weights_only)
 
     def save_model(
@@ -915,9 +950,16 @@ class Engine(Peers):
         model: nn.Module,
         save_directory: str | os.PathLike[str],
     ) -> str:
-        """Write a model's weights to ``model.safetensors`` in a directory, from the main process; returns the path.
+        """Write a model's weights to ``model.safetensors`` in a directory, from the main process.
 
         All processes call this, or the main one alone where it has all of the weights.
+
+        Args:
+            model: a module, prepared or not.
+            save_directory: the directory, local or any fsspec URL.
+
+        Returns:
+            The file's path.
         """
         from .checkpoint import is_whole, save_model
 
@@ -929,7 +971,7 @@ class Engine(Peers):
     # -- the end ----------------------------------------------------------------------------------------------
 
     def free_memory(self, *objects: Any) -> list[None]:
-        """Forget everything that was prepared, and free what memory that frees.
+        """Forget everything that was prepared or registered, and free its memory.
 
         Returns:
             None for each argument: ``model, optimizer = engine.free_memory(model, optimizer)``.
@@ -945,7 +987,7 @@ class Engine(Peers):
     clear = free_memory
 
     def forget(self) -> None:
-        """Let go of everything that was prepared or registered."""
+        """Forget everything that was prepared or registered."""
         self.prepared.release()
         self.prepared = Prepared(self, self.prepared.data_seed)
         self.running_loader = self.window.loader = None

@@ -76,7 +76,7 @@ def save_run(
         lacks = (
             "the random states of the others and what they have logged in this epoch"
         )
-        run.engine.tell_alone(
+        run.engine.warn_incomplete(
             "save_checkpoint", lacks, "all that resume take the main one's random state"
         )
     if failed is not None:
