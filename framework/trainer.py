@@ -30,8 +30,8 @@ from .checkpoint.storage import plain
 from .checkpoint.weights import export_weights
 from .data.iteration import INFINITE
 from .datamodule import DataModule
+from .engine.accelerate_launch import launched_accumulation
 from .engine.engine import Engine
-from .engine.launch_settings import launched_accumulation
 from .errors import in_main_process
 from .lifecycle.callbacks import default_callbacks, with_module_callbacks
 from .lifecycle.checkpoint import can_save_alone, save_run

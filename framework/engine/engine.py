@@ -29,21 +29,21 @@ from ..subclasses import (
     check_names,
     public_methods,
 )
-from .accumulation import Accumulation, Window
-from .call_check import DEBUG_TIMEOUT, of_group
-from .collectives import Peers
-from .devices import find_devices
-from .explanations import explain_step, no_gradients
-from .launch_settings import (
+from .accelerate_launch import (
     check_launched_strategy,
     launched_accelerator,
     launched_accumulation,
     launched_debug,
     launched_precision,
 )
+from .accumulation import Accumulation, Window
+from .call_check import DEBUG_TIMEOUT, of_group
+from .collectives import Peers
+from .devices import find_devices
 from .loaders import PreparedLoader, SkippedLoader
 from .prepare import Prepared, has_methods, trains
 from .prepared import unwrapped
+from .step_errors import explain_step, no_gradients
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ...strategies.optimizer_state import parameters_of
 from ..datamodule import DataModule
-from ..engine.explanations import needs_closure
+from ..engine.step_errors import needs_closure
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..messages import log

@@ -9,7 +9,7 @@ import torch
 
 from ..data.batches import move_batch
 from ..data.iteration import INFINITE
-from ..engine.explanations import explain_evaluation
+from ..engine.step_errors import explain_evaluation
 from ..metrics.metric_state import unchanged_metrics
 from ..seed import isolated_rng
 from .rollback import Rollback

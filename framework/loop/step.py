@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checkpoint.serialization import unseal
-from ..engine.explanations import explain_step
+from ..engine.step_errors import explain_step
 from ..messages import log
 from ..module import Module
 from ..subclasses import overrides

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loopwright.framework import Engine, Trainer
-from loopwright.framework.engine import launch_settings
+from loopwright.framework.engine import accelerate_launch
 from loopwright.strategies import DDPStrategy
 from tests.programs import run_program
 
@@ -22,7 +22,7 @@ def said(
     for name in os.environ:
         if name.startswith("ACCELERATE_"):
             monkeypatch.delenv(name)
-    launch_settings._say.cache_clear()
+    accelerate_launch._say.cache_clear()
     return caplog
 
 
