@@ -291,12 +291,8 @@ class Engine(Peers):
         )
         return prepared[0] if len(prepared) == 1 else prepared
 
-    def setup(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and into the precision. The Trainer's; :meth:`prepare` is for your loop."""
-        return self.strategy.setup(module, self.precision)
-
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
-        """Hand over the optimizers of the module of :meth:`setup`; returns those to step."""
+        """Hand over the optimizers of the module that the strategy was set up with; returns those to step."""
         optimizers = self.strategy.setup_optimizers(optimizers)
         for optimizer in optimizers:
             self.watch(optimizer)
@@ -359,14 +355,6 @@ class Engine(Peers):
                 'make Engine(devices=1, strategy="single")'
             )
         return dispatch_model(model, device_map, options)
-
-    def start_epoch(self) -> None:
-        """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
-        self.strategy.start_epoch()
-
-    def start_evaluation(self) -> None:
-        """All processes are about to evaluate: make equal what training leaves different. A collective."""
-        self.strategy.start_evaluation()
 
     def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
         """A context for evaluation.

@@ -183,7 +183,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
     run.hooks.call("setup", fn)
     _configure_model(run)
     _detach_last_fit(run, is_resumed=checkpoint is not None)
-    run.engine.setup(module)
+    run.engine.strategy.setup(module, run.engine.precision)
     if checkpoint is not None:
         restore_module(run, checkpoint)
     if fn == "fit":

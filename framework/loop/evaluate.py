@@ -194,7 +194,7 @@ def evaluate(
     """
     name, metrics, hooks = _NAMES[stage], run.metrics, run.hooks
     run.remember_training_mode()
-    run.engine.start_evaluation()
+    run.engine.strategy.start_evaluation()
     with _without_gradients(run):
         getattr(run.module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
@@ -230,7 +230,7 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
     """
     outputs: list[list[Any]] = [[] for _ in limits]
     run.remember_training_mode()
-    run.engine.start_evaluation()
+    run.engine.strategy.start_evaluation()
     with _without_gradients(run):
         run.module.on_predict_model_eval()
         run.hooks.call("on_predict_start")

@@ -206,7 +206,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         _restore_progress(run)
         run.metrics.enter("train", "epoch")
         run.hooks.call("on_train_epoch_start")
-    run.engine.start_epoch()
+    run.engine.strategy.start_epoch()
     batches = iter(()) if state.batches_done else loaders.iterate_train()
     loader = loaders.train
     if loaders.looks_ahead:
