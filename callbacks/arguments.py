@@ -29,14 +29,9 @@ def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
 
 def require_choice(name: str, value: Any, *choices: Any) -> None:
     """Refuse what is none of ``choices``."""
-    require(value in choices, name, " or ".join(map(repr, choices)), value)
-
-
-def require_mode(mode: str) -> None:
-    """Refuse what is neither ``"min"`` nor ``"max"``."""
     require(
-        mode in ("min", "max"),
-        "mode",
-        "'min' (less is better) or 'max' (more is better)",
-        mode,
+        value in choices,
+        name,
+        " or ".join(map(repr, choices)),
+        value,
     )

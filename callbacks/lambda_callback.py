@@ -29,7 +29,12 @@ class LambdaCallback(Callback):
     def __init__(self, **hooks: Callable[..., Any]) -> None:
         for name, function in hooks.items():
             if name not in _HOOKS:
-                close = get_close_matches(name, _HOOKS, n=1, cutoff=0.0)
+                close = get_close_matches(
+                    name,
+                    _HOOKS,
+                    n=1,
+                    cutoff=0.0,
+                )
                 raise TypeError(
                     f"LambdaCallback knows no hook {name!r}; the nearest is {close[0]!r}"
                 )

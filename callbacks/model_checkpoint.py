@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from copy import copy
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from .arguments import require, require_int, require_mode
+from .arguments import require_choice, require_int
 from .base import Callback
-from .checkpoint_paths import absolute, default_dirpath, fill
-from .interval import Interval
-from .monitor import acts_at_epoch_ends, not_logged
+from .checkpoint_names import absolute, default_dirpath, fill
+from .checkpoint_record import CheckpointRecord
+from .monitor import not_logged, worst_value
+from .save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -25,12 +27,22 @@ if TYPE_CHECKING:
 
 log = getLogger("loopwright")
 
-# Attributes that a checkpoint holds: those that always count, and those that only do in the same folder.
-_RUN_STATE = ("best_model_path", "_last_global_step_saved", "_postponed")
-_FOLDER_STATE = (
-    "best_model_score", "current_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path",
-    "_last_checkpoint_saved", "_best_pointer", "_removable",
-)  # fmt: skip
+T = TypeVar("T")
+
+
+class _Recorded(Generic[T]):
+    """An attribute of a ModelCheckpoint that stands in its record, and so in its checkpoints."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, callback: ModelCheckpoint | None, owner: type) -> T:
+        if callback is None:
+            return self  # type: ignore[return-value] # the attribute of the class itself
+        return getattr(callback._record, self._name)
+
+    def __set__(self, callback: ModelCheckpoint, value: T) -> None:
+        callback._note(**{self._name: value})
 
 
 class ModelCheckpoint(Callback):
@@ -53,18 +65,18 @@ class ModelCheckpoint(Callback):
 
     Args:
         dirpath: where to save, a path or an fsspec URL. By default ``checkpoints`` in the first logger's folder, or
-            in the Trainer's ``default_root_dir`` if there is no logger. If another run that lives saves in a local
-            folder, this one does so in a folder ``v1`` (``v2``, …) inside of it, and says so.
+            in the Trainer's ``default_root_dir`` if there is no logger. If another run is saving in that local
+            folder, this one saves in a folder ``v1`` (``v2``, …) inside it, and says so.
         filename: name without extension; ``{name:format}`` stands for ``epoch``, ``step`` or any logged value.
             By default ``{epoch}-{step}``. A name without fields is overwritten or, if it must be kept, numbered.
         monitor: name of the logged value by which checkpoints are ranked; None keeps the newest. A NaN counts as the
-            worst of all values. If it is not there yet when a checkpoint is due, but a validation is still to
-            come, that checkpoint is saved after the validation.
-        verbose: print what is saved and what is not.
-        save_last: keep a pointer to the newest checkpoint; then one is saved each time that one is due, among the
-            best or not, and at the end of the training. ``"link"`` means the same.
+            worst of all values. If a checkpoint is due before the value was logged, and a validation is still to
+            come, the checkpoint is saved after the validation.
+        verbose: tell what is saved and what is not.
+        save_last: keep a pointer to the newest checkpoint. Each checkpoint that is due is then saved, even if it is
+            not among the best, and so is the end of the training. ``"link"`` means the same.
         save_top_k: how many to keep; -1 keeps all, 0 none. Without ``monitor``: 1, -1 or 0.
-        save_weights_only: leave out what only resuming needs.
+        save_weights_only: leave out everything that is only needed to resume.
         mode: ``"min"`` if less is better, ``"max"`` if more is.
         auto_insert_metric_name: write ``name=value`` for each field of ``filename``. Switch it off if a name has a
             slash in it, which would make a folder.
@@ -105,6 +117,14 @@ class ModelCheckpoint(Callback):
     FILE_EXTENSION = ".ckpt"
     STARTING_VERSION = 1
 
+    best_model_path = _Recorded[str]()
+    best_model_score = _Recorded["Tensor | None"]()
+    last_model_path = _Recorded[str]()
+    current_score = _Recorded["Tensor | None"]()
+    best_k_models = _Recorded[dict[str, Tensor]]()
+    kth_best_model_path = _Recorded[str]()
+    kth_value = _Recorded[Tensor]()
+
     def __init__(
         self,
         dirpath: str | os.PathLike[str] | None = None,
@@ -124,47 +144,35 @@ class ModelCheckpoint(Callback):
         async_save: bool = True,
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
-        require_mode(mode)
-        require(
-            on_save_error in ("raise", "warn"),
+        require_choice(
+            "mode",
+            mode,
+            "min",
+            "max",
+        )
+        require_choice(
             "on_save_error",
-            "'raise' or 'warn'",
             on_save_error,
+            "raise",
+            "warn",
         )
-        require(
-            save_last in (None, True, False, "link"),
+        require_choice(
             "save_last",
-            "True, False, None or 'link'",
             save_last,
+            None,
+            True,
+            False,
+            "link",
         )
-        require_int("save_top_k", save_top_k, -1, "an int of at least 0, or -1 for all")
+        require_int(
+            "save_top_k",
+            save_top_k,
+            -1,
+            "an int of at least 0, or -1 for all",
+        )
         if monitor is None and save_top_k > 1:
             raise ValueError(
                 f"save_top_k={save_top_k} needs a monitor to rank by; without one it is 1, -1 or 0"
-            )
-        for name, value in (
-            ("every_n_train_steps", every_n_train_steps),
-            ("every_n_epochs", every_n_epochs),
-        ):
-            if value is not None:
-                require_int(name, value, 0, "an int of at least 0, or None")
-        interval = train_time_interval
-        valid = interval is None or (
-            isinstance(interval, timedelta) and interval >= timedelta(0)
-        )
-        require(
-            valid,
-            "train_time_interval",
-            "a datetime.timedelta of 0 or more",
-            interval,
-        )
-        if (
-            sum([bool(every_n_train_steps), interval is not None, bool(every_n_epochs)])
-            > 1
-        ):
-            raise ValueError(
-                "give one of every_n_train_steps, train_time_interval and every_n_epochs (for several, use several "
-                f"ModelCheckpoints); got {every_n_train_steps!r}, {train_time_interval!r} and {every_n_epochs!r}"
             )
         self.dirpath = None if dirpath is None else absolute(os.fspath(dirpath))
         self.filename = filename
@@ -177,77 +185,55 @@ class ModelCheckpoint(Callback):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.async_save = async_save
         self.on_save_error = on_save_error
-        self._train_time_interval = train_time_interval
-        self._interval = None if interval is None else Interval(interval)
-        self._every_n_train_steps = every_n_train_steps or 0
-        # With no trigger given, each epoch is one; `every_n_epochs=0` says no.
-        none_given = (
-            every_n_train_steps is None
-            and train_time_interval is None
-            and every_n_epochs is None
+        self._schedule = SaveSchedule(
+            every_n_train_steps,
+            train_time_interval,
+            every_n_epochs,
+            save_on_train_epoch_end,
         )
-        self._every_n_epochs = 1 if none_given else every_n_epochs or 0
-        self._within_epochs = (
-            bool(self._every_n_train_steps) or train_time_interval is not None
-        )
-        self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Know of no checkpoint."""
-        self.current_score: Tensor | None = None
-        self.best_k_models: dict[str, Tensor] = {}
-        self.best_model_path = ""
-        self.best_model_score: Tensor | None = None
-        self.kth_best_model_path = ""
-        self.kth_value = self._worst_value()
-        self.last_model_path = ""
-        self._last_global_step_saved = (
-            0  # there is nothing to save before the first step
-        )
-        self._last_checkpoint_saved = ""  # what `last` points to
-        self._best_pointer = ""
-        self._removable: list[
-            str
-        ] = []  # checkpoints of ours that go as soon as nothing needs them
-        self._postponed = (
-            False  # one was due, but `monitor` comes with the next validation
-        )
-        self._validated = False
-        self._last_step_seen = 0
-        self._waits_for_window = False  # one was due inside an accumulation window
-        self._on_complete: Callable[[], None] | None = (
-            None  # to be done when the checkpoint that is begun is complete
-        )
-        self._save: Save | None = None  # the checkpoint that is being written
-        self._to_try_again = False  # the last one could not be written
-        self._removed: list[str] = []  # checkpoints that went when it was complete
-        self._before: dict[str, Any] = {}  # the attributes before it
+        self._record = CheckpointRecord(kth_value=worst_value(self.mode))
+        # What counts again if the save that is under way fails.
+        self._record_before = self._record
+        self._save: Save | None = None
+        # What the main process does when the checkpoint that is being written is complete.
+        self._on_complete: Callable[[], None] | None = None
+        # Checkpoints that it removed then.
+        self._removed: list[str] = []
+        # Whether the last checkpoint could not be written.
+        self._to_try_again = False
+        # Whether one was due inside an accumulation window.
+        self._waits_for_window = False
+
+    def _note(self, **changes: Any) -> None:
+        """Change fields of the record."""
+        self._record = replace(self._record, **changes)
 
     @property
     def state_key(self) -> str:
+        interval = self._schedule.train_time_interval
         settings = {
             "monitor": self.monitor,
             "mode": self.mode,
-            "every_n_train_steps": self._every_n_train_steps,
-            "every_n_epochs": self._every_n_epochs,
-            "train_time_interval": self._train_time_interval
-            and str(self._train_time_interval),
+            "every_n_train_steps": self._schedule.every_n_train_steps,
+            "every_n_epochs": self.every_n_epochs,
+            "train_time_interval": interval and str(interval),
         }
-        return f"{type(self).__qualname__}[{', '.join(f'{name}={value!r}' for name, value in settings.items())}]"
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"{type(self).__qualname__}[{listed}]"
 
     @property
     def every_n_epochs(self) -> int:
-        """After how many epochs a checkpoint is due; 0: not by epochs."""
-        return self._every_n_epochs
+        """After how many epochs a checkpoint is due; 0: epochs make none due."""
+        return self._schedule.every_n_epochs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_save": None,
-            "_on_complete": None,
-        }  # a copy has nothing under way
+        # A copy has nothing under way.
+        return {**self.__dict__, "_save": None, "_on_complete": None}
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -255,22 +241,15 @@ class ModelCheckpoint(Callback):
         return {
             "dirpath": self.dirpath,
             "monitor": self.monitor,
-            "interval_elapsed": self._interval.elapsed
-            if self._interval
-            else None,  # seconds
-            **{
-                name.removeprefix("_"): copy(getattr(self, name))
-                for name in (*_RUN_STATE, *_FOLDER_STATE)
-            },
+            "interval_elapsed": self._schedule.elapsed_seconds,
+            **self._record.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back a state; if ``dirpath`` is another one now, only ``best_model_path``."""
         same_folder = state_dict["dirpath"] == self.dirpath
-        for name in (*_RUN_STATE, *(_FOLDER_STATE if same_folder else ())):
-            setattr(self, name, copy(state_dict[name.removeprefix("_")]))
-        if self._interval:
-            self._interval.elapsed = state_dict["interval_elapsed"]
+        self._record = self._record.restored(state_dict, same_folder)
+        self._schedule.resume(state_dict["interval_elapsed"])
         if not same_folder:
             warnings.warn(
                 f"ModelCheckpoint's dirpath was {state_dict['dirpath']!r} and is now {self.dirpath!r}: of its state "
@@ -294,24 +273,18 @@ class ModelCheckpoint(Callback):
                 raise
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if (
-            trainer.global_step < self._last_global_step_saved
-        ):  # another run, such as of another module
+        # Another run, such as of another module.
+        if trainer.global_step < self._record.last_global_step_saved:
             self._begin_anew()
-        self._last_step_seen = trainer.global_step
         epochs = trainer.max_epochs
-        if (
-            epochs not in (None, -1)
-            and self._every_n_epochs > epochs
-            and not self.save_last
-        ):
+        is_limited = epochs not in (None, -1)
+        if is_limited and self.every_n_epochs > epochs and not self.save_last:
             log.warning(
                 "ModelCheckpoint(every_n_epochs=%d) saves nothing: max_epochs=%d",
-                self._every_n_epochs,
+                self.every_n_epochs,
                 epochs,
             )
-        if self._interval:
-            self._interval.start(trainer.consensus.clock)
+        self._schedule.start(trainer.global_step, trainer.consensus.clock)
 
     def on_train_batch_end(
         self,
@@ -323,39 +296,40 @@ class ModelCheckpoint(Callback):
     ) -> None:
         if self._waits_for_window and not trainer.window_is_open:
             self._save_due(trainer)
-        self._save_for_step(trainer)
+        if self._schedule.is_within_epochs:
+            self._save_for_step(trainer)
 
     def _save_for_step(self, trainer: Trainer) -> None:
         """Save what is due after an optimizer step, if there was one."""
-        if not self._within_epochs:
+        if not self._schedule.is_due_after_step(trainer.global_step):
             return
-        step = trainer.global_step
-        if step == self._last_step_seen:  # inside an accumulation window
+        if self._should_skip_saving_checkpoint(trainer):
             return
-        self._last_step_seen = step
-        due = (
-            self._interval.is_over()
-            if self._interval
-            else step % self._every_n_train_steps == 0
-        )
-        if due and not self._should_skip_saving_checkpoint(trainer):
-            if self.monitor is not None and trainer.validation_follows():
-                self._postponed = (
-                    True  # the value logged until now is that of the validation before
-                )
-            else:
-                self._save_due(trainer)
+        if self.monitor is not None and trainer.validation_follows():
+            # The value logged until now is that of the validation before.
+            self._note(postponed=True)
+        else:
+            self._save_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated = True
-        self._save_for_epoch(trainer, not self._should_save_on_train_epoch_end(trainer))
+            self._schedule.note_validation()
+        self._save_for_epoch(trainer, not self._schedule.saves_at_epoch_ends(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self._save_for_step(
-            trainer
-        )  # the epoch may have been left inside a window, which has then ended
-        self._save_for_epoch(trainer, self._should_save_on_train_epoch_end(trainer))
+        # The epoch may have been left inside an accumulation window, which has then ended.
+        self._save_for_step(trainer)
+        self._save_for_epoch(trainer, self._schedule.saves_at_epoch_ends(trainer))
+
+    def _save_for_epoch(self, trainer: Trainer, is_moment: bool) -> None:
+        """Save what was postponed; or, if this is the moment for it, what is due once in an epoch."""
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        is_due = self._schedule.is_due_after_epoch(trainer.current_epoch)
+        if self._record.postponed or (is_moment and is_due):
+            self._save_due(trainer)
+        elif is_moment and self.save_last and not self._schedule.is_within_epochs:
+            self._save_unranked(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         self._finish_save()
@@ -363,113 +337,92 @@ class ModelCheckpoint(Callback):
             self._save_at_end(trainer)
         self._finish_save()
 
+    def _save_at_end(self, trainer: Trainer) -> None:
+        if self._to_try_again:
+            self._save_due(trainer)
+        elif self._record.postponed:
+            # No validation came to say how good it is. It is kept all the same, as the worst.
+            log.warning(
+                "ModelCheckpoint(monitor=%r): training ended without a validation",
+                self.monitor,
+            )
+            values = self._monitor_candidates(trainer)
+            score = values.get(str(self.monitor), worst_value(self.mode))
+            self._save_scored(trainer, values, score)
+        elif self.save_last:
+            self._save_unranked(trainer)
+
     def on_exception(
         self,
         trainer: Trainer,
         module: Module,
         exception: BaseException,
     ) -> None:
-        try:
-            self._finish_save()  # here, a process hears of its own saves only
-        except Exception as error:
+        # Here, a process hears of its own saves only.
+        error = _error_of(self._finish_save)
+        if error is not None:
             log.error("%s", error)
 
     def save_now(self, trainer: Trainer) -> str:
         """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""
-        earlier: Exception | None = None
-        try:
-            self._finish_save()
-        except (
-            Exception
-        ) as error:  # of the save before; this one is the last that is tried
-            earlier = error
-        if (
-            trainer.global_step != self._last_global_step_saved
-            or self.save_weights_only
-        ):
-            usual, self.save_weights_only = self.save_weights_only, False
+        # What the save before has raised must wait: this one is the last that is tried.
+        earlier = _error_of(self._finish_save)
+        if not self._is_saved(trainer) or self.save_weights_only:
+            usual = self.save_weights_only
+            self.save_weights_only = False
             try:
-                self._commit(
-                    trainer,
-                    self._monitor_candidates(trainer),
-                    ranked=False,
-                    asked=True,
-                )
+                self._save_unranked(trainer)
             finally:
                 self.save_weights_only = usual
         self._finish_save()
         if earlier is not None:
             raise earlier
-        return (
-            self._last_checkpoint_saved
-            if trainer.global_step == self._last_global_step_saved
-            else ""
-        )
+        if not self._is_saved(trainer):
+            return ""
+        return self._record.last_checkpoint_saved
 
-    def _save_at_end(self, trainer: Trainer) -> None:
-        if self._to_try_again:
-            self._save_due(trainer)
-        elif self._postponed:
-            # No validation came to say how good it is. It is kept all the same, as the worst.
-            log.warning(
-                "ModelCheckpoint(monitor=%r): training ended without a validation",
-                self.monitor,
-            )
-            candidates = self._monitor_candidates(trainer)
-            score = candidates.get(str(self.monitor), self._worst_value())
-            self._commit(
-                trainer,
-                candidates,
-                score,
-                ranked=self.check_monitor_top_k(trainer, score),
-            )
-        elif self.save_last:
-            self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
-
-    def _save_for_epoch(self, trainer: Trainer, is_moment: bool) -> None:
-        """Save what was postponed; or, if this is the moment for it, what is due once in an epoch."""
-        if self._should_skip_saving_checkpoint(trainer):
-            return
-        epoch_is_due = (
-            self._every_n_epochs
-            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        )
-        if self._postponed or (is_moment and epoch_is_due):
-            self._save_due(trainer)
-        elif is_moment and self.save_last and not self._within_epochs:
-            self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
+    def _is_saved(self, trainer: Trainer) -> bool:
+        return trainer.global_step == self._record.last_global_step_saved
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
         return (
-            trainer.global_step == self._last_global_step_saved
+            self._is_saved(trainer)
             or bool(trainer.fast_dev_run)
             or trainer.state.fn != "fit"
             or trainer.sanity_checking
         )
 
-    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        return acts_at_epoch_ends(trainer, self._save_on_train_epoch_end)
-
     # -- what to save -----------------------------------------------------------------------------------------
 
     def _save_due(self, trainer: Trainer) -> None:
         """Save a checkpoint if it is among the best, or ``save_last`` asks for it."""
-        self._postponed = False
+        self._note(postponed=False)
         self._waits_for_window = trainer.window_is_open
         if self._waits_for_window:
-            return  # only at its end a checkpoint knows all that the run needs to go on exactly
-        self._finish_save()  # the one before counts among the best only if it could be written
-        candidates = self._monitor_candidates(trainer)
+            # Only at the window's end a checkpoint knows all that the run needs to go on exactly.
+            return
+        # The save before counts among the best only if it could be written.
+        self._finish_save()
+        values = self._monitor_candidates(trainer)
         if self.monitor is None:
-            self._commit(trainer, candidates, ranked=self.save_top_k != 0)
-            return
-        score = candidates.get(self.monitor)
-        if score is None:
-            if not trainer.enable_validation or self._validated:
-                raise not_logged(self, self.monitor, trainer.callback_metrics)
-            self._postponed = True
-            return
-        score = torch.as_tensor(score)  # "step" and "epoch" are numbers
+            if self.save_top_k != 0 or self.save_last:
+                self._commit(trainer, values, ranked=self.save_top_k != 0)
+        elif self.monitor in values:
+            self._save_scored(trainer, values, values[self.monitor])
+        elif self._schedule.awaits_validation(trainer):
+            self._note(postponed=True)
+        else:
+            raise not_logged(self, self.monitor, trainer.callback_metrics)
+
+    def _save_scored(
+        self,
+        trainer: Trainer,
+        values: dict[str, Any],
+        score: Any,
+    ) -> None:
+        """Save a checkpoint with this value of ``monitor`` if it is among the best, or ``save_last`` asks for it."""
+        # "step" and "epoch" are numbers.
+        score = torch.as_tensor(score)
         ranked = self.check_monitor_top_k(trainer, score)
         if not ranked and self.verbose and trainer.is_global_zero:
             log.info(
@@ -479,7 +432,17 @@ class ModelCheckpoint(Callback):
                 score,
                 self.save_top_k,
             )
-        self._commit(trainer, candidates, score, ranked)
+        if ranked or self.save_last:
+            self._commit(
+                trainer,
+                values,
+                score,
+                ranked,
+            )
+
+    def _save_unranked(self, trainer: Trainer) -> None:
+        """Save a checkpoint that does not count among the best."""
+        self._commit(trainer, self._monitor_candidates(trainer), ranked=False)
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What was logged, and ``epoch`` and ``step``, as the main process has it."""
@@ -487,14 +450,14 @@ class ModelCheckpoint(Callback):
             name: value.detach().to("cpu", copy=True)
             for name, value in trainer.callback_metrics.items()
         }
+        epoch = trainer.current_epoch
+        if epoch > 0 and trainer.batch_idx == 0:
+            # After the last epoch, `current_epoch` counts the completed ones.
+            epoch -= 1
         # Logged by the user, they are tensors of floats, which file names do not want.
-        # After the last epoch, `current_epoch` counts the completed ones.
-        epoch = trainer.current_epoch - (
-            trainer.batch_idx == 0 and trainer.current_epoch > 0
-        )
         values["epoch"] = int(values.get("epoch", epoch))
         values["step"] = int(values.get("step", trainer.global_step))
-        return trainer.strategy.broadcast(values)  # a collective
+        return trainer.strategy.broadcast(values)  # collective
 
     def check_monitor_top_k(
         self,
@@ -504,12 +467,7 @@ class ModelCheckpoint(Callback):
         """Whether a checkpoint with the value ``current`` is among the best ``save_top_k``."""
         if current is None or self.save_top_k == 0:
             return False
-        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
-            return True
-        current = self._nan_is_worst(current)
-        return bool(
-            current < self.kth_value if self.mode == "min" else current > self.kth_value
-        )
+        return self._record.ranks(current, self.mode, self.save_top_k)
 
     def _commit(
         self,
@@ -517,120 +475,129 @@ class ModelCheckpoint(Callback):
         values: dict[str, Any],
         score: Tensor | None = None,
         ranked: bool = True,
-        asked: bool = False,
     ) -> None:
         """Save one checkpoint, then set the pointers, and only then remove what is needed no longer.
 
-        The attributes are set before, so that the checkpoint knows of itself; if saving fails, they are put back.
+        The record changes before, so that the checkpoint holds what is true when it is complete; if saving fails, the
+        record from before counts again.
         """
         self._finish_save()
-        if not ranked and not self.save_last and not asked:
-            return
-        self._before = {
-            name: copy(getattr(self, name)) for name in (*_RUN_STATE, *_FOLDER_STATE)
-        }
-        self._to_try_again = written = False
-        failed: BaseException | None = None
-        try:
-            self._on_complete = self._prepare(trainer, values, score, ranked)
-            self._save_checkpoint(trainer, self._last_checkpoint_saved)
-            written = True
-        except Exception as error:
-            failed = error
-        if (
+        self._record_before = self._record
+        self._to_try_again = False
+        failed = _error_of(
+            partial(
+                self._begin_save,
+                trainer,
+                values,
+                score,
+                ranked,
+            )
+        )
+        saves_itself = (
             type(self)._save_checkpoint is not ModelCheckpoint._save_checkpoint
-        ):  # it saves in a way of its own
-            written, failed = self._follow_up(trainer, failed)
+        )
+        path = self._record.last_checkpoint_saved
+        if saves_itself:
+            failed = trainer.checkpoints.agree(path, failed)
+        written = failed is None
+        if saves_itself and written:
+            if self._on_complete is not None and trainer.is_global_zero:
+                failed = _error_of(self._on_complete)
+            failed = trainer.checkpoints.agree(path, failed)
         if failed is not None:
-            self._failed(failed, written)
+            self._fail(failed, written)
         if not self.async_save:
             self._finish_save()
 
-    def _prepare(
+    def _begin_save(
         self,
         trainer: Trainer,
         values: dict[str, Any],
         score: Tensor | None,
         ranked: bool,
-    ) -> Callable[[], None]:
-        """Set the attributes as they are with the new checkpoint; returns what is to be done when it is complete."""
-        old_last, old_best = self.last_model_path, self._best_pointer
-        dropped = self._dropped_by_the_next() if ranked else ""
-        path = self._free_path(trainer, values, self.filename, reuse=dropped)
+    ) -> None:
+        """Put the next checkpoint and the pointers into the record, and save it."""
+        before = self._record
+        replaced = ""
         if ranked:
-            self._enter(path, score, dropped)
-        if path not in self._removable and (self.save_top_k != -1 or not ranked):
-            self._removable.append(path)
-        self._last_checkpoint_saved = path
+            replaced = self._replaced_by_the_next()
+        path = self._free_path(
+            trainer,
+            values,
+            self.filename,
+            replaced,
+        )
+        if ranked and score is not None:
+            self._record = before.with_ranked(
+                path,
+                score,
+                self.mode,
+                self.save_top_k,
+            )
+        elif ranked:
+            self._note(best_model_path=path)
+        removable = before.removable
+        if path not in removable and (self.save_top_k != -1 or not ranked):
+            removable = [*removable, path]
+        self._note(
+            last_checkpoint_saved=path,
+            last_global_step_saved=trainer.global_step,
+            removable=removable,
+        )
         if self.save_last:
-            name = self.CHECKPOINT_NAME_LAST
-            self.last_model_path = self._free_path(
+            name, reuse = self.CHECKPOINT_NAME_LAST, before.last_model_path
+            last = self._free_path(
                 trainer,
                 values,
                 name,
-                reuse=old_last,
+                reuse,
                 taken=path,
             )
+            self._note(last_model_path=last)
         if self.monitor is not None and self.best_model_path:
-            name = self.CHECKPOINT_NAME_BEST
-            if self.format_checkpoint_name(values, name) in {
-                path,
-                *self.best_k_models,
-                *self._removable,
-            }:
-                self._best_pointer = ""  # the user's `filename` is "best"
-            else:
-                self._best_pointer = self._free_path(
-                    trainer,
-                    values,
-                    name,
-                    reuse=old_best,
-                )
-        self._last_global_step_saved = trainer.global_step
-        moment, best = _moment(trainer), self.best_model_path
-        pointers = (
-            (self.last_model_path, path, old_last),
-            (self._best_pointer, best, old_best),
+            self._note(best_pointer=self._best_pointer(trainer, values))
+        value = ""
+        if score is not None:
+            value = f" ({self.monitor} = {score:.6g})"
+        best = self.best_model_path or "none"
+        report = f"{_moment(trainer)}: saved {path}{value}; the best is {best}."
+        self._on_complete = partial(
+            self._follow_up,
+            trainer,
+            before,
+            self._record,
+            report,
         )
-        unneeded = self._unneeded(trainer)
+        self._save_checkpoint(trainer, path)
 
-        def on_complete() -> None:
-            for pointer, target, previous in pointers:
-                if pointer:
-                    trainer.checkpoints.point(pointer, target)
-                if previous not in ("", pointer):  # its name may hold the epoch
-                    trainer.checkpoints.remove(previous, self.dirpath)
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(self)
-            if self.verbose:
-                value = "" if score is None else f" ({self.monitor} = {score:.6g})"
-                log.info(
-                    "%s: saved %s%s; the best is %s.",
-                    moment,
-                    path,
-                    value,
-                    best or "none",
-                )
-            for old in unneeded:
-                try:
-                    self._remove_checkpoint(trainer, old)
-                    self._removed.append(old)
-                except RuntimeError as error:  # it is no checkpoint, such as what a subclass saved in a way of its own
-                    log.warning(
-                        "%r is due to be removed, and left alone: %s", old, error
-                    )
-                    self._removed.append(old)
-                except Exception as error:
-                    log.warning(
-                        "%r could not be removed, which is tried again later: %s",
-                        old,
-                        error,
-                    )
+    def _replaced_by_the_next(self) -> str:
+        """The checkpoint that the next one among the best will replace, or ""."""
+        record = self._record
+        if self.monitor is None:
+            return record.best_model_path if self.save_top_k == 1 else ""
+        is_full = len(record.best_k_models) == self.save_top_k
+        return record.kth_best_model_path if is_full else ""
 
-        return on_complete
+    def _best_pointer(self, trainer: Trainer, values: dict[str, Any]) -> str:
+        """The path of the pointer to the best checkpoint; "" if a checkpoint has that name."""
+        record, name = self._record, self.CHECKPOINT_NAME_BEST
+        checkpoints = [
+            record.last_checkpoint_saved,
+            *record.best_k_models,
+            *record.removable,
+        ]
+        if self.format_checkpoint_name(values, name) in checkpoints:
+            return ""
+        return self._free_path(
+            trainer,
+            values,
+            name,
+            record.best_pointer,
+        )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        on_complete, self._on_complete = self._on_complete, None
+        on_complete = self._on_complete
+        self._on_complete = None
         self._save = trainer.checkpoints.save(
             filepath,
             self.save_weights_only,
@@ -638,99 +605,71 @@ class ModelCheckpoint(Callback):
             on_complete=on_complete,
         )
 
-    def _follow_up(
-        self,
-        trainer: Trainer,
-        failed: BaseException | None,
-    ) -> tuple[bool, BaseException | None]:
-        """Do what follows a save of a subclass's own, if all processes have done their part. A collective.
-
-        Returns:
-            Whether they have, and what went wrong in any of them.
-        """
-        path = self._last_checkpoint_saved
-        if (failed := trainer.checkpoints.agree(path, failed)) is not None:
-            return False, failed
-        try:
-            if self._on_complete is not None and trainer.is_global_zero:
-                self._on_complete()
-        except Exception as error:
-            failed = error
-        return True, trainer.checkpoints.agree(path, failed)
-
     def _finish_save(self) -> None:
         """Wait for the save that is under way, if there is one. A collective."""
         if self._save is None:
             return
-        save, self._save = self._save, None
-        try:
-            save.finish()
-        except Exception as error:
-            self._failed(error, written=save.written)
-        removed, self._removed = self._removed, []
-        self._removable = [path for path in self._removable if path not in removed]
+        save = self._save
+        self._save = None
+        failed = _error_of(save.finish)
+        if failed is not None:
+            self._fail(failed, save.written)
+        removed = self._removed
+        self._removed = []
+        self._note(
+            removable=[path for path in self._record.removable if path not in removed]
+        )
 
-    def _failed(self, error: BaseException, written: bool = False) -> None:
+    def _fail(self, error: BaseException, written: bool) -> None:
         """A checkpoint could not be written, or, if it was, what follows: nothing that was there before has gone."""
         if not written:
-            self.__dict__.update(self._before)
+            self._record = self._record_before
             self._to_try_again = True
         if self.on_save_error == "raise" or not isinstance(error, OSError):
             raise error
         log.warning("%s; training goes on all the same (on_save_error='warn')", error)
 
-    # -- the best ones ----------------------------------------------------------------------------------------
+    # -- when a checkpoint is complete --------------------------------------------------------------------------
 
-    def _dropped_by_the_next(self) -> str:
-        """The checkpoint that the next one among the best will replace, or ""."""
-        if self.monitor is None:
-            return self.best_model_path if self.save_top_k == 1 else ""
-        return (
-            self.kth_best_model_path
-            if len(self.best_k_models) == self.save_top_k
-            else ""
-        )
-
-    def _enter(self, path: str, score: Tensor | None, dropped: str) -> None:
-        """Put a checkpoint among the best in the place of ``dropped``."""
-        if self.monitor is None:
-            self.best_model_path = path
-            return
-        assert score is not None
-        self.best_k_models.pop(dropped, None)
-        self.current_score = self.best_k_models[path] = self._nan_is_worst(score)
-        ranks = sorted(
-            self.best_k_models,
-            key=lambda path: float(self.best_k_models[path]),
-            reverse=self.mode == "max",
-        )
-        self.best_model_path, self.best_model_score = (
-            ranks[0],
-            self.best_k_models[ranks[0]],
-        )
-        if self.save_top_k in (-1, len(ranks)):
-            self.kth_value = self.best_k_models[ranks[-1]]
-            # Of equally bad ones the oldest goes first.
-            self.kth_best_model_path = next(
-                p for p in self.best_k_models if self.best_k_models[p] == self.kth_value
-            )
-
-    def _nan_is_worst(self, score: Tensor) -> Tensor:
-        return self._worst_value() if torch.isnan(score) else score
-
-    def _worst_value(self) -> Tensor:
-        return torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
-
-    def _unneeded(self, trainer: Trainer) -> list[str]:
-        """The checkpoints of ours that nothing needs any longer."""
-        needed = {
-            *self.best_k_models,
-            self.best_model_path,
-            self._last_checkpoint_saved,
-        }
-        if trainer.ckpt_path:  # what this fit was resumed from; a later one removes it
-            needed.add(absolute(str(trainer.ckpt_path)))
-        return [path for path in self._removable if path not in needed]
+    def _follow_up(
+        self,
+        trainer: Trainer,
+        before: CheckpointRecord,
+        record: CheckpointRecord,
+        report: str,
+    ) -> None:
+        """Set the pointers, tell the loggers, and remove what is needed no longer; in the thread that writes."""
+        for pointer, target, previous in (
+            (
+                record.last_model_path,
+                record.last_checkpoint_saved,
+                before.last_model_path,
+            ),
+            (record.best_pointer, record.best_model_path, before.best_pointer),
+        ):
+            if pointer:
+                trainer.checkpoints.point(pointer, target)
+            # Its name may hold the epoch.
+            if previous not in ("", pointer):
+                trainer.checkpoints.remove(previous, self.dirpath)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)
+        if self.verbose:
+            log.info("%s", report)
+        resumed_from = ""
+        if trainer.ckpt_path:
+            resumed_from = absolute(str(trainer.ckpt_path))
+        for path in record.unneeded(resumed_from):
+            try:
+                self._remove_checkpoint(trainer, path)
+            except RuntimeError as error:
+                # It is no checkpoint, such as what a subclass saved in a way of its own.
+                log.warning("%r is due to be removed, and left alone: %s", path, error)
+            except Exception as error:
+                message = "%r could not be removed, which is tried again later: %s"
+                log.warning(message, path, error)
+                continue
+            self._removed.append(path)
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         trainer.checkpoints.remove(filepath, self.dirpath)
@@ -760,14 +699,8 @@ class ModelCheckpoint(Callback):
             with_names=self.auto_insert_metric_name,
             equals=equals,
         )
-        name = join.join(
-            [
-                *([prefix] if prefix else []),
-                name,
-                *([f"v{ver}"] if ver is not None else []),
-            ]
-        )
-        name += self.FILE_EXTENSION
+        version = "" if ver is None else f"v{ver}"
+        name = join.join(filter(None, (prefix, name, version))) + self.FILE_EXTENSION
         return os.path.join(self.dirpath, name) if self.dirpath else name
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
@@ -776,16 +709,18 @@ class ModelCheckpoint(Callback):
         Raises:
             OSError: if it cannot tell; in all processes.
         """
-        found, why = False, ""
+        exists = False
+        failure = ""
         if trainer.is_global_zero:
             try:
-                found = trainer.checkpoints.exists(os.fspath(filepath))
-            except Exception as error:  # each file system has its own
-                why = f"{filepath!r} could not be looked up: {type(error).__name__}: {error}"
-        found, why = trainer.strategy.broadcast((found, why))
-        if why:
-            raise OSError(why)
-        return found
+                exists = trainer.checkpoints.exists(os.fspath(filepath))
+            except Exception as error:
+                # Each file system has errors of its own.
+                failure = f"{filepath!r} could not be looked up: {type(error).__name__}: {error}"
+        exists, failure = trainer.strategy.broadcast((exists, failure))  # collective
+        if failure:
+            raise OSError(failure)
+        return exists
 
     def _free_path(
         self,
@@ -795,9 +730,17 @@ class ModelCheckpoint(Callback):
         reuse: str,
         taken: str = "",
     ) -> str:
-        """A path for a new checkpoint or pointer: with a version number if the name is taken, but by ``reuse``."""
-        path = self.format_checkpoint_name(values, template)
+        """A path for a new checkpoint or pointer, with a version number if the name is taken. A collective.
+
+        Args:
+            trainer: whose processes agree on what exists.
+            values: for the fields of the template.
+            template: of the name; None takes the callback's own.
+            reuse: a path that may be overwritten, or "".
+            taken: a path that may not be, whether it exists yet or not.
+        """
         version = self.STARTING_VERSION
+        path = self.format_checkpoint_name(values, template)
         while path == taken or (
             self._enable_version_counter
             and path != reuse
@@ -806,6 +749,15 @@ class ModelCheckpoint(Callback):
             path = self.format_checkpoint_name(values, template, ver=version)
             version += 1
         return path
+
+
+def _error_of(action: Callable[[], Any]) -> Exception | None:
+    """What an action raises."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
 
 
 def _moment(trainer: Trainer) -> str:

@@ -7,7 +7,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 from .base import Callback
-from .checkpoint_paths import absolute
+from .checkpoint_names import absolute
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
