@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 from .monitor import worst_value
 
 # Fields that also count for a run that goes on in another folder.
-_OF_ANY_FOLDER = ("best_model_path", "last_global_step_saved", "postponed")
+_OF_ANY_FOLDER: Iterable[str] = (
+    "best_model_path",
+    "last_global_step_saved",
+    "postponed",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class CheckpointRecord:
         """
         names = _OF_ANY_FOLDER
         if same_folder:
-            names = tuple(known.name for known in fields(self))
+            names = vars(self)
         return replace(self, **{name: copy(state[name]) for name in names})
 
     def ranks(self, score: Tensor, mode: str, top_k: int) -> bool:

@@ -6,25 +6,18 @@ import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 
-class LayerSizes(NamedTuple):
-    """Shapes, as lists of ints, in the nesting in which a layer takes and returns tensors; None where it is none."""
-
-    taken: Any = None
-    returned: Any = None
-
-
 def record_sizes(
     module: nn.Module,
     layers: dict[str, nn.Module],
     example: Any,
-) -> tuple[dict[str, LayerSizes], str]:
+) -> tuple[dict[str, tuple[Any, Any]], str]:
     """Call a module once, in evaluation mode and without gradients. Nothing of it is changed afterwards.
 
     Args:
@@ -33,19 +26,20 @@ def record_sizes(
         example: what the module takes: a tensor, or a tuple or dict of arguments.
 
     Returns:
-        Sizes by name of the layer; and why some are missing, or "".
+        What layers take and return, by name: shapes, as lists of ints, in the nesting of the tensors, with None for all
+        that is none. And why some are missing, or "".
     """
     if is_lazy(module):
         # A forward pass would initialise it now, with other random numbers than without a summary.
         reason = "as they depend on lazy parameters that the first batch initialises"
         return {}, f"Sizes are not shown, {reason}."
-    sizes: dict[str, LayerSizes] = {}
+    sizes: dict[str, tuple[Any, Any]] = {}
 
     def recorder(name: str) -> Callable[..., None]:
         def record(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             taken = (*args, *kwargs.values())
             inputs = taken[0] if len(taken) == 1 else taken
-            sizes.setdefault(name, LayerSizes(_shape(inputs), _shape(output)))
+            sizes.setdefault(name, (_shape(inputs), _shape(output)))
 
         return record
 

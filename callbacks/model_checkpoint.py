@@ -215,16 +215,14 @@ class ModelCheckpoint(Callback):
 
     @property
     def state_key(self) -> str:
-        interval = self._schedule.train_time_interval
-        settings = {
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "every_n_train_steps": self._schedule.every_n_train_steps,
-            "every_n_epochs": self.every_n_epochs,
-            "train_time_interval": interval and str(interval),
-        }
-        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-        return f"{type(self).__qualname__}[{listed}]"
+        schedule = self._schedule
+        interval = schedule.train_time_interval
+        return (
+            f"{type(self).__qualname__}[monitor={self.monitor!r}, mode={self.mode!r}, "
+            f"every_n_train_steps={schedule.every_n_train_steps!r}, "
+            f"every_n_epochs={schedule.every_n_epochs!r}, "
+            f"train_time_interval={interval and str(interval)!r}]"
+        )
 
     @property
     def every_n_epochs(self) -> int:

@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .arguments import require_int
 from .base import Callback
-from .layer_sizes import LayerSizes, is_lazy, record_sizes
+from .layer_sizes import is_lazy, record_sizes
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -188,7 +188,7 @@ def summarize(
         for name, layer in module.named_modules()
         if name and (max_depth == -1 or name.count(".") < max_depth)
     }
-    sizes: dict[str, LayerSizes] = {}
+    sizes = {}
     example = getattr(module, "example_input_array", None)
     if example is not None and max_depth != 0 and with_sizes:
         summary.sizes_shown = True
@@ -210,7 +210,7 @@ def summarize(
             outside.lazy |= isinstance(parameter, UninitializedParameter)
     for name, layer in layers.items():
         row = _summarize_layer(name, layer, first_names)
-        row.in_size, row.out_size = sizes.get(name, LayerSizes())
+        row.in_size, row.out_size = sizes.get(name, (None, None))
         summary.layers.append(row)
     if layers and (outside.parameters or outside.lazy):
         summary.layers.append(outside)

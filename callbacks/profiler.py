@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,8 @@ class SimpleProfiler(Callback):
 
     def __init__(self, filename: str = "profile-{stage}.txt") -> None:
         self.filename = filename
-        self.seconds: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()
         self._last = 0.0
         # The section that a checkpoint ends.
         self._interrupted = ""
@@ -68,8 +69,8 @@ class SimpleProfiler(Callback):
         if self._saving:
             section = "checkpoint"
             self._saving = False
-        self.seconds[section] = self.seconds.get(section, 0.0) + now - self._last
-        self.counts[section] = self.counts.get(section, 0) + 1
+        self.seconds[section] += now - self._last
+        self.counts[section] += 1
         self._last = time.perf_counter()
 
     def table(self) -> str:
@@ -88,7 +89,8 @@ class SimpleProfiler(Callback):
         return "\n".join([*lines, f"{'total':<28}{total:>10.3f}"])
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        self.seconds, self.counts = {}, {}
+        self.seconds.clear()
+        self.counts.clear()
         self._saving = False
         self._last = time.perf_counter()
 
