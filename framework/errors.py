@@ -1,4 +1,4 @@
-"""The errors that users meet, and how what one process raises is raised on all."""
+"""The errors that users meet, and how what one rank raises is raised on all."""
 
 from __future__ import annotations
 
@@ -13,52 +13,66 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""
 
 
-def in_main_process(
+def on_main_rank(
     strategy: Strategy,
     path: str,
     write: Callable[[], Any],
     together: bool = True,
 ) -> None:
-    """Let the main process write ``path``; if that fails, it fails in all of them. A collective, if ``together``."""
-    failed: BaseException | None = None
+    """Let the main rank write ``path``. A collective, if ``together``.
+
+    Args:
+        strategy: of the ranks.
+        path: what is written, for the error.
+        write: called on the main rank.
+        together: whether all ranks call this; otherwise an error is raised on the main rank only.
+
+    Raises:
+        OSError: if the file system refuses; on all ranks.
+        RuntimeError: if something else fails on another rank; on this one, what ``write`` raised.
+    """
+    failure: BaseException | None = None
     if strategy.is_global_zero:
         try:
             write()
         except Exception as error:
-            failed = error
+            failure = error
     if together:
-        _, failed = exchange(strategy, path, failed)
-    if failed is not None:
-        raise failed
+        _, failure = gather_outcomes(strategy, path, failure)
+    if failure is not None:
+        raise failure
 
 
-def exchange(
+def gather_outcomes(
     strategy: Strategy,
     path: str,
-    failed: BaseException | None,
+    failure: BaseException | None,
     value: Any = None,
 ) -> tuple[list[Any], BaseException | None]:
-    """Tell all processes what each has come to on the way to writing ``path``. A collective.
+    """Tell all ranks what each has come to on the way to writing ``path``. A collective.
+
+    Args:
+        strategy: of the ranks.
+        path: what is written, for the error.
+        failure: what went wrong on this rank, or None.
+        value: what this rank has for the others.
 
     Returns:
-        The ``value`` of each, by rank; and what to raise, if anything failed anywhere: an OSError in all of them, or
-        something else in all of them.
+        The values by rank; and what to raise, if anything failed anywhere: an OSError on all ranks, or something else
+        on all ranks.
     """
-    if (
-        strategy.world_size == 1 or strategy.failed
-    ):  # then the others are in another collective, or gone
-        return [value], failed
-    own = failed and (isinstance(failed, OSError), f"{type(failed).__name__}: {failed}")
-    told = strategy.gather_objects((own, value))
-    values = [each for _, each in told]
-    guilty = next((rank for rank, (error, _) in enumerate(told) if error), None)
-    if guilty is None:
-        return values, None
-    by_system, message = told[guilty][0]
-    if failed is not None and isinstance(failed, OSError) == by_system:
-        return values, failed
-    error = (OSError if by_system else RuntimeError)(
-        f"rank {guilty} could not save {path!r}: {message}"
-    )
-    error.__cause__ = failed
-    return values, error
+    # After a failure, the others are in another collective, or gone.
+    if strategy.world_size == 1 or strategy.failed:
+        return [value], failure
+    kind = OSError if isinstance(failure, OSError) else RuntimeError
+    message = failure and f"{type(failure).__name__}: {failure}"
+    outcomes = strategy.gather_objects((value, kind, message))
+    by_rank = [value for value, _, _ in outcomes]
+    for rank, (_, first_kind, message) in enumerate(outcomes):
+        if message:
+            if failure is not None and kind is first_kind:
+                return by_rank, failure
+            error = first_kind(f"rank {rank} could not save {path!r}: {message}")
+            error.__cause__ = failure
+            return by_rank, error
+    return by_rank, None

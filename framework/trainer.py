@@ -32,7 +32,7 @@ from .data.iteration import INFINITE
 from .datamodule import DataModule
 from .engine.accelerate_launch import launched_accumulation
 from .engine.engine import Engine
-from .errors import in_main_process
+from .errors import on_main_rank
 from .lifecycle.callbacks import default_callbacks, with_module_callbacks
 from .lifecycle.checkpoint import can_save_alone, save_run
 from .lifecycle.checks import check_run
@@ -539,7 +539,7 @@ class Trainer:
         )
         file = os.fspath(path)
         state = full_state(self.strategy, self.strategy.model_state())
-        in_main_process(
+        on_main_rank(
             self.strategy, file, lambda: export_weights(state, file, dtype), together
         )
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import exchange
+from ..errors import gather_outcomes
 from ..messages import log
 from .writer import Snapshot
 
@@ -163,7 +163,9 @@ class Save:
             if self._failed is not None:
                 raise self._failed
             return
-        written, failed = exchange(self.strategy, self.path, self._failed, self.written)
+        written, failed = gather_outcomes(
+            self.strategy, self.path, self._failed, self.written
+        )
         self.written = written[0]
         if failed is not None:
             raise failed

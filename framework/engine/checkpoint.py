@@ -12,7 +12,7 @@ from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
 from ..checkpoint.weights import export_weights
-from ..errors import CheckpointError, in_main_process
+from ..errors import CheckpointError, on_main_rank
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged
 from ..seed import rng_state, set_rng_state
@@ -225,7 +225,7 @@ def save_model(engine: Engine, model: nn.Module, directory: str, together: bool)
         else full_state(strategy, strategy.model_state())
     )
     path = join(directory, "model.safetensors")
-    in_main_process(
+    on_main_rank(
         engine.strategy, path, lambda: export_weights(state, path, share=True), together
     )
     return path

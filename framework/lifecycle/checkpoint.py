@@ -17,7 +17,7 @@ from ..checkpoint.storage import exists, is_file, join, list_names
 from ..checkpoint.weights import is_weights_file
 from ..datamodule import DataModule
 from ..engine.checkpoint import read_checkpoint
-from ..errors import CheckpointError, exchange
+from ..errors import CheckpointError, gather_outcomes
 from ..from_checkpoint import load_weights
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
@@ -71,7 +71,7 @@ def save_run(
     own = run.gathered() if peers and not run.trainer.is_global_zero else None
     told: list[Any] = [(rng, None)]
     if together:
-        told, failed = exchange(run.engine.strategy, path, failed, (rng, own))
+        told, failed = gather_outcomes(run.engine.strategy, path, failed, (rng, own))
     elif not weights_only:
         lacks = (
             "the random states of the others and what they have logged in this epoch"

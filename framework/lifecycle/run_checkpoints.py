@@ -9,7 +9,7 @@ from ..checkpoint.find import is_taken
 from ..checkpoint.folder_claims import claim_folder
 from ..checkpoint.saver import Save
 from ..checkpoint.writer import remove_checkpoint, write_pointer
-from ..errors import exchange
+from ..errors import gather_outcomes
 from .checkpoint import save_run
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RunCheckpoints:
             failure = OSError(
                 f"the folder for checkpoints {path!r} cannot be written to: {error}"
             )
-        by_rank, failure = exchange(trainer.strategy, path, failure, claimed)
+        by_rank, failure = gather_outcomes(trainer.strategy, path, failure, claimed)
         if failure is not None:
             raise failure
         return by_rank[0]
@@ -97,4 +97,4 @@ class RunCheckpoints:
         Returns:
             ``failure``, or an error of the same sort that tells of another rank's, or None.
         """
-        return exchange(self._trainer.strategy, path, failure)[1]
+        return gather_outcomes(self._trainer.strategy, path, failure)[1]
