@@ -519,19 +519,9 @@ class ModelCheckpoint(Callback):
         replaced = ""
         if ranked:
             replaced = self._replaced_by_the_next()
-        path = self._free_path(
-            trainer,
-            values,
-            self.filename,
-            replaced,
-        )
+        path = self._free_path(trainer, values, self.filename, replaced)
         if ranked and score is not None:
-            self._record = before.with_ranked(
-                path,
-                score,
-                self.mode,
-                self.save_top_k,
-            )
+            self._record = before.with_ranked(path, score, self.mode, self.save_top_k)
         elif ranked:
             self._note(best_model_path=path)
         removable = before.removable
@@ -544,13 +534,7 @@ class ModelCheckpoint(Callback):
         )
         if self.save_last:
             name, reuse = self.CHECKPOINT_NAME_LAST, before.last_model_path
-            last = self._free_path(
-                trainer,
-                values,
-                name,
-                reuse,
-                taken=path,
-            )
+            last = self._free_path(trainer, values, name, reuse, taken=path)
             self._note(last_model_path=last)
         if self.monitor is not None and self.best_model_path:
             self._note(best_pointer=self._best_pointer(trainer, values))
@@ -560,11 +544,7 @@ class ModelCheckpoint(Callback):
         best = self.best_model_path or "none"
         report = f"{_moment(trainer)}: saved {path}{value}; the best is {best}."
         self._on_complete = partial(
-            self._follow_up,
-            trainer,
-            before,
-            self._record,
-            report,
+            self._follow_up, trainer, before, self._record, report
         )
         self._save_checkpoint(trainer, path)
 
