@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
-    from .loop.step import Optimization
+    from .loop.manual import ManualOptimizer
+    from .loop.step import Step
     from .trainer import Trainer
 
 
@@ -265,7 +266,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         step = self._step_of_fit()
         return _one_or_all(step.manual if use_pl_optimizer else step.optimizers)
 
-    def _step_of_fit(self) -> Optimization:
+    def _step_of_fit(self) -> Step:
         fit = self.trainer.last_fit
         if fit is None or fit.step is None:
             raise RuntimeError(

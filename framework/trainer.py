@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ..callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from ..strategies import Precision, Strategy
     from .loop.optimizers import LRSchedulerConfig
-    from .loop.step import Optimization
+    from .loop.step import Step
 
 
 class Trainer:
@@ -606,7 +606,7 @@ class Trainer:
                 self._step.change_accumulation()
 
     @property
-    def _step(self) -> Optimization | None:
+    def _step(self) -> Step | None:
         """The optimizers of this fit, or of the last one, if they live in this process."""
         return None if self.last_fit is None else self.last_fit.step
 
@@ -723,7 +723,7 @@ class Trainer:
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
         """The schedulers and when they step."""
-        return [] if self._step is None else self._step.schedulers
+        return [] if self._step is None else self._step.schedulers.configs
 
     @property
     def training(self) -> bool:

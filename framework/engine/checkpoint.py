@@ -99,7 +99,7 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     checkpoint = read_checkpoint(path, weights_only)
     _check_counts(engine, checkpoint, path)
     engine.end_window()
-    engine.sync_gradients = True
+    engine.accumulation.abandon()
     for optimizer in engine.prepared.optimizers:
         optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]

@@ -29,6 +29,7 @@ from ..subclasses import (
     check_names,
     public_methods,
 )
+from .accumulation import GradientAccumulation, MicroBatch
 from .accelerate_launch import (
     check_launched_strategy,
     launched_accelerator,
@@ -36,14 +37,14 @@ from .accelerate_launch import (
     launched_debug,
     launched_precision,
 )
-from .accumulation import Accumulation, Window
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
 from .devices import find_devices
 from .loaders import PreparedLoader, SkippedLoader
+from .loss_scaling import LossScaler
 from .prepare import Prepared, has_methods, trains
 from .prepared import unwrapped
-from .step_errors import explain_step, no_gradients
+from .step_errors import explain_step
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -147,7 +148,16 @@ class Engine(Peers):
         self._warned_incomplete = False
         self.prepared = Prepared(self)
         self.running_loader = None
-        self._init_steps(gradient_accumulation_steps)
+        self.loss_scaler = self._create_loss_scaler()
+        self.accumulation = GradientAccumulation(
+            self.strategy, gradient_accumulation_steps, _Counter()
+        )
+        self.accumulating = False
+        self._micro_batch = MicroBatch(self)
+        # What backward() comes to where nothing is to be scaled, weighed or shared.
+        self._plain_backward = None
+        if self.num_processes == 1:
+            self._plain_backward = self.plain_backward()
         self._debug = launched_debug() if debug is None else debug
         Engine.instances.add(self)
         if launch:
@@ -179,38 +189,11 @@ class Engine(Peers):
         if not self.must_launch:
             self.precision.check(self.device)
 
-    def _init_steps(self, gradient_accumulation_steps: int) -> None:
-        scaled = self.precision.loss_scaling and not self.strategy.owns_loss_scale
-        self.scaler = (
-            torch.amp.GradScaler(self.device.type, **self.precision.scaling())
-            if scaled
-            else None
-        )
-        own_step = type(self.strategy).step is not Strategy.step
-        self._strategy_step: Callable[[Any], Any] = (
-            self.strategy.step if own_step else _step
-        )
-        # Optimizers whose gradients are no longer scaled in this window.
-        self._unscaled: set[int] = set()
-        self._stepped: set[int] = set()
-        # Whether the last scaled step took place.
-        self._updated = False
-        self._accumulation_steps = gradient_accumulation_steps
-        self.window = Window(self.strategy)
-        self.sync_gradients = True
-        self.global_step = 0
-        # Optimizers whose gradients are those of their step.
-        self._completed: set[int] = set()
-        self.accumulating = False
-        # Whether an optimizer has stepped in the window.
-        self._window_ended = False
-        # That of the open window.
-        self._window_loader: PreparedLoader | None = None
-        # What backward() and step() come to where nothing is to be scaled, weighed or shared.
-        self._plain_backward = (
-            self.plain_backward() if self.num_processes == 1 else None
-        )
-        self._accumulation = Accumulation(self)
+    def _create_loss_scaler(self) -> LossScaler | None:
+        if not self.precision.loss_scaling or self.strategy.owns_loss_scale:
+            return None
+        scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling())
+        return LossScaler(scaler, self.precision.name)
 
     # -- processes --------------------------------------------------------------------------------------------
 
@@ -304,20 +287,8 @@ class Engine(Peers):
         Raises:
             ValueError: if its gradients cannot be scaled back.
         """
-        if self.scaler is None:
-            return
-        for parameter in parameters_of(optimizer):
-            half = parameter.is_complex() or parameter.dtype == torch.float16
-            if parameter.requires_grad and half:
-                raise ValueError(
-                    f"precision={self.precision.name!r} scales the loss, and torch cannot scale the gradients of "
-                    f"parameters in {parameter.dtype} back (one has shape {tuple(parameter.shape)}): use "
-                    'precision="bf16-mixed" or "32-true", or make parameters in half precision float() ones'
-                )
-        optimizer.register_step_post_hook(self._note_step)
-
-    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._updated = True
+        if self.loss_scaler is not None:
+            self.loss_scaler.watch(optimizer)
 
     def unwrap_model(self, model: nn.Module) -> nn.Module:
         """The module that was given to :meth:`prepare`."""
@@ -373,12 +344,15 @@ class Engine(Peers):
 
     @property
     def step_was_skipped(self) -> bool:
-        """Whether the last :meth:`step` updated nothing, as a gradient overflowed."""
-        return (
-            not self._updated
-            if self.scaler is not None
-            else self.strategy.step_was_skipped
-        )
+        """Whether a gradient overflowed in the last :meth:`step`, so that nothing was updated."""
+        if self.loss_scaler is not None:
+            return self.loss_scaler.step_was_skipped
+        return self.strategy.step_was_skipped
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Torch's loss scaler, if the precision asks for one."""
+        return None if self.loss_scaler is None else self.loss_scaler.scaler
 
     @property
     def moves_batches(self) -> bool:
@@ -397,7 +371,8 @@ class Engine(Peers):
         Modules in evaluation mode are made equal on all of them: what training leaves different, such as buffers.
         """
         self.prepared.running_loaders.append(loader)
-        self.running_loader = self.window.loader = loader
+        self.running_loader = loader
+        self.accumulation.read_from(loader)
         self._check("iterate a loader")
         for strategy in self.prepared.strategies:
             if strategy.module.training:
@@ -410,12 +385,8 @@ class Engine(Peers):
         running = self.prepared.running_loaders
         if loader in running:
             running.remove(loader)
-        self.running_loader = self.window.loader = running[-1] if running else None
-
-    def batches_of_open_window(self, loader: PreparedLoader) -> int:
-        """How many of a loader's batches wait in a window that has not ended."""
-        inside = not self.sync_gradients and self._window_loader is loader
-        return min(self.window.begun, loader.batches) if inside else 0
+        self.running_loader = running[-1] if running else None
+        self.accumulation.read_from(self.running_loader)
 
     def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
         """The loader without this process's first batches; a prepared loader does not load them.
@@ -441,54 +412,52 @@ class Engine(Peers):
         Args:
             *models: the prepared models that it trains (default: all).
         """
-        if models != self._accumulation.models:
-            self._accumulation = Accumulation(self, models)
-        return self._accumulation
+        if models != self._micro_batch.models:
+            self._micro_batch = MicroBatch(self, models)
+        return self._micro_batch
 
     def begin_micro_batch(self) -> None:
-        """A micro-batch begins; if the window is complete, the next one."""
-        window = self.window
-        loader = window.loader
+        """Begin a micro-batch; if the window is complete, the next one."""
+        window = self.accumulation
         self.accumulating = True
-        if self.sync_gradients:
-            single = self._accumulation_steps == 1 and window.length == 1
-            if single and self._plain_backward is not None and window.weight is None:
-                self._window_ended = False
+        if window.is_last:
+            is_plain = self._plain_backward is not None and window.num_batches == 1
+            if is_plain and window.length == 1 and window.weight is None:
+                window.has_stepped = False
                 return
-            if self._window_ended or self._completed:
+            if window.has_stepped or window.completed:
                 self.end_window()
             for optimizer in self.prepared.optimizers:
                 optimizer.begin_window()
-            left = self._accumulation_steps
-            if loader is not None:
-                left = min(left, loader.length - loader.batches + 1)
-            window.open(0 if loader is None else loader.batches - 1, int(left))
-            self._window_loader = loader
-        window.begun += 1
-        self.sync_gradients = window.begun >= window.length or (
-            loader is not None and loader.end_of_dataloader
-        )
+        window.begin_next()
 
-    def goes_on_in_window(self) -> bool:
-        """Whether the next micro-batch does not complete its window, if others follow it."""
-        if self.sync_gradients:
-            return self._accumulation_steps > 1
-        return self.window.begun + 1 < self.window.length
+    def end_micro_batch(self) -> None:
+        """End a micro-batch."""
+        self.accumulating = False
 
     @property
     def gradient_accumulation_steps(self) -> int:
         """Micro-batches per optimizer step; set anew, it counts from the next window on."""
-        return self._accumulation_steps
+        return self.accumulation.num_batches
 
     @gradient_accumulation_steps.setter
     def gradient_accumulation_steps(self, steps: int) -> None:
         check_count("gradient_accumulation_steps", steps, 1)
-        self._accumulation_steps = steps
+        self.accumulation.num_batches = steps
 
-    def new_window(self) -> Window:
-        """Forget the open window, and whether there are weights."""
-        self.window = Window(self.strategy)
-        return self.window
+    @property
+    def sync_gradients(self) -> bool:
+        """Whether the running micro-batch is the last of its window, after which optimizers step."""
+        return self.accumulation.is_last
+
+    @property
+    def global_step(self) -> int:
+        """Windows in which an optimizer has stepped."""
+        return self.accumulation.counter.global_step
+
+    @global_step.setter
+    def global_step(self, steps: int) -> None:
+        self.accumulation.counter.global_step = steps
 
     def backward(self, loss: Tensor, weight: Any = None, **kwargs: Any) -> None:
         """Compute the gradients of ``loss``, as its window asks: divided by its length, and scaled in half precision.
@@ -499,23 +468,19 @@ class Engine(Peers):
                 of tokens: for all batches or for none.
             **kwargs: for ``Tensor.backward``.
         """
-        window = self.window
+        window = self.accumulation
         try:
-            if (
-                self._plain_backward is not None
-                and weight is None
-                and window.length == 1
-                and window.weight is None
-            ):
-                if not self.accumulating and self._window_ended:
-                    self._window_ended = False
+            is_plain = self._plain_backward is not None and window.length == 1
+            if is_plain and weight is None and window.weight is None:
+                if not self.accumulating:
+                    window.has_stepped = False
                 self._plain_backward(loss, **kwargs)
                 return
-            if not self.accumulating and (self._window_ended or self._completed):
+            if not self.accumulating and (window.has_stepped or window.completed):
                 self.end_window()
             if self._every_call is not None:
                 self._every_call.check(
-                    "backward" if self.sync_gradients else "backward (local)"
+                    "backward" if window.is_last else "backward (local)"
                 )
             self.compute_gradients(window.add(loss, weight), **kwargs)
         except Exception as error:
@@ -537,8 +502,8 @@ class Engine(Peers):
             run: called with the scaled loss instead of the strategy's backward.
             **kwargs: for ``Tensor.backward``.
         """
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
+        if self.loss_scaler is not None:
+            loss = self.loss_scaler.scale(loss)
         run = run or self.strategy.backward
         if self.strategy.inside_forward:
             self.strategy.prepare_backward(loss)
@@ -553,7 +518,7 @@ class Engine(Peers):
 
     def plain_backward(self) -> Callable[[Tensor], Any] | None:
         """What does the work of :meth:`compute_gradients` alone, if there is nothing else to it."""
-        if self.scaler is not None or self.precision.compute is not None:
+        if self.loss_scaler is not None or self.precision.compute is not None:
             return None
         return (
             Tensor.backward
@@ -601,31 +566,23 @@ class Engine(Peers):
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring an optimizer's gradients back to their true size, once per step."""
-        if self.scaler is None or id(optimizer) in self._unscaled:
-            return
-        if id(optimizer) in self._stepped:
-            # A second step in one window: this optimizer begins anew, at the same scale, which other gradients still
-            # carry. GradScaler has no call for that; what it noted of the first step is kept under another key, so
-            # that update() takes its overflow into account.
-            states = self.scaler._per_optimizer_states
-            states[len(states)] = states.pop(id(optimizer))
-            self._stepped.discard(id(optimizer))
-        try:
-            self.scaler.unscale_(optimizer)
-        except AssertionError as error:
-            raise RuntimeError(no_gradients(optimizer)) from error
-        self._unscaled.add(id(optimizer))
+        if self.loss_scaler is not None:
+            self.loss_scaler.unscale(optimizer)
 
     def complete_gradients(self, optimizer: Optimizer) -> None:
         """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
-        if id(optimizer) in self._completed:
+        window = self.accumulation
+        if id(optimizer) in window.completed:
             return
         prepared = self.prepared.find_optimizer(optimizer)
         if prepared is not None and self.num_processes > 1:
             prepared.sync_missed_gradients()
         self.unscale(optimizer)
-        self._completed.add(id(optimizer))
-        if (factor := self.window.factor()) is not None:
+        window.completed.add(id(optimizer))
+        if window.is_complete:
+            return
+        factor = window.factor()
+        if factor is not None:
             self.scale_gradients(optimizer, factor)
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
@@ -692,91 +649,60 @@ class Engine(Peers):
         optimizer: Optimizer,
         closure: Callable[[], Any] | None = None,
     ) -> Any:
-        """Step an optimizer; under loss scaling, not if a gradient overflowed."""
-        if self.scaler is None:
-            return (
-                self._strategy_step(optimizer)
-                if closure is None
-                else optimizer.step(closure)
-            )
+        """Step an optimizer; under loss scaling, not if a gradient overflowed.
+
+        Args:
+            optimizer: the optimizer, its gradients complete.
+            closure: for ``Optimizer.step``.
+        """
+        if self.loss_scaler is not None:
+            return self.loss_scaler.step(optimizer, closure)
         if closure is not None:
-            raise RuntimeError(
-                f"an optimizer with a closure ({type(optimizer).__name__}) cannot be combined with loss scaling "
-                f'(precision={self.precision.name!r}); use precision="bf16-mixed" or "32-true"'
-            )
-        self.unscale(optimizer)
-        self._updated = False
-        try:
-            result = self.scaler.step(
-                optimizer
-            )  # reads whether a gradient overflowed: a host–device sync
-        except AssertionError as error:
-            raise RuntimeError(no_gradients(optimizer)) from error
-        if getattr(
-            optimizer,
-            "_step_supports_amp_scaling",
-            False,
-        ):  # a fused one, which sees for itself
-            found = self.scaler._found_inf_per_device(optimizer)
-            self._updated = not any(bool(flag.item()) for flag in found.values())
-        self._unscaled.discard(id(optimizer))
-        self._stepped.add(id(optimizer))
-        return result
+            return optimizer.step(closure)
+        return self.strategy.step(optimizer)
 
     def plain_step(self, optimizer: Optimizer) -> Callable[[], Any] | None:
         """What does the work of :meth:`step` alone, if there is nothing else to it."""
-        if self.scaler is not None:
+        if self.loss_scaler is not None:
             return None
-        return (
-            optimizer.step
-            if self._strategy_step is _step
-            else partial(self._strategy_step, optimizer)
-        )
+        if type(self.strategy).step is Strategy.step:
+            return optimizer.step
+        return partial(self.strategy.step, optimizer)
 
     def step_prepared(
         self,
         optimizer: Optimizer,
         closure: Callable[[], Any] | None = None,
     ) -> Any:
-        """Complete the gradients of a prepared optimizer, and step it."""
-        window = self.window
-        if (
-            self._plain_backward is not None
-            and window.length == 1
-            and window.weight is None
-            and closure is None
-        ):
-            result = (
-                optimizer.step()
-                if self._strategy_step is _step
-                else self._strategy_step(optimizer)
-            )
+        """Complete the gradients of a prepared optimizer, and step it.
+
+        Args:
+            optimizer: the user's optimizer.
+            closure: for ``Optimizer.step``.
+        """
+        window = self.accumulation
+        is_plain = self._plain_backward is not None and window.length == 1
+        if is_plain and window.weight is None and closure is None:
+            result = self.strategy.step(optimizer)
         else:
             self.complete_gradients(optimizer)
             result = self.step(optimizer, closure)
-            self._completed.discard(id(optimizer))
-        if not self._window_ended:
-            self._window_ended = True  # the window ends when the next one begins
-            self.global_step += 1
+            window.completed.discard(id(optimizer))
+        if not window.has_stepped:
+            # The window ends when the next one begins.
+            window.count_step()
         return result
 
     def end_stepped_window(self) -> None:
         """End the window if an optimizer has stepped in it."""
-        if self._window_ended:
+        if self.accumulation.has_stepped:
             self.end_window()
 
     def end_window(self) -> None:
-        """All optimizers of a window have stepped: adapt the loss scale."""
-        if self.scaler is not None and self._stepped:
-            self.scaler.update()
-            self._stepped.clear()
-        while self.scaler is not None and self._unscaled:
-            self.scaler._per_optimizer_states.pop(
-                self._unscaled.pop(), None
-            )  # unscaled, and then not stepped
-        self._completed.clear()
-        self._window_ended = False
-        self.window.close()
+        """End a window, all optimizers of which have stepped: adapt the loss scale."""
+        if self.loss_scaler is not None:
+            self.loss_scaler.end_window()
+        self.accumulation.close()
 
     # -- logging ----------------------------------------------------------------------------------------------
 
@@ -978,10 +904,11 @@ class Engine(Peers):
         """Forget everything that was prepared or registered."""
         self.prepared.release()
         self.prepared = Prepared(self, self.prepared.data_seed)
-        self.running_loader = self.window.loader = None
-        self._accumulation = Accumulation(self)
+        self._micro_batch = MicroBatch(self)
         self.end_window()
-        self.sync_gradients = True
+        self.running_loader = None
+        self.accumulation.read_from(None)
+        self.accumulation.abandon()
 
     def end_training(self) -> None:
         """Close the loggers, forget what was prepared, and leave the process group. All processes call this.
@@ -999,5 +926,8 @@ class Engine(Peers):
         self._calls = self._every_call = None
 
 
-def _step(optimizer: Optimizer) -> Any:
-    return optimizer.step()
+class _Counter:
+    """Counts the optimizer steps of an engine that has no Trainer."""
+
+    def __init__(self) -> None:
+        self.global_step = 0

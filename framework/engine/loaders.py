@@ -181,11 +181,11 @@ class PreparedLoader(Wrapper):
 
     def _tells_end(self) -> bool:
         """Whether a batch may be read ahead, to tell if the running one is the last."""
-        return not self._stateful or self.engine.goes_on_in_window()
+        return not self._stateful or self.engine.accumulation.goes_on_next()
 
     def state_dict(self) -> dict[str, Any]:
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
-        behind = self.engine.batches_of_open_window(self)
+        behind = self.engine.accumulation.batches_of(self)
         batches = self.batches - behind
         first = self._part["first"] if self._part else 0
         done = not self.batches or batches >= self.length

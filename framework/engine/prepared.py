@@ -197,7 +197,7 @@ class PreparedOptimizer(Wrapper, Optimizer):
 
         A window of several micro-batches that ends without a step is given up by it.
         """
-        if self._stepped or self._to_clear or self.engine.window.length == 1:
+        if self._stepped or self._to_clear or self.engine.accumulation.length == 1:
             self._to_clear = False
             self.optimizer.zero_grad(set_to_none)
         else:
@@ -222,7 +222,7 @@ class PreparedOptimizer(Wrapper, Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step on the window's gradients; inside a window, nothing is done."""
         engine = self.engine
-        if not engine.sync_gradients:
+        if not engine.accumulation.is_last:
             return None
         result = engine.step_prepared(self.optimizer, closure)
         self._stepped = self._to_clear = True
@@ -263,7 +263,7 @@ class PreparedScheduler(Wrapper):
         **kwargs: Any,
     ) -> None:
         """Step, with the scheduler's own arguments; inside a window, nothing is done."""
-        if not self.engine.sync_gradients:
+        if not self.engine.accumulation.is_last:
             return
         optimizer = getattr(self.scheduler, "optimizer", None)
         prepared = self.engine.prepared.find_optimizer(optimizer)

@@ -17,11 +17,12 @@ from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
 from ..datamodule import DataModule
 from ..loop.announce import announce_start
+from ..loop.automatic import AutomaticStep
 from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
+from ..loop.manual import ManualStep
 from ..loop.optimizers import check_schedulers, parse_optimizers
 from ..loop.run import Run, RunRequest
-from ..loop.step import Optimization
 from ..messages import log
 from ..metrics.metric_state import own_metrics
 from ..module import Module
@@ -254,7 +255,8 @@ def _set_up_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     made = [*optimizers, *(config.scheduler for config in schedulers)]
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
-    step = Optimization(run, optimizers, schedulers, kinds)
+    kind = AutomaticStep if module.automatic_optimization else ManualStep
+    step = kind(run, optimizers, schedulers, kinds)
     last_fit = trainer.last_fit
     run.begin_fit(step)
     announce_start(run)

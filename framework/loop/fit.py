@@ -72,7 +72,7 @@ def fit(run: Run) -> None:
 def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
     """Train on the epoch's batches, which are on the device already."""
     state, schedule, hooks = run.state, run.schedule, run.hooks
-    loader = run.engine.window.loader
+    loader = run.engine.accumulation.loader
     step = _step_of(run)
     if schedule.was_stopped():
         return Outcome.INTERRUPTED
@@ -126,7 +126,7 @@ def do_what_is_due(run: Run) -> Outcome | None:
     state, schedule, consensus = run.state, run.schedule, run.consensus
     if schedule.validation_is_due():
         validate(run)
-        run.step.step_waiting_plateau()  # if there was nothing to validate on
+        run.step.schedulers.step_on_waiting_values()  # if there was nothing to validate on
     if state.batch_idx >= consensus.due:
         consensus.agree(state.batch_idx)
     is_stopped = schedule.max_steps_is_reached()
@@ -179,7 +179,7 @@ def _begin_training(run: Run) -> None:
     run.hooks.call("on_train_start")
     announce_surprises(run)
     # The loop's own work at these moments.
-    if run.trainer.loggers or run.step.plateau_each_step:
+    if run.trainer.loggers or run.step.schedulers.each_step_on_value:
         run.hooks.insert("on_train_batch_end", partial(_after_batch, run))
     run.hooks.insert("on_train_epoch_end", partial(_after_epoch, run))
     run.hooks.insert("on_validation_end", partial(_after_validation, run))
@@ -212,11 +212,11 @@ def begin_epoch(run: Run) -> Iterator[Any]:
     if loaders.looks_ahead:
         loader = LookAhead(batches, loaders.train)
         batches = _ending_windows(run, loader)
-    run.engine.window.read_from(loader)
+    run.engine.accumulation.read_from(loader)
     # Inside an epoch only now: making the iterator draws random numbers, too.
     _restore_progress(run)
     run.metrics.enter("train", "batch")
-    run.step.begin_windows()
+    run.step.begin_epoch()
     schedule.begin_epoch()
     if schedule.validation_was_due():
         validate(run)
@@ -237,7 +237,7 @@ def _ending_windows(run: Run, batches: LookAhead) -> Iterator[Any]:
 
 def _end_batches(run: Run) -> None:
     """The epoch's batches have all been trained on."""
-    run.step.end_epoch()
+    run.step.schedulers.step_after_batches()
     run.state.end_batches()
 
 
@@ -255,7 +255,7 @@ def end_epoch(run: Run, outcome: Outcome) -> None:
         if run.schedule.validates_at_end():
             validate(run)
         _note_missed_validation(run)
-    run.step.step_waiting_plateau()  # if no validation has come
+    run.step.schedulers.step_on_waiting_values()  # if no validation has come
     if not state.batches_done:
         run.keep_unfinished()
     run.metrics.enter("train", "epoch")
@@ -273,10 +273,10 @@ def _end_early(run: Run, outcome: Outcome) -> None:
             message += "; an iterator can be read once only: pass an iterable that can be begun again"
         raise RuntimeError(message)
     if run.window_is_open:
-        run.step.close_open_window(state.batch_idx - 1)
+        run.step.end_window_early(state.batch_idx - 1)
         if state.global_step % run.trainer.log_every_n_steps == 0:
             run.log_step()
-        if run.step.plateau_each_step:
+        if run.step.schedulers.each_step_on_value:
             state.wait_for_validation()
     _end_batches(run)
 
@@ -290,7 +290,7 @@ def _check_that_steps_were_taken(run: Run) -> None:
     state = run.state
     if not run.schedule.took_no_step() or run.step.has_zero_weights:
         return
-    if run.step.automatic:
+    if run.module.automatic_optimization:
         raise RuntimeError(
             f"no optimizer step was taken in epoch {state.epoch}: training_step returned no loss for any of its "
             f"{state.batch_idx} batches. Return the loss from it, or set self.automatic_optimization = False if it "
@@ -320,18 +320,18 @@ def _after_batch(run: Run, *_: Any) -> None:
         return
     if run.state.global_step % run.trainer.log_every_n_steps == 0:
         run.log_step()
-    if run.step.plateau_each_step:
+    if run.step.schedulers.each_step_on_value:
         # On what a validation finds, if one follows.
         run.state.wait_for_validation()
         if not run.schedule.validation_follows():
-            run.step.step_waiting_plateau()
+            run.step.schedulers.step_on_waiting_values()
 
 
 def _after_validation(run: Run) -> None:
     """With ``on_validation_end``: the validation that is due at this batch is done."""
     if run.state.stage == "validate":
         run.state.mark_validated()
-        run.step.step_waiting_plateau()
+        run.step.schedulers.step_on_waiting_values()
 
 
 def _after_epoch(run: Run) -> None:
@@ -339,5 +339,5 @@ def _after_epoch(run: Run) -> None:
     run.trainer.log_row(run.metrics.end_epoch().logged)
     run.metrics.end_logging()
     if run.state.batches_done:
-        run.step.plateau_each_epoch()
+        run.step.schedulers.step_on_epoch_values()
         run.state.end_epoch()

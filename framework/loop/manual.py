@@ -1,60 +1,111 @@
-"""Optimizers that a module steps by itself."""
+"""Manual optimization: ``training_step`` computes gradients and steps optimizers itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..engine.wrapper import Wrapper
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .step import Optimization
+from .optimizers import ManualOptimizer
+from .step import Step
 
 
-class ManualOptimizer(Wrapper):
-    """What ``self.optimizers()`` gives in manual optimization: an optimizer whose steps honour hooks and precision.
+class ManualStep(Step):
+    """Calls ``training_step``, which does the rest by :class:`~.optimizers.ManualOptimizer`."""
 
-    Attributes of the optimizer itself can be read through it.
-    """
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Train on a batch; arguments and result as of :class:`~.step.Step`."""
+        window = self.accumulation
+        window.begin(batch_idx, self.run.schedule.length - batch_idx)
+        self.stepped = False
+        output = self.call_step(batch, batch_idx)
+        if window.is_last:
+            # Of optimizers that had no update(loss) in the window's last batch.
+            self._step_gathered()
+        if self.stepped:
+            self._end_window()
+        return _outputs(output)
 
-    _wraps = "optimizer"
+    @property
+    def window_is_open(self) -> bool:
+        """Whether gradients wait for a step."""
+        return any(optimizer.num_gathered for optimizer in self.manual)
 
-    def __init__(self, optimizer: Optimizer, optimization: Optimization) -> None:
-        self.optimizer = optimizer
-        self._optimization = optimization
-        self._updated: int | None = None  # the batch of the last update()
-        self._gathered = 0  # batches whose gradients wait for the window's end
+    def end_window(self, batch_idx: int) -> bool:
+        """Step on what the window has gathered."""
+        self._step_gathered()
+        self._end_window()
+        return True
 
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Step: unscale, hooks, optimizer."""
-        if kwargs:
-            raise TypeError(f"step takes a closure only; got {', '.join(kwargs)}")
-        return self._optimization.step(self.optimizer, closure)
+    def _end_window(self) -> None:
+        self.accumulation.count_step()
+        self.engine.end_window()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients, for ``manual_backward``; arguments as of :class:`~.step.Step`."""
+        if self.has_ranks and self.accumulation.share != 1.0:
+            loss = loss * self.accumulation.share
+        super().backward(loss, *args, **kwargs)
 
-    @contextmanager
-    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
-        """Let only this optimizer's parameters require gradients; ``sync_grad=False`` keeps gradients local."""
-        with nullcontext() if sync_grad else self._optimization.engine.no_sync():
-            self._optimization.toggle(self)
-            try:
-                yield
-            finally:
-                self._optimization.untoggle()
+    def step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> Any:
+        """Step an optimizer, with its hook."""
+        if closure is None:
+            self.engine.unscale(optimizer)
+        for hook in self.run.hooks.on_before_optimizer_step:
+            hook(optimizer)
+        self.stepped = True
+        return self.engine.step(optimizer, closure)
 
-    def update(self, loss: Tensor) -> None:
-        """Do for ``loss`` all that automatic optimization does.
+    def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
+        """Compute gradients of ``loss``, and step at the window's end; see :meth:`ManualOptimizer.update`.
 
-        Clears the gradients at a window's first batch, divides the loss by the window's length
-        (``accumulate_grad_batches``), computes gradients, and at the window's last batch clips and steps.
+        Raises:
+            RuntimeError: if it was called for this batch already, inside a window of several.
         """
-        self._optimization.update(self, loss)
+        window = self.accumulation
+        batch, batch_idx = self.state.total_batches, self.state.batch_idx
+        if window.num_batches > 1 and optimizer.last_update == batch:
+            raise RuntimeError(
+                f"update(loss) was called twice for one optimizer in batch {batch_idx}; with "
+                f"accumulate_grad_batches={window.num_batches} it can be called once a batch"
+            )
+        optimizer.last_update = batch
+        if optimizer.num_gathered == 0:
+            self.zero_grad(optimizer.optimizer, batch_idx)
+        if window.length > 1:
+            loss = loss / window.length
+        with nullcontext() if window.is_last else self.engine.no_sync():
+            self.backward(loss)
+        optimizer.num_gathered += 1
+        if window.is_last:
+            self._step_on_gathered(optimizer)
+
+    def _step_gathered(self) -> None:
+        for optimizer in self.manual:
+            if optimizer.num_gathered:
+                self._step_on_gathered(optimizer)
+
+    def _step_on_gathered(self, manual: ManualOptimizer) -> None:
+        """Step an optimizer on the mean of what was gathered."""
+        optimizer, length = manual.optimizer, self.accumulation.length
+        self.engine.unscale(optimizer)
+        if manual.num_gathered < length:
+            self.engine.scale_gradients(optimizer, length / manual.num_gathered)
+        manual.num_gathered = 0
+        self.prepare_step(optimizer)
+        self.stepped = True
+        self.engine.step(optimizer)
+
+
+def _outputs(output: Any) -> Any:
+    """What callbacks get of a manual step's result: without its graph."""
+    if isinstance(output, Tensor):
+        return {"loss": output.detach()}
+    if isinstance(output, dict) and isinstance(output.get("loss"), Tensor):
+        return {**output, "loss": output["loss"].detach()}
+    return output

@@ -14,7 +14,7 @@ from ..messages import log
 from .rollback import StepRollback
 
 if TYPE_CHECKING:
-    from .step import Optimization
+    from .automatic import AutomaticStep
 
 
 _Add = Callable[[Any, int, float, bool], Any]
@@ -32,20 +32,20 @@ class MicroBatches:
     the gradients are averaged at the window's end, after the backward.
 
     Args:
-        optimization: whose steps these are.
+        step: whose batches these are.
         size: samples at once, or ``"auto"``.
     """
 
-    def __init__(self, optimization: Optimization, size: int | str) -> None:
-        self.optimization = optimization
-        self.engine = optimization.engine
-        self.state = optimization.state
-        self.metrics = optimization.run.metrics
+    def __init__(self, step: AutomaticStep, size: int | str) -> None:
+        self.step = step
+        self.engine = step.engine
+        self.state = step.state
+        self.metrics = step.run.metrics
         self.auto = size == "auto"
         if not self.auto:
             self.state.use_micro_batch(int(size))
 
-    def gather(self, batch: Any, batch_idx: int, add: _Add) -> Any:
+    def train_on(self, batch: Any, batch_idx: int, add: _Add) -> Any:
         """Add a batch's gradients to the window's, part by part.
 
         Args:
@@ -66,9 +66,9 @@ class MicroBatches:
         while True:
             size = min(self.state.micro_batch or whole, whole)
             before = StepRollback(
-                self.optimization.module,
+                self.step.run.module,
                 self.engine.device,
-                self.optimization.window,
+                self.step.accumulation,
                 self.metrics,
             )
             failure, outputs = None, None

@@ -1,12 +1,20 @@
-"""What ``configure_optimizers`` returned, and when its schedulers step."""
+"""What ``configure_optimizers`` returned: optimizers, as a module gets them, and when schedulers step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ..engine.wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from .step import Step
 
 
 @dataclass
@@ -157,3 +165,60 @@ def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
     if not options["reduce_on_plateau"]:
         options.pop("monitor", None)
     return LRSchedulerConfig(**options)
+
+
+class ManualOptimizer(Wrapper):
+    """What ``self.optimizers()`` gives: an optimizer whose steps honour hooks, precision and accumulation.
+
+    Attributes of the optimizer itself can be read through it.
+
+    Args:
+        optimizer: the optimizer.
+        owner: the step of the fit.
+
+    Attributes:
+        optimizer: as given.
+        num_gathered: batches whose gradients wait for the window's end, by :meth:`update`.
+        last_update: the batch of the last :meth:`update`, counted over the run.
+    """
+
+    _wraps = "optimizer"
+
+    def __init__(self, optimizer: Optimizer, owner: Step) -> None:
+        self.optimizer = optimizer
+        self.num_gathered = 0
+        self.last_update: int | None = None
+        self._owner = owner
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Step: unscale, hooks, optimizer.
+
+        Args:
+            closure: for ``Optimizer.step``.
+            **kwargs: none are known.
+        """
+        if kwargs:
+            raise TypeError(f"step takes a closure only; got {', '.join(kwargs)}")
+        return self._owner.step(self.optimizer, closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Let only this optimizer's parameters require gradients; ``sync_grad=False`` keeps gradients local."""
+        with nullcontext() if sync_grad else self._owner.engine.no_sync():
+            self._owner.toggle(self)
+            try:
+                yield
+            finally:
+                self._owner.untoggle()
+
+    def update(self, loss: Tensor) -> None:
+        """Do for ``loss`` all that automatic optimization does.
+
+        Clears the gradients at a window's first batch, divides the loss by the window's length
+        (``accumulate_grad_batches``), computes gradients, and at the window's last batch clips and steps.
+        """
+        self._owner.update(self, loss)

@@ -11,7 +11,7 @@ from ..metrics.metric_state import load_metric_states, metric_states
 from ..seed import rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from ..engine.accumulation import Window
+    from ..engine.accumulation import GradientAccumulation
     from ..metrics.metrics import Metrics
 
 
@@ -48,7 +48,11 @@ class StepRollback(Rollback):
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device, window: Window, metrics: Metrics
+        self,
+        module: nn.Module,
+        device: torch.device,
+        window: GradientAccumulation,
+        metrics: Metrics,
     ) -> None:
         super().__init__(module, device)
         self._window = window

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..datamodule import DataModule
     from ..module import Module
     from ..trainer import Trainer
-    from .step import Optimization
+    from .step import Step
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FitState:
 
     module: Module
     configured: str
-    step: Optimization | None = None
+    step: Step | None = None
     optimization: dict[str, Any] | None = None
     unfinished: dict[str, Any] | None = None
 
@@ -119,7 +119,7 @@ class Run:
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
     """
 
-    step: Optimization
+    step: Step
 
     def __init__(
         self, trainer: Trainer, request: RunRequest, signals: SignalWatch
@@ -144,7 +144,7 @@ class Run:
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
 
-    def begin_fit(self, step: Optimization) -> None:
+    def begin_fit(self, step: Step) -> None:
         """Train with these optimizers, which the next fit goes on with."""
         self.step = step
         self.trainer.last_fit = FitState(self.module, step.configured, step)
@@ -202,7 +202,7 @@ class Run:
     # How far the run has come.
 
     @property
-    def live_step(self) -> Optimization | None:
+    def live_step(self) -> Step | None:
         """The optimizers of this fit, or of the last one, if they live in this process."""
         fit = self.trainer.last_fit
         return None if fit is None else fit.step
@@ -218,7 +218,7 @@ class Run:
         counters = self.state.state_dict()
         step = self.live_step
         if step is not None and step.window_is_open:
-            counters["batch_idx"] = step.window.start
+            counters["batch_idx"] = step.accumulation.start
             counters["validated"] = min(counters["validated"], counters["batch_idx"])
         return counters
 

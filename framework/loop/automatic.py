@@ -1,0 +1,243 @@
+"""Automatic optimization: ``training_step`` returns a loss, and the loop does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..engine.step_errors import explain_step
+from .micro_batch import MicroBatches
+from .optimizers import LRSchedulerConfig, ManualOptimizer
+from .step import Step, override_of
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+class AutomaticStep(Step):
+    """Forward, backward and, at the window's end, the optimizer's step."""
+
+    def __init__(
+        self,
+        run: Run,
+        optimizers: list[Optimizer],
+        schedulers: list[LRSchedulerConfig],
+        kinds: list[str],
+    ) -> None:
+        super().__init__(run, optimizers, schedulers, kinds)
+        self._optimizer_step = override_of(run.module, "optimizer_step")
+        self.wants_outputs = bool(run.hooks.on_train_batch_end)
+        self._plain: PlainStep | None = None
+        self._micro_batches: MicroBatches | None = None
+        if run.trainer.micro_batch is not None:
+            self._micro_batches = MicroBatches(self, run.trainer.micro_batch)
+
+    @property
+    def overrides_a_part(self) -> bool:
+        """Whether the module, or gradient clipping, takes the place of a part of the step."""
+        return super().overrides_a_part or self._optimizer_step is not None
+
+    def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
+        """Step these from now on."""
+        super().replace_optimizers(optimizers)
+        if self._plain is not None:
+            self._plain.use(optimizers[0])
+
+    @property
+    def train_on(self) -> Callable[[Any, int], dict[str, Any] | None]:
+        """What the loop calls with a batch and its index: this step, or one without what nobody adds."""
+        if self._plain is None and PlainStep.suffices(self):
+            self._plain = PlainStep(self)
+        return self._plain or self
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Train on a batch; arguments and result as of :class:`~.step.Step`."""
+        window = self.accumulation
+        window.begin(batch_idx, self.run.schedule.length - batch_idx)
+        if self._micro_batches is not None:
+            outputs = self._micro_batches.train_on(
+                batch, batch_idx, self._train_on_part
+            )
+        elif window.is_last:
+            outputs = self._compute(self.call_step(batch, batch_idx), batch_idx)
+        else:
+            with self.engine.no_sync():
+                outputs = self._compute(self.call_step(batch, batch_idx), batch_idx)
+        self.stepped = window.is_last and self.end_window(batch_idx)
+        return outputs
+
+    def _train_on_part(
+        self, part: Any, batch_idx: int, fraction: float, is_first: bool
+    ) -> dict[str, Any] | None:
+        output = self.call_step(part, batch_idx)
+        return self._compute(output, batch_idx, (fraction, is_first))
+
+    def finish(self, output: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Do what is left of a step whose forward has run already, in a window of its own."""
+        self.accumulation.begin(batch_idx, 1)
+        outputs = self._compute(output, batch_idx)
+        self.stepped = self.end_window(batch_idx)
+        return outputs
+
+    def _compute(
+        self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None
+    ) -> dict[str, Any] | None:
+        """Add the gradients of a step's output to the window's.
+
+        Args:
+            output: what ``training_step`` returned.
+            batch_idx: the batch's index in the epoch.
+            part: if it was given a part of the batch, that part's fraction, and whether it is the first.
+
+        Returns:
+            What callbacks get of it.
+        """
+        if output is None:
+            self._note_missing_loss(batch_idx)
+            return None
+        window, weight, outputs = self.accumulation, None, None
+        if isinstance(output, Tensor):
+            loss = output
+            if self.wants_outputs or part is not None:
+                outputs = {"loss": loss.detach()}
+        else:
+            loss, weight, outputs = _unpack(output)
+            if _is_zero(weight) and not self.has_ranks:
+                self.has_zero_weights = True
+                return None
+        if window.count == 0:
+            self.zero_grad(self.optimizers[0], batch_idx)
+        if part is None:
+            loss = window.add(loss, weight)
+        else:
+            loss = window.add_part(loss, weight, *part)
+        self.backward(loss)
+        return outputs
+
+    def _note_missing_loss(self, batch_idx: int) -> None:
+        if self.has_ranks:
+            raise RuntimeError(
+                f"training_step returned None on rank {self.engine.process_index}, batch {batch_idx}: with several "
+                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch "
+                'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
+            )
+        self.run.warn_once(
+            "training_step returned None, so its batch is left out (epoch %d, batch %d): if that is not meant, "
+            "return the loss",
+            self.state.epoch,
+            batch_idx,
+        )
+
+    def end_window(self, batch_idx: int) -> bool:
+        """Step on what the window has gathered; False if it has gathered nothing."""
+        if not self.accumulation.count:
+            return False
+        optimizer = self.optimizers[0]
+        if self._micro_batches is not None and self.has_ranks:
+            self.engine.sync_gradients_of(optimizer)
+        try:
+            self.engine.complete_gradients(optimizer)
+            self.prepare_step(optimizer)
+            if self._optimizer_step is not None:
+                self._optimizer_step(self.state.epoch, batch_idx, self.manual[0])
+            else:
+                self.engine.step(optimizer)
+        except Exception as error:
+            explain_step(error)
+            raise
+        self.accumulation.count_step()
+        self.engine.end_window()
+        self.schedulers.step_after_window()
+        return True
+
+    def step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> Any:
+        """Step an optimizer, for a module's ``optimizer_step``."""
+        return self.engine.step(optimizer, closure)
+
+    def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
+        """Refuse ``optimizer.update(loss)``."""
+        raise RuntimeError(
+            "update(loss) is for manual optimization; set self.automatic_optimization = False"
+        )
+
+
+class PlainStep:
+    """What :class:`AutomaticStep` comes to where nobody adds anything: three calls.
+
+    Args:
+        whole: the step that does the rest, where a batch asks for more.
+    """
+
+    def __init__(self, whole: AutomaticStep) -> None:
+        self._whole = whole
+        self._accumulation = whole.accumulation
+        self._schedulers = whole.schedulers
+        self._call_step = whole.call_step
+        self._wants_outputs = whole.wants_outputs
+        self.use(whole.optimizers[0])
+
+    @staticmethod
+    def suffices(step: AutomaticStep) -> bool:
+        """Whether nobody adds anything: hooks, the module, the precision, the strategy, or the Trainer's arguments."""
+        hooks, trainer = step.run.hooks, step.run.trainer
+        added = (
+            hooks.on_before_zero_grad,
+            hooks.on_before_backward,
+            hooks.on_after_backward,
+            hooks.on_before_optimizer_step,
+            step.overrides_a_part,
+            trainer.detect_anomaly,
+            trainer.micro_batch,
+            step.has_ranks,
+        )
+        return not any(added) and step.engine.plain_backward() is not None
+
+    def use(self, optimizer: Optimizer) -> None:
+        """Step this optimizer from now on."""
+        self._zero_grad = optimizer.zero_grad
+        self._backward: Any = self._whole.engine.plain_backward()
+        self._step: Any = self._whole.engine.plain_step(optimizer)
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Train on a batch; arguments and result as of :class:`~.step.Step`."""
+        window = self._accumulation
+        if window.num_batches > 1 or not window.is_last:
+            return self._whole(batch, batch_idx)
+        loss = self._call_step(batch, batch_idx)
+        if not isinstance(loss, Tensor):
+            return self._whole.finish(loss, batch_idx)
+        try:
+            self._zero_grad()
+            self._backward(loss)
+            self._step()
+        except Exception as error:
+            explain_step(error, loss)
+            raise
+        window.count_step()
+        self._whole.stepped = True
+        if self._schedulers.each_step:
+            self._schedulers.step_after_window()
+        return {"loss": loss.detach()} if self._wants_outputs else None
+
+
+def _unpack(output: Any) -> tuple[Tensor, Any, dict[str, Any]]:
+    """The loss, its weight, and what callbacks get of a step's dict: all of it, without graphs."""
+    if not isinstance(output, dict) or not isinstance(output.get("loss"), Tensor):
+        raise TypeError(
+            'training_step must return the loss (a tensor), a dict with "loss" (a tensor), or None to skip the batch; '
+            f"got {output!r}. If it runs the optimizer itself, set self.automatic_optimization = False"
+        )
+    outputs = {"loss": output["loss"].detach()}
+    for key, value in output.items():
+        outputs[key] = value.detach() if isinstance(value, Tensor) else value
+    return output["loss"], output.get("weight"), outputs
+
+
+def _is_zero(weight: Any) -> bool:
+    """Whether a weight is the number zero; a tensor is not read, as that would wait for the device."""
+    return isinstance(weight, (int, float)) and weight == 0
