@@ -470,11 +470,12 @@ class Engine(Peers):
         """
         window = self.accumulation
         try:
-            is_plain = self._plain_backward is not None and window.length == 1
-            if is_plain and weight is None and window.weight is None:
+            plain = self._plain_backward
+            has_weight = weight is not None or window.weight is not None
+            if plain is not None and window.length == 1 and not has_weight:
                 if not self.accumulating:
                     window.has_stepped = False
-                self._plain_backward(loss, **kwargs)
+                plain(loss, **kwargs)
                 return
             if not self.accumulating and (window.has_stepped or window.completed):
                 self.end_window()
