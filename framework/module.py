@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ..callbacks.base import Callback
     from ..loggers.base import Logger
-    from .loop.manual import ManualOptimizer
     from .loop.step import Step
     from .trainer import Trainer
 

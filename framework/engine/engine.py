@@ -29,7 +29,6 @@ from ..subclasses import (
     check_names,
     public_methods,
 )
-from .accumulation import GradientAccumulation, MicroBatch
 from .accelerate_launch import (
     check_launched_strategy,
     launched_accelerator,
@@ -37,6 +36,7 @@ from .accelerate_launch import (
     launched_debug,
     launched_precision,
 )
+from .accumulation import GradientAccumulation, MicroBatch
 from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Peers
 from .devices import find_devices
