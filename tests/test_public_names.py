@@ -225,14 +225,15 @@ ENGINE = {
 
 # The same of the Engine.
 INSIDE_THE_ENGINE = {
+    "accumulation",
     "all_call",
-    "batches_of_open_window",
     "begin_micro_batch",
     "clip_gradients",
     "complete_gradients",
     "compute_gradients",
     "connect",
     "detect_environment",
+    "end_micro_batch",
     "end_stepped_window",
     "end_window",
     "enter_loader",
@@ -240,14 +241,13 @@ INSIDE_THE_ENGINE = {
     "evaluate",
     "forget",
     "forward",
-    "goes_on_in_window",
     "instances",
     "keep_gradients_local",
     "leave_loader",
     "load_optimizer_state",
+    "loss_scaler",
     "moves_batches",
     "must_launch",
-    "new_window",
     "optimizer_state",
     "plain_backward",
     "plain_step",
@@ -263,7 +263,6 @@ INSIDE_THE_ENGINE = {
     "unscale",
     "warn_incomplete",
     "watch",
-    "window",
     "without_gradients",
 }
 
