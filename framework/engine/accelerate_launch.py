@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` and its config file ask for, in variables of the environment."""
+"""Settings of ``accelerate launch`` and its config file, which reach a program as environment variables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,12 @@ def launched_precision(precision: Any) -> Any:
 
 
 def launched_accumulation(argument: str, steps: int) -> int:
-    """The number of micro-batches in a window that was passed, or that of the environment if it is 1."""
+    """The number of micro-batches in a window that was passed, or that of the environment if it is 1.
+
+    Args:
+        argument: the name under which it was passed.
+        steps: what was passed.
+    """
     requested = _requested("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     if not requested.isdecimal() or int(requested) in (1, steps):
         return steps
@@ -90,7 +95,10 @@ def launched_accelerator(accelerator: str) -> str:
 
 
 def check_launched_strategy(strategy: Any) -> None:
-    """Refuse to train otherwise than the environment asks for, and name what else of it has no effect.
+    """Refuse a strategy that the environment does not ask for, and log which of its settings have no effect.
+
+    Args:
+        strategy: as the Engine takes it.
 
     Raises:
         ValueError: if it asks for another way to spread the model, and ``strategy`` is ``"auto"``.

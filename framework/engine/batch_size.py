@@ -1,4 +1,4 @@
-"""Going on after a device ran out of memory."""
+"""Calling a function again with a smaller batch size when memory ran out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running out of memory: how to tell, and what to do first."""
+"""How to tell that memory ran out, and how to free some."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-# What the libraries say that raise plain RuntimeErrors.
+# What libraries say that raise plain RuntimeErrors.
 _SIGNS = (
     "out of memory",
     "can't allocate memory",
@@ -25,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Free what nothing refers to any more."""
+    """Collect garbage, and give the device's memory that is no longer used back."""
     gc.collect()
     if device.type != "cpu":
         torch.accelerator.memory.empty_cache()

@@ -22,27 +22,24 @@ if TYPE_CHECKING:
 
 
 class Prepared:
-    """What an engine has prepared, by kind and in the order in which it came: checkpoints keep that order.
+    """What an engine has prepared: by kind, and in the order of preparation, by which checkpoints know it.
 
     Args:
         engine: the engine.
-        data_seed: the seed from which the order of the loaders is drawn, if it is known.
+        data_seed: the seed that gives shuffled loaders their order, if it is known already.
 
     Attributes:
-        strategies: one for each module, which it has as its ``module``.
-        modules: for each of these modules, what ``prepare`` has returned.
-        optimizers: each knows its module's strategy.
-        schedulers: as ``prepare`` has returned them.
-        loaders: as ``prepare`` has returned them.
-        running_loaders: those that are being iterated, the innermost last.
+        strategies: one for each prepared module, which is its ``module``.
+        modules: the prepared module for each of the user's.
+        optimizers: the prepared optimizers; each knows its module's strategy.
+        schedulers: the prepared schedulers.
+        loaders: the prepared loaders.
+        running_loaders: those loaders that are being iterated, the innermost last.
         registered: objects that are only saved and loaded.
+        data_seed: as given; None until it is known.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        data_seed: int | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, data_seed: int | None = None) -> None:
         self._engine = engine
         self.data_seed = data_seed
         self.strategies: list[Strategy] = []
@@ -55,11 +52,11 @@ class Prepared:
         self._reported_streams: set[type] = set()
 
     def find_module(self, module: nn.Module) -> nn.Module | None:
-        """What ``prepare`` has returned for a module, or for what it has returned; None if it is not prepared."""
+        """The prepared module for one of the user's, or for itself; None if it is not prepared."""
         return self.modules.get(unwrapped(module))
 
     def find_optimizer(self, optimizer: Any) -> PreparedOptimizer | None:
-        """What ``prepare`` has returned for an optimizer, or for what it has returned; None if it is not prepared."""
+        """The prepared optimizer for one of the user's, or for itself; None if it is not prepared."""
         original = unwrapped(optimizer)
         found = (own for own in self.optimizers if own.optimizer is original)
         return next(found, None)
@@ -70,7 +67,14 @@ class Prepared:
         return self._engine.strategy if prepared is None else prepared.strategy
 
     def add(self, objects: Iterable[Any]) -> tuple[Any, ...]:
-        """Prepare what is not prepared yet; returns one object for each. See ``Engine.prepare``."""
+        """Prepare what is not prepared yet, as ``Engine.prepare``.
+
+        Returns:
+            One object for each.
+
+        Raises:
+            ValueError: if the strategy cannot train a module, or not with these optimizers.
+        """
         # What another engine has prepared, or this one has forgotten, is prepared anew.
         objects = [item if self._holds(item) else unwrapped(item) for item in objects]
         if any(self._needs_all_processes(item) for item in objects):
@@ -100,12 +104,8 @@ class Prepared:
             return self.find_module(item) is None
         return is_loader(item) and not self._holds(item)
 
-    def _add_module(
-        self,
-        module: nn.Module,
-        optimizers: list[Optimizer],
-    ) -> None:
-        """Prepare a module, and those of the optimizers that train it."""
+    def _add_module(self, module: nn.Module, optimizers: list[Optimizer]) -> None:
+        """Prepare a module, and those of these optimizers that train it."""
         engine = self._engine
         strategy = engine.strategy
         if not strategy.one_module:
@@ -122,10 +122,12 @@ class Prepared:
         ]
         self._check_optimizers(strategy, module, trained)
         strategy.setup(module, engine.precision)
-        self.strategies.append(strategy)
+        prepared = []
         for optimizer in strategy.setup_optimizers(trained):
             engine.watch(optimizer)
-            self.optimizers.append(PreparedOptimizer(optimizer, engine, strategy))
+            prepared.append(PreparedOptimizer(optimizer, engine, strategy))
+        self.strategies.append(strategy)
+        self.optimizers += prepared
         self.modules[module] = module
         if not strategy.is_transparent:
             self.modules[module] = prepare_module(module, strategy, engine.precision)
@@ -189,7 +191,7 @@ class Prepared:
         return item
 
     def _report_stream(self, item: Any) -> None:
-        """Say, once for each type, that batches are read from something that is no loader to us."""
+        """Say, once for each type, that the batches of a stream which is no loader are left as they are."""
         kind = type(item)
         processes = self._engine.num_processes
         if (
@@ -206,9 +208,9 @@ class Prepared:
         )  # fmt: skip
 
     def draw_data_seed(self) -> int:
-        """The seed of the loaders' order: that of the main process's generator when it is first asked for.
+        """The seed that gives shuffled loaders their order: at the first call, that of the main process's generator.
 
-        A collective, the first time.
+        The first call is a collective.
         """
         if self.data_seed is None:
             seed = self._engine.strategy.broadcast(torch.initial_seed() % 2**63)
@@ -216,7 +218,7 @@ class Prepared:
         return self.data_seed
 
     def set_data_seed(self, seed: int) -> None:
-        """Draw the order of the loaders from this seed. All processes call this."""
+        """Give shuffled loaders the order of this seed. All processes call this."""
         if seed != self.data_seed:
             self.data_seed = seed
             for loader in self.loaders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,27 +158,17 @@ class PreparedOptimizer(Wrapper, Optimizer):
         # The strategy's count of synchronised forwards at the last step.
         self._synced_forwards = 0
 
-    @property
-    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] # as Optimizer says it, but read only
-        """The optimizer's."""
-        return self.optimizer.state
-
-    @property
-    def param_groups(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] # as above
-        """The optimizer's."""
-        return self.optimizer.param_groups
-
-    @property
-    def defaults(self) -> Any:
-        """The optimizer's."""
-        return self.optimizer.defaults
+    # Properties, so that setting them is an error: it would not reach the optimizer.
+    state: Any = property(attrgetter("optimizer.state"))
+    param_groups: Any = property(attrgetter("optimizer.param_groups"))
+    defaults: Any = property(attrgetter("optimizer.defaults"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``Optimizer.add_param_group``."""
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
+        """Return the optimizer's state."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,9 +184,9 @@ class PreparedOptimizer(Wrapper, Optimizer):
         return getattr(self.optimizer, "eval", lambda: None)()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, but not those of a window in which it is still to step.
+        """Clear the gradients; inside a window, nothing is done, as they are still to be stepped on.
 
-        A window of several micro-batches that ends without a step is given up by it.
+        At a window's last micro-batch, before a step: the window is given up, unless a step comes after all.
         """
         if self._stepped or self._to_clear or self.engine.accumulation.length == 1:
             self._to_clear = False
@@ -204,7 +195,7 @@ class PreparedOptimizer(Wrapper, Optimizer):
             self._given_up = self.engine.sync_gradients
 
     def begin_window(self) -> None:
-        """A window begins."""
+        """Begin a window; gradients of one that was given up are cleared."""
         if self._given_up and not self._stepped:
             self.optimizer.zero_grad()
         self._stepped = self._given_up = False

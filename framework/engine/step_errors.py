@@ -1,4 +1,4 @@
-"""What torch says in its own words of a mistake in a step, in ours: the loss, its graph, the optimizer's closure."""
+"""Errors that torch raises in a step, explained: what is wrong with the loss, its graph or the optimizer's closure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def explain_step(error: Exception, loss: Tensor | None = None) -> None:
-    """Raise an error that says what is wrong and what to do, if ``error`` is one that can be told; else do nothing.
+    """Raise an error that says what is wrong and what to do, if that is known of ``error``; else do nothing.
 
     Args:
         error: raised by a backward pass or by an optimizer's step.
@@ -15,9 +15,10 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
     Raises:
         RuntimeError: the explanation.
     """
-    said = str(error)
+    message = str(error)
+    # What has a cause has been explained.
     if error.__cause__ is not None:
-        return  # it has been explained
+        return
     if loss is not None and (loss.numel() != 1 or loss.is_complex()):
         why = f"the loss must be one real number, such as loss.mean(); got shape {tuple(loss.shape)} of {loss.dtype}"
     elif loss is not None and not loss.requires_grad:
@@ -25,13 +26,13 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
             "the loss has no gradient: it was detached or computed under torch.no_grad(), or it depends on no "
             "parameter that requires a gradient (are all of them frozen?)"
         )
-    elif "backward through the graph a second time" in said:
+    elif "backward through the graph a second time" in message:
         why = (
             "the graph of the loss has been used before: backward runs once for each loss (in automatic optimization "
             "the loop calls it, not training_step), and what a step keeps for the next one, such as a hidden state, "
             "must be detached"
         )
-    elif "closure" in said.lower():
+    elif "closure" in message.lower():
         why = needs_closure("the optimizer")
     else:
         return
@@ -39,7 +40,11 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
 
 
 def explain_evaluation(error: RuntimeError, step_name: str) -> None:
-    """As :func:`explain_step`, of an error in an evaluation step that has computed gradients.
+    """Do the same for an error in an evaluation step that computes gradients.
+
+    Args:
+        error: raised by the step.
+        step_name: such as ``"validation_step"``.
 
     Raises:
         RuntimeError: the explanation.
@@ -52,7 +57,11 @@ def explain_evaluation(error: RuntimeError, step_name: str) -> None:
 
 
 def needs_closure(optimizer: str) -> str:
-    """What to do with an optimizer that computes the loss itself."""
+    """The message for an optimizer that computes the loss itself.
+
+    Args:
+        optimizer: what to call it.
+    """
     return (
         f"{optimizer} needs a closure that computes the loss again, and automatic optimization computes it once: set "
         "self.automatic_optimization = False in __init__, and call self.optimizers().step(closure) in training_step, "
@@ -61,7 +70,7 @@ def needs_closure(optimizer: str) -> str:
 
 
 def no_gradients(optimizer: object) -> str:
-    """What is wrong where a loss scale finds no gradient to scale back."""
+    """The message for an optimizer without any gradient that was scaled."""
     return (
         f"no parameter of the optimizer ({type(optimizer).__name__}) has a gradient that was scaled: the loss depends "
         "on none of them, the gradients were cleared before the step, or loss.backward() was called; the loss scale of "
