@@ -134,10 +134,6 @@ class Engine(Peers):
         self._devices = find_devices(*self._requested, strategy)
         self.strategy = self._create_strategy(strategy, sync_batchnorm)
         self._setup_environment()
-        # forward(step_name, *args) and evaluate(step_name, *args) call a step of the module, for training and for
-        # evaluation: the strategy's own methods, without a frame between.
-        self.forward: Callable[..., Any] = self.strategy.forward
-        self.evaluate: Callable[..., Any] = self.strategy.evaluate
         self.loggers = check_loggers(
             [] if logger is None else logger, "a Logger or a list of them"
         )

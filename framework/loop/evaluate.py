@@ -72,7 +72,7 @@ class _Evaluation:
         self, index: int, dataloader_idx: int | None, limit: int | float
     ) -> int | None:
         """Evaluate a loader; returns the number of its batches, or None if a signal asks to end before the last."""
-        run, forward = self.run, self.run.engine.evaluate
+        run, forward = self.run, self.run.engine.strategy.evaluate
         more = () if dataloader_idx is None else (dataloader_idx,)
         batch_idx = -1
         for batch, is_dummy in run.loaders.evaluation_batches(self.stage, index, limit):
@@ -106,7 +106,7 @@ class _Evaluation:
         run = self.run
         run.metrics.begin_batch(arguments[0], is_dummy=True)
         with unchanged_metrics(run.module):
-            run.engine.evaluate(self.step_name, *arguments)
+            run.engine.strategy.evaluate(self.step_name, *arguments)
 
     def _note_empty(self, index: int, limit: int | float) -> None:
         if limit and self.run.engine.num_processes == 1:
