@@ -138,4 +138,4 @@ def _groups_by_name(
         raise ValueError(
             f"the parameter groups of one optimizer need different names; {name} has {names}"
         )
-    return [(f"{name}/{own}", group) for own, group in zip(names, groups, strict=True)]
+    return [(f"{name}/{key}", group) for key, group in zip(names, groups, strict=True)]

@@ -362,7 +362,14 @@ class ModelCheckpoint(Callback):
             log.error("%s", error)
 
     def save_now(self, trainer: Trainer) -> str:
-        """Save where the run is, whatever is due, to resume from; returns the path, or "". A collective."""
+        """Save where the run is, whatever is due, to resume from. A collective.
+
+        Returns:
+            The path; "" if nothing could be saved and ``on_save_error`` is ``"warn"``.
+
+        Raises:
+            OSError: if this checkpoint or the one before could not be written, and ``on_save_error`` is ``"raise"``.
+        """
         # What the save before has raised must wait: this one is the last that is tried.
         earlier = _error_of(self._finish_save)
         if not self._is_saved(trainer) or self.save_weights_only:
@@ -462,7 +469,12 @@ class ModelCheckpoint(Callback):
         trainer: Trainer,
         current: Tensor | None = None,
     ) -> bool:
-        """Whether a checkpoint with the value ``current`` is among the best ``save_top_k``."""
+        """Whether a checkpoint is among the best ``save_top_k``.
+
+        Args:
+            trainer: whose run it is.
+            current: its value of ``monitor``, a tensor without dimensions; None is not among them.
+        """
         if current is None or self.save_top_k == 0:
             return False
         return self._record.ranks(current, self.mode, self.save_top_k)
@@ -683,6 +695,10 @@ class ModelCheckpoint(Callback):
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
         """Whether the main process sees a checkpoint or a pointer of this name. A collective.
+
+        Args:
+            filepath: the checkpoint or pointer.
+            trainer: whose processes ask.
 
         Raises:
             OSError: if it cannot tell; in all processes.

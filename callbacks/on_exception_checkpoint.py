@@ -29,6 +29,9 @@ class OnExceptionCheckpoint(Callback):
     Args:
         dirpath: where to save, a path or an fsspec URL.
         filename: name without extension. One that is there is replaced.
+
+    Raises:
+        ValueError: if ``filename`` is empty.
     """
 
     phase = "persist"

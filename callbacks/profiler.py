@@ -24,11 +24,11 @@ def _folder(trainer: Trainer) -> str:
     return folder
 
 
-def _ends(section: str, then: str = "other") -> Callable[..., None]:
+def _ends(section: str, next_section: str = "other") -> Callable[..., None]:
     """A hook of :class:`SimpleProfiler` that ends ``section``."""
 
     def hook(self: SimpleProfiler, trainer: Trainer, module: Module, *_: Any) -> None:
-        self._end(section, then)
+        self._end(section, next_section)
 
     return hook
 
@@ -62,10 +62,10 @@ class SimpleProfiler(Callback):
         self._interrupted = ""
         self._saving = False
 
-    def _end(self, section: str, then: str = "other") -> None:
-        """Count the time since the last call for ``section``; ``then`` is the section that a checkpoint would end."""
+    def _end(self, section: str, next_section: str = "other") -> None:
+        """Count the time since the last call for ``section``; ``next_section`` is what a checkpoint would end."""
         now = time.perf_counter()
-        self._interrupted = then
+        self._interrupted = next_section
         if self._saving:
             section = "checkpoint"
             self._saving = False
@@ -109,8 +109,8 @@ class SimpleProfiler(Callback):
     on_train_epoch_start = _ends("between epochs")
     on_train_batch_start = _ends("data loading")
     on_before_backward = _ends("forward")
-    on_after_backward = _ends("backward", then="optimizer step")
-    on_train_batch_end = _ends("optimizer step", then="end of epoch")
+    on_after_backward = _ends("backward", next_section="optimizer step")
+    on_train_batch_end = _ends("optimizer step", next_section="end of epoch")
     on_train_epoch_end = _ends("end of epoch")
     on_train_end = _ends("end of the run")
 
@@ -118,7 +118,7 @@ class SimpleProfiler(Callback):
         "evaluation data loading"
     )
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _ends(
-        "evaluation step", then="end of evaluation"
+        "evaluation step", next_section="end of evaluation"
     )
     on_validation_end = on_test_end = on_predict_end = _ends("end of evaluation")
 
@@ -134,7 +134,7 @@ class SimpleProfiler(Callback):
         module: Module,
         checkpoint: dict[str, Any],
     ) -> None:
-        self._end(self._interrupted, then="checkpoint")
+        self._end(self._interrupted, next_section="checkpoint")
         # There is no hook at its end: it is what comes until the next one.
         self._saving = True
 

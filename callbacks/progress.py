@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(Callback):
-    """The base of progress bars. It draws nothing: override the hooks at which yours does.
+    """The base of progress bars. It draws nothing: override the hooks at which your bar is drawn.
 
     A Trainer that is given a subclass of it makes no bar of its own. It runs among the callbacks that decide, when
     an epoch's values are complete.
@@ -70,6 +70,13 @@ class ProgressBar(Callback):
         """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
 
         It is called when the bar is about to be drawn. Reading the values may wait for the device.
+
+        Args:
+            trainer: whose progress is shown.
+            module: that it runs.
+
+        Returns:
+            Numbers and texts by name.
         """
         metrics = dict(trainer.progress_bar_metrics)
         version = trainer.loggers[0].version if trainer.loggers else None

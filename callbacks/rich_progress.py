@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class RichProgressBarTheme:
     """How the parts of :class:`RichProgressBar` look. Styles are in rich's syntax.
 
-    Attributes:
+    Args:
         description: style of the name of what is running.
         progress_bar: style of the part of the bar that is done.
         progress_bar_finished: style of a full bar.
@@ -138,8 +138,6 @@ class RichProgressBar(ProgressBar):
             text("{task.fields[metrics]}", theme.metrics, Column(ratio=1)),
         )
 
-    # -- training ---------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         # Inside an epoch, which had its start before the run was resumed.
         if trainer.batch_idx:
@@ -172,8 +170,6 @@ class RichProgressBar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         self._show(trainer, module, self._epoch, trainer.batch_idx)
-
-    # -- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking:
@@ -235,8 +231,6 @@ class RichProgressBar(ProgressBar):
     on_test_end = on_predict_end = on_validation_end
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
-    # -- the end ----------------------------------------------------------------------------------------------
-
     def on_exception(
         self,
         trainer: Trainer,
@@ -257,8 +251,6 @@ class RichProgressBar(ProgressBar):
             "_evaluation": None,
             "_next_show": math.inf,
         }
-
-    # -- drawing ----------------------------------------------------------------------------------------------
 
     def _begin(self, trainer: Trainer, task: ProgressTask) -> None:
         if not self.is_enabled:

@@ -64,7 +64,16 @@ class DataHooks:
         device: torch.device,
         dataloader_idx: int,
     ) -> Any:
-        """Move a batch to the device."""
+        """Move a batch to the device; override it for batches of a type that cannot be moved as others.
+
+        Args:
+            batch: the batch.
+            device: where to.
+            dataloader_idx: index of its loader, where there are several for evaluation.
+
+        Returns:
+            The batch on the device.
+        """
         trainer = self.__dict__.get("_trainer")
         if trainer is None:
             return move_batch(batch, device)
@@ -76,7 +85,7 @@ class DataHooks:
 
 
 class DataModule(DataHooks, HyperparametersMixin):
-    """Prepares data and makes loaders. Override what you need; a loader that is not made is a stage that does not run.
+    """Prepares data and makes loaders. Override what you need; a stage for which no loader is made does not run.
 
     Attributes:
         allow_zero_length_dataloader_with_multiple_devices: accepted for familiarity.

@@ -76,17 +76,17 @@ def construct(
         if call["whole"] is not None:
             name, kind = call["whole"]
             saved, kinds = {name: saved}, {name: kind}
-        kept = {
+        recorded = {
             name: value
             for name, value in saved.items()
             if name in call["arguments"] and (takes_any or name in parameters)
         }
-    arguments = {**kept, **overrides}
+    arguments = {**recorded, **overrides}
     sealed = find_sealed(arguments)
     if sealed is not None:
         raise sealed._error()
-    for name in kinds.keys() & kept.keys() - overrides.keys():
-        arguments[name] = rebuild(cls, name, kinds[name], kept[name])
+    for name in kinds.keys() & recorded.keys() - overrides.keys():
+        arguments[name] = rebuild(cls, name, kinds[name], recorded[name])
     missing = [
         name
         for name, p in list(parameters.items())[1:]

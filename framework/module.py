@@ -342,7 +342,13 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients as the Trainer's arguments say; override to clip otherwise."""
+        """Clip gradients as the Trainer's arguments say; override to clip otherwise.
+
+        Args:
+            optimizer: whose parameters' gradients.
+            gradient_clip_val: the Trainer's argument.
+            gradient_clip_algorithm: the Trainer's argument.
+        """
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
@@ -359,7 +365,13 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         batch_idx: int,
         optimizer: Optimizer,
     ) -> None:
-        """Clear the gradients; override to clear otherwise."""
+        """Clear the gradients; override to clear otherwise.
+
+        Args:
+            epoch: index of the running epoch.
+            batch_idx: index of the batch in it.
+            optimizer: whose parameters' gradients.
+        """
         optimizer.zero_grad()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:

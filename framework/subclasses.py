@@ -108,7 +108,7 @@ def check_names(
                 # It overrides a method that is judged there.
                 continue
             meant = elsewhere.get(name) or _meant(name, known)
-            if meant is None or any(fnmatchcase(name, part) for part in called):
+            if meant is None or any(fnmatchcase(name, pattern) for pattern in called):
                 continue
             if any(meant in vars(other) for other in kinds[: index + 1]):
                 # Whoever writes both knows the right name.
@@ -129,8 +129,8 @@ def _called_names(kind: type, kinds: list[type]) -> set[str]:
         if parent not in kinds:
             called.update(dir(parent))
             continue
-        for own, value in vars(parent).items():
-            called.update(name for name in _names_in(value) if name != own)
+        for method, value in vars(parent).items():
+            called.update(name for name in _names_in(value) if name != method)
     return called
 
 
@@ -272,8 +272,8 @@ def overrides(obj: object, name: str, base: type) -> bool:
     """
     if name in vars(obj):
         return vars(obj)[name] is not None
-    own = getattr(type(obj), name, None)
-    return own is not None and own is not getattr(base, name, None)
+    method = getattr(type(obj), name, None)
+    return method is not None and method is not getattr(base, name, None)
 
 
 def check_loggers(loggers: Any, accepted: str) -> list[Logger]:

@@ -65,7 +65,12 @@ class Logger:
         """Record the hyperparameters of the run."""
 
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
-        """Record the model's graph."""
+        """Record the model's graph.
+
+        Args:
+            model: the module.
+            input_array: an example of what it takes; by default its ``example_input_array``.
+        """
 
     def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
         """A checkpoint was committed by ``checkpoint_callback``."""

@@ -14,23 +14,15 @@ import loopwright
 
 # What is not explained yet. Nothing is added here; take out what has been written.
 WITHOUT_ARGUMENTS = {
-    "DataHooks.transfer_batch_to_device",
     "Engine.clip_grad_value_",
     "Engine.clip_gradients",
     "Engine.scale_gradients",
     "Engine.setup_optimizers",
     "Engine.step",
     "Engine.step_prepared",
-    "Logger.log_graph",
-    "ModelCheckpoint.check_monitor_top_k",
-    "ModelCheckpoint.file_exists",
-    "Module.configure_gradient_clipping",
-    "Module.optimizer_zero_grad",
     "Peers.all_gather",
     "Peers.broadcast",
     "Peers.pad_across_processes",
-    "ProgressBar.get_metrics",
-    "RichProgressBarTheme.__init__",
     "Strategy.all_gather",
     "Strategy.broadcast",
     "Strategy.check_steps",
@@ -45,10 +37,6 @@ WITHOUT_ERRORS = {
     "Engine.clip_gradients",
     "Engine.step",
     "Engine.unscale",
-    "ModelCheckpoint.save_now",
-    "Module.all_gather",
-    "Module.manual_backward",
-    "OnExceptionCheckpoint.__init__",
 }
 
 
