@@ -53,11 +53,10 @@ class Digits(DataModule):
         self.save_hyperparameters()
 
     def setup(self, stage: str) -> None:
-        digits = load_digits()
-        images = (
-            torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-        )  # (1797, 1, 8, 8), from 0 to 1
-        labels = torch.tensor(digits.target)
+        pixels, digits = load_digits(return_X_y=True)
+        images = torch.tensor(pixels, dtype=torch.float32) / 16  # from 0 to 1
+        images = images.view(-1, 1, 8, 8)  # 1797 of them
+        labels = torch.tensor(digits)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         train, val, test = order.split([1257, 270, 270])
         self.train = Images(images[train], labels[train], shift=True)
@@ -131,7 +130,7 @@ class ConvNet(Module):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01
         )
-        steps = self.trainer.estimated_stepping_batches
+        steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.hparams.learning_rate, total_steps=steps
         )
@@ -165,9 +164,10 @@ def main() -> int:
     seed_everything(args.seed)
     model, data = ConvNet(), Digits()
     checkpoints = ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_acc:.3f}")
+    logger = TensorBoardLogger(args.dir, name="digits")
     trainer = Trainer(
         max_epochs=args.epochs,
-        logger=TensorBoardLogger(args.dir, name="digits"),
+        logger=logger,
         callbacks=[
             checkpoints,
             EarlyStopping(monitor="val_loss", patience=8),
@@ -182,7 +182,7 @@ def main() -> int:
     accuracy, best = result["test_acc"], checkpoints.best_model_path
     print(f"Test accuracy   {accuracy:.4f}")
     print(f"Curves          {trainer.log_dir}")
-    print(f"  to see them   tensorboard --logdir {trainer.logger.root_dir}")
+    print(f"  to see them   tensorboard --logdir {logger.root_dir}")
     print(f"Best model      {best}")
     print(f"  to load it    model = ConvNet.load_from_checkpoint({best!r})")
     if accuracy < ENOUGH:

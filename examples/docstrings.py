@@ -194,7 +194,7 @@ class Classifier(Module):
             vocab_size=VOCABULARY, max_position_embeddings=LENGTH, pad_token_id=0,
             dim=width, hidden_dim=4 * width, n_layers=layers, n_heads=width // 32,
             dropout=dropout, attention_dropout=dropout, seq_classif_dropout=dropout,
-            num_labels=len(NAMES),
+            num_labels=len(NAMES),  # type: ignore[call-arg] # of any configuration
             initializer_range=0.1,  # with the usual 0.02, meant for a width of 768, some seeds hardly learn
         )  # fmt: skip
         self.bert = DistilBertForSequenceClassification(config)
@@ -202,6 +202,7 @@ class Classifier(Module):
         self.val_acc = MulticlassAccuracy(num_classes=len(NAMES), average="micro")
 
     def setup(self, stage: str) -> None:
+        assert isinstance(self.trainer.datamodule, Docstrings)
         self.tokenizer = self.trainer.datamodule.tokenizer
 
     def forward(self, batch: dict[str, Tensor]) -> SequenceClassifierOutput:
@@ -232,7 +233,7 @@ class Classifier(Module):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01
         )
-        steps = self.trainer.estimated_stepping_batches
+        steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.hparams.learning_rate, total_steps=steps
         )
@@ -286,6 +287,7 @@ def main() -> int:
     )
     model = Classifier()
     checkpoints = ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_acc:.3f}")
+    logger = TensorBoardLogger(args.dir, name="docstrings")
     trainer = Trainer(
         accelerator="cpu",
         devices=args.devices,
@@ -293,7 +295,7 @@ def main() -> int:
         precision=args.precision,
         max_epochs=args.epochs,
         gradient_clip_val=1.0,
-        logger=TensorBoardLogger(args.dir, name="docstrings"),
+        logger=logger,
         callbacks=[
             checkpoints,
             LearningRateMonitor(logging_interval="step"),
@@ -315,7 +317,7 @@ def main() -> int:
     print(f"Largest topic   {count / val:.4f} of those to validate: {NAMES[largest]}")
     print(f"Val. accuracy   {accuracy:.4f}")
     print(f"Curves          {trainer.log_dir}")
-    print(f"  to see them   tensorboard --logdir {trainer.logger.root_dir}")
+    print(f"  to see them   tensorboard --logdir {logger.root_dir}")
     print(f"Best model      {best}")
     print(f"  to load it    model = Classifier.load_from_checkpoint({best!r}).eval()")
     print('  to ask it     model.classify(["Send a request to the server."])')

@@ -7,11 +7,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.framework import Engine
 
 torch.manual_seed(0)
-digits = load_digits()
-images, labels = (
-    torch.tensor(digits.data, dtype=torch.float32) / 16,
-    torch.tensor(digits.target),
-)
+pixels, digits = load_digits(return_X_y=True)
+images = torch.tensor(pixels, dtype=torch.float32) / 16
+labels = torch.tensor(digits)
 loader = DataLoader(TensorDataset(images, labels), batch_size=32)
 model = torch.nn.Sequential(
     torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)

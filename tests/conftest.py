@@ -77,7 +77,8 @@ def child_processes() -> set[int]:
                 pid for pid in map(int, file.read_text().split()) if is_running(pid)
             )
     # multiprocessing starts one tracker with the first spawn, and keeps it until the interpreter ends.
-    return children - {resource_tracker._resource_tracker._pid}
+    tracker = vars(resource_tracker._resource_tracker).get("_pid")
+    return children - {tracker}
 
 
 def foreground_threads() -> set[threading.Thread]:

@@ -43,7 +43,7 @@ WITHOUT_ERRORS = {
 class Documented(NamedTuple):
     """A public function, and the docstring that is to explain it; a constructor's is that of its class."""
 
-    function: FunctionType
+    function: Any
     docstring: str
 
 

@@ -220,7 +220,8 @@ def test_default_folders(tmp_path: Path):
     assert logged.dirpath == str(
         tmp_path / "logs" / "digits" / "version_0" / "checkpoints"
     )
-    assert names(alone.dirpath) == names(logged.dirpath) == {"epoch=2-step=12.ckpt"}
+    assert names(str(alone.dirpath)) == {"epoch=2-step=12.ckpt"}
+    assert names(str(logged.dirpath)) == {"epoch=2-step=12.ckpt"}
 
 
 def test_a_logger_without_folder_names_one_below_the_root(tmp_path: Path):

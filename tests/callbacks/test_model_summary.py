@@ -13,6 +13,11 @@ from loopwright.callbacks.model_summary import summarize
 from tests.callbacks.scripted import Scripted, fit
 
 
+def state_of_numpy() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
+
+
 class Net(nn.Module):
     """Layers that draw random numbers and count batches."""
 
@@ -70,11 +75,7 @@ def test_measuring_sizes_leaves_no_trace():
     states = {name: value.clone() for name, value in net.state_dict().items()}
     buffers = {name: id(buffer) for name, buffer in net.named_buffers()}
     modes = [layer.training for layer in net.modules()]
-    generators = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-    )
+    generators = (torch.get_rng_state(), random.getstate(), state_of_numpy())
 
     assert summarize(net, -1).layers[1].out_size == [4, 1000]
 
@@ -84,7 +85,7 @@ def test_measuring_sizes_leaves_no_trace():
     assert {name: id(buffer) for name, buffer in net.named_buffers()} == buffers
     assert [layer.training for layer in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generators[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == generators[1:]
+    assert (random.getstate(), state_of_numpy()) == generators[1:]
     assert all(not layer._forward_hooks for layer in net.modules())
     assert all(parameter.grad is None for parameter in net.parameters())
 
@@ -117,8 +118,8 @@ def test_shared_parameters_count_once():
 
 
 def test_lazy_parameters_are_marked_and_stay_lazy():
-    net = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(5))
-    net.example_input_array = torch.zeros(1, 2)  # type: ignore[assignment] # as a user does
+    net: Any = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(5))
+    net.example_input_array = torch.zeros(1, 2)
     text = str(summarize(net))
     assert "1    | LazyLinear | ?      | train | ?" in text
     assert "Total params: 9 and those not yet known, marked ?" in text
@@ -192,7 +193,7 @@ def test_a_depth_that_is_none_is_an_error(depth: Any):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_parts_in_torchscript():
     """Take no hooks: their sizes are not known, and those of the others are."""
-    model = Scripted()
+    model: Any = Scripted()
     model.layer = nn.Sequential(nn.Linear(2, 3), torch.jit.script(nn.Linear(3, 1)))
     model.example_input_array = torch.zeros(4, 2)
     sizes = {

@@ -73,9 +73,8 @@ def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):
             f"ProfilerStep#{s}" for s in steps
         }
         assert "aten::linear" in names
-    assert (
-        profiler.profiler.step_num == 12
-    )  # batches of training; those of validation are no steps
+    running: Any = profiler.profiler
+    assert running.step_num == 12  # of training; batches of validation are no steps
     printed = capsys.readouterr().out
     assert "Self CPU" in printed
     assert profiler.trace_paths[0] in printed
@@ -113,7 +112,7 @@ def test_an_exception_ends_the_trace():
 
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(PyTorchProfiler(wait=0, warmup=1, active=9), module=Fails())
-    assert not torch.autograd._profiler_enabled()
+    assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined] # torch exports it not
     fit(profiler := PyTorchProfiler(wait=0, warmup=1, active=1))
     assert len(profiler.trace_paths) == 1
 

@@ -71,7 +71,7 @@ def test_training_ends_with_the_step_or_the_epoch_when_time_is_up(
 
 
 def test_a_run_without_duration_is_only_measured():
-    timer = Timer()
+    timer: Any = Timer()
     run = fit(timer)
     assert run.global_step == 12
     assert timer.time_remaining() is None
@@ -91,7 +91,8 @@ def test_a_run_without_duration_is_only_measured():
 
 
 def test_time_goes_on_in_a_resumed_run():
-    first, resumed = Timer(), Timer(timedelta(hours=1))
+    first = Timer()
+    resumed: Any = Timer(timedelta(hours=1))
     fit(first, ModelCheckpoint("kept"), max_epochs=1)
     fit(resumed, ckpt_path="kept/epoch=0-step=4.ckpt")
     assert resumed.time_elapsed() > resumed.end_time() - resumed.start_time()
@@ -104,7 +105,7 @@ def test_a_resumed_run_whose_time_was_used_up_trains_nothing():
 
 
 def test_a_second_fit_adds_to_the_first():
-    timer = Timer()
+    timer: Any = Timer()
     run = trainer(timer, max_epochs=1)
     run.fit(module := Scripted(), loader())
     first = timer.time_elapsed()
@@ -114,7 +115,8 @@ def test_a_second_fit_adds_to_the_first():
 
 
 def test_measured_time_is_on_the_monotonic_clock():
-    timer, before = Timer(), time.monotonic()
+    timer: Any = Timer()
+    before = time.monotonic()
     fit(timer)
     assert before < timer.start_time() < timer.end_time() < time.monotonic()
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from loopwright.callbacks import Callback
 from loopwright.framework import DataModule, Module
 from loopwright.framework.datamodule import DataHooks
+from tests.samples import as_dataset
 
 # What users call or read; everything else that is public is called by the Trainer.
 _NO_HOOKS = {
@@ -73,7 +74,9 @@ def recording(
             recorder.note(f"{owner}.{name}", args)
             return getattr(super(recorded, self), name)(*args, **kwargs)
 
-        method.__signature__ = inspect.signature(getattr(cls, name))  # type: ignore[attr-defined] # steps are asked theirs
+        method.__signature__ = inspect.signature(
+            getattr(cls, name)
+        )  # steps are asked theirs
         return method
 
     for name in names:
@@ -83,7 +86,8 @@ def recording(
 
 def samples(count: int) -> DataLoader[Any]:
     return DataLoader(
-        torch.randn(count, 4, generator=torch.Generator().manual_seed(0)), batch_size=1
+        as_dataset(torch.randn(count, 4, generator=torch.Generator().manual_seed(0))),
+        batch_size=1,
     )
 
 

@@ -219,7 +219,7 @@ class OwnSampler(RandomSampler):
 class OwnIteration(DataLoader):
     """A loader that iterates in a way of its own."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
 
 
@@ -270,11 +270,11 @@ def stateful(**arguments: Any) -> StatefulDataLoader[Any]:
 
 LOADERS: dict[str, Callable[[], Any]] = {
     "shuffled": shuffled,
-    "own sampler": lambda: DataLoader(Samples(), 3, sampler=OwnSampler(Samples())),  # type: ignore[arg-type]
+    "own sampler": lambda: DataLoader(Samples(), 3, sampler=OwnSampler(Samples())),
     "own iteration": lambda: OwnIteration(Samples(), 3, shuffle=True),
     "own batch sampler": lambda: DataLoader(
         Samples(),
-        batch_sampler=BatchSampler(OwnSampler(Samples()), 3, False),  # type: ignore[arg-type]
+        batch_sampler=BatchSampler(OwnSampler(Samples()), 3, False),
     ),
     "batches": Batches,
     "stream with a worker": lambda: DataLoader(Stream(), 3, num_workers=1),
@@ -339,11 +339,11 @@ def train(
     """
     kind, loader, arguments = RUNS[name] if name in RUNS else (Net, LOADERS[name], {})
     seed_everything(5 if resume else 3, workers=True, verbose=False)
-    module = kind()
+    module: Any = kind()
     save = Save(path, SAVED_AT[int(os.environ.get("WORLD_SIZE", "1"))])
     if resume:
         save = Save(path.with_name(f"{path.name} again") if save_again else None, 2)
-    stops = (
+    stops: dict[str, Any] = (
         {"patience": 1, "min_delta": 10.0} if name == "windows" else {"patience": 99}
     )
     stopping = EarlyStopping("val_loss", **stops)
@@ -404,9 +404,10 @@ def own_loop(
     )
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)
-    model, optimizer, loader, scheduler = engine.prepare(
+    prepared: Any = engine.prepare(
         module, optimizer, (make_loader or shuffled)(), scheduler
     )
+    model, optimizer, loader, scheduler = prepared
     if resume:
         engine.load_state(path)
     samples, losses = [], []

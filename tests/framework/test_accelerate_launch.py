@@ -34,8 +34,8 @@ def test_its_settings_are_those_of_an_engine_and_of_a_trainer(
         "DYNAMO_BACKEND": "INDUCTOR", "DYNAMO_MODE": "default", "DYNAMO_USE_DYNAMIC": "False",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    for _ in range(2):
-        engine, trainer = Engine(), Trainer(barebones=True)
+    # Twice, as what is said is said once.
+    (engine, trainer), _ = [(Engine(), Trainer(barebones=True)) for _ in range(2)]
     assert (engine.precision.name, trainer.precision) == ("bf16-mixed", "bf16-mixed")
     assert (engine.gradient_accumulation_steps, trainer.accumulate_grad_batches) == (
         4,

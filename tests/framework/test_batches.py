@@ -23,6 +23,7 @@ from loopwright.framework.data.batches import (
     map_tensors,
     move_batch,
 )
+from tests.samples import as_dataset
 from tests.strategies.distributed import quiet
 
 
@@ -229,7 +230,7 @@ def test_an_object_is_moved_by_its_own_method_and_a_mapping_by_its_items():
 
 def test_an_object_that_is_moved_in_place_is_kept():
     class InPlace(MovesItself):
-        def to(self, device: torch.device) -> None:  # type: ignore[override] # it gives nothing back
+        def to(self, device: torch.device) -> None:  # it gives nothing back
             self.x = self.x.to(device)
 
     batch = InPlace(torch.ones(2))
@@ -309,7 +310,9 @@ def test_a_run_reads_batches_of_any_kind(kind: str, options: dict[str, Any]):
         model,
         batches,
         DataLoader(
-            rows, batch_size=4, collate_fn=lambda chosen: make(torch.stack(chosen))
+            as_dataset(rows),
+            batch_size=4,
+            collate_fn=lambda chosen: make(torch.stack(chosen)),
         ),
     )
     assert float(trainer.callback_metrics["mean"]) == 5.5

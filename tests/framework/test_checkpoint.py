@@ -162,7 +162,7 @@ class Tied(Linear):
 
 def test_shared_tensors_and_views() -> None:
     """All names come back with their values; what is shared is stored once."""
-    module = Tied()
+    module: Any = Tied()
     path = saved(module=module)
     loaded = load_checkpoint(path)["state_dict"]
     assert loaded.keys() == module.state_dict().keys()
@@ -170,7 +170,7 @@ def test_shared_tensors_and_views() -> None:
         assert torch.equal(loaded[name], tensor), name
         assert loaded[name].dtype == tensor.dtype
     assert len(load_file(f"{path}/model/model.safetensors")) == len(loaded) - 1
-    twin = Tied.load_from_checkpoint(path)
+    twin: Any = Tied.load_from_checkpoint(path)
     assert twin.other.weight is twin.layer.weight
     with torch.no_grad():
         twin.view.fill_(5)
@@ -271,7 +271,7 @@ def test_damage_is_noticed_and_named(name: str, damage: str) -> None:
     """Each file, each kind of damage: loading says which file of which checkpoint."""
     save_checkpoint(
         {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [{"m": torch.ones(3)}], "t": torch.ones(2)},
-        "a.ckpt", FACTS, {"torch": torch.get_rng_state()},
+        "a.ckpt", FACTS, [{"torch": torch.get_rng_state()}],
     )  # fmt: skip
     file = Path("a.ckpt", name)
     content = bytearray(file.read_bytes())
@@ -1021,7 +1021,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def put(root: str, names: Any) -> None:
     """Write the user's files."""
     for name, text in names.items():
-        with fsspec.open(f"{root}/{name}", "w", auto_mkdir=True) as file:
+        opened: Any = fsspec.open(f"{root}/{name}", "w", auto_mkdir=True)
+        with opened as file:
             file.write(text)
 
 

@@ -417,7 +417,7 @@ def test_an_evaluation_loop_inside_a_training_loop():
 def test_skipping_batches_and_setting_the_epoch():
     engine = make()
     data = TensorDataset(torch.arange(12))
-    loader = engine.prepare(DataLoader(data, batch_size=2, shuffle=True))
+    loader: Any = engine.prepare(DataLoader(data, batch_size=2, shuffle=True))
     epochs = [[batch[0].tolist() for batch in loader] for _ in range(2)]
     assert epochs[0] != epochs[1]
     loader.set_epoch(1)
@@ -432,7 +432,7 @@ def test_skipping_batches_and_setting_the_epoch():
 def test_an_epoch_after_one_that_was_taken_up_is_whole(tmp_path: Path, left_by: str):
     data = TensorDataset(torch.arange(12))
     engine = make()
-    loader = engine.prepare(DataLoader(data, batch_size=2))
+    loader: Any = engine.prepare(DataLoader(data, batch_size=2))
     for _ in loader:
         if loader.batches == 2:
             engine.save_state(tmp_path / "state")
@@ -514,12 +514,13 @@ def interrupted(folder: str, stop: int | None, resume: bool, workers: int = 0) -
         Counter(),
     )
     engine.register_for_checkpointing(counter)
-    model, optimizer, scheduler, loader = engine.prepare(
+    prepared: Any = engine.prepare(
         model,
         optimizer,
         scheduler,
         DataLoader(regression(), batch_size=4, shuffle=True, num_workers=workers),
     )
+    model, optimizer, scheduler, loader = prepared
     if resume:
         engine.load_state(folder)
     losses = []
@@ -576,7 +577,7 @@ def test_a_window_that_was_open_is_begun_again(tmp_path: Path):
     folder = str(tmp_path / "state")
     interrupted(folder, 5, resume=False)
     engine = make()
-    loader = engine.prepare(DataLoader(regression(), batch_size=4, shuffle=True))
+    loader: Any = engine.prepare(DataLoader(regression(), batch_size=4, shuffle=True))
     with pytest.raises(CheckpointError, match="1 models, and this engine has 0"):
         engine.load_state(folder)
     assert loader.batches == 0
@@ -623,11 +624,12 @@ def test_what_a_loop_saved_is_loaded_as_a_module(tmp_path: Path):
     prepared = engine.prepare(model)
     engine.save_state(tmp_path / "state")
     loaded = Regression.load_from_checkpoint(tmp_path / "state")
-    assert torch.equal(loaded.network[0].weight, model.network[0].weight)
+    weight = next(model.network.parameters())
+    assert torch.equal(next(loaded.network.parameters()), weight)
     path = engine.save_model(prepared, tmp_path / "weights")
     from safetensors.torch import load_file
 
-    assert torch.equal(load_file(path)["network.0.weight"], model.network[0].weight)
+    assert torch.equal(load_file(path)["network.0.weight"], weight)
 
 
 def test_other_weights_and_objects_without_state_are_refused(tmp_path: Path):
@@ -861,6 +863,7 @@ def one_after_the_other(count: int) -> Any:
             torch.optim.AdamW(model.parameters()),
             DataLoader(TensorDataset(torch.randn(16, 512)), batch_size=4),
         )
+        x = None
         for (x,) in loader:
             engine.backward(model(x).square().mean())
             optimizer.step()
@@ -1033,7 +1036,7 @@ def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):
     x = torch.randn(3, 4)
     expected = model(x)
     engine = make(strategy="single", devices=1)
-    spread = engine.dispatch_model(
+    spread: Any = engine.dispatch_model(
         model,
         {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"},
         offload_dir=str(tmp_path),

@@ -22,6 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import Engine, find_executable_batch_size
 from tests.framework.models import Evaluated, Linear, data
+from tests.samples import as_dataset
 from tests.strategies.distributed import in_processes, quiet
 
 
@@ -139,7 +140,8 @@ def test_an_overflow_in_a_fused_optimizer_is_seen():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
-    model, optimizer, scheduler = engine.prepare(model, optimizer, scheduler)
+    prepared: Any = engine.prepare(model, optimizer, scheduler)
+    model, optimizer, scheduler = prepared
     engine.backward(model(ones()).sum() * 1e38 * 1e3)
     optimizer.step()
     scheduler.step()
@@ -228,7 +230,7 @@ class Stateful:
 
 
 @pytest.mark.parametrize(
-    "loader", [Stateful, lambda: DataLoader(torch.arange(12.0)[:, None])]
+    "loader", [Stateful, lambda: DataLoader(as_dataset(torch.arange(12.0)[:, None]))]
 )
 def test_a_window_that_was_saved_half_done_is_begun_again(
     tmp_path: Path, loader: Callable[[], Any]
@@ -259,8 +261,8 @@ def test_torchdatas_loader_goes_on(tmp_path: Path, saved_after: tuple[int, int])
         torch.manual_seed(seed)
         engine = make()
         one_weight(engine)
-        batches = engine.prepare(
-            StatefulDataLoader(torch.arange(12.0)[:, None], shuffle=True)
+        batches: Any = engine.prepare(
+            StatefulDataLoader(as_dataset(torch.arange(12.0)[:, None]), shuffle=True)
         )
         if resume:
             engine.load_state(tmp_path / "state")
@@ -283,7 +285,7 @@ def test_torchdatas_loader_goes_on(tmp_path: Path, saved_after: tuple[int, int])
 def test_a_window_over_an_epoch_that_was_left_is_saved_where_it_is(tmp_path: Path):
     engine = make(gradient_accumulation_steps=4)
     model, optimizer = one_weight(engine)
-    loader = engine.prepare(DataLoader(torch.arange(12.0)[:, None]))
+    loader: Any = engine.prepare(DataLoader(as_dataset(torch.arange(12.0)[:, None])))
     for last in (2, 1):
         for x in loader:
             with engine.accumulate(model):
@@ -328,7 +330,8 @@ def test_a_trainers_checkpoint_is_taken_up_beside_a_loader_for_validation(
     _, _, train, val = engine.prepare(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
-        *(DataLoader(data(), batch_size=1) for _ in range(2)),
+        DataLoader(data(), batch_size=1),
+        DataLoader(data(), batch_size=1),
     )
     engine.load_state(tmp_path / "three.ckpt")
     assert (len(list(train)), len(list(val))) == (5, 8)
@@ -404,7 +407,7 @@ def calls_of_one(folder: Path) -> dict[str, Any]:
     model, optimizer, loader = engine.prepare(
         model,
         torch.optim.Adam(model.parameters()),
-        DataLoader(torch.arange(12.0)[:, None], batch_size=2),
+        DataLoader(as_dataset(torch.arange(12.0)[:, None]), batch_size=2),
     )
     spread = make(strategy="fsdp")
     spread_model = nn.Linear(2, 1)
@@ -553,7 +556,7 @@ def test_the_main_process_saves_alone_and_all_resume(of_one: Any):
     model, _, loader = engine.prepare(
         model,
         torch.optim.Adam(model.parameters()),
-        DataLoader(torch.arange(12.0)[:, None], batch_size=2),
+        DataLoader(as_dataset(torch.arange(12.0)[:, None]), batch_size=2),
     )
     engine.load_state(folder / "state")
     assert torch.cat(list(loader)).flatten().tolist() == list(range(4, 12))
@@ -588,10 +591,13 @@ def frozen_for_the_other_step(engine: Engine) -> Any:
     critic, generator, c_opt, g_opt = engine.prepare(
         critic,
         generator,
-        *(torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, generator)),
+        torch.optim.SGD(critic.parameters(), lr=0.1),
+        torch.optim.SGD(generator.parameters(), lr=0.1),
     )
     for _ in range(2):
-        for x in engine.prepare(DataLoader(torch.randn(8, 1), batch_size=2)):
+        for x in engine.prepare(
+            DataLoader(as_dataset(torch.randn(8, 1)), batch_size=2)
+        ):
             critic.requires_grad_(True)
             engine.backward(
                 critic(generator(x).detach()).square().mean() - critic(x).mean()
@@ -614,7 +620,7 @@ def called_by_its_parts(engine: Engine) -> Any:
     model, optimizer = engine.prepare(
         model, torch.optim.SGD(model.parameters(), lr=0.1)
     )
-    for x in engine.prepare(DataLoader(torch.randn(8, 1), batch_size=2)):
+    for x in engine.prepare(DataLoader(as_dataset(torch.randn(8, 1)), batch_size=2)):
         engine.backward(model["head"](model["encoder"](x)).square().mean())
         optimizer.step()
         optimizer.zero_grad()
@@ -623,7 +629,7 @@ def called_by_its_parts(engine: Engine) -> Any:
 
 def gathered_in_the_last_round(engine: Engine) -> Any:
     found = []
-    for _ in engine.prepare(DataLoader(torch.arange(3))):
+    for _ in engine.prepare(DataLoader(as_dataset(torch.arange(3)))):
         with engine.split_between_processes(list("abcd")) as mine:
             found.append(engine.gather_for_metrics(mine, use_gather_object=True))
     return found

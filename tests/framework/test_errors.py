@@ -8,6 +8,7 @@ import json
 import re
 from functools import cached_property, wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import CheckpointError, DataModule, Engine, Module, Trainer
 from loopwright.loggers import CSVLogger, Logger
 from loopwright.strategies import DDPStrategy, Precision, SingleDeviceStrategy
+from tests.samples import as_dataset
 
 
 class Net(Module):
@@ -197,7 +199,7 @@ def test_no_optimizer() -> None:
         ValueError, match=r"no configure_optimizers.*automatic_optimization = False"
     ):
         trainer().fit(Bare(), batches())
-    module = Net()
+    module: Any = Net()
     module.configure_optimizers = lambda: None
     with pytest.raises(
         ValueError, match=r"returned no optimizer.*automatic_optimization = False"
@@ -208,7 +210,7 @@ def test_no_optimizer() -> None:
 
 def test_several_optimizers_need_manual_mode() -> None:
     """Automatic optimization steps one."""
-    module = Net()
+    module: Any = Net()
     module.configure_optimizers = lambda: [
         torch.optim.SGD(module.parameters(), 0.1) for _ in range(2)
     ]
@@ -273,7 +275,7 @@ def test_monitor_of_a_scheduler_that_was_never_logged() -> None:
     """The same for ReduceLROnPlateau; and a missing monitor is found before training."""
 
     def with_plateau(**options) -> Net:
-        module = Net()
+        module: Any = Net()
         optimizer = torch.optim.SGD(module.parameters(), 0.1)
         plateau = {
             "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
@@ -319,7 +321,7 @@ def test_precision_that_the_device_lacks() -> None:
 
 def test_wrong_returns_of_training_step() -> None:
     """What it may return, and what it did."""
-    module = Net()
+    module: Any = Net()
     module.training_step = lambda batch, batch_idx: {"los": 1}
     with pytest.raises(TypeError, match=r"must return the loss.*got \{'los': 1\}"):
         trainer().fit(module, batches())
@@ -688,7 +690,8 @@ def test_what_hooks_may_take() -> None:
 
         def on_train_batch_end(self, *args, **kwargs): ...
 
-    module, callback = Net(), Required()
+    module: Any = Net()
+    callback = Required()
     module.validation_step = lambda batch, batch_idx, dataloader_idx: None
     module.configure_gradient_clipping = (
         lambda optimizer, gradient_clip_val, gradient_clip_algorithm: None
@@ -696,7 +699,7 @@ def test_what_hooks_may_take() -> None:
     trainer(callbacks=callback).fit(
         module,
         batches(),
-        [DataLoader(torch.randn(2, 3)), DataLoader(torch.randn(2, 3))],
+        [DataLoader(as_dataset(torch.randn(2, 3))) for _ in range(2)],
     )
     assert (module.steps, callback.last) == (3, 1)
 
@@ -770,7 +773,8 @@ class Hook(Callback):
 def test_losses_without_a_gradient(loss, arguments) -> None:
     """Of any way in which the loop computes gradients: in automatic and manual optimization, and on the Engine."""
     compute, words = LOSSES[loss]
-    automatic, manual = Net(), Net()
+    automatic: Any = Net()
+    manual: Any = Net()
     automatic.training_step = lambda batch, batch_idx: compute(automatic, batch)
     manual.automatic_optimization = False
     manual.training_step = lambda batch, batch_idx: manual.manual_backward(
@@ -893,8 +897,8 @@ def test_what_is_asked_for_too_early() -> None:
     with pytest.raises(
         TypeError, match=r'ckpt_path must be a path, "best", "last" or None; got 3'
     ):
-        trainer().fit(Net(), batches(), ckpt_path=3)
-    module = Net()
+        trainer().fit(Net(), batches(), ckpt_path=3)  # type: ignore[arg-type] # on purpose
+    module: Any = Net()
     module.automatic_optimization = False
     module.training_step = lambda batch, batch_idx: (
         module.layer(batch).sum().backward(), module.optimizers().step()
@@ -1034,10 +1038,13 @@ def test_weights_alone_cannot_resume(tmp_path) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """Computed step counts and sweeps bring them."""
+    three: Any = np.int64(3)
+    two: Any = np.int64(2)
+    one: Any = np.int64(1)
     given = trainer(
         max_epochs=np.int64(2), log_every_n_steps=np.int32(3), limit_train_batches=np.float32(0.5),
         gradient_clip_val=np.float64(1.0), devices=np.int64(1), accumulate_grad_batches=np.int64(2),
-        callbacks=[EarlyStopping("train_loss", patience=np.int64(3)), ModelCheckpoint(save_top_k=np.int64(1))],
+        callbacks=[EarlyStopping("train_loss", patience=three), ModelCheckpoint(save_top_k=one)],
         enable_checkpointing=True,
     )  # fmt: skip
     assert (given.max_epochs, given.limit_train_batches) == (2, 0.5)
@@ -1047,7 +1054,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     )
     assert (
         Engine(
-            accelerator="cpu", gradient_accumulation_steps=np.int64(2)
+            accelerator="cpu", gradient_accumulation_steps=two
         ).gradient_accumulation_steps
         == 2
     )
@@ -1055,7 +1062,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_a_scheduler_of_an_optimizer_that_is_not_returned() -> None:
     """It would change nothing."""
-    module = Net()
+    module: Any = Net()
     optimizer, other = (torch.optim.SGD(module.parameters(), 0.1) for _ in range(2))
     module.configure_optimizers = lambda: (
         [optimizer],
@@ -1082,7 +1089,7 @@ class OldRows(Logger):
 
 
 class HasLoader(DataModule):
-    train_dataloader = batches()
+    train_dataloader = batches()  # type: ignore[assignment] # on purpose
 
 
 @pytest.mark.parametrize(

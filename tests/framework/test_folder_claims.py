@@ -94,7 +94,8 @@ def test_runs_in_threads_of_one_process_have_folders_of_their_own(
                     "layer.weight"
                 ]
                 assert torch.equal(found, module.layer.weight)
-            folders.append({os.path.relpath(save.dirpath, tmp_path) for save in saves})
+            paths = [str(save.dirpath) for save in saves]
+            folders.append({os.path.relpath(path, tmp_path) for path in paths})
         return folders
 
     with ThreadPoolExecutor(2) as pool:

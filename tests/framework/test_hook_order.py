@@ -1043,7 +1043,7 @@ def test_indices_with_several_loaders(several: bool) -> None:
     batches = [a[0] for e, a in recorder.arguments if e == "module.training_step"]
     assert all(isinstance(batch, list) and len(batch) == 2 for batch in batches)
 
-    seen = [(0, 0), (1, 0), (0, 1)] if several else [(0,), (1,)]
+    seen: list[tuple[int, ...]] = [(0, 0), (1, 0), (0, 1)] if several else [(0,), (1,)]
     names = ("on_validation_batch_start", "validation_step", "on_validation_batch_end")
     expected = [
         (event, *place)

@@ -140,7 +140,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-KINDS: dict[str, Callable[[Dataset[Any]], Any]] = {
+KINDS: dict[str, Callable[[Any], Any]] = {
     "in order": lambda d: DataLoader(d, batch_size=3),
     "shuffled": lambda d: DataLoader(d, batch_size=3, shuffle=True),
     "drop_last": lambda d: DataLoader(d, batch_size=3, shuffle=True, drop_last=True),
@@ -894,7 +894,7 @@ class InThread(DataLoader[Any]):
         super().__init__(*args, **kwargs)
         self.marks_end = marks_end
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a recipe that is in use
+    def __iter__(self) -> Iterator[Any]:  # a recipe that is in use
         batches, iterate, end = queue.Queue(1), super().__iter__, object()
 
         def read() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -445,7 +445,7 @@ class Metered(Logs):
     ) -> None:
         self.extremes.update(batch[0])
         self.total.update(batch[0])
-        self.log_dict(self.extremes)
+        self.log_dict(cast("Any", self.extremes))
         self.log("total", self.total)
 
 
@@ -623,7 +623,7 @@ def test_what_is_no_number_among_a_metrics_values(
 
 def test_a_metric_that_computes_a_dict_for_one_loader_of_two() -> None:
     """Without the loader's index in its name, it stands in the results of the loader for which it was logged."""
-    module = Logs(
+    module: Any = Logs(
         evaluate=lambda m, x, i: m.log("x", m.twice, add_dataloader_idx=False)
     )
     module.twice = Twice()

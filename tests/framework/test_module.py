@@ -436,10 +436,10 @@ def test_steps_of_few_arguments() -> None:
     """Steps that take the batch alone are given the batch alone."""
 
     class Short(Linear):
-        def training_step(self, batch: Any) -> Tensor:  # type: ignore[override] # on purpose
+        def training_step(self, batch: Any) -> Tensor:  # on purpose
             return self.loss(batch)
 
-        def validation_step(self, batch: Any) -> None:  # type: ignore[override] # on purpose
+        def validation_step(self, batch: Any) -> None:  # on purpose
             self.log("val", self.loss(batch))
 
     trainer = quiet()
@@ -529,7 +529,7 @@ def through_a_checkpoint(module: Any, **arguments: Any) -> Any:
     ("kind", "config"),
     [
         (KeepsFrozen, Frozen(Size(4), [Size(5), Size(6)], seed=7)),
-        (KeepsAttrs, Attrs(Size(4), private=2)),
+        (KeepsAttrs, Attrs(Size(4), private=2)),  # type: ignore[call-arg] # attrs drops the underscore
         (KeepsPydantic, Pydantic(width=4, names=["x"])),
         (
             Keeps,
@@ -757,7 +757,7 @@ def test_settings_may_be_properties_or_stand_in_the_class() -> None:
             return torch.zeros(1, 2)
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.optimizers().update(self.loss(batch))  # type: ignore[union-attr] # there is one
+            self.optimizers().update(self.loss(batch))
 
     module, run = Fixed(), quiet()
     before = weights(module)
@@ -789,7 +789,8 @@ def test_modules_become_torchscript() -> None:
     module, x = Scripted(), torch.ones(3, 2)
     for _ in range(2):
         torch.testing.assert_close(torch.jit.script(module)(x), module(x))
-        torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))
+        traced: Any = torch.jit.trace(module, x)
+        torch.testing.assert_close(traced(x), module(x))
         quiet().fit(module, loader())
     with pytest.raises(RuntimeError, match="not attached to a Trainer"):
         _ = Scripted().trainer

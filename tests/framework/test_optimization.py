@@ -402,7 +402,8 @@ def test_weighted_windows(tensor: bool, clip: float | None) -> None:
     for window in ([0, 1, 2], [3, 4]):
         optimizer.zero_grad()
         total = sum(amounts[i] for i in window)
-        sum(raw.loss(batches[i]) * amounts[i] / total for i in window).backward()
+        loss: Any = sum(raw.loss(batches[i]) * amounts[i] / total for i in window)
+        loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(raw.parameters(), clip)
         optimizer.step()
@@ -453,7 +454,8 @@ def test_batches_without_loss(skip: set[int]) -> None:
     for window in ({0, 1, 2} - skip, {3} - skip):
         if window:
             optimizer.zero_grad()
-            (sum(raw.loss(batches[i]) for i in sorted(window)) / len(window)).backward()
+            loss: Any = sum(raw.loss(batches[i]) for i in sorted(window)) / len(window)
+            loss.backward()
             optimizer.step()
             steps += 1
     assert trainer.global_step == steps
@@ -613,7 +615,8 @@ def test_a_window_that_ends_with_the_data(manual: bool) -> None:
     optimizer = sgd(raw)
     for window in (batches[:3], batches[3:]):
         optimizer.zero_grad()
-        (sum(raw.loss(batch) for batch in window) / len(window)).backward()
+        loss: Any = sum(raw.loss(batch) for batch in window) / len(window)
+        loss.backward()
         optimizer.step()
     assert trainer.global_step == 2
     for mine, theirs in zip(weights(module), weights(raw), strict=True):
@@ -671,7 +674,8 @@ def test_accumulation_changed_in_a_hook(
     optimizer, data, begin = sgd(raw), [*loader(5), *loader(5)], 0
     for end in after:
         optimizer.zero_grad()
-        (sum(raw.loss(batch) for batch in data[begin:end]) / (end - begin)).backward()
+        loss: Any = sum(raw.loss(batch) for batch in data[begin:end]) / (end - begin)
+        loss.backward()
         optimizer.step()
         begin = end
     for mine, theirs in zip(weights(module), weights(raw), strict=True):
@@ -718,7 +722,7 @@ def test_update_in_automatic_optimization() -> None:
 
     class Wrong(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> None:
-            self.optimizers().update(self.loss(batch))  # type: ignore[union-attr] # one optimizer
+            self.optimizers().update(self.loss(batch))
 
     with pytest.raises(RuntimeError, match=r"set self\.automatic_optimization = False"):
         quiet().fit(Wrong(), loader(1))
@@ -794,7 +798,7 @@ def test_toggle_keeps_frozen_parameters_frozen() -> None:
 
     class Frozen(GAN):
         def training_step(self, batch: Any, batch_idx: int) -> None:
-            first, _ = self.optimizers()  # type: ignore[misc] # two optimizers
+            first, _ = self.optimizers()
             self.toggle_optimizer(first)
             self.untoggle_optimizer(first)
             with first.toggle_model():
@@ -1061,7 +1065,7 @@ def test_a_plateau_that_the_module_steps_needs_no_monitor() -> None:
             self.automatic_optimization = False
 
         def training_step(self, batch: Any, batch_idx: int) -> None:
-            self.optimizers().update(self.loss(batch))  # type: ignore[union-attr] # there is one
+            self.optimizers().update(self.loss(batch))
 
         def on_train_epoch_end(self) -> None:
             self.lr_schedulers().step(1.0)

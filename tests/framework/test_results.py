@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.framework import Engine
 from loopwright.framework.data.shard_detection import fingerprint
 from loopwright.framework.engine.peer_tensors import split
+from tests.samples import as_dataset
 from tests.strategies.distributed import in_processes
 
 SAMPLES = 7  # with batches of two: the last round of three processes holds one sample
@@ -87,7 +88,9 @@ def test_a_mapping_that_is_iterated_by_rows():
     """It is read by its keys."""
     engine = Engine(accelerator="cpu", devices=1)
     data = ByRows(x=torch.arange(4), inner=ByRows(x=torch.ones(4)))
-    for batch in engine.prepare(DataLoader([0, 1, 2, 3], 4, collate_fn=lambda _: data)):
+    for batch in engine.prepare(
+        DataLoader(as_dataset([0, 1, 2, 3]), 4, collate_fn=lambda _: data)
+    ):
         gathered = engine.gather_for_metrics(batch)
         assert type(gathered) is ByRows
         assert gathered["x"].tolist() == [0, 1, 2, 3]
@@ -128,7 +131,9 @@ def gathered() -> dict[str, Any]:
     rank = engine.process_index
 
     def rounds(function: Callable[[list[int]], Any], batch_size: int = 2) -> list[Any]:
-        loader = engine.prepare(DataLoader(list(range(SAMPLES)), batch_size=batch_size))
+        loader = engine.prepare(
+            DataLoader(as_dataset(list(range(SAMPLES))), batch_size=batch_size)
+        )
         return [engine.gather_for_metrics(function(batch.tolist())) for batch in loader]
 
     found: dict[str, Any] = {
@@ -225,7 +230,9 @@ def test_each_sample_is_there_once_in_the_order_of_the_data(
         found = results[shape]
     else:
         engine = Engine(accelerator="cpu", devices=1)
-        loader = engine.prepare(DataLoader(list(range(SAMPLES)), batch_size=2))
+        loader = engine.prepare(
+            DataLoader(as_dataset(list(range(SAMPLES))), batch_size=2)
+        )
         found = joined(
             [
                 engine.gather_for_metrics(SHAPES[shape](batch.tolist()))

@@ -34,6 +34,7 @@ from loopwright.framework import (
 )
 from loopwright.framework.checkpoint.manifest import read_manifest, seal_manifest
 from loopwright.framework.checkpoint.serialization import encode
+from tests.samples import as_dataset
 
 BATCHES, EPOCHS = 5, 3
 
@@ -137,9 +138,21 @@ class Reacting(Noisy):
         ]
 
 
+def best_path(trainer: Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    assert callback is not None
+    return callback.best_model_path
+
+
+def states_of(trainer: Trainer) -> dict[str, Any]:
+    """States of what the last fit trained with."""
+    assert trainer.last_fit is not None
+    return trainer.last_fit.states()
+
+
 def train(
     root: Path,
-    loader: DataLoader,
+    loader: Any,
     max_steps: int = -1,
     ckpt_path: str | None = None,
     seed: int = 3,
@@ -179,7 +192,7 @@ def assert_same(resumed: tuple[Trainer, Noisy], whole: tuple[Trainer, Noisy]) ->
     ):
         assert torch.equal(mine, theirs), name
     assert resumed[1].seen == whole[1].seen[len(whole[1].seen) - len(resumed[1].seen) :]
-    assert flat(resumed[0].last_fit.states()) == flat(whole[0].last_fit.states())
+    assert flat(states_of(resumed[0])) == flat(states_of(whole[0]))
     assert (resumed[0].current_epoch, resumed[0].global_step) == (
         whole[0].current_epoch,
         whole[0].global_step,
@@ -287,7 +300,8 @@ OWN_STATES: dict[str, Any] = {
 @pytest.mark.parametrize("stop", [2, BATCHES, 2 * BATCHES + 3])
 def test_loaders_with_a_state_of_their_own(tmp_path, ends_workers, kind, stop) -> None:
     """Inside epochs, at their end, and at their last step: they go on as the whole run's loader did."""
-    make, limit = OWN_STATES[kind], {"limit_train_batches": BATCHES}
+    make = OWN_STATES[kind]
+    limit: dict[str, Any] = {"limit_train_batches": BATCHES}
     save = ModelCheckpoint(
         tmp_path / "saved",
         save_top_k=-1,
@@ -424,7 +438,7 @@ def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path) -> None
 
 def test_from_each_checkpoint_that_a_run_saved(tmp_path) -> None:
     """Saved inside hooks: after steps, after validations in the middle of an epoch, at its end."""
-    options = {"val_check_interval": 2, "accumulate_grad_batches": 2}
+    options: dict[str, Any] = {"val_check_interval": 2, "accumulate_grad_batches": 2}
     save = ModelCheckpoint(
         tmp_path / "saved", save_top_k=-1, every_n_train_steps=1, monitor=None
     )
@@ -564,7 +578,8 @@ def test_loss_scale_goes_on(tmp_path) -> None:
         tmp_path, LOADERS["shuffled"](), ckpt_path=path, seed=99, precision="16-mixed"
     )
     assert_same(resumed, whole)
-    assert resumed[0].engine.scaler.state_dict() == whole[0].engine.scaler.state_dict()
+    scalers: list[Any] = [run.engine.scaler for run, _ in (resumed, whole)]
+    assert scalers[0].state_dict() == scalers[1].state_dict()
 
 
 def test_early_stopping_keeps_its_patience(tmp_path) -> None:
@@ -906,7 +921,7 @@ def test_persistent_validation_workers_take_no_number_from_the_training(
         assert torch.equal(mine, theirs), name
 
 
-VALIDATION = DataLoader(torch.ones(4, 8), 2)
+VALIDATION = DataLoader(as_dataset(torch.ones(4, 8)), 2)
 
 
 class Rated(Noisy):
@@ -997,10 +1012,10 @@ def test_best_of_an_earlier_program(tmp_path, given, caplog) -> None:
         ValueError, match=r'ckpt_path="best": no checkpoint was saved as best yet'
     ):
         make().validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
-    for _ in range(2):
-        trained = make(max_epochs=2)
-        trained.fit(Rated(), LOADERS["shuffled"](), VALIDATION)
-    expected = trained.checkpoint_callback.best_model_path
+    make(max_epochs=2).fit(Rated(), LOADERS["shuffled"](), VALIDATION)
+    trained = make(max_epochs=2)
+    trained.fit(Rated(), LOADERS["shuffled"](), VALIDATION)
+    expected = best_path(trained)
     assert "-v1" in expected
     caplog.set_level("INFO", "loopwright")
     for run in ("validate", "fit"):
@@ -1042,7 +1057,7 @@ def test_best_of_an_earlier_program_by_its_own_name(tmp_path, mode) -> None:
     torch.save({"state_dict": {}}, tmp_path / "best-of-lightning.ckpt")
     again = Trainer(callbacks=[ModelCheckpoint(**saves)], **quiet)
     again.validate(Rated(), VALIDATION, ckpt_path="best", verbose=False)
-    assert again.ckpt_path == trained.checkpoint_callback.best_model_path
+    assert again.ckpt_path == best_path(trained)
 
 
 def first(samples: list) -> Tensor:
@@ -1072,8 +1087,8 @@ def test_fit_again_keeps_moments_and_schedules(tmp_path) -> None:
         return trainer, module
 
     (once, whole), (twice, parts) = run(3), run(1, 3)
-    assert flat(once.last_fit.states()) == flat(twice.last_fit.states())
-    assert torch.equal(whole.net[0].weight, parts.net[0].weight)
+    assert flat(states_of(once)) == flat(states_of(twice))
+    assert torch.equal(next(whole.net.parameters()), next(parts.net.parameters()))
     other = Noisy()
     twice.fit(other, [torch.randn(2, 8)], [torch.randn(2, 8)])
     assert (len(other.seen), twice.current_epoch) == (3, 3)

@@ -221,7 +221,8 @@ def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.Monkey
             gate.error = None
             os.kill(os.getpid(), signal.SIGTERM)
 
-    for on_save_error, raised in (("raise", OSError), ("warn", SystemExit)):
+    ways: Any = (("raise", OSError), ("warn", SystemExit))
+    for on_save_error, raised in ways:
         gate.error = OSError(28, "No space left on device")
         gate.opened.set()
         callback = ModelCheckpoint(
@@ -239,7 +240,8 @@ def test_a_signal_that_comes_while_workers_start(
     monkeypatch: pytest.MonkeyPatch, kind: Any
 ):
     """It goes to all processes of a job: one that is just being set up lives on, too."""
-    sets_up = torch.utils.data._utils.signal_handling._set_worker_signal_handlers
+    utils: Any = torch.utils.data._utils  # type: ignore[attr-defined] # torch exports it not
+    sets_up = utils.signal_handling._set_worker_signal_handlers
 
     def set_up_and_be_told() -> None:
         sets_up()
@@ -752,7 +754,7 @@ def lightning_checkpoint(
             return loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"])
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
     folder = tmp_path_factory.mktemp("lightning")

@@ -316,7 +316,7 @@ def test_default_callbacks() -> None:
     kinds = (ModelCheckpoint, ProgressBar, ModelSummary)
     made = Trainer(logger=False).callbacks
     assert all(any(isinstance(callback, kind) for callback in made) for kind in kinds)
-    off = {
+    off: dict[str, Any] = {
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -867,7 +867,9 @@ def test_subclasses_and_further_attributes() -> None:
     trainer.fit(module, datamodule=datamodule)
     assert trainer.note == "mine"
     assert module.logged == ["val_loss", "val_loss"]  # the sanity check's, too
-    assert trainer.extra == module.extra == datamodule.extra == "more"
+    assert [vars(each)["extra"] for each in (trainer, module, datamodule)] == [
+        "more"
+    ] * 3
 
 
 def test_deepcopy_before_and_after_a_run() -> None:
@@ -961,14 +963,16 @@ def test_what_a_modules_own_checkpoint_callback_found_is_kept() -> None:
 
     trainer = quiet(max_epochs=2)
     trainer.fit(Brings(), loader(), loader())
-    best = trainer.checkpoint_callback.best_model_path
+    checkpoints: Any = trainer.checkpoint_callback
+    best = checkpoints.best_model_path
     assert best.endswith("epoch=1-step=8.ckpt")
     trainer.test(
         dataloaders=loader(),
         ckpt_path=best.replace("epoch=1-step=8", "epoch=0-step=4"),
         verbose=False,
     )
-    assert trainer.checkpoint_callback.best_model_path == best
+    checkpoints = trainer.checkpoint_callback
+    assert checkpoints.best_model_path == best
 
 
 def test_a_raising_exception_hook_does_not_hide_the_error() -> None:
@@ -1104,7 +1108,7 @@ def test_a_step_or_hook_that_is_none_is_switched_off(where: str) -> None:
     assert "val_loss" not in trainer.callback_metrics
     with pytest.raises(ValueError, match="has no validation_step"):
         trainer.validate(module, loader())
-    module.predict_step = None
+    module.predict_step = None  # type: ignore[assignment] # as some do to switch it off
     with pytest.raises(ValueError, match="sets predict_step to None"):
         trainer.predict(module, loader())
 
@@ -1130,7 +1134,8 @@ def test_max_time_beside_timers() -> None:
     ended.fit(
         Linear(),
         loader(),
-        ckpt_path=trainer.checkpoint_callback.last_model_path or saved.best_model_path,
+        ckpt_path=getattr(trainer.checkpoint_callback, "last_model_path", None)
+        or saved.best_model_path,
     )
     assert ended.current_epoch == 1
 

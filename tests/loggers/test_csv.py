@@ -287,7 +287,7 @@ class Simple(MemoryFileSystem):
 
     protocol = "simple"
 
-    def pipe_file(self, path: str, value: bytes) -> None:  # type: ignore[override] # what it lacks
+    def pipe_file(self, path: str, value: bytes) -> None:  # what it lacks
         super().pipe_file(path, value)
 
 

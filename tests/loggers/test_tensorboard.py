@@ -104,7 +104,9 @@ def test_a_writer_that_somebody_has_closed():
 def hparams_of(logger: TensorBoardLogger) -> dict[str, Any]:
     """The values on TensorBoard's HParams page."""
     from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.plugin_data_pb2 import (
+        HParamsPluginData,  # type: ignore[attr-defined] # protobuf makes it at run time
+    )
 
     events = accumulator(logger)
     content = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content

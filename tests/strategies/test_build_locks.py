@@ -20,7 +20,8 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "cpu_adam" / "lock"
     path.parent.mkdir()
     path.touch()
-    os.utime(path, (time.time() - 600,) * 2)
+    made = time.time() - 600
+    os.utime(path, (made, made))
     return path
 
 
@@ -79,11 +80,13 @@ def test_a_new_lock_may_be_another_machines(
 
     def sleep(seconds: float) -> None:
         waits.append(lock.exists())
-        os.utime(lock, (time.time() - 600,) * 2)
+        made = time.time() - 600
+        os.utime(lock, (made, made))
         if len(waits) == 1:  # its build goes on
             (lock.parent / "adam.o").touch()
         elif len(waits) == 2:
-            os.utime(lock.parent / "adam.o", (time.time() - 400,) * 2)
+            made = time.time() - 400
+            os.utime(lock.parent / "adam.o", (made, made))
 
     monkeypatch.setattr(time, "sleep", sleep)
     await_builds()

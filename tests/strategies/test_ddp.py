@@ -20,6 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.framework import CombinedLoader, Module, Trainer
 from loopwright.strategies import DDPStrategy
+from tests.samples import as_dataset
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
 
 FEATURES = 6
@@ -47,7 +48,8 @@ class Net(Module):
         x, y = batch
         errors = (self.net(x) - y).square()
         self.log("loss", errors.mean(), on_step=False, on_epoch=True)
-        share = self.trainer.run.loaders.train.share
+        loader: Any = self.trainer.run.loaders.train
+        share = loader.share
         if share:
             self.samples += x[:, 0].tolist()
         if (
@@ -214,15 +216,20 @@ def test_weights_give_the_global_weighted_mean(two: dict[str, Any]):
     module = Net()
     weights = 1 + (x[:, :1] > 0) * 3.0
     ((module.net(x) - y).square() * weights).sum().div(weights.sum()).backward()
-    expected = torch.cat([p.grad.flatten() for p in module.parameters()])
+    expected = gradient_of(module)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def gradient_of(module: nn.Module) -> Tensor:
+    gradients: list[Any] = [p.grad for p in module.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def weighted_gradient() -> Tensor:
     torch.manual_seed(0)
     module, trainer = Net(weighted=True), quiet(accumulate_grad_batches=2)
     trainer.fit(module, DataLoader(data(32), 8))
-    return torch.cat([p.grad.flatten() for p in module.parameters()])
+    return gradient_of(module)
 
 
 # -- loaders ----------------------------------------------------------------------------------------------------------
@@ -295,9 +302,8 @@ class Reads(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = (batch["a"] if isinstance(batch, dict) else batch)[0]
-        self.read.append(
-            (batch_idx, self.trainer.run.loaders.train.share, x[:, 0].tolist())
-        )
+        loader: Any = self.trainer.run.loaders.train
+        self.read.append((batch_idx, loader.share, x[:, 0].tolist()))
         return self.layer(x).mean()
 
     def configure_optimizers(self) -> Any:
@@ -481,7 +487,7 @@ def buckets() -> list[str]:
         return allreduce_hook(state, bucket)
 
     strategy = DDPStrategy(bucket_cap_mb=SMALL, ddp_comm_hook=note)
-    quiet(strategy=strategy).fit(module, DataLoader(torch.randn(36, 32), 4))
+    quiet(strategy=strategy).fit(module, DataLoader(as_dataset(torch.randn(36, 32)), 4))
     return events
 
 
@@ -523,7 +529,7 @@ def resumed(path: str, way: str, frozen: bool) -> bool:
         trainer = quiet(strategy=strategy, max_epochs=2, max_steps=stop, **options[1])
         trainer.fit(
             module,
-            DataLoader(samples, 4, shuffle=True),
+            DataLoader(as_dataset(samples), 4, shuffle=True),
             ckpt_path=path if name == "rest" else None,
         )
         if name == "cut":

@@ -88,7 +88,7 @@ def shuffled(batch_size: int = 3, **arguments: Any) -> DataLoader:
 
 # By name, the loader before the cut and after it, how many samples of an epoch are seen at most, and the Trainer's
 # arguments. Where they are limited, in batches of 2, one process leaves an odd number of batches to two.
-CASES: dict[str, tuple[Any, Any, int, dict[str, Any]]] = {
+CASES: dict[str, Any] = {
     "shuffled": (shuffled, shuffled, SAMPLES, {}),
     "another batch size": (shuffled, lambda: shuffled(7), SAMPLES, {}),
     "workers": (shuffled, lambda: shuffled(num_workers=1), SAMPLES, {}),
@@ -228,13 +228,14 @@ def run(
     except InterruptedError:
         trainer.strategy.barrier()
         return Told(trainer.strategy.gather_objects(module.seen))
+    stopping: Any = trainer.early_stopping_callback
     return Told(
         trainer.strategy.gather_objects(module.seen),
         {name: float(value) for name, value in trainer.callback_metrics.items()},
         [parameter.detach().clone() for parameter in module.parameters()],
         trainer.global_step,
         trainer.optimizers[0].param_groups[0]["lr"],
-        trainer.early_stopping_callback.wait_count,
+        stopping.wait_count,
     )
 
 
@@ -401,9 +402,10 @@ def engine_run(path: Path, cut: int = 0) -> Any:
     engine = Engine(accelerator="cpu", launch=False)
     engine.connect()
     model = nn.Linear(1, 1)
-    model, optimizer, loader = engine.prepare(
+    prepared: Any = engine.prepare(
         model, torch.optim.SGD(model.parameters(), lr=0.01), shuffled()
     )
+    model, optimizer, loader = prepared
     seen: list[list[int]] = []
     if not cut:
         engine.load_state(path)

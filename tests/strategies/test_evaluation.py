@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -63,12 +63,13 @@ class Net(Module):
             on_epoch=True,
             sync_dist=True,
         )
-        self.auroc[dataloader_idx].update(logits[:, 0].sigmoid(), (y == 0).long())
-        self.log("auroc", self.auroc[dataloader_idx])
+        auroc: Any = self.auroc[dataloader_idx]
+        auroc.update(logits[:, 0].sigmoid(), (y == 0).long())
+        self.log("auroc", auroc)
         self.mean.update(logits)
         if dataloader_idx == 0:
             self.metrics.update(logits, y)
-            self.log_dict(self.metrics, add_dataloader_idx=False)
+            self.log_dict(cast("Any", self.metrics), add_dataloader_idx=False)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.layer(self.norm(batch[0])), batch[1])
@@ -87,7 +88,8 @@ class Net(Module):
 
 class Stream(IterableDataset):
     def __iter__(self):
-        yield from data()
+        samples = data()
+        yield from (samples[index] for index in range(len(samples)))
 
 
 def loaders(samples: int = SAMPLES) -> list[DataLoader]:
@@ -112,7 +114,7 @@ def evaluate() -> dict[str, Any]:
         "predict": trainer.predict(module, loaders(), return_predictions="all"),
         "predict one": trainer.predict(module, loaders()[0], return_predictions="all"),
     }
-    own = trainer.predict(module, loaders()[0])
+    own: Any = trainer.predict(module, loaders()[0])
     results["own"] = trainer.strategy.gather_objects(
         [batch["index"].tolist() for batch in own]
     )

@@ -34,6 +34,7 @@ from loopwright.strategies.launch.environment import (
     first_host,
 )
 from tests.programs import show_stacks
+from tests.samples import as_dataset
 
 LIMIT = 100  # seconds for a program; only reached if it hangs
 GRACE = 30  # seconds for processes to end that have lost the one that started them
@@ -782,7 +783,7 @@ def test_an_exception_comes_back_as_itself(
 ) -> None:
     with suppress(Exception):
         launcher._save_error(error, str(tmp_path / "error"))
-    found = launcher._load_error(str(tmp_path / "error"))
+    found: Any = launcher._load_error(str(tmp_path / "error"))
     if expected is None:
         assert found is None
         return
@@ -817,7 +818,7 @@ def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
             return batch
 
     Trainer(accelerator="cpu", barebones=True).predict(
-        Echo(), DataLoader(torch.ones(2))
+        Echo(), DataLoader(as_dataset(torch.ones(2)))
     )
     assert not file.exists()
 
@@ -1159,12 +1160,12 @@ def test_processes_of_a_launcher_train_together(
     size, local = ("2", "2") if launcher == "mpirun" else ("2", "2(x1)")
     started = []
     for rank in ("0", "1"):
-        slurm = {
+        slurm: dict[str, Any] = {
             **SLURM, "SLURM_JOB_ID": str(port - 15000), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": size,
             "SLURM_STEP_TASKS_PER_NODE": local, "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": rank,
             "SLURM_LOCALID": rank, "SLURM_NODEID": "0",
         }  # fmt: skip
-        mpi = {
+        mpi: dict[str, Any] = {
             "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": size, "OMPI_COMM_WORLD_LOCAL_RANK": rank,
             "OMPI_COMM_WORLD_LOCAL_SIZE": local, "MASTER_PORT": str(port),
         }  # fmt: skip
@@ -1186,7 +1187,7 @@ def test_without_an_agent_each_rank_says_how_it_ended(
 ) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     for way, code, words in (("raise", 1, "in fail"), ("exit 3", 3, "SystemExit: 3")):
-        place = {
+        place: dict[str, Any] = {
             "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",

@@ -167,7 +167,7 @@ def again(folder: Path) -> dict[str, Any]:
         trainer.max_epochs = 2
         trainer.fit(module, data(4), data(4))
         second = trainer.test(module, data(4), verbose=False)
-        predicted = trainer.predict(module, data(4), return_predictions="all")
+        predicted: Any = trainer.predict(module, data(4), return_predictions="all")
         trainer.export(folder / f"{strategy}.safetensors")
         other = quiet(strategy=strategy).validate(module, data(4), verbose=False)
         found[strategy] = (first, second, other, torch.cat(predicted))
@@ -289,7 +289,9 @@ def met(folder: Path) -> dict[str, dict[str, Any]]:
         trainer = quiet(strategy=strategy, max_epochs=2, callbacks=[Thaws()])
         told["thawed"] = ended(lambda trainer=trainer: trainer.fit(Net(), data(4)))
         # Resumed where a parameter has never been stepped.
-        options = {"find_unused_parameters": True} if strategy == "ddp" else {}
+        options: dict[str, Any] = (
+            {"find_unused_parameters": True} if strategy == "ddp" else {}
+        )
         unused = DDPStrategy(**options) if options else strategy
         if strategy == "ddp":
             trainer = quiet(strategy="ddp_find_unused_parameters_true", max_steps=4)
@@ -438,9 +440,8 @@ def own_loop(
     module.configure_model()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.8)
-    model, optimizer, loader, scheduler = engine.prepare(
-        module, optimizer, data(batch_size, 44), scheduler
-    )
+    prepared: Any = engine.prepare(module, optimizer, data(batch_size, 44), scheduler)
+    model, optimizer, loader, scheduler = prepared
     if load:
         engine.load_state(path)
     losses = []

@@ -24,6 +24,7 @@ from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
 from loopwright.framework.data.sharding import LOOK_AHEAD
 from loopwright.strategies import DeepSpeedStrategy, Precision
+from tests.samples import as_dataset
 from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 
 
@@ -46,7 +47,7 @@ class Net(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x = batch[0] if isinstance(batch, (list, tuple)) else batch
-        train = self.trainer.run.loaders.train
+        train: Any = self.trainer.run.loaders.train
         self.read.append((train.share, x.flatten().tolist()))
         loss = (self.layer(x) - 1).square().mean()
         self.log("loss", loss, on_epoch=True)
@@ -235,7 +236,7 @@ def own_loaders(lengths: tuple[int, ...]) -> list[Any]:
         own = Own(lengths, rank)
         loader: Any = [*own] if kind == "sized" else own
         loader = (
-            DataLoader(torch.stack(loader), 1)
+            DataLoader(as_dataset(torch.stack(loader)), 1)
             if kind == "sized"
             else DataLoader(loader, 1)
         )
@@ -436,7 +437,7 @@ def plateau() -> Any:
         max_epochs=3, callbacks=[EarlyStopping("main", strict=False, patience=9)]
     )
     dist.init_process_group("gloo")
-    module = Plateau()
+    module: Any = Plateau()
     trainer.fit(module, DataLoader(data(10), 2))
     batches = float(trainer.callback_metrics["batches"])
     return trainer.strategy.gather_objects(
@@ -464,11 +465,12 @@ def test_the_loss_scale_of_a_precision_in_deepspeeds_configuration():
         section({"fp16": {"loss_scale_window": 7}}, init_scale=2.0)["loss_scale_window"]
         == 7
     )
-    for fields in (
+    wrong: list[dict[str, Any]] = [
         {"init_scale": 1000.0},
         {"growth_factor": 4.0},
         {"backoff_factor": 0.25},
-    ):
+    ]
+    for fields in wrong:
         with pytest.raises(
             ValueError, match=rf"doubles and halves.*{next(iter(fields))}"
         ):
@@ -510,7 +512,7 @@ def stop_early() -> Any:
             trainer.current_epoch,
             stopping.wait_count,
             sync.detach().flatten().tolist(),
-            float(leaf.grad),
+            leaf.grad.item() if leaf.grad is not None else None,
             reduced,
         )
     )

@@ -115,7 +115,7 @@ def checkpoints(
 
 
 def failures(folder: Path) -> dict[str, list[str]]:
-    warn = {"on_save_error": "warn"}
+    warn: dict[str, Any] = {"on_save_error": "warn"}
     return {
         "warned": outcome(
             Net(OSError("no hook")), checkpoints(folder, "warned", **warn)

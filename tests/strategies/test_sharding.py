@@ -34,6 +34,7 @@ from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Engine, Module
 from loopwright.framework.data.shard_detection import fingerprint
 from tests.framework.test_loaders import InThread
+from tests.samples import as_dataset
 from tests.strategies.distributed import in_processes, quiet
 
 SAMPLES = 64
@@ -88,7 +89,10 @@ def hugging_face(folder: Path, split: bool = True) -> Any:
         .shuffle(seed=3)
     )
     return DataLoader(
-        split_dataset_by_node(stream, rank(), world_size()) if split else stream, 4
+        as_dataset(
+            split_dataset_by_node(stream, rank(), world_size()) if split else stream
+        ),
+        4,
     )
 
 
@@ -96,11 +100,15 @@ def web_dataset(folder: Path, splitter: str, **arguments: Any) -> Any:
     import webdataset
 
     split = (
-        webdataset.split_by_node if splitter == "by node" else lambda urls: iter(urls)
+        webdataset.split_by_node  # type: ignore[attr-defined] # made at run time
+        if splitter == "by node"
+        else lambda urls: iter(urls)
     )
     tars = sorted(map(str, (folder / "tars").iterdir()))
     dataset = (
-        webdataset.WebDataset(tars, nodesplitter=split, shardshuffle=False)
+        webdataset.WebDataset(  # type: ignore[attr-defined] # as above
+            tars, nodesplitter=split, shardshuffle=False
+        )
         .decode()
         .to_tuple("txt")
     )
@@ -195,8 +203,8 @@ class Endless(DataLoader):
         super().__init__(*args, **kwargs)
         self.kept = super().__iter__()
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a recipe that is in use
-        return self  # type: ignore[return-value] # as above
+    def __iter__(self) -> Iterator[Any]:  # a recipe that is in use
+        return self
 
     def __next__(self) -> Any:
         try:
@@ -418,16 +426,14 @@ def read(name: str, folder: Path) -> dict[str, Any]:
     values = trainer.callback_metrics
     found["evaluated"] = int(values["count"]), int(values["sum"])
     found["steps"] = steps
-    predicted = trainer.predict(module, return_predictions="all")
+    predicted: Any = trainer.predict(module, return_predictions="all")
     found["predicted"] = [number for batch in predicted for number in batch]
 
     engine = Engine(accelerator="cpu")
-    loader = (
-        engine.prepare(given)
-        if hasattr(given := LOADERS[name](folder), "dataset")
-        else None
-    )
+    given = LOADERS[name](folder)
+    loader: Any = engine.prepare(given) if hasattr(given, "dataset") else None
     for epoch in () if loader is None else (0, 1):
+        assert loader is not None
         own = [
             number for batch in loader if loader.share for number in numbers_in(batch)
         ]
@@ -590,7 +596,7 @@ def asked() -> dict[str, Any]:
             counts[name, decided] = sum(
                 len(own[0]) for own in trainer.strategy.gather_objects(module.trained)
             )
-            prepared = Engine(
+            prepared: Any = Engine(
                 accelerator="cpu", use_distributed_sampler=decided
             ).prepare(loader)
             own = sum(len(numbers_in(batch)) for batch in prepared if prepared.share)
@@ -736,7 +742,10 @@ class Settings(BaseModel):
 def others_of_a_program() -> dict[str, list[Any]]:
     """What ``prepare`` gives back as it is."""
     from torchdata.nodes import IterableWrapper, Loader
-    from webdataset import DataPipeline, WebLoader
+    from webdataset import (
+        DataPipeline,  # type: ignore[attr-defined] # made at run time
+        WebLoader,  # type: ignore[attr-defined] # as above
+    )
 
     model = nn.Linear(1, 1)
     weights = list(model.parameters())
@@ -914,7 +923,7 @@ def once() -> dict[str, list[int]]:
             *chain.from_iterable(trainer.strategy.gather_objects(trained))
         ]
         loader = DataLoader(numbers(), 4, sampler=Unseen(of_my_rank))
-        predicted = [
+        predicted: list[Any] = [
             trainer.predict(module, loader, return_predictions="all") for _ in range(2)
         ]
         read[f"predicted, {name}"] = [
@@ -943,20 +952,21 @@ class LeavesOut(DataLoader):
 def fewer() -> tuple[list[Any], list[Any], list[int]]:
     """What each process reads of it, with the shares, with an Engine and with a Trainer."""
     engine = Engine(accelerator="cpu")
-    loader = engine.prepare(LeavesOut(torch.arange(42), 4))
+    loader: Any = engine.prepare(LeavesOut(as_dataset(torch.arange(42)), 4))
     own = [
         (numbers_in(batch), round(loader.share, 6))
         for _ in range(2)
         for batch in loader
     ]
     module, trainer = (
-        Net(lambda: LeavesOut(torch.arange(42), 4)),
+        Net(lambda: LeavesOut(as_dataset(torch.arange(42)), 4)),
         quiet(max_epochs=2, limit_val_batches=0),
     )
     trainer.fit(module)
-    return engine.gather_object(own), *zip(
+    trained: Any = zip(
         *engine.gather_object((module.trained[1], module.steps)), strict=True
     )
+    return engine.gather_object(own), *trained
 
 
 @pytest.mark.slow

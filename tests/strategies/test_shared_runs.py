@@ -16,10 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric, SumMetric
 
 from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loopwright.framework import CheckpointError, DataModule, Engine, Module
+from loopwright.framework import CheckpointError, DataModule, Engine, Module, Trainer
 from loopwright.loggers import CSVLogger, TensorBoardLogger
 from loopwright.strategies import DDPStrategy
+from tests.samples import as_dataset
 from tests.strategies.distributed import all_in_processes, in_processes, quiet
+
+
+def best_path(trainer: Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    assert callback is not None
+    return callback.best_model_path
 
 
 class Noisy(Dataset):
@@ -103,7 +110,7 @@ def run(folder: Path, workers: int, stop: int = 0, ckpt_path: str | None = None)
         (
             {name: tensor.clone() for name, tensor in module.state_dict().items()},
             {name: float(value) for name, value in trainer.callback_metrics.items()},
-            trainer.checkpoint_callback.best_model_path,
+            best_path(trainer),
             torch.rand(1).item(),
         )
     )
@@ -199,7 +206,7 @@ class Counts(Module):
 def alone() -> Any:
     """A test with one device after the runs of all processes, and an engine: by rank, and with one of them waiting."""
     rank, found = dist.get_rank(), []
-    module, loader = Counts(), DataLoader(torch.arange(11.0)[:, None], 2)
+    module, loader = Counts(), DataLoader(as_dataset(torch.arange(11.0)[:, None]), 2)
     for arguments in (
         {"devices": 1},
         {"strategy": "single"},
@@ -245,7 +252,8 @@ class Logs(Net):
                 logger, TensorBoardLogger
             ) else None
             logger.log_hyperparams({"a": 1})
-        self.logger.experiment.add_scalar("own", 1.0, 0)
+        first: Any = self.logger
+        first.experiment.add_scalar("own", 1.0, 0)
         self.print("printed once")
 
 
@@ -264,7 +272,7 @@ def log(folder: Path) -> Any:
     return trainer.strategy.gather_objects(
         (
             trainer.log_dir,
-            trainer.checkpoint_callback.best_model_path,
+            best_path(trainer),
             [str(logger.version) for logger in trainer.loggers],
         )
     )
