@@ -178,6 +178,33 @@ def test_what_an_engine_has_forgotten_still_computes_and_can_be_prepared_again(
     assert model.weight.item() == pytest.approx(-2.0)
 
 
+def test_what_cannot_be_prepared_leaves_nothing_behind():
+    engine = Engine("cpu", precision="16-mixed")
+    half, model = nn.Linear(2, 2).half(), nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="cannot scale the gradients"):
+        engine.prepare(half, torch.optim.SGD(half.parameters()))
+    prepared, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters()))
+    assert [strategy.module for strategy in engine.prepared.strategies] == [model]
+    assert engine.prepared.optimizers == [optimizer]
+    assert engine.prepared.find_module(half) is None
+    # What is prepared is found by the user's object, and by itself.
+    assert engine.prepared.find_module(model) is prepared
+    assert engine.prepared.find_module(prepared) is prepared
+    assert engine.prepare(prepared, optimizer) == (prepared, optimizer)
+    assert engine.prepare(model) is prepared
+
+
+def test_attributes_of_an_optimizer_are_read_through_and_not_set():
+    engine, model = Engine("cpu"), nn.Linear(2, 2)
+    bare = torch.optim.Adam(model.parameters())
+    optimizer = engine.prepare(model, bare)[1]
+    assert optimizer.param_groups is bare.param_groups
+    assert optimizer.state is bare.state
+    assert optimizer.defaults is bare.defaults
+    with pytest.raises(AttributeError):
+        optimizer.param_groups = []
+
+
 def test_a_class_that_watches_its_subclasses_and_one_with_slots():
     registered: list[str] = []
 
