@@ -365,7 +365,19 @@ class Trainer:
         datamodule: DataModule | None = None,
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
-        """Test once; arguments and result as of :meth:`validate`."""
+        """Test once.
+
+        Args:
+            model: the module (default: that of the last run, from its best checkpoint if there is one).
+            dataloaders: a loader or a list of them; or a ``DataModule``.
+            ckpt_path: a checkpoint to load weights from: a path, ``"best"`` or ``"last"``.
+            verbose: print the results.
+            datamodule: a ``DataModule`` instead of the loaders.
+            weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+
+        Returns:
+            For each loader, the logged values by name.
+        """
         return self._evaluate(
             "test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only
         )

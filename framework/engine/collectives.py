@@ -176,7 +176,12 @@ class Peers:
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
         """Gather the tensors and numbers in ``data`` from all processes, stacked along a new first dimension.
 
-        Anything else stays as it is here.
+        Args:
+            data: a tensor or a number, or a nesting of dicts, lists and tuples; anything else in it stays as it is.
+            sync_grads: let gradients flow back through the gathering.
+
+        Returns:
+            ``data`` with tensors of the shape ``(num_processes, ...)``; with one process, as they were.
         """
         self._check("all_gather", data)
 
@@ -259,7 +264,15 @@ class Peers:
         )
 
     def broadcast(self, value: Any, from_process: int = 0) -> Any:
-        """The ``value`` of one process, on all: anything that can be pickled; its tensors come to each one's device."""
+        """Give the value of one process to all; its tensors come to each one's device.
+
+        Args:
+            value: anything that can be pickled; what other processes give is not looked at.
+            from_process: the index of the process whose value it is.
+
+        Returns:
+            That process's value.
+        """
         self._check("broadcast")
         if self.num_processes == 1:
             return value
@@ -272,7 +285,17 @@ class Peers:
     def pad_across_processes(
         self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False
     ) -> Any:
-        """Pad tensors along ``dim`` to the largest size of all processes, so that they can be gathered."""
+        """Pad tensors along a dimension to the largest size of all processes, so that they can be gathered.
+
+        Args:
+            data: a tensor, or a nesting of dicts, lists and tuples of tensors.
+            dim: the dimension.
+            pad_index: the value to pad with.
+            pad_first: pad at the beginning instead of the end.
+
+        Returns:
+            ``data`` with padded tensors.
+        """
         self._check("pad_across_processes", data, sizes=False)
 
         def pad(value: Any) -> Any:

@@ -583,7 +583,12 @@ class Engine(Peers):
             self.scale_gradients(optimizer, factor)
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
-        """Multiply the gradients with which an optimizer steps next."""
+        """Multiply the gradients with which an optimizer steps next.
+
+        Args:
+            optimizer: whose parameters' gradients, as it was prepared or as it was given.
+            factor: a number or a 0-dim tensor.
+        """
         self.prepared.strategy_of(optimizer).scale_gradients(optimizer, factor)
 
     def clip_gradients(
@@ -592,7 +597,16 @@ class Engine(Peers):
         value: float | None,
         algorithm: str = "norm",
     ) -> None:
-        """Clip the gradients of an optimizer's parameters by their global ``"norm"`` or each by ``"value"``."""
+        """Clip the gradients of an optimizer's parameters.
+
+        Args:
+            optimizer: whose parameters' gradients, as it was prepared or as it was given.
+            value: the largest norm, or the largest absolute value; None or 0 clips nothing.
+            algorithm: ``"norm"`` scales all gradients by one factor, ``"value"`` clips each by itself.
+
+        Raises:
+            ValueError: for another algorithm.
+        """
         if not value:
             return
         if algorithm not in ("norm", "value"):
@@ -626,7 +640,12 @@ class Engine(Peers):
         return self.strategy.clip_gradients(parameters, max_norm, "norm", norm_type)
 
     def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
-        """Clip each gradient to -``clip_value`` … ``clip_value``; inside a window, nothing is done."""
+        """Clip each gradient by itself; inside a window, nothing is done.
+
+        Args:
+            parameters: a parameter or several, whose gradients are clipped.
+            clip_value: the largest absolute value that is left.
+        """
         if self.sync_gradients:
             self.strategy.clip_gradients(
                 self._complete_for(parameters),
