@@ -38,7 +38,10 @@ class ModelSummary(Callback):
         if self._max_depth == 0:
             return
         # A module whose parameters are shards is called by its strategy only.
-        with_sizes = not trainer.strategy.replaces_parameters or trainer.world_size == 1
+        with_sizes = (
+            not trainer.strategy.capabilities.replaces_parameters
+            or trainer.world_size == 1
+        )
         # On all processes, as they may meet in its forward.
         summary = summarize(module, self._max_depth, with_sizes)
         if trainer.is_global_zero:

@@ -64,7 +64,7 @@ class OnExceptionCheckpoint(Callback):
             return
         if trainer.consensus.saved_for_signal:
             return
-        if trainer.strategy.shards_state and trainer.world_size > 1:
+        if trainer.strategy.capabilities.shards_state and trainer.world_size > 1:
             log.warning(
                 "%s: no process has all of the state, nothing is saved",
                 type(exception).__name__,

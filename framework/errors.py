@@ -62,7 +62,7 @@ def gather_outcomes(
         on all ranks.
     """
     # After a failure, the others are in another collective, or gone.
-    if strategy.world_size == 1 or strategy.failed:
+    if strategy.world_size == 1 or strategy.group.failed:
         return [value], failure
     kind = OSError if isinstance(failure, OSError) else RuntimeError
     message = failure and f"{type(failure).__name__}: {failure}"

@@ -547,7 +547,8 @@ class Trainer:
                 "export: this Trainer has run nothing yet; call fit first"
             )
         together = self.engine.all_call(
-            "export", alone=self.is_global_zero and not self.strategy.shards_state
+            "export",
+            alone=self.is_global_zero and not self.strategy.capabilities.shards_state,
         )
         file = os.fspath(path)
         state = full_state(self.strategy, self.strategy.model_state())

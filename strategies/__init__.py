@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base import Strategy
+from .base import Capabilities, Strategy
 from .precision import Precision
+from .process_group import ProcessGroupOptions
 
 if TYPE_CHECKING:
     from .ddp import DDPStrategy
@@ -51,10 +52,12 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 __all__ = [
     "STRATEGIES",
+    "Capabilities",
     "DDPStrategy",
     "DeepSpeedStrategy",
     "FSDPStrategy",
     "Precision",
+    "ProcessGroupOptions",
     "SingleDeviceStrategy",
     "Strategy",
     "create_strategy",

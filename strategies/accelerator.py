@@ -13,13 +13,11 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "xpu")
 
 
 def accelerator_type() -> str:
-    """The type of this machine's accelerator, or ``"cpu"``."""
+    """Return the type of this machine's accelerator, or ``"cpu"``."""
     accelerator = torch.accelerator.current_accelerator()
-    return (
-        accelerator.type
-        if accelerator is not None and torch.accelerator.is_available()
-        else "cpu"
-    )
+    if accelerator is None or not torch.accelerator.is_available():
+        return "cpu"
+    return accelerator.type
 
 
 def select_devices(
@@ -33,57 +31,55 @@ def select_devices(
         accelerator: one of :data:`ACCELERATORS`.
         devices: a count, a list of indices, ``"auto"`` or -1 (all of them; one for the CPU), or
             a string such as ``"2"`` (a count) or ``"0,2"`` (indices).
-        environment: what a launcher told this process, if a launcher has started it; then its count holds.
+        environment: what a launcher told this process, if one has started it; then its count holds.
 
     Raises:
         ValueError: for an accelerator that is unknown or not there, for more devices than there are, or for another
             number than the launcher's.
     """
     kind = _device_type(accelerator)
-    count = torch.accelerator.device_count() if kind != "cpu" else 0
-    wanted = _parse_devices(devices)
-    if environment is not None:
-        check_environment(
-            environment, len(wanted) if isinstance(wanted, list) else wanted, None
-        )
-        if not isinstance(wanted, list):
-            wanted = environment.local_world_size
-            if count == 1:  # the launcher has given each process a device of its own
-                return [torch.device(kind, 0)] * wanted
-    if kind == "cpu":
-        if isinstance(wanted, list):
+    requested = _parse_devices(devices)
+    present = 0 if kind == "cpu" else torch.accelerator.device_count()
+    if isinstance(requested, list):
+        if environment is not None:
+            check_environment(environment, len(requested), None)
+        if kind == "cpu":
             raise ValueError(
                 f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1"
             )
-        return [torch.device("cpu")] * (wanted or 1)
-    if isinstance(wanted, list):
-        for index in wanted:
-            if not 0 <= index < count:
+        for index in requested:
+            if not 0 <= index < present:
                 raise ValueError(
-                    f"devices={devices!r}: index {index} is not below the {count} devices of this machine"
+                    f"devices={devices!r}: index {index} is not below the {present} devices of this machine"
                 )
-        return [torch.device(kind, index) for index in wanted]
-    if wanted is not None and wanted > count:
+        return [torch.device(kind, index) for index in requested]
+    if environment is not None:
+        check_environment(environment, requested, None)
+        requested = environment.local_world_size
+    if kind == "cpu":
+        return [torch.device("cpu")] * (requested or 1)
+    if environment is not None and present == 1:
+        # The launcher has given each process a device of its own.
+        return [torch.device(kind, 0)] * environment.local_world_size
+    if requested is not None and requested > present:
         raise ValueError(
-            f"devices={devices!r}: this machine has {count} of type {kind!r}"
+            f"devices={devices!r}: this machine has {present} of type {kind!r}"
         )
-    return [torch.device(kind, index) for index in range(wanted or count)]
+    return [torch.device(kind, index) for index in range(requested or present)]
 
 
 def _device_type(accelerator: str) -> str:
-    """The torch device type that an accelerator's name means on this machine."""
+    """Return the torch device type that an accelerator's name means on this machine."""
     if accelerator not in ACCELERATORS:
         raise ValueError(
             f"accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}"
         )
     present = accelerator_type()
-    if accelerator == "auto":
-        return present
-    if accelerator == "gpu":
-        if present == "cpu":
-            raise ValueError(
-                'accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"'
-            )
+    if accelerator == "gpu" and present == "cpu":
+        raise ValueError(
+            'accelerator="gpu": no accelerator was found; use accelerator="cpu" or "auto"'
+        )
+    if accelerator in ("auto", "gpu"):
         return present
     if accelerator not in ("cpu", present):
         raise ValueError(
@@ -93,44 +89,52 @@ def _device_type(accelerator: str) -> str:
 
 
 def _parse_devices(devices: Any) -> int | list[int] | None:
-    """A count, indices, or None for all."""
-    wanted = devices
-    if isinstance(wanted, str) and wanted != "auto":
-        try:
-            numbers = [int(part) for part in wanted.split(",") if part.strip()]
-        except ValueError:
-            numbers = []
-        wanted = numbers if "," in wanted else (numbers[0] if numbers else None)
-    if wanted in ("auto", -1):
+    """Return a count, indices, or None for all."""
+    requested: Any = devices
+    if isinstance(devices, str):
+        requested = _parse_text(devices)
+    if requested in ("auto", -1):
         return None
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
-        return wanted
-    if (
-        isinstance(wanted, (list, tuple))
-        and wanted
-        and all(isinstance(i, int) for i in wanted)
-    ):
-        if len(set(wanted)) < len(wanted):
+    # True would pass for 1.
+    if type(requested) is int and requested >= 1:
+        return requested
+    indices = list(requested) if isinstance(requested, (list, tuple)) else []
+    if indices and all(isinstance(index, int) for index in indices):
+        if len(set(indices)) < len(indices):
             raise ValueError(f"devices={devices!r} names a device twice")
-        return list(wanted)
+        return indices
     raise ValueError(
         f'devices must be a count from 1, a list of indices, "auto" or -1; got {devices!r}'
     )
 
 
+def _parse_text(devices: str) -> Any:
+    """Return the count or the indices in a string such as ``"2"`` or ``"0,2"``; None if there are none."""
+    if devices == "auto":
+        return devices
+    try:
+        numbers = [int(number) for number in devices.split(",") if number.strip()]
+    except ValueError:
+        return None
+    if "," in devices:
+        return numbers
+    return numbers[0] if numbers else None
+
+
 def device_rng_state(device: torch.device) -> torch.Tensor | None:
-    """The RNG state of an accelerator, or None for the CPU."""
+    """Return the RNG state of an accelerator, or None for the CPU."""
     if device.type == "cpu":
         return None
     module = torch.get_device_module(device)
-    return (
-        module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-    )
+    if device.type == "mps":
+        return module.get_rng_state()
+    return module.get_rng_state(device)
 
 
 def set_device_rng_state(device: torch.device, state: torch.Tensor) -> None:
     """Set what :func:`device_rng_state` returned."""
     module = torch.get_device_module(device)
-    module.set_rng_state(state.cpu()) if device.type == "mps" else module.set_rng_state(
-        state.cpu(), device
-    )
+    if device.type == "mps":
+        module.set_rng_state(state.cpu())
+    else:
+        module.set_rng_state(state.cpu(), device)

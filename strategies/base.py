@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
 
+from .group import GroupMember
+from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import (
-    number_optimizer_state,
-    parameter_names,
+    State,
+    load_optimizer_state,
+    named_optimizer_state,
     parameters_of,
-    rename_optimizer_state,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.optim import Optimizer
-
-    from .launch.environment import ClusterEnvironment
-    from .precision import Precision
+from .precision import Precision
+from .process_group import ProcessGroupOptions, create_group
 
 
-class Strategy(ABC):
-    """Where a module runs.
+@dataclass(frozen=True)
+class Capabilities:
+    """What a strategy can do and what it needs: plain data, for which the framework asks instead of for its class.
+
+    Attributes:
+        manual_optimization: a step may compute gradients and step optimizers itself.
+        needs_equal_forwards: evaluation takes the same number of forward passes in all processes.
+        owns_loss_scale: it scales losses itself, and sets ``step_was_skipped`` where they overflow; no ``GradScaler``.
+        shards_state: states hold a :class:`~.tensor_shards.TensorShard` for each sharded tensor.
+        replaces_parameters: ``setup`` replaces the module's; an optimizer of before goes through ``setup_optimizers``.
+        single_module: an Engine can prepare one module only.
+        can_delay_sync: ``keeps_gradients_local`` may be set; then only ``sync_gradients`` averages gradients.
+    """
+
+    manual_optimization: bool = True
+    needs_equal_forwards: bool = False
+    owns_loss_scale: bool = False
+    shards_state: bool = False
+    replaces_parameters: bool = False
+    single_module: bool = False
+    can_delay_sync: bool = False
+
+
+class Strategy(GroupMember, ABC):
+    """Where a module runs. A subclass implements :meth:`forward`, and overrides what else differs.
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
     :meth:`setup`, :meth:`load_model_state` (with a checkpoint), :meth:`setup_optimizers` (in ``fit``), the optimizers'
@@ -36,66 +58,54 @@ class Strategy(ABC):
 
     Attributes:
         name: what it is called in messages and checkpoints.
-        equal_forwards: evaluation needs the same number of forward passes on all ranks.
-        synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
-        keeps_gradients_local: :meth:`sync_gradients` alone averages gradients; None if that is not possible.
-        owns_loss_scale: the strategy scales losses itself, and tells ``step_was_skipped``; no ``GradScaler`` is made.
-        manual_optimization: whether a step may compute gradients and step optimizers itself.
-        one_module: an Engine can prepare one module only.
-        shards_state: states hold a :class:`~.tensor_shards.TensorShard` for each sharded tensor.
-        replaces_parameters: :meth:`setup` does; an optimizer made before goes through :meth:`setup_optimizers`.
+        group: the processes, made by :meth:`setup_environment` with ``group_options``.
+        module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; callbacks may set the latter.
         activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
+        sync_batchnorm: batch norms compute their statistics over all processes.
         device_mesh: the processes, if the strategy arranges them in dimensions.
-        sync_batchnorm: whether batch norms compute their statistics over all processes.
-        max_restarts: how often processes that we started are started again when one fails.
-        device, world_size, global_rank, local_rank, node_rank: this process among its peers.
-        tensor_parallel_size: how many of them share each layer, and so their batches.
-        failed: whether hooks run after an exception: no collectives there.
-        inside_forward: whether a training step is running; then :meth:`prepare_backward` comes before each backward.
-        module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; the latter is settable.
+        tensor_parallel_size: number of processes that share each layer, and so their batches.
+        synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
+        inside_forward: a training step is running; then :meth:`prepare_backward` comes before each backward.
     """
 
     name = "strategy"
-    synced_forwards: int | None = None
-    keeps_gradients_local: bool | None = None
-    equal_forwards = owns_loss_scale = shards_state = replaces_parameters = (
-        one_module
-    ) = sync_batchnorm = False
-    manual_optimization = True
-    activation_checkpointing: Policy | None = None
-    device_mesh: DeviceMesh | None = None
-    max_restarts = 0
-    device = torch.device("cpu")
-    world_size, global_rank, local_rank, node_rank, tensor_parallel_size = 1, 0, 0, 0, 1
-    inside_forward = failed = step_was_skipped = False
+    capabilities = Capabilities()
+    group_options = ProcessGroupOptions()
     module: nn.Module
     optimizers: list[Optimizer]
+    activation_checkpointing: Policy | None = None
+    sync_batchnorm = False
+    device_mesh: DeviceMesh | None = None
+    tensor_parallel_size = 1
+    keeps_gradients_local = False
+    synced_forwards: int | None = None
+    inside_forward = False
+    step_was_skipped = False
 
-    @abstractmethod
     def setup_environment(
         self,
         devices: list[torch.device],
         num_nodes: int,
         environment: ClusterEnvironment | None,
     ) -> None:
-        """Choose this process's device, and learn its place among its peers.
+        """Make ``group``: a process for each of this machine's ``devices``, on ``num_nodes`` machines.
 
-        Args:
-            devices: one for each process of this machine.
-            num_nodes: number of machines.
-            environment: what a launcher told this process; None before the others are started, or if there are none.
+        ``environment`` is what a launcher told this process; None before the others are started, or if there are none.
         """
+        self.group = create_group(devices, num_nodes, environment, self.group_options)
+        self.check_group()
+
+    def check_group(self) -> None:
+        """Raise if the strategy cannot run on the device, or in so many processes, of ``group``."""
 
     def connect(self) -> None:
-        """Join the peers, if that is not done; collectives may follow."""
-
-    def disconnect(self) -> None:
-        """Undo :meth:`connect`. All processes do."""
+        """Meet the other processes, if that is not done; collectives may follow."""
+        self.group.join()
 
     @property
     def is_transparent(self) -> bool:
         """After :meth:`setup`: whether a step is a call of the module and nothing else."""
-        return self._context is None and self.world_size == 1
+        return self._context is None and self.group.world_size == 1
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         """Move ``module`` to the device and convert it; return it."""
@@ -111,8 +121,8 @@ class Strategy(ABC):
         self.optimizers = optimizers
         return optimizers
 
-    def teardown(self) -> None:
-        """Undo what :meth:`setup` did to the module beside moving it."""
+    def teardown(self, interrupted: bool = False) -> None:
+        """Undo what :meth:`setup` did to the module but moving it; ``interrupted`` in a step: without collectives."""
 
     @abstractmethod
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +130,6 @@ class Strategy(ABC):
 
     def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call ``module.<step_name>(*args)`` for evaluation, by default on the bare module: without collectives."""
-        # As StepModule does, without the frames of nn.Module.__call__: there is nothing here to intercept it.
         if self._context is None:
             return getattr(self.module, step_name)(*args, **kwargs)
         with self._context:
@@ -160,16 +169,12 @@ class Strategy(ABC):
         """Average gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
 
     def clip_gradients(
-        self,
-        parameters: Iterable[Tensor],
-        value: float,
-        algorithm: str,
-        norm: float = 2.0,
+        self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
     ) -> Any:
         """Clip gradients by their global ``"norm"``, which is returned, or each by ``"value"``."""
         if algorithm == "value":
-            return nn.utils.clip_grad_value_(parameters, value)
-        return nn.utils.clip_grad_norm_(parameters, value, norm)
+            return nn.utils.clip_grad_value_(params, value)
+        return nn.utils.clip_grad_norm_(params, value, norm)
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply the gradients of an optimizer's parameters."""
@@ -181,48 +186,18 @@ class Strategy(ABC):
         """Update the parameters."""
         return optimizer.step()
 
-    def model_state(self) -> dict[str, Any]:
+    def model_state(self) -> State:
         """Parameters and buffers by name; tensors may be aliases of the living ones."""
         return self.module.state_dict()
 
-    def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
+    def load_model_state(self, state: State, strict: bool) -> Any:
         """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""
         return self.module.load_state_dict(state, strict=strict)
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``, for any strategy."""
-        return rename_optimizer_state(
-            optimizer.state_dict(), parameter_names(self.module, optimizer)
-        )
+        return named_optimizer_state(self.module, optimizer, optimizer.state_dict())
 
-    def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
         """Load what :meth:`optimizer_state` returned, matching parameters by name."""
-        optimizer.load_state_dict(
-            number_optimizer_state(state, parameter_names(self.module, optimizer))
-        )
-
-    # -- peers: with one process, each of these gives back what it got ------------------------------------------
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is the main process."""
-        return self.global_rank == 0
-
-    def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
-        """``"mean"``, ``"sum"``, ``"min"`` or ``"max"`` over all processes."""
-        return tensor
-
-    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        """The tensors of all processes, stacked along a new first dimension if there are several processes."""
-        return tensor
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank: anything that can be pickled."""
-        return [value]
-
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        """``value`` of process ``source``, on all processes."""
-        return value
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
+        load_optimizer_state(self.module, optimizer, state)

@@ -1,4 +1,4 @@
-"""The locks under which torch builds extensions: who is killed meanwhile leaves one, and torch waits for it forever."""
+"""The locks under which torch builds extensions: a process that is killed leaves one, for which torch waits forever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 from contextlib import suppress
 from glob import escape, glob
 
-_OTHER_MACHINE = 300.0  # seconds without any change for which one that nobody holds here may be held on another machine
+# For so long without any change, a lock that nobody holds here may be held on another machine.
+_OTHER_MACHINE_SECONDS = 300.0
 
 log = logging.getLogger("loopwright")
 
@@ -21,28 +22,19 @@ def await_builds() -> None:
     """
     from torch.utils.cpp_extension import get_default_build_root
 
-    own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folders = (
-        (escape(own), "*") if own else (escape(get_default_build_root()), "*", "*")
-    )
-    for lock in glob(os.path.join(*folders, "lock")):
-        told = False
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if root:
+        pattern = os.path.join(escape(root), "*", "lock")
+    else:
+        pattern = os.path.join(escape(get_default_build_root()), "*", "*", "lock")
+    for lock in glob(pattern):
         try:
-            # Its age is asked for last, as another process may have made it anew meanwhile.
-            while _is_held(lock) or _age(lock) < _OTHER_MACHINE:
-                if not told:
-                    log.info(
-                        "Waiting for the build of an extension by another process: %s",
-                        lock,
-                    )
-                told = True
-                time.sleep(0.5)
-            os.remove(lock)
-        except FileNotFoundError:  # it has been released
-            pass
-        except (
-            OSError
-        ) as error:  # another user's, of whose builds this run may need none
+            _await_build(lock)
+        except FileNotFoundError:
+            # It has been released.
+            continue
+        except OSError as error:
+            # Another user's, of whose builds this run may need none.
             log.warning(
                 "%s seems to be left over from a build that was killed, and cannot be removed: %s",
                 lock,
@@ -50,15 +42,35 @@ def await_builds() -> None:
             )
 
 
-def _age(lock: str) -> float:
-    """Seconds since a lock, or something beside it, was changed last.
+def _await_build(lock: str) -> None:
+    """Wait for the build that holds a lock, and remove the lock if there is none.
+
+    Raises:
+        FileNotFoundError: if the lock is released meanwhile.
+        OSError: if it cannot be removed.
+    """
+    is_announced = False
+    # The age is asked for last, as another process may have made the lock anew meanwhile.
+    while _is_held(lock) or _age_seconds(lock) < _OTHER_MACHINE_SECONDS:
+        if not is_announced:
+            log.info(
+                "Waiting for the build of an extension by another process: %s", lock
+            )
+            is_announced = True
+        time.sleep(0.5)
+    os.remove(lock)
+
+
+def _age_seconds(lock: str) -> float:
+    """Return the seconds since a lock, or something beside it, was changed last.
 
     Raises:
         FileNotFoundError: if there is no such file any more.
     """
     newest = os.stat(lock).st_mtime
     for entry in os.scandir(os.path.dirname(lock)):
-        with suppress(FileNotFoundError):  # a compiler's own, which has gone
+        # A compiler's own file may have gone.
+        with suppress(FileNotFoundError):
             newest = max(newest, entry.stat().st_mtime)
     return time.time() - newest
 
@@ -73,7 +85,8 @@ def _is_held(lock: str) -> bool:
     if not os.path.isdir("/proc/self/fd"):
         return True
     for descriptor in glob("/proc/[0-9]*/fd/*"):
-        with suppress(OSError):  # it has been closed meanwhile, or is another user's
+        # It may have been closed meanwhile, or be another user's.
+        with suppress(OSError):
             if os.path.samestat(os.stat(descriptor), found):
                 return True
     return False

@@ -11,23 +11,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import (
+    _flatten_dense_tensors,
+    _take_tensors,
+    _unflatten_dense_tensors,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .launch.environment import ClusterEnvironment
+from .base import Capabilities, Strategy
+from .group import Group
 from .module_policy import Policy
 from .precision import Precision
-from .process_group import ProcessGroupStrategy
+from .process_group import ProcessGroupOptions
 from .step_module import StepModule
 
-_BUCKET = 2**23  # numbers that are averaged in one collective
+# How much is averaged in one collective, where DDP does not do it.
+_BUCKET_BYTES = 2**25
 
 
-class _FixedBuckets(DistributedDataParallel):
+class _DDPModule(DistributedDataParallel):
     """Fills its buckets from the beginning as it does for good.
 
     By itself it takes the order of the first backward for those that follow. Then the first step of a resumed run adds
     up the processes' gradients in other parts than the same step of the whole run, and so rounds otherwise.
+
+    Args:
+        module: a :class:`~.step_module.StepModule` around the user's.
+        **options: of ``DistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
@@ -38,8 +49,7 @@ class _FixedBuckets(DistributedDataParallel):
         super().__init__(module, **options)
         if self.rebuilds_buckets:
             self.reducer._push_all_rebuilt_params()
-            # A collective.
-            self.reducer._rebuild_buckets()
+            self.reducer._rebuild_buckets()  # collective
 
     def _build_params_for_reducer(self) -> tuple[list[Tensor], list[bool]]:
         parameters, sparse = super()._build_params_for_reducer()
@@ -48,8 +58,27 @@ class _FixedBuckets(DistributedDataParallel):
             # front, the communication begins while the backward runs.
             parameters = parameters[::-1]
             sparse = sparse[::-1]
-        self.in_order = parameters
+        self.reducer_parameters = parameters
         return parameters, sparse
+
+    def prepare_backward(self, loss: Tensor, averages: bool) -> None:
+        """Prepare for a backward inside the forward; by itself, DDP does so at the forward's end.
+
+        Args:
+            loss: whose gradients are about to be computed.
+            averages: whether they are averaged over the processes.
+        """
+        if averages:
+            self.reducer.prepare_for_backward(
+                [loss] if self.find_unused_parameters else []
+            )
+        # The end of the forward must not prepare for another one.
+        self.require_backward_grad_sync = False
+
+    def end_step(self) -> None:
+        """After a forward with backwards inside it: let the next one communicate."""
+        self.require_forward_param_sync = True
+        self.require_backward_grad_sync = True
 
     def check_gradients(self) -> None:
         """See whether the last backward has given all parameters their gradients, as the processes wait for them.
@@ -65,15 +94,22 @@ class _FixedBuckets(DistributedDataParallel):
             raise
 
     def name_unused_parameters(self, error: RuntimeError) -> None:
-        """Raise in other words what DDP finds at the next step: there, parameters have numbers."""
+        """Say with names what DDP finds at the next step and says with the parameters' numbers.
+
+        Raises:
+            RuntimeError: if it is that error.
+        """
         found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             return
+        user_module: Any = self.module.module
         names = {
-            id(parameter): name
-            for name, parameter in self.module.module.named_parameters()
+            id(parameter): name for name, parameter in user_module.named_parameters()
         }
-        unused = [names[id(self.in_order[int(index)])] for index in found[1].split()]
+        unused = []
+        for number in found[1].split():
+            parameter = self.reducer_parameters[int(number)]
+            unused.append(names[id(parameter)])
         others = f" and {len(unused) - 10} others" if len(unused) > 10 else ""
         raise RuntimeError(
             f"the loss of the last step did not depend on {', '.join(unused[:10])}{others}, and so the processes could "
@@ -82,7 +118,7 @@ class _FixedBuckets(DistributedDataParallel):
         ) from None
 
 
-class DDPStrategy(ProcessGroupStrategy):
+class DDPStrategy(Strategy):
     """Trains replicas of the module on several devices or machines, with averaged gradients.
 
     Evaluation runs on the bare module, without collectives: processes may evaluate different numbers of batches. With
@@ -101,15 +137,14 @@ class DDPStrategy(ProcessGroupStrategy):
         sync_batchnorm: let batch norms compute their statistics over all processes (not on the CPU).
         activation_checkpointing: which submodules compute their activations again in the backward pass: classes or a
             function.
-        process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
-        timeout: how long a collective waits for the slowest process before the run is given up.
-        max_restarts: how often processes that we started are started again when one fails (with ``ckpt_path="last"``,
-            the run goes on).
+        process_group_backend: see :class:`~.process_group.ProcessGroupOptions`, as for the two that follow.
+        timeout: how long a collective waits for the slowest process.
+        max_restarts: how often processes are started again when one fails.
         **kwargs: further arguments of ``DistributedDataParallel``.
     """
 
     name = "ddp"
-    keeps_gradients_local = False
+    capabilities = Capabilities(can_delay_sync=True)
 
     def __init__(
         self,
@@ -125,11 +160,13 @@ class DDPStrategy(ProcessGroupStrategy):
         sync_batchnorm: bool = False,
         activation_checkpointing: Policy | None = None,
         process_group_backend: str | None = None,
-        timeout: timedelta = timedelta(minutes=30),
-        max_restarts: int = 0,
+        timeout: timedelta = ProcessGroupOptions.timeout,
+        max_restarts: int = ProcessGroupOptions.max_restarts,
         **kwargs: Any,
     ) -> None:
-        super().__init__(process_group_backend, timeout, max_restarts)
+        self.group_options = ProcessGroupOptions(
+            process_group_backend, timeout, max_restarts
+        )
         self.options = {
             "find_unused_parameters": find_unused_parameters,
             "static_graph": static_graph,
@@ -138,38 +175,31 @@ class DDPStrategy(ProcessGroupStrategy):
             **kwargs,
         }
         self.broadcast_buffers = broadcast_buffers
-        if not broadcast_buffers:  # torch 2.13 gave it another name
-            renamed = (
-                "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-            )
-            self.options["forward_sync_buffers" if renamed else "broadcast_buffers"] = (
-                False
-            )
-        self.comm_hook, self.comm_state, self.comm_wrapper = (
-            ddp_comm_hook,
-            ddp_comm_state,
-            ddp_comm_wrapper,
-        )
+        if not broadcast_buffers:
+            # torch 2.13 gave the argument another name.
+            renamed = "forward_sync_buffers"
+            known = signature(DistributedDataParallel).parameters
+            self.options[renamed if renamed in known else "broadcast_buffers"] = False
+        self.comm_state = ddp_comm_state
+        self.comm_hook = ddp_comm_hook
+        if ddp_comm_hook is not None and ddp_comm_wrapper is not None:
+            self.comm_hook = ddp_comm_wrapper(ddp_comm_hook)
         self.sync_batchnorm = sync_batchnorm
         self.activation_checkpointing = activation_checkpointing
-        self._ddp: _FixedBuckets | None = None
-        self._local = False  # inside no_sync, in a step
         self.synced_forwards = 0
         self.torn_down = False
-        self._first = True  # until the first backward after DDP was made
-        self._wrapped: list[int] = []  # what was trained then
-        self._prepared = False  # whether a backward has run in this step
-        self._replaced: list[
-            tuple[nn.Module, str, nn.Module]
-        ] = []  # batch norms: parent, name, the user's own
+        self._ddp: _DDPModule | None = None
+        # Ids of the parameters that were trained when DDP was made.
+        self._wrapped: list[int] = []
+        # Whether no backward has run since then.
+        self._before_first_backward = True
+        # Inside a step (manual optimization): whether no_sync is open, and whether a backward has been prepared.
+        self._inside_no_sync = False
+        self._backward_prepared = False
+        # The user's batch norms that are replaced: parent, name, module.
+        self._batchnorms: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def setup_environment(
-        self,
-        devices: list[torch.device],
-        num_nodes: int,
-        environment: ClusterEnvironment | None,
-    ) -> None:
-        super().setup_environment(devices, num_nodes, environment)
+    def check_group(self) -> None:
         if self.sync_batchnorm and self.world_size > 1 and self.device.type == "cpu":
             raise ValueError(
                 "sync_batchnorm=True: torch has no synchronised batch norm for the CPU; leave it out there"
@@ -177,24 +207,22 @@ class DDPStrategy(ProcessGroupStrategy):
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         super().setup(module, precision)
-        self._replaced = []
+        self._batchnorms = []
         self.torn_down = False
-        if self.world_size > 1:
-            self.equalize((*module.parameters(), *module.buffers()))
-            if self.sync_batchnorm:
-                self._convert_batchnorms(module)
+        self.group.broadcast_tensors((*module.parameters(), *module.buffers()))
+        if self.world_size > 1 and self.sync_batchnorm:
+            self._replace_batchnorms(module)
         return module
 
-    def _convert_batchnorms(self, module: nn.Module) -> None:
+    def _replace_batchnorms(self, module: nn.Module) -> None:
         for parent in list(module.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(
-                    child, nn.modules.batchnorm._BatchNorm
-                ) and not isinstance(child, nn.SyncBatchNorm):
-                    self._replaced.append((parent, name, child))
-                    setattr(
-                        parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child)
-                    )  # has the same tensors
+                is_batchnorm = isinstance(child, nn.modules.batchnorm._BatchNorm)
+                if is_batchnorm and not isinstance(child, nn.SyncBatchNorm):
+                    self._batchnorms.append((parent, name, child))
+                    # It has the same tensors.
+                    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                    setattr(parent, name, synchronised)
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if self.world_size > 1:
@@ -202,59 +230,46 @@ class DDPStrategy(ProcessGroupStrategy):
             self._wrap()
         return super().setup_optimizers(optimizers)
 
-    def _trainable(self) -> list[int]:
-        return [
-            id(parameter)
-            for parameter in self.module.parameters()
-            if parameter.requires_grad
-        ]
-
     def start_epoch(self) -> None:
         trainable = self._trainable() if self.world_size > 1 else []
         if trainable and trainable != self._wrapped:
-            self._wrap()  # DDP would not average what was frozen when it was made
+            # DDP would not average what was frozen when it was made.
+            self._wrap()
+
+    def _trainable(self) -> list[int]:
+        parameters = self.module.parameters()
+        return [id(parameter) for parameter in parameters if parameter.requires_grad]
 
     def _wrap(self) -> None:
         self._wrapped = self._trainable()
-        self._first = True
+        self._before_first_backward = True
         self._ddp = None
         if not self._wrapped or self.keeps_gradients_local:
-            return  # DDP refuses a module of which nothing is trained
+            # DDP refuses a module of which nothing is trained.
+            return
         # Without device_ids: DDP would move batches that are where they belong.
-        self._ddp = _FixedBuckets(
-            StepModule(self.module, self._context), **self.options
-        )
+        self._ddp = _DDPModule(StepModule(self.module, self._context), **self.options)
         if self.comm_hook is not None:
-            hook = (
-                self.comm_hook
-                if self.comm_wrapper is None
-                else self.comm_wrapper(self.comm_hook)
-            )
-            self._ddp.register_comm_hook(self.comm_state, hook)
+            self._ddp.register_comm_hook(self.comm_state, self.comm_hook)
 
-    def teardown(self) -> None:
+    def teardown(self, interrupted: bool = False) -> None:
         ddp = self._ddp
         self._ddp = None
         self.torn_down = True
-        for parent, name, own in self._replaced:
-            setattr(parent, name, own.train(getattr(parent, name).training))
-        self._replaced.clear()
-        if ddp is not None and not self.failed:
+        for parent, name, batchnorm in self._batchnorms:
+            batchnorm.train(getattr(parent, name).training)
+            setattr(parent, name, batchnorm)
+        self._batchnorms.clear()
+        if ddp is not None and not interrupted:
             ddp.check_gradients()
-
-    # -- steps ------------------------------------------------------------------------------------------------
 
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         ddp = self._ddp
         if ddp is None:
-            if (
-                self.world_size == 1
-                or self.keeps_gradients_local
-                or self.torn_down
-                or not self._trainable()
-            ):
+            if self._computes_alone():
                 return self.evaluate(step_name, *args, **kwargs)
-            self._wrap()  # all was frozen until now
+            # All parameters were frozen until now.
+            self._wrap()
             ddp = self._ddp
             assert ddp is not None
         if ddp.require_backward_grad_sync:
@@ -267,69 +282,71 @@ class DDPStrategy(ProcessGroupStrategy):
             raise
         finally:
             self.inside_forward = False
-            if self._prepared:
-                self._prepared = False
-                ddp.require_backward_grad_sync = ddp.require_forward_param_sync = True
+            if self._backward_prepared:
+                self._backward_prepared = False
+                ddp.end_step()
+
+    def _computes_alone(self) -> bool:
+        """Whether a step of the bare module is right, as there are no gradients for DDP to average."""
+        if self.group.world_size == 1 or self.keeps_gradients_local or self.torn_down:
+            return True
+        return not self._trainable()
 
     def prepare_backward(self, loss: Tensor) -> None:
-        # DDP prepares for a backward at the end of its forward. This one comes before; then there must be no other.
-        ddp = self._ddp
-        if ddp is None:
-            return
-        if not self._local:
-            ddp.reducer.prepare_for_backward(
-                [loss] if ddp.find_unused_parameters else []
-            )
-        ddp.require_backward_grad_sync = False
-        self._prepared = True
+        if self._ddp is not None:
+            self._ddp.prepare_backward(loss, averages=not self._inside_no_sync)
+            self._backward_prepared = True
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        if self._ddp is None or (self._first and self._ddp.static_graph):
+        ddp = self._ddp
+        if ddp is None or (ddp.static_graph and self._before_first_backward):
             # Under static_graph, DDP learns the graph in its first backward, which must not be a local one. To average
             # the window's first gradients twice changes nothing.
-            self._first = False
+            self._before_first_backward = False
             yield
         elif self.inside_forward:
-            self._local = True
+            self._inside_no_sync = True
             try:
                 yield
             finally:
-                self._local = False
+                self._inside_no_sync = False
         else:
-            with self._ddp.no_sync():
+            with ddp.no_sync():
                 yield
 
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
-        if self.world_size == 1:
-            return
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        used = self.reduce(
-            torch.tensor([float(parameter.grad is not None) for parameter in trained]),
-            "max",
-        )
-        buckets: dict[tuple[torch.dtype, int], list[Tensor]] = {}
-        numbers = 0
-        for parameter, somewhere in zip(trained, used.tolist(), strict=True):
-            if somewhere:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                numbers += parameter.numel()
-                buckets.setdefault((parameter.dtype, numbers // _BUCKET), []).append(
-                    parameter.grad
-                )
-        for gradients in buckets.values():
-            means = self.reduce(
-                torch.cat([gradient.flatten() for gradient in gradients])
-            )
-            for gradient, mean in zip(
-                gradients, means.split([g.numel() for g in gradients]), strict=True
-            ):
-                gradient.copy_(mean.view_as(gradient))
+        if self.world_size > 1:
+            _average_gradients(self.group, parameters)
 
     def start_evaluation(self) -> None:
         if self._ddp is not None:
             self._ddp.check_gradients()
-        if self.world_size > 1 and self.broadcast_buffers:
+        if self.broadcast_buffers:
             # Running statistics are each process's own since the last forward began.
-            self.equalize(self.module.buffers())
+            self.group.broadcast_tensors(tuple(self.module.buffers()))
+
+
+def _average_gradients(group: Group, parameters: Iterable[Tensor]) -> None:
+    """Average gradients over the processes: a collective for each 32 MB of them, and one more.
+
+    A parameter without a gradient here counts as one with a gradient of zeros, unless it has none in any process.
+
+    Args:
+        group: the processes.
+        parameters: the same in all processes; those that are not trained are left out.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    has_gradient = [float(parameter.grad is not None) for parameter in trained]
+    has_gradient_somewhere = group.reduce(torch.tensor(has_gradient), "max").tolist()
+    gradients = []
+    for parameter, somewhere in zip(trained, has_gradient_somewhere, strict=True):
+        if somewhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _take_tensors(gradients, _BUCKET_BYTES):
+        flat = group.reduce(_flatten_dense_tensors(bucket))
+        means = _unflatten_dense_tensors(flat, bucket)
+        for gradient, mean in zip(bucket, means, strict=True):
+            gradient.copy_(mean)

@@ -1,4 +1,4 @@
-"""Pieces of torch's distributed tensors."""
+"""torch's distributed tensors: their shards, and tensors distributed as they are."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .tensor_shards import TensorShard
 
 
-def shard_of(tensor: Any) -> TensorShard:
-    """What this process has of a distributed tensor."""
-    mesh, placements = tensor.device_mesh, tensor.placements
-    place = mesh.get_coordinate()
-    assert place is not None, "this process is part of the mesh"
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    # Of those that have the same, the first saves it: in this mesh, and among meshes beside it.
-    first = all(
-        at == 0
-        for at, how in zip(place, placements, strict=True)
-        if isinstance(how, Replicate)
+def shard_of(tensor: DTensor) -> TensorShard:
+    """Return what this process has of a distributed tensor.
+
+    Raises:
+        TypeError: if it is made of tensors in a format of their own.
+    """
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None, "this process is part of the mesh"
+    _, offset = compute_local_shape_and_global_offset(
+        tensor.shape, mesh, tensor.placements
     )
-    first = first and int(mesh.mesh.min()) == 0
-    local = tensor.detach().to_local()
+    # Of the processes that have the same shard, the first one saves it: in this mesh, and among meshes beside it.
+    is_first = int(mesh.mesh.min()) == 0
+    for index, placement in zip(coordinate, tensor.placements, strict=True):
+        if isinstance(placement, Replicate) and index != 0:
+            is_first = False
+    detached: Any = tensor.detach()
+    local = detached.to_local()
     if is_traceable_wrapper_subclass(local):
         raise TypeError(
             f"{type(local).__name__}, of which a distributed tensor is made, cannot be saved in pieces"
         )
     return TensorShard(
-        local, tuple(tensor.shape), tuple(offset), first and local.numel() > 0
+        local, tuple(tensor.shape), tuple(offset), is_first and local.numel() > 0
     )
 
 
 def to_shards(state: Any) -> Any:
-    """Nested state with a :class:`TensorShard` for each distributed tensor."""
+    """Return nested state with a :class:`TensorShard` for each distributed tensor."""
     if isinstance(state, dict):
         return {key: to_shards(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -44,16 +49,13 @@ def to_shards(state: Any) -> Any:
     return shard_of(state) if isinstance(state, DTensor) else state
 
 
-def distribute(whole: Tensor, like: Any) -> DTensor:
-    """``whole``, which all processes have, spread as ``like`` is."""
-    own = shard_of(like)
-    local = (
-        own.slice_of(whole)
-        .to(own.tensor.device, own.tensor.dtype, copy=True)
-        .contiguous()
-    )
+def distribute(whole: Tensor, like: DTensor) -> DTensor:
+    """Distribute ``whole``, which all processes have, as ``like`` is."""
+    shard = shard_of(like)
+    local = shard.slice_of(whole)
+    local = local.to(shard.tensor.device, shard.tensor.dtype, copy=True)
     return DTensor.from_local(
-        local,
+        local.contiguous(),
         like.device_mesh,
         like.placements,
         run_check=False,
@@ -63,5 +65,5 @@ def distribute(whole: Tensor, like: Any) -> DTensor:
 
 
 def full_tensor(value: Any) -> Any:
-    """A distributed tensor's numbers, all of them, in each process. A collective."""
+    """Return all numbers of a distributed tensor, in each process; anything else as it is. A collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer states in parts: torch's FSDP2, ``fully_shard``."""
+"""Sharded parameters, gradients and optimizer states: torch's FSDP2, ``fully_shard``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .base import Capabilities, Strategy
 from .distributed_tensors import distribute, full_tensor, to_shards
-from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations, matches
-from .optimizer_state import parameter_names, rename_optimizer_state
+from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
-from .process_group import ProcessGroupStrategy
+from .process_group import ProcessGroupOptions
 from .step_module import StepModule
 
-_ROOT = "_fsdp_root"  # in a sharded module's __dict__: sharding cannot be undone, and what owns it lives as long
+# The key of a sharded module's root in its __dict__: sharding cannot be undone, so the root lives as long as it.
+_ROOT = "_fsdp_root"
+
+# Containers without a forward of their own, at which parameters could be gathered.
+_WITHOUT_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-class FSDPStrategy(ProcessGroupStrategy):
+class FSDPStrategy(Strategy):
     """Shards parameters, gradients and optimizer states over the processes by torch's ``fully_shard``.
 
     Each wrapped submodule's parameters are gathered for its forward and backward, and freed after it. The parameters
@@ -58,16 +62,18 @@ class FSDPStrategy(ProcessGroupStrategy):
         tensor_parallel_size: how many processes share each layer. ``configure_model`` finds
             ``self.device_mesh["tensor_parallel"]`` to parallelize the module with; parameters are then sharded over
             ``["data_parallel"]``.
-        process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
-        timeout: how long a collective waits for the slowest process before the run is given up.
-        max_restarts: how often processes that we started are started again when one fails.
+        process_group_backend: see :class:`~.process_group.ProcessGroupOptions`, as for the two that follow.
+        timeout: how long a collective waits for the slowest process.
+        max_restarts: how often processes are started again when one fails.
     """
 
     name = "fsdp"
-    equal_forwards = True
-    shards_state = True
-    manual_optimization = False
-    replaces_parameters = True
+    capabilities = Capabilities(
+        needs_equal_forwards=True,
+        shards_state=True,
+        manual_optimization=False,
+        replaces_parameters=True,
+    )
     synced_forwards = 0
 
     def __init__(
@@ -81,42 +87,38 @@ class FSDPStrategy(ProcessGroupStrategy):
         device_mesh: tuple[int, int] | DeviceMesh | None = None,
         tensor_parallel_size: int = 1,
         process_group_backend: str | None = None,
-        timeout: timedelta = timedelta(minutes=30),
-        max_restarts: int = 0,
+        timeout: timedelta = ProcessGroupOptions.timeout,
+        max_restarts: int = ProcessGroupOptions.max_restarts,
     ) -> None:
-        super().__init__(process_group_backend, timeout, max_restarts)
+        self.group_options = ProcessGroupOptions(
+            process_group_backend, timeout, max_restarts
+        )
         self.auto_wrap_policy = auto_wrap_policy
         self.activation_checkpointing = activation_checkpointing
         self.reshard_after_forward = reshard_after_forward
-        self.mp_policy, self.cpu_offload = mp_policy, cpu_offload
-        self.asked_mesh, self.tensor_parallel_size = device_mesh, tensor_parallel_size
-        self._root: Any = None  # a StepModule around the module, sharded
-        self._sharded_into: Any = {}  # by the parameter before, while it lives: what is trained
+        self.mp_policy = mp_policy
+        self.cpu_offload = cpu_offload
+        self.requested_mesh = device_mesh
+        self.tensor_parallel_size = tensor_parallel_size
+        # A StepModule around the module, sharded; None with one process.
+        self._root: Any = None
+        # The sharded parameter in the place of each that the module had before, while that lives.
+        self._sharded: Any = {}
 
-    def setup_environment(
-        self,
-        devices: list[torch.device],
-        num_nodes: int,
-        environment: ClusterEnvironment | None,
-    ) -> None:
-        super().setup_environment(devices, num_nodes, environment)
-        size, mesh = self.tensor_parallel_size, self.asked_mesh
-        if (
-            isinstance(size, bool)
-            or not isinstance(size, int)
-            or size < 1
-            or self.world_size % size
-        ):
+    def check_group(self) -> None:
+        size = self.tensor_parallel_size
+        # True would pass for 1.
+        if type(size) is not int or size < 1 or self.world_size % size:
             raise ValueError(
                 f"tensor_parallel_size must be a number that divides the {self.world_size} processes; got {size!r}"
             )
+        mesh = self.requested_mesh
         if size > 1 and mesh is not None:
             raise ValueError(
                 "device_mesh and tensor_parallel_size cannot both be given"
             )
-        if isinstance(mesh, tuple) and (
-            len(mesh) != 2 or math.prod(mesh) != self.world_size
-        ):
+        is_shape = isinstance(mesh, tuple)
+        if is_shape and (len(mesh) != 2 or math.prod(mesh) != self.world_size):
             raise ValueError(
                 f"device_mesh must be (replicas, shards) with replicas * shards = {self.world_size}, the number of "
                 f"processes; got {mesh!r}"
@@ -124,26 +126,23 @@ class FSDPStrategy(ProcessGroupStrategy):
 
     def connect(self) -> None:
         super().connect()
-        if self.world_size == 1 or self.device_mesh is not None:
-            return
-        kind, mesh, size = self.device.type, self.asked_mesh, self.tensor_parallel_size
-        if isinstance(mesh, DeviceMesh):
-            self.device_mesh = mesh
-        elif mesh is not None:
-            self.device_mesh = init_device_mesh(
-                kind, mesh, mesh_dim_names=("replicate", "shard")
-            )
-        elif size > 1:
-            names = ("data_parallel", "tensor_parallel")
-            self.device_mesh = init_device_mesh(
-                kind, (self.world_size // size, size), mesh_dim_names=names
-            )
-        else:
-            self.device_mesh = init_device_mesh(
-                kind, (self.world_size,), mesh_dim_names=("data_parallel",)
-            )
+        if self.world_size > 1 and self.device_mesh is None:
+            self.device_mesh = self._create_mesh()
 
-    # -- the module -------------------------------------------------------------------------------------------
+    def _create_mesh(self) -> DeviceMesh:
+        mesh = self.requested_mesh
+        if isinstance(mesh, DeviceMesh):
+            return mesh
+        size = self.tensor_parallel_size
+        shape: tuple[int, ...] = (self.world_size,)
+        names: tuple[str, ...] = ("data_parallel",)
+        if mesh is not None:
+            shape = mesh
+            names = ("replicate", "shard")
+        elif size > 1:
+            shape = (self.world_size // size, size)
+            names = ("data_parallel", "tensor_parallel")
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         if self.world_size == 1:
@@ -152,105 +151,82 @@ class FSDPStrategy(ProcessGroupStrategy):
         self._context = precision.forward_context(self.device)
         self._root = vars(module).get(_ROOT)
         if self._root is None:
-            precision.convert_module(module)
-            parallel = (
-                self.tensor_parallel_size > 1
-            )  # what configure_model has parallelized is in parts already
-            tensors = (*module.parameters(), *module.buffers())
-            self.equalize(
-                t for t in tensors if not (parallel and isinstance(t, DTensor))
-            )
-            checkpoint_activations(module, self.activation_checkpointing)
-            before = dict(module.named_parameters())
-            self._root = vars(module)[_ROOT] = self._shard(module, precision)
-            self._sharded_into = WeakIdKeyDictionary()
-            for name, parameter in module.named_parameters():
-                self._sharded_into[before[name]] = parameter
+            self._root = self._prepare_and_shard(module, precision)
         self._root.context = self._context
         self._reshard()
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
         return module
 
+    def _prepare_and_shard(self, module: nn.Module, precision: Precision) -> Any:
+        precision.convert_module(module)
+        tensors = [*module.parameters(), *module.buffers()]
+        if self.tensor_parallel_size > 1:
+            # What configure_model has parallelized is sharded already.
+            tensors = [t for t in tensors if not isinstance(t, DTensor)]
+        self.group.broadcast_tensors(tensors)
+        checkpoint_activations(module, self.activation_checkpointing)
+        before = dict(module.named_parameters())
+        root = self._shard(module, precision)
+        vars(module)[_ROOT] = root
+        self._sharded = WeakIdKeyDictionary()
+        for name, parameter in module.named_parameters():
+            self._sharded[before[name]] = parameter
+        return root
+
     def _shard(self, module: nn.Module, precision: Precision) -> StepModule:
-        assert self.device_mesh is not None
-        mesh = (
-            self.device_mesh["data_parallel"]
-            if self.tensor_parallel_size > 1
-            else self.device_mesh
-        )
+        mesh = self.device_mesh
+        assert mesh is not None
+        if self.tensor_parallel_size > 1:
+            mesh = mesh["data_parallel"]
         # Under autocast, operations choose their types themselves; parameters are gathered in the type of most of them.
+        reduce_dtype = precision.reduce
+        if reduce_dtype is None and precision.compute is not None:
+            reduce_dtype = torch.float32
         policy = MixedPrecisionPolicy(
             param_dtype=precision.compute,
-            reduce_dtype=precision.reduce
-            or (torch.float32 if precision.compute else None),
+            reduce_dtype=reduce_dtype,
             cast_forward_inputs=False,
         )
-        offload = (
-            CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
-            if self.cpu_offload
-            else OffloadPolicy()
-        )
+        offload = OffloadPolicy()
+        if self.cpu_offload:
+            offload = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
         options: dict[str, Any] = {
-            "mesh": mesh, "reshard_after_forward": self.reshard_after_forward,
-            "mp_policy": self.mp_policy or policy, "offload_policy": offload,
-        }  # fmt: skip
+            "mesh": mesh,
+            "reshard_after_forward": self.reshard_after_forward,
+            "mp_policy": self.mp_policy or policy,
+            "offload_policy": offload,
+        }
         root = StepModule(module)
-        for part in module.modules() if precision.compute is not None else ():
-            if isinstance(
-                part, nn.modules.batchnorm._BatchNorm
-            ):  # which wants parameters and statistics of one type
-                fully_shard(part, **{**options, "mp_policy": MixedPrecisionPolicy()})
-        for part in self._to_wrap(module):
-            if not isinstance(part, FSDPModule):
-                fully_shard(part, **options)
+        if precision.compute is not None:
+            full_precision = {**options, "mp_policy": MixedPrecisionPolicy()}
+            for child in module.modules():
+                # Batch norms take parameters and statistics of one type.
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                    fully_shard(child, **full_precision)
+        for child in _modules_to_wrap(module, self.auto_wrap_policy):
+            if not isinstance(child, FSDPModule):
+                fully_shard(child, **options)
         fully_shard(root, **options)
         return root
 
-    def _to_wrap(self, module: nn.Module) -> list[nn.Module]:
-        """The submodules to be gathered by themselves, inner ones first."""
-        policy = self.auto_wrap_policy
-        if policy is None:
-            lists = [
-                part
-                for part in module.modules()
-                if isinstance(part, (nn.ModuleList, nn.Sequential))
-            ]
-            chosen = {id(block) for part in lists for block in part.children()} - {
-                id(part) for part in lists
-            }
-        elif isinstance(policy, int) and not isinstance(policy, bool):
-            chosen = _of_size(module, policy)
-        else:
-            parts = [part for part in module.modules() if part is not module]
-            chosen = {id(part) for part in parts if matches(cast(Policy, policy), part)}
-        containers = (
-            nn.ModuleList,
-            nn.ModuleDict,
-            nn.ParameterList,
-            nn.ParameterDict,
-        )  # have no forward
-        return [
-            part
-            for part in reversed(list(module.modules()))
-            if id(part) in chosen
-            and any(True for _ in part.parameters())
-            and not isinstance(part, containers)
-        ]
-
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
-            for group in (
-                optimizer.param_groups
-            ):  # one that was made before knows the parameters of then
-                before, group["params"] = (
-                    group["params"],
-                    [self._sharded_into.get(p, p) for p in group["params"]],
-                )
-                for old, new in zip(before, group["params"], strict=True):
-                    if old is not new and old in optimizer.state:
-                        optimizer.state[new] = _spread(optimizer.state.pop(old), new)
+            for group in optimizer.param_groups:
+                # An optimizer that was made before holds the parameters of then.
+                group["params"] = [
+                    self._sharded_in(optimizer, parameter)
+                    for parameter in group["params"]
+                ]
         return super().setup_optimizers(optimizers)
+
+    def _sharded_in(self, optimizer: Optimizer, parameter: Any) -> Any:
+        """Return the sharded parameter in the place of one of before, to which its optimizer state is moved."""
+        sharded = self._sharded.get(parameter, parameter)
+        if sharded is not parameter and parameter in optimizer.state:
+            state = optimizer.state.pop(parameter)
+            optimizer.state[sharded] = _distribute_state(state, sharded)
+        return sharded
 
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         if self._root is None:
@@ -259,23 +235,22 @@ class FSDPStrategy(ProcessGroupStrategy):
         return self._root(step_name, *args, **kwargs)
 
     def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
-        root = self._root
-        if root is None:
+        if self._root is None:
             return super().evaluate(step_name, *args, **kwargs)
-        output = root(step_name, *args, **kwargs)
-        self._reshard()  # torch leaves some gathered for a backward that does not come
+        output = self._root(step_name, *args, **kwargs)
+        # torch leaves some parameters gathered for a backward that does not come.
+        self._reshard()
         return output
 
     def _reshard(self) -> None:
-        for part in self._root.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+        for child in self._root.modules():
+            if isinstance(child, FSDPModule):
+                child.reshard()
 
     def start_evaluation(self) -> None:
         if self._root is not None:
-            self.equalize(
-                self.module.buffers()
-            )  # running statistics are each process's own
+            # Running statistics are each process's own.
+            self.group.broadcast_tensors(tuple(self.module.buffers()))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -298,102 +273,133 @@ class FSDPStrategy(ProcessGroupStrategy):
             )
 
     def clip_gradients(
-        self,
-        parameters: Iterable[Tensor],
-        value: float,
-        algorithm: str,
-        norm: float = 2.0,
+        self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
     ) -> Any:
-        found: list[Any] = [
-            parameter for parameter in parameters if parameter.grad is not None
-        ]
+        with_gradient: list[Any] = [p for p in params if p.grad is not None]
         if algorithm == "value":
-            for parameter in found:
+            for parameter in with_gradient:
                 parameter.grad.clamp_(-value, value)
             return None
-        # The norm over each mesh (with tensor parallelism there may be several), and of these norms.
-        meshes: dict[Any, list[Any]] = {}
-        for parameter in found:
-            meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(
-                parameter
-            )
-        norms = [
-            full_tensor(nn.utils.get_total_norm([p.grad for p in own], norm))
-            for own in meshes.values()
-        ]
-        total = torch.linalg.vector_norm(
-            torch.stack([each.to(self.device) for each in norms or [torch.zeros(())]]),
-            norm,
-        )
-        for own in meshes.values():
-            nn.utils.clip_grads_with_norm_(own, value, total)
+        # With tensor parallelism there may be several meshes: the norm over each one, and then that of these norms.
+        by_mesh: dict[Any, list[Any]] = {}
+        for parameter in with_gradient:
+            mesh = getattr(parameter, "device_mesh", None)
+            by_mesh.setdefault(mesh, []).append(parameter)
+        norms = [torch.zeros((), device=self.device)] if not by_mesh else []
+        for parameters in by_mesh.values():
+            gradients = [parameter.grad for parameter in parameters]
+            mesh_norm = full_tensor(nn.utils.get_total_norm(gradients, norm))
+            norms.append(mesh_norm.to(self.device))
+        total = torch.linalg.vector_norm(torch.stack(norms), norm)
+        for parameters in by_mesh.values():
+            nn.utils.clip_grads_with_norm_(parameters, value, total)
         return total
 
-    # -- states -----------------------------------------------------------------------------------------------
+    def model_state(self) -> State:
+        if self._root is None:
+            return super().model_state()
+        return to_shards(self._distributed_state())
 
-    def model_state(self) -> dict[str, Any]:
-        return super().model_state() if self._root is None else to_shards(self._state())
+    def _distributed_state(self) -> State:
+        """The module's state, with distributed tensors."""
+        state = self._root.state_dict()
+        return {name.removeprefix("module."): state[name] for name in state}
 
-    def _state(self) -> dict[str, Any]:
-        assert self._root is not None
-        return {
-            name.removeprefix("module."): value
-            for name, value in self._root.state_dict().items()
-        }
-
-    def load_model_state(self, state: dict[str, Any], strict: bool) -> Any:
+    def load_model_state(self, state: State, strict: bool) -> Any:
         if self._root is None:
             return super().load_model_state(state, strict)
-        now = self._state()
-        spread = {
-            name: distribute(value, like)
-            if isinstance(like := now.get(name), DTensor) and value.shape == like.shape
-            else value
+        current = self._distributed_state()
+        distributed = {
+            name: _distribute_like(value, current.get(name))
             for name, value in state.items()
         }
-        return self._root.module.load_state_dict(spread, strict=strict)
+        return self._root.module.load_state_dict(distributed, strict=strict)
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         if self._root is None:
             return super().optimizer_state(optimizer)
         self._reshard()
-        return rename_optimizer_state(
-            to_shards(optimizer.state_dict()), parameter_names(self.module, optimizer)
-        )
+        state = to_shards(optimizer.state_dict())
+        return named_optimizer_state(self.module, optimizer, state)
 
-    def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
         if self._root is not None:
             self._reshard()
             parameters = dict(self.module.named_parameters())
-            spread = {
-                name: _spread(own, parameters[name]) if name in parameters else own
-                for name, own in state["state"].items()
+            distributed = {
+                name: _distribute_state(values, parameters.get(name))
+                for name, values in state["state"].items()
             }
-            state = {**state, "state": spread}
+            state = {**state, "state": distributed}
         super().load_optimizer_state(optimizer, state)
 
 
-def _spread(state: dict[str, Any], parameter: Any) -> dict[str, Any]:
-    """A parameter's optimizer state, with what has its shape spread as it is."""
-    return {
-        key: distribute(value, parameter)
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-        else value
-        for key, value in state.items()
-    }
+def _distribute_state(state: State, parameter: Any) -> State:
+    """Return a parameter's optimizer state, with what has its shape distributed as it is."""
+    return {key: _distribute_like(value, parameter) for key, value in state.items()}
 
 
-def _of_size(module: nn.Module, least: int) -> set[int]:
-    """The submodules that have so many parameters, less those inside that are gathered by themselves."""
+def _distribute_like(value: Any, like: Any) -> Any:
+    """Return a whole tensor distributed as another one of its shape is; anything else as it is."""
+    is_alike = (
+        isinstance(like, DTensor)
+        and isinstance(value, Tensor)
+        and value.shape == like.shape
+    )
+    return distribute(value, like) if is_alike else value
+
+
+def _modules_to_wrap(module: nn.Module, policy: Policy | int | None) -> list[nn.Module]:
+    """Return the submodules to be gathered by themselves, inner ones first.
+
+    Args:
+        module: the user's.
+        policy: classes, a function of a submodule, a number of parameters, or None for the children of each
+            ``nn.ModuleList`` and ``nn.Sequential``.
+    """
+    if policy is None:
+        chosen = _blocks(module)
+    elif isinstance(policy, int) and not isinstance(policy, bool):
+        chosen = _of_size(module, policy)
+    else:
+        chosen = {
+            id(child)
+            for child in module.modules()
+            if child is not module and matches(cast(Policy, policy), child)
+        }
+    return [
+        child
+        for child in reversed(list(module.modules()))
+        if id(child) in chosen
+        and any(True for _ in child.parameters())
+        and not isinstance(child, _WITHOUT_FORWARD)
+    ]
+
+
+def _blocks(module: nn.Module) -> set[int]:
+    """Ids of the children of lists and sequences, but for lists and sequences themselves."""
+    blocks: set[int] = set()
+    containers: set[int] = set()
+    for child in module.modules():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            containers.add(id(child))
+            blocks.update(id(block) for block in child.children())
+    return blocks - containers
+
+
+def _of_size(module: nn.Module, min_parameters: int) -> set[int]:
+    """Ids of the outermost submodules of so many parameters, less those inside that are gathered by themselves."""
     chosen: set[int] = set()
 
-    def left(part: nn.Module) -> int:
-        own = sum(parameter.numel() for parameter in part.parameters(recurse=False))
-        total = own + sum(left(child) for child in part.children())
-        if total >= least and part is not module:
-            chosen.add(id(part))
+    def count_remaining(child: nn.Module) -> int:
+        """Parameters that are left to the parent of ``child``."""
+        total = sum(parameter.numel() for parameter in child.parameters(recurse=False))
+        for grandchild in child.children():
+            total += count_remaining(grandchild)
+        if total >= min_parameters and child is not module:
+            chosen.add(id(child))
             return 0
         return total
 
-    left(module)
+    count_remaining(module)
     return chosen

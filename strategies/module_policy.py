@@ -1,4 +1,4 @@
-"""Which submodules something is done to."""
+"""Policies that select submodules, by class or by a function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-# Classes, or a function that says yes or no to a submodule.
+# Module classes, or a function that says yes or no to a submodule.
 Policy = type[nn.Module] | Iterable[type[nn.Module]] | Callable[[nn.Module], bool]
 
 _checkpointed: WeakSet[nn.Module] = WeakSet()
@@ -39,16 +39,16 @@ def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
     """
     if policy is None:
         return
-    from torch.distributed._composable.checkpoint_activation import (
-        checkpoint,
-    )  # keeps names and classes
+    # This one keeps names and classes of the modules.
+    from torch.distributed._composable.checkpoint_activation import checkpoint
 
-    chosen = [part for part in module.modules() if matches(policy, part)]
+    chosen = [child for child in module.modules() if matches(policy, child)]
     if not chosen:
         raise ValueError(
             f"activation_checkpointing={policy!r} chooses no submodule of {type(module).__name__}"
         )
-    for part in chosen:
-        if part not in _checkpointed:
-            checkpoint(part)
-            _checkpointed.add(part)
+    for child in chosen:
+        # A module of several runs is changed once.
+        if child not in _checkpointed:
+            checkpoint(child)
+            _checkpointed.add(child)

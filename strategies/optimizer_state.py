@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# What a checkpoint keeps: nested, with tensors, their shards and plain values.
+State = dict[str, Any]
+
 
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     """An optimizer's parameters, group by group."""
@@ -16,65 +19,76 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def parameter_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    """The names of an optimizer's parameters, group by group; one that the module lacks gets a name of its place."""
+    """Return the names of an optimizer's parameters, by group; one that the module lacks gets a name of its place."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [
-        [
-            names.get(id(parameter), f"optimizer.group{g}.param{i}")
-            for i, parameter in enumerate(group["params"])
-        ]
-        for g, group in enumerate(optimizer.param_groups)
-    ]
+    by_group = []
+    for group_number, group in enumerate(optimizer.param_groups):
+        place = f"optimizer.group{group_number}.param"
+        params = enumerate(group["params"])
+        by_group.append([names.get(id(param), f"{place}{i}") for i, param in params])
+    return by_group
 
 
-def rename_optimizer_state(
-    state: dict[str, Any], names: list[list[str]]
-) -> dict[str, Any]:
-    """Replace torch's parameter numbers by names."""
+def named_optimizer_state(
+    module: nn.Module, optimizer: Optimizer, state: State
+) -> State:
+    """Return an optimizer's ``state_dict()`` with names in the place of torch's parameter numbers."""
+    names = parameter_names(module, optimizer)
     flat = [name for group in names for name in group]
     return {
         **state,
         "state": {flat[number]: value for number, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": n}
-            for group, n in zip(state["param_groups"], names, strict=True)
-        ],
+        "param_groups": with_params(state["param_groups"], names),
     }
 
 
-def number_optimizer_state(
-    state: dict[str, Any], names: list[list[str]]
-) -> dict[str, Any]:
-    """The inverse of :func:`rename_optimizer_state`, for parameters that may stand in another order now.
+def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: State) -> None:
+    """Load what :func:`named_optimizer_state` returned; parameters may stand in another order now.
 
     Raises:
         ValueError: if the groups hold other parameters than they did.
     """
-    groups = state["param_groups"]
-    if len(groups) != len(names):
-        raise ValueError(
-            f"the checkpoint's optimizer has {len(groups)} parameter groups, this one has {len(names)}; a callback "
-            "that has added some adds them again in on_fit_start"
-        )
-    for index, (group, now) in enumerate(zip(groups, names, strict=True)):
-        missing, new = (
-            sorted(set(group["params"]) - set(now)),
-            sorted(set(now) - set(group["params"])),
-        )
-        if missing or new:
-            raise ValueError(
-                f"parameter group {index} of the optimizer differs from the checkpoint's: "
-                f"only in the checkpoint {missing}, only here {new}"
-            )
-    numbers = {
-        name: number
-        for number, name in enumerate(name for group in names for name in group)
-    }
-    return {
+    names = parameter_names(module, optimizer)
+    check_same_parameters(state["param_groups"], names)
+    flat = [name for group in names for name in group]
+    numbers = {name: number for number, name in enumerate(flat)}
+    numbers_by_group = [[numbers[name] for name in group] for group in names]
+    numbered = {
         **state,
         "state": {numbers[name]: value for name, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [numbers[name] for name in now]}
-            for group, now in zip(groups, names, strict=True)
-        ],
+        "param_groups": with_params(state["param_groups"], numbers_by_group),
     }
+    optimizer.load_state_dict(numbered)
+
+
+def check_same_parameters(saved_groups: list[State], names: list[list[str]]) -> None:
+    """Refuse the state of an optimizer with other parameters.
+
+    Args:
+        saved_groups: the saved ``param_groups``, with names.
+        names: of the optimizer's parameters now, by group.
+
+    Raises:
+        ValueError: naming the parameters that are in one of them only.
+    """
+    if len(saved_groups) != len(names):
+        raise ValueError(
+            f"the checkpoint's optimizer has {len(saved_groups)} parameter groups, this one has {len(names)}; a "
+            "callback that has added some adds them again in on_fit_start"
+        )
+    for index, group in enumerate(saved_groups):
+        saved = set(group["params"])
+        now = set(names[index])
+        if saved != now:
+            raise ValueError(
+                f"parameter group {index} of the optimizer differs from the checkpoint's: "
+                f"only in the checkpoint {sorted(saved - now)}, only here {sorted(now - saved)}"
+            )
+
+
+def with_params(groups: list[State], params: list[Any]) -> list[State]:
+    """Return parameter groups with others in the place of their ``params``."""
+    return [
+        {**group, "params": group_params}
+        for group, group_params in zip(groups, params, strict=True)
+    ]

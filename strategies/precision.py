@@ -7,13 +7,13 @@ strategy. For one of your own, make an instance with other fields, or subclass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Precision:
     def __post_init__(self) -> None:
         for field in fields(self):
             # A subclass may say a field as a class attribute, which dataclasses would overwrite with the default.
-            own = getattr(type(self), field.name, field.default)
-            if own != field.default and getattr(self, field.name) == field.default:
-                object.__setattr__(self, field.name, own)
+            of_class = getattr(type(self), field.name, field.default)
+            is_default = getattr(self, field.name) == field.default
+            if of_class != field.default and is_default:
+                object.__setattr__(self, field.name, of_class)
         if (
             self.init_scale <= 0
             or self.growth_interval < 1
@@ -65,7 +66,7 @@ class Precision:
             )
 
     def scaling(self) -> dict[str, Any]:
-        """The fields of the loss scale: arguments of ``torch.amp.GradScaler``."""
+        """Return the fields of the loss scale: arguments of ``torch.amp.GradScaler``."""
         names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
         return {name: getattr(self, name) for name in names}
 
@@ -79,16 +80,12 @@ class Precision:
         if dtype in (None, torch.float32):
             return
         try:
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-            ):  # a Trainer may be made in a hook of an evaluation
-                x = torch.ones(
-                    2, 2, 4, 4, dtype=dtype, device=device, requires_grad=True
-                )
-                y = nn.functional.conv2d(x, x) @ torch.ones(
-                    1, 2, dtype=dtype, device=device
-                )
+            # A Trainer may be made in a hook of an evaluation.
+            with torch.inference_mode(False), torch.enable_grad():
+                x = torch.ones(2, 2, 4, 4, dtype=dtype, device=device)
+                x.requires_grad_()
+                weight = torch.ones(1, 2, dtype=dtype, device=device)
+                y = nn.functional.conv2d(x, x) @ weight
                 nn.functional.layer_norm(y, y.shape[-1:]).sum().backward()
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -99,13 +96,10 @@ class Precision:
 
     def convert_module(self, module: nn.Module) -> None:
         """Convert floating-point parameters and buffers in place."""
-        for tensors, dtype in (
-            (module.parameters(), self.parameters),
-            (module.buffers(), self.buffers),
-        ):
-            for tensor in tensors if dtype is not None else ():
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(dtype)
+        if self.parameters is not None:
+            _convert(module.parameters(), self.parameters)
+        if self.buffers is not None:
+            _convert(module.buffers(), self.buffers)
 
     @property
     def input_dtype(self) -> torch.dtype | None:
@@ -113,7 +107,7 @@ class Precision:
         return self.parameters if self.compute is None else None
 
     def forward_context(self, device: torch.device) -> Any:
-        """A context for forward passes that may be entered again and again, or None where none is needed."""
+        """Return a context for forward passes, to be entered again and again, or None where none is needed."""
         if self.compute is not None:
             return torch.autocast(device.type, dtype=self.compute)
         if self.parameters not in (None, torch.float32):
@@ -121,14 +115,20 @@ class Precision:
         return None
 
     def init_context(self) -> Any:
-        """A context in which modules are created in this precision."""
-        return (
-            nullcontext() if self.parameters is None else default_dtype(self.parameters)
-        )
+        """Return a context in which modules are created in this precision."""
+        if self.parameters is None:
+            return nullcontext()
+        return _DefaultDtype(self.parameters)
+
+
+def _convert(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
 
 
 class _DefaultDtype:
-    """Tensors that a step creates without a dtype get the policy's; unlike a generator, it can be entered again."""
+    """A context in which tensors without a dtype get this one; unlike a generator, it can be entered again."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -140,13 +140,6 @@ class _DefaultDtype:
 
     def __exit__(self, *_: object) -> None:
         torch.set_default_dtype(self.previous.pop())
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make ``dtype`` torch's default floating-point type inside the context."""
-    with _DefaultDtype(dtype):
-        yield
 
 
 def _true(name: str, dtype: torch.dtype) -> Precision:

@@ -1,26 +1,21 @@
-"""What strategies with several processes share: the process group, and collectives on it."""
+"""Several processes that meet in torch's default process group."""
 
 from __future__ import annotations
 
-import atexit
-import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from . import pickling
-from .base import Strategy
+from .group import Group, SingleProcess, use_device
 from .launch.environment import ClusterEnvironment
 from .launch.failures import join_job
-from .launch.rendezvous import LAST_WORK, STORE, leave, leave_group
+from .launch.rendezvous import RENDEZVOUS
 
 _OPERATIONS = {
     "sum": dist.ReduceOp.SUM,
@@ -30,245 +25,206 @@ _OPERATIONS = {
 }
 
 
-class ProcessGroupStrategy(Strategy):
-    """The base of strategies whose processes meet in torch's default process group. One process needs none.
+@dataclass(frozen=True)
+class ProcessGroupOptions:
+    """How processes meet, how long they wait for each other, and how often they are started again.
 
-    Args:
-        process_group_backend: such as ``"gloo"``; by default the device's own, with gloo beside it for the CPU.
+    Attributes:
+        backend: of torch's process group, such as ``"gloo"``; by default the device's own, with gloo beside it for the
+            CPU.
         timeout: how long a collective waits for the slowest process before the run is given up.
-        max_restarts: how often processes that we started are started again when one fails.
+        max_restarts: how often processes that we started are started again when one fails (with ``ckpt_path="last"``,
+            the run goes on).
+        for_one_process: make a process group for one process, too, as some libraries need one.
+
+    Raises:
+        ValueError: for a time-out that is not above 0, or a number of restarts that is no integer from 0.
     """
 
-    def __init__(
-        self, process_group_backend: str | None, timeout: timedelta, max_restarts: int
-    ) -> None:
+    backend: str | None = None
+    timeout: timedelta = timedelta(minutes=30)
+    max_restarts: int = 0
+    for_one_process: bool = False
+
+    def __post_init__(self) -> None:
+        timeout = self.timeout
         if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
             raise ValueError(
                 f"timeout must be a datetime.timedelta above 0; got {timeout!r}"
             )
-        if (
-            isinstance(max_restarts, bool)
-            or not isinstance(max_restarts, int)
-            or max_restarts < 0
-        ):
+        # True would pass for 1.
+        if type(self.max_restarts) is not int or self.max_restarts < 0:
             raise ValueError(
-                f"max_restarts must be an integer from 0; got {max_restarts!r}"
+                f"max_restarts must be an integer from 0; got {self.max_restarts!r}"
             )
-        self.process_group_backend, self.timeout, self.max_restarts = (
-            process_group_backend,
-            timeout,
-            max_restarts,
-        )
-        self.environment: ClusterEnvironment | None = None
-        self._group = 0  # the number of the process group that this has joined, of those that we have made
 
-    def setup_environment(
+    def backend_for(self, device: torch.device) -> str:
+        """Return the backend of a process group whose processes compute on devices of this type."""
+        if self.backend is not None:
+            return self.backend
+        backend = dist.get_default_backend_for_device(device.type)
+        return backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}"
+
+
+def create_group(
+    devices: list[torch.device],
+    num_nodes: int,
+    environment: ClusterEnvironment | None,
+    options: ProcessGroupOptions,
+) -> Group:
+    """Return the group of a run with one process for each device.
+
+    Args:
+        devices: of this machine's processes.
+        num_nodes: number of machines.
+        environment: what a launcher told this process; None before the others are started, or if there are none.
+        options: of the process group, if there are several processes.
+    """
+    world_size = len(devices) * num_nodes
+    device = devices[0]
+    if environment is not None:
+        world_size = environment.world_size
+        device = devices[environment.local_rank]
+        join_job()
+    if world_size > 1:
+        return ProcessGroup(device, world_size, environment, options)
+    backend = options.backend_for(device) if options.for_one_process else None
+    return SingleProcess(device, backend)
+
+
+@final
+class ProcessGroup(Group):
+    """Several processes in torch's default process group; one that another library has made is used as it is.
+
+    Args:
+        device: this process's.
+        world_size: number of processes.
+        environment: what a launcher told this process; None before the others are started.
+        options: how they meet.
+    """
+
+    def __init__(
         self,
-        devices: list[torch.device],
-        num_nodes: int,
+        device: torch.device,
+        world_size: int,
         environment: ClusterEnvironment | None,
+        options: ProcessGroupOptions,
     ) -> None:
+        self.device = device
+        self.world_size = world_size
         self.environment = environment
-        self.world_size = len(devices) * num_nodes
+        self.options = options
+        self.max_restarts = options.max_restarts
         if environment is not None:
-            self.world_size, self.global_rank = environment.world_size, environment.rank
-            self.local_rank, self.node_rank = (
-                environment.local_rank,
-                environment.node_rank,
-            )
-            join_job()
-        self.device = devices[self.local_rank]
+            self.rank = environment.rank
+            self.local_rank = environment.local_rank
+            self.node_rank = environment.node_rank
 
-    def connect(self) -> None:
-        global _users
-        if self.device.type != "cpu":
-            torch.accelerator.set_device_index(self.device.index)
-        if self.world_size == 1:
-            return
-        if not dist.is_initialized():
-            if self.environment is None:
-                raise RuntimeError(
-                    f"{self.world_size} processes cannot meet, as they have not been started: fit starts them, or "
-                    "Engine(launch=True)"
-                )
-            import_module(
-                "torch.distributed.nn.functional"
-            )  # later, its defaults would keep the group alive
-            dist.init_process_group(
-                self._backend(),
-                timeout=self.timeout,
-                store=_next_store(self.environment, self.timeout),
-                rank=self.global_rank,
-                world_size=self.world_size,
+    def join(self) -> None:
+        """Meet the other processes, if that is not done; collectives may follow.
+
+        Raises:
+            RuntimeError: if they have not been started, or torch's process group has another number of processes.
+        """
+        use_device(self.device)
+        if self.environment is None and not dist.is_initialized():
+            raise RuntimeError(
+                f"{self.world_size} processes cannot meet, as they have not been started: fit starts them, or "
+                "Engine(launch=True)"
             )
-            _users, self._group = 1, _groups
-        elif _users and self._group != _groups:
-            _users, self._group = _users + 1, _groups
+        backend = self.options.backend_for(self.device)
+        RENDEZVOUS.join(self, self.environment, backend, self.options.timeout)
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
                 f"{self.world_size}: leave the group to the Trainer, or make them equal"
             )
 
-    def connect_alone(self) -> None:
-        """Make a process group for one process, if it is the only one.
-
-        Raises:
-            RuntimeError: if this is one of several processes that a Trainer has joined.
-        """
-        global _users
-        if self.world_size == 1 and dist.is_initialized() and dist.get_world_size() > 1:
-            raise RuntimeError(
-                f'strategy={self.name!r} cannot run by itself in one of several processes: use strategy="single"'
-            )
-        if not dist.is_initialized():
-            _next_group()
-            store: Any = getattr(dist, "HashStore")()  # noqa: B009 # torch documents it, and does not declare it
-            dist.init_process_group(self._backend(), store=store, rank=0, world_size=1)
-            _users, self._group = 1, _groups
-
-    def disconnect(self) -> None:
-        global _users
-        if _users and self._group == _groups:
-            _users, self._group = _users - 1, 0
-            if not _users and dist.is_initialized():
-                leave_group()
-
-    def _backend(self) -> str:
-        if self.process_group_backend is not None:
-            return self.process_group_backend
-        kind = self.device.type
-        own = dist.get_default_backend_for_device(kind)
-        return own if kind == "cpu" else f"cpu:gloo,{kind}:{own}"
-
-    def own_store(self, name: str) -> Store:
-        """A part of the store in which the processes met, on a connection of its own, for another thread."""
-        store: Any = dist.distributed_c10d._get_default_store()
-        return PrefixStore(f"loopwright/{self._group}/{name}", store.clone())
-
-    def equalize(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes rank 0's values.
-
-        Raises:
-            RuntimeError: if they are in parts.
-        """
-        for tensor in tensors:
-            if hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
-                raise RuntimeError(
-                    "the module's parameters are in parts, from a run before under another strategy than "
-                    f"{self.name!r}: make the module anew, such as with load_from_checkpoint"
-                )
-            dense = self._reachable(
-                tensor.detach().contiguous()
-            )  # what backends can send
-            dist.broadcast(dense, 0)
-            if dense.data_ptr() != tensor.data_ptr():
-                tensor.detach().copy_(dense)
-
-    # -- collectives ------------------------------------------------------------------------------------------
-
-    def _is_alone(self) -> bool:
-        """Whether there is nobody to meet.
-
-        Raises:
-            RuntimeError: after an exception.
-        """
-        if self.failed and self.world_size > 1:
-            raise RuntimeError(
-                "an exception has ended the run: its hooks cannot do what takes all processes, such as gathering values"
-            )
-        return self.world_size == 1
-
-    def _reachable(self, tensor: Tensor) -> Tensor:
-        """The tensor where the backend can read it: one for CUDA alone cannot read the CPU."""
-        reachable = f"{tensor.device.type}:" in dist.get_backend_config()
-        return tensor if reachable else tensor.to(self.device)
+    def leave(self) -> None:
+        RENDEZVOUS.leave_group(self)
 
     def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
-        if self._is_alone():
-            return tensor
+        self._check_alive()
         if op == "mean" and not tensor.is_floating_point():
             tensor = tensor.float()
         reduced = self._reachable(tensor.detach()).clone()
-        dist.all_reduce(reduced, _OPERATIONS[op])
-        return (reduced / self.world_size if op == "mean" else reduced).to(
-            tensor.device
-        )
+        dist.all_reduce(reduced, _OPERATIONS[op])  # collective
+        if op == "mean":
+            reduced = reduced / self.world_size
+        return reduced.to(tensor.device)
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        if self._is_alone():
-            return tensor
+        self._check_alive()
         if sync_grads and torch.is_grad_enabled():
             return _AllGather.apply(tensor, self)
-        mine = self._reachable(tensor.detach()).contiguous()
-        gathered = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(gathered, mine)
+        sent = self._reachable(tensor.detach()).contiguous()
+        gathered = [torch.empty_like(sent) for _ in range(self.world_size)]
+        dist.all_gather(gathered, sent)  # collective
         return torch.stack(gathered).to(tensor.device)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        if self._is_alone():
-            return [value]
+        self._check_alive()
+        from .pickling import dumps
+
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, pickling.dumps(value))
-        return [pickle.loads(each) for each in gathered]
+        dist.all_gather_object(gathered, dumps(value))  # collective
+        return [pickle.loads(content) for content in gathered]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        if self._is_alone():
-            return value
-        holder = [pickling.dumps(value) if self.global_rank == source else None]
-        dist.broadcast_object_list(holder, source)
-        return pickle.loads(holder[0])  # pyright: ignore[reportArgumentType] # it has been filled
+        self._check_alive()
+        from .pickling import dumps
+
+        content: list[Any] = [dumps(value) if self.rank == source else None]
+        dist.broadcast_object_list(content, source)  # collective
+        return pickle.loads(content[0])
+
+    def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            if hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
+                raise RuntimeError(
+                    "the module's parameters are in parts, from a run before under another strategy: make the module "
+                    "anew, such as with load_from_checkpoint"
+                )
+            # Backends send dense tensors.
+            dense = self._reachable(tensor.detach().contiguous())
+            dist.broadcast(dense, 0)  # collective
+            if dense.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(dense)
 
     def barrier(self) -> None:
-        if not self._is_alone():
-            # Kept alive: a thread of gloo's that dropped it as the interpreter ends would abort the process.
-            LAST_WORK[:] = [dist.barrier(async_op=True)]
-            LAST_WORK[0].wait()
+        self._check_alive()
+        RENDEZVOUS.barrier()  # collective
 
+    def store(self, name: str) -> Any:
+        return RENDEZVOUS.group_store(name)
 
-_groups = 0  # that this process has been in
-# How many have joined the group and not left it, if one of them made it; the last to leave ends it. What was merely
-# dropped counts on: when it is collected differs between the processes, which must leave together.
-_users = 0
+    def _check_alive(self) -> None:
+        """Raise after an exception: the other processes will not come.
 
+        Raises:
+            RuntimeError: with what it means for the user's hooks.
+        """
+        if self.failed:
+            raise RuntimeError(
+                "an exception has ended the run: its hooks cannot do what takes all processes, such as gathering values"
+            )
 
-def meet(environment: ClusterEnvironment, timeout: timedelta) -> Store:
-    """The store in which the processes find each other: one for all groups, and for what needs none."""
-    if not STORE:
-        meeting = {
-            "MASTER_ADDR": environment.address,
-            "MASTER_PORT": str(environment.port),
-            "RANK": str(environment.rank),
-            "LOCAL_RANK": str(environment.local_rank),
-            "LOCAL_WORLD_SIZE": str(environment.local_world_size),
-            "NODE_RANK": str(environment.node_rank),
-            "WORLD_SIZE": str(environment.world_size),
-        }
-        os.environ.update(meeting)
-        STORE.append(next(rendezvous("env://", timeout=timeout))[0])
-        atexit.register(leave)
-    return STORE[0]
-
-
-def _next_group() -> None:
-    global _groups
-    _groups += 1
-
-
-def _next_store(environment: ClusterEnvironment, timeout: timedelta) -> Store:
-    """A part of the store of its own for each group: addresses in the one before are no longer true."""
-    _next_group()
-    return PrefixStore(f"loopwright/{_groups}", meet(environment, timeout))
+    def _reachable(self, tensor: Tensor) -> Tensor:
+        """Return the tensor where the backend can read it: one for CUDA alone cannot read the CPU."""
+        if f"{tensor.device.type}:" in dist.get_backend_config():
+            return tensor
+        return tensor.to(self.device)
 
 
 class _AllGather(torch.autograd.Function):
     """Gathering that passes gradients back: each process's part gets the sum of what all of them say about it."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, strategy: ProcessGroupStrategy) -> Tensor:
-        ctx.strategy = strategy
-        return strategy.all_gather(tensor)
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return group.all_gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.strategy.reduce(gradients[0], "sum")[ctx.strategy.global_rank], None
+        group = ctx.group
+        return group.reduce(gradients[0], "sum")[group.rank], None

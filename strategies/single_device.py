@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Strategy
+from .group import SingleProcess, use_device
 from .launch.environment import ClusterEnvironment
 from .module_policy import Policy
 
@@ -33,8 +34,7 @@ class SingleDeviceStrategy(Strategy):
                 f"strategy={self.name!r} runs in one process on one device; got devices={len(devices)}, "
                 f'num_nodes={num_nodes}. For several, use strategy="ddp"'
             )
-        self.device = devices[0]
-        if self.device.type != "cpu":
-            torch.accelerator.set_device_index(self.device.index)
+        self.group = SingleProcess(devices[0])
+        use_device(devices[0])
 
     forward = Strategy.evaluate

@@ -9,7 +9,10 @@ from torch import nn
 
 
 class StepModule(nn.Module):
-    """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept."""
+    """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept.
+
+    Where nothing intercepts it, ``Strategy.evaluate`` does the same without the frames of ``nn.Module.__call__``.
+    """
 
     def __init__(
         self, module: nn.Module, context: AbstractContextManager[Any] | None = None

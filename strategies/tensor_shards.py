@@ -1,4 +1,4 @@
-"""Parts of tensors that are spread over processes, as checkpoints keep them."""
+"""Shards of tensors, as checkpoints keep them: the part that one process has of a tensor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorShard:
-    """What this process has of a tensor.
+    """What this process has of a sharded tensor.
 
     Attributes:
         tensor: the numbers.
-        shape: that of the whole.
-        offset: where they begin in it: an index in each dimension; or one index in the whole laid out in one dimension.
-        is_owner: whether this process is the one to save them, if several have them.
+        shape: that of the whole tensor.
+        offset: where the shard begins in it: an index in each dimension; or one index in the flattened tensor, of which
+            the shard is a range.
+        is_owner: whether this process is the one to save it, if several have it.
     """
 
     tensor: Tensor
@@ -29,24 +30,18 @@ class TensorShard:
     is_owner: bool = True
 
     def slice_of(self, whole: Tensor) -> Tensor:
-        """The same part of another tensor of this shape."""
-        return slice_like(whole, self.tensor, self.offset)
-
-
-def slice_like(whole: Tensor, like: Tensor, offset: Any) -> Tensor:
-    """The part of ``whole`` that begins at ``offset`` and has the shape of ``like``: a view."""
-    if isinstance(offset, int):
-        return whole.reshape(-1)[offset : offset + like.numel()]
-    return whole[
-        tuple(
-            slice(start, start + size)
-            for start, size in zip(offset, like.shape, strict=True)
-        )
-    ]
+        """Return the same part of another tensor of the whole's shape: a view."""
+        if isinstance(self.offset, int):
+            end = self.offset + self.tensor.numel()
+            return whole.reshape(-1)[self.offset : end]
+        slices = []
+        for start, size in zip(self.offset, self.tensor.shape, strict=True):
+            slices.append(slice(start, start + size))
+        return whole[tuple(slices)]
 
 
 def full_state(strategy: Strategy, state: Any) -> Any:
-    """Nested state with the whole tensor, on the CPU, for each :class:`TensorShard`. A collective for each."""
+    """Return nested state with the whole tensor, on the CPU, for each :class:`TensorShard`. A collective for each."""
     if isinstance(state, dict):
         return {key: full_state(strategy, value) for key, value in state.items()}
     if isinstance(state, list):

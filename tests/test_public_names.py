@@ -47,10 +47,12 @@ PUBLIC = {
     },
     "loopwright.strategies": {
         "STRATEGIES",
+        "Capabilities",
         "DDPStrategy",
         "DeepSpeedStrategy",
         "FSDPStrategy",
         "Precision",
+        "ProcessGroupOptions",
         "SingleDeviceStrategy",
         "Strategy",
         "create_strategy",

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ...strategies import Strategy
 
 
-_together = 0  # checkpoints that this process has written parts of
-
-
 class Peers:
     """How processes that each write a part of a checkpoint hear of each other, while the training goes on.
 
@@ -27,10 +24,8 @@ class Peers:
     """
 
     def __init__(self, strategy: Any) -> None:  # one whose processes have met
-        global _together
-        _together += 1
         self.rank, self.world_size = strategy.global_rank, strategy.world_size
-        self.store = strategy.own_store(f"checkpoint/{_together}")
+        self.store = strategy.group.store("checkpoint")
 
     def target(self) -> str:
         """The folder that the main process has chosen."""
@@ -217,7 +212,7 @@ class Saver:
         save.alone = alone
         peers = (
             Peers(strategy)
-            if strategy.shards_state and strategy.world_size > 1
+            if strategy.capabilities.shards_state and strategy.world_size > 1
             else None
         )
         if peers is None and not strategy.is_global_zero:

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ...strategies.launch.environment import detect_environment
-from ...strategies.launch.rendezvous import leave_group
-from ...strategies.process_group import meet
+from ...strategies.launch.rendezvous import RENDEZVOUS
 from ..messages import log
 from ..seed import rng_state, set_rng_state
 from .engine import Engine
@@ -157,7 +156,9 @@ class _Attempt:
         if environment is not None and environment.world_size > 1:
             self.rank = environment.rank
             self.world_size = environment.world_size
-            self.store = PrefixStore(self.path, meet(environment, _PATIENCE))
+            self.store = PrefixStore(
+                self.path, RENDEZVOUS.store(environment, _PATIENCE)
+            )
 
     def __enter__(self) -> _Attempt:
         _running.append(self)
@@ -225,7 +226,7 @@ class _Attempt:
         """Leave the process group, if there are others, and join a new one where engines had one."""
         free_memory(_device() or torch.device("cpu"))
         if self.store is not None:
-            leave_group()
+            RENDEZVOUS.destroy_process_group()
             self.store.set(f"left/{self.rank}", "")
             self._wait("left", or_ran_out=False)
             for engine in list(Engine.instances):

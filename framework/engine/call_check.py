@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...strategies.launch.failures import has_ended, process_here
-from ...strategies.launch.rendezvous import BEFORE_LEAVING
+from ...strategies.launch.processes import has_ended, process_here
+from ...strategies.launch.rendezvous import RENDEZVOUS
 from ..data.batches import leaves
 
 # A variable of the environment: how many seconds a call waits for the slowest process in debug mode.
@@ -91,7 +91,7 @@ class CallCheck:
         )
         self._thread.start()
         self._write(f"process/{self.rank}", process_here())
-        BEFORE_LEAVING.append(self.end)
+        RENDEZVOUS.before_leaving.append(self.end)
         # The process group may not be ours; then nobody calls what is in BEFORE_LEAVING.
         atexit.register(self.end)
 
@@ -286,7 +286,7 @@ class CallCheck:
             return
         self._over.set()
         atexit.unregister(self.end)
-        BEFORE_LEAVING.remove(self.end)
+        RENDEZVOUS.before_leaving.remove(self.end)
         # The main process may hold the store. So when it ends, it ends the threads that wait in it, of all processes;
         # and to a store that may be gone, nothing is told: torch would complain at length.
         with suppress(Exception):

@@ -40,7 +40,7 @@ def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
 def is_whole(engine: Engine) -> bool:
     """Whether each process has all of the models' and optimizers' states."""
     return not any(
-        strategy.shards_state
+        strategy.capabilities.shards_state
         for strategy in (engine.strategy, *engine.prepared.strategies)
     )
 

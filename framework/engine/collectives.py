@@ -1,10 +1,10 @@
-"""This process among the others: which one it is, and what the Engine lets them tell each other."""
+"""The Engine's view of the processes: which one this is, and collectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data.batches import move_batch
-from . import peer_tensors
+from . import tensor_collectives
 from .gather import Results
+from .splitting import split
 
 if TYPE_CHECKING:
     from ...strategies import Strategy
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from .loaders import PreparedLoader
 
 
-class Peers:
-    """The part of the Engine that needs no more than a strategy: the process's place, and collectives.
+Function = Callable[..., Any]
+
+
+class Collectives:
+    """The part of the Engine that needs no more than a strategy: which process this is, and collectives.
 
     Attributes:
         strategy: the strategy.
@@ -31,18 +35,16 @@ class Peers:
 
     strategy: Strategy
     running_loader: PreparedLoader | None
-    _calls: CallCheck | None = (
-        None  # with several processes: compares calls that are rare, and that all must make
-    )
-    _every_call: CallCheck | None = (
-        None  # the same in debug mode, for those that are not
-    )
+    # With several processes: compares calls that are rare, and that all must make.
+    _calls: CallCheck | None = None
+    # The same in debug mode, for calls that are not rare.
+    _every_call: CallCheck | None = None
     _triggered = False
 
     @property
     def device(self) -> torch.device:
         """This process's device."""
-        return self.strategy.device
+        return self.strategy.group.device
 
     @property
     def device_mesh(self) -> Any:
@@ -52,27 +54,27 @@ class Peers:
     @property
     def num_processes(self) -> int:
         """Number of processes."""
-        return self.strategy.world_size
+        return self.strategy.group.world_size
 
     @property
     def process_index(self) -> int:
         """This process's index among all."""
-        return self.strategy.global_rank
+        return self.strategy.group.rank
 
     @property
     def local_process_index(self) -> int:
         """This process's index on its machine."""
-        return self.strategy.local_rank
+        return self.strategy.group.local_rank
 
     @property
     def is_main_process(self) -> bool:
         """Whether this is process 0."""
-        return self.strategy.is_global_zero
+        return self.strategy.group.rank == 0
 
     @property
     def is_local_main_process(self) -> bool:
         """Whether this is its machine's process 0."""
-        return self.strategy.local_rank == 0
+        return self.strategy.group.local_rank == 0
 
     @property
     def is_last_process(self) -> bool:
@@ -95,45 +97,34 @@ class Peers:
         try:
             yield
         finally:
-            if is_first:  # the others wait for it, even if it failed
+            # The others wait for it, even if it failed.
+            if is_first:
                 self._meet("main_process_first")
 
-    def on_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_main_process(self, function: Function) -> Function:
         """Decorate a function to run in the main process only; elsewhere it returns None."""
-        return self._only(function, lambda: self.is_main_process)
+        return self.on_process(function, 0)
 
-    def on_local_main_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_local_main_process(self, function: Function) -> Function:
         """Decorate a function to run in each machine's main process only."""
-        return self._only(function, lambda: self.is_local_main_process)
+        return _only_if(function, lambda: self.is_local_main_process)
 
-    def on_last_process(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_last_process(self, function: Function) -> Function:
         """Decorate a function to run in the last process only."""
-        return self._only(function, lambda: self.is_last_process)
+        return _only_if(function, lambda: self.is_last_process)
 
     def on_process(
-        self, function: Callable[..., Any] | None = None, process_index: int = 0
-    ) -> Callable[..., Any]:
+        self, function: Function | None = None, process_index: int = 0
+    ) -> Function:
         """Decorate a function to run in one process only: ``@engine.on_process(process_index=1)``."""
         if function is None:
             return lambda given: self.on_process(given, process_index)
-        return self._only(function, lambda: self.process_index == process_index)
-
-    @staticmethod
-    def _only(
-        function: Callable[..., Any], here: Callable[[], bool]
-    ) -> Callable[..., Any]:
-        @wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs) if here() else None
-
-        return run
+        return _only_if(function, lambda: self.process_index == process_index)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print, once on each machine."""
         if self.is_local_main_process:
             print(*args, **kwargs)
-
-    # -- collectives ------------------------------------------------------------------------------------------
 
     def all_call(self, call: str, alone: bool = False) -> bool:
         """Wait until all processes have come to a call that all must make; for calls that are rare.
@@ -149,7 +140,7 @@ class Peers:
             RuntimeError: if a process can no longer come, as it calls something else or has ended; file and line on
                 each rank are named.
         """
-        if self._calls is None or self.strategy.failed:
+        if self._calls is None or self.strategy.group.failed:
             return True
         return self._calls.check(call, alone=alone)
 
@@ -160,9 +151,12 @@ class Peers:
     def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
         if self._every_call is not None:
             self._every_call.check(call, data, sizes)
-        if self.num_processes > 1 and (keys := peer_tensors.keys_of(data)) is not None:
+        if self.num_processes == 1:
+            return
+        keys = tensor_collectives.keys_of(data)
+        if keys is not None:
             # A collective beside those of its values: without it, those of other keys would be put together.
-            peer_tensors.require_alike(self.strategy.gather_objects(keys), call)
+            tensor_collectives.require_alike(self.strategy.gather_objects(keys), call)
 
     def wait_for_everyone(self) -> None:
         """Wait for all processes.
@@ -188,9 +182,9 @@ class Peers:
         def gather(value: Any) -> Any:
             if isinstance(value, (Tensor, Number)):
                 return self.strategy.all_gather(
-                    peer_tensors.as_tensor(value), sync_grads
+                    tensor_collectives.as_tensor(value), sync_grads
                 )
-            return peer_tensors.rebuild_alike(value, gather)
+            return tensor_collectives.rebuild_in_key_order(value, gather)
 
         return gather(data)
 
@@ -205,9 +199,8 @@ class Peers:
             RuntimeError: for dicts of different keys.
         """
         self._check("gather", data)
-        return peer_tensors.map_values(
-            data, lambda value: peer_tensors.concatenate(self.strategy, value), "gather"
-        )
+        concatenate = partial(tensor_collectives.concatenate, self.strategy)
+        return tensor_collectives.map_values(data, concatenate, "gather")
 
     def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
         """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
@@ -238,7 +231,7 @@ class Peers:
     def gather_object(self, value: Any) -> list[Any]:
         """The values of all processes, by rank: anything that can be pickled; tensors come to each one's device."""
         self._check("gather_object")
-        return peer_tensors.exchange(self.strategy, value)
+        return tensor_collectives.exchange(self.strategy, value)
 
     def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
         """Reduce the tensors and Python numbers in ``data`` over all processes.
@@ -257,11 +250,10 @@ class Peers:
                 f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}'
             )
         self._check("reduce", data)
-        return peer_tensors.map_values(
-            data,
-            lambda value: peer_tensors.reduce(self.strategy, value, reduction, scale),
-            "reduce",
+        reduce_value = partial(
+            tensor_collectives.reduce, self.strategy, reduction=reduction, scale=scale
         )
+        return tensor_collectives.map_values(data, reduce_value, "reduce")
 
     def broadcast(self, value: Any, from_process: int = 0) -> Any:
         """Give the value of one process to all; its tensors come to each one's device.
@@ -276,11 +268,12 @@ class Peers:
         self._check("broadcast")
         if self.num_processes == 1:
             return value
-        here = self.process_index == from_process
-        received = self.strategy.broadcast(
-            move_batch(value, torch.device("cpu")) if here else None, from_process
-        )
-        return value if here else move_batch(received, self.device)
+        if self.process_index == from_process:
+            portable = move_batch(value, torch.device("cpu"))
+            self.strategy.broadcast(portable, from_process)
+            return value
+        received = self.strategy.broadcast(None, from_process)
+        return move_batch(received, self.device)
 
     def pad_across_processes(
         self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False
@@ -300,8 +293,10 @@ class Peers:
 
         def pad(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return peer_tensors.pad(self.strategy, value, dim, pad_index, pad_first)
-            return peer_tensors.rebuild_alike(value, pad)
+                return tensor_collectives.pad(
+                    self.strategy, value, dim, pad_index, pad_first
+                )
+            return tensor_collectives.rebuild_in_key_order(value, pad)
 
         return pad(data)
 
@@ -315,14 +310,11 @@ class Peers:
             inputs: a list, tuple, tensor, dict of such of one length, or dataset.
             apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
         """
-        running, self.running_loader = (
-            self.running_loader,
-            None,
-        )  # what is gathered inside is no batch of its
+        # What is gathered inside is no batch of the loader's.
+        running = self.running_loader
+        self.running_loader = None
         try:
-            yield peer_tensors.split(
-                inputs, self.process_index, self.num_processes, apply_padding
-            )
+            yield split(inputs, self.process_index, self.num_processes, apply_padding)
         finally:
             self.running_loader = running
 
@@ -334,5 +326,13 @@ class Peers:
         """Whether any process has called :meth:`set_trigger` since the last time. A collective."""
         self._check("check_trigger")
         flag = self.strategy.reduce(torch.tensor(int(self._triggered)), "max")
-        found, self._triggered = bool(flag.item()), False
-        return found
+        self._triggered = False
+        return bool(flag.item())  # host-device sync
+
+
+def _only_if(function: Function, is_here: Callable[[], bool]) -> Function:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if is_here() else None
+
+    return run

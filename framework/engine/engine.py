@@ -38,7 +38,7 @@ from .accelerate_launch import (
 )
 from .accumulation import GradientAccumulation, MicroBatch
 from .call_check import DEBUG_TIMEOUT, of_group
-from .collectives import Peers
+from .collectives import Collectives
 from .devices import find_devices
 from .loaders import PreparedLoader, SkippedLoader
 from .loss_scaling import LossScaler
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 
-class Engine(Peers):
+class Engine(Collectives):
     """Runs a training loop of your own on the chosen devices, with the chosen strategy and precision.
 
     ::
@@ -186,7 +186,7 @@ class Engine(Peers):
             self.precision.check(self.device)
 
     def _create_loss_scaler(self) -> LossScaler | None:
-        if not self.precision.loss_scaling or self.strategy.owns_loss_scale:
+        if not self.precision.loss_scaling or self.strategy.capabilities.owns_loss_scale:
             return None
         scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling())
         return LossScaler(scaler, self.precision.name)
@@ -221,7 +221,7 @@ class Engine(Peers):
                 "to run again in them: write a function that makes the engine and trains, and call "
                 f"launch(function, num_processes={processes}) from loopwright.framework"
             )
-        rerun_script(processes, self.strategy.max_restarts)
+        rerun_script(processes, self.strategy.group.max_restarts)
 
     def connect(self) -> None:
         """Join the other processes, if that is not done."""
@@ -331,7 +331,7 @@ class Engine(Peers):
         Args:
             inference_mode: use ``torch.inference_mode`` where the strategy allows it, and not only ``torch.no_grad``.
         """
-        gathers = self.strategy.equal_forwards and self.num_processes > 1
+        gathers = self.strategy.capabilities.needs_equal_forwards and self.num_processes > 1
         return (
             torch.inference_mode()
             if inference_mode and not gathers
@@ -549,7 +549,7 @@ class Engine(Peers):
         Raises:
             ValueError: if the strategy cannot do that.
         """
-        if self.strategy.keeps_gradients_local is not None:
+        if self.strategy.capabilities.can_delay_sync:
             self.strategy.keeps_gradients_local = local
         elif local and self.num_processes > 1:
             raise ValueError(

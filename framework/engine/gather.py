@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..data.batches import LISTS, batch_size_of, children, leaves, rebuild
-from . import peer_tensors
+from . import tensor_collectives
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
@@ -46,7 +46,9 @@ class Results:
             RuntimeError: if the processes have different structures.
         """
         if isinstance(data, Tensor):
-            return peer_tensors.concatenate_uneven(self.strategy, data, self.counts)
+            return tensor_collectives.concatenate_uneven(
+                self.strategy, data, self.counts
+            )
         parts: list[Any] = []
         _for_each(data, parts.append)
         is_mixed = _is_mixed(data, parts)
@@ -57,18 +59,18 @@ class Results:
         counting = [rank for rank in by_rank if rank[0]]
         if any(is_mixed for _, is_mixed, _, _ in counting):
             return self.gather_objects(data)
-        peer_tensors.require_alike([outline for *_, outline in by_rank])
+        tensor_collectives.require_alike([outline for *_, outline in by_rank])
         kinds_by_part = zip(*(kinds for _, _, kinds, _ in counting), strict=True)
         are_columns = [_are_columns(kinds) for kinds in kinds_by_part]
         return self._gather_parts(data, parts, are_columns)
 
     def gather_objects(self, data: Any) -> list[Any]:
         """The results as objects: lists and tuples are joined, anything else is an item."""
-        return peer_tensors.join(self._exchange(data))
+        return tensor_collectives.join(self._exchange(data))
 
     def _exchange(self, value: Any) -> list[Any]:
         """The values of all processes whose results count."""
-        by_rank = peer_tensors.exchange(self.strategy, (self.counts, value))
+        by_rank = tensor_collectives.exchange(self.strategy, (self.counts, value))
         return [value for counts, value in by_rank if counts]
 
     def _gather_parts(
@@ -93,7 +95,7 @@ class Results:
                 return None
             if isinstance(part, Tensor):
                 return self.gather(part)
-            return peer_tensors.join(list(next(objects)))
+            return tensor_collectives.join(list(next(objects)))
 
         return _for_each(data, gather_part)
 
@@ -158,7 +160,9 @@ def _keeps_structure(data: Any) -> bool:
 def _for_each(data: Any, function: Callable[[Any], Any]) -> Any:
     """Copy what keeps its structure, with ``function`` applied to each result in it."""
     if _keeps_structure(data):
-        return peer_tensors.rebuild_alike(data, partial(_for_each, function=function))
+        return tensor_collectives.rebuild_in_key_order(
+            data, partial(_for_each, function=function)
+        )
     return function(data)
 
 
@@ -182,7 +186,7 @@ def _outline(data: Any) -> Any:
             return dict(zip(data.keys(), values, strict=True))
         return values
     if isinstance(data, Tensor):
-        return peer_tensors.outline(data)
+        return tensor_collectives.outline(data)
     if isinstance(data, (tuple, *LISTS)):
         return "list"
     return "None" if data is None else "object"

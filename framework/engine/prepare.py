@@ -108,7 +108,7 @@ class Prepared:
         """Prepare a module, and those of these optimizers that train it."""
         engine = self._engine
         strategy = engine.strategy
-        if not strategy.one_module:
+        if not strategy.capabilities.single_module:
             strategy = copy.copy(strategy)
         elif self.strategies:
             raise ValueError(
@@ -139,7 +139,7 @@ class Prepared:
         optimizers: list[Optimizer],
     ) -> None:
         """Raise if the strategy cannot take these optimizers of a module."""
-        if strategy.one_module or self._replaces_parameters(strategy):
+        if strategy.capabilities.single_module or self._replaces_parameters(strategy):
             own = set(module.parameters())
             for optimizer in optimizers:
                 if not own.issuperset(parameters_of(optimizer)):
@@ -147,13 +147,15 @@ class Prepared:
                         f"strategy={strategy.name!r} takes an optimizer for each module; this "
                         f"{type(optimizer).__name__} has parameters of several"
                     )
-        if strategy.one_module and not optimizers:
+        if strategy.capabilities.single_module and not optimizers:
             raise ValueError(
                 f"strategy={strategy.name!r}: prepare the module and its optimizer in one call of prepare"
             )
 
     def _replaces_parameters(self, strategy: Strategy) -> bool:
-        return strategy.replaces_parameters and self._engine.num_processes > 1
+        return (
+            strategy.capabilities.replaces_parameters and self._engine.num_processes > 1
+        )
 
     def _add_optimizer(self, optimizer: Optimizer) -> None:
         """Prepare an optimizer whose module was prepared before, or is not prepared at all."""
@@ -227,10 +229,8 @@ class Prepared:
     def release(self) -> None:
         """Undo what the strategies have done to the modules, and end the loaders' workers."""
         for strategy in self.strategies:
-            if strategy is not self._engine.strategy:
-                # What it trains may be given up in the middle of a backward, such as when memory ran out there.
-                strategy.failed = True
-            strategy.teardown()
+            # What it trains may be given up in the middle of a backward, such as when memory ran out there.
+            strategy.teardown(interrupted=strategy is not self._engine.strategy)
         for loader in self.loaders:
             loader.close()
 

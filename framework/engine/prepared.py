@@ -217,7 +217,7 @@ class PreparedOptimizer(Wrapper, Optimizer):
             return None
         result = engine.step_prepared(self.optimizer, closure)
         self._stepped = self._to_clear = True
-        if engine.scaler is not None or engine.strategy.owns_loss_scale:
+        if engine.scaler is not None or engine.strategy.capabilities.owns_loss_scale:
             self.step_was_skipped = engine.step_was_skipped
         return result
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def can_save_alone(run: Run) -> bool:
     """Whether this process can write a checkpoint without the others: it has all that resuming cannot do without."""
-    if not run.trainer.is_global_zero or run.engine.strategy.shards_state:
+    if not run.trainer.is_global_zero or run.engine.strategy.capabilities.shards_state:
         return False
     if run.trainer.world_size == 1 or run.live_step is None:
         return True
@@ -51,7 +51,11 @@ def save_run(
 ) -> Save:
     """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
     strategy = run.engine.strategy
-    if strategy.failed and strategy.shards_state and run.trainer.world_size > 1:
+    if (
+        strategy.group.failed
+        and strategy.capabilities.shards_state
+        and run.trainer.world_size > 1
+    ):
         raise RuntimeError(
             f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
             "of the state only, and the others may be gone"
@@ -66,7 +70,7 @@ def save_run(
         together
         and run.trainer.world_size > 1
         and rng is not None
-        and not run.engine.strategy.failed
+        and not run.engine.strategy.group.failed
     )
     own = run.gathered() if peers and not run.trainer.is_global_zero else None
     told: list[Any] = [(rng, None)]

@@ -117,7 +117,7 @@ def _check_training(trainer: Trainer, module: Module) -> None:
             f"{name}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
             "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
         )
-    if not automatic and not trainer.strategy.manual_optimization:
+    if not automatic and not trainer.strategy.capabilities.manual_optimization:
         raise ValueError(
             f"{name} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
             'computes gradients only after a whole step; use "ddp", or automatic optimization'

@@ -296,7 +296,10 @@ def _log_hyperparameters(run: Run) -> None:
         if owner is not None and owner.logs_hparams:
             merged.update(portable(owner.hparams_initial))
     # Under some strategies, the forward that draws a graph takes all ranks.
-    draws_graph = not run.engine.strategy.equal_forwards or trainer.world_size == 1
+    draws_graph = (
+        not run.engine.strategy.capabilities.needs_equal_forwards
+        or trainer.world_size == 1
+    )
     for logger in trainer.loggers:
         if merged:
             logger.log_hyperparams(merged)
@@ -340,7 +343,7 @@ def _fail(run: Run, error: BaseException) -> None:
     is_interrupted = isinstance(error, KeyboardInterrupt) or run.consensus.signal
     run.state.end("interrupted" if is_interrupted else "failed")
     # No collective in hooks: the other processes may be in another one, or gone.
-    strategy.failed = True
+    strategy.group.failed = True
     if run.signals.in_a_hurry:
         run.engine.saver.abandon()
     try:
@@ -351,7 +354,7 @@ def _fail(run: Run, error: BaseException) -> None:
         log.exception("A hook on_exception raised in turn; what ended the run follows")
     run.restore_training_mode()  # of an evaluation that did not come to its end
     run.engine.saver.wait()
-    strategy.teardown()
-    strategy.failed = False
+    strategy.teardown(interrupted=True)
+    strategy.group.failed = False
     for logger in trainer.loggers:
         logger.finalize(run.state.status)

@@ -79,7 +79,7 @@ def run_in_processes(
     """
     num_processes = trainer.world_size
     if can_rerun():
-        rerun_script(num_processes, trainer.strategy.max_restarts)
+        rerun_script(num_processes, trainer.strategy.group.max_restarts)
     trainer.state.draw_seed()  # here, where the user has seeded
     trainer.use_callbacks_of(request.module)
     arguments = (execute, trainer, request, rng_state())

@@ -11,7 +11,8 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ...strategies.launch.failures import find_peers, one_is_gone, record_stop
+from ...strategies.launch.failures import record_stop
+from ...strategies.launch.processes import find_peers, one_is_gone
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
 
 if TYPE_CHECKING:

@@ -403,7 +403,10 @@ class RunData:
     def _batches(
         self, stage: str, index: int, limit: int | float
     ) -> Iterator[tuple[Any, bool]]:
-        if self.trainer.strategy.equal_forwards and self.trainer.world_size > 1:
+        if (
+            self.trainer.strategy.capabilities.needs_equal_forwards
+            and self.trainer.world_size > 1
+        ):
             return self._in_step(stage, index, limit)
         batches = self.begin(stage, index, limit) if limit else ()
         return (

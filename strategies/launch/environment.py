@@ -9,23 +9,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SWITCH = "LOOPWRIGHT_LAUNCH"  # "off": whatever launched this process is not looked for
+# "off": whatever launched this process is not looked for.
+SWITCH = "LOOPWRIGHT_LAUNCH"
 
+# In processes that we start: the id of the process that did.
+AGENT = "LOOPWRIGHT_AGENT"
 
-AGENT = (
-    "LOOPWRIGHT_AGENT"  # in processes that we start: the process id of the one that did
+_MPI_VARIABLES = (
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 
 
 @dataclass(frozen=True)
 class ClusterEnvironment:
-    """This process among its peers, as its launcher says.
+    """Which process of a job this one is, as its launcher says.
 
     Attributes:
         launcher: who started it, in words.
-        rank, local_rank, node_rank: its index among all, on its machine, and that of its machine.
-        world_size, local_world_size: number of processes in all and on this machine.
-        address, port: where the processes meet, on the machine of rank 0.
+        rank: its index among all processes.
+        world_size: number of processes.
+        local_rank: its index on its machine.
+        local_world_size: number of processes on its machine.
+        node_rank: its machine's index.
+        address: where the processes meet: the machine of rank 0.
+        port: where they meet there.
         elastic: torchelastic started it, even if it is the only one.
     """
 
@@ -63,21 +76,22 @@ def detect_environment() -> ClusterEnvironment | None:
 
 
 def _from_variables(env: Mapping[str, str]) -> ClusterEnvironment | None:
-    """torchrun, PyTorchJob, Ray Train, and our own processes."""
+    """Read the variables of torchrun, PyTorchJob, Ray Train, and our own processes."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return None
-    rank, local_rank, local_size = (
-        int(env.get(name, usual))
-        for name, usual in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-    )
+    rank = int(env["RANK"])
+    local_rank = int(env.get("LOCAL_RANK", 0))
+    local_size = int(env.get("LOCAL_WORLD_SIZE", 1))
     if local_rank >= local_size:
         raise ValueError(
             f"LOCAL_RANK is {local_rank} and LOCAL_WORLD_SIZE {env.get('LOCAL_WORLD_SIZE')}: set the latter"
         )
     elastic = "TORCHELASTIC_RUN_ID" in env
-    own = "this program" if AGENT in env else "torchrun"
+    launcher = "the environment (RANK, WORLD_SIZE)"
+    if elastic:
+        launcher = "this program" if AGENT in env else "torchrun"
     return ClusterEnvironment(
-        launcher=own if elastic else "the environment (RANK, WORLD_SIZE)",
+        launcher=launcher,
         rank=rank,
         world_size=int(env["WORLD_SIZE"]),
         local_rank=local_rank,
@@ -93,14 +107,15 @@ def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
     # Only srun sets the number of a step's tasks; a batch script that srun did not start runs alone.
     if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
         return None
-    tasks = [  # on each machine: "4(x2),3" means 4, 4, 3
-        int(count)
-        for count, _, times in re.findall(
-            r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"]
-        )
-        for _ in range(int(times or 1))
-    ]
+    # Tasks on each machine: "4(x2),3" means 4, 4, 3.
+    tasks: list[int] = []
+    for count, _, times in re.findall(
+        r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"]
+    ):
+        tasks += [int(count)] * int(times or 1)
     node = int(env["SLURM_NODEID"])
+    # Any port that all of the step's tasks choose alike.
+    port = 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000
     return ClusterEnvironment(
         launcher="SLURM's srun",
         rank=int(env["SLURM_PROCID"]),
@@ -109,18 +124,14 @@ def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
         local_world_size=tasks[node],
         node_rank=node,
         address=env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"]),
-        port=int(
-            env.get("MASTER_PORT")
-            or 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000
-        ),
+        port=int(env.get("MASTER_PORT") or port),
     )
 
 
 def first_host(nodes: str) -> str:
-    """The first of a SLURM node list, such as ``gpu[003-007,012],login1``."""
-    found = re.match(
-        r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes
-    )  # up to a comma outside of brackets
+    """Return the first machine of a SLURM node list, such as ``gpu[003-007,012],login1``."""
+    # Up to a comma outside of brackets.
+    found = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)
     if found is None:
         raise ValueError(
             f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR"
@@ -129,55 +140,51 @@ def first_host(nodes: str) -> str:
 
 
 def _from_mpi(env: Mapping[str, str]) -> ClusterEnvironment | None:
-    for names in (
-        (
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
-        ),
-        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ):
-        if set(names) <= env.keys():
-            rank, size, local_rank, local_size = (int(env[name]) for name in names)
-            address = env.get("MASTER_ADDR") or (
-                "127.0.0.1" if local_size == size else None
+    for names in _MPI_VARIABLES:
+        if not set(names) <= env.keys():
+            continue
+        rank, size, local_rank, local_size = (int(env[name]) for name in names)
+        address = env.get("MASTER_ADDR")
+        if not address and local_size < size:
+            raise ValueError(
+                f"MPI started {size} processes, {local_size} of them on this machine, and MASTER_ADDR is not set: "
+                "set it to the address of rank 0's machine (mpirun -x MASTER_ADDR=…)"
             )
-            if address is None:
-                raise ValueError(
-                    f"MPI started {size} processes, {local_size} of them on this machine, and MASTER_ADDR is not set: "
-                    "set it to the address of rank 0's machine (mpirun -x MASTER_ADDR=…)"
-                )
-            port = int(env.get("MASTER_PORT", 29500))
-            return ClusterEnvironment(
-                "MPI",
-                rank,
-                size,
-                local_rank,
-                local_size,
-                rank // local_size,
-                address,
-                port,
-            )
+        return ClusterEnvironment(
+            launcher="MPI",
+            rank=rank,
+            world_size=size,
+            local_rank=local_rank,
+            local_world_size=local_size,
+            node_rank=rank // local_size,
+            address=address or "127.0.0.1",
+            port=int(env.get("MASTER_PORT", 29500)),
+        )
     return None
 
 
 def check_environment(
     environment: ClusterEnvironment, devices: int | None, num_nodes: int | None
 ) -> None:
-    """Refuse counts that are not those of the launcher; None accepts any.
+    """Refuse counts that are not those of the launcher.
+
+    Args:
+        environment: what the launcher told this process.
+        devices: number of processes on this machine; None accepts any.
+        num_nodes: number of machines; None accepts any.
 
     Raises:
         ValueError: naming both numbers.
     """
-    for argument, wanted, found, what in (
-        ("devices", devices, environment.local_world_size, "processes on this machine"),
+    num_local = environment.local_world_size
+    for argument, requested, started, what in (
+        ("devices", devices, num_local, "processes on this machine"),
         ("num_nodes", num_nodes, environment.num_nodes, "machines"),
     ):
-        if wanted not in (None, found):
+        if requested not in (None, started):
             raise ValueError(
-                f"{argument} asks for {wanted}, but {environment.launcher} started {found} {what}: make them equal, "
-                f'leave {argument}="auto", or set {SWITCH}=off to ignore the launcher'
+                f"{argument} asks for {requested}, but {environment.launcher} started {started} {what}: make them "
+                f'equal, leave {argument}="auto", or set {SWITCH}=off to ignore the launcher'
             )
 
 
@@ -192,18 +199,18 @@ def runs_alone(
         num_nodes: as passed.
         single: the strategy is one for a single process.
     """
-    one_index = isinstance(devices, list) and len(devices) == 1
-    one_device = one_index or devices == "1" or (type(devices) is int and devices == 1)
-    if num_nodes not in ("auto", 1) or not (
-        one_device or (single and devices == "auto")
-    ):
+    if num_nodes not in ("auto", 1):
+        return False
+    is_one_index = isinstance(devices, list) and len(devices) == 1
+    # True would pass for 1.
+    is_one = type(devices) is int and devices == 1
+    if single:
+        return is_one_index or is_one or devices in ("1", "auto")
+    if not (is_one_index or is_one or devices == "1"):
         return False
     # A launcher may have started one process on each machine: then one device is its share.
-    return (
-        single
-        or environment.local_world_size > 1
-        or (num_nodes == 1 and environment.num_nodes > 1)
-    )
+    several_machines = num_nodes == 1 and environment.num_nodes > 1
+    return environment.local_world_size > 1 or several_machines
 
 
 def _started_by_a_rank() -> bool:
@@ -212,9 +219,9 @@ def _started_by_a_rank() -> bool:
     if os.getppid() == agent:
         return False
     try:
-        os.kill(agent, 0)  # asks whether it lives
+        # Asks whether it lives.
+        os.kill(agent, 0)
     except ProcessLookupError:
-        os.kill(
-            os.getpid(), signal.SIGKILL
-        )  # as it would have, had it lived a little longer
+        # As the agent would have ended this process, had it lived a little longer.
+        os.kill(os.getpid(), signal.SIGKILL)
     return True

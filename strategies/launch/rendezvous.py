@@ -1,40 +1,145 @@
-"""Where the processes of a job meet, and how they leave."""
+"""Where the processes of a job meet, and how they leave: torch's store and process group, owned by one object."""
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
-LAST_WORK: list[Any] = []  # the last barrier's
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from .environment import ClusterEnvironment
 
 
-STORE: list[
-    Any
-] = []  # where the processes meet: kept for the next process group, which must not meet in another
+class Rendezvous:
+    """The store in which this process meets the others, and the process group that is made there.
+
+    A process has one, :data:`RENDEZVOUS`, as torch has one default process group. Several strategies may use that
+    group, at a time and one after the other.
+
+    Attributes:
+        before_leaving: functions to call while the process group is still there.
+    """
+
+    def __init__(self) -> None:
+        self.before_leaving: list[Callable[[], None]] = []
+        # Kept for the next process group, whose processes must not meet in another store.
+        self._store: Store | None = None
+        # Who uses the process group that we have made; the last to leave ends it. Garbage collection must not end it:
+        # its moment differs between the processes, which must leave together.
+        self._members: set[Any] = set()
+        # A thread of gloo's that dropped the last reference to it while the interpreter ends would abort the process.
+        self._last_barrier: Any = None
+        self._numbers: Counter[str] = Counter()
+
+    def store(self, environment: ClusterEnvironment, timeout: timedelta) -> Store:
+        """Return the store in which the processes find each other: one for all groups, and for what needs none."""
+        if self._store is None:
+            variables = {
+                "MASTER_ADDR": environment.address,
+                "MASTER_PORT": environment.port,
+                "RANK": environment.rank,
+                "LOCAL_RANK": environment.local_rank,
+                "LOCAL_WORLD_SIZE": environment.local_world_size,
+                "NODE_RANK": environment.node_rank,
+                "WORLD_SIZE": environment.world_size,
+            }
+            os.environ.update({name: str(variables[name]) for name in variables})
+            self._store, *_ = next(rendezvous("env://", timeout=timeout))
+            atexit.register(self.leave_job)
+        return self._store
+
+    def group_store(self, name: str) -> Store:
+        """Return a new part of the process group's store, on a connection of its own.
+
+        Args:
+            name: for what it is; all processes ask with the same names in the same order.
+        """
+        store: Any = dist.distributed_c10d._get_default_store()
+        return PrefixStore(f"{name}/{self.next_number(name)}", store.clone())
+
+    def next_number(self, name: str) -> int:
+        """Count what all processes do in the same order: 1, 2, … for each name."""
+        self._numbers[name] += 1
+        return self._numbers[name]
+
+    def join(
+        self,
+        member: Any,
+        environment: ClusterEnvironment | None,
+        backend: str,
+        timeout: timedelta | None = None,
+    ) -> None:
+        """Join torch's process group, which is made if there is none.
+
+        Args:
+            member: who joins.
+            environment: what a launcher told this process; None makes a group for this process alone.
+            backend: of the group.
+            timeout: how long the group's collectives wait.
+        """
+        if dist.is_initialized():
+            # One that somebody else has made is not ours to end.
+            if self._members:
+                self._members.add(member)
+            return
+        store: Any = getattr(dist, "HashStore")()  # noqa: B009 # torch documents it, and does not declare it
+        rank = 0
+        world_size = 1
+        if environment is not None:
+            assert timeout is not None
+            rank = environment.rank
+            world_size = environment.world_size
+            # Each group has a part of the store of its own: the addresses of the last one are no longer true.
+            number = self.next_number("group")
+            store = PrefixStore(
+                f"loopwright/{number}", self.store(environment, timeout)
+            )
+        # If it were imported later, the defaults of its functions would keep the group alive.
+        import_module("torch.distributed.nn.functional")
+        dist.init_process_group(
+            backend, timeout=timeout, store=store, rank=rank, world_size=world_size
+        )
+        self._members = {member}
+
+    def leave_group(self, member: Any) -> None:
+        """Leave the process group; the last member that leaves it ends it."""
+        if member in self._members:
+            self._members.remove(member)
+            if not self._members:
+                self.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for all processes of torch's process group."""
+        self._last_barrier = dist.barrier(async_op=True)
+        self._last_barrier.wait()
+
+    def destroy_process_group(self) -> None:
+        """End the process group and with it gloo's threads, which abort the process if they outlive the interpreter."""
+        for function in list(self.before_leaving):
+            function()
+        self._last_barrier = None
+        # The traceback of what ended the program may hold DDP, which holds the group.
+        gc.collect()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        # DeepSpeed keeps groups for its next engine.
+        deepspeed_groups = sys.modules.get("deepspeed.utils.groups")
+        if deepspeed_groups is not None:
+            deepspeed_groups._release_process_group_references()
+
+    def leave_job(self) -> None:
+        """Destroy the process group for good, and the store too."""
+        self.destroy_process_group()
+        self._store = None
 
 
-BEFORE_LEAVING: list[
-    Callable[[], None]
-] = []  # what is to be done while the process group is still there
-
-
-def leave_group() -> None:
-    """Leave the process group, and so end gloo's threads: one that drops a tensor as the interpreter ends aborts it."""
-    import torch.distributed as dist
-
-    for function in list(BEFORE_LEAVING):
-        function()
-    LAST_WORK.clear()
-    gc.collect()  # the traceback of what ended the program may hold DDP, which holds the group
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if (groups := sys.modules.get("deepspeed.utils.groups")) is not None:
-        groups._release_process_group_references()  # which it keeps for its next engine
-
-
-def leave() -> None:
-    """Leave the process group for good."""
-    leave_group()
-    STORE.clear()
+RENDEZVOUS = Rendezvous()

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.framework import Engine
 from loopwright.framework.data.shard_detection import fingerprint
-from loopwright.framework.engine.peer_tensors import split
+from loopwright.framework.engine.splitting import split
 from tests.samples import as_dataset
 from tests.strategies.distributed import in_processes
 

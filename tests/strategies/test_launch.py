@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy
-from loopwright.strategies.launch import failures, launcher
+from loopwright.strategies.launch import failures, job_report, launcher
 from loopwright.strategies.launch.environment import (
     ClusterEnvironment,
     detect_environment,
@@ -734,7 +734,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         (folder / "error.json").write_text(
             json.dumps({**content, "lost": True, **facts})
         )
-    text, code, guilty = failures.failure_text(
+    text, code, guilty = job_report.failure_text(
         {0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3
     )
     assert in_order(
@@ -796,7 +796,7 @@ def test_an_exit_that_is_no_failure_is_not_called_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(failures, "_adopted", True)
+    monkeypatch.setattr(failures._worker, "has_joined", True)
     monkeypatch.setattr(failures, "_print", told.append)
     for code in (0, None, 3):
         failures.record_failure(SystemExit(code), "epoch 1")
@@ -1118,7 +1118,7 @@ def test_one_device_of_a_launched_program_is_used_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(
-        failures, "_adopted", True
+        failures._worker, "has_joined", True
     )  # or the hook for uncaught exceptions would be put in here
     for rank in ("0", "1"):
         launched_by(variables, RANK=rank)
@@ -1138,7 +1138,7 @@ def test_one_device_of_a_launched_program_is_used_alone(
 def test_the_only_process_of_a_launcher_is_told_nothing(
     launched_by: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(failures, "_adopted", True)  # as above
+    monkeypatch.setattr(failures._worker, "has_joined", True)  # as above
     alone = {
         "RANK": "0",
         "WORLD_SIZE": "1",

@@ -24,6 +24,7 @@ from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
 from loopwright.framework.data.sharding import LOOK_AHEAD
 from loopwright.strategies import DeepSpeedStrategy, Precision
+from loopwright.strategies.group import SingleProcess
 from tests.samples import as_dataset
 from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 
@@ -451,7 +452,7 @@ def test_the_loss_scale_of_a_precision_in_deepspeeds_configuration():
 
     def section(config: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
         strategy = DeepSpeedStrategy(config=config)
-        strategy.device = torch.device("cuda", 0)
+        strategy.group = SingleProcess(torch.device("cuda", 0))
         precision = Precision(
             "16-mixed", compute=torch.float16, loss_scaling=True, **fields
         )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import Engine, Module, Trainer
 from loopwright.framework.checkpoint.reader import load_checkpoint
-from loopwright.strategies.launch.failures import find_peers, one_is_gone
+from loopwright.strategies.launch.processes import find_peers, one_is_gone
 from tests.strategies.distributed import in_processes, quiet
 
 
