@@ -106,10 +106,8 @@ class _DDPModule(DistributedDataParallel):
         names = {
             id(parameter): name for name, parameter in user_module.named_parameters()
         }
-        unused = []
-        for number in found[1].split():
-            parameter = self.reducer_parameters[int(number)]
-            unused.append(names[id(parameter)])
+        numbers = map(int, found[1].split())
+        unused = [names[id(self.reducer_parameters[number])] for number in numbers]
         others = f" and {len(unused) - 10} others" if len(unused) > 10 else ""
         raise RuntimeError(
             f"the loss of the last step did not depend on {', '.join(unused[:10])}{others}, and so the processes could "

@@ -27,8 +27,7 @@ def shard_of(tensor: DTensor) -> TensorShard:
     # Of the processes that have the same shard, the first one saves it: in this mesh, and among meshes beside it.
     is_first = int(mesh.mesh.min()) == 0
     for index, placement in zip(coordinate, tensor.placements, strict=True):
-        if isinstance(placement, Replicate) and index != 0:
-            is_first = False
+        is_first &= index == 0 or not isinstance(placement, Replicate)
     detached: Any = tensor.detach()
     local = detached.to_local()
     if is_traceable_wrapper_subclass(local):

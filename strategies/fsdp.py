@@ -394,8 +394,7 @@ def _of_size(module: nn.Module, min_parameters: int) -> set[int]:
     def count_remaining(child: nn.Module) -> int:
         """Parameters that are left to the parent of ``child``."""
         total = sum(parameter.numel() for parameter in child.parameters(recurse=False))
-        for grandchild in child.children():
-            total += count_remaining(grandchild)
+        total += sum(map(count_remaining, child.children()))
         if total >= min_parameters and child is not module:
             chosen.add(id(child))
             return 0

@@ -150,7 +150,7 @@ class ProcessGroup(Group):
         reduced = self._reachable(tensor.detach()).clone()
         dist.all_reduce(reduced, _OPERATIONS[op])  # collective
         if op == "mean":
-            reduced = reduced / self.world_size
+            reduced /= self.world_size
         return reduced.to(tensor.device)
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:

@@ -34,10 +34,8 @@ class TensorShard:
         if isinstance(self.offset, int):
             end = self.offset + self.tensor.numel()
             return whole.reshape(-1)[self.offset : end]
-        slices = []
-        for start, size in zip(self.offset, self.tensor.shape, strict=True):
-            slices.append(slice(start, start + size))
-        return whole[tuple(slices)]
+        sizes = zip(self.offset, self.tensor.shape, strict=True)
+        return whole[tuple(slice(start, start + size) for start, size in sizes)]
 
 
 def full_state(strategy: Strategy, state: Any) -> Any:

@@ -65,7 +65,7 @@ class ZeroStates:
         """Load whole tensors; returns what ``nn.Module.load_state_dict`` does."""
         current = self.module.state_dict(keep_vars=True)
         partitioned = {
-            name: value for name, value in current.items() if _is_partitioned(value)
+            name: value for name, value in current.items() if hasattr(value, "ds_id")
         }
         if not partitioned:
             result = self.module.load_state_dict(state, strict=strict)
@@ -181,7 +181,7 @@ class ZeroStates:
 
     def _shard_of(self, parameter: Any, key: str | None = None) -> TensorShard | None:
         """Return what this process trains of a parameter, or of its optimizer state ``key``; None if all of it."""
-        if _is_partitioned(parameter):
+        if hasattr(parameter, "ds_id"):
             local = parameter.ds_tensor
             # Without an optimizer, as in evaluation, DeepSpeed's engine has another object in its place.
             if parameter.requires_grad and self.zero is not None:
@@ -217,7 +217,7 @@ class ZeroStates:
             )
         if not shard.is_owner:
             return
-        if not _is_partitioned(parameter):
+        if not hasattr(parameter, "ds_id"):
             shard.tensor.copy_(shard.slice_of(whole))
             return
         # With the padding of the last rank.
@@ -228,11 +228,6 @@ class ZeroStates:
         if parameter.requires_grad and self.zero is not None:
             # Of an offloaded parameter, the shard's tensor is a copy on the device.
             self.zero.set_local_hp_param(padded, parameter, key)
-
-
-def _is_partitioned(value: Any) -> bool:
-    """Whether a parameter is one of stage 3, of which each process has a part."""
-    return hasattr(value, "ds_id")
 
 
 def _is_elementwise(value: Any, like: Any) -> bool:

@@ -186,7 +186,10 @@ class Engine(Collectives):
             self.precision.check(self.device)
 
     def _create_loss_scaler(self) -> LossScaler | None:
-        if not self.precision.loss_scaling or self.strategy.capabilities.owns_loss_scale:
+        if (
+            not self.precision.loss_scaling
+            or self.strategy.capabilities.owns_loss_scale
+        ):
             return None
         scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling())
         return LossScaler(scaler, self.precision.name)
@@ -331,7 +334,9 @@ class Engine(Collectives):
         Args:
             inference_mode: use ``torch.inference_mode`` where the strategy allows it, and not only ``torch.no_grad``.
         """
-        gathers = self.strategy.capabilities.needs_equal_forwards and self.num_processes > 1
+        gathers = (
+            self.strategy.capabilities.needs_equal_forwards and self.num_processes > 1
+        )
         return (
             torch.inference_mode()
             if inference_mode and not gathers

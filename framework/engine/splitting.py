@@ -39,24 +39,20 @@ def split(inputs: Any, rank: int, world_size: int, padding: bool) -> Any:
 
 def _length(inputs: Any) -> int:
     if _has_columns(inputs):
-        return _length_of_columns(inputs)
+        lengths: Any = [_length(column) for column in children(inputs) or ()]
+        if len(set(lengths)) <= 1:
+            return lengths[0] if lengths else 0
+        if isinstance(inputs, Mapping):
+            lengths = dict(zip(inputs.keys(), lengths, strict=True))
+        raise ValueError(
+            f"the values of a {type(inputs).__name__} must have one length to be divided; got {lengths}"
+        )
     has_items = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
     if isinstance(inputs, str) or not has_items:
         raise TypeError(
             f"inputs must be a list, tuple, tensor, dict of such, or dataset; got {type(inputs).__name__}"
         )
     return len(inputs)
-
-
-def _length_of_columns(inputs: Any) -> int:
-    lengths: Any = [_length(column) for column in children(inputs) or ()]
-    if len(set(lengths)) > 1:
-        if isinstance(inputs, Mapping):
-            lengths = dict(zip(inputs.keys(), lengths, strict=True))
-        raise ValueError(
-            f"the values of a {type(inputs).__name__} must have one length to be divided; got {lengths}"
-        )
-    return lengths[0] if lengths else 0
 
 
 def _has_columns(inputs: Any) -> bool:

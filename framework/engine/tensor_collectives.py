@@ -22,9 +22,7 @@ def rebuild_in_key_order(data: Any, function: Callable[[Any], Any]) -> Any:
     """Copy a container as :func:`rebuild` does; a mapping's values are taken in an order that all processes share."""
     if not isinstance(data, Mapping):
         return rebuild(data, function)
-    results = {}
-    for key in sorted(data.keys(), key=repr):
-        results[key] = function(data[key])
+    results = {key: function(data[key]) for key in sorted(data.keys(), key=repr)}
     # Not by iterating over it: some mappings give their rows then.
     in_own_order = iter([results[key] for key in data.keys()])  # noqa: SIM118
     return rebuild(data, lambda _: next(in_own_order))

@@ -50,7 +50,11 @@ def agent(
     level = logger.level
     # Its tables name the process that was seen first to fail, not the guilty one.
     logger.setLevel(logging.CRITICAL)
-    _set_variables(processes)
+    os.environ[AGENT] = str(os.getpid())
+    num_threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
+    # Processes that are started again must not read the addresses of those before them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         yield partial(elastic_launch, _config(processes, max_restarts, folder)), folder
     finally:
@@ -62,15 +66,6 @@ def agent(
         os.environ.clear()
         os.environ.update(environment)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _set_variables(processes: int) -> None:
-    """Set the variables that the processes inherit."""
-    os.environ[AGENT] = str(os.getpid())
-    num_threads = max(1, (os.cpu_count() or 1) // processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
-    # Processes that are started again must not read the addresses of those before them.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
 def _config(processes: int, max_restarts: int, folder: str) -> Any:

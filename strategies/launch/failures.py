@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -26,7 +25,6 @@ _PEER_LOST = re.compile(
 _PEER_FAILED = re.compile(r"rank \d+ could not save")
 
 
-@dataclass
 class _Worker:
     """What this process, as one of a job, keeps in mind.
 
@@ -37,10 +35,10 @@ class _Worker:
         where: how far that run had come.
     """
 
-    has_joined: bool = False
+    has_joined = False
     previous_hook: Any = sys.excepthook
-    failure_id: int = 0
-    where: str = ""
+    failure_id = 0
+    where = ""
 
 
 _worker = _Worker()

@@ -45,10 +45,8 @@ def failure_text(
     """
     failures = _without_ended_by_agent(failures)
     ends, stopped = _read_reports(folder)
-    silent = dict.fromkeys(range(processes), "did not answer: it hung, or had ended")
-    for end in ends:
-        silent.pop(end.rank, None)
     reported = {end.rank for end in ends}
+    silent = sorted(set(range(processes)) - reported)
     for rank in failures.keys() - reported:
         failure = failures[rank]
         how = f"exit code {failure.exitcode}"
@@ -58,7 +56,8 @@ def failure_text(
     ends.sort()
     if all(end.lost_peers for end in ends):
         # They lost a rank that hung: one that tells nothing, or was still running.
-        hung = {**silent, **dict(sorted(stopped.items()))}
+        hung = dict.fromkeys(silent, "did not answer: it hung, or had ended")
+        hung.update(sorted(stopped.items()))
         lost = [end for end in ends if end.rank not in stopped]
         ends = [_RankEnd(True, 0.0, rank, hung[rank]) for rank in hung] + lost
     texts = [f"Rank {end.rank} of {processes} {end.text}" for end in ends]

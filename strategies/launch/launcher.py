@@ -150,10 +150,8 @@ def _write_payload(
 
     start_method = multiprocessing.get_start_method(allow_none=True)
     # The lines of code that is in no file, such as a notebook's cells, for tracebacks in the other processes.
-    sources = {}
-    for name, entry in linecache.cache.items():
-        if len(entry) == 4 and entry[1] is None:
-            sources[name] = entry
+    cache = linecache.cache
+    sources = {k: v for k, v in cache.items() if len(v) == 4 and v[1] is None}
     with open(path, "wb") as file:
         cloudpickle.dump((start_method, sources, function, args), file)
 
@@ -195,10 +193,7 @@ def _save_error(error: BaseException, path: str) -> None:
         pickle.loads(content)
     except Exception:
         # Its constructor takes other arguments than it has kept, or something in it cannot be pickled.
-        attributes = {}
-        for name, value in vars(error).items():
-            if _can_pickle(value):
-                attributes[name] = value
+        attributes = {k: v for k, v in vars(error).items() if _can_pickle(v)}
         args = error.args if _can_pickle(error.args) else (str(error),)
         content = cloudpickle.dumps((type(error), args, attributes))
     with open(path, "wb") as file:

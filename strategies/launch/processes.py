@@ -17,13 +17,12 @@ def find_peers() -> frozenset[int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or not os.path.exists("/proc/self/stat"):
         return frozenset()
     command = _command(os.getpid())
-    peers = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and _is_sibling(int(name)) and _command(int(name)) == command:
-            peers.add(int(name))
+    processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    siblings = filter(_is_sibling, processes)
+    peers = frozenset(each for each in siblings if _command(each) == command)
     # This process may be started through a shell that stays between, or have changed its title.
     expected = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return frozenset(peers) if len(peers) == expected else frozenset()
+    return peers if len(peers) == expected else frozenset()
 
 
 def one_is_gone(peers: frozenset[int]) -> bool:
@@ -56,8 +55,8 @@ def die_with(process: int) -> None:
         return
     import ctypes
 
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    # 1 is PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != process:
         # It died before.
         os.kill(os.getpid(), signal.SIGKILL)

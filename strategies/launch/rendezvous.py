@@ -76,7 +76,7 @@ class Rendezvous:
         member: Any,
         environment: ClusterEnvironment | None,
         backend: str,
-        timeout: timedelta | None = None,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         """Join torch's process group, which is made if there is none.
 
@@ -95,7 +95,6 @@ class Rendezvous:
         rank = 0
         world_size = 1
         if environment is not None:
-            assert timeout is not None
             rank = environment.rank
             world_size = environment.world_size
             # Each group has a part of the store of its own: the addresses of the last one are no longer true.
