@@ -319,7 +319,11 @@ class DeepSpeedStrategy(Strategy):
         )
 
     def clip_gradients(
-        self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
+        self,
+        params: Iterable[Tensor],
+        value: float,
+        algorithm: str,
+        norm: float = 2.0,
     ) -> Any:
         """Let the next step clip: DeepSpeed does it there."""
         self._check_clipping(algorithm, norm)

@@ -273,7 +273,11 @@ class FSDPStrategy(Strategy):
             )
 
     def clip_gradients(
-        self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
+        self,
+        params: Iterable[Tensor],
+        value: float,
+        algorithm: str,
+        norm: float = 2.0,
     ) -> Any:
         with_gradient: list[Any] = [p for p in params if p.grad is not None]
         if algorithm == "value":

@@ -151,7 +151,11 @@ def require_alike(by_rank: list[Any], call: str = "gather_for_metrics") -> None:
 
 
 def pad(
-    strategy: Strategy, tensor: Tensor, dim: int, value: Any, first: bool
+    strategy: Strategy,
+    tensor: Tensor,
+    dim: int,
+    value: Any,
+    first: bool,
 ) -> Tensor:
     """Pad a tensor to the largest size of all processes.
 

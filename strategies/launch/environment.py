@@ -164,7 +164,9 @@ def _from_mpi(env: Mapping[str, str]) -> ClusterEnvironment | None:
 
 
 def check_environment(
-    environment: ClusterEnvironment, devices: int | None, num_nodes: int | None
+    environment: ClusterEnvironment,
+    devices: int | None,
+    num_nodes: int | None,
 ) -> None:
     """Refuse counts that are not those of the launcher.
 
@@ -189,7 +191,10 @@ def check_environment(
 
 
 def runs_alone(
-    environment: ClusterEnvironment, devices: Any, num_nodes: int | str, single: bool
+    environment: ClusterEnvironment,
+    devices: Any,
+    num_nodes: int | str,
+    single: bool,
 ) -> bool:
     """Whether a Trainer in one of several processes asks for no more than a device of its own.
 

@@ -145,7 +145,11 @@ def _print(text: str) -> None:
 
 
 def _write_report(
-    path: str, message: str, stack: str, where: str, **facts: bool
+    path: str,
+    message: str,
+    stack: str,
+    where: str,
+    **facts: bool,
 ) -> None:
     now = time.time()
     extra = {"py_callstack": stack, "timestamp": str(int(now))}

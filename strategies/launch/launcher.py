@@ -94,7 +94,9 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
 
 
 def call_in_processes(
-    function: Callable[..., Any], args: tuple[Any, ...], processes: int
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    processes: int,
 ) -> Any:
     """Call ``function(*args)`` in ``processes`` fresh processes; returns what it returns in rank 0.
 
