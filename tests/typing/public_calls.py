@@ -89,6 +89,13 @@ def classes_of_checkpoints() -> None:
 
 def engines(model: nn.Linear, loader: DataLoader[Any]) -> None:
     engine = Engine(precision="bf16-mixed", gradient_accumulation_steps=2)
+    optimizer = torch.optim.SGD(model.parameters())
+    assert_type(engine.prepare(model), nn.Linear)
+    assert_type(
+        engine.prepare(model, optimizer, loader),
+        tuple[nn.Linear, torch.optim.SGD, DataLoader[Any]],
+    )
+    model, optimizer = engine.prepare(model, optimizer)
     with engine.accumulate(model):
         assert_type(engine.backward(model(torch.zeros(4)).sum()), None)
     assert_type(engine.is_main_process, bool)
