@@ -58,11 +58,9 @@ def default_dirpath(trainer: Trainer) -> str:
     logger = trainer.loggers[0]
     if logger.log_dir is not None:
         return absolute(os.path.join(logger.log_dir, "checkpoints"))
-    version = (
-        f"version_{logger.version}"
-        if isinstance(logger.version, int)
-        else logger.version
-    )
+    version = logger.version
+    if isinstance(version, int):
+        version = f"version_{version}"
     parts = (
         logger.save_dir or trainer.default_root_dir,
         logger.name,

@@ -18,11 +18,11 @@ log = getLogger("loopwright")
 class OnExceptionCheckpoint(Callback):
     """Save a checkpoint when an exception ends the training, to look into or to go on from.
 
-    It holds the run as the exception left it: the data cursor stands at the start of the accumulation window that was
-    not completed, while random generators have moved on, and an exception inside an optimizer's step may leave half of
-    the weights updated. With several processes, the main one saves without asking the others: of what the epoch has
-    gathered for its mean values, only its own part is kept. For a run that goes on exactly, resume from a
-    :class:`~loopwright.callbacks.ModelCheckpoint`'s.
+    It holds the run as the exception left it. The position in the data is the start of the accumulation window that was
+    not completed, while random generators have moved on; an exception inside an optimizer's step may leave half of the
+    weights updated. With several processes, the main one saves without the others, so values that were logged for the
+    epoch's means are those of the main process only. To go on exactly, resume from a checkpoint of
+    :class:`~loopwright.callbacks.ModelCheckpoint`.
 
     Nothing is saved for a signal that asks to end if a ``ModelCheckpoint`` has saved already, nor for a second Ctrl-C.
 
