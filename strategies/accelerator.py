@@ -40,21 +40,13 @@ def select_devices(
     kind = _device_type(accelerator)
     requested = _parse_devices(devices)
     present = 0 if kind == "cpu" else torch.accelerator.device_count()
+    if environment is not None:
+        count = len(requested) if isinstance(requested, list) else requested
+        check_environment(environment, count, None)
     if isinstance(requested, list):
-        if environment is not None:
-            check_environment(environment, len(requested), None)
-        if kind == "cpu":
-            raise ValueError(
-                f"devices={devices!r}: the CPU has no indices; pass a number of processes, e.g. devices=1"
-            )
-        for index in requested:
-            if not 0 <= index < present:
-                raise ValueError(
-                    f"devices={devices!r}: index {index} is not below the {present} devices of this machine"
-                )
+        _check_indices(requested, kind, present)
         return [torch.device(kind, index) for index in requested]
     if environment is not None:
-        check_environment(environment, requested, None)
         requested = environment.local_world_size
     if kind == "cpu":
         return [torch.device("cpu")] * (requested or 1)
@@ -66,6 +58,19 @@ def select_devices(
             f"devices={devices!r}: this machine has {present} of type {kind!r}"
         )
     return [torch.device(kind, index) for index in range(requested or present)]
+
+
+def _check_indices(indices: list[int], kind: str, present: int) -> None:
+    """Raise for indices of devices of which ``present`` are there."""
+    if kind == "cpu":
+        raise ValueError(
+            f"devices={indices}: the CPU has no indices; pass a number of processes, e.g. devices=1"
+        )
+    for index in indices:
+        if not 0 <= index < present:
+            raise ValueError(
+                f"devices={indices}: index {index} is not below the {present} devices of this machine"
+            )
 
 
 def _device_type(accelerator: str) -> str:
