@@ -618,11 +618,8 @@ class Engine(Collectives):
             raise ValueError(
                 f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}'
             )
-        optimizer = getattr(
-            optimizer,
-            "optimizer",
-            optimizer,
-        )  # the wrapper of manual optimization
+        # It may be the wrapper of manual optimization.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         self.unscale(optimizer)
         self.strategy.clip_gradients(list(parameters_of(optimizer)), value, algorithm)
 

@@ -141,16 +141,17 @@ def _are_columns(kinds: tuple[tuple[str, int], ...]) -> bool:
 
 
 def _keeps_structure(data: Any) -> bool:
-    """Whether each value of a container is a result by itself; a tuple of texts, or of like dicts, holds samples."""
+    """Whether each value of a container is a result by itself, as in dicts, dataclasses and tuples of tensors.
+
+    Lists hold samples; so do tuples of texts, and tuples of dicts with equal keys.
+    """
     values = children(data)
     if values is None or isinstance(data, LISTS):
         return False
     if not isinstance(data, tuple) or hasattr(data, "_fields"):
         return True
-    if (
-        all(isinstance(value, Mapping) for value in data)
-        and len({frozenset(value.keys()) for value in data}) <= 1
-    ):
+    are_mappings = all(isinstance(value, Mapping) for value in data)
+    if are_mappings and len({frozenset(value.keys()) for value in data}) <= 1:
         return False
     return any(
         isinstance(value, Tensor) or children(value) is not None for value in data
@@ -158,7 +159,7 @@ def _keeps_structure(data: Any) -> bool:
 
 
 def _for_each(data: Any, function: Callable[[Any], Any]) -> Any:
-    """Copy what keeps its structure, with ``function`` applied to each result in it."""
+    """Copy containers that keep their structure, with ``function`` applied to each result in them."""
     if _keeps_structure(data):
         return tensor_collectives.rebuild_in_key_order(
             data, partial(_for_each, function=function)
@@ -167,7 +168,10 @@ def _for_each(data: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _is_mixed(data: Any, parts: list[Any]) -> bool:
-    """Whether a dict holds neither tensors alone nor lists alone: it is one result of each process, then."""
+    """Whether a dict holds tensors beside other things, or what is neither tensor nor list.
+
+    Such a dict is one result of its process.
+    """
     if isinstance(data, tuple) or not _keeps_structure(data):
         return False
     only_tensors = all(
@@ -179,7 +183,7 @@ def _is_mixed(data: Any, parts: list[Any]) -> bool:
 
 
 def _outline(data: Any) -> Any:
-    """What must be alike in all processes."""
+    """What must be equal in all processes of their results: structure, types and shapes."""
     if _keeps_structure(data):
         values = [_outline(value) for value in children(data) or ()]
         if isinstance(data, Mapping):

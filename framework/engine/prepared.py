@@ -30,12 +30,10 @@ class _PreparedModule:
     """
 
     _prepared_from: Any
-    _prepared_steps: tuple[
-        Callable[..., Any], Callable[..., Any]
-    ]  # to train, to evaluate
-    _prepared_float32: (
-        bool  # whether to convert what it returns back from half precision
-    )
+    # What is called to train, and to evaluate.
+    _prepared_steps: tuple[Callable[..., Any], Callable[..., Any]]
+    # Whether to convert what is returned back from half precision.
+    _prepared_float32: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep from the module's class that it has a subclass: its author may count or register those."""
