@@ -109,7 +109,7 @@ def check_launched_strategy(strategy: Any) -> None:
                 f'accelerate launch asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
                 "options, launch without, or unset the variable if something else in this program has set it"
             )
-    with_fsdp = bool(_requested("ACCELERATE_USE_FSDP"))
+    with_fsdp = _requested("ACCELERATE_USE_FSDP")
     prefixes = ("ACCELERATE_", "FSDP_") if with_fsdp else ("ACCELERATE_",)
     ignored = [
         f"{name}={os.environ[name]}"

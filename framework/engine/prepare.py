@@ -215,8 +215,9 @@ class Prepared:
         The first call is a collective.
         """
         if self.data_seed is None:
-            seed = self._engine.strategy.broadcast(torch.initial_seed() % 2**63)
-            self.data_seed = int(seed)
+            self.data_seed = int(
+                self._engine.strategy.broadcast(torch.initial_seed() % 2**63)
+            )
         return self.data_seed
 
     def set_data_seed(self, seed: int) -> None:

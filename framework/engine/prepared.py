@@ -30,8 +30,8 @@ class _PreparedModule:
     """
 
     _prepared_from: Any
-    # What is called to train, and to evaluate.
-    _prepared_steps: tuple[Callable[..., Any], Callable[..., Any]]
+    # The strategy's methods to call to train, and to evaluate.
+    _prepared_steps: tuple[Any, Any]
     # Whether to convert what is returned back from half precision.
     _prepared_float32: bool
 
