@@ -97,9 +97,9 @@ def main() -> int:
     args = parser.parse_args()
 
     seed_everything(0)
-    digits = load_digits()
-    images = torch.tensor(digits.data, dtype=torch.float32) / 16  # (1797, 64)
-    samples = TensorDataset(images, torch.tensor(digits.target))
+    pixels, digits = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32) / 16  # (1797, 64)
+    samples = TensorDataset(images, torch.tensor(digits))
     train, test = torch.utils.data.random_split(samples, [1500, 297])
     strategy = LocalSGDStrategy(args.sync_every)
     trainer = Trainer(

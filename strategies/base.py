@@ -146,7 +146,14 @@ class Strategy(GroupMember, ABC):
         clip: float | None,
         algorithm: str | None,
     ) -> None:
-        """Raise if the strategy cannot take such steps, or was configured for others."""
+        """Raise if the strategy cannot take such steps, or was configured for others.
+
+        Args:
+            batch_size: samples in a batch of one process, if that is known.
+            accumulate: batches of an accumulation window.
+            clip: what to clip gradients to, if at all.
+            algorithm: how, as of :meth:`clip_gradients`.
+        """
 
     def start_epoch(self) -> None:
         """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
@@ -171,13 +178,25 @@ class Strategy(GroupMember, ABC):
     def clip_gradients(
         self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
     ) -> Any:
-        """Clip gradients by their global ``"norm"``, which is returned, or each by ``"value"``."""
+        """Clip gradients; return their norm before, if it was computed.
+
+        Args:
+            params: whose gradients.
+            value: the largest norm, or the largest absolute value.
+            algorithm: ``"norm"`` scales all by one factor, ``"value"`` clips each by itself.
+            norm: the order of the norm.
+        """
         if algorithm == "value":
             return nn.utils.clip_grad_value_(params, value)
         return nn.utils.clip_grad_norm_(params, value, norm)
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
-        """Multiply the gradients of an optimizer's parameters."""
+        """Multiply gradients.
+
+        Args:
+            optimizer: of whose parameters.
+            factor: a number or a 0-dim tensor.
+        """
         for parameter in parameters_of(optimizer):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

@@ -16,12 +16,9 @@ import loopwright
 WITHOUT_ARGUMENTS: set[str] = {
     "Strategy.all_gather",
     "Strategy.broadcast",
-    "Strategy.check_steps",
-    "Strategy.clip_gradients",
     "Strategy.load_model_state",
     "Strategy.load_optimizer_state",
     "Strategy.reduce",
-    "Strategy.scale_gradients",
 }
 WITHOUT_ERRORS: set[str] = set()
 

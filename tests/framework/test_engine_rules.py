@@ -28,8 +28,8 @@ from tests.strategies.distributed import in_processes, quiet
 
 def make(**arguments: Any) -> Engine:
     engine = Engine(accelerator="cpu", **arguments)
-    if engine.scaler is not None:
-        engine.scaler = torch.amp.GradScaler(
+    if engine.loss_scaler is not None:
+        engine.loss_scaler.scaler = torch.amp.GradScaler(
             "cpu", init_scale=1024.0
         )  # by which these gradients do not overflow
     return engine
