@@ -88,9 +88,12 @@ class Strategy(GroupMember, ABC):
         num_nodes: int,
         environment: ClusterEnvironment | None,
     ) -> None:
-        """Make ``group``: a process for each of this machine's ``devices``, on ``num_nodes`` machines.
+        """Make ``group``, the processes of this job.
 
-        ``environment`` is what a launcher told this process; None before the others are started, or if there are none.
+        Args:
+            devices: one for each process of this machine.
+            num_nodes: number of machines.
+            environment: what a launcher told this process; None before the others are started, or if there are none.
         """
         self.group = create_group(devices, num_nodes, environment, self.group_options)
         self.check_group()

