@@ -235,7 +235,6 @@ INSIDE_THE_ENGINE = {
     "compute_gradients",
     "connect",
     "detect_environment",
-    "end_micro_batch",
     "end_stepped_window",
     "end_window",
     "enter_loader",

@@ -74,6 +74,10 @@ class GradientAccumulation:
         # Whether there are weights, once several ranks have agreed about it.
         self._weighted: bool | None = None
 
+    def over(self, num_batches: int) -> None:
+        """Let windows have so many micro-batches, from the next one on."""
+        self.num_batches = num_batches
+
     # The window.
 
     def read_from(self, loader: Any) -> None:
@@ -121,6 +125,10 @@ class GradientAccumulation:
         self.weight = None
         self.has_stepped = False
         self.completed.clear()
+
+    def restart(self) -> None:
+        """Begin a window of a single micro-batch, of which nothing is kept."""
+        self.has_stepped = False
 
     def abandon(self) -> None:
         """Let the next micro-batch open a window, whatever has become of this one."""
@@ -289,17 +297,19 @@ class MicroBatch:
     def __init__(self, engine: Engine, models: tuple[nn.Module, ...] = ()) -> None:
         self.engine = engine
         self.models = models
+        self.is_entered = False
         self._local: Any = None
 
     def __enter__(self) -> None:
         engine = self.engine
+        self.is_entered = True
         engine.begin_micro_batch()
         if not engine.accumulation.is_last:
             self._local = engine.no_sync(*self.models)
             self._local.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.engine.end_micro_batch()
+        self.is_entered = False
         if self._local is not None:
             local, self._local = self._local, None
             local.__exit__(*error)

@@ -93,7 +93,6 @@ class Engine(Collectives):
     Attributes:
         gradient_accumulation_steps: as given; a new value takes effect with the next window.
         sync_gradients: whether the running micro-batch is the last of its window, after which optimizers step.
-        accumulating: whether :meth:`accumulate` is entered.
         global_step: number of windows in which an optimizer has stepped.
         loggers: the loggers, as a list.
         prepared: what :meth:`prepare` has prepared.
@@ -148,7 +147,6 @@ class Engine(Collectives):
         self.accumulation = GradientAccumulation(
             self.strategy, gradient_accumulation_steps, _Counter()
         )
-        self.accumulating = False
         self._micro_batch = MicroBatch(self)
         # What backward() comes to where nothing is to be scaled, weighed or shared.
         self._plain_backward = None
@@ -420,11 +418,10 @@ class Engine(Collectives):
     def begin_micro_batch(self) -> None:
         """Begin a micro-batch; if the window is complete, the next one."""
         window = self.accumulation
-        self.accumulating = True
         if window.is_last:
             is_plain = self._plain_backward is not None and window.num_batches == 1
             if is_plain and window.length == 1 and window.weight is None:
-                window.has_stepped = False
+                window.restart()
                 return
             if window.has_stepped or window.completed:
                 self.end_window()
@@ -432,9 +429,10 @@ class Engine(Collectives):
                 optimizer.begin_window()
         window.begin_next()
 
-    def end_micro_batch(self) -> None:
-        """End a micro-batch."""
-        self.accumulating = False
+    @property
+    def accumulating(self) -> bool:
+        """Whether :meth:`accumulate` is entered."""
+        return self._micro_batch.is_entered
 
     @property
     def gradient_accumulation_steps(self) -> int:
@@ -444,7 +442,7 @@ class Engine(Collectives):
     @gradient_accumulation_steps.setter
     def gradient_accumulation_steps(self, steps: int) -> None:
         check_count("gradient_accumulation_steps", steps, 1)
-        self.accumulation.num_batches = steps
+        self.accumulation.over(steps)
 
     @property
     def sync_gradients(self) -> bool:
@@ -474,8 +472,8 @@ class Engine(Collectives):
             plain = self._plain_backward
             has_weight = weight is not None or window.weight is not None
             if plain is not None and window.length == 1 and not has_weight:
-                if not self.accumulating:
-                    window.has_stepped = False
+                if window.has_stepped and not self.accumulating:
+                    window.restart()
                 plain(loss, **kwargs)
                 return
             if not self.accumulating and (window.has_stepped or window.completed):

@@ -74,14 +74,13 @@ class ManualStep(Step):
                 f"update(loss) was called twice for one optimizer in batch {batch_idx}; with "
                 f"accumulate_grad_batches={window.num_batches} it can be called once a batch"
             )
-        optimizer.last_update = batch
         if optimizer.num_gathered == 0:
             self.zero_grad(optimizer.optimizer, batch_idx)
         if window.length > 1:
             loss = loss / window.length
         with nullcontext() if window.is_last else self.engine.no_sync():
             self.backward(loss)
-        optimizer.num_gathered += 1
+        optimizer.count(batch)
         if window.is_last:
             self._step_on_gathered(optimizer)
 
@@ -96,7 +95,7 @@ class ManualStep(Step):
         self.engine.unscale(optimizer)
         if manual.num_gathered < length:
             self.engine.scale_gradients(optimizer, length / manual.num_gathered)
-        manual.num_gathered = 0
+        manual.begin_window()
         self.prepare_step(optimizer)
         self.stepped = True
         self.engine.step(optimizer)

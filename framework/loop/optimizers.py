@@ -190,6 +190,15 @@ class ManualOptimizer(Wrapper):
         self.last_update: int | None = None
         self._owner = owner
 
+    def count(self, batch: int) -> None:
+        """Count the gradients of a batch, by its number in the run."""
+        self.last_update = batch
+        self.num_gathered += 1
+
+    def begin_window(self) -> None:
+        """Begin a window with no gradients."""
+        self.num_gathered = 0
+
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step: unscale, hooks, optimizer.
 

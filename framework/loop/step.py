@@ -62,7 +62,7 @@ class Step(ABC):
         self.schedulers = Schedulers(run, schedulers)
         self.accumulation = run.engine.accumulation
         self.accumulation.count_in(run.state)
-        self.accumulation.num_batches = trainer.accumulate_grad_batches
+        self.accumulation.over(trainer.accumulate_grad_batches)
         self.stepped = False
         self.has_zero_weights = False
         groups = [self.engine.optimizer_state(o)["param_groups"] for o in optimizers]
@@ -109,12 +109,12 @@ class Step(ABC):
 
     def begin_epoch(self) -> None:
         """Let the next batch begin a window, of as many batches as the Trainer says."""
-        self.accumulation.num_batches = self.run.trainer.accumulate_grad_batches
+        self.accumulation.over(self.run.trainer.accumulate_grad_batches)
         self.accumulation.abandon()
 
     def change_accumulation(self) -> None:
         """Follow the Trainer, which says another number of batches, from the next window on."""
-        self.accumulation.num_batches = self.run.trainer.accumulate_grad_batches
+        self.accumulation.over(self.run.trainer.accumulate_grad_batches)
 
     def ends_inside_window(self, batches: LookAhead) -> bool:
         """Whether the epoch ends with the next batch, though it does not complete its window.
