@@ -18,6 +18,7 @@ from .iteration import (
     loader_length,
     read_again,
 )
+from .position import WHOLE_EPOCH, Segment
 from .sources import EpochLoader
 
 # What may hold loaders.
@@ -247,10 +248,8 @@ class CombinedEpochLoader:
         self.batch_sizes = [
             size for loader in loaders for size in getattr(loader, "batch_sizes", ())
         ]
-        self._cut: tuple[int, int, int | None] | None = None
-        self._epoch = self._begin = (
-            0  # the epoch that is iterated, and where the part of it begins
-        )
+        # The epoch that is iterated, and where the segment of it begins.
+        self._epoch = self._begin = 0
 
     @property
     def resumable(self) -> bool:
@@ -264,17 +263,6 @@ class CombinedEpochLoader:
         ):
             return False
         return all(_round_length(loader) < INFINITE for loader in self.loaders)
-
-    def cut(self, epoch: int, begin: int, end: int | None) -> None:
-        """As :meth:`EpochLoader.cut`, in batches."""
-        self._cut = epoch, begin, end
-
-    def _part(self, epoch: int) -> tuple[int, int | None]:
-        return (
-            self._cut[1:]
-            if self._cut is not None and self._cut[0] == epoch
-            else (0, None)
-        )
 
     def deal_to(self, places: Sequence[tuple[int, int]]) -> None:
         """As :meth:`EpochLoader.deal_to`, for each of the loaders."""
@@ -295,23 +283,28 @@ class CombinedEpochLoader:
         for loader in self.loaders:
             loader.opened()
 
-    def length_in(self, epoch: int) -> int | float:
-        """Number of batches in an epoch."""
-        begin, end = self._part(epoch)
-        return max(0, (self.length if end is None else min(end, self.length)) - begin)
+    def length_in(self, segment: Segment) -> int | float:
+        """Number of batches in a segment of an epoch."""
+        return segment.length_of(self.length)
 
-    def last_fraction_in(self, epoch: int) -> float:
-        """Size of an epoch's last batch, as a fraction of the others'."""
+    def last_fraction_in(self, segment: Segment) -> float:
+        """Size of a segment's last batch, as a fraction of the others'."""
         return 1.0
 
-    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
+    def iterate(
+        self,
+        epoch: int,
+        start: int = 0,
+        step: int = 1,
+        segment: Segment = WHOLE_EPOCH,
+    ) -> Iterator[Any]:
         """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
-        begin, end = self._part(epoch)
-        self._epoch, self._begin = epoch, begin
-        batches = self._iterate(epoch, begin + start, step)
-        return islice(
-            batches, None if end is None else len(range(begin + start, end, step))
-        )
+        self._epoch, self._begin = epoch, segment.begin
+        start += segment.begin
+        batches = self._iterate(epoch, start, step)
+        if segment.end is None:
+            return batches
+        return islice(batches, len(range(start, segment.end, step)))
 
     def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
         counts = self.loader.mode in (

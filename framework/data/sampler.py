@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice, tee
+from itertools import count, islice, tee
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .iteration import (
     loader_length,
     set_epoch,
 )
+from .position import WHOLE_EPOCH, Segment
 from .workers import protect_workers
 
 
@@ -63,27 +64,25 @@ class IndexPlan:
         self.planned = self.size is not None and (
             self.batch_size is not None or not self.batched
         )
-        self.place(0, 0, 1, 0, None)
+        self.seek(0)
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
         self.generators = [
             (g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)
         ]
 
-    def place(
-        self, epoch: int, start: int, step: int, begin: int, end: int | None
+    def seek(
+        self,
+        epoch: int,
+        start: int = 0,
+        step: int = 1,
+        segment: Segment = WHOLE_EPOCH,
     ) -> None:
-        """Set the part of the epoch to iterate next, the batch to begin with, and every how many batches to give one.
-
-        The part is counted in samples where the order is planned, else in batches.
-        """
-        self.epoch, self.start, self.step, self.begin, self.end = (
-            epoch,
-            start,
-            step,
-            begin,
-            end,
-        )
+        """Set what the next iteration gives: every ``step``-th batch of a segment of an epoch, from ``start`` on."""
+        self.epoch = epoch
+        self.start = start
+        self.step = step
+        self.segment = segment
         self.seed = self._seed
         if self.random is not None and self.random.generator is not None:
             self.seed = mix_seeds(self._seed, self.random.generator.initial_seed())
@@ -105,9 +104,7 @@ class IndexPlan:
         return self._seeded(batches)
 
     def _planned(self) -> Iterator[Any]:
-        order = self._order()
-        if self.begin or self.end is not None:
-            order = order[self.begin : self.end]
+        order = self.segment.slice(self._order())
         if not self.batched:
             yield from order[self.start :: self.step]
             return
@@ -148,7 +145,8 @@ class IndexPlan:
         drawn = self._drawn() if self.looker is None else self.look()
         if self.plans_steps and self.length is not None:
             drawn = self._noting_more(drawn, self.length)
-        return islice(drawn, self.begin + self.start, self.end, self.step)
+        start = self.segment.begin + self.start
+        return islice(drawn, start, self.segment.end, self.step)
 
     def _noting_more(self, drawn: Iterator[Any], told: int) -> Iterator[Any]:
         """The same indices, as many as the length tells; a line says once that there are more."""
@@ -196,11 +194,10 @@ class IndexPlan:
                 return
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
-        part = (self.begin,) if self.begin else ()
-        for place, indices in enumerate(batches):
+        seeds = self.segment.seeds
+        for number, indices in zip(count(self.start, self.step), batches, strict=False):
             yield _SeededIndices(
-                indices,
-                mix_seeds(self.seed, self.epoch, *part, self.start + place * self.step),
+                indices, mix_seeds(self.seed, self.epoch, *seeds, number)
             )
 
 

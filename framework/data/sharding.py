@@ -11,6 +11,7 @@ from ..messages import log
 from ..seed import isolated_rng
 from .combined import CombinedEpochLoader
 from .iteration import INFINITE, NO_BATCH, is_map_style
+from .position import WHOLE_EPOCH, Segment
 from .shard_detection import draw_alike, fingerprint, is_sharded
 from .sources import EpochLoader
 
@@ -89,13 +90,9 @@ class SharedLoader:
             ):  # whose augmentation may differ
                 part.watch = self._marking
 
-    def cut(self, epoch: int, begin: int, end: int | None) -> None:
-        """As :meth:`EpochLoader.cut`, of the loader before it is dealt out."""
-        self.loader.cut(epoch, begin, end)
-
-    def length_in(self, epoch: int) -> int | float:
-        """Steps of an epoch, the same in all processes."""
-        return self._steps(self.loader.length_in(epoch)) if self.deal else self.length
+    def length_in(self, segment: Segment) -> int | float:
+        """Steps of a segment of an epoch, the same in all processes."""
+        return self._steps(self.loader.length_in(segment)) if self.deal else self.length
 
     def _steps(self, batches: int | float) -> int | float:
         if not self.deal or batches == INFINITE:
@@ -103,24 +100,26 @@ class SharedLoader:
         rounds, rest = divmod(int(batches), self.world_size)
         return rounds + (rest > 0 and not self.loader.drop_last)
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Iterate this process's batches of epoch ``epoch`` from step ``start``."""
+    def iterate(
+        self, epoch: int, start: int = 0, segment: Segment = WHOLE_EPOCH
+    ) -> Iterator[Any]:
+        """Iterate this process's batches of a segment of epoch ``epoch`` from its step ``start``."""
         if self.length == INFINITE:
-            batches = self.loader.iterate(epoch, self._first(start))
+            batches = self.loader.iterate(epoch, self._first(start), segment=segment)
             return self._agree(
                 self._rounds(batches)
                 if self.deal
                 else ((batch, 1) for batch in batches)
             )
         batches = self.loader.iterate(
-            epoch, self._first(start), self.world_size if self.deal else 1
+            epoch, self._first(start), self.world_size if self.deal else 1, segment
         )
         if not self.loader.alone:
-            return self._planned(batches, epoch, start)
-        length = int(self.length_in(epoch))
+            return self._planned(batches, epoch, start, segment)
+        length = int(self.length_in(segment))
         steps = range(start, length)
         return self._agree(
-            (batch, self._share_of(step, epoch, length))
+            (batch, self._share_of(step, segment, length))
             for batch, step in zip(batches, steps, strict=False)
         )
 
@@ -132,13 +131,15 @@ class SharedLoader:
 
     # -- known lengths ----------------------------------------------------------------------------------------
 
-    def _planned(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Any]:
+    def _planned(
+        self, batches: Iterator[Any], epoch: int, start: int, segment: Segment
+    ) -> Iterator[Any]:
         last = NO_BATCH
-        length = int(self.length_in(epoch))
+        length = int(self.length_in(segment))
         if not self.deal and min(self.lengths) <= start < length:
             batches, last = self._share_batch(batches, self.lengths.index(length))
         for step in range(start, length):
-            self.share = self._share_of(step, epoch, length)
+            self.share = self._share_of(step, segment, length)
             batch = next(batches, NO_BATCH)
             if batch is NO_BATCH:
                 if self.share:
@@ -146,7 +147,7 @@ class SharedLoader:
                         f"rank {self.rank}: the training loader has no batch {step} of the {length} that its "
                         "length promised; the other processes count on it"
                     )
-                batch = self._borrow(epoch) if last is NO_BATCH else last
+                batch = self._borrow(epoch, segment) if last is NO_BATCH else last
             if step == length - 2 or not self.deal:
                 last = batch
             if step == length - 1 and self.deal and self.loader.stateful:
@@ -163,28 +164,29 @@ class SharedLoader:
         given = self.strategy.broadcast(own, source)
         return chain(own, batches), given[0] if given else NO_BATCH
 
-    def _share_of(self, step: int, epoch: int, length: int) -> float:
+    def _share_of(self, step: int, segment: Segment, length: int) -> float:
         if not self.deal:
             present = sum(length > step for length in self.lengths)
             return self.world_size / present if step < self.lengths[self.rank] else 0.0
         if step < length - 1:
             return 1.0
         present = min(
-            self.world_size, int(self.loader.length_in(epoch)) - step * self.world_size
+            self.world_size,
+            int(self.loader.length_in(segment)) - step * self.world_size,
         )
         if self.rank >= present:
             return 0.0
-        last_fraction = self.loader.last_fraction_in(epoch)
+        last_fraction = self.loader.last_fraction_in(segment)
         return (
             self.world_size
             * (last_fraction if self.rank == present - 1 else 1.0)
             / (present - 1 + last_fraction)
         )
 
-    def _borrow(self, epoch: int) -> Any:
+    def _borrow(self, epoch: int, segment: Segment) -> Any:
         """A batch of another process, for one that has none to run again."""
         with isolated_rng():
-            batch = next(iter(self.loader.iterate(epoch)), NO_BATCH)
+            batch = next(self.loader.iterate(epoch, segment=segment), NO_BATCH)
         if batch is NO_BATCH:
             raise RuntimeError(f"rank {self.rank}: the training loader gave no batch")
         return batch
@@ -389,4 +391,83 @@ def require_equal_lengths(lengths: list[int | float], name: str) -> None:
         )
 
 
-# -- how far an epoch has come, for any number of processes -----------------------------------------------------------
+def cursor_of(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    world_size: int,
+    batches: int,
+    segment: Segment,
+    limit: int | float | None = None,
+) -> dict[str, Any]:
+    """How much of an epoch's data all processes have been given.
+
+    Args:
+        source: the training loader, as this process reads it.
+        world_size: how many processes get different batches.
+        batches: given to each of them in this epoch.
+        segment: what these processes read of the epoch.
+        limit: how many batches of a whole epoch each is to be given, if not all.
+
+    Returns:
+        ``position`` and ``end`` (None for all of the epoch), both in samples where the order is planned, else in the
+        loader's batches; and what is needed to tell whether they mean the same in another run.
+    """
+    loader, dealt = _loader_of(source)
+    each = loader.unit * (world_size if dealt else 1)
+    end: Any = segment.end
+    if limit is not None and segment == WHOLE_EPOCH:
+        end = limit * each
+    return {
+        "position": segment.begin + (batches - segment.first_batch) * each,
+        "end": end,
+        "in_samples": loader.in_samples,
+        "batch_sizes": loader.batch_sizes,
+        "dealt": dealt,
+        "dealt_to": world_size,
+    }
+
+
+def rest_of_epoch(
+    cursor: dict[str, Any], source: Any, saved_by: int, world_size: int, batches: int
+) -> Segment | None:
+    """What is left of an epoch that other processes have begun, or the same ones with another batch size.
+
+    Args:
+        cursor: what :func:`cursor_of` gave there.
+        source: the training loader, as this process reads it now.
+        saved_by: how many processes they were.
+        world_size: how many of those that there are now get different batches.
+        batches: given to each of them in this epoch.
+
+    Returns:
+        The segment to go on with; None if nothing has changed.
+
+    Raises:
+        CheckpointError: if it cannot be dealt out anew.
+    """
+    loader, dealt = _loader_of(source)
+    saved_by = cursor.get("dealt_to", saved_by)
+    if saved_by == world_size and cursor["batch_sizes"] == loader.batch_sizes:
+        return None
+    why = ""
+    if not (cursor["dealt"] and dealt):
+        why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
+    elif cursor["in_samples"] != loader.in_samples:
+        why = "the loader's sampler has been changed for one of another kind"
+    elif not loader.in_samples and cursor["batch_sizes"] != loader.batch_sizes:
+        why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
+        why += f"{loader.batch_sizes}"
+    if why:
+        raise CheckpointError(
+            f"the checkpoint was saved inside an epoch by {saved_by} process(es), now there are {world_size}, and what "
+            f"is left of the epoch cannot be dealt out anew: {why}. Resume with {saved_by} and the same loaders, or "
+            "from a checkpoint of an epoch's end"
+        )
+    return Segment(batches, cursor["position"], cursor["end"])
+
+
+def _loader_of(
+    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+) -> tuple[Any, bool]:
+    if isinstance(source, SharedLoader):
+        return source.loader, source.deal
+    return source, True

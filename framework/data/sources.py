@@ -33,6 +33,7 @@ from .iteration import (
     set_epoch,
     up_to,
 )
+from .position import WHOLE_EPOCH, Segment
 from .sampler import IndexPlan, SamplerWasAsked, replace_sampler
 from .workers import iterate_protected, protect_workers, workers_protected
 
@@ -56,7 +57,7 @@ class EpochLoader:
         length: number of batches; infinite if that is not certain.
         estimate: number of batches, as the loader tells it.
         drop_last: whether the loader leaves out what does not fill a batch.
-        in_samples: whether :meth:`cut` counts samples: where torch's own samplers are planned. Else it counts batches.
+        in_samples: whether a :class:`Segment` counts samples, as where torch's own samplers are planned, or batches.
         unit: what a batch is in that count.
         batch_sizes: the loader's, in a list, as far as it tells.
         stateful: whether the loader has a state of its own.
@@ -90,7 +91,7 @@ class EpochLoader:
         # Of the last iteration, of a loader with a state of its own: the step, the epoch's batches that have been read,
         # whether it has ended, and its first state and two others, with the batches read until then.
         self._step, self._read, self._ended = 1, 0, False
-        self._begin = 0  # of the part of the epoch that it iterates
+        self._begin = 0  # of the segment that it iterates
         self.iterated: int | None = None
         self._noted: list[tuple[int, dict[str, Any]]] = []
         self._indices: IndexPlan | None = None
@@ -114,7 +115,6 @@ class EpochLoader:
             else 1
         )
         self.batch_sizes = [getattr(loader, "batch_size", None)]
-        self._cut: tuple[int, int, int | None] | None = None
         self.place = (0, 1)
         self._said: set[Any] = set()
 
@@ -131,47 +131,32 @@ class EpochLoader:
         if self._indices is not None:
             self._indices.plans_steps = not self.alone
 
-    def cut(self, epoch: int, begin: int, end: int | None) -> None:
-        """In one epoch, leave out what lies before ``begin`` and from ``end`` on; its batches are counted from there.
-
-        So it can be completed after a change of the number of processes, or of the batch size. Both are numbers of
-        samples, or of batches where :attr:`unit` is 1.
-        """
-        self._cut = epoch, begin, end
-
-    def _part(self, epoch: int) -> tuple[int, int | None]:
-        return (
-            self._cut[1:]
-            if self._cut is not None and self._cut[0] == epoch
-            else (0, None)
-        )
-
-    def length_in(self, epoch: int) -> int | float:
-        """Number of batches in an epoch."""
-        begin, end = self._part(epoch)
-        if begin == 0 and end is None:
+    def length_in(self, segment: Segment) -> int | float:
+        """Number of batches in a segment of an epoch."""
+        if segment == WHOLE_EPOCH:
             return self.length
         if self._indices is None or not self.in_samples:
-            return max(
-                0, (self.length if end is None else min(end, self.length)) - begin
-            )
-        samples = len(range(self._indices.size or 0)[begin:end])
-        return (
-            samples // self.unit
-            if self._indices.drop_last
-            else -(-samples // self.unit)
-        )
+            return segment.length_of(self.length)
+        samples = len(segment.slice(range(self._indices.size or 0)))
+        if self._indices.drop_last:
+            return samples // self.unit
+        return -(-samples // self.unit)
 
-    def last_fraction_in(self, epoch: int) -> float:
-        """Size of an epoch's last batch, as a fraction of the others'."""
+    def last_fraction_in(self, segment: Segment) -> float:
+        """Size of a segment's last batch, as a fraction of the others'."""
         if self._indices is None or not self.in_samples or self._indices.drop_last:
             return 1.0
-        begin, end = self._part(epoch)
-        samples = len(range(self._indices.size or 0)[begin:end])
+        samples = len(segment.slice(range(self._indices.size or 0)))
         return (samples % self.unit or self.unit) / self.unit
 
-    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
-        """Iterate epoch ``epoch`` from batch ``start``, every ``step``-th batch."""
+    def iterate(
+        self,
+        epoch: int,
+        start: int = 0,
+        step: int = 1,
+        segment: Segment = WHOLE_EPOCH,
+    ) -> Iterator[Any]:
+        """Iterate a segment of epoch ``epoch`` from its batch ``start``, every ``step``-th batch."""
         first, every = self.place
         start, step = first + start * every, step * every
         if (
@@ -179,34 +164,32 @@ class EpochLoader:
         ):  # else the epoch has begun
             set_epoch(self.loader, epoch)
         self.find_out(epoch)
-        begin, end = self._part(epoch)
         if self._indices is not None:
             # Which batches a part has, its own way of iterating counts from the first one on.
             again = start if self.shards else 0
-            self._indices.place(epoch, start - again, step, begin, end)
+            self._indices.seek(epoch, start - again, step, segment)
             if iterates_alone(self.loader):
                 # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
                 self._copy.__dict__["generator"] = self._generator(epoch)
             if self.read_ahead and not self._indices.in_workers:
-                part = (begin,) if begin else ()
                 batches = self._seeded_by_batch(
-                    self._copy, epoch, start - again, step, part
+                    self._copy, epoch, start - again, step, segment.seeds
                 )
             else:
                 batches = iterate_protected(self._copy)
             read_again(batches, again)
             if self.length == INFINITE or not iterates_alone(self.loader):
                 return batches
-            left = len(range(start, int(self.length_in(epoch)), step))
+            left = len(range(start, int(self.length_in(segment)), step))
             return (
                 up_to(self.loader, batches, left, int(self.length), self._said)
                 if left
                 else iter(())
             )
-        start += begin  # what is not planned is read from its first batch on
-        left = None if end is None else max(0, end - start)
+        start += segment.begin  # what is not planned is read from its first batch on
+        left = None if segment.end is None else max(0, segment.end - start)
         if self.stateful:
-            self._begin = begin
+            self._begin = segment.begin
             batches, start = self._iterate_stateful(epoch, start, step)
         elif isinstance(self.loader, Sequence):
             batches = iter(self.loader)
@@ -249,7 +232,7 @@ class EpochLoader:
         self.find_out(epoch)
         seed = mix_seeds(self.seed, epoch)
         if self._indices is not None:
-            self._indices.place(epoch, 0, 1, 0, None)
+            self._indices.seek(epoch)
             if self.alone:
                 plan = self._indices.looking()
                 try:
@@ -287,7 +270,7 @@ class EpochLoader:
         if self._indices is None or self._asks:
             return
         trap = self._indices.looking()
-        trap.place(epoch, 0, 1, 0, None)
+        trap.seek(epoch)
         trap.is_trap = True
         probe = self._probe(trap)
         with suppress(
@@ -388,7 +371,7 @@ class EpochLoader:
             epoch: the epoch.
             first: the number of its first batch; None is the number of those that have been read.
             step: by how much the next batch's number is higher.
-            part: where the part of the epoch begins whose batches are counted, if it is not all of it.
+            part: the segment's own numbers, as its batches are counted from 0.
         """
         in_workers = bool(getattr(self.loader, "num_workers", 0))
         with isolated_rng():

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.combined import CombinedEpochLoader, by_epochs, exact_length_of
 from ..data.iteration import INFINITE, LookAhead
-from ..data.position import cursor_of, cut_to, rest_of_epoch
+from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sharding import (
     SharedLoader,
+    cursor_of,
     data_place,
     gives_parts,
     parts_of,
     require_resumable,
+    rest_of_epoch,
 )
 from ..data.sources import EpochLoader
 from ..seed import isolated_rng, mix_seeds
@@ -65,7 +67,7 @@ class PreparedLoader(Wrapper):
                 self.source, strategy, deal=not own, verify=asked is None
             )
         self.epoch = self.batches = 0
-        self._read_part(None)
+        self._read_segment(WHOLE_EPOCH)
         self.share = 1.0
         self.end_of_dataloader = False
         self.batch: Any = None
@@ -118,15 +120,14 @@ class PreparedLoader(Wrapper):
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
         self.epoch, self.batches, self._goes_on = epoch, 0, False
-        self._read_part(None)
+        self._read_segment(WHOLE_EPOCH)
 
-    def _read_part(self, part: dict[str, Any] | None) -> None:
-        """Give what was left of the epoch when these processes took it over, or all of it (None)."""
-        length = cut_to(self.source, self.epoch, part)
-        self._part, self.length = (
-            part,
-            INFINITE if self._looks_ahead and part is None else length,
-        )
+    def _read_segment(self, segment: Segment) -> None:
+        """Give a segment of the epoch."""
+        self._segment = segment
+        self.length = segment.first_batch + self.source.length_in(segment)
+        if self._looks_ahead and segment == WHOLE_EPOCH:
+            self.length = INFINITE
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()
@@ -138,11 +139,10 @@ class PreparedLoader(Wrapper):
             start, self._goes_on = self.batches, False
         elif self.batches:
             self.epoch += 1  # the last one was left before its end
-            self._read_part(None)
+            self._read_segment(WHOLE_EPOCH)
         if inside and start < self.length:
             require_resumable(self.source)
         self.batches = start
-        first = 0 if self._part is None else self._part["first"]
         engine = self.engine
         engine.enter_loader(self)
         try:
@@ -150,11 +150,7 @@ class PreparedLoader(Wrapper):
             with (
                 isolated_rng() if inside else nullcontext()
             ):  # the iterator draws a number, as it did before the save
-                batches = (
-                    iter(())
-                    if start and start >= self.length
-                    else self.source.iterate(self.epoch, start - first)
-                )
+                batches = self._batches_from(start)
             self.end_of_dataloader = False
             source: Any = self.source
             ahead = None
@@ -174,10 +170,17 @@ class PreparedLoader(Wrapper):
                 yield self.batch
             self.epoch += 1
             self.batches = 0
-            self._read_part(None)
+            self._read_segment(WHOLE_EPOCH)
         finally:
             self.batch = None
             engine.leave_loader(self)
+
+    def _batches_from(self, start: int) -> Iterator[Any]:
+        segment = self._segment
+        if start and start >= self.length:
+            return iter(())
+        start -= segment.first_batch
+        return self.source.iterate(self.epoch, start, segment=segment)
 
     def _tells_end(self) -> bool:
         """Whether a batch may be read ahead, to tell if the running one is the last."""
@@ -187,7 +190,7 @@ class PreparedLoader(Wrapper):
         """The place: the epoch, its batches given so far, less those of an open window; the loader's own state."""
         behind = self.engine.accumulation.batches_of(self)
         batches = self.batches - behind
-        first = self._part["first"] if self._part else 0
+        first = self._segment.first_batch
         done = not self.batches or batches >= self.length
         reads_again = self._looks_ahead and not self._stateful
         own = (
@@ -196,13 +199,13 @@ class PreparedLoader(Wrapper):
             else self.source.state_dict(max(0, batches - first), done)
         )
         cursor = cursor_of(
-            self.source, data_place(self.engine.strategy)[1], batches, self._part
+            self.source, data_place(self.engine.strategy)[1], batches, self._segment
         )
         return {
             "epoch": self.epoch,
             "batches": batches,
             "loader": own,
-            "part": self._part,
+            "part": self._segment.state_dict(),
             "cursor": cursor,
         }
 
@@ -214,22 +217,18 @@ class PreparedLoader(Wrapper):
         Raises:
             CheckpointError: if what they have left of the epoch cannot be dealt out to these.
         """
-        world_size, part, batches = (
-            data_place(self.engine.strategy)[1],
-            state["part"],
-            state["batches"],
-        )
-        if batches and (
-            rest := rest_of_epoch(
-                state["cursor"], self.source, saved_by or world_size, world_size
-            )
-        ):
-            part = {"first": batches, **rest}
+        world_size = data_place(self.engine.strategy)[1]
+        saved_by = saved_by or world_size
+        batches = state["batches"]
+        segment = Segment.from_state(state["part"])
+        if batches:
+            cursor = state["cursor"]
+            rest = rest_of_epoch(cursor, self.source, saved_by, world_size, batches)
+            segment = rest or segment
         self.epoch, self.batches, self._goes_on = state["epoch"], batches, True
-        self._read_part(part)
-        if batches or world_size == (
-            saved_by or world_size
-        ):  # others' states tell nothing about an epoch's end
+        self._read_segment(segment)
+        # Others' states tell nothing about an epoch's end.
+        if batches or world_size == saved_by:
             self.source.load_state_dict(state["loader"])
 
     def close(self) -> None:

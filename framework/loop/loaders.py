@@ -20,10 +20,11 @@ from ..data.combined import (
     loaders_in,
 )
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
-from ..data.position import cursor_of, cut_to, rest_of_epoch
+from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sampler import own_copy
 from ..data.sharding import (
     SharedLoader,
+    cursor_of,
     data_place,
     different_streams,
     gives_parts,
@@ -31,6 +32,7 @@ from ..data.sharding import (
     parts_of,
     require_equal_lengths,
     require_resumable,
+    rest_of_epoch,
 )
 from ..data.sources import EpochLoader
 from ..data.workers import iterate_protected
@@ -168,12 +170,17 @@ class RunData:
                 "the training loader is empty (its length is 0): check its dataset, and batch_size with drop_last=True"
             )
 
+    @property
+    def segment(self) -> Segment:
+        """What these processes read of the running epoch."""
+        return Segment.from_state(self.trainer.state.part)
+
     def begin_epoch(self) -> None:
         """Count the batches of the running epoch."""
         if self.train is None:
             return
-        state = self.trainer.state
         train = self.train
+        segment = self.segment
         exact = train.length
         if not isinstance(train, SharedLoader):
             exact = exact_length_of(train.loader, trusts_samplers=False)
@@ -182,20 +189,22 @@ class RunData:
         self.whole_epoch, told = limited_to(
             exact, train.estimate, limit, "limit_train_batches"
         )
-        length = cut_to(train, state.epoch, state.part)
-        self.max_batches["train"] = self.whole_epoch if state.part is None else length
-        self.num_batches["train"] = (
-            told if state.part is None or length == INFINITE else length
-        )
+        self.max_batches["train"] = self.whole_epoch
+        self.num_batches["train"] = told
+        if segment != WHOLE_EPOCH:
+            length = segment.first_batch + train.length_in(segment)
+            self.max_batches["train"] = length
+            if length < INFINITE:
+                self.num_batches["train"] = length
 
     def iterate_train(self) -> Iterator[Any]:
         """Iterate the running epoch from the data cursor on."""
         assert self.train is not None
         state = self.trainer.state
+        segment = self.segment
         self._begun = state.epoch
-        batches = self.train.iterate(
-            state.epoch, state.batch_idx - (state.part["first"] if state.part else 0)
-        )
+        start = state.batch_idx - segment.first_batch
+        batches = self.train.iterate(state.epoch, start, segment=segment)
         if not self.looks_ahead:
             return batches
         return self._noting_more(
@@ -212,7 +221,7 @@ class RunData:
             self.train,
             data_place(self.trainer.strategy)[1],
             batch_idx,
-            self.trainer.state.part,
+            self.segment,
             end,
         )
 
@@ -221,9 +230,9 @@ class RunData:
         if self.train is None:
             return None
         state = self.trainer.state
-        first = state.part["first"] if state.part else 0
+        following = max(0, batch_idx - self.segment.first_batch)
         done = state.batches_done or self._begun != state.epoch
-        return self.train.state_dict(max(0, batch_idx - first), done)
+        return self.train.state_dict(following, done)
 
     def restore_loader(self, saved: dict[str, Any]) -> None:
         """Go on as the processes of a checkpoint would, inside an epoch or with the next one.
@@ -246,10 +255,11 @@ class RunData:
             return
         if not state.batches_done:
             require_resumable(train)
-        rest = rest_of_epoch(cursor, train, saved_by, data_place(trainer.strategy)[1])
+        size = data_place(trainer.strategy)[1]
+        rest = rest_of_epoch(cursor, train, saved_by, size, state.batch_idx)
         if rest is None:
             return
-        state.part = {"first": state.batch_idx, **rest}
+        state.part = rest.state_dict()
         self.begin_epoch()
         log.info(
             "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",

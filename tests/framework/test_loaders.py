@@ -36,6 +36,7 @@ from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Module
 from loopwright.framework.data.combined import CombinedEpochLoader, by_epochs
 from loopwright.framework.data.iteration import INFINITE, loader_length
+from loopwright.framework.data.position import Segment
 from loopwright.framework.data.sources import EpochLoader
 from loopwright.framework.loop.loaders import limited
 from tests.framework.models import quiet
@@ -248,9 +249,10 @@ def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
         loader = EpochLoader(KINDS[kind](Numbers()), 0)
     whole = plain(loader.iterate(3))
     assert len(whole) > 2
-    loader.cut(3, loader.unit, (len(whole) - 1) * loader.unit)
+    segment = Segment(begin=loader.unit, end=(len(whole) - 1) * loader.unit)
     for start, step in ((0, 1), (1, 1), (0, 2), (1, 2), (2, 1), (3, 2)):
-        assert plain(loader.iterate(3, start, step)) == whole[1:-1][start::step]
+        batches = loader.iterate(3, start, step, segment)
+        assert plain(batches) == whole[1:-1][start::step]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FIXED])
