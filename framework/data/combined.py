@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from ..errors import CheckpointError
 from ..messages import log
 from .batches import LISTS
 from .iteration import (
@@ -18,8 +19,8 @@ from .iteration import (
     loader_length,
     read_again,
 )
-from .position import WHOLE_EPOCH, Segment
-from .sources import EpochLoader
+from .position import Segment
+from .sources import BatchSource, single_source
 
 # What may hold loaders.
 _COLLECTIONS = (tuple, *LISTS, ValuesView, Mapping)
@@ -102,12 +103,12 @@ def _items_of(collection: Any) -> list[Any]:
     return list(collection.values() if isinstance(collection, Mapping) else collection)
 
 
-class _Places:
-    """Where the loaders of a collection are, so that their batches can be put there."""
+class _Structure:
+    """How a collection holds its loaders, so that their batches can be put in their places."""
 
     def __init__(self, collection: Any) -> None:
         self.inside = [
-            _Places(item) if _nests(item) else None for item in _items_of(collection)
+            _Structure(item) if _nests(item) else None for item in _items_of(collection)
         ]
         self.keys = list(collection.keys()) if isinstance(collection, Mapping) else None
         self.make = getattr(
@@ -117,8 +118,8 @@ class _Places:
     def fill(self, batches: Iterator[Any]) -> Any:
         """A collection of the same kind with batches in it."""
         filled = [
-            next(batches) if places is None else places.fill(batches)
-            for places in self.inside
+            next(batches) if structure is None else structure.fill(batches)
+            for structure in self.inside
         ]
         return (
             self.make(filled)
@@ -163,11 +164,11 @@ class CombinedLoader:
             raise ValueError(
                 f"iterables must hold at least one loader; got {iterables!r}"
             )
-        self._places = _Places(iterables)
+        self._structure = _Structure(iterables)
 
     def in_places(self, batches: Iterable[Any]) -> Any:
         """A batch of each loader, in the order of :attr:`flattened`, in the loaders' places."""
-        return self._places.fill(iter(batches))
+        return self._structure.fill(iter(batches))
 
     def __len__(self) -> int:
         length = combined_length(
@@ -178,19 +179,21 @@ class CombinedLoader:
         return int(length)
 
     def __iter__(self) -> Iterator[Any]:
-        return CombinedEpochLoader(
-            self, [_Again(loader) for loader in self.flattened]
-        ).iterate(0)
+        parts = [_Again(loader) for loader in self.flattened]
+        return CombinedSource(self, parts).iterate(0)
 
 
 class _Again:
-    """A loader as it is, behind the calls of :class:`EpochLoader`."""
+    """A loader as it is, behind the calls of :class:`BatchSource`."""
 
     stateful = False
+    drop_last = False
+    batch_sizes = ()
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.length = exact_length(loader)
+        self.told_length = self.length
 
     def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
         return islice(iter(self.loader), start, None, step)
@@ -201,7 +204,12 @@ def exact_length_of(loader: Any, trusts_samplers: bool = True) -> int | float:
     if not isinstance(loader, CombinedLoader):
         return exact_length(loader, trusts_samplers)
     lengths = [exact_length(part, trusts_samplers) for part in loader.flattened]
-    return INFINITE if INFINITE in lengths else combined_length(lengths, loader.mode)
+    return certain_length(lengths, loader.mode)
+
+
+def certain_length(lengths: list[int | float], mode: str) -> int | float:
+    """Number of batches of several loaders read together; infinite if one of theirs is not certain."""
+    return INFINITE if INFINITE in lengths else combined_length(lengths, mode)
 
 
 def combined_length(lengths: list[int | float], mode: str) -> int | float:
@@ -225,110 +233,110 @@ def _epoch_of(epoch: int, round_: int) -> int:
     return epoch + round_ * 1_000_000_007
 
 
-def _round_length(loader: Any) -> int | float:
+def _round_length(source: Any) -> int | float:
     """Batches until a loader begins again; one with a state of its own cannot be read again to count them."""
-    return loader.estimate if loader.stateful else loader.length
+    return source.told_length if source.stateful else source.length
 
 
-class CombinedEpochLoader:
-    """The loaders of a :class:`CombinedLoader`, iterated epoch by epoch as one :class:`EpochLoader` is."""
+class CombinedSource(BatchSource):
+    """The loaders of a :class:`CombinedLoader`, read together.
 
-    share = 1.0
-    in_samples = stateful = keeps_iterator = alone = False
-    unit = 1
+    Segments count batches. A resume begins each loader, and each round of one that begins again, where it was. Where
+    nobody can tell which loader gives which batch, as without a length, it reads again what had been read.
 
-    def __init__(self, combined: CombinedLoader, loaders: Sequence[Any]) -> None:
-        self.loader = combined
-        self.loaders = loaders
-        self.length = exact_length_of(combined)
-        self.estimate = combined_length(
-            [loader_length(loader) for loader in combined.flattened], combined.mode
-        )
-        self.drop_last = any(getattr(loader, "drop_last", False) for loader in loaders)
-        self.batch_sizes = [
-            size for loader in loaders for size in getattr(loader, "batch_sizes", ())
-        ]
+    Args:
+        combined: the loaders.
+        sources: what reads each of them.
+    """
+
+    def __init__(self, combined: CombinedLoader, sources: Sequence[Any]) -> None:
+        super().__init__(combined, seed=0)
+        self._sources = sources
+        self.drop_last = any(source.drop_last for source in sources)
+        self.batch_sizes = [size for source in sources for size in source.batch_sizes]
         # The epoch that is iterated, and where the segment of it begins.
-        self._epoch = self._begin = 0
+        self._epoch = 0
+        self._begin = 0
 
     @property
-    def resumable(self) -> bool:
-        """Whether it can go on inside an epoch: what each loader with a state of its own gives when is known."""
-        if self.loader.mode == "min_size" or not any(
-            loader.stateful for loader in self.loaders
-        ):
-            return True
-        if self.loader.mode != "max_size_cycle" or any(
-            loader.read_ahead for loader in self.loaders
-        ):
-            return False
-        return all(_round_length(loader) < INFINITE for loader in self.loaders)
+    def parts(self) -> Sequence[Any]:
+        return self._sources
 
-    def deal_to(self, places: Sequence[tuple[int, int]]) -> None:
-        """As :meth:`EpochLoader.deal_to`, for each of the loaders."""
-        for loader, place in zip(self.loaders, places, strict=True):
-            loader.deal_to(*place)
-        lengths = [loader.length for loader in self.loaders]
-        self.length = (
-            INFINITE
-            if INFINITE in lengths
-            else combined_length(lengths, self.loader.mode)
-        )
-        self.estimate = combined_length(
-            [loader.estimate for loader in self.loaders], self.loader.mode
-        )
-
-    def opened(self) -> None:
-        """None: what has been looked at is read again."""
-        for loader in self.loaders:
-            loader.opened()
+    @property
+    def told_length(self) -> int | float:
+        lengths = [source.told_length for source in self._sources]
+        return combined_length(lengths, self.loader.mode)
 
     def length_in(self, segment: Segment) -> int | float:
-        """Number of batches in a segment of an epoch."""
-        return segment.length_of(self.length)
+        lengths = [source.length for source in self._sources]
+        return segment.length_of(certain_length(lengths, self.loader.mode))
 
-    def last_fraction_in(self, segment: Segment) -> float:
-        """Size of a segment's last batch, as a fraction of the others'."""
-        return 1.0
+    def reseed(self, seed: int) -> None:
+        for number, source in enumerate(self._sources):
+            source.reseed(seed + number)
 
-    def iterate(
-        self,
-        epoch: int,
-        start: int = 0,
-        step: int = 1,
-        segment: Segment = WHOLE_EPOCH,
+    def read_ahead(self, is_ahead: bool, draws_apart: tuple[int, ...] = ()) -> None:
+        for source in self._sources:
+            source.read_ahead(is_ahead, draws_apart)
+
+    def begun_iteration(self) -> None:
+        """None: what has been looked at is read again."""
+        for source in self._sources:
+            source.begun_iteration()
+
+    @property
+    def _is_resumable(self) -> bool:
+        """Whether it is known at which batch each loader with a state of its own is, inside an epoch."""
+        mode = self.loader.mode
+        if mode == "min_size" or not any(source.stateful for source in self._sources):
+            return True
+        is_ahead = any(source.reading.is_ahead for source in self._sources)
+        if mode != "max_size_cycle" or is_ahead:
+            return False
+        return all(_round_length(source) < INFINITE for source in self._sources)
+
+    def require_resumable(self) -> None:
+        if not self._is_resumable:
+            raise CheckpointError(
+                f"loaders combined in mode {self.loader.mode!r}, or without length, of which some have a state of "
+                "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
+            )
+
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
     ) -> Iterator[Any]:
-        """Iterate as :meth:`EpochLoader.iterate`. What this draws at random, it draws before it returns."""
-        self._epoch, self._begin = epoch, segment.begin
+        # What this draws at random, it draws before it returns.
+        self._epoch = epoch
+        self._begin = segment.begin
         start += segment.begin
-        batches = self._iterate(epoch, start, step)
+        batches = self._batches(epoch, start, step)
         if segment.end is None:
             return batches
         return islice(batches, len(range(start, segment.end, step)))
 
-    def _iterate(self, epoch: int, start: int, step: int) -> Iterator[Any]:
-        counts = self.loader.mode in (
-            "max_size_cycle",
-            "sequential",
-        )  # which loader gives which batch
+    def _batches(self, epoch: int, start: int, step: int) -> Iterator[Any]:
+        sources, mode = self._sources, self.loader.mode
+        # In these modes, lengths tell which loader gives which batch.
+        needs_lengths = mode in ("max_size_cycle", "sequential")
+        is_moved = start > 0 or step > 1
         if (
-            counts
-            and (start or step > 1)
-            and any(_round_length(loader) == INFINITE for loader in self.loaders)
+            needs_lengths
+            and is_moved
+            and any(_round_length(source) == INFINITE for source in sources)
         ):
             if start >= step:
                 log.info(
                     "Resuming inside an epoch of loaders without length: reading %d batches again",
                     start,
                 )
-            batches = self._iterate(epoch, 0, 1)
+            batches = self._batches(epoch, 0, 1)
             read_again(batches, start)
             return islice(batches, 0, None, step)
-        if self.loader.mode == "sequential":
-            return self._sequential(list(self.loaders), epoch, start, step)
-        cycle = self.loader.mode == "max_size_cycle"
+        if mode == "sequential":
+            return self._sequential(list(sources), epoch, start, step)
+        is_cycle = mode == "max_size_cycle"
         return self._together(
-            [_Stream(loader, epoch, start, step, cycle) for loader in self.loaders]
+            [_Stream(source, epoch, start, step, is_cycle) for source in sources]
         )
 
     def _together(self, streams: list[_Stream]) -> Iterator[Any]:
@@ -367,43 +375,46 @@ class CombinedEpochLoader:
         return batches()
 
     def close(self) -> None:
-        """End the workers of the loaders' copies."""
-        for loader in self.loaders:
-            loader.close()
+        for source in self._sources:
+            source.close()
 
     def state_dict(self, following: int | None = None, done: bool = False) -> list[Any]:
         """The loaders' states, to go on with batch ``following``, as far as each loader tells."""
-        if following is None or not self.resumable:
-            return [loader.state_dict(done=done) for loader in self.loaders]
+        if following is None or not self._is_resumable:
+            return [source.state_dict(done=done) for source in self._sources]
         states = []
-        for loader in self.loaders:
-            first, every = loader.place
-            place = first + (self._begin + following) * every
-            if self.loader.mode == "max_size_cycle" and loader.stateful:
-                round_, place = _round_of(place, _round_length(loader))
-                if loader.iterated != _epoch_of(self._epoch, round_):
-                    place = None  # it has begun the next round: its state is ahead, which a resume finds
-            states.append(loader.state_dict(place, done))
+        for source in self._sources:
+            reading = source.reading
+            number = reading.first + (self._begin + following) * reading.every
+            if self.loader.mode == "max_size_cycle" and source.stateful:
+                round_, number = _round_of(number, _round_length(source))
+                if source.iterated_epoch != _epoch_of(self._epoch, round_):
+                    # It has begun the next round: its state is ahead, which a resume finds.
+                    number = None
+            states.append(source.state_dict(number, done))
         return states
 
     def load_state_dict(self, state: Any) -> None:
-        """Take back :meth:`state_dict`."""
-        for loader, own in zip(
-            self.loaders, state if isinstance(state, list) else (), strict=False
-        ):
-            loader.load_state_dict(own)
+        states = state if isinstance(state, list) else ()
+        for source, own in zip(self._sources, states, strict=False):
+            source.load_state_dict(own)
 
 
-def by_epochs(
-    loader: Any, seed: int, shuffle: bool = True
-) -> EpochLoader | CombinedEpochLoader:
-    """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch."""
+def source_of(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
+    """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch.
+
+    Args:
+        loader: any iterable that can be iterated again.
+        seed: the run's seed.
+        shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
+    """
     if not isinstance(loader, CombinedLoader):
-        return EpochLoader(loader, seed, shuffle)
+        return single_source(loader, seed, shuffle)
     parts = [
-        EpochLoader(part, seed + i, shuffle) for i, part in enumerate(loader.flattened)
+        single_source(part, seed + number, shuffle)
+        for number, part in enumerate(loader.flattened)
     ]
-    return CombinedEpochLoader(loader, parts)
+    return CombinedSource(loader, parts)
 
 
 class _Stream:

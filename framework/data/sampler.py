@@ -29,46 +29,52 @@ class IndexPlan:
 
     torch's own sequential and random samplers are planned anew from the seed; any other sampler is kept, and moved
     forward without loading.
-    """
 
-    looker: int | None = (
-        None  # the thread that has a look at what a loader makes of the indices, if it is one
-    )
-    found: threading.Event  # set when it has got a batch, or none
-    is_trap = False  # whether it is told, by an exception, when it asks for the indices
-    asked = False  # whether any thread has
-    plans_steps = (
-        False  # whether several processes count on the length that the sampler tells
-    )
+    Args:
+        loader: the loader.
+        seed: the run's seed.
+        shuffle: False gives the indices of a random sampler in the dataset's order.
+
+    Attributes:
+        is_planned: whether it is planned from the seed.
+        size: number of samples of an epoch, where torch's own samplers tell it.
+        batch_size: samples of a batch, where torch's own batch sampler makes the batches.
+        drop_last: whether such a one leaves out what does not fill a batch.
+        in_workers: whether worker processes load the samples.
+        replaces: the loader's attribute that it stands in for.
+        kept: by epoch, what has been drawn of the user's own sampler for a look; copies share it.
+        plans_steps: whether several ranks count on the length that the sampler tells.
+    """
 
     def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
         self._seed = seed
-        # By epoch, what has been drawn of the user's own sampler for a look; copies share it.
+        self.plans_steps = False
+        self._look: Look | None = None
         self.kept: dict[int, Iterator[Any]] = {}
         self.in_workers = loader.num_workers > 0
-        self.batched = loader.batch_sampler is not None
-        self.replaces = "batch_sampler" if self.batched else "sampler"
+        is_batched = loader.batch_sampler is not None
+        self.replaces = "batch_sampler" if is_batched else "sampler"
         self.sampler: Any = getattr(loader, self.replaces)
         length = loader_length(self.sampler)
         self.length = int(length) if length != INFINITE else None
         self.batch_size: int | None = None
         self.drop_last = False
         inner: Any = self.sampler
-        if self.batched and type(inner) is BatchSampler:
+        if is_batched and type(inner) is BatchSampler:
             self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
             inner = inner.sampler
-        self.random = inner if shuffle and type(inner) is RandomSampler else None
-        self.size = (
-            len(inner) if type(inner) in (RandomSampler, SequentialSampler) else None
-        )
-        self.planned = self.size is not None and (
-            self.batch_size is not None or not self.batched
-        )
+        self._random = inner if shuffle and type(inner) is RandomSampler else None
+        is_torchs = type(inner) in (RandomSampler, SequentialSampler)
+        self.size = len(inner) if is_torchs else None
+        is_cut_evenly = self.batch_size is not None or not is_batched
+        self.is_planned = is_torchs and is_cut_evenly
         self.seek(0)
         samplers = (self.sampler, getattr(self.sampler, "sampler", None))
         generators = [getattr(sampler, "generator", None) for sampler in samplers]
-        self.generators = [
-            (g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)
+        self._generators = [
+            (generator, generator.initial_seed())
+            for generator in generators
+            if isinstance(generator, torch.Generator)
         ]
 
     def seek(
@@ -84,8 +90,8 @@ class IndexPlan:
         self.step = step
         self.segment = segment
         self.seed = self._seed
-        if self.random is not None and self.random.generator is not None:
-            self.seed = mix_seeds(self._seed, self.random.generator.initial_seed())
+        if self._random is not None and self._random.generator is not None:
+            self.seed = mix_seeds(self._seed, self._random.generator.initial_seed())
 
     def __len__(self) -> int:
         if self.length is None:
@@ -93,23 +99,21 @@ class IndexPlan:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        self.asked = True
-        if self.is_trap and threading.get_ident() == self.looker:
-            raise SamplerWasAsked
-        batches = self._planned() if self.planned else self._replayed()
-        if self.looker is not None:
-            return self._until_found(batches)
+        if self._look is not None:
+            self._look.ask()
+        batches = self._planned() if self.is_planned else self._replayed()
+        if self._look is not None:
+            return self._look.until_ended(batches)
         if not self.in_workers:
             return batches
         return self._seeded(batches)
 
     def _planned(self) -> Iterator[Any]:
         order = self.segment.slice(self._order())
-        if not self.batched:
+        size = self.batch_size
+        if size is None:
             yield from order[self.start :: self.step]
             return
-        size = self.batch_size
-        assert size is not None
         if self.step > 1:
             firsts = range(self.start * size, len(order), self.step * size)
             indices = iter(
@@ -125,15 +129,15 @@ class IndexPlan:
     def _order(self) -> Sequence[int]:
         """The epoch's sample indices."""
         assert self.size is not None
-        if self.random is None:
+        if self._random is None:
             return range(self.size)
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        population = len(self.random.data_source)
+        population = len(self._random.data_source)
         if population == 0:
             raise ValueError(
                 "the training loader is empty: its sampler draws from a dataset without samples"
             )
-        if self.random.replacement:
+        if self._random.replacement:
             return torch.randint(population, (self.size,), generator=generator).tolist()
         order: list[int] = []
         while len(order) < self.size:
@@ -142,7 +146,7 @@ class IndexPlan:
 
     def _replayed(self) -> Iterator[Any]:
         """The user's own sampler, drawing from (seed, epoch) alone, moved to the start."""
-        drawn = self._drawn() if self.looker is None else self.look()
+        drawn = self._drawn() if self._look is None else self.draw_ahead()
         if self.plans_steps and self.length is not None:
             drawn = self._noting_more(drawn, self.length)
         start = self.segment.begin + self.start
@@ -164,34 +168,23 @@ class IndexPlan:
         if self.epoch in self.kept:
             return self.kept.pop(self.epoch)
         set_epoch(self.sampler, self.epoch)
-        for generator, seed in self.generators:
+        for generator, seed in self._generators:
             generator.manual_seed(mix_seeds(seed, self.epoch))
         return isolated_iteration(
             self.sampler, mix_seeds(self.seed, self.epoch), at_once=self.length
         )
 
-    def look(self) -> Iterator[Any]:
+    def draw_ahead(self) -> Iterator[Any]:
         """What the user's own sampler gives in this epoch; it may be drawn once only, and is kept for the iteration."""
         drawn, self.kept[self.epoch] = tee(self._drawn())
         return drawn
 
-    def looking(self) -> IndexPlan:
+    def for_a_look(self, is_trap: bool = False) -> tuple[IndexPlan, Look]:
         """A copy for a look at what a loader makes of the indices, without workers."""
         plan = copy.copy(self)
-        plan.looker, plan.found, plan.in_workers = (
-            threading.get_ident(),
-            threading.Event(),
-            False,
-        )
-        return plan
-
-    def _until_found(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same; to a thread of the loader's only until that has given a batch, so that the thread ends."""
-        for batch in batches:
-            yield batch
-            # It may have to read more than one before the loader gives one.
-            if threading.get_ident() != self.looker and self.found.wait(1):
-                return
+        plan.in_workers = False
+        plan._look = look = Look(is_trap)
+        return plan, look
 
     def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
         seeds = self.segment.seeds
@@ -199,6 +192,42 @@ class IndexPlan:
             yield _SeededIndices(
                 indices, mix_seeds(self.seed, self.epoch, *seeds, number)
             )
+
+
+class Look:
+    """A look at what a loader makes of the indices, by the thread that makes this.
+
+    Args:
+        is_trap: an exception tells when this thread asks for the indices.
+
+    Attributes:
+        was_asked: whether any thread has asked for them.
+        ended: set when the loader has given a batch, or none.
+    """
+
+    def __init__(self, is_trap: bool) -> None:
+        self._thread = threading.get_ident()
+        self._is_trap = is_trap
+        self.was_asked = False
+        self.ended = threading.Event()
+
+    def ask(self) -> None:
+        """Note that the indices are asked for.
+
+        Raises:
+            SamplerWasAsked: in this thread, if it is a trap.
+        """
+        self.was_asked = True
+        if self._is_trap and threading.get_ident() == self._thread:
+            raise SamplerWasAsked
+
+    def until_ended(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same; to a thread of the loader's only until that has given a batch, so that the thread ends."""
+        for batch in batches:
+            yield batch
+            # It may have to read more than one before the loader gives one.
+            if threading.get_ident() != self._thread and self.ended.wait(1):
+                return
 
 
 class _SeededIndices:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from ..messages import log
 from .iteration import NO_BATCH
-from .sources import EpochLoader
+from .sources import BatchSource
 
 if TYPE_CHECKING:
     from ...strategies import Strategy
@@ -31,12 +31,12 @@ _SIZES = (
 
 
 def is_sharded(
-    loader: EpochLoader, strategy: Strategy, asked: bool | None, epoch: int, name: str
+    loader: BatchSource, strategy: Strategy, asked: bool | None, epoch: int, name: str
 ) -> bool:
     """Whether each rank's loader gives it a part of the data, rather than all of it.
 
     A sampler says so by the rank that it was made for. Of a stream, the ranks compare the first batch that they read,
-    which :class:`EpochLoader` keeps for the iteration that follows. A collective, if nothing is asked for.
+    which :class:`BatchSource` keeps for the iteration that follows. A collective, if nothing is asked for.
 
     Args:
         loader: the loader, as it is on each rank.
@@ -76,7 +76,7 @@ def is_sharded(
 
 
 def _look(
-    loader: EpochLoader, strategy: Strategy, epoch: int, name: str
+    loader: BatchSource, strategy: Strategy, epoch: int, name: str
 ) -> tuple[tuple[int, int] | None, str]:
     """The rank that the loader's sampler was made for, or else a mark of its first batch. A collective.
 
@@ -89,7 +89,7 @@ def _look(
         first = None if place is not None else loader.peek(epoch)
         mark = "" if first is NO_BATCH else fingerprint(first)
         again = (
-            place is None and loader.alone and not loader.is_stream
+            place is None and loader.has_own_iteration and not loader.is_stream
         )  # which can be read from its start again
         if again and fingerprint(loader.peek(epoch)) != mark:
             mark = "random"  # what differs in one process, too, tells nothing
@@ -110,7 +110,7 @@ def _look(
     return place, mark
 
 
-def draw_alike(loader: EpochLoader, strategy: Strategy) -> None:
+def draw_alike(loader: BatchSource, strategy: Strategy) -> None:
     """Have the random samplers of torch and torchdata draw the same order in all processes: that of rank 0.
 
     Their generators may be seeded by rank; torchdata's take a seed from torch's. A collective.
@@ -143,7 +143,7 @@ def _check_places(places: list[Any], name: str) -> None:
         )
 
 
-def _differ(marks: list[str], loader: EpochLoader, name: str) -> bool:
+def _differ(marks: list[str], loader: BatchSource, name: str) -> bool:
     """Whether the ranks have read different first batches; says what follows from it."""
     if len(set(marks)) == 1:
         if loader.is_stream:
@@ -157,7 +157,7 @@ def _differ(marks: list[str], loader: EpochLoader, name: str) -> bool:
         "gets. If it is one stream that each rank shuffles in its own way, seed it alike, or pass "
         "use_distributed_sampler=True", name,
     )  # fmt: skip
-    loader.shards = loader.alone
+    loader.mark_sharded()
     alike = [
         [rank for rank, own in enumerate(marks) if own == mark]
         for mark in dict.fromkeys(marks)

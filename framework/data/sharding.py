@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..messages import log
 from ..seed import isolated_rng
-from .combined import CombinedEpochLoader
 from .iteration import INFINITE, NO_BATCH, is_map_style
 from .position import WHOLE_EPOCH, Segment
 from .shard_detection import draw_alike, fingerprint, is_sharded
-from .sources import EpochLoader
+from .sources import BatchSource
 
 if TYPE_CHECKING:
     from ...strategies import Strategy
@@ -46,7 +45,7 @@ class SharedLoader:
 
     Attributes:
         length: steps of an epoch, the same in all processes; infinite if that is not certain.
-        estimate: the same, as the loader tells it.
+        told_length: the same, as the loader tells it.
         share: what to multiply the loss of the batch given last with, before the processes' gradients are averaged.
 
     Raises:
@@ -55,7 +54,7 @@ class SharedLoader:
 
     def __init__(
         self,
-        loader: EpochLoader | CombinedEpochLoader,
+        loader: BatchSource,
         strategy: Strategy,
         deal: bool,
         verify: bool = False,
@@ -66,29 +65,30 @@ class SharedLoader:
             if deal
             else (strategy.global_rank, strategy.world_size)
         )
-        told = strategy.gather_objects((loader.length, loader.estimate))  # a collective
+        told = strategy.gather_objects(
+            (loader.length, loader.told_length)
+        )  # a collective
         self.lengths: list[int | float] = [length for length, _ in told]
         self.share = 1.0
         if deal:
             require_equal_lengths(self.lengths, "the training loader")
         self.length = self._steps(max(self.lengths))
-        self.estimate = self._steps(max(estimate for _, estimate in told))
+        self.told_length = self._steps(max(told_length for _, told_length in told))
         self._verify = verify and deal and self.length == INFINITE
         self._marks: list[str] | None = (
             None  # of the batches that are read ahead, to be compared
         )
         self.take(loader)
 
-    def take(self, loader: EpochLoader | CombinedEpochLoader) -> None:
+    def take(self, loader: BatchSource) -> None:
         """Read ``loader``, which is like the one before but for its seed."""
         self.loader = loader
-        for part in parts_of(loader):
-            part.read_ahead = self.length == INFINITE or loader.alone
-            part.draws_apart = () if self.deal else (self.strategy.global_rank,)
-            if (
-                self._verify and part.is_stream and not is_map_style(part.loader)
-            ):  # whose augmentation may differ
-                part.watch = self._marking
+        is_ahead = self.length == INFINITE or loader.has_own_iteration
+        loader.read_ahead(is_ahead, () if self.deal else (self.strategy.global_rank,))
+        for part in loader.parts:
+            # The augmentation of what is map-style may differ.
+            if self._verify and part.is_stream and not is_map_style(part.loader):
+                part.watch(self._marking)
 
     def length_in(self, segment: Segment) -> int | float:
         """Steps of a segment of an epoch, the same in all processes."""
@@ -114,7 +114,7 @@ class SharedLoader:
         batches = self.loader.iterate(
             epoch, self._first(start), self.world_size if self.deal else 1, segment
         )
-        if not self.loader.alone:
+        if not self.loader.has_own_iteration:
             return self._planned(batches, epoch, start, segment)
         length = int(self.length_in(segment))
         steps = range(start, length)
@@ -257,12 +257,16 @@ class SharedLoader:
 
     # -- as the loader ----------------------------------------------------------------------------------------
 
+    def require_resumable(self) -> None:
+        """As :meth:`BatchSource.require_resumable`."""
+        self.loader.require_resumable()
+
     def close(self) -> None:
         """End its workers."""
         self.loader.close()
 
     def state_dict(self, following: int | None = None, done: bool = False) -> Any:
-        """The loader's own state, as :meth:`EpochLoader.state_dict`; ``following`` counts steps."""
+        """The loader's own state, as :meth:`BatchSource.state_dict`; ``following`` counts steps."""
         return self.loader.state_dict(
             None if following is None else self._first(following), done
         )
@@ -296,27 +300,8 @@ def different_streams(read: Iterable[float], name: str) -> RuntimeError:
     )
 
 
-def parts_of(loader: EpochLoader | CombinedEpochLoader) -> Sequence[EpochLoader]:
-    """The loaders that are read together, or the only one."""
-    return loader.loaders if isinstance(loader, CombinedEpochLoader) else [loader]
-
-
-def require_resumable(loader: EpochLoader | CombinedEpochLoader | SharedLoader) -> None:
-    """Refuse to go on inside an epoch of loaders whose own states are at batches that nobody can tell.
-
-    Raises:
-        CheckpointError: for such loaders, which are read together.
-    """
-    combined = loader.loader if isinstance(loader, SharedLoader) else loader
-    if isinstance(combined, CombinedEpochLoader) and not combined.resumable:
-        raise CheckpointError(
-            f"loaders combined in mode {combined.loader.mode!r}, or without length, of which some have a state of "
-            "their own, cannot go on inside an epoch: resume from a checkpoint of an epoch's end"
-        )
-
-
 def gives_parts(
-    loader: EpochLoader | CombinedEpochLoader,
+    loader: BatchSource,
     strategy: Strategy,
     asked: bool | None,
     epoch: int,
@@ -342,7 +327,7 @@ def gives_parts(
     Raises:
         ValueError: if some of several loaders do, and others not, where they may not differ.
     """
-    parts = parts_of(loader)
+    parts = loader.parts
     if (
         asked is None
         and cursor is not None
@@ -357,7 +342,7 @@ def gives_parts(
         part_name = name if len(parts) == 1 else f"{name}'s part {index}"
         sharded.append(is_sharded(part, strategy, asked, epoch, part_name))
         part.plan_steps()
-    if not isinstance(loader, CombinedEpochLoader) or len(set(sharded)) == 1:
+    if len(set(sharded)) == 1:
         return any(sharded)
     if not mixed:
         found = ", ".join(
@@ -371,7 +356,9 @@ def gives_parts(
         "Those parts of the %s that give all of the data are dealt out; the others are read as they are",
         name,
     )
-    loader.deal_to([(0, 1) if own else data_place(strategy) for own in sharded])
+    for part, own in zip(parts, sharded, strict=True):
+        if not own:
+            part.read_shard(*data_place(strategy))
     return True
 
 
@@ -392,7 +379,7 @@ def require_equal_lengths(lengths: list[int | float], name: str) -> None:
 
 
 def cursor_of(
-    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    source: BatchSource | SharedLoader,
     world_size: int,
     batches: int,
     segment: Segment,
@@ -419,7 +406,7 @@ def cursor_of(
     return {
         "position": segment.begin + (batches - segment.first_batch) * each,
         "end": end,
-        "in_samples": loader.in_samples,
+        "in_samples": loader.counts_samples,
         "batch_sizes": loader.batch_sizes,
         "dealt": dealt,
         "dealt_to": world_size,
@@ -451,9 +438,9 @@ def rest_of_epoch(
     why = ""
     if not (cursor["dealt"] and dealt):
         why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
-    elif cursor["in_samples"] != loader.in_samples:
+    elif cursor["in_samples"] != loader.counts_samples:
         why = "the loader's sampler has been changed for one of another kind"
-    elif not loader.in_samples and cursor["batch_sizes"] != loader.batch_sizes:
+    elif not loader.counts_samples and cursor["batch_sizes"] != loader.batch_sizes:
         why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
         why += f"{loader.batch_sizes}"
     if why:
@@ -466,7 +453,7 @@ def rest_of_epoch(
 
 
 def _loader_of(
-    source: EpochLoader | CombinedEpochLoader | SharedLoader,
+    source: BatchSource | SharedLoader,
 ) -> tuple[Any, bool]:
     if isinstance(source, SharedLoader):
         return source.loader, source.deal

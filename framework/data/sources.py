@@ -1,15 +1,17 @@
-"""Loaders that can be iterated from any batch of any epoch, and combinations of several.
+"""Loaders of a user that can be iterated from any batch of any epoch.
 
 What a user gives is never re-created or patched. A ``torch.utils.data.DataLoader`` over a map-style dataset is
 shallow-copied and its index sampler replaced in the copy, so that the order of the data is a pure function of
-(seed, epoch, cursor) and a resumed run jumps to its cursor without loading what it skips.
+(seed, epoch, position) and a resumed run jumps to its position without loading what it skips.
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from typing import Any
 
@@ -37,117 +39,126 @@ from .position import WHOLE_EPOCH, Segment
 from .sampler import IndexPlan, SamplerWasAsked, replace_sampler
 from .workers import iterate_protected, protect_workers, workers_protected
 
-# A loader's own state is asked for after so many batches, for it may have to be told from which one to go on.
-_NOTED_EVERY = 64
-# What is saved of such a loader: its own state, the batches to read again after it, whether that iteration is then
-# left, how many of the epoch's batches had been read when the state was taken, and the epoch. Earlier versions had the
-# first two or three.
-_KEYS = {"state", "batches", "left", "read", "epoch"}
+Watch = Callable[[Iterator[Any]], Iterator[Any]]
 
 
-class EpochLoader:
-    """One loader of a user, iterated epoch by epoch.
+@dataclass
+class Reading:
+    """How a rank reads a source.
+
+    Attributes:
+        first: the first of the source's batches that the rank reads.
+        every: it reads every so many-th batch after that.
+        is_ahead: whether batches are read before the loop asks for them, or in step with other ranks: what they draw
+            must then be apart from what the loop draws.
+        draws_apart: numbers by which the rank's draws differ from those of ranks that read other batches.
+        watch: what all of a stream's batches go through before the rank's are chosen.
+    """
+
+    first: int = 0
+    every: int = 1
+    is_ahead: bool = False
+    draws_apart: tuple[int, ...] = ()
+    watch: Watch | None = None
+
+    def count(self, batches: int | float) -> int | float:
+        """How many of ``batches`` the rank reads."""
+        if batches == INFINITE:
+            return batches
+        return len(range(self.first, int(batches), self.every))
+
+
+class BatchSource(ABC):
+    """A user's loader, or several that are read together, iterated epoch by epoch.
 
     Args:
         loader: any iterable that can be iterated again.
         seed: the run's seed.
-        shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
 
     Attributes:
-        length: number of batches; infinite if that is not certain.
-        estimate: number of batches, as the loader tells it.
+        reading: how this rank reads it.
         drop_last: whether the loader leaves out what does not fill a batch.
-        in_samples: whether a :class:`Segment` counts samples, as where torch's own samplers are planned, or batches.
-        unit: what a batch is in that count.
         batch_sizes: the loader's, in a list, as far as it tells.
-        stateful: whether the loader has a state of its own.
-        iterated: the epoch that such a one has been iterated for last.
+        has_own_iteration: whether a user's own ``__iter__`` gives a ``DataLoader``'s batches: how many, nobody knows.
+        is_stream: whether it can only be read from its start, by what it does itself.
         keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
-        place: which of its batches this process reads: the first, and every how many.
-        share: how much a batch counts beside those of other processes; see :class:`~.dealing.SharedLoader`.
-        shards: whether its own way of iterating gives each process another part.
-        read_ahead: whether it is read before the loop asks for it, or in step with other processes: what it draws must
-            then be apart from what the loop draws.
-        draws_apart: numbers by which what this process draws differs from what others do, which read other batches.
-        watch: what all of a stream's batches go through before this process's are chosen.
+        stateful: whether the loader has a state of its own.
+        counts_samples: whether the positions of a :class:`Segment` count samples of it; else they count batches.
+        unit: by how much a batch moves the position.
     """
 
     share = 1.0
-    shards = read_ahead = False
-    draws_apart: tuple[int, ...] = ()
-    watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
-    def __init__(self, loader: Any, seed: int, shuffle: bool = True) -> None:
-        if not isinstance(loader, Iterable):
-            raise TypeError(
-                f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}"
-            )
+    def __init__(self, loader: Any, seed: int) -> None:
         self.loader: Any = loader
         self.seed = seed
-        self.length = exact_length(loader)
-        self.estimate = loader_length(loader)
-        self.stateful = has_state(loader)
-        self._resumed: dict[str, Any] | None = None
-        # Of the last iteration, of a loader with a state of its own: the step, the epoch's batches that have been read,
-        # whether it has ended, and its first state and two others, with the batches read until then.
-        self._step, self._read, self._ended = 1, 0, False
-        self._begin = 0  # of the segment that it iterates
-        self.iterated: int | None = None
-        self._noted: list[tuple[int, dict[str, Any]]] = []
-        self._indices: IndexPlan | None = None
-        self._opened: OpenedIteration | None = (
-            None  # an iteration whose first batch has been looked at
-        )
-        self._asks = False  # whether it is sure to ask for our indices
-        self.keeps_iterator = False
-        self._left: Iterator[Any] = iter(
-            ()
-        )  # what is left of an iteration that the next one would go on with
-        if not self.stateful and is_map_style(loader):
-            self._indices = IndexPlan(loader, seed, shuffle)
-            self._copy = replace_sampler(loader, self._indices)
-            self._asks = type(loader).__iter__ is DataLoader.__iter__
+        self.reading = Reading()
         self.drop_last = bool(getattr(loader, "drop_last", False))
-        self.in_samples = self._indices is not None and self._indices.planned
-        self.unit = (
-            (self._indices.batch_size or 1)
-            if self._indices is not None and self.in_samples
-            else 1
-        )
         self.batch_sizes = [getattr(loader, "batch_size", None)]
-        self.place = (0, 1)
-        self._said: set[Any] = set()
-
-    def deal_to(self, first: int, every: int) -> None:
-        """Read the batch ``first`` and every ``every``-th after it, as if there were no others."""
-        self.place = (first, every)
-        self.length, self.estimate = (
-            batches if batches == INFINITE else len(range(first, int(batches), every))
-            for batches in (exact_length(self.loader), loader_length(self.loader))
+        self.has_own_iteration = isinstance(loader, DataLoader) and iterates_alone(
+            loader
         )
+        self.is_stream = False
+        self.keeps_iterator = False
+        self.stateful = False
+        self.counts_samples = False
+        self.unit = 1
+        self._exact_length = exact_length(loader)
+        self._told_length = loader_length(loader)
+        # An iteration whose first batch has been looked at.
+        self._opened: OpenedIteration | None = None
 
-    def plan_steps(self) -> None:
-        """Several processes plan their steps by the length: they have to leave out what a sampler gives beyond."""
-        if self._indices is not None:
-            self._indices.plans_steps = not self.alone
+    @property
+    def parts(self) -> Sequence[BatchSource]:
+        """The sources that are read together, or the only one."""
+        return [self]
+
+    @property
+    def length(self) -> int | float:
+        """Number of batches that this rank reads; infinite if that is not certain."""
+        return self.length_in(WHOLE_EPOCH)
+
+    @property
+    def told_length(self) -> int | float:
+        """Number of batches that this rank reads, as the loader tells it: an estimate where it is a stream."""
+        return self.reading.count(self._told_length)
 
     def length_in(self, segment: Segment) -> int | float:
-        """Number of batches in a segment of an epoch."""
-        if segment == WHOLE_EPOCH:
-            return self.length
-        if self._indices is None or not self.in_samples:
-            return segment.length_of(self.length)
-        samples = len(segment.slice(range(self._indices.size or 0)))
-        if self._indices.drop_last:
-            return samples // self.unit
-        return -(-samples // self.unit)
+        """Number of batches that this rank reads in a segment of an epoch."""
+        return self.reading.count(self._length_in(segment))
+
+    def _length_in(self, segment: Segment) -> int | float:
+        return segment.length_of(self._exact_length)
 
     def last_fraction_in(self, segment: Segment) -> float:
         """Size of a segment's last batch, as a fraction of the others'."""
-        if self._indices is None or not self.in_samples or self._indices.drop_last:
-            return 1.0
-        samples = len(segment.slice(range(self._indices.size or 0)))
-        return (samples % self.unit or self.unit) / self.unit
+        return 1.0
+
+    def read_shard(self, first: int, every: int) -> None:
+        """Read the batch ``first`` and every ``every``-th after it, as if there were no others."""
+        self.reading.first = first
+        self.reading.every = every
+
+    def read_ahead(self, is_ahead: bool, draws_apart: tuple[int, ...] = ()) -> None:
+        """Set :attr:`Reading.is_ahead` and :attr:`Reading.draws_apart`."""
+        self.reading.is_ahead = is_ahead
+        self.reading.draws_apart = draws_apart
+
+    def watch(self, function: Watch) -> None:
+        """Set :attr:`Reading.watch`."""
+        self.reading.watch = function
+
+    def plan_steps(self) -> None:
+        """Several ranks plan their steps by the length: leave out what a sampler gives beyond it."""
+
+    def mark_sharded(self) -> None:
+        """Take note that the loader gives each rank another part of the data."""
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed, as if nothing had been read; what keeps its iterator goes on with it."""
+        self.seed = seed
+        if not self.keeps_iterator:
+            self._opened = None
 
     def iterate(
         self,
@@ -156,71 +167,24 @@ class EpochLoader:
         step: int = 1,
         segment: Segment = WHOLE_EPOCH,
     ) -> Iterator[Any]:
-        """Iterate a segment of epoch ``epoch`` from its batch ``start``, every ``step``-th batch."""
-        first, every = self.place
-        start, step = first + start * every, step * every
-        if (
-            self._opened is None or self._opened.epoch != epoch
-        ):  # else the epoch has begun
+        """Iterate a segment of an epoch from its batch ``start``, every ``step``-th batch."""
+        if not self._has_begun(epoch):
             set_epoch(self.loader, epoch)
-        self.find_out(epoch)
-        if self._indices is not None:
-            # Which batches a part has, its own way of iterating counts from the first one on.
-            again = start if self.shards else 0
-            self._indices.seek(epoch, start - again, step, segment)
-            if iterates_alone(self.loader):
-                # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
-                self._copy.__dict__["generator"] = self._generator(epoch)
-            if self.read_ahead and not self._indices.in_workers:
-                batches = self._seeded_by_batch(
-                    self._copy, epoch, start - again, step, segment.seeds
-                )
-            else:
-                batches = iterate_protected(self._copy)
-            read_again(batches, again)
-            if self.length == INFINITE or not iterates_alone(self.loader):
-                return batches
-            left = len(range(start, int(self.length_in(segment)), step))
-            return (
-                up_to(self.loader, batches, left, int(self.length), self._said)
-                if left
-                else iter(())
-            )
-        start += segment.begin  # what is not planned is read from its first batch on
-        left = None if segment.end is None else max(0, segment.end - start)
-        if self.stateful:
-            self._begin = segment.begin
-            batches, start = self._iterate_stateful(epoch, start, step)
-        elif isinstance(self.loader, Sequence):
-            batches = iter(self.loader)
-        else:
-            if self.keeps_iterator and start >= step:
-                self._require_order(epoch)
-            batches = self._iterate_stream(epoch)
-            if start >= step:
-                log.info(
-                    "Resuming inside an epoch of a loader without state: reading %d batches again",
-                    start,
-                )
-                for _ in islice(batches, start):
-                    pass
-                start = 0
-        if self.watch is not None:
-            batches = self.watch(batches)
-        return islice(batches, start, None if left is None else start + left, step)
+        reading = self.reading
+        start = reading.first + start * reading.every
+        return self._iterate(epoch, start, step * reading.every, segment)
 
-    @property
-    def alone(self) -> bool:
-        """Whether a user's own ``__iter__`` gives a ``DataLoader``'s batches: how many, nobody knows."""
-        return isinstance(self.loader, DataLoader) and iterates_alone(self.loader)
+    def _has_begun(self, epoch: int) -> bool:
+        return self._opened is not None and self._opened.epoch == epoch
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether it can only be read from its start, by what it does itself."""
-        return self._indices is None and not isinstance(self.loader, Sequence)
+    @abstractmethod
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
+    ) -> Iterator[Any]:
+        """As :meth:`iterate`, where ``start`` and ``step`` count all batches, not only this rank's."""
 
     def peek(self, epoch: int) -> Any:
-        """Look at what tells whether other processes read the same: the first batch of a stream or of a sequence.
+        """Look at what tells whether other ranks read the same: the first batch of a stream or of a sequence.
 
         A stream is not read again for it: :meth:`iterate` begins with this batch.
 
@@ -229,65 +193,363 @@ class EpochLoader:
             indices; None where torch's own samplers give all of a dataset's indices.
         """
         set_epoch(self.loader, epoch)
-        self.find_out(epoch)
-        seed = mix_seeds(self.seed, epoch)
-        if self._indices is not None:
-            self._indices.seek(epoch)
-            if self.alone:
-                plan = self._indices.looking()
-                try:
-                    return OpenedIteration(self._probe(plan), seed, epoch).first
-                finally:
-                    plan.found.set()
-            return (
-                None if self._indices.planned else next(self._indices.look(), NO_BATCH)
-            )
-        if isinstance(self.loader, Sequence):
-            return next(iter(self.loader), NO_BATCH)
-        if self.stateful and is_map_style(self.loader) and not self.alone:
-            with suppress(Exception):  # one that cannot be copied is opened
-                dataset = self.loader.dataset
-                sampler: Any = copy.deepcopy(
-                    self.loader._index_sampler, {id(dataset): dataset}
-                )
-                return next(isolated_iteration(sampler, seed), NO_BATCH)
-        if self._opened is None:
-            self._opened = OpenedIteration(self._source(epoch), seed, epoch)
-        return self._opened.first
+        return self._peek(epoch)
 
-    def opened(self) -> Iterator[Any] | None:
-        """The iteration that was begun by :meth:`peek`, for whom it has not been given to."""
-        if self._indices is not None and self._indices.kept:
-            return chain.from_iterable(map(self.iterate, [*self._indices.kept]))
+    def _peek(self, epoch: int) -> Any:
+        return None
+
+    def _open(self, source: Any, epoch: int) -> OpenedIteration:
+        return OpenedIteration(source, mix_seeds(self.seed, epoch), epoch)
+
+    def begun_iteration(self) -> Iterator[Any] | None:
+        """The iteration that :meth:`peek` has begun, if any, for whoever reads the loader itself."""
         opened, self._opened = self._opened, None
         return None if opened is None else opened.iterate(isolated=False)
 
-    def find_out(self, epoch: int) -> None:
-        """See whether a ``DataLoader`` that is iterated in a way of its own asks for our indices.
+    def close(self) -> None:
+        """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
+        self._opened = None
 
-        One that does not, such as one that keeps its iterator for all epochs, is a stream of batches.
+    def require_resumable(self) -> None:
+        """Refuse to go on inside an epoch of loaders whose own states are at batches that nobody can tell.
+
+        Raises:
+            CheckpointError: for such loaders, which are read together.
         """
-        if self._indices is None or self._asks:
+
+    def state_dict(self, following: int | None = None, done: bool = False) -> Any:
+        """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``).
+
+        Args:
+            following: the batch of the epoch to go on with, if it is not the next one.
+            done: the epoch is, even if the loader would give more batches.
+        """
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
+
+    def _choose(
+        self,
+        batches: Iterator[Any],
+        read: int,
+        start: int,
+        step: int,
+        segment: Segment,
+    ) -> Iterator[Any]:
+        """Every ``step``-th batch from ``start`` to the segment's end, of an epoch of which ``read`` have been read."""
+        if self.reading.watch is not None:
+            batches = self.reading.watch(batches)
+        stop = None
+        if segment.end is not None:
+            stop = max(start, segment.end) - read
+        return islice(batches, start - read, stop, step)
+
+    def _seeded(
+        self,
+        source: Iterable[Any],
+        epoch: int,
+        numbers: Iterator[int],
+        seeds: tuple[int, ...] = (),
+    ) -> Iterator[Any]:
+        """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
+
+        So it is the same after a resume, though no loader's own state holds random generators, and it is the same on
+        all ranks that read the same batches. Ranks that read different batches draw different numbers.
+
+        Args:
+            source: what to iterate.
+            epoch: the epoch.
+            numbers: the batches' numbers in it.
+            seeds: further numbers that all batches' seeds depend on.
+        """
+        with isolated_rng():
+            # An order is drawn again as at the epoch's begin.
+            seed_batch(mix_seeds(self.seed, epoch))
+            iterator = iterate_protected(source)
+            begun = rng_state()
+        if getattr(self.loader, "num_workers", 0):
+            # Workers draw with generators of their own.
+            numbers = islice(numbers, 1)
+
+        def batches() -> Iterator[Any]:
+            reading = self.reading
+            apart = () if reading.every > 1 else reading.draws_apart
+            for number in numbers:
+                with isolated_rng():
+                    if number or seeds:
+                        seed_batch(mix_seeds(self.seed, epoch, *seeds, number, *apart))
+                    else:
+                        # Some draw an order now, and others drew it when they were begun.
+                        set_rng_state(begun)
+                    batch = next(iterator, NO_BATCH)
+                if batch is NO_BATCH:
+                    return
+                yield batch
+            yield from iterator
+
+        return batches()
+
+
+class ListSource(BatchSource):
+    """A list of batches, or another sequence. A resume leaves out what has been read."""
+
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
+    ) -> Iterator[Any]:
+        start += segment.begin
+        return self._choose(iter(self.loader), 0, start, step, segment)
+
+    def _peek(self, epoch: int) -> Any:
+        return next(iter(self.loader), NO_BATCH)
+
+
+class SampledSource(BatchSource):
+    """A ``DataLoader`` over a map-style dataset, which gets its indices from an :class:`IndexPlan`.
+
+    A resume begins with the indices of its first batch: nothing before it is loaded.
+
+    Args:
+        loader: the loader.
+        seed: the run's seed.
+        shuffle: False puts the samples of a shuffling loader in their stored order.
+
+    Attributes:
+        indices: the plan.
+        copy: the loader's copy with the plan in place of its sampler.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
+        super().__init__(loader, seed)
+        self._shuffle = shuffle
+        self.indices = IndexPlan(loader, seed, shuffle)
+        self.copy = replace_sampler(loader, self.indices)
+        self.counts_samples = self.indices.is_planned
+        if self.counts_samples:
+            self.unit = self.indices.batch_size or 1
+
+    def reseed(self, seed: int) -> None:
+        super().reseed(seed)
+        before = self.indices
+        self.indices = IndexPlan(self.loader, seed, self._shuffle)
+        self.indices.plans_steps = before.plans_steps
+        self.copy = replace_sampler(self.loader, self.indices)
+
+    def plan_steps(self) -> None:
+        self.indices.plans_steps = True
+
+    def _samples_in(self, segment: Segment) -> int:
+        return len(segment.slice(range(self.indices.size or 0)))
+
+    def _length_in(self, segment: Segment) -> int | float:
+        if segment == WHOLE_EPOCH or not self.counts_samples:
+            return super()._length_in(segment)
+        samples = self._samples_in(segment)
+        if self.indices.drop_last:
+            return samples // self.unit
+        return -(-samples // self.unit)
+
+    def last_fraction_in(self, segment: Segment) -> float:
+        if not self.counts_samples or self.indices.drop_last:
+            return 1.0
+        return (self._samples_in(segment) % self.unit or self.unit) / self.unit
+
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
+    ) -> Iterator[Any]:
+        self.indices.seek(epoch, start, step, segment)
+        if not self.reading.is_ahead or self.indices.in_workers:
+            return iterate_protected(self.copy)
+        return self._seeded(self.copy, epoch, count(start, step), segment.seeds)
+
+    def _peek(self, epoch: int) -> Any:
+        self.indices.seek(epoch)
+        if self.indices.is_planned:
+            return None
+        return next(self.indices.draw_ahead(), NO_BATCH)
+
+    def begun_iteration(self) -> Iterator[Any] | None:
+        return _epochs(self, self.indices)
+
+    def close(self) -> None:
+        self.copy.__dict__["_iterator"] = None
+
+
+def _epochs(source: BatchSource, indices: IndexPlan) -> Iterator[Any] | None:
+    """The epochs of which indices have been drawn for a look; None if there is none."""
+    if not indices.kept:
+        return None
+    return chain.from_iterable(map(source.iterate, [*indices.kept]))
+
+
+class StreamSource(BatchSource):
+    """What can only be read from its start, with random generators that follow from (seed, epoch).
+
+    A resume inside an epoch reads again what had been read.
+
+    Args:
+        loader: the loader.
+        seed: the run's seed.
+        keeps_iterator: whether it goes on where it was left when it is iterated again; it does not go on inside an
+            epoch whose order it does not draw again.
+        opened: an iteration that has been begun.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        seed: int,
+        keeps_iterator: bool = False,
+        opened: OpenedIteration | None = None,
+    ) -> None:
+        super().__init__(loader, seed)
+        self.is_stream = True
+        self.keeps_iterator = keeps_iterator
+        self._opened = opened
+        # What is left of an iteration that the next one would go on with.
+        self._left: Iterator[Any] = iter(())
+
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
+    ) -> Iterator[Any]:
+        start += segment.begin
+        is_inside = start >= step
+        if self.keeps_iterator and is_inside:
+            self._require_order(epoch)
+        batches = self._begin(epoch)
+        read = 0
+        if is_inside:
+            log.info(
+                "Resuming inside an epoch of a loader without state: reading %d batches again",
+                start,
+            )
+            for _ in islice(batches, start):
+                pass
+            read = start
+        return self._choose(batches, read, start, step, segment)
+
+    def _begin(self, epoch: int) -> Iterator[Any]:
+        """Iterate from the start, so that what it draws depends on (seed, epoch) alone."""
+        # Workers have generators of their own; what is kept draws its order where it is iterated.
+        is_isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
+        for _ in self._left:  # so that it begins where all ranks do
+            pass
+        opened, self._opened = self._opened, None
+        goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
+        if opened is not None and (opened.epoch == epoch or goes_on):
+            batches = opened.iterate(is_isolated)
+        elif is_isolated:
+            seed = mix_seeds(self.seed, epoch)
+            batches = isolated_iteration(self._copy(epoch), seed)
+        else:
+            batches = iterate_protected(self._copy(epoch))
+        # Some go on for ever.
+        if self.keeps_iterator and self.told_length < INFINITE:
+            batches = self._left = islice(batches, int(self.told_length))
+        return batches
+
+    def _require_order(self, epoch: int) -> None:
+        """Refuse to go on inside an epoch whose order a kept iterator does not draw again as it did before."""
+        begun = epoch if self._opened is None else self._opened.epoch
+        in_workers = self.loader.num_workers > 0
+        if in_workers or begun != epoch:
+            raise CheckpointError(
+                f"{type(self.loader).__name__} keeps its iterator from epoch to epoch"
+                f"{', and its workers draw the order ahead' if in_workers else ''}: it does not go on "
+                "inside an epoch. Resume from a checkpoint of an epoch's end, or give torch's DataLoader with "
+                "persistent_workers=True"
+            )
+
+    def _copy(self, epoch: int) -> Any:
+        """The loader, or a copy of a ``DataLoader`` whose workers take their seeds from a generator of ours."""
+        if not isinstance(self.loader, DataLoader):
+            return self.loader
+        copied = copy.copy(self.loader)
+        generator = _generator_of(self.loader, self.seed, epoch)
+        copied.__dict__.update(generator=generator, _iterator=None)
+        if copied.num_workers > 0:
+            protect_workers(copied)
+        return copied
+
+    def _peek(self, epoch: int) -> Any:
+        if self._opened is None:
+            self._opened = self._open(self._copy(epoch), epoch)
+        return self._opened.first
+
+
+def _generator_of(loader: DataLoader[Any], seed: int, epoch: int) -> torch.Generator:
+    """A generator that follows from (seed, epoch), and from the seed of the loader's own."""
+    given = loader.generator
+    own = () if given is None else (given.initial_seed(),)
+    return torch.Generator().manual_seed(mix_seeds(seed, epoch, *own))
+
+
+class OwnIterationSource(BatchSource):
+    """A map-style ``DataLoader`` of a class with an ``__iter__`` of its own.
+
+    When it is first used, a copy of it shows whether it asks for its sampler's indices. If it does, it is resumed as a
+    :class:`SampledSource`, up to the number of batches that it tells. If it does not, as one that keeps its iterator
+    for all epochs, it is a :class:`StreamSource` from then on.
+
+    Args:
+        loader: the loader.
+        seed: the run's seed.
+        shuffle: False puts the samples of a shuffling loader in their stored order.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
+        super().__init__(loader, seed)
+        self._sampled = SampledSource(loader, seed, shuffle)
+        self._sampled.reading = self.reading
+        self.counts_samples = self._sampled.counts_samples
+        self.unit = self._sampled.unit
+        self._stream: StreamSource | None = None
+        self._is_known = False
+        self._shards_itself = False
+        # Whether a line has said that it gives more batches than it tells.
+        self._said: set[Any] = set()
+
+    def mark_sharded(self) -> None:
+        self._shards_itself = True
+
+    def reseed(self, seed: int) -> None:
+        self.seed = seed
+        (self._stream or self._sampled).reseed(seed)
+
+    def _length_in(self, segment: Segment) -> int | float:
+        return (self._stream or self._sampled)._length_in(segment)
+
+    def last_fraction_in(self, segment: Segment) -> float:
+        return (self._stream or self._sampled).last_fraction_in(segment)
+
+    def _has_begun(self, epoch: int) -> bool:
+        return self._stream is not None and self._stream._has_begun(epoch)
+
+    def find_out(self, epoch: int) -> None:
+        """See whether the loader asks for our indices; if not, it is a stream of batches."""
+        if self._is_known:
             return
-        trap = self._indices.looking()
-        trap.seek(epoch)
-        trap.is_trap = True
-        probe = self._probe(trap)
-        with suppress(
-            SamplerWasAsked, Exception
-        ):  # it asks, or cannot be iterated with another sampler
-            self._opened = OpenedIteration(probe, mix_seeds(self.seed, epoch), epoch)
-        trap.found.set()
-        if trap.asked:
-            self._asks, self._opened = True, None
+        self._is_known = True
+        indices, look = self._sampled.indices.for_a_look(is_trap=True)
+        indices.seek(epoch)
+        probe = self._probe(indices)
+        opened = None
+        # It asks, or cannot be iterated with another sampler.
+        with suppress(SamplerWasAsked, Exception):
+            opened = self._open(probe, epoch)
+        look.ended.set()
+        if look.was_asked:
             return
         # One that goes on for ever makes its next iterator from what is iterated now: as it was given.
         given = self.loader.__dict__
-        probe.__dict__.update(
-            {name: given[name] for name in (trap.replaces, "num_workers", "timeout")}
-        )
-        self._indices, self.keeps_iterator = None, True
-        self.in_samples, self.unit = False, 1
+        names = (indices.replaces, "num_workers", "timeout")
+        probe.__dict__.update({name: given[name] for name in names})
+        self._stream = StreamSource(self.loader, self.seed, True, opened)
+        self._stream.reading = self.reading
+        self.is_stream = True
+        self.keeps_iterator = True
+        self.counts_samples = False
+        self.unit = 1
         log.info(
             "A loader (%s) iterates in a way of its own and does not ask for its sampler's indices: its batches are "
             "read as a stream, in the order in which it gives them", type(self.loader).__name__,
@@ -299,150 +561,139 @@ class EpochLoader:
         probe.__dict__.update(num_workers=0, timeout=0)
         return probe
 
-    def _require_order(self, epoch: int) -> None:
-        """Refuse to go on inside an epoch whose order a kept iterator does not draw again as it did before."""
-        begun = epoch if self._opened is None else self._opened.epoch
-        if self.loader.num_workers > 0 or begun != epoch:
-            raise CheckpointError(
-                f"{type(self.loader).__name__} keeps its iterator from epoch to epoch"
-                f"{', and its workers draw the order ahead' if self.loader.num_workers > 0 else ''}: it does not go on "
-                "inside an epoch. Resume from a checkpoint of an epoch's end, or give torch's DataLoader with "
-                "persistent_workers=True"
-            )
-
-    def _source(self, epoch: int) -> Any:
-        """What is iterated of a stream: a copy of a ``DataLoader``, unless it is to know how far it has been read."""
-        if not isinstance(self.loader, DataLoader) or self.stateful:
-            return self.loader
-        copied = copy.copy(self.loader)
-        copied.__dict__.update(
-            generator=self._generator(epoch), _iterator=None
-        )  # workers take their seeds from it
-        if copied.num_workers > 0:
-            protect_workers(copied)
-        return copied
-
-    def _generator(self, epoch: int) -> torch.Generator:
-        given = getattr(self.loader, "generator", None)
-        own = (given.initial_seed(),) if given is not None else ()
-        return torch.Generator().manual_seed(mix_seeds(self.seed, epoch, *own))
-
-    def _iterate_stream(self, epoch: int) -> Iterator[Any]:
-        """Iterate what can only be read from its start, so that what it draws depends on (seed, epoch) alone."""
-        # Workers have generators of their own; what is kept draws its order where it is iterated.
-        isolated = not self.stateful and (
-            self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
-        )
-        for _ in self._left:  # so that it begins where all processes do
-            pass
-        opened, self._opened = self._opened, None
-        goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
-        if opened is not None and (opened.epoch == epoch or goes_on):
-            batches = opened.iterate(isolated)
-        elif isolated:
-            batches = isolated_iteration(
-                self._source(epoch), mix_seeds(self.seed, epoch)
-            )
-        elif self.stateful:
-            batches = self._source(epoch)  # begun below
-        else:
-            batches = iterate_protected(self._source(epoch))
-        if self.stateful:
-            batches = self._seeded_by_batch(batches, epoch)
-        if self.keeps_iterator and self.estimate < INFINITE:  # some go on for ever
-            batches = self._left = islice(batches, int(self.estimate))
-        return batches
-
-    def _seeded_by_batch(
-        self,
-        source: Iterable[Any],
-        epoch: int,
-        first: int | None = None,
-        step: int = 1,
-        part: tuple[int, ...] = (),
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
     ) -> Iterator[Any]:
-        """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
+        self.find_out(epoch)
+        if self._stream is not None:
+            return self._stream._iterate(epoch, start, step, segment)
+        # Which batches a part has, its own way of iterating counts from the first one on.
+        again = start if self._shards_itself else 0
+        # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
+        generator = _generator_of(self.loader, self.seed, epoch)
+        self._sampled.copy.__dict__["generator"] = generator
+        batches = self._sampled._iterate(epoch, start - again, step, segment)
+        read_again(batches, again)
+        length = self._length_in(segment)
+        if length == INFINITE:
+            return batches
+        left = len(range(start, int(length), step))
+        if not left:
+            return iter(())
+        return up_to(self.loader, batches, left, int(self._exact_length), self._said)
 
-        So it is the same after a resume, though no loader's own state holds random generators, and it is the same in
-        all processes that read the same batches. Processes that read different batches draw different numbers.
+    def _peek(self, epoch: int) -> Any:
+        self.find_out(epoch)
+        if self._stream is not None:
+            return self._stream._peek(epoch)
+        self._sampled.indices.seek(epoch)
+        indices, look = self._sampled.indices.for_a_look()
+        try:
+            return self._open(self._probe(indices), epoch).first
+        finally:
+            look.ended.set()
 
-        Args:
-            source: what to iterate.
-            epoch: the epoch.
-            first: the number of its first batch; None is the number of those that have been read.
-            step: by how much the next batch's number is higher.
-            part: the segment's own numbers, as its batches are counted from 0.
-        """
-        in_workers = bool(getattr(self.loader, "num_workers", 0))
-        with isolated_rng():
-            seed_batch(
-                mix_seeds(self.seed, epoch)
-            )  # an order is drawn again as at the epoch's begin
-            iterator = iterate_protected(source)
-            begun = rng_state()
+    def begun_iteration(self) -> Iterator[Any] | None:
+        if self._stream is not None:
+            return self._stream.begun_iteration()
+        return _epochs(self, self._sampled.indices)
 
-        def batches() -> Iterator[Any]:
-            apart = () if self.place[1] > 1 else self.draws_apart
-            numbers: Iterator[int] = count(self._read if first is None else first, step)
-            if in_workers:  # which draw with generators of their own
-                numbers = islice(numbers, 1)
-            for number in numbers:
-                with isolated_rng():
-                    if number or part:
-                        seed_batch(mix_seeds(self.seed, epoch, *part, number, *apart))
-                    else:
-                        set_rng_state(
-                            begun
-                        )  # some draw an order now, and others when they were begun
-                    batch = next(iterator, NO_BATCH)
-                if batch is NO_BATCH:
-                    return
-                yield batch
-            yield from iterator
+    def close(self) -> None:
+        (self._stream or self._sampled).close()
 
-        return batches()
 
-    def _iterate_stateful(
-        self, epoch: int, start: int, step: int
-    ) -> tuple[Iterator[Any], int]:
-        """Iterate a loader with a state of its own; also returns how many batches to leave out at first."""
-        saved, self._resumed = self._resumed, None
-        read, batches = 0, None
-        if saved is None:
-            with suppress(Exception):  # which only a save is to tell
-                saved = (
-                    self.state_dict(done=True) if self._noted else None
-                )  # that in which the last one was left
-        elif (batches := self._restored(saved, epoch, start, step)) is None:
-            saved = None
-        elif not saved["left"]:
-            read = self._read_until(saved, epoch, start, step)
+# A loader's `state_dict` is taken every so many batches: a resume reads at most one less of them again.
+_STATE_EVERY = 64
+# What is saved of a stateful loader: its own `state_dict`, the batches to read again after it, whether the iteration
+# is then left, how many of the epoch's batches had been read when the state was taken, and the epoch. Earlier versions
+# had the first two or three.
+_KEYS = {"state", "batches", "left", "read", "epoch"}
+_NO_STATE = {"state": None, "batches": 0, "left": False}
+
+
+class _Iteration:
+    """An iteration of a stateful loader.
+
+    Attributes:
+        epoch: the epoch.
+        step: every how many batches this rank reads one.
+        begin: where the segment of the epoch begins.
+        read: how many of the epoch's batches have been read.
+        has_ended: whether the loader has given them all.
+        states: states of the loader to go on from, with the batches read until then: the first one and two others.
+    """
+
+    def __init__(self, epoch: int, step: int, begin: int) -> None:
+        self.epoch = epoch
+        self.step = step
+        self.begin = begin
+        self.read = 0
+        self.has_ended = False
+        self.states: list[tuple[int, dict[str, Any]]] = []
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of the batches that have not been read when the first number is asked for."""
+        yield from count(self.read)
+
+
+class StatefulSource(BatchSource):
+    """A loader with ``state_dict`` and ``load_state_dict``.
+
+    Its state is taken every 64 batches. A resume loads the last one before the batch to go on with, and reads again
+    what had been read since then.
+    """
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        super().__init__(loader, seed)
+        self.stateful = True
+        self.is_stream = not isinstance(loader, Sequence)
+        self._resumed: dict[str, Any] | None = None
+        self._iteration: _Iteration | None = None
+
+    @property
+    def iterated_epoch(self) -> int | None:
+        """The epoch that has been iterated last."""
+        return None if self._iteration is None else self._iteration.epoch
+
+    def reseed(self, seed: int) -> None:
+        super().reseed(seed)
+        self._resumed = None
+        self._iteration = None
+
+    def _iterate(
+        self, epoch: int, start: int, step: int, segment: Segment
+    ) -> Iterator[Any]:
+        start += segment.begin
+        iteration = _Iteration(epoch, step, segment.begin)
+        resumed, self._resumed = self._resumed, None
+        batches = state = None
+        if resumed is not None:
+            batches = self._restore(resumed, iteration, start)
+            if batches is not None:
+                state = resumed
+                iteration.read = _read_before(resumed, iteration, start)
+        elif self._iteration is not None:
+            # The state in which the last one was left; one that fails is told by a save.
+            with suppress(Exception):
+                state = self.state_dict(done=True)
         if batches is None:
-            batches = self._iterate_stream(epoch)
-        self._step, self._read, self._ended, self.iterated = step, read, False, epoch
-        self._noted = [(read, saved or {"state": None, "batches": 0, "left": False})]
-        return self._noting(batches, epoch), start - read
+            batches = self._begin(iteration)
+        iteration.states = [(iteration.read, state or _NO_STATE)]
+        self._iteration = iteration
+        batches = self._keeping_states(batches, iteration)
+        return self._choose(batches, iteration.read, start, step, segment)
 
-    @staticmethod
-    def _read_until(saved: dict[str, Any], epoch: int, start: int, step: int) -> int:
-        """How many of the epoch's batches had been read when a state was taken.
+    def _begin(self, iteration: _Iteration) -> Iterator[Any]:
+        epoch = iteration.epoch
+        source = self.loader
+        opened, self._opened = self._opened, None
+        goes_on = isinstance(self.loader, Iterator)
+        if opened is not None and (opened.epoch == epoch or goes_on):
+            source = opened.iterate(isolated=False)
+        return self._seeded(source, epoch, iteration.numbers())
 
-        Raises:
-            CheckpointError: if those to go on with are among them.
-        """
-        if "read" not in saved:
-            return max(0, start - step + 1) - saved["batches"]
-        if saved["epoch"] != epoch and start < step:
-            return 0
-        if saved["epoch"] != epoch or saved["read"] > start:
-            raise CheckpointError(
-                "the training loader does not go on inside the epoch: its own state, as it was saved, is ahead of the "
-                "training; resume from a checkpoint of an epoch's end"
-            )
-        return saved["read"]
-
-    def _restored(
-        self, saved: dict[str, Any], epoch: int, start: int, step: int
+    def _restore(
+        self, resumed: dict[str, Any], iteration: _Iteration, start: int
     ) -> Iterator[Any] | None:
         """Iterate the loader from a state; None if it cannot, and an epoch begins.
 
@@ -451,27 +702,22 @@ class EpochLoader:
         """
         attributes = getattr(self.loader, "__dict__", {})
         unchanged = dict(attributes)
+        is_inside = start >= iteration.step or resumed["batches"]
         try:
-            if saved["state"] is not None:
-                self.loader.load_state_dict(saved["state"])
-            inside = start >= step or saved["batches"]
-            if (
-                inside
-                and saved["state"] is not None
-                and getattr(self.loader, "num_workers", 0)
-            ):
-                log.info(
-                    "%s has workers, whose random states are not in its state: their order is kept, and what they draw "
-                    "at random (augmentation) is drawn anew", type(self.loader).__name__,
-                )  # fmt: skip
-            if saved["left"]:
+            if resumed["state"] is not None:
+                self.loader.load_state_dict(resumed["state"])
+                if is_inside and getattr(self.loader, "num_workers", 0):
+                    log.info(
+                        "%s has workers, whose random states are not in its state: their order is kept, and what they "
+                        "draw at random (augmentation) is drawn anew", type(self.loader).__name__,
+                    )  # fmt: skip
+            if resumed["left"]:
+                # As a new iteration begins that was, too.
                 with isolated_rng():
-                    iterate_protected(
-                        self.loader
-                    )  # as a new iteration begins that was, too
-            return self._iterate_stream(epoch)
+                    iterate_protected(self.loader)
+            return self._begin(iteration)
         except Exception as error:
-            if start >= step or saved["batches"]:
+            if is_inside:
                 raise CheckpointError(
                     f"the training loader does not go on inside the epoch ({type(error).__name__}: {error}): resume "
                     "with the one that the checkpoint was saved with, or from a checkpoint of an epoch's end"
@@ -484,76 +730,134 @@ class EpochLoader:
             attributes.update(unchanged)
             return None
 
-    def _noting(self, batches: Iterator[Any], epoch: int) -> Iterator[Any]:
+    def _keeping_states(
+        self, batches: Iterator[Any], iteration: _Iteration
+    ) -> Iterator[Any]:
         first = next(batches, NO_BATCH)
-        if (
-            first is NO_BATCH and self._noted[0][1]["left"]
-        ):  # it went on with the last iteration, and only ended that
-            batches = self._iterate_stream(epoch)
-        for batch in batches if first is NO_BATCH else chain((first,), batches):
-            self._read += 1
-            if self._read % _NOTED_EVERY == 0 or len(self._noted) == 1:
-                with suppress(Exception):  # which only a save is to tell
-                    self._noted = [
-                        self._noted[0],
-                        self._noted[-1],
-                        (self._read, copy.deepcopy(self._now())),
-                    ]
+        if first is not NO_BATCH:
+            batches = chain((first,), batches)
+        elif iteration.states[0][1]["left"]:
+            # It went on with the last iteration, and only ended that.
+            batches = self._begin(iteration)
+        for batch in batches:
+            iteration.read += 1
+            states = iteration.states
+            if iteration.read % _STATE_EVERY == 0 or len(states) == 1:
+                # One that fails is told by a save.
+                with suppress(Exception):
+                    state = copy.deepcopy(self._state(iteration))
+                    iteration.states = [states[0], states[-1], (iteration.read, state)]
             yield batch
-        self._ended = True
+        iteration.has_ended = True
 
-    def _now(self, left: bool = False) -> dict[str, Any]:
-        with workers_protected(
-            self.loader
-        ):  # asked before it is iterated, it may start them
+    def _state(
+        self, iteration: _Iteration | None, is_left: bool = False
+    ) -> dict[str, Any]:
+        # Asked before it is iterated, it may start its workers.
+        with workers_protected(self.loader):
             state = self.loader.state_dict()
         return {
             "state": state,
             "batches": 0,
-            "left": left,
-            "read": self._read,
-            "epoch": self.iterated,
+            "left": is_left,
+            "read": 0 if iteration is None else iteration.read,
+            "epoch": None if iteration is None else iteration.epoch,
         }
 
-    def close(self) -> None:
-        """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
-        self._opened = None
-        if self._indices is not None:
-            self._copy.__dict__["_iterator"] = None
+    def _peek(self, epoch: int) -> Any:
+        if isinstance(self.loader, Sequence):
+            return next(iter(self.loader), NO_BATCH)
+        if is_map_style(self.loader) and not self.has_own_iteration:
+            with suppress(Exception):  # one that cannot be copied is opened
+                dataset = self.loader.dataset
+                memo = {id(dataset): dataset}
+                sampler: Any = copy.deepcopy(self.loader._index_sampler, memo)
+                seed = mix_seeds(self.seed, epoch)
+                return next(isolated_iteration(sampler, seed), NO_BATCH)
+        if self._opened is None:
+            self._opened = self._open(self.loader, epoch)
+        return self._opened.first
 
-    def state_dict(
-        self, following: int | None = None, done: bool = False
-    ) -> dict[str, Any] | None:
-        """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``).
-
-        Args:
-            following: the batch of the epoch to go on with, if it is not the next one.
-            done: the epoch is, even if the loader would give more batches.
-        """
-        if not self.stateful or self._resumed is not None:
+    def state_dict(self, following: int | None = None, done: bool = False) -> Any:
+        if self._resumed is not None:
             return self._resumed
         if self._opened is not None:  # it has given a batch that nobody has got yet
-            return {"state": None, "batches": 0, "left": False}
-        if not self._noted or following is None or done:
-            return self._now(left=done and not self._ended and bool(self._noted))
-        earliest = self._noted[0][0]
-        wanted = max(earliest, self._begin + following - self._step + 1)
-        if wanted == self._read > earliest and not self._ended:
-            return self._now()
-        read, state = [noted for noted in self._noted if noted[0] <= wanted][-1]
-        return {**state, "batches": wanted - read, "read": read, "epoch": self.iterated}
+            return dict(_NO_STATE)
+        iteration = self._iteration
+        if iteration is None:
+            return self._state(None)
+        if following is None or done:
+            return self._state(iteration, is_left=done and not iteration.has_ended)
+        earliest = iteration.states[0][0]
+        wanted = max(earliest, iteration.begin + following - iteration.step + 1)
+        if wanted == iteration.read > earliest and not iteration.has_ended:
+            return self._state(iteration)
+        read, state = [kept for kept in iteration.states if kept[0] <= wanted][-1]
+        again = wanted - read
+        return {**state, "batches": again, "read": read, "epoch": iteration.epoch}
 
     def load_state_dict(self, state: Any) -> None:
-        """Take back :meth:`state_dict`; it is applied by the next :meth:`iterate`."""
-        if self.stateful and state is not None:
-            ours = (
-                isinstance(state, dict)
-                and {"state", "batches"} <= state.keys() <= _KEYS
-            )
-            self._resumed = {
-                "batches": 0,
-                "left": False,
-                **(state if ours else {"state": state}),
-            }
-            if self._resumed["state"] is not None:
-                self._opened = None
+        if state is None:
+            return
+        is_ours = (
+            isinstance(state, dict) and {"state", "batches"} <= state.keys() <= _KEYS
+        )
+        self._resumed = {**_NO_STATE, **(state if is_ours else {"state": state})}
+        if self._resumed["state"] is not None:
+            self._opened = None
+
+
+def _read_before(resumed: dict[str, Any], iteration: _Iteration, start: int) -> int:
+    """How many of the epoch's batches had been read when a state was taken.
+
+    Raises:
+        CheckpointError: if those to go on with are among them.
+    """
+    if resumed["left"]:
+        return 0
+    step = iteration.step
+    if "read" not in resumed:
+        return max(0, start - step + 1) - resumed["batches"]
+    is_other_epoch = resumed["epoch"] != iteration.epoch
+    if is_other_epoch and start < step:
+        return 0
+    if is_other_epoch or resumed["read"] > start:
+        raise CheckpointError(
+            "the training loader does not go on inside the epoch: its own state, as it was saved, is ahead of the "
+            "training; resume from a checkpoint of an epoch's end"
+        )
+    return resumed["read"]
+
+
+def single_source(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
+    """A user's loader, to be iterated epoch by epoch.
+
+    Args:
+        loader: any iterable that can be iterated again.
+        seed: the run's seed.
+        shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
+
+    Raises:
+        TypeError: if it cannot be iterated.
+    """
+    if not isinstance(loader, Iterable):
+        raise TypeError(
+            f"a loader must be iterable, such as a DataLoader or a list; got {loader!r}"
+        )
+    if has_state(loader):
+        return StatefulSource(loader, seed)
+    if is_map_style(loader):
+        kind = OwnIterationSource if iterates_alone(loader) else SampledSource
+        return kind(loader, seed, shuffle)
+    if isinstance(loader, Sequence):
+        return ListSource(loader, seed)
+    return StreamSource(loader, seed)
+
+
+def kept_iterator_source(loader: Any) -> BatchSource | None:
+    """What reads a loader that keeps its iterator, to its end when an iteration has left it; None for others."""
+    if not is_map_style(loader) or has_state(loader) or not iterates_alone(loader):
+        return None
+    source = OwnIterationSource(loader, seed=0, shuffle=True)
+    source.find_out(0)
+    return source if source.keeps_iterator else None

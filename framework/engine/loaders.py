@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.combined import CombinedEpochLoader, by_epochs, exact_length_of
+from ..data.combined import exact_length_of, source_of
 from ..data.iteration import INFINITE, LookAhead
 from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sharding import (
@@ -15,11 +15,9 @@ from ..data.sharding import (
     cursor_of,
     data_place,
     gives_parts,
-    parts_of,
-    require_resumable,
     rest_of_epoch,
 )
-from ..data.sources import EpochLoader
+from ..data.sources import BatchSource
 from ..seed import isolated_rng, mix_seeds
 from .wrapper import Wrapper
 
@@ -57,14 +55,17 @@ class PreparedLoader(Wrapper):
             exact_length_of(loader, trusts_samplers=engine.num_processes > 1)
             == INFINITE
         )
-        self.source: EpochLoader | CombinedEpochLoader | SharedLoader = self._by_epochs(
-            engine.prepared.draw_data_seed()
-        )
+        source = source_of(loader, self._seed(engine.prepared.draw_data_seed()))
+        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
+        # saved, that state must not be ahead.
+        self._stateful = any(part.stateful for part in source.parts)
+        source.read_ahead(self._looks_ahead and not self._stateful)
+        self.source: BatchSource | SharedLoader = source
         if engine.num_processes > 1:
             strategy, asked = engine.strategy, engine.use_distributed_sampler
-            own = gives_parts(self.source, strategy, asked, 0, "loader")
+            own = gives_parts(source, strategy, asked, 0, "loader")
             self.source = SharedLoader(
-                self.source, strategy, deal=not own, verify=asked is None
+                source, strategy, deal=not own, verify=asked is None
             )
         self.epoch = self.batches = 0
         self._read_segment(WHOLE_EPOCH)
@@ -74,7 +75,7 @@ class PreparedLoader(Wrapper):
         self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
 
     def __len__(self) -> int:
-        length = self.source.estimate if self.length == INFINITE else self.length
+        length = self.source.told_length if self.length == INFINITE else self.length
         if length == INFINITE:
             raise TypeError("the loader has no length")
         return int(length)
@@ -86,36 +87,13 @@ class PreparedLoader(Wrapper):
 
     def read_in_order_of(self, seed: int) -> None:
         """Draw the order of a shuffled loader from ``seed``: the first one as the Trainer does, others in their own."""
-        shared = self.source if isinstance(self.source, SharedLoader) else None
-        before = shared.loader if shared is not None else self.source
-        if (
-            isinstance(before, EpochLoader) and before.keeps_iterator
-        ):  # which has been begun, and cannot be begun again
-            before.seed = seed
-        elif shared is None:
-            self.source = self._by_epochs(seed)
-        else:
-            shared.take(self._by_epochs(seed))
-            if isinstance(before, EpochLoader) and isinstance(
-                shared.loader, EpochLoader
-            ):
-                shared.loader.shards = before.shards
-            if isinstance(before, CombinedEpochLoader) and isinstance(
-                shared.loader, CombinedEpochLoader
-            ):
-                shared.loader.deal_to([part.place for part in before.loaders])
+        source = self.source
+        if isinstance(source, SharedLoader):
+            source = source.loader
+        source.reseed(self._seed(seed))
 
-    def _by_epochs(self, seed: int) -> EpochLoader | CombinedEpochLoader:
-        loader = by_epochs(
-            self.loader, seed if self._index == 0 else mix_seeds(seed, self._index)
-        )
-        parts = parts_of(loader)
-        # Of one that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints are
-        # saved, that state must not be ahead.
-        self._stateful = any(part.stateful for part in parts)
-        for part in parts:
-            part.read_ahead = self._looks_ahead and not self._stateful
-        return loader
+    def _seed(self, seed: int) -> int:
+        return seed if self._index == 0 else mix_seeds(seed, self._index)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with the first batch of ``epoch`` when iterated next."""
@@ -141,7 +119,7 @@ class PreparedLoader(Wrapper):
             self.epoch += 1  # the last one was left before its end
             self._read_segment(WHOLE_EPOCH)
         if inside and start < self.length:
-            require_resumable(self.source)
+            self.source.require_resumable()
         self.batches = start
         engine = self.engine
         engine.enter_loader(self)

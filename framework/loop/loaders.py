@@ -12,12 +12,11 @@ import torch
 
 from ..data.batches import map_tensors
 from ..data.combined import (
-    CombinedEpochLoader,
     CombinedLoader,
-    by_epochs,
     exact_length_of,
     holds_loaders,
     loaders_in,
+    source_of,
 )
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
 from ..data.position import WHOLE_EPOCH, Segment
@@ -29,12 +28,10 @@ from ..data.sharding import (
     different_streams,
     gives_parts,
     noting_end,
-    parts_of,
     require_equal_lengths,
-    require_resumable,
     rest_of_epoch,
 )
-from ..data.sources import EpochLoader
+from ..data.sources import BatchSource, kept_iterator_source
 from ..data.workers import iterate_protected
 from ..datamodule import DataModule
 from ..messages import log
@@ -86,7 +83,7 @@ class RunData:
         self.num_batches: dict[str, Any] = {}
         self.whole_epoch: int | float = INFINITE
         self.looks_ahead = False
-        self.train: EpochLoader | CombinedEpochLoader | SharedLoader | None = None
+        self.train: BatchSource | SharedLoader | None = None
         self._parts: dict[
             str, list[Any]
         ] = {}  # by stage, what gives this process its batches, if there are others
@@ -150,7 +147,7 @@ class RunData:
         combined = loaders
         if _is_collection(loaders):
             combined = CombinedLoader(loaders, "max_size_cycle")
-        self.train = by_epochs(
+        self.train = source_of(
             combined, trainer.state.draw_seed(), shuffle=not trainer.overfit_batches
         )
         if trainer.world_size > 1:
@@ -187,7 +184,7 @@ class RunData:
         self.looks_ahead = exact == INFINITE
         limit = self.trainer.limit_train_batches
         self.whole_epoch, told = limited_to(
-            exact, train.estimate, limit, "limit_train_batches"
+            exact, train.told_length, limit, "limit_train_batches"
         )
         self.max_batches["train"] = self.whole_epoch
         self.num_batches["train"] = told
@@ -208,7 +205,10 @@ class RunData:
         if not self.looks_ahead:
             return batches
         return self._noting_more(
-            batches, self.train.estimate - state.batch_idx, "train", self.train.estimate
+            batches,
+            self.train.told_length - state.batch_idx,
+            "train",
+            self.train.told_length,
         )
 
     def cursor(self, batch_idx: int) -> dict[str, Any] | None:
@@ -254,7 +254,7 @@ class RunData:
         if not state.batch_idx or cursor is None:
             return
         if not state.batches_done:
-            require_resumable(train)
+            train.require_resumable()
         size = data_place(trainer.strategy)[1]
         rest = rest_of_epoch(cursor, train, saved_by, size, state.batch_idx)
         if rest is None:
@@ -357,7 +357,7 @@ class RunData:
         if self.trainer.world_size > 1:
             self._deal(stage)
         else:
-            self._parts[stage] = [_part_of_kept(loader) for loader in loaders]
+            self._parts[stage] = [kept_iterator_source(loader) for loader in loaders]
 
     def _own(self, batches: int | float, part: Any) -> int | float:
         """How many of a loader's batches this process has."""
@@ -376,11 +376,11 @@ class RunData:
             )
         self._parts[stage] = []
         for index, loader in enumerate(loaders):
-            part = by_epochs(loader, trainer.state.draw_seed())
+            part = source_of(loader, trainer.state.draw_seed())
             asked, name = trainer.use_distributed_sampler, f"{stage} loader {index}"
             own = gives_parts(part, trainer.strategy, asked, 0, name, mixed=False)
             self._parts[stage].append(None if own else part)
-            self._opened[stage, index] = part.opened() if own else None
+            self._opened[stage, index] = part.begun_iteration() if own else None
 
     def load_validation(self) -> bool:
         """Make the validation loaders if validation runs in this epoch; False if there is nothing to validate on."""
@@ -492,9 +492,9 @@ class RunData:
         return self._noting_more(batches, self._own(told, part), stage, told)
 
     def _watch(self, part: Any, name: str) -> None:
-        for number, loader in enumerate(parts_of(part)):
+        for number, loader in enumerate(part.parts):
             ends = self._ends[f"{name}, {number}"] = []
-            loader.watch = partial(noting_end, ends=ends)
+            loader.watch(partial(noting_end, ends=ends))
 
     def check_streams(self) -> None:
         """See whether streams that were dealt out have been the same in all processes, to the end. A collective.
@@ -601,15 +601,6 @@ def _limit_of(stage: str) -> str:
 
 def _is_collection(loaders: Any) -> bool:
     return isinstance(loaders, Mapping) or holds_loaders(loaders)
-
-
-def _part_of_kept(loader: Any) -> EpochLoader | None:
-    """What reads a loader that keeps its iterator to its end when an evaluation has left it; None for others."""
-    if isinstance(loader, CombinedLoader):
-        return None
-    part = EpochLoader(loader, seed=0)
-    part.find_out(0)
-    return part if part.keeps_iterator else None
 
 
 def limited_to(

@@ -34,10 +34,9 @@ from torch.utils.data import (
 
 from loopwright.callbacks import Callback
 from loopwright.framework import CombinedLoader, Module
-from loopwright.framework.data.combined import CombinedEpochLoader, by_epochs
+from loopwright.framework.data.combined import CombinedSource, source_of
 from loopwright.framework.data.iteration import INFINITE, loader_length
 from loopwright.framework.data.position import Segment
-from loopwright.framework.data.sources import EpochLoader
 from loopwright.framework.loop.loaders import limited
 from tests.framework.models import quiet
 
@@ -206,13 +205,13 @@ def test_iterating_from_any_batch(kind: str) -> None:
     """The rest of an epoch is the same, wherever it is begun, whatever was drawn or iterated before."""
     make = KINDS[kind]
     whole = {
-        epoch: numbers_of(EpochLoader(make(Numbers()), seed=1).iterate(epoch))
+        epoch: numbers_of(source_of(make(Numbers()), seed=1).iterate(epoch))
         for epoch in range(2)
     }
     assert len(whole[0]) >= 3
     torch.manual_seed(99)
     random.seed(99)
-    used = EpochLoader(make(Numbers()), seed=1)
+    used = source_of(make(Numbers()), seed=1)
     for epoch, start in ((1, 2), (0, 0), (1, 1), (0, 3)):
         before = torch.get_rng_state(), random.getstate()
         batches = list(used.iterate(epoch, start))
@@ -238,7 +237,7 @@ def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
     """What is cut in batches or samples ends there, also where the loader has no length that says so."""
     plain: Callable[[Any], list[Any]] = numbers_of
     if kind == "combined":
-        loader: Any = by_epochs(
+        loader: Any = source_of(
             CombinedLoader(
                 [DataLoader(Stream(), batch_size=2), range(7)], "max_size_cycle"
             ),
@@ -246,7 +245,7 @@ def test_a_part_of_an_epoch_ends_where_it_is_to_end(kind: str) -> None:
         )
         plain = lambda batches: [numbers_of(batch) for batch in batches]  # noqa: E731 # one line beside the other
     else:
-        loader = EpochLoader(KINDS[kind](Numbers()), 0)
+        loader = source_of(KINDS[kind](Numbers()), 0)
     whole = plain(loader.iterate(3))
     assert len(whole) > 2
     segment = Segment(begin=loader.unit, end=(len(whole) - 1) * loader.unit)
@@ -260,7 +259,7 @@ def test_orders_differ_by_epoch_and_seed(kind: str) -> None:
     """What is random has another order in each epoch and, unless the user seeded it, for each seed."""
     make = KINDS[kind]
     first, later, other = (
-        numbers_of(EpochLoader(make(Numbers()), seed).iterate(epoch))
+        numbers_of(source_of(make(Numbers()), seed).iterate(epoch))
         for seed, epoch in ((1, 0), (1, 1), (2, 0))
     )
     assert first != later
@@ -273,7 +272,7 @@ def flat(batches: list[list[float]]) -> list[float]:
 
 def test_shuffling_is_a_permutation() -> None:
     """Each sample once an epoch."""
-    loader = EpochLoader(DataLoader(Numbers(), batch_size=3, shuffle=True), seed=1)
+    loader = source_of(DataLoader(Numbers(), batch_size=3, shuffle=True), seed=1)
     for epoch in range(3):
         assert sorted(flat(numbers_of(loader.iterate(epoch)))) == list(range(10))
 
@@ -282,7 +281,7 @@ def test_shuffling_is_a_permutation() -> None:
 def test_batches_have_the_sizes_that_torch_gives(kind: str) -> None:
     """As many, and as large, as when the loader is iterated by itself; drop_last drops."""
     mine, torchs = (
-        list(EpochLoader(KINDS[kind](Numbers()), seed=1).iterate(0)),
+        list(source_of(KINDS[kind](Numbers()), seed=1).iterate(0)),
         list(KINDS[kind](Numbers())),
     )
     assert [batch.shape for batch in mine] == [batch.shape for batch in torchs]
@@ -292,11 +291,11 @@ def test_sampling_with_replacement() -> None:
     """Repeats samples; and a RandomSampler's own seed counts."""
     numbers = Numbers(100)
     loader = DataLoader(numbers, 100, sampler=RandomSampler(numbers, replacement=True))
-    (drawn,) = numbers_of(EpochLoader(loader, seed=1).iterate(0))
+    (drawn,) = numbers_of(source_of(loader, seed=1).iterate(0))
     assert len(set(drawn)) < 80
     orders = [
         numbers_of(
-            EpochLoader(
+            source_of(
                 DataLoader(numbers, 100, sampler=RandomSampler(numbers, generator=own)),
                 1,
             ).iterate(0)
@@ -308,7 +307,7 @@ def test_sampling_with_replacement() -> None:
 
 def test_without_shuffling() -> None:
     """``shuffle=False`` gives a shuffling loader's samples in their stored order, as overfit_batches wants."""
-    loader = EpochLoader(
+    loader = source_of(
         DataLoader(Numbers(), batch_size=5, shuffle=True), seed=1, shuffle=False
     )
     assert flat(numbers_of(loader.iterate(0))) == list(range(10))
@@ -328,7 +327,7 @@ def test_without_shuffling() -> None:
 def test_skipped_samples_are_not_loaded(kind: str) -> None:
     """A jump costs nothing, whatever the sampler."""
     numbers = Numbers()
-    rest = numbers_of(EpochLoader(KINDS[kind](numbers), seed=1).iterate(0, 2))
+    rest = numbers_of(source_of(KINDS[kind](numbers), seed=1).iterate(0, 2))
     assert [float(i) for i in numbers.read] == flat(rest)
 
 
@@ -439,7 +438,7 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
         loader = DataLoader(
             Numbers(augment=True), batch_size=2, shuffle=True, num_workers=workers
         )
-        return numbers_of(EpochLoader(loader, seed=1).iterate(0, start))
+        return numbers_of(source_of(loader, seed=1).iterate(0, start))
 
     one = batches(1)
     assert batches(2) == one
@@ -461,10 +460,10 @@ def test_iterable_dataset_in_workers() -> None:
 def test_skipping_in_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Reading again takes time, so a line says so; jumping says nothing."""
     with caplog.at_level("INFO"):
-        list(EpochLoader(KINDS["iterable dataset"](Numbers()), 1).iterate(0, 2))
+        list(source_of(KINDS["iterable dataset"](Numbers()), 1).iterate(0, 2))
         assert "reading 2 batches again" in caplog.text
         caplog.clear()
-        list(EpochLoader(KINDS["shuffled"](Numbers()), 1).iterate(0, 2))
+        list(source_of(KINDS["shuffled"](Numbers()), 1).iterate(0, 2))
         assert caplog.text == ""
 
 
@@ -624,10 +623,8 @@ def test_combined_loaders_from_any_batch(mode: str, sizes: tuple[int, int]) -> N
 
     def batches(start: int) -> list[Any]:
         made = [DataLoader(Numbers(size), batch_size=2, shuffle=True) for size in sizes]
-        parts = [EpochLoader(loader, seed) for seed, loader in enumerate(made)]
-        return list(
-            CombinedEpochLoader(CombinedLoader(made, mode), parts).iterate(1, start)
-        )
+        parts = [source_of(loader, seed) for seed, loader in enumerate(made)]
+        return list(CombinedSource(CombinedLoader(made, mode), parts).iterate(1, start))
 
     whole = batches(0)
     lengths = [-(-size // 2) for size in sizes]
@@ -644,8 +641,8 @@ def test_rounds_of_a_shorter_loader_differ() -> None:
         DataLoader(Numbers(6), batch_size=6, shuffle=True),
         DataLoader(Numbers(12), batch_size=1),
     ]
-    parts = [EpochLoader(loader, seed=1) for loader in made]
-    combined = CombinedEpochLoader(CombinedLoader(made, "max_size_cycle"), parts)
+    parts = [source_of(loader, seed=1) for loader in made]
+    combined = CombinedSource(CombinedLoader(made, "max_size_cycle"), parts)
     rounds = [tuple(batch[0].tolist()) for batch in combined.iterate(0)]
     assert len(set(rounds)) > 6
 
@@ -848,7 +845,7 @@ def test_combined_loader_arguments(arguments: Any, message: str) -> None:
 
 
 def test_a_generator_that_has_been_looked_at_is_read_whole_in_any_epoch() -> None:
-    loader = EpochLoader((number for number in range(4)), seed=0)
+    loader = source_of((number for number in range(4)), seed=0)
     assert loader.peek(0) == 0
     assert list(loader.iterate(3)) == [0, 1, 2, 3]
 
@@ -865,7 +862,7 @@ class WithoutEnd(Sampler):
 
 
 def test_a_sampler_without_end_is_cut_as_any_other() -> None:
-    loader = EpochLoader(DataLoader(range(4), 2, sampler=WithoutEnd()), seed=0)  # type: ignore[arg-type]
+    loader = source_of(DataLoader(range(4), 2, sampler=WithoutEnd()), seed=0)  # type: ignore[arg-type]
     whole = [batch.tolist() for batch in islice(loader.iterate(0), 6)]
     assert sorted(whole[0] + whole[1]) == sorted(whole[4] + whole[5]) == [0, 1, 2, 3]
     assert [batch.tolist() for batch in islice(loader.iterate(0, 3), 3)] == whole[3:]
