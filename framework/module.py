@@ -163,7 +163,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
                 f"all_gather: group must be None (all processes); got {group!r}"
             )
         run = self.trainer.run
-        if run is not None and run.loaders.alone:
+        if run is not None and run.loaders.others_have_ended:
             raise RuntimeError(
                 "all_gather in an evaluation step for whose batch other processes may have no counterpart, as the "
                 "loader's batches cannot be dealt out evenly: keep the values, and gather them when the epoch ends"

@@ -13,7 +13,7 @@ from collections import UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def children(batch: Any) -> Iterable[Any] | None:
         return batch.values()
     if isinstance(batch, (tuple, *LISTS)):
         return None if isinstance(batch, PackedSequence) else batch
-    if is_dataclass(batch) and not isinstance(batch, type):
+    if _is_record(batch):
         return [
             getattr(batch, field.name)
             for field in fields(batch)
@@ -71,38 +71,38 @@ def rebuild(batch: Any, function: Callable[[Any], Any]) -> Any:
         return batch
     if isinstance(batch, tuple):
         return _tuple_with(batch, [function(value) for value in batch])
+    read, write = operator.getitem, operator.setitem
     if isinstance(batch, Mapping):
-        items = {key: function(value) for key, value in batch.items()}
-        return _copy_with(batch, items, operator.getitem, operator.setitem)
-    if isinstance(batch, LISTS):
-        items = {index: function(value) for index, value in enumerate(batch)}
-        return _copy_with(batch, items, operator.getitem, operator.setitem)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        items = {name: function(value) for name, value in _attributes(batch).items()}
-        return _copy_with(batch, items, getattr, _set_attribute)
-    return batch
+        items = dict(batch.items())
+    elif isinstance(batch, LISTS):
+        items = dict(enumerate(batch))
+    elif _is_record(batch):
+        items = _attributes(batch)
+        read, write = getattr, _set_attribute
+    else:
+        return batch
+    changed = {key: function(value) for key, value in items.items()}
+    return _copy_with(batch, changed, read, write)
+
+
+def _is_record(batch: Any) -> bool:
+    return is_dataclass(batch) and not isinstance(batch, type)
 
 
 def _attributes(batch: Any) -> dict[str, Any]:
     """A dataclass's fields, and what else it has that holds tensors, such as a cached property."""
     names = [field.name for field in fields(batch)]
-    others = [
-        name
-        for name, value in getattr(batch, "__dict__", {}).items()
-        if any(map(_is_tensor, leaves(value)))
-    ]
-    return {
-        name: getattr(batch, name)
-        for name in dict.fromkeys(names + others)
-        if hasattr(batch, name)
-    }
+    for name, value in getattr(batch, "__dict__", {}).items():
+        if any(isinstance(leaf, Tensor) for leaf in leaves(value)):
+            names.append(name)
+    return {name: getattr(batch, name) for name in names if hasattr(batch, name)}
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
-
-
-def _set_attribute(obj: Any, name: str, value: Any) -> None:
+def _set_attribute(
+    obj: Any,
+    name: str,
+    value: Any,
+) -> None:
     try:
         setattr(obj, name, value)
     except AttributeError:  # it is frozen
@@ -123,7 +123,10 @@ def _tuple_with(batch: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
 
 
 def _copy_with(
-    batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]
+    batch: Any,
+    items: dict[Any, Any],
+    get: Callable[..., Any],
+    put: Callable[..., None],
 ) -> Any:
     """A copy of a container with other values, which are read again, as what sets them may have changed them."""
     made: Any = None
@@ -153,7 +156,10 @@ def _copy_with(
 
 
 def _set_in_copy(
-    batch: Any, items: dict[Any, Any], get: Callable[..., Any], put: Callable[..., None]
+    batch: Any,
+    items: dict[Any, Any],
+    get: Callable[..., Any],
+    put: Callable[..., None],
 ) -> Any:
     copied = copy.copy(batch)
     if copied is batch:
@@ -216,13 +222,9 @@ def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
     return rebuild(batch, partial(_move, move=move))
 
 
-_copy_streams: dict[torch.device, Any] = {}
-
-
+@cache
 def _copy_stream(device: torch.device) -> Any:
-    if device not in _copy_streams:
-        _copy_streams[device] = torch.cuda.Stream(device)
-    return _copy_streams[device]
+    return torch.cuda.Stream(device)
 
 
 def cast_batch(batch: Any, dtype: torch.dtype) -> Any:
@@ -240,17 +242,15 @@ def batch_size_of(batch: Any) -> int:
     Raises:
         ValueError: if they differ, or there is none.
     """
-    found = list(leaves(batch))
-    sizes = {leaf.shape[0] for leaf in found if isinstance(leaf, Tensor) and leaf.dim()}
-    sizes |= {
-        int(leaf.batch_sizes[0]) for leaf in found if isinstance(leaf, PackedSequence)
-    }
+    sizes = set()
+    for leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            sizes.add(leaf.shape[0])
+        elif isinstance(leaf, PackedSequence):
+            sizes.add(int(leaf.batch_sizes[0]))
     if not sizes:
-        sizes = {
-            size
-            for leaf in found
-            if isinstance(size := getattr(leaf, "batch_size", None), int)
-        }
+        reported = [getattr(leaf, "batch_size", None) for leaf in leaves(batch)]
+        sizes = {size for size in reported if isinstance(size, int)}
     if len(sizes) == 1:
         return sizes.pop()
     if sizes:
@@ -260,7 +260,12 @@ def batch_size_of(batch: Any) -> int:
     )
 
 
-def slice_batch(batch: Any, start: int, stop: int, whole: int) -> Any:
+def slice_batch(
+    batch: Any,
+    start: int,
+    stop: int,
+    whole: int,
+) -> Any:
     """Samples ``start`` to ``stop`` of ``whole``: of tensors, arrays and lists with one entry for each sample.
 
     Raises:

@@ -193,13 +193,18 @@ class _Again:
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.length = exact_length(loader)
-        self.told_length = self.length
+        self.reported_length = self.length
 
-    def iterate(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[Any]:
+    def iterate(
+        self,
+        epoch: int,
+        start: int = 0,
+        step: int = 1,
+    ) -> Iterator[Any]:
         return islice(iter(self.loader), start, None, step)
 
 
-def exact_length_of(loader: Any, trusts_samplers: bool = True) -> int | float:
+def exact_length_of(loader: Any, trusts_samplers: bool = True) -> float:
     """As :func:`.exact_length`, of a :class:`CombinedLoader` too."""
     if not isinstance(loader, CombinedLoader):
         return exact_length(loader, trusts_samplers)
@@ -207,25 +212,25 @@ def exact_length_of(loader: Any, trusts_samplers: bool = True) -> int | float:
     return certain_length(lengths, loader.mode)
 
 
-def certain_length(lengths: list[int | float], mode: str) -> int | float:
+def certain_length(lengths: list[float], mode: str) -> float:
     """Number of batches of several loaders read together; infinite if one of theirs is not certain."""
     return INFINITE if INFINITE in lengths else combined_length(lengths, mode)
 
 
-def combined_length(lengths: list[int | float], mode: str) -> int | float:
+def combined_length(lengths: list[float], mode: str) -> float:
     """Number of batches of several loaders read together."""
     return {"min_size": min, "sequential": sum}.get(mode, max)(lengths)
 
 
-def _round_of(batch: int, length: int | float) -> tuple[int, int]:
+def _round_of(batch: int, length: float) -> tuple[int, int]:
     """In which round of a loader that begins again a batch is, and its number there."""
     if length in (0, INFINITE):
         return 0, batch
-    round_, place = divmod(batch, int(length))
-    if place == 0 and round_ > 0:
+    round_, number = divmod(batch, int(length))
+    if number == 0 and round_ > 0:
         # The round before is over, but its end is only seen by the next read.
         return round_ - 1, int(length)
-    return round_, place
+    return round_, number
 
 
 def _epoch_of(epoch: int, round_: int) -> int:
@@ -233,9 +238,9 @@ def _epoch_of(epoch: int, round_: int) -> int:
     return epoch + round_ * 1_000_000_007
 
 
-def _round_length(source: Any) -> int | float:
+def _round_length(source: Any) -> float:
     """Batches until a loader begins again; one with a state of its own cannot be read again to count them."""
-    return source.told_length if source.stateful else source.length
+    return source.reported_length if source.stateful else source.length
 
 
 class CombinedSource(BatchSource):
@@ -263,11 +268,11 @@ class CombinedSource(BatchSource):
         return self._sources
 
     @property
-    def told_length(self) -> int | float:
-        lengths = [source.told_length for source in self._sources]
+    def reported_length(self) -> float:
+        lengths = [source.reported_length for source in self._sources]
         return combined_length(lengths, self.loader.mode)
 
-    def length_in(self, segment: Segment) -> int | float:
+    def length_in(self, segment: Segment) -> float:
         lengths = [source.length for source in self._sources]
         return segment.length_of(certain_length(lengths, self.loader.mode))
 
@@ -303,7 +308,11 @@ class CombinedSource(BatchSource):
             )
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         # What this draws at random, it draws before it returns.
         self._epoch = epoch
@@ -314,7 +323,12 @@ class CombinedSource(BatchSource):
             return batches
         return islice(batches, len(range(start, segment.end, step)))
 
-    def _batches(self, epoch: int, start: int, step: int) -> Iterator[Any]:
+    def _batches(
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+    ) -> Iterator[Any]:
         sources, mode = self._sources, self.loader.mode
         # In these modes, lengths tell which loader gives which batch.
         needs_lengths = mode in ("max_size_cycle", "sequential")
@@ -349,28 +363,30 @@ class CombinedSource(BatchSource):
                     return
             if all(stream.ended for stream in streams):
                 return
-            for place, stream in enumerate(streams):
-                while batch[place] is NO_BATCH:
-                    batch[place] = stream.next()
+            for number, stream in enumerate(streams):
+                while batch[number] is NO_BATCH:
+                    batch[number] = stream.next()
             yield self.loader.in_places(batch)
 
     @staticmethod
     def _sequential(
-        rest: list[Any], epoch: int, start: int, step: int
+        rest: list[Any],
+        epoch: int,
+        start: int,
+        step: int,
     ) -> Iterator[Any]:
-        while len(rest) > 1 and start >= _round_length(
-            rest[0]
-        ):  # never where the length is not known
+        # Never where the length is not known.
+        while len(rest) > 1 and start >= _round_length(rest[0]):
             start -= int(_round_length(rest.pop(0)))
         first = rest[0].iterate(epoch, start, step)
 
         def batches() -> Iterator[Any]:
             nonlocal start
             yield from first
-            for before, loader in pairwise(rest):
+            for before, source in pairwise(rest):
                 # Where every step-th batch goes on in the next loader; each batch does at its beginning.
                 start = 0 if step == 1 else (start - int(_round_length(before))) % step
-                yield from loader.iterate(epoch, start, step)
+                yield from source.iterate(epoch, start, step)
 
         return batches()
 
@@ -400,7 +416,11 @@ class CombinedSource(BatchSource):
             source.load_state_dict(own)
 
 
-def source_of(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
+def source_of(
+    loader: Any,
+    seed: int,
+    shuffle: bool = True,
+) -> BatchSource:
     """A user's loader, or the loaders of a :class:`CombinedLoader`, to be iterated epoch by epoch.
 
     Args:
@@ -421,17 +441,27 @@ class _Stream:
     """One loader among several: begun again as often as needed, each time in another order."""
 
     def __init__(
-        self, loader: Any, epoch: int, start: int, step: int, cycle: bool
+        self,
+        loader: Any,
+        epoch: int,
+        start: int,
+        step: int,
+        cycle: bool,
     ) -> None:
-        self.loader, self.epoch, self.step, self.cycle = loader, epoch, step, cycle
-        self.ended = False  # whether it has been read to its end at least once
+        self.loader = loader
+        self.epoch = epoch
+        self.step = step
+        self.cycle = cycle
         self.round = 0
-        length = _round_length(loader)
-        if cycle and start and length not in (0, INFINITE):
-            self.round, start = _round_of(start, length)
-            self.ended = self.round > 0
         self.position = start  # of the next batch in its round
-        self.iterator: Any = loader.iterate(_epoch_of(epoch, self.round), start, step)
+        if cycle:
+            self.round, self.position = _round_of(start, _round_length(loader))
+        self.ended = self.round > 0  # whether it has been read to its end at least once
+        self.iterator: Iterator[Any] | None = self._begin()
+
+    def _begin(self) -> Iterator[Any]:
+        epoch = _epoch_of(self.epoch, self.round)
+        return self.loader.iterate(epoch, self.position, self.step)
 
     def next(self) -> Any:
         """The next batch, or None when there is no more.
@@ -440,26 +470,22 @@ class _Stream:
         there is none, and what goes on where it was left loses no batch to it.
         """
         if self.iterator is None:
-            self.iterator = self.loader.iterate(
-                _epoch_of(self.epoch, self.round), self.position, self.step
+            self.iterator = self._begin()
+        batch = next(self.iterator, NO_BATCH)
+        if batch is not NO_BATCH:
+            self.position += self.step
+            return batch
+        self.ended = True
+        if not self.cycle:
+            return None
+        if self.position == 0:
+            raise RuntimeError(
+                f"a loader gave no batch when it was begun: {self.loader.loader!r}"
             )
-        try:
-            batch = next(self.iterator)
-        except StopIteration:
-            self.ended = True
-            if not self.cycle:
-                return None
-            if self.position == 0:
-                raise RuntimeError(
-                    f"a loader gave no batch when it was begun: {self.loader.loader!r}"
-                ) from None
-            self.position = (
-                0
-                if self.step == 1
-                else max(0, self.position - int(_round_length(self.loader)))
-            )
-            self.round += 1
-            self.iterator = None
-            return NO_BATCH
-        self.position += self.step
-        return batch
+        left = 0
+        if self.step > 1:
+            left = max(0, self.position - int(_round_length(self.loader)))
+        self.position = left
+        self.round += 1
+        self.iterator = None
+        return NO_BATCH

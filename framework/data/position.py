@@ -43,7 +43,7 @@ class Segment:
         """Numbers to be mixed into a batch's seed, as the batches of each segment are counted from 0."""
         return (self.begin,) if self.begin else ()
 
-    def length_of(self, batches: int | float) -> int | float:
+    def length_of(self, batches: float) -> float:
         """How many of an epoch's ``batches`` lie in it, where positions count batches."""
         end = batches if self.end is None else min(self.end, batches)
         return max(0, end - self.begin)

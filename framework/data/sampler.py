@@ -46,7 +46,12 @@ class IndexPlan:
         plans_steps: whether several ranks count on the length that the sampler tells.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        seed: int,
+        shuffle: bool,
+    ) -> None:
         self._seed = seed
         self.plans_steps = False
         self._look: Look | None = None
@@ -69,13 +74,11 @@ class IndexPlan:
         is_cut_evenly = self.batch_size is not None or not is_batched
         self.is_planned = is_torchs and is_cut_evenly
         self.seek(0)
-        samplers = (self.sampler, getattr(self.sampler, "sampler", None))
-        generators = [getattr(sampler, "generator", None) for sampler in samplers]
-        self._generators = [
-            (generator, generator.initial_seed())
-            for generator in generators
-            if isinstance(generator, torch.Generator)
-        ]
+        self._generators: list[tuple[torch.Generator, int]] = []
+        for sampler in (self.sampler, getattr(self.sampler, "sampler", None)):
+            generator = getattr(sampler, "generator", None)
+            if isinstance(generator, torch.Generator):
+                self._generators.append((generator, generator.initial_seed()))
 
     def seek(
         self,
@@ -92,6 +95,12 @@ class IndexPlan:
         self.seed = self._seed
         if self._random is not None and self._random.generator is not None:
             self.seed = mix_seeds(self._seed, self._random.generator.initial_seed())
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed, as if nothing had been drawn."""
+        self._seed = seed
+        self.kept.clear()
+        self.seek(0)
 
     def __len__(self) -> int:
         if self.length is None:
@@ -152,15 +161,15 @@ class IndexPlan:
         start = self.segment.begin + self.start
         return islice(drawn, start, self.segment.end, self.step)
 
-    def _noting_more(self, drawn: Iterator[Any], told: int) -> Iterator[Any]:
+    def _noting_more(self, drawn: Iterator[Any], reported: int) -> Iterator[Any]:
         """The same indices, as many as the length tells; a line says once that there are more."""
-        planned = list(islice(drawn, told))
+        planned = list(islice(drawn, reported))
         if next(drawn, NO_BATCH) is not NO_BATCH:
             self.plans_steps = False
             log.warning(
                 "A loader's sampler (%s) gives more than the %d batches that its length tells. Several processes plan "
                 "their steps by the length, and leave the others out: have its __len__ tell how many it gives",
-                type(getattr(self.sampler, "sampler", self.sampler)).__name__, told,
+                type(getattr(self.sampler, "sampler", self.sampler)).__name__, reported,
             )  # fmt: skip
         return iter(planned)
 
@@ -254,25 +263,30 @@ class SamplerWasAsked(BaseException):
     """A loader has asked for its sampler's indices; no loader's own ``except Exception`` hides it."""
 
 
-def replace_sampler(loader: DataLoader[Any], indices: IndexPlan) -> DataLoader[Any]:
-    """A shallow copy with another index sampler."""
-    changed = copy.copy(
-        loader
-    )  # past __setattr__, which refuses a new sampler after construction
-    changed.__dict__.update({indices.replaces: indices, "_iterator": None})
-    protect_workers(changed)
+def fresh_copy(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A shallow copy of a loader that starts workers of its own, with other values of some attributes."""
+    copied = copy.copy(loader)
+    # Past __setattr__, which refuses a new sampler after construction.
+    copied.__dict__.update(changes, _iterator=None)
+    protect_workers(copied)
+    return copied
+
+
+def replace_sampler(
+    loader: DataLoader[Any],
+    indices: IndexPlan,
+    **changes: Any,
+) -> DataLoader[Any]:
+    """As :func:`fresh_copy`, with another index sampler."""
     if loader.persistent_workers:
         # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
         # it makes no difference whether a process begins with the first epoch or with a later one.
-        changed.__dict__["generator"] = torch.Generator().manual_seed(indices.seed)
-    return changed
+        changes["generator"] = torch.Generator().manual_seed(indices.seed)
+    return fresh_copy(loader, **{indices.replaces: indices}, **changes)
 
 
 def own_copy(loader: Any) -> Any:
-    """``loader``, or a shallow copy of it that starts workers of its own."""
+    """``loader``, or a copy of it that starts workers of its own."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
-    copied = copy.copy(loader)
-    copied.__dict__["_iterator"] = None
-    protect_workers(copied)
-    return copied
+    return fresh_copy(loader)

@@ -30,72 +30,124 @@ _SIZES = (
 )
 
 
+def data_parallel_rank_and_size(strategy: Strategy) -> tuple[int, int]:
+    """This rank among those that get different batches, and their number."""
+    size = strategy.tensor_parallel_size
+    return strategy.global_rank // size, strategy.world_size // size
+
+
 def is_sharded(
-    loader: BatchSource, strategy: Strategy, asked: bool | None, epoch: int, name: str
+    source: BatchSource,
+    strategy: Strategy,
+    requested: bool | None,
+    epoch: int,
+    name: str,
+    cursor: Mapping[str, Any] | None = None,
+    mixed: bool = True,
 ) -> bool:
     """Whether each rank's loader gives it a part of the data, rather than all of it.
 
-    A sampler says so by the rank that it was made for. Of a stream, the ranks compare the first batch that they read,
-    which :class:`BatchSource` keeps for the iteration that follows. A collective, if nothing is asked for.
+    Of loaders that are read together, some may do so, while others give all of the data: batches of those are then
+    sharded one by one. A collective.
 
     Args:
-        loader: the loader, as it is on each rank.
+        source: the loader, as it is on each rank.
         strategy: lets the ranks talk to each other.
-        asked: ``use_distributed_sampler``, as the user gave it.
+        requested: ``use_distributed_sampler``, as the user gave it; None lets the ranks find out.
         epoch: the epoch that begins.
         name: what to call the loader in messages.
+        cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
+            read to find out what the ranks that saved it knew.
+        mixed: whether loaders that are read together may differ.
 
     Raises:
-        ValueError: if its samplers say something that cannot be.
+        ValueError: if samplers say something that cannot be, or loaders differ that may not.
         RuntimeError: if another rank could not read its first batch.
     """
-    if asked is not None:
-        return not asked or any(
-            isinstance(sampler, DistributedSampler)
-            for sampler in samplers_of(loader.loader)
-        )
-    place, mark = _look(loader, strategy, epoch, name)
-    size = strategy.tensor_parallel_size
-    by_rank = strategy.gather_objects((place, mark))  # collective
-    if any(
-        by_rank[rank] != by_rank[rank - rank % size] for rank in range(len(by_rank))
-    ):
+    parts = source.parts
+    has_state = any(part.stateful for part in parts)
+    if requested is None and has_state and cursor and cursor["dealt_to"] > 1:
+        requested = bool(cursor["dealt"])
+    sharded = []
+    for number, part in enumerate(parts):
+        if requested is not False:
+            draw_alike(part, strategy)
+        part_name = name if len(parts) == 1 else f"{name}'s part {number}"
+        sharded.append(_is_part_sharded(part, strategy, requested, epoch, part_name))
+        part.plan_steps()
+    if len(set(sharded)) == 1:
+        return sharded[0]
+    if not mixed:
+        given = ["its own part" if own else "all of the data" for own in sharded]
         raise ValueError(
-            f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
-            f"{size}): shard it by rank // {size}, of {len(by_rank) // size}"
+            f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
+            f"the data (in their order: {', '.join(given)}): give the others a DistributedSampler, too"
         )
-    places = [place for place, _ in by_rank[::size]]
-    if any(places):
-        _check_places(places, name)
+    log.info(
+        "Those parts of the %s that give all of the data are dealt out; the others are read as they are",
+        name,
+    )
+    for part, own in zip(parts, sharded, strict=True):
+        if not own:
+            part.read_shard(*data_parallel_rank_and_size(strategy))
+    return True
+
+
+def _is_part_sharded(
+    source: BatchSource,
+    strategy: Strategy,
+    requested: bool | None,
+    epoch: int,
+    name: str,
+) -> bool:
+    """As :func:`is_sharded`, of one loader.
+
+    A sampler says so by the rank that it was made for. Of a stream, the ranks compare the first batch that they read,
+    which the source keeps for the iteration that follows.
+    """
+    if requested is not None:
+        samplers = samplers_of(source.loader)
+        return not requested or any(
+            isinstance(sampler, DistributedSampler) for sampler in samplers
+        )
+    seen = _look(source, strategy, epoch, name)
+    size = strategy.tensor_parallel_size
+    by_rank = strategy.gather_objects(seen)  # collective
+    for rank, seen in enumerate(by_rank):
+        if seen != by_rank[rank - rank % size]:
+            raise ValueError(
+                f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
+                f"{size}): shard it by rank // {size}, of {len(by_rank) // size}"
+            )
+    made_for = [rank_and_size for rank_and_size, _ in by_rank[::size]]
+    if any(made_for):
+        _check_ranks(made_for, name)
         log.info(
             "The sampler of the %s knows its rank: its batches are not dealt out once more",
             name,
         )
         return True
-    return _differ([mark for _, mark in by_rank[::size]], loader, name)
+    return _differ([mark for _, mark in by_rank[::size]], source, name)
 
 
 def _look(
-    loader: BatchSource, strategy: Strategy, epoch: int, name: str
+    source: BatchSource,
+    strategy: Strategy,
+    epoch: int,
+    name: str,
 ) -> tuple[tuple[int, int] | None, str]:
-    """The rank that the loader's sampler was made for, or else a mark of its first batch. A collective.
+    """The rank and size that the loader's sampler was made for, or else a mark of its first batch. A collective.
 
     Raises:
         RuntimeError: if another rank could not look; what this one could not do raises its own error.
     """
-    place, mark, failure = None, "", None
+    rank_and_size, mark, failure = None, "", None
+    # This rank raises when the others know, who would wait for it.
     try:
-        place = place_of_sampler(loader.loader)
-        first = None if place is not None else loader.peek(epoch)
-        mark = "" if first is NO_BATCH else fingerprint(first)
-        again = (
-            place is None and loader.has_own_iteration and not loader.is_stream
-        )  # which can be read from its start again
-        if again and fingerprint(loader.peek(epoch)) != mark:
-            mark = "random"  # what differs in one process, too, tells nothing
-    except (
-        Exception
-    ) as error:  # which this rank raises when its peers know, who would wait for it
+        rank_and_size = sampler_rank_and_size(source.loader)
+        if rank_and_size is None:
+            mark = _mark_of_first(source, epoch)
+    except Exception as error:
         failure = error
     failures = strategy.gather_objects(
         failure and f"{type(failure).__name__}: {failure}"
@@ -107,46 +159,63 @@ def _look(
             raise RuntimeError(
                 f"rank {rank} could not read the first batch of the {name}: {failed}"
             )
-    return place, mark
+    return rank_and_size, mark
 
 
-def draw_alike(loader: BatchSource, strategy: Strategy) -> None:
+def _mark_of_first(source: BatchSource, epoch: int) -> str:
+    first = source.peek(epoch)
+    if first is NO_BATCH:
+        return ""
+    mark = fingerprint(first)
+    # What can be read from its start again, and then differs on one rank, too, tells nothing.
+    is_readable_again = source.has_own_iteration and not source.is_stream
+    if is_readable_again and fingerprint(source.peek(epoch)) != mark:
+        return "random"
+    return mark
+
+
+def draw_alike(source: BatchSource, strategy: Strategy) -> None:
     """Have the random samplers of torch and torchdata draw the same order in all processes: that of rank 0.
 
     Their generators may be seeded by rank; torchdata's take a seed from torch's. A collective.
     """
-    samplers = samplers_of(loader.loader)
     generators = [
         sampler.generator
-        for sampler in samplers
-        if type(sampler).__name__ == "RandomSampler"
+        for sampler in samplers_of(source.loader)
+        if type(sampler).__name__ == "RandomSampler" and sampler.generator is not None
     ]
-    generators = [generator for generator in generators if generator is not None]
     states = strategy.broadcast([generator.get_state() for generator in generators])
     for generator, state in zip(generators, states, strict=False):
         generator.set_state(state)
 
 
-def _check_places(places: list[Any], name: str) -> None:
-    expected = [(rank, len(places)) for rank in range(len(places))]
-    if sorted(places, key=repr) != sorted(expected, key=repr):
-        found = ", ".join(
-            f"rank {rank}: none"
-            if place is None
-            else f"rank {rank}: {place[0]} of {place[1]}"
-            for rank, place in enumerate(places)
+def _check_ranks(made_for: list[Any], name: str) -> None:
+    expected = [(rank, len(made_for)) for rank in range(len(made_for))]
+    if sorted(made_for, key=repr) == sorted(expected, key=repr):
+        return
+    by_rank = []
+    for rank, own in enumerate(made_for):
+        by_rank.append(
+            f"rank {rank}: {'none' if own is None else f'{own[0]} of {own[1]}'}"
         )
-        raise ValueError(
-            f"the sampler of the {name} was made for other ranks than those that are there ({found}): make it where "
-            "the process knows its rank, such as in train_dataloader(); or pass use_distributed_sampler=True to deal "
-            "out what it gives, False to read it as it is"
-        )
+    raise ValueError(
+        f"the sampler of the {name} was made for other ranks than those that are there ({', '.join(by_rank)}): make it "
+        "where the process knows its rank, such as in train_dataloader(); or pass use_distributed_sampler=True to deal "
+        "out what it gives, False to read it as it is"
+    )
 
 
-def _differ(marks: list[str], loader: BatchSource, name: str) -> bool:
+def _differ(
+    marks: list[str],
+    source: BatchSource,
+    name: str,
+) -> bool:
     """Whether the ranks have read different first batches; says what follows from it."""
-    if len(set(marks)) == 1:
-        if loader.is_stream:
+    ranks_by_mark: dict[str, list[int]] = {}
+    for rank, mark in enumerate(marks):
+        ranks_by_mark.setdefault(mark, []).append(rank)
+    if len(ranks_by_mark) == 1:
+        if source.is_stream:
             log.info(
                 "The %s gives all %d ranks the same first batch: it counts as one stream, of which each rank reads "
                 "all and keeps every %d-th batch", name, len(marks), len(marks),
@@ -157,14 +226,9 @@ def _differ(marks: list[str], loader: BatchSource, name: str) -> bool:
         "gets. If it is one stream that each rank shuffles in its own way, seed it alike, or pass "
         "use_distributed_sampler=True", name,
     )  # fmt: skip
-    loader.mark_sharded()
-    alike = [
-        [rank for rank, own in enumerate(marks) if own == mark]
-        for mark in dict.fromkeys(marks)
-        if mark
-    ]
-    for ranks in alike:
-        if len(ranks) > 1:
+    source.mark_sharded()
+    for mark, ranks in ranks_by_mark.items():
+        if mark and len(ranks) > 1:
             log.warning(
                 "The %s gives ranks %s the same first batch, and others another",
                 name,
@@ -175,30 +239,26 @@ def _differ(marks: list[str], loader: BatchSource, name: str) -> bool:
 
 def samplers_of(loader: Any) -> list[Any]:
     """The samplers of a map-style ``DataLoader``, those inside others too."""
-    found: list[Any] = []
-    pending = (
-        [loader.batch_sampler, loader.sampler] if isinstance(loader, DataLoader) else []
-    )
+    if not isinstance(loader, DataLoader):
+        return []
+    samplers: list[Any] = []
+    pending: list[Any] = [loader.batch_sampler, loader.sampler]
     while pending:
         sampler = pending.pop(0)
-        if sampler is None or any(sampler is known for known in found):
+        if sampler is None or any(sampler is known for known in samplers):
             continue
-        found.append(sampler)
+        samplers.append(sampler)
         pending += [
             getattr(sampler, name, None) for name in ("sampler", "batch_sampler")
         ]
         for value in getattr(sampler, "__dict__", {}).values():
-            several = (
-                value
-                if isinstance(value, (list, tuple))
-                and isinstance(next(iter(value), None), Sampler)
-                else ()
-            )
-            pending += [value] if isinstance(value, Sampler) else several
-    return found
+            several = value if isinstance(value, (list, tuple)) else [value]
+            if isinstance(next(iter(several), None), Sampler):
+                pending += several
+    return samplers
 
 
-def place_of_sampler(loader: Any) -> tuple[int, int] | None:
+def sampler_rank_and_size(loader: Any) -> tuple[int, int] | None:
     """The rank that a loader's sampler was made for, and the number of ranks; None if it knows of no others."""
     for sampler in samplers_of(loader):
         rank, size = _number(sampler, _RANKS), _number(sampler, _SIZES)
@@ -208,10 +268,12 @@ def place_of_sampler(loader: Any) -> tuple[int, int] | None:
 
 
 def _number(sampler: Any, names: Iterable[str]) -> int | None:
-    values = (
-        getattr(sampler, prefix + name, None) for name in names for prefix in ("", "_")
-    )
-    return next((value for value in values if isinstance(value, int)), None)
+    for name in names:
+        for attribute in (name, f"_{name}"):
+            value = getattr(sampler, attribute, None)
+            if isinstance(value, int):
+                return value
+    return None
 
 
 def fingerprint(batch: Any) -> str:

@@ -1,197 +1,354 @@
-"""How the batches of a run are dealt out to its processes, so that all of them take the same number of steps."""
+"""How a loader's batches are sharded over the ranks, so that all take the same steps, and where it resumes.
+
+Here, ranks are those that get different batches; ranks of one tensor-parallel group get the same ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice, pairwise
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import CheckpointError
-from ..messages import log
 from ..seed import isolated_rng
+from .combined import exact_length_of, source_of
 from .iteration import INFINITE, NO_BATCH, is_map_style
 from .position import WHOLE_EPOCH, Segment
-from .shard_detection import draw_alike, fingerprint, is_sharded
-from .sources import BatchSource
+from .shard_detection import data_parallel_rank_and_size, fingerprint, is_sharded
 
 if TYPE_CHECKING:
     from ...strategies import Strategy
 
-# Where nobody knows how many batches there are, the processes tell each other after so many steps how far they can see.
+# Where nobody knows how many batches there are, the ranks tell each other after so many steps how far they can see.
 LOOK_AHEAD = 8
 
 
-def data_place(strategy: Strategy) -> tuple[int, int]:
-    """This process's index among those that get different batches, and their number."""
-    size = strategy.tensor_parallel_size
-    return strategy.global_rank // size, strategy.world_size // size
-
-
-class SharedLoader:
-    """A training loader as one of several processes reads it.
-
-    The batches of the user's loader are dealt out in turn: rank *r* of *W* gets batches *r*, *r + W*, *r + 2W*, … So
-    each process has batches of the loader's own size, and each sample is read once. If the last round is incomplete,
-    the processes without a batch run their last one again, with a :attr:`share` of 0, to stay in step; those that have
-    one weigh by size, so that the gradient is the mean over the round's samples. ``drop_last`` leaves that round out.
-
-    A loader that each process has for its own (``deal=False``) is read to its end, and the others wait in the same way.
-
-    Args:
-        loader: the loader, as it is in each process.
-        strategy: tells this process's rank, and lets it talk to the others.
-        deal: whether all processes have the same loader.
-        verify: compare the first batches of a stream, to see that it is the same in all processes.
+class Cursor(TypedDict):
+    """How much of an epoch's data all ranks have been given, as a checkpoint holds it.
 
     Attributes:
-        length: steps of an epoch, the same in all processes; infinite if that is not certain.
-        told_length: the same, as the loader tells it.
-        share: what to multiply the loss of the batch given last with, before the processes' gradients are averaged.
+        position: in samples where the order is planned, else in the loader's batches.
+        end: where the epoch is to end, counted likewise; None is its own end.
+        in_samples: whether both count samples.
+        batch_sizes: the loader's, in a list, as far as it tells.
+        dealt: whether batches of one loader are sharded; else each rank has a loader of its own.
+        dealt_to: how many ranks get different batches.
+    """
+
+    position: int
+    end: int | None
+    in_samples: bool
+    batch_sizes: list[Any]
+    dealt: bool
+    dealt_to: int
+
+
+class LoaderState(TypedDict):
+    """The position of a rank's loader in the data, as a checkpoint holds it.
+
+    Attributes:
+        epoch: index of the epoch.
+        batches: how many of its batches each rank has been given.
+        loader: the state of a loader that has one of its own; a list for loaders that are read together.
+        part: the segment of the epoch, as :meth:`Segment.state_dict` gives it.
+        cursor: the same position for any number of ranks; None where there is no loader.
+    """
+
+    epoch: int
+    batches: int
+    loader: Any
+    part: dict[str, Any] | None
+    cursor: Cursor | None
+
+
+class ShardedLoader:
+    """A user's loader as one rank reads it, epoch after epoch, and the position from which it resumes.
+
+    One rank reads the loader as it is. The batches of a loader that several ranks have are sharded in turn: rank *r* of
+    *W* gets batches *r*, *r + W*, *r + 2W*, … So each rank has batches of the loader's own size, and each sample is
+    read once. If the last round is incomplete, the ranks without a batch get a dummy, their last batch again, to stay
+    in step; the others weigh by size, so that the gradient is the mean over the round's samples. ``drop_last`` leaves
+    that round out.
+
+    A loader that gives each rank its own part of the data is read to its end, and the others wait in the same way.
+
+    Args:
+        loader: any iterable that can be iterated again, or a ``CombinedLoader``.
+        strategy: tells this rank, and lets it talk to the others.
+        seed: from which the order of the data is drawn.
+        shuffle: False puts the samples of a shuffling ``DataLoader`` in their stored order.
+        use_distributed_sampler: False if each rank's loader gives it its own part of the data, True if batches are to
+            be sharded; None lets the ranks compare what they read.
+        reads_ahead: whether one rank reads a loader without a certain length ahead of its use.
+        name: what to call the loader in messages.
+        epoch: the epoch that begins.
+        cursor: of the checkpoint from which it is to go on, if there is one.
+
+    Attributes:
+        source: the loader, to be iterated by epochs.
+        shards_batches: whether all ranks have the same loader, whose batches are sharded.
+        length: steps of an epoch, the same on all ranks; infinite if that is not certain.
+        reported_length: the same, as the loader tells it.
+        is_length_certain: whether nobody has to look for an epoch's end.
+        batch_weight: what to multiply the loss of the batch given last with, before the ranks' gradients are averaged;
+            0.0 for a dummy.
+        epoch: index of the epoch to iterate.
+        segment: what the ranks read of it.
 
     Raises:
-        ValueError: if a loader that is to be dealt out has different lengths.
+        ValueError: if a loader that is to be sharded has different lengths.
     """
 
     def __init__(
         self,
-        loader: BatchSource,
+        loader: Any,
         strategy: Strategy,
-        deal: bool,
-        verify: bool = False,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        use_distributed_sampler: bool | None = None,
+        reads_ahead: bool = False,
+        name: str = "loader",
+        epoch: int = 0,
+        cursor: Cursor | None = None,
     ) -> None:
-        self.loader, self.strategy, self.deal = loader, strategy, deal
-        self.rank, self.world_size = (
-            data_place(strategy)
-            if deal
-            else (strategy.global_rank, strategy.world_size)
-        )
-        told = strategy.gather_objects(
-            (loader.length, loader.told_length)
-        )  # a collective
-        self.lengths: list[int | float] = [length for length, _ in told]
-        self.share = 1.0
-        if deal:
-            require_equal_lengths(self.lengths, "the training loader")
-        self.length = self._steps(max(self.lengths))
-        self.told_length = self._steps(max(told_length for _, told_length in told))
-        self._verify = verify and deal and self.length == INFINITE
-        self._marks: list[str] | None = (
-            None  # of the batches that are read ahead, to be compared
-        )
-        self.take(loader)
+        self.strategy = strategy
+        self.source = source_of(loader, seed, shuffle)
+        self.shards_batches = True
+        self.batch_weight = 1.0
+        self.epoch = epoch
+        self.segment = WHOLE_EPOCH
+        if strategy.world_size > 1:
+            self.shards_batches = not is_sharded(
+                self.source, strategy, use_distributed_sampler, epoch, name, cursor
+            )
+        self.rank, self.world_size = strategy.global_rank, strategy.world_size
+        if self.shards_batches:
+            self.rank, self.world_size = data_parallel_rank_and_size(strategy)
+        lengths = (self.source.length, self.source.reported_length)
+        by_rank = strategy.gather_objects(lengths)  # collective
+        self._lengths: list[float] = [length for length, _ in by_rank]
+        if self.shards_batches:
+            require_equal_lengths(self._lengths, "the training loader")
+        self.length = self._steps(max(self._lengths))
+        self.reported_length = self._steps(max(reported for _, reported in by_rank))
+        self.is_length_certain = self.length < INFINITE
+        # Whether the first batches of a stream are still to be compared, to see that it is the same on all ranks.
+        self._compares = False
+        self._marks: list[str] | None = None
+        if strategy.world_size == 1:
+            exact = exact_length_of(loader, trusts_samplers=False)
+            self.is_length_certain = exact < INFINITE
+            is_ahead = reads_ahead and not self.is_length_certain
+            self.source.read_ahead(is_ahead and not self.stateful)
+        else:
+            self._stay_in_step(compares=use_distributed_sampler is None)
 
-    def take(self, loader: BatchSource) -> None:
-        """Read ``loader``, which is like the one before but for its seed."""
-        self.loader = loader
-        is_ahead = self.length == INFINITE or loader.has_own_iteration
-        loader.read_ahead(is_ahead, () if self.deal else (self.strategy.global_rank,))
-        for part in loader.parts:
+    def _stay_in_step(self, compares: bool) -> None:
+        """Read the source as one of several ranks; ``compares``: to see that a stream is the same on all of them."""
+        is_uncertain = self.length == INFINITE
+        apart = () if self.shards_batches else (self.strategy.global_rank,)
+        self.source.read_ahead(is_uncertain or self.source.has_own_iteration, apart)
+        self._compares = compares and self.shards_batches and is_uncertain
+        for part in self.source.parts:
             # The augmentation of what is map-style may differ.
-            if self._verify and part.is_stream and not is_map_style(part.loader):
+            if self._compares and part.is_stream and not is_map_style(part.loader):
                 part.watch(self._marking)
 
-    def length_in(self, segment: Segment) -> int | float:
-        """Steps of a segment of an epoch, the same in all processes."""
-        return self._steps(self.loader.length_in(segment)) if self.deal else self.length
+    @property
+    def stateful(self) -> bool:
+        """Whether the loader, or one of several, has a state of its own."""
+        return any(part.stateful for part in self.source.parts)
 
-    def _steps(self, batches: int | float) -> int | float:
-        if not self.deal or batches == INFINITE:
+    # Position ----------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int, segment: Segment = WHOLE_EPOCH) -> None:
+        """Set the epoch to iterate next."""
+        self.epoch = epoch
+        self.segment = segment
+
+    @property
+    def epoch_length(self) -> float:
+        """Steps of this epoch, those before the segment included; infinite where its end has to be looked for."""
+        if self.segment == WHOLE_EPOCH and not self.is_length_certain:
+            return INFINITE
+        return self.segment.first_batch + self._segment_length
+
+    @property
+    def _segment_length(self) -> float:
+        if not self.shards_batches:
+            return self.length
+        return self._steps(self.source.length_in(self.segment))
+
+    def _steps(self, batches: float) -> float:
+        if not self.shards_batches or batches == INFINITE:
             return batches
         rounds, rest = divmod(int(batches), self.world_size)
-        return rounds + (rest > 0 and not self.loader.drop_last)
-
-    def iterate(
-        self, epoch: int, start: int = 0, segment: Segment = WHOLE_EPOCH
-    ) -> Iterator[Any]:
-        """Iterate this process's batches of a segment of epoch ``epoch`` from its step ``start``."""
-        if self.length == INFINITE:
-            batches = self.loader.iterate(epoch, self._first(start), segment=segment)
-            return self._agree(
-                self._rounds(batches)
-                if self.deal
-                else ((batch, 1) for batch in batches)
-            )
-        batches = self.loader.iterate(
-            epoch, self._first(start), self.world_size if self.deal else 1, segment
-        )
-        if not self.loader.has_own_iteration:
-            return self._planned(batches, epoch, start, segment)
-        length = int(self.length_in(segment))
-        steps = range(start, length)
-        return self._agree(
-            (batch, self._share_of(step, segment, length))
-            for batch, step in zip(batches, steps, strict=False)
-        )
+        return rounds + (rest > 0 and not self.source.drop_last)
 
     def _first(self, step: int) -> int:
-        """The first of the loader's batches that this process reads in a step."""
-        if not self.deal:
+        """The first of the source's batches that this rank reads in a step of the segment."""
+        if not self.shards_batches:
             return step
         return step * self.world_size + (0 if self.length == INFINITE else self.rank)
 
-    # -- known lengths ----------------------------------------------------------------------------------------
+    def state_dict(
+        self,
+        batch_idx: int,
+        is_done: bool = False,
+        limit: float | None = None,
+    ) -> LoaderState:
+        """The position after ``batch_idx`` batches of the epoch.
 
-    def _planned(
-        self, batches: Iterator[Any], epoch: int, start: int, segment: Segment
-    ) -> Iterator[Any]:
+        Args:
+            batch_idx: how many batches each rank has been given.
+            is_done: whether the epoch is over, even if the loader would give more batches.
+            limit: how many batches of a whole epoch each rank is to be given, if not all.
+        """
+        segment = self.segment
+        unit = self.source.unit * (self.world_size if self.shards_batches else 1)
+        end: Any = segment.end
+        if limit is not None and segment == WHOLE_EPOCH:
+            end = limit * unit
+        following = batch_idx - segment.first_batch
+        own = self.source.state_dict(self._first(max(0, following)), is_done)
+        return {
+            "epoch": self.epoch,
+            "batches": batch_idx,
+            "loader": own,
+            "part": segment.state_dict(),
+            "cursor": {
+                "position": segment.begin + following * unit,
+                "end": end,
+                "in_samples": self.source.counts_samples,
+                "batch_sizes": self.source.batch_sizes,
+                "dealt": self.shards_batches,
+                "dealt_to": data_parallel_rank_and_size(self.strategy)[1],
+            },
+        }
+
+    def load_state_dict(self, state: LoaderState, saved_by: int | None = None) -> None:
+        """Go on from a position; ``saved_by`` tells how many processes saved it, if not as many as there are now.
+
+        Raises:
+            CheckpointError: if what they have left of the epoch cannot be sharded over these ranks.
+        """
+        world_size = self.strategy.world_size
+        saved_by = saved_by or world_size
+        cursor = state["cursor"]
+        self.begin_epoch(state["epoch"], Segment.from_state(state["part"]))
+        # Of an epoch's end, others' states tell nothing about loaders that each rank has for its own.
+        is_sharded = cursor is not None and cursor["dealt"] and self.shards_batches
+        if state["batches"] or saved_by == world_size or is_sharded:
+            self.source.load_state_dict(state["loader"])
+        if state["batches"] and cursor is not None:
+            self._reshard(cursor, state["batches"], saved_by)
+
+    def _reshard(
+        self,
+        cursor: Cursor,
+        batches: int,
+        saved_by: int,
+    ) -> None:
+        """Read what is left of an epoch that other ranks have begun, or the same ones with another batch size."""
+        source = self.source
+        world_size = data_parallel_rank_and_size(self.strategy)[1]
+        saved_by = cursor.get("dealt_to", saved_by)
+        if saved_by == world_size and cursor["batch_sizes"] == source.batch_sizes:
+            return
+        why = ""
+        if not (cursor["dealt"] and self.shards_batches):
+            why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
+        elif cursor["in_samples"] != source.counts_samples:
+            why = "the loader's sampler has been changed for one of another kind"
+        elif not source.counts_samples and cursor["batch_sizes"] != source.batch_sizes:
+            why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
+            why += f"{source.batch_sizes}"
+        if why:
+            raise CheckpointError(
+                f"the checkpoint was saved inside an epoch by {saved_by} process(es), now there are {world_size}, and "
+                f"what is left of the epoch cannot be dealt out anew: {why}. Resume with {saved_by} and the same "
+                "loaders, or from a checkpoint of an epoch's end"
+            )
+        self.segment = Segment(batches, cursor["position"], cursor["end"])
+
+    # Batches -----------------------------------------------------------------------------------------------------
+
+    def iterate(self, start: int = 0) -> Iterator[Any]:
+        """Iterate this rank's batches of the epoch from step ``start``."""
+        start -= self.segment.first_batch
+        if self.strategy.world_size == 1:
+            return self._read(start, 1)
+        if self.length == INFINITE:
+            batches = self._read(self._first(start), 1)
+            if self.shards_batches:
+                return self._agree(self._rounds(batches))
+            return self._agree((batch, 1) for batch in batches)
+        step = self.world_size if self.shards_batches else 1
+        batches = self._read(self._first(start), step)
+        if not self.source.has_own_iteration:
+            return self._planned(batches, start)
+        length = int(self._segment_length)
+        weights = (self._planned_weight(step, length) for step in range(start, length))
+        return self._agree(zip(batches, weights, strict=False))
+
+    def _read(self, start: int, step: int) -> Iterator[Any]:
+        return self.source.iterate(self.epoch, start, step, self.segment)
+
+    def _planned(self, batches: Iterator[Any], start: int) -> Iterator[Any]:
+        """The batches of an epoch whose length is known."""
         last = NO_BATCH
-        length = int(self.length_in(segment))
-        if not self.deal and min(self.lengths) <= start < length:
-            batches, last = self._share_batch(batches, self.lengths.index(length))
+        length = int(self._segment_length)
+        if not self.shards_batches and min(self._lengths) <= start < length:
+            source = self._lengths.index(length)
+            own = list(islice(batches, 1)) if source == self.rank else []
+            last = self._first_of(own, source)
+            batches = chain(own, batches)
         for step in range(start, length):
-            self.share = self._share_of(step, segment, length)
+            self.batch_weight = self._planned_weight(step, length)
             batch = next(batches, NO_BATCH)
             if batch is NO_BATCH:
-                if self.share:
+                if self.batch_weight:
                     raise RuntimeError(
                         f"rank {self.rank}: the training loader has no batch {step} of the {length} that its "
                         "length promised; the other processes count on it"
                     )
-                batch = self._borrow(epoch, segment) if last is NO_BATCH else last
-            if step == length - 2 or not self.deal:
+                batch = self._borrow() if last is NO_BATCH else last
+            if step == length - 2 or not self.shards_batches:
                 last = batch
-            if step == length - 1 and self.deal and self.loader.stateful:
-                next(
-                    batches, None
-                )  # one that begins where it was left must be at its end in all processes
+            if step == length - 1 and self.shards_batches and self.source.stateful:
+                # One that begins where it was left must be at its end on all ranks.
+                next(batches, None)
             yield batch
 
-    def _share_batch(
-        self, batches: Iterator[Any], source: int
-    ) -> tuple[Iterator[Any], Any]:
-        """This process's batches as they are, and the next one of rank ``source``, or NO_BATCH. A collective."""
-        own = [*islice(batches, 1)] if source == self.strategy.global_rank else []
-        given = self.strategy.broadcast(own, source)
-        return chain(own, batches), given[0] if given else NO_BATCH
+    def _first_of(self, batches: list[Any], source: int) -> Any:
+        """The first of rank ``source``'s batches; NO_BATCH if it has none."""
+        first = batches[:1] if source == self.strategy.global_rank else []
+        given = self.strategy.broadcast(first, source)  # collective
+        return given[0] if given else NO_BATCH
 
-    def _share_of(self, step: int, segment: Segment, length: int) -> float:
-        if not self.deal:
-            present = sum(length > step for length in self.lengths)
-            return self.world_size / present if step < self.lengths[self.rank] else 0.0
+    def _planned_weight(self, step: int, length: int) -> float:
+        if not self.shards_batches:
+            present = sum(length > step for length in self._lengths)
+            is_present = step < self._lengths[self.rank]
+            return self.world_size / present if is_present else 0.0
         if step < length - 1:
             return 1.0
-        present = min(
-            self.world_size,
-            int(self.loader.length_in(segment)) - step * self.world_size,
-        )
+        batches = int(self.source.length_in(self.segment))
+        present = min(self.world_size, batches - step * self.world_size)
         if self.rank >= present:
             return 0.0
-        last_fraction = self.loader.last_fraction_in(segment)
-        return (
-            self.world_size
-            * (last_fraction if self.rank == present - 1 else 1.0)
-            / (present - 1 + last_fraction)
-        )
+        last_fraction = self.source.last_fraction_in(self.segment)
+        fraction = last_fraction if self.rank == present - 1 else 1.0
+        return self.world_size * fraction / (present - 1 + last_fraction)
 
-    def _borrow(self, epoch: int, segment: Segment) -> Any:
-        """A batch of another process, for one that has none to run again."""
+    def _borrow(self) -> Any:
+        """A batch of another rank, for one that has none to run again."""
         with isolated_rng():
-            batch = next(self.loader.iterate(epoch, segment=segment), NO_BATCH)
+            batch = next(self._read(0, 1), NO_BATCH)
         if batch is NO_BATCH:
             raise RuntimeError(f"rank {self.rank}: the training loader gave no batch")
         return batch
-
-    # -- unknown lengths --------------------------------------------------------------------------------------
 
     def _marking(self, batches: Iterator[Any]) -> Iterator[Any]:
         """A stream's batches; what the first ones hold is kept, to be compared."""
@@ -201,260 +358,111 @@ class SharedLoader:
             yield batch
 
     def _rounds(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-        """This process's batch of each round, or another's if it has none, and how many batches the round has."""
+        """This rank's batch of each round, or another's if it has none, and how many batches the round has."""
         while round_ := list(islice(batches, self.world_size)):
-            yield (
-                round_[self.rank] if self.rank < len(round_) else round_[0],
-                len(round_),
-            )
+            number = self.rank if self.rank < len(round_) else 0
+            yield round_[number], len(round_)
 
     def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
-        """Take so many steps as the process that sees most. A collective every ``LOOK_AHEAD`` steps.
+        """Take so many steps as the rank that sees most. A collective every ``LOOK_AHEAD`` steps.
 
         Args:
-            ahead: pairs. Where all processes read all batches: this process's batch of a round, and how many batches
-                the round has. Else: a batch of this process, and the share that it has if no process lacks one.
+            ahead: pairs. Where all ranks read all batches: this rank's batch of a round, and how many batches the round
+                has. Else: a batch of this rank, and the weight that it has if no rank lacks one.
         """
         last = NO_BATCH
-        in_rounds = self.deal and self.length == INFINITE
+        in_rounds = self.shards_batches and self.length == INFINITE
+        weigh = self._weight_in_round if in_rounds else self._weight_among
         read = [0.0] * self.strategy.world_size
         while True:
-            self._marks = [] if self._verify else None
+            self._marks = [] if self._compares else None
             own = list(islice(ahead, LOOK_AHEAD))
-            by_rank = self.strategy.gather_objects(
-                ([count for _, count in own], self._marks)
-            )
-            counts: list[list[float]] = [counts for counts, _ in by_rank]
-            read = [before + sum(new) for before, new in zip(read, counts, strict=True)]
-            if in_rounds and any(other != by_rank[0] for other in by_rank):
-                raise different_streams(read, "training loader")
-            self._verify, self._marks = False, None
+            counts = self._exchange([count for _, count in own], read, in_rounds)
             steps = max(map(len, counts))
+            batches = [batch for batch, _ in own]
             if last is NO_BATCH and steps and not all(counts):
-                source = next(rank for rank, given in enumerate(counts) if given)
-                last = self._share_batch(iter([batch for batch, _ in own]), source)[1]
+                first = next(rank for rank, given in enumerate(counts) if given)
+                last = self._first_of(batches, first)
             for step in range(steps):
-                self.share = (
-                    self._share_in_round(counts, step)
-                    if in_rounds
-                    else self._share_among(counts, step)
-                )
-                last = own[step][0] if step < len(own) else last
+                self.batch_weight = weigh(counts, step)
+                last = batches[step] if step < len(batches) else last
                 yield last
             if steps < LOOK_AHEAD:
                 return
 
-    def _share_in_round(self, counts: list[list[float]], step: int) -> float:
-        """Of a round that all processes read: those for whom it has a batch count alike."""
+    def _exchange(
+        self,
+        own: list[float],
+        read: list[float],
+        in_rounds: bool,
+    ) -> list[list[float]]:
+        """What each rank sees ahead, a number for each batch. A collective.
+
+        Args:
+            own: what this rank sees.
+            read: what has been read until now, by rank; what they see is added.
+            in_rounds: whether all ranks read all batches.
+
+        Raises:
+            RuntimeError: if they see different things though they read all batches.
+        """
+        by_rank = self.strategy.gather_objects((own, self._marks))
+        self._compares = False
+        self._marks = None
+        counts = [counts for counts, _ in by_rank]
+        for rank, seen in enumerate(counts):
+            read[rank] += sum(seen)
+        if in_rounds and any(other != by_rank[0] for other in by_rank):
+            raise different_streams(read, "training loader")
+        return counts
+
+    def _weight_in_round(self, counts: list[list[float]], step: int) -> float:
+        """Of a round that all ranks read: those for whom it has a batch count alike."""
         batches = counts[0][step]
         return self.world_size / batches if self.rank < batches else 0.0
 
-    def _share_among(self, counts: list[list[float]], step: int) -> float:
-        """Of a step in which each process has its own batch, or none any more."""
-        shares = [given[step] if step < len(given) else 0.0 for given in counts]
-        own = shares[self.strategy.global_rank]
-        return self.world_size * own / sum(shares) if own else 0.0
-
-    # -- as the loader ----------------------------------------------------------------------------------------
-
-    def require_resumable(self) -> None:
-        """As :meth:`BatchSource.require_resumable`."""
-        self.loader.require_resumable()
+    def _weight_among(self, counts: list[list[float]], step: int) -> float:
+        """Of a step in which each rank has its own batch, or none any more."""
+        weights = [given[step] if step < len(given) else 0.0 for given in counts]
+        own = weights[self.strategy.global_rank]
+        return self.world_size * own / sum(weights) if own else 0.0
 
     def close(self) -> None:
-        """End its workers."""
-        self.loader.close()
-
-    def state_dict(self, following: int | None = None, done: bool = False) -> Any:
-        """The loader's own state, as :meth:`BatchSource.state_dict`; ``following`` counts steps."""
-        return self.loader.state_dict(
-            None if following is None else self._first(following), done
-        )
-
-    def load_state_dict(self, state: Any) -> None:
-        """Take back :meth:`state_dict`."""
-        self.loader.load_state_dict(state)
+        """End the loader's workers."""
+        self.source.close()
 
 
 def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[Any]:
     """The same batches; ``ends`` gets their number and a hash of the last one, taken before a step can change it."""
-    number = 0
-    batch = next(batches, NO_BATCH)
-    while batch is not NO_BATCH:
-        number += 1
-        following = next(batches, NO_BATCH)
+    pairs = pairwise(chain(batches, (NO_BATCH,)))
+    for number, (batch, following) in enumerate(pairs, 1):
         if following is NO_BATCH:
             ends.append((number, fingerprint(batch)))
         yield batch
-        batch = following
 
 
 def different_streams(read: Iterable[float], name: str) -> RuntimeError:
-    """The error of a stream that was dealt out, and is another one in each process."""
-    counted = ", ".join(
-        f"{int(batches)} batches on rank {rank}" for rank, batches in enumerate(read)
-    )
+    """The error of a stream that was sharded, and is another one on each rank."""
     return RuntimeError(
-        f"the processes read different streams from what should be one {name} (until now {counted}); if the dataset "
-        "gives each process its own part, pass use_distributed_sampler=False"
+        f"the processes read different streams from what should be one {name} (until now {_counted(read)}); if the "
+        "dataset gives each process its own part, pass use_distributed_sampler=False"
     )
 
 
-def gives_parts(
-    loader: BatchSource,
-    strategy: Strategy,
-    asked: bool | None,
-    epoch: int,
-    name: str,
-    cursor: dict[str, Any] | None = None,
-    mixed: bool = True,
-) -> bool:
-    """Whether a loader gives each process a part of its own, so that it is not to be dealt out.
-
-    Of loaders that are read together, some may do so, while others give all of the data: those are then dealt out one
-    by one.
-
-    Args:
-        loader: the loader, as it is in each process.
-        strategy: as of :class:`SharedLoader`.
-        asked: ``use_distributed_sampler``, as the user gave it; None lets the processes find out.
-        epoch: the epoch that begins.
-        name: what to call the loader in messages.
-        cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
-            read to find out what the processes that saved it knew.
-        mixed: whether loaders that are read together may differ.
-
-    Raises:
-        ValueError: if some of several loaders do, and others not, where they may not differ.
-    """
-    parts = loader.parts
-    if (
-        asked is None
-        and cursor is not None
-        and cursor["dealt_to"] > 1
-        and any(part.stateful for part in parts)
-    ):
-        asked = bool(cursor["dealt"])
-    sharded = []
-    for index, part in enumerate(parts):
-        if asked is not False:
-            draw_alike(part, strategy)
-        part_name = name if len(parts) == 1 else f"{name}'s part {index}"
-        sharded.append(is_sharded(part, strategy, asked, epoch, part_name))
-        part.plan_steps()
-    if len(set(sharded)) == 1:
-        return any(sharded)
-    if not mixed:
-        found = ", ".join(
-            "its own part" if own else "all of the data" for own in sharded
-        )
-        raise ValueError(
-            f"of the loaders that are read together as {name}, some give each process its own part, and others all of "
-            f"the data (in their order: {found}): give the others a DistributedSampler, too"
-        )
-    log.info(
-        "Those parts of the %s that give all of the data are dealt out; the others are read as they are",
-        name,
-    )
-    for part, own in zip(parts, sharded, strict=True):
-        if not own:
-            part.read_shard(*data_place(strategy))
-    return True
-
-
-def require_equal_lengths(lengths: list[int | float], name: str) -> None:
-    """A loader that is dealt out must be the same in all processes.
+def require_equal_lengths(lengths: list[float], name: str) -> None:
+    """A loader whose batches are sharded must be the same on all ranks.
 
     Raises:
         ValueError: if its lengths differ.
     """
     if len(set(lengths)) > 1:
-        told = ", ".join(
-            f"{length} batches on rank {rank}" for rank, length in enumerate(lengths)
-        )
         raise ValueError(
-            f"{name} has {told}: the same data must be there in all processes, which are given their parts of it; if "
-            "each has its own data, pass use_distributed_sampler=False"
+            f"{name} has {_counted(lengths)}: the same data must be there in all processes, which are given their "
+            "parts of it; if each has its own data, pass use_distributed_sampler=False"
         )
 
 
-def cursor_of(
-    source: BatchSource | SharedLoader,
-    world_size: int,
-    batches: int,
-    segment: Segment,
-    limit: int | float | None = None,
-) -> dict[str, Any]:
-    """How much of an epoch's data all processes have been given.
-
-    Args:
-        source: the training loader, as this process reads it.
-        world_size: how many processes get different batches.
-        batches: given to each of them in this epoch.
-        segment: what these processes read of the epoch.
-        limit: how many batches of a whole epoch each is to be given, if not all.
-
-    Returns:
-        ``position`` and ``end`` (None for all of the epoch), both in samples where the order is planned, else in the
-        loader's batches; and what is needed to tell whether they mean the same in another run.
-    """
-    loader, dealt = _loader_of(source)
-    each = loader.unit * (world_size if dealt else 1)
-    end: Any = segment.end
-    if limit is not None and segment == WHOLE_EPOCH:
-        end = limit * each
-    return {
-        "position": segment.begin + (batches - segment.first_batch) * each,
-        "end": end,
-        "in_samples": loader.counts_samples,
-        "batch_sizes": loader.batch_sizes,
-        "dealt": dealt,
-        "dealt_to": world_size,
-    }
-
-
-def rest_of_epoch(
-    cursor: dict[str, Any], source: Any, saved_by: int, world_size: int, batches: int
-) -> Segment | None:
-    """What is left of an epoch that other processes have begun, or the same ones with another batch size.
-
-    Args:
-        cursor: what :func:`cursor_of` gave there.
-        source: the training loader, as this process reads it now.
-        saved_by: how many processes they were.
-        world_size: how many of those that there are now get different batches.
-        batches: given to each of them in this epoch.
-
-    Returns:
-        The segment to go on with; None if nothing has changed.
-
-    Raises:
-        CheckpointError: if it cannot be dealt out anew.
-    """
-    loader, dealt = _loader_of(source)
-    saved_by = cursor.get("dealt_to", saved_by)
-    if saved_by == world_size and cursor["batch_sizes"] == loader.batch_sizes:
-        return None
-    why = ""
-    if not (cursor["dealt"] and dealt):
-        why = "each process has a loader of its own (use_distributed_sampler=False, or a DistributedSampler)"
-    elif cursor["in_samples"] != loader.counts_samples:
-        why = "the loader's sampler has been changed for one of another kind"
-    elif not loader.counts_samples and cursor["batch_sizes"] != loader.batch_sizes:
-        why = f"only its batches can be counted, whose sizes have been changed from {cursor['batch_sizes']} to "
-        why += f"{loader.batch_sizes}"
-    if why:
-        raise CheckpointError(
-            f"the checkpoint was saved inside an epoch by {saved_by} process(es), now there are {world_size}, and what "
-            f"is left of the epoch cannot be dealt out anew: {why}. Resume with {saved_by} and the same loaders, or "
-            "from a checkpoint of an epoch's end"
-        )
-    return Segment(batches, cursor["position"], cursor["end"])
-
-
-def _loader_of(
-    source: BatchSource | SharedLoader,
-) -> tuple[Any, bool]:
-    if isinstance(source, SharedLoader):
-        return source.loader, source.deal
-    return source, True
+def _counted(by_rank: Iterable[float]) -> str:
+    return ", ".join(
+        f"{batches:.0f} batches on rank {rank}" for rank, batches in enumerate(by_rank)
+    )

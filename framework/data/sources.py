@@ -26,18 +26,18 @@ from .iteration import (
     NO_BATCH,
     OpenedIteration,
     exact_length,
+    has_own_iteration,
     has_state,
     is_map_style,
     isolated_iteration,
-    iterates_alone,
     loader_length,
     read_again,
     set_epoch,
     up_to,
 )
 from .position import WHOLE_EPOCH, Segment
-from .sampler import IndexPlan, SamplerWasAsked, replace_sampler
-from .workers import iterate_protected, protect_workers, workers_protected
+from .sampler import IndexPlan, SamplerWasAsked, fresh_copy, replace_sampler
+from .workers import iterate_protected, workers_protected
 
 Watch = Callable[[Iterator[Any]], Iterator[Any]]
 
@@ -61,7 +61,7 @@ class Reading:
     draws_apart: tuple[int, ...] = ()
     watch: Watch | None = None
 
-    def count(self, batches: int | float) -> int | float:
+    def count(self, batches: float) -> float:
         """How many of ``batches`` the rank reads."""
         if batches == INFINITE:
             return batches
@@ -87,24 +87,20 @@ class BatchSource(ABC):
         unit: by how much a batch moves the position.
     """
 
-    share = 1.0
-
     def __init__(self, loader: Any, seed: int) -> None:
         self.loader: Any = loader
         self.seed = seed
         self.reading = Reading()
         self.drop_last = bool(getattr(loader, "drop_last", False))
         self.batch_sizes = [getattr(loader, "batch_size", None)]
-        self.has_own_iteration = isinstance(loader, DataLoader) and iterates_alone(
-            loader
-        )
+        self.has_own_iteration = has_own_iteration(loader)
         self.is_stream = False
         self.keeps_iterator = False
         self.stateful = False
         self.counts_samples = False
         self.unit = 1
         self._exact_length = exact_length(loader)
-        self._told_length = loader_length(loader)
+        self._reported_length = loader_length(loader)
         # An iteration whose first batch has been looked at.
         self._opened: OpenedIteration | None = None
 
@@ -114,20 +110,20 @@ class BatchSource(ABC):
         return [self]
 
     @property
-    def length(self) -> int | float:
+    def length(self) -> float:
         """Number of batches that this rank reads; infinite if that is not certain."""
         return self.length_in(WHOLE_EPOCH)
 
     @property
-    def told_length(self) -> int | float:
+    def reported_length(self) -> float:
         """Number of batches that this rank reads, as the loader tells it: an estimate where it is a stream."""
-        return self.reading.count(self._told_length)
+        return self.reading.count(self._reported_length)
 
-    def length_in(self, segment: Segment) -> int | float:
+    def length_in(self, segment: Segment) -> float:
         """Number of batches that this rank reads in a segment of an epoch."""
         return self.reading.count(self._length_in(segment))
 
-    def _length_in(self, segment: Segment) -> int | float:
+    def _length_in(self, segment: Segment) -> float:
         return segment.length_of(self._exact_length)
 
     def last_fraction_in(self, segment: Segment) -> float:
@@ -179,7 +175,11 @@ class BatchSource(ABC):
 
     @abstractmethod
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         """As :meth:`iterate`, where ``start`` and ``step`` count all batches, not only this rank's."""
 
@@ -295,7 +295,11 @@ class ListSource(BatchSource):
     """A list of batches, or another sequence. A resume leaves out what has been read."""
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         start += segment.begin
         return self._choose(iter(self.loader), 0, start, step, segment)
@@ -304,10 +308,8 @@ class ListSource(BatchSource):
         return next(iter(self.loader), NO_BATCH)
 
 
-class SampledSource(BatchSource):
-    """A ``DataLoader`` over a map-style dataset, which gets its indices from an :class:`IndexPlan`.
-
-    A resume begins with the indices of its first batch: nothing before it is loaded.
+class IndexedSource(BatchSource):
+    """What reads a ``DataLoader`` over a map-style dataset, in a copy that gets its indices from an :class:`IndexPlan`.
 
     Args:
         loader: the loader.
@@ -319,9 +321,13 @@ class SampledSource(BatchSource):
         copy: the loader's copy with the plan in place of its sampler.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        seed: int,
+        shuffle: bool,
+    ) -> None:
         super().__init__(loader, seed)
-        self._shuffle = shuffle
         self.indices = IndexPlan(loader, seed, shuffle)
         self.copy = replace_sampler(loader, self.indices)
         self.counts_samples = self.indices.is_planned
@@ -330,18 +336,13 @@ class SampledSource(BatchSource):
 
     def reseed(self, seed: int) -> None:
         super().reseed(seed)
-        before = self.indices
-        self.indices = IndexPlan(self.loader, seed, self._shuffle)
-        self.indices.plans_steps = before.plans_steps
+        self.indices.reseed(seed)
         self.copy = replace_sampler(self.loader, self.indices)
-
-    def plan_steps(self) -> None:
-        self.indices.plans_steps = True
 
     def _samples_in(self, segment: Segment) -> int:
         return len(segment.slice(range(self.indices.size or 0)))
 
-    def _length_in(self, segment: Segment) -> int | float:
+    def _length_in(self, segment: Segment) -> float:
         if segment == WHOLE_EPOCH or not self.counts_samples:
             return super()._length_in(segment)
         samples = self._samples_in(segment)
@@ -355,31 +356,40 @@ class SampledSource(BatchSource):
         return (self._samples_in(segment) % self.unit or self.unit) / self.unit
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         self.indices.seek(epoch, start, step, segment)
         if not self.reading.is_ahead or self.indices.in_workers:
             return iterate_protected(self.copy)
         return self._seeded(self.copy, epoch, count(start, step), segment.seeds)
 
-    def _peek(self, epoch: int) -> Any:
-        self.indices.seek(epoch)
-        if self.indices.is_planned:
-            return None
-        return next(self.indices.draw_ahead(), NO_BATCH)
-
     def begun_iteration(self) -> Iterator[Any] | None:
-        return _epochs(self, self.indices)
+        # The epochs of which indices have been drawn for a look.
+        epochs = [*self.indices.kept]
+        return chain.from_iterable(map(self.iterate, epochs)) if epochs else None
 
     def close(self) -> None:
         self.copy.__dict__["_iterator"] = None
 
 
-def _epochs(source: BatchSource, indices: IndexPlan) -> Iterator[Any] | None:
-    """The epochs of which indices have been drawn for a look; None if there is none."""
-    if not indices.kept:
-        return None
-    return chain.from_iterable(map(source.iterate, [*indices.kept]))
+class SampledSource(IndexedSource):
+    """A ``DataLoader`` that asks its sampler for indices.
+
+    A resume begins with the indices of its first batch: nothing before it is loaded.
+    """
+
+    def plan_steps(self) -> None:
+        self.indices.plans_steps = True
+
+    def _peek(self, epoch: int) -> Any:
+        self.indices.seek(epoch)
+        if self.indices.is_planned:
+            return None
+        return next(self.indices.draw_ahead(), NO_BATCH)
 
 
 class StreamSource(BatchSource):
@@ -410,7 +420,11 @@ class StreamSource(BatchSource):
         self._left: Iterator[Any] = iter(())
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         start += segment.begin
         is_inside = start >= step
@@ -444,8 +458,8 @@ class StreamSource(BatchSource):
         else:
             batches = iterate_protected(self._copy(epoch))
         # Some go on for ever.
-        if self.keeps_iterator and self.told_length < INFINITE:
-            batches = self._left = islice(batches, int(self.told_length))
+        if self.keeps_iterator and self.reported_length < INFINITE:
+            batches = self._left = islice(batches, int(self.reported_length))
         return batches
 
     def _require_order(self, epoch: int) -> None:
@@ -464,12 +478,8 @@ class StreamSource(BatchSource):
         """The loader, or a copy of a ``DataLoader`` whose workers take their seeds from a generator of ours."""
         if not isinstance(self.loader, DataLoader):
             return self.loader
-        copied = copy.copy(self.loader)
         generator = _generator_of(self.loader, self.seed, epoch)
-        copied.__dict__.update(generator=generator, _iterator=None)
-        if copied.num_workers > 0:
-            protect_workers(copied)
-        return copied
+        return fresh_copy(self.loader, generator=generator)
 
     def _peek(self, epoch: int) -> Any:
         if self._opened is None:
@@ -477,32 +487,32 @@ class StreamSource(BatchSource):
         return self._opened.first
 
 
-def _generator_of(loader: DataLoader[Any], seed: int, epoch: int) -> torch.Generator:
+def _generator_of(
+    loader: DataLoader[Any],
+    seed: int,
+    epoch: int,
+) -> torch.Generator:
     """A generator that follows from (seed, epoch), and from the seed of the loader's own."""
     given = loader.generator
     own = () if given is None else (given.initial_seed(),)
     return torch.Generator().manual_seed(mix_seeds(seed, epoch, *own))
 
 
-class OwnIterationSource(BatchSource):
-    """A map-style ``DataLoader`` of a class with an ``__iter__`` of its own.
+class OwnIterationSource(IndexedSource):
+    """A ``DataLoader`` of a class with an ``__iter__`` of its own.
 
     When it is first used, a copy of it shows whether it asks for its sampler's indices. If it does, it is resumed as a
     :class:`SampledSource`, up to the number of batches that it tells. If it does not, as one that keeps its iterator
     for all epochs, it is a :class:`StreamSource` from then on.
-
-    Args:
-        loader: the loader.
-        seed: the run's seed.
-        shuffle: False puts the samples of a shuffling loader in their stored order.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, shuffle: bool) -> None:
-        super().__init__(loader, seed)
-        self._sampled = SampledSource(loader, seed, shuffle)
-        self._sampled.reading = self.reading
-        self.counts_samples = self._sampled.counts_samples
-        self.unit = self._sampled.unit
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        super().__init__(loader, seed, shuffle)
         self._stream: StreamSource | None = None
         self._is_known = False
         self._shards_itself = False
@@ -513,14 +523,9 @@ class OwnIterationSource(BatchSource):
         self._shards_itself = True
 
     def reseed(self, seed: int) -> None:
-        self.seed = seed
-        (self._stream or self._sampled).reseed(seed)
-
-    def _length_in(self, segment: Segment) -> int | float:
-        return (self._stream or self._sampled)._length_in(segment)
-
-    def last_fraction_in(self, segment: Segment) -> float:
-        return (self._stream or self._sampled).last_fraction_in(segment)
+        super().reseed(seed)
+        if self._stream is not None:
+            self._stream.reseed(seed)
 
     def _has_begun(self, epoch: int) -> bool:
         return self._stream is not None and self._stream._has_begun(epoch)
@@ -530,7 +535,7 @@ class OwnIterationSource(BatchSource):
         if self._is_known:
             return
         self._is_known = True
-        indices, look = self._sampled.indices.for_a_look(is_trap=True)
+        indices, look = self.indices.for_a_look(is_trap=True)
         indices.seek(epoch)
         probe = self._probe(indices)
         opened = None
@@ -557,12 +562,14 @@ class OwnIterationSource(BatchSource):
 
     def _probe(self, indices: IndexPlan) -> DataLoader[Any]:
         """A copy of the loader to be looked at, with other indices; no worker is started for it."""
-        probe = replace_sampler(self.loader, indices)
-        probe.__dict__.update(num_workers=0, timeout=0)
-        return probe
+        return replace_sampler(self.loader, indices, num_workers=0, timeout=0)
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         self.find_out(epoch)
         if self._stream is not None:
@@ -571,8 +578,8 @@ class OwnIterationSource(BatchSource):
         again = start if self._shards_itself else 0
         # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
         generator = _generator_of(self.loader, self.seed, epoch)
-        self._sampled.copy.__dict__["generator"] = generator
-        batches = self._sampled._iterate(epoch, start - again, step, segment)
+        self.copy.__dict__["generator"] = generator
+        batches = super()._iterate(epoch, start - again, step, segment)
         read_again(batches, again)
         length = self._length_in(segment)
         if length == INFINITE:
@@ -586,8 +593,8 @@ class OwnIterationSource(BatchSource):
         self.find_out(epoch)
         if self._stream is not None:
             return self._stream._peek(epoch)
-        self._sampled.indices.seek(epoch)
-        indices, look = self._sampled.indices.for_a_look()
+        self.indices.seek(epoch)
+        indices, look = self.indices.for_a_look()
         try:
             return self._open(self._probe(indices), epoch).first
         finally:
@@ -596,10 +603,12 @@ class OwnIterationSource(BatchSource):
     def begun_iteration(self) -> Iterator[Any] | None:
         if self._stream is not None:
             return self._stream.begun_iteration()
-        return _epochs(self, self._sampled.indices)
+        return super().begun_iteration()
 
     def close(self) -> None:
-        (self._stream or self._sampled).close()
+        super().close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 # A loader's `state_dict` is taken every so many batches: a resume reads at most one less of them again.
@@ -615,7 +624,7 @@ class _Iteration:
     """An iteration of a stateful loader.
 
     Attributes:
-        epoch: the epoch.
+        epoch: the epoch; None if there is no iteration yet.
         step: every how many batches this rank reads one.
         begin: where the segment of the epoch begins.
         read: how many of the epoch's batches have been read.
@@ -623,7 +632,12 @@ class _Iteration:
         states: states of the loader to go on from, with the batches read until then: the first one and two others.
     """
 
-    def __init__(self, epoch: int, step: int, begin: int) -> None:
+    def __init__(
+        self,
+        epoch: Any,
+        step: int = 1,
+        begin: int = 0,
+    ) -> None:
         self.epoch = epoch
         self.step = step
         self.begin = begin
@@ -646,22 +660,26 @@ class StatefulSource(BatchSource):
     def __init__(self, loader: Any, seed: int) -> None:
         super().__init__(loader, seed)
         self.stateful = True
-        self.is_stream = not isinstance(loader, Sequence)
+        self.is_stream = True
         self._resumed: dict[str, Any] | None = None
-        self._iteration: _Iteration | None = None
+        self._iteration = _Iteration(None)
 
     @property
     def iterated_epoch(self) -> int | None:
         """The epoch that has been iterated last."""
-        return None if self._iteration is None else self._iteration.epoch
+        return self._iteration.epoch
 
     def reseed(self, seed: int) -> None:
         super().reseed(seed)
         self._resumed = None
-        self._iteration = None
+        self._iteration = _Iteration(None)
 
     def _iterate(
-        self, epoch: int, start: int, step: int, segment: Segment
+        self,
+        epoch: int,
+        start: int,
+        step: int,
+        segment: Segment,
     ) -> Iterator[Any]:
         start += segment.begin
         iteration = _Iteration(epoch, step, segment.begin)
@@ -672,7 +690,7 @@ class StatefulSource(BatchSource):
             if batches is not None:
                 state = resumed
                 iteration.read = _read_before(resumed, iteration, start)
-        elif self._iteration is not None:
+        elif self._iteration.states:
             # The state in which the last one was left; one that fails is told by a save.
             with suppress(Exception):
                 state = self.state_dict(done=True)
@@ -693,7 +711,10 @@ class StatefulSource(BatchSource):
         return self._seeded(source, epoch, iteration.numbers())
 
     def _restore(
-        self, resumed: dict[str, Any], iteration: _Iteration, start: int
+        self,
+        resumed: dict[str, Any],
+        iteration: _Iteration,
+        start: int,
     ) -> Iterator[Any] | None:
         """Iterate the loader from a state; None if it cannot, and an epoch begins.
 
@@ -750,9 +771,7 @@ class StatefulSource(BatchSource):
             yield batch
         iteration.has_ended = True
 
-    def _state(
-        self, iteration: _Iteration | None, is_left: bool = False
-    ) -> dict[str, Any]:
+    def _state(self, iteration: _Iteration, is_left: bool = False) -> dict[str, Any]:
         # Asked before it is iterated, it may start its workers.
         with workers_protected(self.loader):
             state = self.loader.state_dict()
@@ -760,13 +779,11 @@ class StatefulSource(BatchSource):
             "state": state,
             "batches": 0,
             "left": is_left,
-            "read": 0 if iteration is None else iteration.read,
-            "epoch": None if iteration is None else iteration.epoch,
+            "read": iteration.read,
+            "epoch": iteration.epoch,
         }
 
     def _peek(self, epoch: int) -> Any:
-        if isinstance(self.loader, Sequence):
-            return next(iter(self.loader), NO_BATCH)
         if is_map_style(self.loader) and not self.has_own_iteration:
             with suppress(Exception):  # one that cannot be copied is opened
                 dataset = self.loader.dataset
@@ -784,10 +801,10 @@ class StatefulSource(BatchSource):
         if self._opened is not None:  # it has given a batch that nobody has got yet
             return dict(_NO_STATE)
         iteration = self._iteration
-        if iteration is None:
-            return self._state(None)
-        if following is None or done:
-            return self._state(iteration, is_left=done and not iteration.has_ended)
+        has_begun = bool(iteration.states)
+        if following is None or done or not has_begun:
+            is_left = done and has_begun and not iteration.has_ended
+            return self._state(iteration, is_left)
         earliest = iteration.states[0][0]
         wanted = max(earliest, iteration.begin + following - iteration.step + 1)
         if wanted == iteration.read > earliest and not iteration.has_ended:
@@ -807,7 +824,11 @@ class StatefulSource(BatchSource):
             self._opened = None
 
 
-def _read_before(resumed: dict[str, Any], iteration: _Iteration, start: int) -> int:
+def _read_before(
+    resumed: dict[str, Any],
+    iteration: _Iteration,
+    start: int,
+) -> int:
     """How many of the epoch's batches had been read when a state was taken.
 
     Raises:
@@ -829,7 +850,11 @@ def _read_before(resumed: dict[str, Any], iteration: _Iteration, start: int) -> 
     return resumed["read"]
 
 
-def single_source(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
+def single_source(
+    loader: Any,
+    seed: int,
+    shuffle: bool = True,
+) -> BatchSource:
     """A user's loader, to be iterated epoch by epoch.
 
     Args:
@@ -847,7 +872,7 @@ def single_source(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
     if has_state(loader):
         return StatefulSource(loader, seed)
     if is_map_style(loader):
-        kind = OwnIterationSource if iterates_alone(loader) else SampledSource
+        kind = OwnIterationSource if has_own_iteration(loader) else SampledSource
         return kind(loader, seed, shuffle)
     if isinstance(loader, Sequence):
         return ListSource(loader, seed)
@@ -856,8 +881,7 @@ def single_source(loader: Any, seed: int, shuffle: bool = True) -> BatchSource:
 
 def kept_iterator_source(loader: Any) -> BatchSource | None:
     """What reads a loader that keeps its iterator, to its end when an iteration has left it; None for others."""
-    if not is_map_style(loader) or has_state(loader) or not iterates_alone(loader):
-        return None
-    source = OwnIterationSource(loader, seed=0, shuffle=True)
-    source.find_out(0)
+    source = single_source(loader, seed=0)
+    if isinstance(source, OwnIterationSource):
+        source.find_out(0)
     return source if source.keeps_iterator else None

@@ -39,8 +39,8 @@ class GradientAccumulation:
     Attributes:
         num_batches: micro-batches of a window; set anew, it counts from the next window on.
         counter: as given.
-        loader: where the batches come from; it has ``share``, what its running batch counts beside those of the other
-            ranks. None counts all alike.
+        loader: where the batches come from; it has ``batch_weight``, what its running batch counts beside those of the
+            other ranks. None counts all alike.
         start: index of the window's first micro-batch in the epoch.
         end: index of the micro-batch after its last one.
         length: micro-batches planned.
@@ -171,9 +171,9 @@ class GradientAccumulation:
         return self.count == self.length and self.weight is None
 
     @property
-    def share(self) -> float:
+    def batch_weight(self) -> float:
         """What the running batch counts beside those of the other ranks."""
-        return 1.0 if self.loader is None else self.loader.share
+        return 1.0 if self.loader is None else self.loader.batch_weight
 
     # What the window has gathered.
 
@@ -231,14 +231,14 @@ class GradientAccumulation:
         part = loss / self.length if self.length > 1 else loss
         if weight is not None:
             return part * self._add_weight(weight, has_ranks)
-        if has_ranks and self.share != 1.0:
-            part = part * self.share
+        if has_ranks and self.batch_weight != 1.0:
+            part = part * self.batch_weight
         return part
 
     def _add_weight(self, weight: Any, has_ranks: bool) -> Any:
         """Add a weight; returns it in units, so that its product with a loss is a number that half precision holds."""
         if has_ranks:
-            weight = weight * bool(self.share)
+            weight = weight * bool(self.batch_weight)
         if self.weight is None:
             self.weight = 0
             if not has_ranks:

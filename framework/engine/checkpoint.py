@@ -12,6 +12,7 @@ from ..checkpoint.schema import load_checked, run_states
 from ..checkpoint.serialization import unseal
 from ..checkpoint.storage import join
 from ..checkpoint.weights import export_weights
+from ..data.sharding import LoaderState
 from ..errors import CheckpointError, on_main_rank
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged
@@ -186,7 +187,7 @@ def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> Non
         loader.load_state_dict(place, saved_by=len(places))
 
 
-def _places(checkpoint: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
+def _places(checkpoint: dict[str, Any]) -> list[list[LoaderState]] | None:
     """Where each process's loaders were; of a Trainer's checkpoint, its training loader."""
     if "loaders" in checkpoint and "registered" in checkpoint:
         return checkpoint["loaders"]

@@ -37,7 +37,7 @@ class Results:
         self.strategy = strategy
         self.loader = loader
         # Results of a dummy batch are left out.
-        self.counts = loader is None or loader.share != 0.0
+        self.counts = loader is None or loader.batch_weight != 0.0
 
     def gather(self, data: Any) -> Any:
         """The results of all processes.

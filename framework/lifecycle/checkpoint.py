@@ -36,7 +36,8 @@ def can_save_alone(run: Run) -> bool:
     if run.trainer.world_size == 1 or run.live_step is None:
         return True
     # The state of a loader that keeps one differs between processes.
-    state = run.loaders.loader_state(run.progress()["batch_idx"])
+    position = run.loaders.train_state(run.progress()["batch_idx"])
+    state = None if position is None else position["loader"]
     states = state if isinstance(state, list) else [state]
     return not any(states)
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..data.iteration import INFINITE
-from ..data.sharding import data_place
+from ..data.shard_detection import data_parallel_rank_and_size
 from ..messages import log
 from .eval_mode import names_in_eval_mode
 
@@ -43,7 +43,7 @@ def announce_batches(run: Run) -> None:
     )
     if trainer.barebones or not trainer.is_global_zero or batch_size is None:
         return
-    _, num_shards = data_place(run.engine.strategy)
+    _, num_shards = data_parallel_rank_and_size(run.engine.strategy)
     factors = ""
     if num_shards > 1:
         factors += f" × {num_shards} processes"

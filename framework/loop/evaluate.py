@@ -65,7 +65,7 @@ class _Evaluation:
                 self._note_empty(index, limit)
         run.metrics.begin_loader(None)
         run.metrics.begin_batch(None)
-        run.loaders.end_evaluation()
+        run.loaders.check_streams()
         return True
 
     def _evaluate_loader(

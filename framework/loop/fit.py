@@ -78,7 +78,7 @@ def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
         return Outcome.INTERRUPTED
     for batch in batches:
         batch_idx = state.batch_idx
-        run.metrics.begin_batch(batch, is_dummy=loader.share == 0.0)
+        run.metrics.begin_batch(batch, is_dummy=loader.batch_weight == 0.0)
         if hooks.on_train_batch_start and _skips_epoch(run, batch, batch_idx):
             return Outcome.SKIPPED
         outputs = step(batch, batch_idx)
@@ -154,7 +154,7 @@ def _load_data(run: Run) -> None:
         run.state.next_epoch()
         run.loaders.begin_epoch()
     if run.resumed is not None and run.loaders.train is not None:
-        run.loaders.restore_loader(run.resumed)
+        run.loaders.restore_train(run.resumed)
 
 
 def _restore_progress(run: Run) -> None:
@@ -200,7 +200,7 @@ def _end_training(run: Run) -> None:
 def begin_epoch(run: Run) -> Iterator[Any]:
     """Begin an epoch, or go on with one; returns its batches, from the position on."""
     state, loaders, schedule = run.state, run.loaders, run.schedule
-    if loaders.stale("train", run.trainer.reload_dataloaders_every_n_epochs):
+    if loaders.is_stale("train", run.trainer.reload_dataloaders_every_n_epochs):
         loaders.load_train(again=True)
     if state.batch_idx == 0:
         _restore_progress(run)

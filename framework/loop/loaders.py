@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count, islice, repeat, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,15 +21,13 @@ from ..data.combined import (
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
 from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sampler import own_copy
+from ..data.shard_detection import data_parallel_rank_and_size, is_sharded
 from ..data.sharding import (
-    SharedLoader,
-    cursor_of,
-    data_place,
+    LoaderState,
+    ShardedLoader,
     different_streams,
-    gives_parts,
     noting_end,
     require_equal_lengths,
-    rest_of_epoch,
 )
 from ..data.sources import BatchSource, kept_iterator_source
 from ..data.workers import iterate_protected
@@ -50,7 +48,7 @@ LOADER_METHODS = {
 }
 
 
-class RunData:
+class RunLoaders:
     """The loaders of a run.
 
     Attributes:
@@ -60,9 +58,9 @@ class RunData:
         max_batches: by stage, how many batches to run here at most: a number for training, a list for the others.
             Infinite where a loader is read to its end.
         num_batches: the same, with what loaders tell where that is not certain.
-        whole_epoch: training batches in an epoch at most, were the running one not taken up from other processes.
+        whole_epoch: batches of a full training epoch at most; an epoch resumed on other ranks may be shorter.
         looks_ahead: whether the number of training batches is not certain, so that their end has to be looked for.
-        alone: whether the running evaluation step is one that other processes have no batch for.
+        others_have_ended: whether the running evaluation step is one that other ranks have no batch for.
     """
 
     def __init__(
@@ -72,56 +70,58 @@ class RunData:
         datamodule: DataModule | None,
         given: dict[str, Any],
     ) -> None:
-        self.trainer, self.module, self.datamodule, self.given = (
-            trainer,
-            module,
-            datamodule,
-            given,
-        )
+        self.trainer = trainer
+        self.module = module
+        self.datamodule = datamodule
+        self.given = given
         self.loaders: dict[str, Any] = {}
         self.max_batches: dict[str, Any] = {}
         self.num_batches: dict[str, Any] = {}
-        self.whole_epoch: int | float = INFINITE
+        self.whole_epoch = INFINITE
         self.looks_ahead = False
-        self.train: BatchSource | SharedLoader | None = None
-        self._parts: dict[
-            str, list[Any]
-        ] = {}  # by stage, what gives this process its batches, if there are others
-        # By stage and index, iterations of evaluation loaders that have been begun, to see that they are not dealt out.
-        self._opened: dict[tuple[str, int], Iterator[Any] | None] = {}
-        self._iterated: dict[
-            str, list[Any]
-        ] = {}  # by stage, what is iterated otherwise
-        self.loaded_in_epoch: dict[str, int] = {}
-        self._begun: int | None = None  # the epoch that is iterated
+        self.train: ShardedLoader | None = None
+        self.others_have_ended = False
+        self._evaluation: dict[str, list[EvaluationLoader]] = {}  # by stage
+        self._loaded_in_epoch: dict[str, int] = {}  # by stage
+        self._begun_epoch: int | None = None
         # Stages and loaders of which a line has said that there are more batches than they tell.
         self._said: set[Any] = set()
-        self._ends: dict[
-            str, list[tuple[int, str]]
-        ] = {}  # of streams that are dealt out, by name; see `noting_end`
-        self.alone = False
-        self._in_all: dict[
-            str, list[int | float]
-        ] = {}  # by stage, how many batches each process has at least
-        self._in_any: dict[str, list[int | float]] = {}  # and at most
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``, as far as is known before it is made."""
-        empty = self.loaders.get(stage) == [] and not self.stale(
-            stage, self.trainer.reload_dataloaders_every_n_epochs
-        )
-        return self._source(stage) is not None and not empty
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        is_empty = self.loaders.get(stage) == [] and not self.is_stale(stage, every)
+        return self._source(stage) is not None and not is_empty
 
     def _source(self, stage: str) -> Callable[[], Any] | None:
-        name = LOADER_METHODS[stage]
-        if (given := self.given.get(stage)) is not None:
+        """What gives the loaders of a stage."""
+        given = self.given.get(stage)
+        if given is not None:
             return lambda: given
+        return self._overridden(LOADER_METHODS[stage])
+
+    def _overridden(self, name: str) -> Callable[..., Any] | None:
+        """The data module's method, or else the module's, if one of them overrides it."""
         for owner, base in ((self.datamodule, DataModule), (self.module, Module)):
             if owner is not None and overrides(owner, name, base):
                 return getattr(owner, name)
         return None
 
-    # -- training ---------------------------------------------------------------------------------------------
+    def is_stale(self, stage: str, every_n_epochs: int) -> bool:
+        """Whether the loaders of ``stage`` are to be made again for this epoch."""
+        loaded = self._loaded_in_epoch.get(stage)
+        if not every_n_epochs or loaded is None:
+            return False
+        return self.trainer.state.epoch - loaded >= every_n_epochs
+
+    def close(self) -> None:
+        """End the workers of our copies of loaders."""
+        if self.train is not None:
+            self.train.close()
+        for loader in chain.from_iterable(self._evaluation.values()):
+            loader.close()
+
+    # Training ----------------------------------------------------------------------------------------------------
 
     def load_train(self, again: bool = False) -> None:
         """Make the training loader, once.
@@ -132,165 +132,136 @@ class RunData:
         if self.train is not None and not again:
             return
         trainer = self.trainer
+        state = trainer.state
         if trainer.limit_train_batches == 0:
-            self.max_batches["train"] = self.num_batches["train"] = 0
+            self.max_batches["train"] = 0
+            self.num_batches["train"] = 0
             return
         source = self._source("train")
-        if (
-            source is None
-        ):  # found before a fit; but other runs can be asked for their training batches, too
+        # Found before a fit; but other runs can be asked for their training batches, too.
+        if source is None:
             raise RuntimeError(
                 "there is no training loader whose batches could be counted"
             )
         loaders = self.loaders["train"] = source()
-        self.loaded_in_epoch["train"] = trainer.state.epoch
-        combined = loaders
+        self._loaded_in_epoch["train"] = state.epoch
         if _is_collection(loaders):
-            combined = CombinedLoader(loaders, "max_size_cycle")
-        self.train = source_of(
-            combined, trainer.state.draw_seed(), shuffle=not trainer.overfit_batches
+            loaders = CombinedLoader(loaders, "max_size_cycle")
+        resumed = trainer.run.resumed
+        self.train = ShardedLoader(
+            loaders,
+            trainer.strategy,
+            state.draw_seed(),
+            shuffle=not trainer.overfit_batches,
+            use_distributed_sampler=trainer.use_distributed_sampler,
+            name="training loader",
+            epoch=state.epoch + state.epoch_done,
+            cursor=None if resumed is None else resumed["cursor"],
         )
-        if trainer.world_size > 1:
-            epoch = trainer.state.epoch + trainer.state.epoch_done  # that which begins
-            resumed = trainer.run.resumed
-            cursor = resumed["cursor"] if resumed is not None else None
-            asked = trainer.use_distributed_sampler
-            own = gives_parts(
-                self.train, trainer.strategy, asked, epoch, "training loader", cursor
-            )
-            self.train = SharedLoader(
-                self.train, trainer.strategy, deal=not own, verify=asked is None
-            )
         self.begin_epoch()
         if self.train.length == 0:
             raise ValueError(
                 "the training loader is empty (its length is 0): check its dataset, and batch_size with drop_last=True"
             )
 
-    @property
-    def segment(self) -> Segment:
-        """What these processes read of the running epoch."""
-        return Segment.from_state(self.trainer.state.part)
-
     def begin_epoch(self) -> None:
         """Count the batches of the running epoch."""
-        if self.train is None:
-            return
         train = self.train
-        segment = self.segment
-        exact = train.length
-        if not isinstance(train, SharedLoader):
-            exact = exact_length_of(train.loader, trusts_samplers=False)
-        self.looks_ahead = exact == INFINITE
+        if train is None:
+            return
+        state = self.trainer.state
+        train.begin_epoch(state.epoch, Segment.from_state(state.part))
+        self.looks_ahead = not train.is_length_certain
+        exact = INFINITE if self.looks_ahead else train.length
         limit = self.trainer.limit_train_batches
-        self.whole_epoch, told = limited_to(
-            exact, train.told_length, limit, "limit_train_batches"
+        self.whole_epoch, reported = limited_to(
+            exact, train.reported_length, limit, "limit_train_batches"
         )
         self.max_batches["train"] = self.whole_epoch
-        self.num_batches["train"] = told
-        if segment != WHOLE_EPOCH:
-            length = segment.first_batch + train.length_in(segment)
-            self.max_batches["train"] = length
+        self.num_batches["train"] = reported
+        if train.segment != WHOLE_EPOCH:
+            length = self.max_batches["train"] = train.epoch_length
             if length < INFINITE:
                 self.num_batches["train"] = length
 
     def iterate_train(self) -> Iterator[Any]:
-        """Iterate the running epoch from the data cursor on."""
+        """Iterate the running epoch from the batch on at which the run is."""
         assert self.train is not None
         state = self.trainer.state
-        segment = self.segment
-        self._begun = state.epoch
-        start = state.batch_idx - segment.first_batch
-        batches = self.train.iterate(state.epoch, start, segment=segment)
+        self._begun_epoch = state.epoch
+        batches = self.train.iterate(state.batch_idx)
         if not self.looks_ahead:
             return batches
-        return self._noting_more(
-            batches,
-            self.train.told_length - state.batch_idx,
-            "train",
-            self.train.told_length,
+        reported = self.train.reported_length
+        return self._telling_of_more(
+            batches, reported - state.batch_idx, "train", reported
         )
 
-    def cursor(self, batch_idx: int) -> dict[str, Any] | None:
-        """How far all processes are in the running epoch after ``batch_idx`` batches each."""
-        if self.train is None:
-            return None
-        most = self.max_batches["train"]
-        end = most if most < self.train.length else None
-        return cursor_of(
-            self.train,
-            data_place(self.trainer.strategy)[1],
-            batch_idx,
-            self.segment,
-            end,
-        )
-
-    def loader_state(self, batch_idx: int) -> Any:
-        """The training loader's own state, to go on after ``batch_idx`` batches of the running epoch."""
+    def train_state(self, batch_idx: int) -> LoaderState | None:
+        """The training loader's position after ``batch_idx`` batches of the running epoch; None if there is none."""
         if self.train is None:
             return None
         state = self.trainer.state
-        following = max(0, batch_idx - self.segment.first_batch)
-        done = state.batches_done or self._begun != state.epoch
-        return self.train.state_dict(following, done)
+        is_done = state.batches_done or self._begun_epoch != state.epoch
+        most = self.max_batches["train"]
+        limit = most if most < self.train.length else None
+        return self.train.state_dict(batch_idx, is_done, limit)
 
-    def restore_loader(self, saved: dict[str, Any]) -> None:
-        """Go on as the processes of a checkpoint would, inside an epoch or with the next one.
+    def restore_train(self, resumed: dict[str, Any]) -> None:
+        """Go on as the ranks of a checkpoint would, inside an epoch or with the next one.
 
         Raises:
-            CheckpointError: if what they have left of an epoch cannot be dealt out to those that there are now.
+            CheckpointError: if what they have left of an epoch cannot be sharded over these ranks.
         """
-        trainer, state, train = self.trainer, self.trainer.state, self.train
+        state, train = self.trainer.state, self.train
         assert train is not None
-        cursor, saved_by = saved["cursor"], saved["saved_by"]
-        # Of an epoch's end, others' states tell nothing about loaders that each process has for its own.
-        dealt = (
-            cursor is not None
-            and cursor["dealt"]
-            and (not isinstance(train, SharedLoader) or train.deal)
-        )
-        if state.batch_idx or saved_by == trainer.world_size or dealt:
-            train.load_state_dict(saved["loader"])
-        if not state.batch_idx or cursor is None:
+        cursor = resumed["cursor"]
+        if state.batch_idx and cursor is not None and not state.batches_done:
+            train.source.require_resumable()
+        position: Any = {
+            **resumed,
+            "epoch": state.epoch,
+            "batches": state.batch_idx,
+            "part": state.part,
+        }
+        train.load_state_dict(position, resumed["saved_by"])
+        part = train.segment.state_dict()
+        if part == state.part:
             return
-        if not state.batches_done:
-            train.require_resumable()
-        size = data_place(trainer.strategy)[1]
-        rest = rest_of_epoch(cursor, train, saved_by, size, state.batch_idx)
-        if rest is None:
-            return
-        state.part = rest.state_dict()
+        state.part = part
         self.begin_epoch()
         log.info(
             "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",
-            state.epoch, trainer.world_size, saved_by, self.max_batches["train"] - state.batch_idx,
+            state.epoch, self.trainer.world_size, resumed["saved_by"], self.max_batches["train"] - state.batch_idx,
         )  # fmt: skip
 
-    def _noting_more(
-        self, batches: Iterator[Any], left: int | float, stage: str, told: int | float
+    def _telling_of_more(
+        self,
+        batches: Iterator[Any],
+        left: float,
+        stage: str,
+        reported: float,
     ) -> Iterator[Any]:
         """The same batches; a line says once that they are more than the loader tells."""
-        if left == INFINITE or not told or stage in self._said:
-            return batches
-        return chain(
-            islice(batches, max(0, int(left))), self._more(batches, stage, told)
-        )
-
-    def _more(
-        self, batches: Iterator[Any], stage: str, told: int | float
-    ) -> Iterator[Any]:
-        for batch in islice(batches, 1):
-            self._said.add(stage)
-            log.info(
-                "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To end "
-                "there, set %s=%d", stage, told, _limit_of(stage), told,
-            )  # fmt: skip
-            yield batch
+        if left < INFINITE and reported and stage not in self._said:
+            yield from islice(batches, max(0, int(left)))
+            for batch in islice(batches, 1):
+                self._said.add(stage)
+                log.info(
+                    "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To "
+                    "end there, set %s=%d", stage, reported, _limit_of(stage), reported,
+                )  # fmt: skip
+                yield batch
         yield from batches
 
-    # -- evaluation -------------------------------------------------------------------------------------------
+    # Evaluation --------------------------------------------------------------------------------------------------
 
-    def load(self, stage: str, limit: int | float, again: bool = False) -> bool:
+    def load(
+        self,
+        stage: str,
+        limit: float,
+        again: bool = False,
+    ) -> bool:
         """Make the loaders of ``"validate"``, ``"test"`` or ``"predict"``, once; False if there are none to run."""
         if limit == 0:
             self.max_batches.setdefault(stage, [])
@@ -298,271 +269,120 @@ class RunData:
             return False
         if stage not in self.loaders or again:
             self._make(stage)
-        loaders = self.loaders[stage]
-        parts = self._parts.get(stage, [None] * len(loaders))
-        world_size = data_place(self.trainer.strategy)[1]
-        exact = [
-            exact_length_of(loader, trusts_samplers=world_size > 1)
-            for loader in loaders
-        ]
-        for index, (length, part) in enumerate(zip(exact, parts, strict=True)):
-            if length == 0 and (
-                world_size == 1 or part is not None
-            ):  # a process's own part of the data may be empty
-                raise ValueError(
-                    f"{stage} loader {index} is empty (its length is 0): check its dataset"
-                )
-        name = _limit_of(stage)
-        both = [
-            limited_to(length, loader_length(loader), limit, name)
-            for length, loader in zip(exact, loaders, strict=True)
-        ]
-        self.max_batches[stage] = [
-            self._own(most, part) for (most, _), part in zip(both, parts, strict=True)
-        ]
-        self.num_batches[stage] = [
-            self._own(told, part) for (_, told), part in zip(both, parts, strict=True)
-        ]
-        certain = [
-            most if length < INFINITE else INFINITE
-            for most, length in zip(self.max_batches[stage], exact, strict=True)
-        ]
-        told = self.trainer.strategy.gather_objects((exact, certain))  # a collective
-        for index, lengths in enumerate(zip(*(own for own, _ in told), strict=True)):
-            if parts[index] is not None:
-                require_equal_lengths(list(lengths), f"{stage} loader {index}")
-        by_rank = [counts for _, counts in told]
-        # Where nobody knows, there is none that each process is sure to have.
-        self._in_all[stage] = [
-            INFINITE if len(by_rank) == 1 else 0 if INFINITE in counts else min(counts)
-            for counts in zip(*by_rank, strict=True)
-        ]
-        self._in_any[stage] = [max(counts) for counts in zip(*by_rank, strict=True)]
+        loaders = self._evaluation[stage]
+        lengths = [loader.limit_to(limit, _limit_of(stage)) for loader in loaders]
+        by_rank = self.trainer.strategy.gather_objects(lengths)  # collective
+        for number, loader in enumerate(loaders):
+            loader.compare([own[number] for own in by_rank])
+        self.max_batches[stage] = [loader.max_batches for loader in loaders]
+        self.num_batches[stage] = [loader.reported_batches for loader in loaders]
         return bool(loaders)
 
     def _make(self, stage: str) -> None:
-        """Make the loaders of an evaluation; an empty list where there are none."""
+        """Make the loaders of an evaluation; none where there is nothing that gives them."""
         source = self._source(stage)
-        given = source() if source is not None else None
-        if isinstance(given, CombinedLoader):
-            loaders = given.flattened if given.mode == "sequential" else [given]
-        elif given is None or (isinstance(given, (list, tuple)) and not given):
+        given = None if source is None else source()
+        loaders = [given]
+        if given is None or (isinstance(given, (list, tuple)) and not given):
             loaders = []
-        else:
-            loaders = loaders_in(given) if _is_collection(given) else [given]
-        self.loaders[stage] = list(loaders)
-        self.loaded_in_epoch[stage] = self.trainer.state.epoch
-        self._close(stage)
-        self._iterated[stage] = [own_copy(loader) for loader in loaders]
-        if self.trainer.world_size > 1:
-            self._deal(stage)
-        else:
-            self._parts[stage] = [kept_iterator_source(loader) for loader in loaders]
-
-    def _own(self, batches: int | float, part: Any) -> int | float:
-        """How many of a loader's batches this process has."""
-        if part is None or batches == INFINITE:
-            return batches
-        rank, world_size = data_place(self.trainer.strategy)
-        return len(range(rank, int(batches), world_size))
-
-    def _deal(self, stage: str) -> None:
-        """Find out which evaluation loaders are to be dealt out to the processes."""
-        trainer, loaders = self.trainer, self.loaders[stage]
-        counts = trainer.strategy.gather_objects(len(loaders))  # a collective
+        elif isinstance(given, CombinedLoader) and given.mode == "sequential":
+            loaders = list(given.flattened)
+        elif _is_collection(given):
+            loaders = loaders_in(given)
+        self.loaders[stage] = loaders
+        self._loaded_in_epoch[stage] = self.trainer.state.epoch
+        for before in self._evaluation.get(stage, ()):
+            before.close()
+        counts = self.trainer.strategy.gather_objects(len(loaders))  # collective
         if len(set(counts)) > 1:
             raise ValueError(
                 f"the processes have different numbers of {stage} loaders, by rank: {counts}"
             )
-        self._parts[stage] = []
-        for index, loader in enumerate(loaders):
-            part = source_of(loader, trainer.state.draw_seed())
-            asked, name = trainer.use_distributed_sampler, f"{stage} loader {index}"
-            own = gives_parts(part, trainer.strategy, asked, 0, name, mixed=False)
-            self._parts[stage].append(None if own else part)
-            self._opened[stage, index] = part.begun_iteration() if own else None
+        self._evaluation[stage] = [
+            EvaluationLoader(loader, f"{stage} loader {index}", self.trainer)
+            for index, loader in enumerate(loaders)
+        ]
 
     def load_validation(self) -> bool:
         """Make the validation loaders if validation runs in this epoch; False if there is nothing to validate on."""
         trainer = self.trainer
         if not trainer.enable_validation:
             return False
-        again = self.stale("validate", trainer.reload_dataloaders_every_n_epochs)
+        again = self.is_stale("validate", trainer.reload_dataloaders_every_n_epochs)
         return self.load("validate", trainer.limit_val_batches, again)
 
     def evaluation_batches(
-        self, stage: str, index: int, limit: int | float
+        self,
+        stage: str,
+        index: int,
+        limit: float,
     ) -> Iterator[tuple[Any, bool]]:
-        """At most ``limit`` batches of an evaluation loader, and whether each is a dummy."""
-        in_all, num_batches = self._in_all[stage][index], 0
-        for batch, is_dummy in self._batches(stage, index, limit):
-            if not is_dummy:
-                self.alone = num_batches >= in_all
-                num_batches += 1
-            yield batch, is_dummy
+        """At most ``limit`` batches of an evaluation loader, and whether each is a dummy.
 
-    def end_evaluation(self) -> None:
-        """All loaders have been evaluated on.
-
-        Raises:
-            RuntimeError: as of :meth:`check_streams`.
+        Where the ranks meet in each forward pass, each gets as many batches as the one with most: its own, and then
+        dummies.
         """
-        self.alone = False
-        self.check_streams()
-
-    def _batches(
-        self, stage: str, index: int, limit: int | float
-    ) -> Iterator[tuple[Any, bool]]:
-        if (
-            self.trainer.strategy.capabilities.needs_equal_forwards
-            and self.trainer.world_size > 1
-        ):
-            return self._in_step(stage, index, limit)
-        batches = self.begin(stage, index, limit) if limit else ()
-        return (
-            (batch, False)
-            for batch in islice(batches, None if limit == INFINITE else int(limit))
-        )
-
-    def _in_step(
-        self, stage: str, index: int, limit: int | float
-    ) -> Iterator[tuple[Any, bool]]:
-        """As many batches of an evaluation loader as the process with most has, and whether each is a dummy.
-
-        A dummy is this process's last batch once more, or a batch of another's.
-        """
-        strategy, rounds = self.trainer.strategy, self._in_any[stage][index]
-        own = (
-            islice(
-                self.begin(stage, index, limit),
-                None if limit == INFINITE else int(limit),
-            )
-            if limit
-            else iter(())
-        )
-        last = NO_BATCH
-        for _ in count() if rounds == INFINITE else range(int(rounds)):
-            batch = next(own, NO_BATCH)
-            if rounds == INFINITE and not strategy.reduce(
-                torch.tensor(int(batch is not NO_BATCH)), "max"
-            ):
-                return  # a collective for each batch, where nobody knows how many there are
-            last = batch if batch is not NO_BATCH else last
-            if last is NO_BATCH:
-                part = (self._parts.get(stage) or [None])[index]
-                with isolated_rng():
-                    last = next(iter(() if part is None else part.iterate(0)), NO_BATCH)
-                if last is NO_BATCH:
-                    raise RuntimeError(
-                        f"rank {strategy.global_rank} has no batch in {stage} loader {index}, and strategy="
-                        f"{strategy.name!r} needs one in each process, as they meet in each forward pass"
-                    )
-            yield last, batch is NO_BATCH
-
-    def begin(self, stage: str, index: int, limit: int | float) -> Iterator[Any]:
-        """Iterate an evaluation loader: all of it, or this process's part: every n-th batch of n processes."""
-        loader, parts = self._iterated[stage][index], self._parts.get(stage)
-        part = parts[index] if parts else None
-        # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
-        # one: that must not take a number from the training's generator.
-        with (
-            isolated_rng()
-            if getattr(loader, "persistent_workers", False)
-            else nullcontext()
-        ):
-            if part is None:
-                opened = self._opened.get(
-                    (stage, index)
-                )  # which was begun to find out whether to deal it out
-                batches = iterate_protected(loader) if opened is None else opened
-                self._opened[stage, index] = None
-            else:
-                if (
-                    limit == INFINITE
-                    and self.trainer.world_size > 1
-                    and self.trainer.use_distributed_sampler is None
-                ):
-                    self._watch(part, f"{stage} loader {index}")
-                batches = part.iterate(0, *data_place(self.trainer.strategy))
-        if part is None and may_give_more(loader):
-            exact = exact_length_of(loader, trusts_samplers=self.trainer.world_size > 1)
-            if 0 < exact < INFINITE:
-                return up_to(loader, batches, int(exact), int(exact), self._said)
-        told = loader_length(loader)
-        return self._noting_more(batches, self._own(told, part), stage, told)
-
-    def _watch(self, part: Any, name: str) -> None:
-        for number, loader in enumerate(part.parts):
-            ends = self._ends[f"{name}, {number}"] = []
-            loader.watch(partial(noting_end, ends=ends))
+        loader = self._evaluation[stage][index]
+        batches: Iterator[Any] = iter(())
+        if limit:
+            reported = loader.reported_length
+            left = loader.count(reported)
+            batches = loader.iterate(limit)
+            batches = self._telling_of_more(batches, left, stage, reported)
+        if limit != INFINITE:
+            batches = islice(batches, int(limit))
+        pairs: Iterator[tuple[Any, bool]] = zip(batches, repeat(False), strict=False)
+        capabilities = self.trainer.strategy.capabilities
+        if capabilities.needs_equal_forwards and self.trainer.world_size > 1:
+            pairs = loader.with_dummies(batches)
+        try:
+            for number, pair in enumerate(pairs):
+                self.others_have_ended = number >= loader.batches_on_all
+                yield pair
+        finally:
+            self.others_have_ended = False
 
     def check_streams(self) -> None:
-        """See whether streams that were dealt out have been the same in all processes, to the end. A collective.
+        """See whether streams that were sharded have been the same on all ranks, to the end.
 
-        It is one for all of an evaluation, if there are such streams that have no limit.
+        A collective for all of an evaluation, if there are such streams that have no limit.
 
         Raises:
             RuntimeError: if they have ended elsewhere, or with another batch.
         """
-        if not self._ends:
+        ends: dict[str, list[tuple[int, str]]] = {}
+        for loader in chain.from_iterable(self._evaluation.values()):
+            ends.update(loader.ends)
+            loader.ends = {}
+        if not ends:
             return
-        told = self.trainer.strategy.gather_objects(self._ends)  # a collective
-        self._ends = {}
-        for name in told[0]:
+        by_rank = self.trainer.strategy.gather_objects(ends)  # collective
+        for name in ends:
             # Of loaders that are read together, one may not have been read to its end, and one several times.
-            ends = [own[name][0] for own in told if own[name]]
-            if len(set(ends)) > 1:
-                raise different_streams(
-                    [batches for batches, _ in ends], name.partition(",")[0]
-                )
+            first_ends = [own[name][0] for own in by_rank if own[name]]
+            if len(set(first_ends)) > 1:
+                batches = [number for number, _ in first_ends]
+                raise different_streams(batches, name.partition(",")[0])
 
     def in_order(self, stage: str, outputs: list[list[Any]]) -> list[list[Any]]:
-        """The outputs of all processes, by loader, in the order of the loader's batches. A collective."""
-        found = self.trainer.strategy.gather_objects(
-            map_tensors(outputs, lambda tensor: tensor.detach().cpu())
-        )
-        found = found[
-            :: self.trainer.strategy.tensor_parallel_size
-        ]  # the others had the same batches
+        """The outputs of all ranks, by loader, in the order of the loader's batches. A collective."""
+        strategy = self.trainer.strategy
+        on_cpu = map_tensors(outputs, lambda tensor: tensor.detach().cpu())
+        by_rank = strategy.gather_objects(on_cpu)
+        # The other ranks of a tensor-parallel group had the same batches.
+        by_rank = by_rank[:: strategy.tensor_parallel_size]
         merged = []
-        for index, by_rank in enumerate(zip(*found, strict=True)):
-            if self._parts[stage][index] is None:
-                merged.append([output for own in by_rank for output in own])
+        for number, loader in enumerate(self._evaluation[stage]):
+            of_loader = [outputs[number] for outputs in by_rank]
+            if loader.source is None:
+                in_order = chain.from_iterable(of_loader)
             else:
-                rounds = max(map(len, by_rank))
-                merged.append(
-                    [own[i] for i in range(rounds) for own in by_rank if i < len(own)]
-                )
+                in_turn = zip_longest(*of_loader, fillvalue=NO_BATCH)
+                in_order = chain.from_iterable(in_turn)
+            merged.append([output for output in in_order if output is not NO_BATCH])
         return merged
 
-    def close(self) -> None:
-        """End the workers of our copies of loaders."""
-        if self.train is not None:
-            self.train.close()
-        for stage in self._iterated:
-            self._close(stage)
-
-    def _close(self, stage: str) -> None:
-        self._opened.clear()
-        for part in self._parts.get(stage, ()):
-            if part is not None:
-                part.close()
-        for ours, given in zip(
-            self._iterated.get(stage, ()), self.loaders[stage], strict=False
-        ):
-            if ours is not given:
-                ours.__dict__["_iterator"] = None
-
-    def stale(self, stage: str, every_n_epochs: int) -> bool:
-        """Whether the loaders of ``stage`` are to be made again for this epoch."""
-        loaded = self.loaded_in_epoch.get(stage)
-        return (
-            bool(every_n_epochs)
-            and loaded is not None
-            and self.trainer.state.epoch - loaded >= every_n_epochs
-        )
-
-    # -- batches ----------------------------------------------------------------------------------------------
+    # Moving batches ----------------------------------------------------------------------------------------------
 
     def transfer(self) -> Callable[[Any, int], Any] | None:
         """A function that takes a batch and its loader's index through the transfer hooks; None if none is needed."""
@@ -571,28 +391,182 @@ class RunData:
             "transfer_batch_to_device",
             "on_after_batch_transfer",
         )
-        hooks: list[Any] = []
-        overridden = False
-        for name in names:
-            hook = getattr(self.module, name)
-            for owner, base in (
-                (self.module, Module),
-                (self.datamodule, DataModule),
-            ):  # the data's own comes first
-                if owner is not None and overrides(owner, name, base):
-                    hook, overridden = getattr(owner, name), True
-            hooks.append(hook)
         engine = self.trainer.engine
-        if not overridden:
-            return (
-                (lambda batch, _: engine.to_device(batch))
-                if engine.moves_batches
-                else None
-            )
-        before, move, after = hooks
+        hooks = [self._overridden(name) for name in names]
+        if not any(hooks):
+            if not engine.moves_batches:
+                return None
+            return lambda batch, _: engine.to_device(batch)
+        before, move, after = (
+            hook or getattr(self.module, name)
+            for hook, name in zip(hooks, names, strict=True)
+        )
         return lambda batch, index: after(
             move(before(batch, index), engine.device, index), index
         )
+
+
+class EvaluationLoader:
+    """A loader of an evaluation, as one rank reads it: all of it, or a shard of its batches.
+
+    Args:
+        loader: the user's loader.
+        name: what to call it in messages.
+        trainer: has the ranks, and the seed.
+
+    Attributes:
+        source: what gives the batches where it is not the loader itself.
+        max_batches: how many batches this rank runs at most.
+        reported_batches: the same, with what the loader tells where that is not certain.
+        batches_on_all: how many batches every rank is sure to have.
+        ends: how the sharded streams have ended, by name: numbers of batches and hashes of the last ones.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        name: str,
+        trainer: Trainer,
+    ) -> None:
+        self._loader = loader
+        self._name = name
+        self._strategy = trainer.strategy
+        self._rank, self._world_size = data_parallel_rank_and_size(trainer.strategy)
+        self._copy = own_copy(loader)
+        self.source: BatchSource | None
+        self._begun: Iterator[Any] | None = None
+        self._compares_ends = False
+        if trainer.world_size == 1:
+            self.source = kept_iterator_source(loader)
+        else:
+            requested = trainer.use_distributed_sampler
+            self.source = source_of(loader, trainer.state.draw_seed())
+            self._compares_ends = requested is None
+            if is_sharded(
+                self.source, trainer.strategy, requested, 0, name, mixed=False
+            ):
+                # Which was begun to find that out.
+                self._begun = self.source.begun_iteration()
+                self.source = None
+        self._said: set[Any] = set()
+        self.ends: dict[str, list[tuple[int, str]]] = {}
+        self.max_batches = INFINITE
+        self.reported_batches = INFINITE
+        self.batches_on_all = INFINITE
+        self._batches_on_any = INFINITE
+
+    @property
+    def reported_length(self) -> float:
+        """Number of the loader's batches, as it tells it."""
+        return loader_length(self._loader)
+
+    def count(self, batches: float) -> float:
+        """How many of the loader's batches this rank has."""
+        if self.source is None or batches == INFINITE:
+            return batches
+        return len(range(self._rank, int(batches), self._world_size))
+
+    def limit_to(self, limit: float, name: str) -> tuple[float, float]:
+        """Set how many batches to run, under a limit that is called ``name``.
+
+        Returns:
+            The loader's length, and how many batches this rank has of it; infinite where that is not certain.
+
+        Raises:
+            ValueError: if the loader is empty, or the limit does not go with it.
+        """
+        is_single = self._world_size == 1
+        exact = exact_length_of(self._loader, trusts_samplers=not is_single)
+        # A rank's own part of the data may be empty.
+        if exact == 0 and (is_single or self.source is not None):
+            raise ValueError(
+                f"{self._name} is empty (its length is 0): check its dataset"
+            )
+        most, reported = limited_to(exact, self.reported_length, limit, name)
+        self.max_batches = self.count(most)
+        self.reported_batches = self.count(reported)
+        return exact, self.max_batches if exact < INFINITE else INFINITE
+
+    def compare(self, by_rank: list[tuple[float, float]]) -> None:
+        """Take what :meth:`limit_to` returned on all ranks.
+
+        Raises:
+            ValueError: if the loader is to be sharded, and has different lengths.
+        """
+        if self.source is not None:
+            require_equal_lengths([exact for exact, _ in by_rank], self._name)
+        counts = [batches for _, batches in by_rank]
+        self._batches_on_any = max(counts)
+        self.batches_on_all = min(counts)
+        if len(counts) == 1:
+            self.batches_on_all = INFINITE
+        elif INFINITE in counts:
+            # Where nobody knows, there is none that each rank is sure to have.
+            self.batches_on_all = 0
+
+    def iterate(self, limit: float) -> Iterator[Any]:
+        """Iterate this rank's batches, of which at most ``limit`` will be read."""
+        # Workers that persist take their seeds when they start, in the first evaluation of a process, be it a resumed
+        # one: that must not take a number from the training's generator.
+        is_isolated = getattr(self._copy, "persistent_workers", False)
+        with isolated_rng() if is_isolated else nullcontext():
+            if self.source is not None:
+                if limit == INFINITE and self._compares_ends:
+                    self._watch(self.source)
+                return self.source.iterate(0, self._rank, self._world_size)
+            batches, self._begun = self._begun, None
+            if batches is None:
+                batches = iterate_protected(self._copy)
+        if may_give_more(self._copy):
+            is_single = self._world_size == 1
+            exact = exact_length_of(self._copy, trusts_samplers=not is_single)
+            if 0 < exact < INFINITE:
+                length = int(exact)
+                return up_to(self._copy, batches, length, length, self._said)
+        return batches
+
+    def with_dummies(self, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+        """Each batch and False; then, for each that other ranks still have, a dummy and True."""
+        last = NO_BATCH
+        rounds = self._batches_on_any
+        for _ in count() if rounds == INFINITE else range(int(rounds)):
+            batch = next(batches, NO_BATCH)
+            if rounds == INFINITE:
+                has_batch = torch.tensor(int(batch is not NO_BATCH))
+                # A collective for each batch, where nobody knows how many there are.
+                if not self._strategy.reduce(has_batch, "max"):
+                    return
+            is_dummy = batch is NO_BATCH
+            if not is_dummy:
+                last = batch
+            elif last is NO_BATCH:
+                last = self._borrow()
+            yield last, is_dummy
+
+    def _borrow(self) -> Any:
+        """A batch of another rank, for one that has none."""
+        if self.source is not None:
+            with isolated_rng():
+                batch = next(self.source.iterate(0), NO_BATCH)
+            if batch is not NO_BATCH:
+                return batch
+        raise RuntimeError(
+            f"rank {self._strategy.global_rank} has no batch in {self._name}, and strategy={self._strategy.name!r} "
+            "needs one in each process, as they meet in each forward pass"
+        )
+
+    def _watch(self, source: BatchSource) -> None:
+        for number, part in enumerate(source.parts):
+            ends = self.ends[f"{self._name}, {number}"] = []
+            part.watch(partial(noting_end, ends=ends))
+
+    def close(self) -> None:
+        """End the workers of our copies of the loader."""
+        self._begun = None
+        if self.source is not None:
+            self.source.close()
+        if self._copy is not self._loader:
+            self._copy.__dict__["_iterator"] = None
 
 
 def _limit_of(stage: str) -> str:
@@ -604,22 +578,31 @@ def _is_collection(loaders: Any) -> bool:
 
 
 def limited_to(
-    length: int | float, told: int | float, limit: int | float, name: str
-) -> tuple[int | float, int | float]:
+    length: float,
+    reported: float,
+    limit: float,
+    name: str,
+) -> tuple[float, float]:
     """How many batches to run under a limit, at most and as the loader tells it.
 
     Args:
         length: the loader's number of batches; infinite if that is not certain.
-        told: as it tells it.
+        reported: as it tells it.
         limit: as of :func:`limited`; a fraction is one of what it tells.
         name: what the limit is called.
     """
-    shown = limited(told or length, limit, name)  # a stream that tells 0 does not know
+    shown = limited(
+        reported or length, limit, name
+    )  # a stream that tells 0 does not know
     is_fraction = isinstance(limit, float) and limit < 1.0
     return (shown if is_fraction else limited(length, limit, name)), shown
 
 
-def limited(length: int | float, limit: int | float, name: str) -> int | float:
+def limited(
+    length: float,
+    limit: float,
+    name: str,
+) -> float:
     """How many of ``length`` batches to run under a limit: a count, or a fraction from 0.0 to 1.0.
 
     Raises:

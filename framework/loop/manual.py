@@ -46,8 +46,8 @@ class ManualStep(Step):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients, for ``manual_backward``; arguments as of :class:`~.step.Step`."""
-        if self.has_ranks and self.accumulation.share != 1.0:
-            loss = loss * self.accumulation.share
+        if self.has_ranks and self.accumulation.batch_weight != 1.0:
+            loss = loss * self.accumulation.batch_weight
         super().backward(loss, *args, **kwargs)
 
     def step(

@@ -11,7 +11,7 @@ from torch import nn
 from ..messages import log
 from ..metrics.metric_state import metric_states
 from .hooks import CallbackBus
-from .loaders import RunData
+from .loaders import RunLoaders
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Run:
         self.consensus = trainer.consensus
         self.signals = signals
         self.hooks = CallbackBus(trainer, request.module, trainer.callbacks)
-        self.loaders = RunData(
+        self.loaders = RunLoaders(
             trainer, request.module, request.datamodule, request.loaders
         )
         self.schedule = Schedule(self)
@@ -227,12 +227,12 @@ class Run:
         fit = self.trainer.last_fit
         if fit is not None and fit.unfinished is not None:
             return fit.unfinished
-        batch_idx = self.progress()["batch_idx"]
+        position = self.loaders.train_state(self.progress()["batch_idx"])
         return {
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module),
-            "loader": self.loaders.loader_state(batch_idx),
-            "cursor": self.loaders.cursor(batch_idx),
+            "loader": None if position is None else position["loader"],
+            "cursor": None if position is None else position["cursor"],
             "saved_by": self.trainer.world_size,
         }
 

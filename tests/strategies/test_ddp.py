@@ -49,7 +49,7 @@ class Net(Module):
         errors = (self.net(x) - y).square()
         self.log("loss", errors.mean(), on_step=False, on_epoch=True)
         loader: Any = self.trainer.run.loaders.train
-        share = loader.share
+        share = loader.batch_weight
         if share:
             self.samples += x[:, 0].tolist()
         if (
@@ -303,7 +303,7 @@ class Reads(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = (batch["a"] if isinstance(batch, dict) else batch)[0]
         loader: Any = self.trainer.run.loaders.train
-        self.read.append((batch_idx, loader.share, x[:, 0].tolist()))
+        self.read.append((batch_idx, loader.batch_weight, x[:, 0].tolist()))
         return self.layer(x).mean()
 
     def configure_optimizers(self) -> Any:

@@ -49,7 +49,7 @@ class Net(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x = batch[0] if isinstance(batch, (list, tuple)) else batch
         train: Any = self.trainer.run.loaders.train
-        self.read.append((train.share, x.flatten().tolist()))
+        self.read.append((train.batch_weight, x.flatten().tolist()))
         loss = (self.layer(x) - 1).square().mean()
         self.log("loss", loss, on_epoch=True)
         odd = self.global_rank == self.rank and batch_idx >= 2
