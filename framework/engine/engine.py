@@ -353,6 +353,10 @@ class Engine(Collectives):
         """Torch's loss scaler, if the precision asks for one."""
         return None if self.loss_scaler is None else self.loss_scaler.scaler
 
+    @scaler.setter
+    def scaler(self, scaler: torch.amp.GradScaler) -> None:
+        self.loss_scaler = LossScaler(scaler, self.precision.name)
+
     @property
     def moves_batches(self) -> bool:
         """Whether :meth:`to_device` does anything."""
