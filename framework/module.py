@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from .datamodule import DataHooks
 from .hparams import HyperparametersMixin
+from .metrics.context import LogOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -221,10 +222,19 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             raise ValueError(
                 f"log({name!r}): sync_dist_group must be None (all processes); got {sync_dist_group!r}"
             )
-        trainer.metrics.log(
-            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
-            add_dataloader_idx, batch_size, rank_zero_only,
-        )  # fmt: skip
+        options = LogOptions(
+            prog_bar,
+            logger,
+            on_step,
+            on_epoch,
+            reduce_fx,
+            enable_graph,
+            sync_dist,
+            add_dataloader_idx,
+            batch_size,
+            rank_zero_only,
+        )
+        trainer.metrics.log(name, value, options)
 
     def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
         """Log several values at once; arguments as for :meth:`log`.

@@ -24,7 +24,7 @@ from ..loop.manual import ManualStep
 from ..loop.optimizers import check_schedulers, parse_optimizers
 from ..loop.run import Run, RunRequest
 from ..messages import log
-from ..metrics.metric_state import own_metrics
+from ..metrics.metric_state import keep_metrics_local
 from ..module import Module
 from ..subclasses import overrides
 from .attachment import attached
@@ -101,7 +101,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
             if run.fn == "fit":  # in a hook of an evaluation, too
                 contexts.enter_context(torch.inference_mode(False))
                 contexts.enter_context(torch.enable_grad())
-            contexts.enter_context(own_metrics(run.module, trainer.world_size))
+            contexts.enter_context(keep_metrics_local(run.module, trainer.world_size))
             _set_up(run, request)
             yield
         if run.fn == "fit":

@@ -54,7 +54,6 @@ class _Evaluation:
     def evaluate(self, limits: list[int | float]) -> bool:
         """Evaluate at most so many batches of each loader; False if a signal asks to end before all are done."""
         run = self.run
-        run.metrics.forget_empty_loaders()
         for index, limit in enumerate(limits):
             dataloader_idx = index if len(limits) > 1 else None
             run.metrics.begin_loader(dataloader_idx)
@@ -151,21 +150,19 @@ def validate(run: Run, is_scheduled: bool = True) -> None:
         run.module.on_validation_model_zero_grad()
     if not loaders.load_validation():
         return
-    context = run.metrics.enter(None, None)
     before = None
     if run.engine.num_processes == 1:
         before = Rollback(run.module, run.engine.device)
     state.enter("validate")
-    results = evaluate(run, "validate", loaders.max_batches["validate"])
+    with run.metrics.context(None, None):
+        results = evaluate(run, "validate", loaders.max_batches["validate"])
     if results is None:
         # The run that goes on from the checkpoint begins with this validation.
         assert before is not None
-        run.metrics.discard()
         before.undo()
         run.restore_training_mode()
         run.end_by_signal()
     state.enter("train")
-    run.metrics.enter(*context)
     run.consensus.agree(state.batch_idx)
 
 
@@ -203,18 +200,19 @@ def evaluate(
         hooks.call(f"on_{name}_epoch_start")
         metrics.begin_batches()
         if not _Evaluation(run, name, None).evaluate(limits):
+            metrics.discard()
             return None
         metrics.end_batches()
         metrics.reduce_epoch()
         hooks.call(f"on_{name}_epoch_end")
         results = metrics.end_epoch()
-        metrics.end_logging()
         if stage != "sanity_check":
             run.trainer.log_row(results.logged)
         hooks.call(f"on_{name}_end")
         getattr(run.module, f"on_{name}_model_train")()
+    by_loader = metrics.by_loader(results, len(limits))
     metrics.enter(None, None)
-    return metrics.by_loader(results, len(limits))
+    return by_loader
 
 
 def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:

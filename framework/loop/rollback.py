@@ -58,7 +58,7 @@ class StepRollback(Rollback):
         self._window = window
         self._gathered = window.state()
         self._metrics = metrics
-        self._logged = metrics.copies()
+        self._logged = metrics.copy_values()
         self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         self._gradients: list[tuple[nn.Parameter, torch.Tensor | None]] = []
         for parameter in module.parameters() if window.count else ():
@@ -83,7 +83,7 @@ class StepRollback(Rollback):
         for parameter, earlier in self._gradients:
             parameter.grad = earlier
         self._window.load_state(self._gathered)
-        self._metrics.put_back(self._logged)
+        self._metrics.restore_values(self._logged)
         super().undo()
         with torch.no_grad():
             for buffer, earlier in self._buffers:

@@ -1,1 +1,1 @@
-"""What a module logs, and how it is reduced."""
+"""What a module logs, and how it is reduced over steps and ranks."""

@@ -11,9 +11,8 @@ from torch import Tensor
 from .metric_state import list_states
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-
-
-REDUCTION_FUNCTIONS = {
+# What else stands for them as ``reduce_fx``.
+REDUCTION_FUNCTIONS: dict[Any, str] = {
     torch.mean: "mean",
     torch.sum: "sum",
     torch.min: "min",
@@ -21,16 +20,40 @@ REDUCTION_FUNCTIONS = {
     min: "min",
     max: "max",
 }
-
-
+# How several values become one, and how two totals do; by default they are added.
+_REDUCE = {"min": torch.amin, "max": torch.amax}
+_JOIN = {"min": torch.minimum, "max": torch.maximum}
 # So many values of an epoch are kept as they came before they are folded into their sum: folding each at once would
 # cost several kernels a step, folding none would grow without bound.
 CHUNK = 256
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The type in which values are added up: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass
 class LoggedValue:
-    """One name that was logged in a stage."""
+    """One name that was logged in a stage. A checkpoint holds these fields, by their names.
+
+    Attributes:
+        name: as it was logged.
+        dataloader_idx: index of the evaluation loader that it belongs to, if there are several.
+        prog_bar: show it in the progress bar.
+        logger: send it to the loggers.
+        on_step: keep the values of steps.
+        on_epoch: keep the reduction over the epoch.
+        reduction: that reduction: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
+        value: the last one: a 0-dim tensor, a number or a torchmetrics ``Metric``.
+        metric: the ``Metric``'s name among the module's submodules, if it is one.
+        total: the folded values: their weighted sum, or the minimum or maximum.
+        weight: the sum of their weights.
+        pending: values that are not folded yet.
+        pending_weights: the weights of these.
+        reduced: the epoch's value has been shown since the last value came.
+        rank_zero_only: the main process's value only counts.
+    """
 
     name: str
     dataloader_idx: int | None
@@ -39,15 +62,13 @@ class LoggedValue:
     on_step: bool
     on_epoch: bool
     reduction: str
-    value: Any = None  # the last one: a 0-dim tensor, a number or a torchmetrics Metric
-    metric: str | None = None  # the Metric's name among the module's submodules
-    total: Any = None  # folded values: a float64 sum (float32 where the device has no float64), or the minimum/maximum
+    value: Any = None
+    metric: str | None = None
+    total: Any = None
     weight: float = 0.0
     pending: list[Any] = field(default_factory=list)
     pending_weights: list[float] = field(default_factory=list)
-    reduced: bool = (
-        False  # whether the epoch's value has been shown since the last value came
-    )
+    reduced: bool = False
     rank_zero_only: bool = False
 
     def add(self, value: Any, weight: float) -> None:
@@ -62,55 +83,61 @@ class LoggedValue:
         """The epoch's total and weight so far."""
         if not self.pending:
             return self.total, self.weight
-        device = next(
-            (value.device for value in self.pending if isinstance(value, Tensor)),
-            torch.device("cpu"),
-        )
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        tensors = [value for value in self.pending if isinstance(value, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        dtype = sum_dtype(device)
         values = torch.stack(
             [
-                torch.as_tensor(v, dtype=dtype, device=device).detach()
-                for v in self.pending
+                torch.as_tensor(value, dtype=dtype, device=device).detach()
+                for value in self.pending
             ]
         )
-        if self.reduction in ("min", "max"):
-            reduce = torch.amin if self.reduction == "min" else torch.amax
-            total = (
-                reduce(values, 0)
-                if self.total is None
-                else reduce(torch.cat([values, self.total[None]]), 0)
-            )
-            return total, self.weight + len(self.pending)
         if self.reduction == "mean":
-            values = values * torch.tensor(
-                self.pending_weights, dtype=dtype, device=device
-            )
-        total = values.sum() if self.total is None else self.total + values.sum()
+            values *= torch.tensor(self.pending_weights, dtype=dtype, device=device)
+        total = self.join(self.reduce(values))
         return total, self.weight + sum(self.pending_weights)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """One total of several, of the shape ``(count,)``."""
+        return _REDUCE.get(self.reduction, torch.sum)(values, 0)
+
+    def join(self, total: Tensor) -> Tensor:
+        """The folded values' total together with another one."""
+        if self.total is None:
+            return total
+        return _JOIN.get(self.reduction, torch.add)(self.total, total)
+
+    def mean_of(self, total: Any, weight: float) -> Any:
+        """The epoch's value, given its total over all ranks; it is a mean only if that is the reduction."""
+        return total / weight if self.reduction == "mean" and weight else total
+
+    def find_metric_in(self, module: torch.nn.Module | None) -> None:
+        """Let the logged ``Metric`` be the one of this name in ``module``, if a metric was logged."""
+        if self.metric is not None:
+            assert module is not None, "a run has a module"
+            self.value = module.get_submodule(self.metric)
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """Under which it is kept."""
+        """Name and loader, under which the value is kept."""
         return self.name, self.dataloader_idx
 
     def facts(self) -> dict[str, Any]:
-        """What another process needs to make the same entry."""
+        """What another rank needs to make the same entry."""
         names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
         return {name: getattr(self, name) for name in names}
 
     def list_states(self) -> dict[Any, Any]:
-        """What another process needs to know of the Metric, if it is one."""
-        return (
-            {} if self.metric is None or self.value is None else list_states(self.value)
-        )
+        """What another rank needs to know of the ``Metric``, if it is one."""
+        if self.metric is None or self.value is None:
+            return {}
+        return list_states(self.value)
 
     def names(self) -> tuple[str, str]:
-        """Its name as a step's value and as the epoch's."""
-        suffix = (
-            ""
-            if self.dataloader_idx is None
-            else f"/dataloader_idx_{self.dataloader_idx}"
-        )
+        """The names under which a step's value is shown, and the epoch's."""
+        suffix = ""
+        if self.dataloader_idx is not None:
+            suffix = f"/dataloader_idx_{self.dataloader_idx}"
         if self.on_step and self.on_epoch:
             return f"{self.name}_step{suffix}", f"{self.name}_epoch{suffix}"
         return self.name + suffix, self.name + suffix
@@ -140,65 +167,66 @@ class Results:
 
 
 def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
-    """One of the states that :meth:`Metrics.state_dict` gave in several processes: their epoch values joined.
+    """One of the states that :meth:`.Metrics.state_dict` gave on several ranks: their epoch values joined.
 
     Args:
         states: by rank; each may lack what it had not logged yet.
-        keep: False leaves the values out, as another process has them, and keeps the names.
+        keep: False leaves the values out, as another rank has them, and keeps the names.
     """
     merged: dict[Any, LoggedValue] = {}
     for state in states:
-        for entry in (LoggedValue(**values) for values in state["train"]):
-            if entry.key in merged and entry.rank_zero_only:
+        for fields in state["train"]:
+            entry = LoggedValue(**fields)
+            joined = merged.get(entry.key)
+            if joined is None:
+                joined = replace(
+                    entry, total=None, weight=0.0, pending=[], pending_weights=[]
+                )
+                merged[entry.key] = joined
+            elif entry.rank_zero_only:
                 continue
             total, weight = entry.folded()
-            first = merged.setdefault(
-                entry.key,
-                replace(entry, total=None, weight=0.0, pending=[], pending_weights=[]),
-            )
-            if not keep or total is None:
-                continue
-            if first.total is None:
-                first.total = total
-            elif entry.reduction in ("min", "max"):
-                first.total = (
-                    torch.minimum if entry.reduction == "min" else torch.maximum
-                )(first.total, total)
-            else:
-                first.total = first.total + total
-            first.weight += weight
+            if keep and total is not None:
+                joined.total = joined.join(total)
+                joined.weight += weight
     return {
         "train": [vars(entry) for entry in merged.values()],
         "results": states[0]["results"],
     }
 
 
-def join_values(entry: LoggedValue, value: Any, fraction: float, first: bool) -> Any:
-    """The step's value so far, of a batch that is run in parts."""
-    before = entry.value
-    if entry.reduction in ("min", "max"):
-        choose = min if entry.reduction == "min" else max
-        return value if first else choose(before, value)
-    part = value * fraction if entry.reduction == "mean" else value
-    return part if first else before + part
+def join_part(entry: LoggedValue, value: Any, fraction: float, is_first: bool) -> Any:
+    """The value of a step so far, of a batch that is run in parts.
+
+    Args:
+        entry: holds the value of the parts before.
+        value: that of this part.
+        fraction: of the batch's samples, how many are in this part.
+        is_first: no part came before.
+    """
+    if entry.reduction == "mean":
+        value = value * fraction
+    if is_first:
+        return value
+    if entry.reduction == "min":
+        return min(entry.value, value)
+    if entry.reduction == "max":
+        return max(entry.value, value)
+    return entry.value + value
 
 
 def is_number(value: Any) -> bool:
     """Whether it is one number, as a tensor or not."""
-    return (
-        value.numel() == 1
-        if isinstance(value, Tensor)
-        else isinstance(value, (int, float))
-    )
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float))
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """A value for a message: of a tensor, its shape."""
-    return (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else repr(value)
-    )
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
 
 
 def as_number(name: str, value: Any) -> float:
@@ -208,7 +236,8 @@ def as_number(name: str, value: Any) -> float:
         TypeError: if it is none.
     """
     try:
-        return float(value)  # bool, NumPy scalars, and anything else that is a number
+        # Also of a bool, a NumPy scalar, and anything else that is a number.
+        return float(value)
     except (TypeError, ValueError):
         several = "; log_dict takes several" if hasattr(value, "items") else ""
         raise TypeError(
@@ -217,22 +246,20 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_floats(values: dict[str, Any]) -> dict[str, float]:
-    """Read values into Python numbers: one host–device sync for all of them."""
-    tensors = {
-        name: value for name, value in values.items() if isinstance(value, Tensor)
+    """Values as Python numbers: one host–device sync for all of them."""
+    elsewhere = {
+        name: value.detach()
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.device.type != "cpu"
     }
     read: dict[str, float] = {}
-    if tensors and any(value.device.type != "cpu" for value in tensors.values()):
-        device = next(
-            value.device for value in tensors.values() if value.device.type != "cpu"
-        )
-        stacked = torch.stack(
-            [
-                value.detach().to(device, torch.float32).reshape(())
-                for value in tensors.values()
-            ]
-        )
-        read = dict(zip(tensors, stacked.tolist(), strict=True))
+    if elsewhere:
+        device = next(iter(elsewhere.values())).device
+        numbers = [
+            value.to(device, torch.float32).reshape(()) for value in elsewhere.values()
+        ]
+        # host–device sync
+        read = dict(zip(elsewhere, torch.stack(numbers).tolist(), strict=True))
     return {
         name: read[name] if name in read else float(value)
         for name, value in values.items()

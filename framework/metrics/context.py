@@ -1,0 +1,72 @@
+"""Where ``log`` is called, and with which arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..data.batches import batch_size_of
+from .values import LoggedValue
+
+
+class LogOptions(NamedTuple):
+    """The arguments of ``Module.log`` beside the name and the value; they are explained there."""
+
+    prog_bar: bool = False
+    logger: bool | None = None
+    on_step: bool | None = None
+    on_epoch: bool | None = None
+    reduce_fx: str | Callable[..., Any] = "mean"
+    enable_graph: bool = False
+    sync_dist: bool | None = None
+    add_dataloader_idx: bool = True
+    batch_size: int | None = None
+    rank_zero_only: bool = False
+
+
+@dataclass
+class LogContext:
+    """Where in the loop ``log`` is called, which sets its defaults.
+
+    Attributes:
+        stage: ``"train"``, ``"validation"`` or ``"test"``; None outside of these.
+        scope: ``"batch"`` or ``"epoch"``: what a value belongs to by default; None where nothing can be logged.
+        values: what was logged in the stage, by name and index of the evaluation loader.
+        batch: the batch in work, whose first dimension is its weight in an epoch's mean.
+        batch_size: that dimension, once it has been needed.
+        is_dummy: the batch only keeps this rank in step with the others: what is logged about it does not count.
+        part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
+        dataloader_idx: index of the evaluation loader in work, if there are several.
+        empty_loaders: the evaluation loaders that gave this rank no batch, by index; None stands for the only one.
+        loaders_by_name: by names that were logged with ``add_dataloader_idx=False``, the evaluation loaders that they
+            belong to.
+    """
+
+    stage: str | None = None
+    scope: str | None = None
+    values: dict[Any, LoggedValue] = field(default_factory=dict)
+    batch: Any = None
+    batch_size: int | None = None
+    is_dummy: bool = False
+    part: tuple[float, bool] | None = None
+    dataloader_idx: int | None = None
+    empty_loaders: set[int | None] = field(default_factory=set)
+    loaders_by_name: dict[str, set[int]] = field(default_factory=dict)
+
+    def default_weight(self, name: str) -> float:
+        """The weight of a value in an epoch's mean: the batch's size, or 1 outside of batches.
+
+        Raises:
+            ValueError: if the size is unclear.
+        """
+        if self.scope != "batch" or self.batch is None:
+            return 1
+        if self.batch_size is None:
+            try:
+                self.batch_size = batch_size_of(self.batch)
+            except ValueError as error:
+                raise ValueError(
+                    f"log({name!r}): an epoch's mean is weighted by batch size, and {error}; pass batch_size=… to log"
+                ) from None
+        return self.batch_size

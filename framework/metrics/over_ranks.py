@@ -1,0 +1,136 @@
+"""How the values of an epoch are reduced over ranks: in one collective, after all have agreed on the names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .context import LogContext
+from .metric_state import fill_list_states
+from .values import LoggedValue, sum_dtype
+
+if TYPE_CHECKING:
+    from ...strategies.base import Strategy
+
+# What a rank without a value adds to the others': nothing.
+_NEUTRAL = {"min": torch.inf, "max": -torch.inf}
+
+
+def agree_on_entries(
+    strategy: Strategy,
+    module: torch.nn.Module | None,
+    context: LogContext,
+    due: list[LoggedValue],
+) -> list[LoggedValue]:
+    """The entries that all ranks are about to reduce, in one order. A collective.
+
+    A rank that had no batch takes part in what the others logged, with nothing.
+
+    Args:
+        strategy: knows the ranks.
+        module: holds the torchmetrics that were logged.
+        context: the stage, whose values get an entry for what only other ranks have logged.
+        due: what this rank has to reduce.
+
+    Raises:
+        RuntimeError: if a rank that had batches did not log what another one did; on all of them.
+    """
+    shared = {entry.key: entry for entry in due if not entry.rank_zero_only}
+    described = {
+        key: (entry.facts(), entry.list_states()) for key, entry in shared.items()
+    }
+    # collective
+    by_rank = strategy.gather_objects(
+        (context.empty_loaders, described, context.loaders_by_name)
+    )
+    for _, _, loaders_by_name in by_rank:
+        for name, loaders in loaders_by_name.items():
+            context.loaders_by_name.setdefault(name, set()).update(loaders)
+    logged_by_rank = [logged for _, logged, _ in by_rank]
+    had_no_batch = [bool(empty_loaders) for empty_loaders, _, _ in by_rank]
+    facts_by_key: dict[Any, dict[str, Any]] = {}
+    for logged in reversed(logged_by_rank):
+        for key, (facts, _) in logged.items():
+            facts_by_key[key] = facts
+    for key in facts_by_key:
+        _require_everywhere(key, context.stage, logged_by_rank, had_no_batch)
+    agreed = []
+    for key in sorted(facts_by_key, key=repr):
+        entry = shared.get(key)
+        if entry is None:
+            entry = LoggedValue(*key, **facts_by_key[key])
+            entry.find_metric_in(module)
+            context.values[key] = entry
+        if entry.metric is not None:
+            states = [logged[key][1] for logged in logged_by_rank if key in logged]
+            fill_list_states(entry.value, states)
+        agreed.append(entry)
+    return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
+
+
+def _require_everywhere(
+    key: Any,
+    stage: str | None,
+    logged_by_rank: list[dict[Any, Any]],
+    had_no_batch: list[bool],
+) -> None:
+    """Raise if a rank that had batches did not log what another one did."""
+    having, lacking = [], []
+    for rank, logged in enumerate(logged_by_rank):
+        (having if key in logged else lacking).append(rank)
+    if all(had_no_batch[rank] for rank in lacking):
+        return
+    names = "; ".join(
+        f"rank {rank} logged {_names(logged)}"
+        for rank, logged in enumerate(logged_by_rank)
+    )
+    raise RuntimeError(
+        f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
+        f"{stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
+        "all of them, or pass rank_zero_only=True to keep rank 0's own"
+    )
+
+
+def _names(keys: Iterable[tuple[str, int | None]]) -> str:
+    return ", ".join(sorted({repr(name) for name, _ in keys})) or "nothing"
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))
+
+
+def reduced(
+    strategy: Strategy, entries: list[LoggedValue]
+) -> Iterator[tuple[LoggedValue, Any]]:
+    """The epoch's value of each entry that holds one, over all ranks: one collective for all of them."""
+    shared = []
+    for entry in entries:
+        if strategy.world_size > 1 and not entry.rank_zero_only:
+            shared.append(entry)
+            continue
+        total, weight = entry.folded()
+        if total is not None:
+            yield entry, entry.mean_of(total, weight)
+    if not shared:
+        return
+    rows = [_total_and_weight(entry, strategy.device) for entry in shared]
+    # collective; of the shape (world_size, entries, 2)
+    by_rank = strategy.all_gather(torch.stack(rows))
+    totals = by_rank[:, :, 0].unbind(1)
+    # host–device sync
+    weights = by_rank[:, :, 1].sum(0).tolist()
+    for entry, column, weight in zip(shared, totals, weights, strict=True):
+        yield entry, entry.mean_of(entry.reduce(column), weight)
+
+
+def _total_and_weight(entry: LoggedValue, device: torch.device) -> torch.Tensor:
+    total, weight = entry.folded()
+    if total is None:
+        total = _NEUTRAL.get(entry.reduction, 0.0)
+    numbers = [
+        torch.as_tensor(number, dtype=sum_dtype(device), device=device)
+        for number in (total, weight)
+    ]
+    return torch.stack(numbers)
