@@ -10,7 +10,7 @@ from .checkpoint.configs import rebuild
 from .checkpoint.find import resolve
 from .checkpoint.manifest import naming_damage
 from .checkpoint.reader import load_checkpoint
-from .checkpoint.serialization import find_sealed, require_unsealed
+from .checkpoint.serialization import require_loaded
 from .checkpoint.tensors import device_of
 from .errors import CheckpointError
 
@@ -34,7 +34,7 @@ def load_weights(
     Raises:
         CheckpointError: if it is of another architecture, or holds objects that were not loaded.
     """
-    require_unsealed(checkpoint["state_dict"])
+    require_loaded(checkpoint["state_dict"])
     try:
         load(checkpoint["state_dict"], strict)
     except RuntimeError as error:
@@ -82,9 +82,7 @@ def construct(
             if name in call["arguments"] and (takes_any or name in parameters)
         }
     arguments = {**recorded, **overrides}
-    sealed = find_sealed(arguments)
-    if sealed is not None:
-        raise sealed._error()
+    require_loaded(arguments)
     for name in kinds.keys() & recorded.keys() - overrides.keys():
         arguments[name] = rebuild(cls, name, kinds[name], recorded[name])
     missing = [
@@ -119,7 +117,7 @@ def datamodule_from_checkpoint(
         overrides,
     )
     if "datamodule" in checkpoint:
-        require_unsealed(checkpoint["datamodule"])
+        require_loaded(checkpoint["datamodule"])
         datamodule.load_state_dict(checkpoint["datamodule"])
     return datamodule
 

@@ -26,7 +26,7 @@ from .arguments import (
     names_arguments,
 )
 from .checkpoint.schema import RunState
-from .checkpoint.storage import plain
+from .checkpoint.storage import without_local_scheme
 from .checkpoint.weights import export_weights
 from .data.iteration import INFINITE
 from .datamodule import DataModule
@@ -222,7 +222,7 @@ class Trainer:
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
         self.default_root_dir = os.path.expanduser(
-            plain(os.fspath(default_root_dir or os.getcwd()))
+            without_local_scheme(os.fspath(default_root_dir or os.getcwd()))
         )
 
         switches = {

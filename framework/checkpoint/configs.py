@@ -28,7 +28,11 @@ class AttributeDict(dict[str, Any]):
                 f"no hyperparameter {name!r}; there are: {known}"
             ) from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(
+        self,
+        name: str,
+        value: Any,
+    ) -> None:
         self[name] = value
 
 
@@ -82,7 +86,8 @@ def portable(value: Any) -> Any:
     if (fields := fields_of(value)) is not None:
         return {name: portable(item) for name, item in fields.items()}
     is_other = isinstance(
-        value, (str, bytes, bytearray, range, memoryview, list, tuple)
+        value,
+        (str, bytes, bytearray, range, memoryview, list, tuple),
     )
     return (
         list(map(portable, value))
@@ -91,7 +96,11 @@ def portable(value: Any) -> Any:
     )
 
 
-def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
+def kind_of(
+    owner: type[Any],
+    argument: str,
+    value: Any,
+) -> str | None:
     """How :func:`rebuild` is to make ``value`` again, an argument of ``owner``'s constructor; None if it cannot.
 
     A class is named by the constructor's annotation only: a checkpoint alone must not say what code runs.
@@ -108,7 +117,12 @@ def kind_of(owner: type[Any], argument: str, value: Any) -> str | None:
     return None
 
 
-def rebuild(owner: type[Any], argument: str, kind: str, value: Any) -> Any:
+def rebuild(
+    owner: type[Any],
+    argument: str,
+    kind: str,
+    value: Any,
+) -> Any:
     """Make again what :func:`portable` has taken apart, with keys as attributes where nothing else is known."""
     if kind in _NAMESPACES:
         return _NAMESPACES[kind](**_of_type(None, value))
@@ -169,6 +183,8 @@ def _with_fields(
     if not hasattr(kind, "model_fields"):
         for name, value in values.items():
             object.__setattr__(
-                made, name, value
+                made,
+                name,
+                value,
             )  # also what the constructor does not take, or would change again
     return made

@@ -9,33 +9,12 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .journal import name_of_hidden
-from .manifest import MANIFEST, is_complete, read_manifest
-from .storage import (
-    exists,
-    find_folders_with,
-    is_file,
-    is_local,
-    join,
-    plain,
-    read_bytes,
-)
+from .manifest import MANIFEST, Manifest, is_complete, read_manifest
+from .storage import is_local, join, storage_of, without_local_scheme
 from .weights import is_weights_file
 
-
-def _replaced(path: str) -> str | None:
-    """The complete checkpoint that was moved aside, if the process was killed before the new one took its place."""
-    parent, name = os.path.split(path.rstrip("/"))
-    if not os.path.isdir(parent or "."):
-        return None
-    aside = [
-        other
-        for other in os.listdir(parent or ".")
-        if other.startswith(f".{name}.") and other.endswith(".old")
-    ]
-    return next(
-        (found for other in aside if is_complete(found := os.path.join(parent, other))),
-        None,
-    )
+# Bytes of the longest pointer.
+_LONGEST_POINTER = 1 << 16
 
 
 def resolve(path: str) -> str:
@@ -44,16 +23,14 @@ def resolve(path: str) -> str:
     Raises:
         CheckpointError: if there is none.
     """
-    path = plain(os.fspath(path))
-    if (
-        not exists(path)
-        and is_local(path)
-        and (replaced := _replaced(path)) is not None
-    ):
-        return replaced
-    if not exists(path):
-        raise CheckpointError(f"there is no checkpoint at {path!r}")
-    if not is_file(path):
+    path = without_local_scheme(os.fspath(path))
+    storage = storage_of(path)
+    if not storage.exists(path):
+        moved = _moved_aside(path)
+        if moved is None:
+            raise CheckpointError(f"there is no checkpoint at {path!r}")
+        return moved
+    if not storage.is_file(path):
         return path.rstrip("/")
     if is_weights_file(path):
         return path
@@ -62,67 +39,92 @@ def resolve(path: str) -> str:
         raise CheckpointError(
             f"{path!r} is neither a checkpoint directory, nor a pointer to one, nor a file of weights (damaged?)"
         )
-    target = (
-        target
-        if os.path.isabs(target) or "://" in target
-        else join(os.path.dirname(path), target)
-    )
-    if not exists(target) and is_local(target):
-        return _replaced(target) or target
+    if not os.path.isabs(target) and is_local(target):
+        target = join(os.path.dirname(path), target)
+    if not storage_of(target).exists(target):
+        return _moved_aside(target) or target
     return target
+
+
+def _moved_aside(path: str) -> str | None:
+    """The complete checkpoint that was moved aside, if the process was killed before the new one took its place."""
+    parent, name = os.path.split(path.rstrip("/"))
+    parent = parent or "."
+    if not is_local(path) or not os.path.isdir(parent):
+        return None
+    for hidden in os.listdir(parent):
+        if hidden.startswith(f".{name}.") and hidden.endswith(".old"):
+            moved = os.path.join(parent, hidden)
+            if is_complete(moved):
+                return moved
+    return None
 
 
 def pointed_to(path: str) -> str | None:
     """What the pointer ``path`` names; None if it is another file."""
+    content = storage_of(path).read_at_most(path, _LONGEST_POINTER)
     try:
-        target = json.loads(read_bytes(path, limit=1 << 16))["checkpoint"]
+        target = json.loads(content)["checkpoint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return target if isinstance(target, str) else None
 
 
 def find_manifests(
-    directory: str, damaged: Callable[[str], Any] = lambda _: None
-) -> dict[str, dict[str, Any]]:
+    directory: str, on_damage: Callable[[str], Any] = lambda _: None
+) -> dict[str, Manifest]:
     """The manifests of the complete checkpoints in a directory and its folders, by path.
 
-    ``damaged`` is told of each that has no valid manifest; of other damage, only reading them tells.
+    Args:
+        directory: where to look, local or any fsspec URL.
+        on_damage: called, with what is wrong, for each that has no valid manifest; of other damage, only reading the
+            files tells.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for path in (
-        folders := set(find_folders_with(directory, (MANIFEST, "state.json")))
-    ):
-        parent, name = path.rpartition("/")[::2]
-        if parent in folders and not exists(join(path, MANIFEST)):
-            continue  # where the files of one are that has replaced another
-        # One moved aside counts only while nothing has taken its place.
-        if name.startswith(".") and (
-            not name.endswith(".old") or exists(join(parent, name_of_hidden(name)))
-        ):
+    storage = storage_of(directory)
+    manifests = {}
+    if not storage.exists(directory):
+        return manifests
+    folders = {*storage.folders_with(directory, (MANIFEST, "state.json"))}
+    for path in folders:
+        parent, _, name = path.rpartition("/")
+        if parent in folders and not storage.exists(join(path, MANIFEST)):
+            # Here lie the files of a checkpoint that has replaced another one.
             continue
+        if name.startswith("."):
+            # One that was moved aside counts only while nothing has taken its place.
+            is_replaced = storage.exists(join(parent, name_of_hidden(name)))
+            if is_replaced or not name.endswith(".old"):
+                continue
         try:
-            found[path] = read_manifest(path)
+            manifests[path] = read_manifest(path)
         except CheckpointError as error:
-            damaged(str(error))
+            on_damage(str(error))
         except OSError as error:
-            if not is_local(path):
-                raise  # a store that does not answer now is not one without checkpoints
-            damaged(f"checkpoint {path!r} cannot be read: {error}")
-    return found
+            if not storage.is_local:
+                # A store that does not answer now is not one without checkpoints.
+                raise
+            on_damage(f"checkpoint {path!r} cannot be read: {error}")
+    return manifests
+
+
+def newest_first(manifests: dict[str, Manifest]) -> list[str]:
+    """The paths of checkpoints, the one written last first."""
+    return sorted(
+        manifests,
+        key=lambda path: (manifests[path].get("created", 0.0), path),
+        reverse=True,
+    )
 
 
 def find_checkpoints(directory: str) -> list[str]:
     """The complete checkpoints in a directory and its folders, the one written last first."""
-    found = find_manifests(directory)
-    return sorted(
-        found, key=lambda path: (found[path].get("created", 0.0), path), reverse=True
-    )
+    return newest_first(find_manifests(directory))
 
 
 def is_taken(path: str) -> bool:
     """Whether there is something at ``path`` that a new checkpoint must not take the place of unasked."""
-    if is_local(path):
-        return exists(path)
-    return is_file(path) or exists(
-        join(path, MANIFEST)
-    )  # else it is what an interrupted upload has left
+    storage = storage_of(path)
+    if storage.is_local:
+        return storage.exists(path)
+    # Anything else is what an interrupted upload has left.
+    return storage.is_file(path) or storage.exists(join(path, MANIFEST))

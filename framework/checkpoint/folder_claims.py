@@ -1,14 +1,14 @@
-"""Folders that a run has for itself while it lives: two that save in one would mix up their checkpoints."""
+"""Folders that belong to one running program: two that save in one folder would mix up their checkpoints."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..messages import log
-from .storage import is_local, join, remove, write_file
+from .storage import is_local, join, storage_of, write_file
 
 try:
     import fcntl
@@ -18,10 +18,15 @@ except ImportError:  # there are no such locks on Windows
 # How often to make a folder that its last holder removes meanwhile; what cannot be made at all fails as often.
 _TRIES = 1000
 
+
+class _Claim(NamedTuple):
+    owner: Any
+    descriptor: int  # of the folder, which is locked
+    is_new: bool  # it was not there before
+
+
 # By folder, in this process, where runs in several threads may come and go.
-_owners: dict[str, Any] = {}
-_descriptors: dict[str, int] = {}
-_made: set[str] = set()  # folders that were not there before
+_claims: dict[str, _Claim] = {}
 
 
 def claim_folder(path: str, owner: object) -> str:
@@ -29,11 +34,11 @@ def claim_folder(path: str, owner: object) -> str:
 
     Args:
         path: the folder.
-        owner: what has it from now on, and may claim it again.
+        owner: who has the folder from now on, and may claim it again.
 
     Returns:
-        ``path``, or a folder inside of it if another owner has that, or another process: one that lives, as what
-        holds it is a lock that the system takes away with the process. At a URL there are none.
+        ``path``, or a folder inside of it if another owner or process has ``path``. A claim is a lock, which the
+        system takes away when the process ends. At a URL there are no claims.
 
     Raises:
         OSError: if nothing can be written there.
@@ -41,8 +46,9 @@ def claim_folder(path: str, owner: object) -> str:
     if not is_local(path):
         trial = join(path, f".{os.getpid()}.trial")
         write_file(trial, b"")
-        with suppress(Exception):  # a store may let nobody delete
-            remove(trial)
+        # A store may let nobody delete.
+        with suppress(Exception):
+            storage_of(trial).remove(trial)
         return path
     number, claimed = 0, path
     while not _hold(claimed, owner):
@@ -54,33 +60,28 @@ def claim_folder(path: str, owner: object) -> str:
 
 
 def release_folders(owner: object) -> None:
-    """Let others have the folders that ``owner`` has claimed; those that were made for it and are empty go."""
-    for path, holder in list(_owners.items()):
-        if holder is not owner:
+    """Give up what ``owner`` has claimed; folders that were made for it and are empty are removed."""
+    for path, claim in list(_claims.items()):
+        if claim.owner is not owner:
             continue
-        is_new = path in _made
-        _made.discard(path)
-        descriptor = _descriptors.pop(path)
-        del _owners[path]
-        if is_new:
+        del _claims[path]
+        if claim.is_new:
             with suppress(OSError):
                 os.rmdir(path)
-        os.close(descriptor)  # only now another can have it
+        # Only now another can have it.
+        os.close(claim.descriptor)
 
 
 def _hold(path: str, owner: object) -> bool:
     """Lock a folder; False if another has it."""
-    holder = _owners.get(path)
-    if holder is not None:
-        return holder is owner
+    claim = _claims.get(path)
+    if claim is not None:
+        return claim.owner is owner
     is_new = not os.path.exists(path)
     descriptor = _lock(path)
     if descriptor is None:
         return False
-    _descriptors[path] = descriptor
-    if is_new:
-        _made.add(path)
-    _owners[path] = owner
+    _claims[path] = _Claim(owner, descriptor, is_new)
     return True
 
 
@@ -91,9 +92,8 @@ def _lock(path: str) -> int | None:
         descriptor = None
         try:
             os.makedirs(path, exist_ok=True)
-            tempfile.TemporaryFile(
-                dir=path
-            ).close()  # raises if it cannot be written to
+            # Raises if it cannot be written to.
+            tempfile.TemporaryFile(dir=path).close()
             descriptor = os.open(path, os.O_RDONLY)
             _try_lock(descriptor)
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):
@@ -117,17 +117,17 @@ def _try_lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks, as some on the network
+    except OSError:
+        # The file system has no locks, as some on the network.
         pass
 
 
-def _forget() -> None:
-    """In a process that was forked, such as a loader's worker: the lock is its parent's, and must end with that."""
-    for descriptor in _descriptors.values():
-        os.close(descriptor)
-    for own in (_owners, _descriptors, _made):
-        own.clear()
+def _forget_claims() -> None:
+    """Called in a forked process, such as a loader's worker: the locks are its parent's, and must end with that."""
+    for claim in _claims.values():
+        os.close(claim.descriptor)
+    _claims.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_forget_claims)

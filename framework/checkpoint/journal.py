@@ -1,4 +1,4 @@
-"""What is on its way: names and journals of files that are not finished, and what becomes of them after a crash."""
+"""Files that are not finished: their names, journals that list them, and what becomes of them after a crash."""
 
 from __future__ import annotations
 
@@ -12,29 +12,17 @@ import time
 import uuid
 
 from ..errors import CheckpointError
-from .manifest import MANIFEST, read_manifest
-from .storage import (
-    exists,
-    is_file,
-    is_local,
-    join,
-    list_names,
-    read_bytes,
-    remove,
-    remove_files,
-    write_file,
-)
+from .manifest import MANIFEST, name_in, read_manifest
+from .storage import is_local, join, storage_of, write_file
 
-# What is there for a while only: the name that it is for, and the process that made it; the last part is replacing's.
+# What is there for a while only: the name that it is for, the machine and the process that made it; and a number. The
+# last part is there while such a file itself is being replaced.
 _UNFINISHED = re.compile(
-    r"\.(?P<name>.+)\.(?P<place>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?",
+    r"\.(?P<name>.+)\.(?P<machine>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?",
     re.DOTALL,
 )
-
-
-_FORGOTTEN = (
-    7 * 86400.0
-)  # seconds after which what another machine has not finished is taken for abandoned
+# Seconds after which what another machine has not finished is taken for abandoned.
+_ABANDONED_AFTER = 7 * 86400.0
 
 
 def own_files(path: str) -> list[str]:
@@ -43,115 +31,111 @@ def own_files(path: str) -> list[str]:
         manifest = read_manifest(path)
     except CheckpointError:
         return []
-    return [
-        MANIFEST,
-        *(
-            f"{manifest.get('folder', '')}/{name}".lstrip("/")
-            for name in manifest["files"]
-        ),
-    ]
+    return [MANIFEST, *(name_in(manifest, name) for name in manifest["files"])]
 
 
 def hidden_name(path: str, kind: str) -> str:
     """A name beside ``path`` for what is there for a while only; it says which process made it."""
     parent, name = os.path.split(path)
-    return join(parent, f".{name}.{_owner()}.{uuid.uuid4().hex[:8]}.{kind}")
+    return join(parent, f".{name}.{_this_process()}.{uuid.uuid4().hex[:8]}.{kind}")
+
+
+def name_of_hidden(hidden: str) -> str:
+    """``name`` of ``.name.process.number.tmp`` or ``.old``."""
+    return hidden[1:].rsplit(".", 3)[0]
+
+
+def _this_machine() -> str:
+    """This machine or container, in the names of what is not finished."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except FileNotFoundError:
+        namespace = 0
+    return f"{socket.gethostname()}-{namespace}".replace(".", "_")
+
+
+def _this_process() -> str:
+    return f"{_this_machine()}-{os.getpid()}"
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process of this machine is there."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is somebody else's.
+        pass
+    return True
 
 
 def _journals_of(path: str) -> str:
-    """How the journals of changes to a folder begin: inside a local one, as the one around it may be read-only."""
+    """How the paths of journals begin: inside of a local folder, as the one around it may be read-only."""
     parent, _, name = path.rpartition("/")
-    inside = is_local(path) or parent.endswith(":/")  # a bucket has nothing around it
-    return join(path if inside else parent, f".{name}.")
+    # A bucket has nothing around it.
+    is_inside = is_local(path) or parent.endswith(":/")
+    return join(path if is_inside else parent, f".{name}.")
 
 
 def write_journal(path: str, names: list[str]) -> str:
-    """Note that these files are ours, whatever happens next."""
-    journal = f"{_journals_of(path)}{_owner()}.{uuid.uuid4().hex[:8]}.tmp"
+    """Note that these files of the folder ``path`` are ours, whatever happens next; returns the journal's path."""
+    number = uuid.uuid4().hex[:8]
+    journal = f"{_journals_of(path)}{_this_process()}.{number}.tmp"
     write_file(journal, json.dumps(names).encode())
     return journal
 
 
 def settle(path: str, journal: str) -> None:
     """Remove those of the files that a journal lists which are no part of the checkpoint that is there now."""
-    remove_files(path, {*json.loads(read_bytes(journal))} - {*own_files(path)})
-    remove(journal)
+    storage = storage_of(path)
+    listed = json.loads(storage.read(journal))
+    storage.remove_files(path, {*listed} - {*own_files(path)})
+    storage.remove(journal)
 
 
 def settle_journals(path: str) -> None:
     """Clear up what changes to a folder have left that broke off."""
+    storage = storage_of(path)
     folder, _, beginning = _journals_of(path).rpartition("/")
-    for name in list_names(folder) if exists(folder) else []:
-        found = _UNFINISHED.fullmatch(name)
-        if (
-            found is None
-            or f".{found['name']}." != beginning
-            or not is_file(join(folder, name))
-        ):
+    for name in storage.names(folder) if storage.exists(folder) else ():
+        match, journal = _UNFINISHED.fullmatch(name), join(folder, name)
+        if match is None or f".{match['name']}." != beginning:
             continue
-        if _is_at_work(found["place"], found["process"]):
+        if not storage.is_file(journal):
+            continue
+        if match["machine"] == _this_machine() and _is_alive(int(match["process"])):
             continue
         try:
-            settle(path, join(folder, name))
-        except ValueError:  # it broke off while it was written, and nothing came after
-            remove(join(folder, name))
-        if is_local(path):
-            remove_files(
-                path, fnmatch.filter(list_names(path), f"{MANIFEST}.????????.tmp")
-            )
-
-
-def _owner() -> str:
-    """This process, in the names of what is not finished: its machine or container, and its number there."""
-    namespace = (
-        os.stat("/proc/self/ns/pid").st_ino
-        if os.path.exists("/proc/self/ns/pid")
-        else 0
-    )
-    return f"{socket.gethostname()}-{namespace}-{os.getpid()}".replace(".", "_")
-
-
-def name_of_hidden(hidden: str) -> str:
-    """``name`` of ``.name.owner.number.tmp`` or ``.old``."""
-    return hidden[1:].rsplit(".", 3)[0]
+            settle(path, journal)
+        except ValueError:
+            # It broke off while it was written, and nothing came after.
+            storage.remove(journal)
+        if storage.is_local:
+            unfinished = f"{MANIFEST}.????????.tmp"
+            storage.remove_files(path, fnmatch.filter(storage.names(path), unfinished))
 
 
 def sweep(directory: str) -> None:
     """Remove what saves of processes that are gone have left unfinished in a local folder."""
     for name in os.listdir(directory):
-        found = _UNFINISHED.fullmatch(name)
-        if found is None:
+        match, path = _UNFINISHED.fullmatch(name), join(directory, name)
+        if match is None or not _is_abandoned(path, match):
             continue
-        path = join(directory, name)
-        try:
-            if (
-                found["place"] != _owner().rpartition("-")[0]
-            ):  # nobody here knows whether it lives
-                gone = time.time() - os.path.getmtime(path) > _FORGOTTEN
-            else:
-                gone = int(found["process"]) != os.getpid() and not _lives(
-                    int(found["process"])
-                )
-        except OSError:  # another process was quicker
-            continue
-        if gone and (name.endswith(".tmp") or exists(join(directory, found["name"]))):
+        if name.endswith(".tmp") or os.path.exists(join(directory, match["name"])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_at_work(place: str, process: str) -> bool:
-    """Whether that is another process of this machine, and lives."""
-    return (
-        place == _owner().rpartition("-")[0]
-        and int(process) != os.getpid()
-        and _lives(int(process))
-    )
-
-
-def _lives(process: int) -> bool:
+def _is_abandoned(path: str, match: re.Match[str]) -> bool:
+    """Whether nobody will finish it."""
+    if match["machine"] == _this_machine():
+        process = int(match["process"])
+        return process != os.getpid() and not _is_alive(process)
+    # Nobody here knows whether that process is alive.
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return time.time() - os.path.getmtime(path) > _ABANDONED_AFTER
+    except OSError:
+        # Another process was quicker.
         return False
-    except PermissionError:  # it is somebody else's
-        pass
-    return True

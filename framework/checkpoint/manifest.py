@@ -6,26 +6,43 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import CheckpointError
-from .storage import (
-    is_file,
-    join,
-    read_bytes,
-    size,
-)
+from .storage import join, storage_of
 
-FORMAT = 1
-
-
+# Of what is written; those before are read, too.
+FORMAT = 2
 MANIFEST = "manifest.json"
+# In bytes; a file that is larger was made to fill the memory.
+_LARGEST_MANIFEST = 2**28
 
 
-_LARGEST_MANIFEST = 2**28  # bytes; a file that is larger was made to fill the memory
+class Manifest(TypedDict):
+    """What a manifest says of a checkpoint.
+
+    Attributes:
+        format: the version of the schema.
+        files: each file's size in bytes, and checksum.
+        folder: where below the checkpoint they are, if not in it itself.
+        created: when, in seconds since 1970.
+        world_size: of the run.
+        module: the class of what was trained.
+        metrics: the values that were known.
+        resumable: a Trainer can resume it.
+    """
+
+    format: int
+    files: dict[str, dict[str, int]]
+    folder: str
+    created: float
+    world_size: int
+    module: str
+    metrics: dict[str, float]
+    resumable: bool
 
 
-def seal_manifest(body: dict[str, Any]) -> bytes:
+def seal_manifest(body: Any) -> bytes:
     """The file's content, with a checksum."""
     return _dump({"body": body, "crc32": zlib.crc32(_dump(body))})
 
@@ -34,41 +51,44 @@ def _dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def read_manifest(path: str) -> dict[str, Any]:
+def read_manifest(path: str) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
         CheckpointError: if there is none, or it was altered, or is of a later format.
     """
-    name = join(path, MANIFEST)
-    if not is_file(name):  # to open a pipe would wait for somebody to write
+    file, storage = join(path, MANIFEST), storage_of(path)
+    # To open a pipe would wait for somebody to write.
+    if not storage.is_file(file):
         raise CheckpointError(
             f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file"
         )
-    content = read_bytes(name, limit=_LARGEST_MANIFEST)
+    content = storage.read_at_most(file, _LARGEST_MANIFEST)
     with naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
         body = sealed["body"]
         if _dump(sealed) != content or zlib.crc32(_dump(body)) != sealed["crc32"]:
             raise ValueError("its checksum differs")
-        later = body["format"] > FORMAT
-    if later:
+        is_later = body["format"] > FORMAT
+    if is_later:
         raise CheckpointError(
             f"checkpoint {path!r} has format {body['format']}, this version reads up to {FORMAT}; upgrade"
         )
     with naming_damage(path, f"{MANIFEST} is not as it should be"):
-        for name in [*body["files"], body.get("folder", "files")]:
-            if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
-                raise ValueError(f"it lists {name!r}, which is no file inside of it")
-        if not all(
-            type(own[fact]) is int
-            for own in body["files"].values()
-            for fact in ("size", "crc32")
-        ):
-            raise TypeError("a file's size or checksum is no number")
-        float(body.get("created", 0.0))
-        dict(body.get("metrics", {}))
+        _check(body)
     return body
+
+
+def _check(body: Manifest) -> None:
+    """Raise if the checksum is right and the content is not, as of a manifest that was made to harm."""
+    for name in [*body["files"], body.get("folder", "files")]:
+        if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
+            raise ValueError(f"it lists {name!r}, which is no file inside of it")
+    for entry in body["files"].values():
+        if type(entry["size"]) is not int or type(entry["crc32"]) is not int:
+            raise TypeError("a file's size or checksum is no number")
+    float(body.get("created", 0.0))
+    dict(body.get("metrics", {}))
 
 
 @contextmanager
@@ -86,18 +106,26 @@ def naming_damage(path: str, what: str) -> Iterator[None]:
 
 def is_complete(path: str) -> bool:
     """Whether ``path`` holds a valid manifest and all files that it lists, in their sizes."""
+    storage = storage_of(path)
     try:
         manifest = read_manifest(path)
-        return all(
-            size(path_of(path, name, manifest)) == own["size"]
-            for name, own in manifest["files"].items()
-        )
+        for name, entry in manifest["files"].items():
+            if storage.size(path_of(path, name, manifest)) != entry["size"]:
+                return False
     except (CheckpointError, OSError):
         return False
+    return True
 
 
-def path_of(path: str, name: str, manifest: dict[str, Any]) -> str:
-    """Where the file ``name`` of a checkpoint is: below the folder that its manifest names, if it names one."""
-    return join(
-        path, *(manifest["folder"],) if "folder" in manifest else (), *name.split("/")
-    )
+def name_in(manifest: Manifest, name: str) -> str:
+    """The name of a checkpoint's file below the checkpoint: in the folder that its manifest names, if it names one."""
+    return f"{manifest.get('folder', '')}/{name}".lstrip("/")
+
+
+def path_of(
+    path: str,
+    name: str,
+    manifest: Manifest,
+) -> str:
+    """Where the file ``name`` of a checkpoint is."""
+    return join(path, *name_in(manifest, name).split("/"))

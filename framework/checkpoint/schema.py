@@ -1,34 +1,163 @@
-"""What a checkpoint of a run holds: its counters, and of which kind the rest is."""
+"""What a checkpoint holds, and so what resuming needs: one schema for the Trainer's and the Engine's."""
 
 from __future__ import annotations
 
 import reprlib
-from dataclasses import asdict, dataclass, fields
-from operator import itemgetter
-from typing import Any
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import torch
 
-from ..seed import isolated_rng, set_rng_state
-from .manifest import naming_damage
-from .reader import load_checkpoint
+from .serialization import State
 
-# What a state may hold, and of which kind it is.
-_KINDS = {
-    "global_step": int,
-    "callbacks": dict,
-    "loggers": list,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-}
-# What each process keeps of a run, and what its position in the data is.
-_OF_EACH_PROCESS = itemgetter(
-    "metrics", "metric_states", "loader", "cursor", "saved_by"
-)
-_CURSOR = itemgetter("position", "end", "in_samples", "batch_sizes", "dealt")
 
-# Fields that say what this process is doing now; they are not part of a checkpoint.
-_TRANSIENT = ("fn", "stage", "status")
+class Checkpoint(TypedDict, total=False):
+    """All of a checkpoint. One of weights alone lacks most, an Engine's all that only a Trainer has."""
+
+    # Both levels: the first model, further ones, and what trains them.
+    epoch: int
+    global_step: int
+    state_dict: State
+    more_state_dicts: list[Any]
+    optimizer_states: list[Any]
+    lr_schedulers: list[Any]
+    scaler: State
+    # By rank, of each training loader; and the number from which they draw the data's order.
+    loader_states: list[list[LoaderState]]
+    data_seed: int | None
+    # By rank: states of random generators.
+    rng: list[Any]
+
+    # An Engine's: how many models there are, and the states of registered objects.
+    models: int
+    registered: list[Any]
+
+    # A Trainer's. The callbacks' states go by `Callback.state_key`.
+    run: Run
+    callbacks: State
+    loggers: list[Any]
+    optimizer_kinds: list[Any]
+    datamodule: Any
+    hyper_parameters: Any
+    datamodule_hyper_parameters: Any
+
+    # Added when it is read.
+    manifest: State
+
+
+class Run(TypedDict):
+    """How far a Trainer's run has come.
+
+    Attributes:
+        state: the counters, as of :class:`RunState`.
+        logged: by rank: what has been logged in the running epoch; of the main rank alone, if it saved alone.
+        saved_by: how many ranks read the epoch's data.
+    """
+
+    state: State
+    logged: list[Logged]
+    saved_by: int
+
+
+class Logged(TypedDict):
+    """What one rank has logged in the running epoch: as of ``Metrics.state_dict`` and ``metric_states``."""
+
+    metrics: State
+    metric_states: dict[str, MetricState]
+
+
+class MetricState(TypedDict):
+    """The state of a torchmetrics ``Metric``."""
+
+    update_count: int
+    state: State
+
+
+class LoaderState(TypedDict):
+    """How far one rank has come in a training loader.
+
+    Attributes:
+        epoch: index of the epoch to read next.
+        batches: of that epoch, given so far.
+        loader: the loader's own state, if it keeps one.
+        part: which data the epoch consists of, if not all.
+        cursor: how far all ranks together have come; None if nothing was read.
+    """
+
+    epoch: int
+    batches: int
+    loader: Any
+    part: PartOfEpoch | None
+    cursor: Cursor | None
+
+
+class PartOfEpoch(TypedDict):
+    """What was left of an epoch that other ranks had begun, or the same ones with another batch size.
+
+    Attributes:
+        first: ``batch_idx`` at which these ranks took over.
+        begin: where their data begins, in the units of :class:`Cursor`.
+        end: where it ends; None for the epoch's end.
+    """
+
+    first: int
+    begin: int
+    end: int | None
+
+
+class Cursor(TypedDict):
+    """How far all ranks together have come in an epoch.
+
+    Attributes:
+        position: what they have been given; in samples where the order is planned, else in the loader's batches.
+        end: where the epoch ends for them; None for its end.
+        in_samples: which of the two units.
+        batch_sizes: for how many samples a batch of each loader stands.
+        dealt: the ranks get different batches of one loader.
+    """
+
+    position: int
+    end: int | None
+    in_samples: bool
+    batch_sizes: list[Any]
+    dealt: bool
+
+
+def check_shape(
+    value: Any,
+    shape: Any,
+    name: str = "checkpoint",
+) -> None:
+    """Raise unless a value has the shape that a type hint describes.
+
+    Args:
+        value: what was read.
+        shape: ``Any``, a class, a union, ``list[…]``, ``dict[str, …]`` or a ``TypedDict``.
+        name: of the value, for the message.
+
+    Raises:
+        TypeError: if it has another type, such as a not-a-number.
+        KeyError: if an item is missing.
+    """
+    kinds = get_args(shape) if isinstance(shape, UnionType) else (shape,)
+    if Any in kinds or type(value) in kinds:
+        return
+    for kind in kinds:
+        if is_typeddict(kind) and isinstance(value, dict):
+            for key, item in get_type_hints(kind).items():
+                if key in value or key in kind.__required_keys__:
+                    check_shape(value[key], item, f"{name}.{key}")
+            return
+        if get_origin(kind) is dict and isinstance(value, dict):
+            for key, item in value.items():
+                check_shape(item, get_args(kind)[1], f"{name}.{key}")
+            return
+        if get_origin(kind) is list and isinstance(value, list):
+            for item in value:
+                check_shape(item, get_args(kind)[0], name)
+            return
+    raise TypeError(f"{name} is {reprlib.repr(value)}")
 
 
 @dataclass
@@ -47,8 +176,7 @@ class RunState:
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
         micro_batch: samples that a training step takes at once, if batches are run in parts.
-        part: if the running epoch was begun by another number of processes, or with another batch size: ``first``, the
-            ``batch_idx`` at which this one took over, and what was left of the data, from ``begin`` to ``end``.
+        part: what the running epoch's data is for these ranks, if others began it, or with another batch size.
         fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         status: ``"initializing"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"interrupted"``.
@@ -63,7 +191,7 @@ class RunState:
     epoch_done: bool = False
     seed: int | None = None
     micro_batch: int | None = None
-    part: dict[str, Any] | None = None
+    part: State | None = None
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
     fn: str | None = None
@@ -101,9 +229,8 @@ class RunState:
 
     def forget(self) -> None:
         """Count from the beginning, as for another module."""
-        for field in fields(self):
-            if field.name not in _TRANSIENT:
-                setattr(self, field.name, field.default)
+        for name, (_, default) in _COUNTERS.items():
+            setattr(self, name, default)
 
     def take(self, other: RunState) -> None:
         """Go on with another state, as of a run in another process."""
@@ -159,66 +286,47 @@ class RunState:
         self.part = None
         self.batches_done = self.epoch_done = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The counters."""
-        return {
-            key: value for key, value in asdict(self).items() if key not in _TRANSIENT
-        }
+        return {name: getattr(self, name) for name in _COUNTERS}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Set the counters.
 
         Raises:
             KeyError: if one is missing.
-            ValueError: if one is of another type, such as a not-a-number, or too small.
+            TypeError: if one is of another type.
+            ValueError: if one is too small.
         """
-        for field in fields(self):
-            if field.name in _TRANSIENT:
-                continue
-            value: Any = (
-                state.get(field.name) if field.default is None else state[field.name]
-            )
-            # An annotation is text here, such as "int | None".
-            is_known = type(value).__name__ in str(field.type).replace(
-                "None", "NoneType"
-            )
-            if not is_known or (field.default is not None and value < field.default):
-                raise ValueError(f"{field.name} is {value!r}")
-            setattr(self, field.name, value)
+        for name, (kind, least) in _COUNTERS.items():
+            value = state.get(name) if least is None else state[name]
+            check_shape(value, kind, name)
+            if least is not None and value < least:
+                raise ValueError(f"{name} is {value!r}")
+            setattr(self, name, value)
 
 
-def run_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """The run's state of each process that saved it; empty where no run was saved."""
-    if "run" not in checkpoint:
-        return []
-    return [checkpoint["run"], *checkpoint["run"].get("peers", [])]
+# What a checkpoint holds of a RunState: each field's type, and its default, which is the least value; None if the field
+# may be missing. The others say what this process is doing now.
+_COUNTERS: dict[str, tuple[Any, Any]] = {
+    field.name: (get_type_hints(RunState)[field.name], field.default)
+    for field in fields(RunState)
+    if field.name not in ("fn", "stage", "status")
+}
+_COUNTERS["part"] = PartOfEpoch | None, None
 
 
-def load_checked(path: str, weights_only: bool | None) -> dict[str, Any]:
-    """``load_checkpoint``, of what is to be taken up: its state has the shape that this needs.
-
-    Raises:
-        CheckpointError: if it has not; to load the weights alone, it need not.
-    """
-    checkpoint = load_checkpoint(path, weights_only)
-    with naming_damage(path, "its state is not as it should be"):
-        for name, kind in _KINDS.items():
-            value = checkpoint.get(name) or kind()
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} is {reprlib.repr(value)}")
-        with isolated_rng():
-            for generators in checkpoint["rng"]:
-                set_rng_state(generators)
-        if "run" in checkpoint:
-            itemgetter("world_size")(checkpoint["manifest"])
-            state = RunState()
-            state.load_state_dict(checkpoint["run"]["state"])
-            if state.part is not None:
-                itemgetter("first", "begin", "end")(state.part)
-        for state_of_process in run_states(checkpoint):
-            _, metric_states, _, cursor, _ = _OF_EACH_PROCESS(state_of_process)
-            for metric in metric_states.values():
-                itemgetter("update_count", "state")(metric)
-            if cursor is not None:
-                _CURSOR(cursor)
-    return checkpoint
+def loader_state(
+    counters: State,
+    loader: Any,
+    cursor: Any,
+) -> LoaderState:
+    """The state of a Trainer's training loader, from the run's counters and what the loader says."""
+    is_done = counters["epoch_done"]
+    return {
+        "epoch": counters["epoch"] + is_done,
+        "batches": 0 if is_done else counters["batch_idx"],
+        "part": None if is_done else counters.get("part"),
+        "loader": loader,
+        "cursor": cursor,
+    }

@@ -1,4 +1,4 @@
-"""Files and folders: local ones by the standard library, all others, such as ``s3://…``, through fsspec."""
+"""Where files are: local ones through the standard library, all others, such as ``s3://…``, through fsspec."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 def is_local(path: str) -> bool:
@@ -17,89 +17,129 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
-def plain(path: str) -> str:
-    """``path``, without the scheme of a URL that names a local one."""
-    return (
-        path.partition("://")[2] if path.startswith(("file://", "local://")) else path
-    )
-
-
-def _filesystem(path: str) -> Any:
-    import fsspec
-
-    # Its listings are not kept: another thread's or process's file system would not see in them what this one writes.
-    return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
+def without_local_scheme(path: str) -> str:
+    """``path``, or the local path that a URL such as ``file:///data`` names."""
+    if path.startswith(("file://", "local://")):
+        return path.partition("://")[2]
+    return path
 
 
 def join(path: str, *parts: str) -> str:
     """Join path or URL parts."""
-    return (
-        os.path.join(path, *parts)
-        if is_local(path)
-        else "/".join([path.rstrip("/"), *parts])
-    )
-
-
-def exists(path: str) -> bool:
-    """Whether there is a file or directory."""
-    return os.path.exists(path) if is_local(path) else _filesystem(path).exists(path)
-
-
-def is_file(path: str) -> bool:
-    """Whether there is a file."""
-    return os.path.isfile(path) if is_local(path) else _filesystem(path).isfile(path)
-
-
-def size(path: str) -> int:
-    """A file's bytes."""
-    return os.path.getsize(path) if is_local(path) else _filesystem(path).size(path)
-
-
-def read_bytes(path: str, count: int | None = None, limit: int | None = None) -> bytes:
-    """The content of a file, or its first ``count`` bytes; of a local one, ``limit`` bytes at most."""
     if is_local(path):
+        return os.path.join(path, *parts)
+    return "/".join([path.rstrip("/"), *parts])
+
+
+def top_of(name: str) -> str:
+    """The first part of a file's name below a folder: ``model`` of ``model/rank-0.safetensors``."""
+    return name.partition("/")[0]
+
+
+class LocalStorage:
+    """Files of this machine."""
+
+    is_local: ClassVar = True
+    exists = staticmethod(os.path.exists)
+    is_file = staticmethod(os.path.isfile)
+    size = staticmethod(os.path.getsize)
+    names = staticmethod(os.listdir)
+    remove_empty_folder = staticmethod(os.rmdir)
+
+    def read(
+        self,
+        path: str,
+        count: int | None = None,
+    ) -> bytes:
+        """The content of a file, or its first ``count`` bytes."""
         with open(path, "rb") as file:
-            return file.read(count or limit)
-    return (
-        _filesystem(path).cat_file(path, 0, count)
-        if count
-        else _filesystem(path).cat_file(path)
-    )
+            return file.read(count)
 
+    def read_at_most(
+        self,
+        path: str,
+        count: int,
+    ) -> bytes:
+        """The content of a file that should be small: its first bytes, if it is not."""
+        return self.read(path, count)
 
-def list_names(path: str) -> list[str]:
-    """The names of what is in a folder."""
-    if is_local(path):
-        return os.listdir(path)
-    return [
-        name.rstrip("/").rpartition("/")[2]
-        for name in _filesystem(path).ls(path, detail=False)
-    ]
+    def files(
+        self,
+        path: str,
+        within: Collection[str] | None = None,
+    ) -> list[str]:
+        """The names, relative to a folder, of what is below it: files, and folders that are empty, links or closed.
 
-
-def list_files(path: str, within: Collection[str] | None = None) -> list[str]:
-    """The names, relative to a folder, of all files below it, and of local folders that are empty, links or closed.
-
-    Args:
-        path: the folder.
-        within: of what is in it, look at these only. There may be much else in a local one.
-    """
-    if is_local(path):
-        begin = list_names(path) if within is None else within
-        entries = [
-            Path(path, name) for name in begin if os.path.lexists(join(path, name))
+        Args:
+            path: the folder.
+            within: of what is in it, look at these only, as there may be much else.
+        """
+        found = []
+        for name in self.names(path) if within is None else within:
+            if os.path.lexists(join(path, name)):
+                entry = Path(path, name)
+                found.append(entry)
+                found += entry.rglob("*") if _is_open_folder(entry) else ()
+        return [
+            entry.relative_to(path).as_posix()
+            for entry in found
+            if not _is_open_folder(entry)
         ]
-        below = (
-            other
-            for entry in entries
-            if _is_open_folder(entry)
-            for other in entry.rglob("*")
-        )
-        own = (entry for entry in (*entries, *below) if not _is_open_folder(entry))
-        return [entry.relative_to(path).as_posix() for entry in own]
-    filesystem = _filesystem(path)
-    root = filesystem._strip_protocol(path)
-    return [name[len(root) :].lstrip("/") for name in filesystem.find(path)]
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Any]:
+        """Open a new file to write to, bit by bit; on leaving it is on disk."""
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def replacing(self, path: str) -> Iterator[Any]:
+        """Open a file to write that appears all at once: what is at ``path`` is the old content or the new."""
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with self.writing(temporary) as file:
+                yield file
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync_directory(os.path.dirname(path) or ".")
+
+    def remove(self, path: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing if it is not there."""
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.exists(path):
+            os.unlink(path)
+
+    def remove_files(
+        self,
+        path: str,
+        names: Iterable[str],
+    ) -> None:
+        """Delete those files below a folder that are there, and the folders in it that this empties."""
+        names = {*names}
+        there = self.files(path, within={top_of(name) for name in names})
+        for name in sorted(names.intersection(there)):
+            file = join(path, *name.split("/"))
+            os.unlink(file)
+            remove_empty_folders(os.path.dirname(file), path)
+
+    def folders_with(
+        self,
+        path: str,
+        names: Collection[str],
+    ) -> list[str]:
+        """All folders below ``path``, and itself, that hold a file of one of these names."""
+        return [
+            folder
+            for folder, _, files in os.walk(path)
+            if not {*names}.isdisjoint(files)
+        ]
 
 
 def _is_open_folder(entry: Path) -> bool:
@@ -108,59 +148,144 @@ def _is_open_folder(entry: Path) -> bool:
         return False
     try:
         return any(entry.iterdir())
-    except OSError:  # nobody may look into it, such as the system's ``lost+found``
+    except OSError:
+        # Nobody may look into it, such as the system's ``lost+found``.
         return False
 
 
-@contextmanager
-def writing(path: str) -> Iterator[Any]:
-    """Open a new file to write to, piece by piece; on leaving it is on disk, or at the store."""
-    if is_local(path):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "wb") as file:
+class RemoteStorage:
+    """Files of an object store or another file system; methods as of :class:`LocalStorage`, and not as safe.
+
+    Nothing can be renamed there in one step, and a file appears when all of it has arrived.
+
+    Args:
+        path: any URL there.
+    """
+
+    is_local: ClassVar = False
+
+    def __init__(self, path: str) -> None:
+        import fsspec
+
+        # Listings are not kept: another thread's or process's file system would not see in them what this one writes.
+        self.system: Any = fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
+        self.exists = self.system.exists
+        self.is_file = self.system.isfile
+        self.size = self.system.size
+        self.remove_empty_folder = self.system.rmdir
+
+    def read(
+        self,
+        path: str,
+        count: int | None = None,
+    ) -> bytes:
+        """The content of a file, or its first ``count`` bytes."""
+        if count is None:
+            return self.system.cat_file(path)
+        return self.system.cat_file(path, 0, count)
+
+    def read_at_most(
+        self,
+        path: str,
+        count: int,
+    ) -> bytes:
+        """The content of a file that should be small; all of it, as a store refuses a part of an empty one."""
+        return self.read(path)
+
+    def names(self, path: str) -> list[str]:
+        """The names of what is in a folder."""
+        listed = self.system.ls(path, detail=False)
+        return [name.rstrip("/").rpartition("/")[2] for name in listed]
+
+    def files(self, path: str) -> list[str]:
+        """The names, relative to a folder, of all files below it."""
+        begin = len(self.system._strip_protocol(path))
+        return [name[begin:].lstrip("/") for name in self.system.find(path)]
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Any]:
+        """Open a new file to write to, bit by bit; on leaving it is at the store."""
+        self.system.makedirs(self.system._parent(path), exist_ok=True)
+        file = self.system.open(path, "wb")
+        try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        return
-    filesystem = _filesystem(path)
-    filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-    file = filesystem.open(path, "wb")
-    try:
-        yield file
-        file.close()
-    except BaseException:
-        with suppress(
-            Exception
-        ):  # what went wrong is on its way already; to close it would send what it has
-            file.discard()
-        file.closed = True
-        raise
+            file.close()
+        except BaseException:
+            # What went wrong is on its way already; to close the file would send what it has.
+            with suppress(Exception):
+                file.discard()
+            file.closed = True
+            raise
+
+    replacing = writing
+
+    def remove(self, path: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing if it is not there."""
+        if not self.system.exists(path):
+            return
+        if not has_magic(path):
+            self.system.rm(path, recursive=True)
+            return
+        # ``rm`` would take the name for a pattern, and remove what others have.
+        for file in self.system.find(path):
+            self.system.rm_file(file)
+
+    def remove_files(
+        self,
+        path: str,
+        names: Iterable[str],
+    ) -> None:
+        """Delete those files below a folder that are there; one that this empties goes in one request."""
+        there = {*self.files(path)}
+        listed = [join(path, name) for name in sorted(there.intersection(names))]
+        is_bucket = not self.system._parent(path).strip("/")
+        if listed and len(listed) == len(there) and not is_bucket:
+            self.remove(path)
+        elif any(map(has_magic, listed)):
+            for file in listed:
+                self.system.rm_file(file)
+        elif listed:
+            self.system.rm(listed)
+
+    def folders_with(
+        self,
+        path: str,
+        names: Collection[str],
+    ) -> list[str]:
+        """All folders below ``path``, and itself, that hold a file of one of these names."""
+        folders = set()
+        for file in self.files(path):
+            folder, _, name = file.rpartition("/")
+            if name in names:
+                folders.add(join(path, folder).rstrip("/"))
+        return sorted(folders)
 
 
-@contextmanager
-def replacing(path: str) -> Iterator[Any]:
-    """Open a file to write that appears all at once: what is at ``path`` is the old content or the new."""
-    path = plain(path)
-    if not is_local(path):
-        with writing(path) as file:  # a store shows a file when it is complete
-            yield file
-        return
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with writing(temporary) as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    sync_directory(os.path.dirname(path) or ".")
+def storage_of(path: str) -> LocalStorage | RemoteStorage:
+    """What reads and writes files at ``path``."""
+    return LocalStorage() if is_local(path) else RemoteStorage(path)
+
+
+def writing(path: str) -> AbstractContextManager[Any]:
+    """Open a new file to write to, bit by bit; on leaving it is on disk, or at the store."""
+    return storage_of(path).writing(path)
 
 
 def write_file(path: str, content: bytes) -> None:
     """Write a small file all at once."""
-    with replacing(path) as file:
+    path = without_local_scheme(path)
+    with storage_of(path).replacing(path) as file:
         file.write(content)
+
+
+def remove_empty_folders(path: str, root: str) -> None:
+    """Delete a folder, and those around it as far as ``root``, which stays, while there is nothing in them."""
+    storage = storage_of(path)
+    # It may be gone, or not empty, or the store may have no folders.
+    with suppress(Exception):
+        while path != root and path.startswith(join(root, "")):
+            storage.remove_empty_folder(path)
+            path = path.rpartition("/")[0]
 
 
 def sync_directory(path: str) -> None:
@@ -170,79 +295,3 @@ def sync_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove(path: str) -> None:
-    """Delete a file, or a folder with all that is in it; nothing if it is not there."""
-    if not exists(path):
-        return
-    if not is_local(path):
-        _remove_remote(_filesystem(path), path)
-    elif os.path.isdir(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
-
-
-def _remove_remote(filesystem: Any, path: str) -> None:
-    if not has_magic(path):
-        filesystem.rm(path, recursive=True)
-        return
-    # ``rm`` would take the name for a pattern, and remove what others have.
-    for file in filesystem.find(path):
-        filesystem.rm_file(file)
-
-
-def remove_files(path: str, names: Iterable[str]) -> None:
-    """Delete those files below a folder that are there, and the folders in it that this empties."""
-    names = {*names}
-    there = {*list_files(path, within={name.partition("/")[0] for name in names})}
-    listed = [
-        join(path, *name.split("/")) for name in sorted(there.intersection(names))
-    ]
-    if is_local(path):
-        for file in listed:
-            os.unlink(file)
-            remove_empty_folders(os.path.dirname(file), path)
-    elif listed:
-        filesystem = _filesystem(path)
-        if len(listed) == len(there) and filesystem._parent(path).strip(
-            "/"
-        ):  # never a bucket
-            _remove_remote(filesystem, path)
-        elif any(map(has_magic, listed)):
-            for file in listed:
-                filesystem.rm_file(file)
-        else:
-            filesystem.rm(listed)
-
-
-def remove_empty_folders(path: str, root: str) -> None:
-    """Delete a folder, and those around it as far as ``root``, which stays, while there is nothing in them."""
-    with suppress(Exception):  # it is not empty, or gone, or the store has no folders
-        while path != root and path.startswith(join(root, "")):
-            os.rmdir(path) if is_local(path) else _filesystem(path).rmdir(path)
-            path = path.rpartition("/")[0]
-
-
-def find_folders_with(directory: str, names: tuple[str, ...]) -> list[str]:
-    """All folders below ``directory``, and itself, that hold a file of one of these names."""
-    if not exists(directory):
-        return []
-    if is_local(directory):
-        return [
-            folder
-            for folder, _, files in os.walk(directory)
-            if any(name in files for name in names)
-        ]
-    filesystem = _filesystem(directory)
-    root = filesystem._strip_protocol(directory)
-    folders = {
-        file.rpartition("/")[0]
-        for file in filesystem.find(directory)
-        if file.rpartition("/")[2] in names
-    }
-    return [
-        join(directory, folder[len(root) :].lstrip("/")).rstrip("/")
-        for folder in sorted(folders)
-    ]

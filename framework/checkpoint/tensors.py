@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written piece by piece, without a second copy in memory, and read by the library."""
+"""Tensors in safetensors files: written in chunks, without a second copy in memory, and read by the library."""
 
 from __future__ import annotations
 
@@ -26,23 +26,21 @@ _NAMES = {
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 # What the format lacks is written as numbers that it has, or bytes, in one more dimension; the metadata names the type.
-_PARTS = {torch.complex128: torch.float64, torch.complex32: torch.float16}
-_ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
-_PIECE = 4 * 2**20  # bytes that are written at once
+_NUMBERS_OF = {torch.complex128: torch.float64, torch.complex32: torch.float16}
+_ORDER = {dtype: position for position, dtype in enumerate(_NAMES)}
+# Bytes that are written at once.
+_CHUNK = 4 * 2**20
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a tensor that a file can hold, or a part of one."""
-    return isinstance(value, TensorShard) or (
-        isinstance(value, Tensor)
-        and not is_lazy(value)
-        and not is_traceable_wrapper_subclass(
-            value
-        )  # such as torchao's: it has no memory of its own
-        and value.layout == torch.strided
-        and not value.is_quantized
-        and not value.is_meta
-    )
+    """Whether ``value`` is a tensor that a file can hold, or a shard of one."""
+    if isinstance(value, TensorShard):
+        return True
+    if not isinstance(value, Tensor) or is_lazy(value):
+        return False
+    # A wrapper, such as torchao's, has no memory of its own.
+    has_memory = not is_traceable_wrapper_subclass(value) and not value.is_meta
+    return has_memory and value.layout == torch.strided and not value.is_quantized
 
 
 def printable(name: str) -> str:
@@ -59,7 +57,7 @@ class StagedTensors:
     """Tensors on their way to a file.
 
     Args:
-        tensors: by name; of one that is spread over processes, the part that this process saves.
+        tensors: by name; of one that is sharded over ranks, the shard that this rank saves.
         copy: take copies in the host's memory now.
         share: store a tensor that has several names once, and the other names in the metadata.
     """
@@ -73,52 +71,48 @@ class StagedTensors:
         self.tensors: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         self.dtypes: dict[str, str] = {}
-        self.pieces: dict[str, Any] = {}
-        seen: dict[Any, str] = {}
+        self.shards: dict[str, Any] = {}
+        name_of = {}
         for name, value in tensors.items():
             if isinstance(value, TensorShard):
-                self.pieces[name] = value.shape, value.offset
-            tensor = (
-                value.tensor if isinstance(value, TensorShard) else value
-            ).detach()
-            bits = tensor.is_conj(), tensor.is_neg()
-            place = (
-                tensor.data_ptr(),
-                tensor.shape,
-                tensor.stride(),
-                tensor.dtype,
-                tensor.device,
-                *bits,
-            )
-            if share and tensor.numel() and place in seen:
-                self.aliases[name] = seen[place]
-                continue
-            seen[place] = name
+                self.shards[name] = value.shape, value.offset
+                value = value.tensor
+            tensor = value.detach()
+            if share and tensor.numel():
+                first = name_of.setdefault(_memory_of(tensor), name)
+                if first != name:
+                    self.aliases[name] = first
+                    continue
             if tensor.dtype not in _NAMES:
                 self.dtypes[name] = str(tensor.dtype).removeprefix("torch.")
                 tensor = tensor.resolve_conj().resolve_neg().unsqueeze(-1)
-                tensor = tensor.view(_PARTS.get(tensor.dtype, torch.uint8))
+                tensor = tensor.view(_NUMBERS_OF.get(tensor.dtype, torch.uint8))
             if copy:
                 tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
             self.tensors[name] = tensor
 
-    def write(self, file: Any) -> None:
-        """Write to what has a method ``write``."""
+    def chunks(self) -> Iterator[Any]:
+        """The file's bytes, some at a time."""
         names = sorted(
-            self.tensors, key=lambda name: (_ORDER[self.tensors[name].dtype], name)
+            self.tensors,
+            key=lambda name: (_ORDER[self.tensors[name].dtype], name),
         )
         # Accelerate reads no file whose metadata does not name the format.
         metadata = {"format": "pt"}
-        metadata |= {
-            key: json.dumps(own)
-            for key in ("aliases", "dtypes", "pieces")
-            if (own := getattr(self, key))
-        }
+        # The words of the file's format, of which "pieces" are shards.
+        for key, values in (
+            ("aliases", self.aliases),
+            ("dtypes", self.dtypes),
+            ("pieces", self.shards),
+        ):
+            if values:
+                metadata[key] = json.dumps(values)
         header: dict[str, Any] = {"__metadata__": metadata}
         end = 0
         for name in names:
             tensor = self.tensors[name]
-            begin, end = end, end + tensor.numel() * tensor.element_size()
+            begin = end
+            end += tensor.numel() * tensor.element_size()
             header[name] = {
                 "dtype": _NAMES[tensor.dtype],
                 "shape": [*tensor.shape],
@@ -126,20 +120,32 @@ class StagedTensors:
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
+        yield len(text).to_bytes(8, "little") + text
         for name in names:
-            _write_tensor(self.tensors[name], file)
+            yield from _chunks_of(self.tensors[name])
 
 
-def _write_tensor(tensor: Tensor, file: Any) -> None:
-    tensor = tensor.to("cpu").contiguous().resolve_conj().resolve_neg()
-    if not (length := tensor.numel() * tensor.element_size()):
-        return
-    content = memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast(
-        "B"
+def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have alike if they are the same numbers in the same memory."""
+    return (
+        tensor.data_ptr(),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+        tensor.device,
+        tensor.is_conj(),
+        tensor.is_neg(),
     )
-    for begin in range(0, length, _PIECE):
-        file.write(content[begin : begin + _PIECE])
+
+
+def _chunks_of(tensor: Tensor) -> Iterator[Any]:
+    tensor = tensor.to("cpu").contiguous().resolve_conj().resolve_neg()
+    length = tensor.numel() * tensor.element_size()
+    if length:
+        memory = (ctypes.c_char * length).from_address(tensor.data_ptr())
+        content = memoryview(memory).cast("B")
+        for begin in range(0, length, _CHUNK):
+            yield content[begin : begin + _CHUNK]
 
 
 def device_of(map_location: Any) -> Any:
@@ -153,37 +159,38 @@ def device_of(map_location: Any) -> Any:
 
 
 def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
-    """The tensors of a safetensors file, or its pieces of them, on ``map_location`` (default: the CPU).
+    """The tensors of a safetensors file, or its shards of them, on ``map_location`` (default: the CPU).
 
     Raises:
         ValueError: if it is damaged, or was made to harm.
     """
     from safetensors.torch import load
 
-    with naming_damage():
+    with _naming_damage():
         loaded = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     device = device_of(map_location)
     tensors: dict[str, Any] = {
         name: tensor.to(device) for name, tensor in loaded.items()
     }
-    metadata = header.get("__metadata__", {})
-    with naming_damage():
-        for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
+    with _naming_damage():
+        dtypes, aliases, shards = (
+            json.loads(metadata.get(key, "{}"))
+            for key in ("dtypes", "aliases", "pieces")
+        )
+        for name, dtype in dtypes.items():
             tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
-        for alias, name in json.loads(metadata.get("aliases", "{}")).items():
+        for alias, name in aliases.items():
             tensors[alias] = tensors[name]
-        for name, (shape, offset) in json.loads(metadata.get("pieces", "{}")).items():
-            tensors[name] = TensorShard(
-                tensors[name],
-                tuple(shape),
-                offset if isinstance(offset, int) else tuple(offset),
-            )
+        for name, (shape, offset) in shards.items():
+            offset = offset if isinstance(offset, int) else tuple(offset)
+            tensors[name] = TensorShard(tensors[name], tuple(shape), offset)
     return tensors
 
 
 @contextmanager
-def naming_damage() -> Iterator[None]:
+def _naming_damage() -> Iterator[None]:
     """Raise whatever content that is not as we write it makes others raise as a ValueError."""
     try:
         yield
@@ -193,41 +200,54 @@ def naming_damage() -> Iterator[None]:
         ) from error
 
 
-def join_pieces(files: Iterable[dict[str, Any]], limit: int) -> dict[str, Tensor]:
-    """The tensors of several files, those in pieces put together.
+def join_shards(
+    files: Iterable[dict[str, Any]], largest_size: int
+) -> dict[str, Tensor]:
+    """The tensors of several files, the sharded ones put together.
 
     Args:
-        files: their tensors by name.
-        limit: the bytes of all files; a tensor that is said to be larger is a lie.
+        files: their tensors by name; each is cleared before the next one is asked for.
+        largest_size: the bytes of all files; a tensor that is said to be larger is a lie.
 
     Raises:
-        ValueError: if a part of one is missing, or does not fit, or a name is there twice.
+        ValueError: if a shard is missing, or does not fit, or a name is there twice.
     """
-    found: dict[str, Tensor] = {}
-    missing: dict[str, int] = {}
+    joined = {}
+    # How many numbers are still to come.
+    missing = {}
     for tensors in files:
         for name, value in tensors.items():
-            if name in found and not (
-                isinstance(value, TensorShard) and name in missing
-            ):
+            is_shard = isinstance(value, TensorShard)
+            if name in joined and not (is_shard and name in missing):
                 raise ValueError(f"{name} is there twice")
-            if not isinstance(value, TensorShard):
-                found[name] = value
+            if not is_shard:
+                joined[name] = value
                 continue
-            piece = value.tensor
-            with naming_damage():
-                if name not in found:
-                    if math.prod(value.shape) * piece.element_size() > limit:
-                        raise ValueError(
-                            f"{name} is said to have the shape {value.shape}, more than there is"
-                        )
-                    found[name] = torch.empty(
-                        value.shape, dtype=piece.dtype, device=piece.device
-                    )
-                    missing[name] = found[name].numel()
-                value.slice_of(found[name]).copy_(piece)
-            missing[name] -= piece.numel()
-        tensors.clear()  # before the next file is read
-    if incomplete := [name for name, numbers in missing.items() if numbers]:
+            with _naming_damage():
+                if name not in joined:
+                    joined[name] = _room_for(value, name, largest_size)
+                    missing[name] = joined[name].numel()
+                value.slice_of(joined[name]).copy_(value.tensor)
+            missing[name] -= value.tensor.numel()
+        tensors.clear()
+    incomplete = [name for name, count in missing.items() if count]
+    if incomplete:
         raise ValueError(f"of {', '.join(incomplete)}, a part is missing")
-    return found
+    return joined
+
+
+def _room_for(
+    shard: TensorShard,
+    name: str,
+    largest_size: int,
+) -> Tensor:
+    """A tensor of the whole's shape, with whatever numbers are in its memory."""
+    if math.prod(shard.shape) * shard.tensor.element_size() > largest_size:
+        raise ValueError(
+            f"{name} is said to have the shape {shard.shape}, more than there is"
+        )
+    return torch.empty(
+        shard.shape,
+        dtype=shard.tensor.dtype,
+        device=shard.tensor.device,
+    )

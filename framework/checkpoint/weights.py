@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..messages import log
-from .storage import join, read_bytes, replacing
+from .storage import join, storage_of, without_local_scheme
 from .tensors import StagedTensors, is_plain, read_tensors
 
 _ZIP = b"PK\x03\x04"
@@ -19,7 +19,9 @@ _ZIP = b"PK\x03\x04"
 
 def is_weights_file(path: str) -> bool:
     """Whether a file is one that :func:`load_weights_file` reads, by its name or its first bytes."""
-    return path.endswith(".safetensors") or read_bytes(path, len(_ZIP)) == _ZIP
+    if path.endswith(".safetensors"):
+        return True
+    return storage_of(path).read(path, len(_ZIP)) == _ZIP
 
 
 def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         ValueError: if it is damaged, holds more than that, or no weights.
     """
-    content = read_bytes(path)
+    content = storage_of(path).read(path)
     if path.endswith(".safetensors"):
         try:
             return {"state_dict": read_tensors(content, map_location)}
@@ -39,31 +41,35 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
                 f"{path!r} is no safetensors file, or damaged: {error}"
             ) from error
     loaded = _load(content, path, map_location)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict):
+        loaded = {"state_dict": loaded}
+    state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(
-            f"{path!r} holds no state_dict; its content is a {type(loaded).__name__}"
+            f"{path!r} holds no state_dict; its content is a {type(state).__name__}"
         )
-    if "state_dict" not in loaded and not any(
+    if state is loaded and not any(
         isinstance(value, Tensor) for value in state.values()
     ):
         raise ValueError(
             f"{path!r} holds no state_dict and no tensors; its keys are {', '.join(map(repr, state))}"
         )
-    found: dict[str, Any] = {"state_dict": state}
+    weights: dict[str, Any] = {"state_dict": state}
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if key in loaded:
-            found[key] = dict(loaded[key])
+            weights[key] = dict(loaded[key])
     # Lightning notes the name of an argument that holds all hyperparameters, as a dict or Namespace.
-    if "hyper_parameters" in found and (name := loaded.get("hparams_name")) not in (
-        None,
-        "kwargs",
-    ):
-        found["hyper_parameters_call"] = {"arguments": [name], "whole": [name, ""]}
-    return found
+    name = loaded.get("hparams_name")
+    if "hyper_parameters" in weights and name not in (None, "kwargs"):
+        weights["hyper_parameters_call"] = {"arguments": [name], "whole": [name, ""]}
+    return weights
 
 
-def _load(content: bytes, path: str, map_location: Any) -> Any:
+def _load(
+    content: bytes,
+    path: str,
+    map_location: Any,
+) -> Any:
     """What ``torch.save`` wrote, if it is tensors and plain values."""
     location = "cpu" if map_location is None else map_location
     try:
@@ -104,23 +110,20 @@ def export_weights(
         raise ValueError(
             f"the weights go into one file, such as {join(path, 'model.safetensors')!r}; got {path!r}"
         )
-    tensors = {
-        name: _converted(value, dtype)
-        for name, value in state.items()
-        if is_plain(value)
-    }
-    if left_out := state.keys() - tensors.keys():
+    path = without_local_scheme(path)
+    tensors = {}
+    for name, value in state.items():
+        if is_plain(value):
+            is_converted = dtype is not None and value.is_floating_point()
+            tensors[name] = value.to(dtype) if is_converted else value
+    left_out = state.keys() - tensors.keys()
+    if left_out:
         log.warning(
             "Export: left out %s, no tensors that safetensors can hold",
             ", ".join(sorted(left_out)),
         )
     staged = StagedTensors(tensors, copy=False, share=share)
-    with replacing(path) as file:
-        staged.write(file)
+    with storage_of(path).replacing(path) as file:
+        for chunk in staged.chunks():
+            file.write(chunk)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return (
-        tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    )

@@ -4,10 +4,10 @@
 
     epoch=3-step=400.ckpt/
       model/model.safetensors          parameters and buffers by name
-      model/rank-0.safetensors, …      of those that are spread over processes, what each of these has
+      model/rank-0.safetensors, …      of those that are sharded over ranks, what each rank has
       optimizer/optimizer.safetensors  optimizer_states.<index>.state.<parameter>.<state>
       state.json, state.safetensors    counters, data cursor, schedulers, scaler, callbacks, hyperparameters
-      rng/rank-0.json, .safetensors    random generators, one pair per process
+      rng/rank-0.json, .safetensors    random generators, one pair per rank
       objects.pkl                      what is neither tensor nor JSON, if anything
       manifest.json                    written last: sizes and checksums of all files, and facts about the run
 
@@ -24,12 +24,12 @@ import pickle
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...strategies.tensor_shards import TensorShard
 from .find import pointed_to
@@ -41,29 +41,402 @@ from .journal import (
     sweep,
     write_journal,
 )
-from .manifest import FORMAT, MANIFEST, path_of, read_manifest, seal_manifest
-from .serialization import encode, has_plain
+from .manifest import FORMAT, MANIFEST, read_manifest, seal_manifest
+from .serialization import State, encode, has_plain
 from .storage import (
-    exists,
-    is_file,
     is_local,
     join,
-    list_files,
-    list_names,
-    plain,
-    remove,
     remove_empty_folders,
+    storage_of,
     sync_directory,
+    top_of,
+    without_local_scheme,
     write_file,
     writing,
 )
 from .tensors import StagedTensors, is_name, is_plain
 
-if TYPE_CHECKING:
-    from .saver import Peers
+# Writes all files into the folder that it is given; returns size and checksum of each.
+_Write = Callable[[str], State]
 
 
-# -- finding ---------------------------------------------------------------------------------------------------------
+class Snapshot:
+    """A checkpoint's content, ready to be written: plain data.
+
+    Args:
+        checkpoint: ``state_dict``, ``optimizer_states`` and anything else, nested as users may nest it.
+        facts: JSON values for the manifest.
+        rng: each rank's random generators, by rank.
+        copy: copy the tensors to the host's memory now, so that training may go on while they are written. Otherwise
+            they must not change until that has been done.
+        rank: of this process. All but the main one write their shards of tensors, and nothing else.
+
+    Attributes:
+        files: what this rank writes, by the files' names in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        checkpoint: State,
+        facts: State,
+        rng: list[Any] | None,
+        copy: bool,
+        rank: int = 0,
+    ) -> None:
+        self.facts = facts
+        self.copy = copy
+        self.rank = rank
+        self.files: dict[str, bytes | StagedTensors] = {}
+        objects = {}
+        rest = dict(checkpoint)
+        weights = {}
+        extra = {}
+        for name, value in rest.pop("state_dict", {}).items():
+            is_weight = is_plain(value) and is_name(name)
+            (weights if is_weight else extra)[name] = value
+        if extra:
+            rest["model_extra_state"] = extra
+        self._stage("model/model", weights)
+
+        tensors = {}
+        optimizer_tensors = {}
+        encoded = {}
+        for key, value in rest.items():
+            into = optimizer_tensors if key == "optimizer_states" else tensors
+            encoded[key] = encode(value, key, into, objects)
+        if "optimizer_states" in rest:
+            self._stage("optimizer/optimizer", optimizer_tensors)
+        self._stage("state", tensors, encoded)
+        if rank == 0:
+            for number, generators in enumerate(rng or ()):
+                tensors = {}
+                encoded = encode(generators, "rng", tensors, objects)
+                self._stage(f"rng/rank-{number}", tensors, encoded)
+            _pickle_objects(objects, self.files)
+
+    def _stage(
+        self,
+        name: str,
+        tensors: State,
+        encoded: Any = None,
+    ) -> None:
+        """Take tensors for files called ``name``, and JSON that goes with them."""
+        whole = {}
+        shards = {}
+        for key, value in tensors.items():
+            if not isinstance(value, TensorShard):
+                whole[key] = value
+            elif value.is_owner:
+                shards[key] = value
+        if shards:
+            file = f"{top_of(name)}/rank-{self.rank}.safetensors"
+            self.files[file] = StagedTensors(shards, self.copy)
+        if self.rank == 0:
+            self.files[f"{name}.safetensors"] = StagedTensors(whole, self.copy)
+            if encoded is not None:
+                self.files[f"{name}.json"] = json.dumps(encoded).encode()
+
+
+def _pickle_objects(objects: State, files: State) -> None:
+    """Pickle each object by itself, so that one that cannot be pickled does not lose the others."""
+    from ...strategies.pickling import dumps, script_name
+
+    pickled = {}
+    needed = []
+    for key, value in objects.items():
+        try:
+            pickled[key] = dumps(value)
+        except (
+            Exception
+        ) as error:  # whatever a user's object raises must not lose the checkpoint
+            if not has_plain(value):
+                print(
+                    f"Checkpoint: {key} could not be pickled and is left out: {error}"
+                )
+        else:
+            needed += () if has_plain(value) else (key,)
+    if pickled:
+        files["objects.pkl"] = pickle.dumps((script_name(), pickled))
+    if needed:
+        print(
+            f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl"
+        )
+
+
+class ShardedCommit:
+    """Ranks that each write their shards, and hear of each other while the training goes on.
+
+    They do so through the store in which they met, from the threads that write: no collective.
+
+    Args:
+        strategy: one whose ranks have met.
+    """
+
+    _count = (
+        0  # of those that this process has made: each has keys of its own in the store
+    )
+
+    def __init__(self, strategy: Any) -> None:
+        ShardedCommit._count += 1
+        self.rank = strategy.global_rank
+        self.world_size = strategy.world_size
+        self.store = strategy.own_store(f"checkpoint/{ShardedCommit._count}")
+
+    def lead(
+        self,
+        snapshot: Snapshot,
+        target: str,
+    ) -> State:
+        """On the main rank: let all write into the folder ``target``; returns size and checksum of each file.
+
+        Raises:
+            OSError: if one of them failed, when all are done.
+        """
+        self._tell("target", target)
+        failed: Exception | None = None
+        files = {}
+        for rank in range(self.world_size):
+            try:
+                if rank == self.rank:
+                    files |= _write_files(snapshot, target)
+                else:
+                    files |= self._answer(str(rank))
+            except Exception as error:
+                # The others still write there.
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return files
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """On the others: write this rank's files, and tell the main one which they are, or what went wrong."""
+        try:
+            files = _write_files(snapshot, self._answer("target"))
+        except Exception as error:
+            self.give_up(error)
+            raise
+        self._tell(str(self.rank), files)
+
+    def give_up(self, error: Exception) -> None:
+        """Let nobody wait for this rank."""
+        key = str(self.rank) if self.rank else "target"
+        self._tell(key, None, f"rank {self.rank}: {error}")
+
+    def _tell(
+        self,
+        key: str,
+        value: Any,
+        failure: str = "",
+    ) -> None:
+        self.store.set(key, json.dumps([value, failure]))
+
+    def _answer(self, key: str) -> Any:
+        value, failure = json.loads(self.store.get(key))
+        if failure:
+            raise OSError(failure)
+        return value
+
+
+def save_checkpoint(
+    checkpoint: State, path: str, facts: State, rng: list[Any] | None
+) -> None:
+    """Write a checkpoint; arguments as of :class:`Snapshot` and :func:`commit`."""
+    commit(Snapshot(checkpoint, facts, rng, copy=False), os.fspath(path))
+
+
+def commit(
+    snapshot: Snapshot,
+    path: str,
+    shared: ShardedCommit | None = None,
+) -> None:
+    """Write the directory ``path``; when this returns, it is complete and on disk.
+
+    Args:
+        snapshot: what to write.
+        path: the directory, local or any fsspec URL.
+        shared: if all ranks write. On all but the main one, this returns when their own files are written.
+
+    Raises:
+        OSError: naming ``path``, if that failed; what was there before is untouched.
+    """
+    path = without_local_scheme(path).rstrip("/")
+    with _naming(f"checkpoint {path!r}"):
+        if shared is None:
+            _commit(snapshot, path, partial(_write_files, snapshot))
+        elif snapshot.rank:
+            shared.follow(snapshot)
+        else:
+            try:
+                _commit(snapshot, path, partial(shared.lead, snapshot))
+            except Exception as error:
+                shared.give_up(error)
+                raise
+
+
+def _commit(
+    snapshot: Snapshot,
+    path: str,
+    write: _Write,
+) -> None:
+    storage = storage_of(path)
+    if storage.is_file(path) and pointed_to(path) is None:
+        raise FileExistsError(
+            "a file is there that is no checkpoint; remove it, or save elsewhere"
+        )
+    if storage.is_local and os.path.islink(path):
+        # It stays a link.
+        path = os.path.realpath(path)
+    if storage.is_local and (not os.path.isdir(path) or _is_all_ours(path)):
+        _write_beside(snapshot, path, write)
+    else:
+        _write_in_place(snapshot, path, write)
+
+
+def _write_beside(
+    snapshot: Snapshot,
+    path: str,
+    write: _Write,
+) -> None:
+    """Write a local checkpoint under another name, and give it its own when it is complete."""
+    parent = os.path.dirname(path) or "."
+    os.makedirs(parent, exist_ok=True)
+    sweep(parent)
+    is_taken = os.path.lexists(path)
+    temporary = hidden_name(path, "tmp")
+    try:
+        files = write(temporary)
+        write_file(join(temporary, MANIFEST), _manifest(snapshot, files))
+        for directory, _, _ in os.walk(temporary):
+            sync_directory(directory)
+        _move_into_place(temporary, path, is_taken)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _move_into_place(
+    temporary: str,
+    path: str,
+    replaces: bool,
+) -> None:
+    """Rename a folder; the one that it replaces is moved aside for as long as that takes."""
+    aside = None
+    if replaces and os.path.lexists(path):
+        aside = hidden_name(path, "old")
+        os.rename(path, aside)
+    try:
+        # Fails if another run has put a checkpoint there meanwhile.
+        os.rename(temporary, path)
+    except BaseException:
+        if aside is not None:
+            os.rename(aside, path)
+        raise
+    sync_directory(os.path.dirname(path) or ".")
+    if aside is not None:
+        storage_of(aside).remove(aside)
+
+
+def _write_in_place(
+    snapshot: Snapshot,
+    path: str,
+    write: _Write,
+) -> None:
+    """Write a checkpoint where a folder of other files, or another checkpoint of a store, may be.
+
+    The manifest, one small file that comes last, is what makes the others count. Until then, a journal lists them, so
+    that whoever saves here after an interruption can tell them from files that are not ours. Where a name is taken,
+    by the checkpoint before or by a file of the user's, all go into a folder of their own that the manifest names.
+    """
+    storage = storage_of(path)
+    settle_journals(path)
+    if storage.is_file(path):
+        # A pointer at a store.
+        storage.remove(path)
+    before = own_files(path)
+    names = _possible_files(snapshot)
+    folder = _free_folder(path, before, names)
+    target = join(path, folder) if folder else path
+    journal = write_journal(
+        path,
+        [*before, *(f"{folder}/{name}".lstrip("/") for name in names)],
+    )
+    try:
+        files = write(target)
+    except BaseException:
+        # The store may be out of reach.
+        with suppress(Exception):
+            settle(path, journal)
+        raise
+    if storage.is_local:
+        written = [os.path.dirname(join(target, name)) for name in files]
+        for directory in {path, target, *written}:
+            sync_directory(directory)
+    # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
+    write_file(join(path, MANIFEST), _manifest(snapshot, files, folder))
+    settle(path, journal)
+
+
+def _possible_files(snapshot: Snapshot) -> list[str]:
+    """All files that may be written, by other ranks too."""
+    names = [*snapshot.files]
+    for group in ("model", "optimizer", "state"):
+        for rank in range(snapshot.facts.get("world_size", 1)):
+            names.append(f"{group}/rank-{rank}.safetensors")
+    return names
+
+
+def _free_folder(
+    path: str,
+    before: list[str],
+    names: list[str],
+) -> str:
+    """The folder inside of ``path`` for a checkpoint's files, "" for ``path`` itself.
+
+    Args:
+        path: the folder.
+        before: the files of the checkpoint that is there.
+        names: those of the new one.
+
+    Raises:
+        FileExistsError: if something else has the manifest's name.
+    """
+    storage = storage_of(path)
+    # A store lists files only.
+    there = storage.names(path) if storage.is_local else storage.files(path)
+    taken = {top_of(name) for name in there}
+    if MANIFEST in taken and not before:
+        raise FileExistsError(
+            f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere"
+        )
+    if not before and taken.isdisjoint(map(top_of, names)):
+        return ""
+    return uuid.uuid4().hex[:8]
+
+
+def _write_files(snapshot: Snapshot, target: str) -> State:
+    """Write this rank's files into a folder; returns size and checksum of each."""
+    files = {}
+    for name, content in snapshot.files.items():
+        staged = isinstance(content, StagedTensors)
+        size = crc32 = 0
+        with writing(join(target, *name.split("/"))) as file:
+            for chunk in content.chunks() if staged else [content]:
+                file.write(chunk)
+                size += len(chunk)
+                crc32 = zlib.crc32(chunk, crc32)
+        files[name] = {"size": size, "crc32": crc32}
+    return files
+
+
+def _manifest(
+    snapshot: Snapshot,
+    files: State,
+    folder: str = "",
+) -> bytes:
+    body = {"format": FORMAT, "torch": torch.__version__, "files": files}
+    if folder:
+        body["folder"] = folder
+    return seal_manifest({**body, **snapshot.facts})
 
 
 def remove_checkpoint(path: str, root: str | None = None) -> None:
@@ -76,31 +449,57 @@ def remove_checkpoint(path: str, root: str | None = None) -> None:
     Raises:
         CheckpointError: if the directory holds no checkpoint.
     """
-    if is_file(path):
-        remove(path)
+    storage = storage_of(path)
+    if storage.is_file(path):
+        storage.remove(path)
     elif _is_all_ours(path):
         unfinished = hidden_name(path, "tmp")
         os.rename(path, unfinished)
-        remove(unfinished)
-    elif own := own_files(path):
-        journal = write_journal(path, own)
-        remove(join(path, MANIFEST))
+        storage.remove(unfinished)
+    elif files := own_files(path):
+        journal = write_journal(path, files)
+        storage.remove(join(path, MANIFEST))
         settle(path, journal)
         remove_empty_folders(path, os.path.dirname(path))
-    elif exists(path):
+    elif storage.exists(path):
         read_manifest(path)
     if root is not None:
         remove_empty_folders(path.rpartition("/")[0], root)
 
 
+def _is_all_ours(path: str) -> bool:
+    """Whether a local folder holds a checkpoint and nothing else, and another can take its place."""
+    if not _can_move(path):
+        return False
+    ours = {*own_files(path)}
+    if not ours:
+        return False
+    storage = storage_of(path)
+    tops = {top_of(name) for name in ours}
+    # The names first, as there may be very many files.
+    return tops.issuperset(storage.names(path)) and ours.issuperset(storage.files(path))
+
+
+def _can_move(path: str) -> bool:
+    """Whether a folder can be renamed: it is local, no link, no disk, not where this program works, ours to move."""
+    if not is_local(path) or os.path.islink(path) or os.path.ismount(path):
+        return False
+    real, working_directory = os.path.realpath(path), ""
+    # Somebody may have removed where we are.
+    with suppress(FileNotFoundError):
+        working_directory = os.getcwd()
+    is_around_us = join(working_directory, "").startswith(join(real, ""))
+    return not is_around_us and os.access(os.path.dirname(real), os.W_OK)
+
+
 def write_pointer(path: str, target: str) -> None:
     """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
-    relative = os.path.dirname(path) == os.path.dirname(target.rstrip("/"))
-    content = json.dumps(
-        {"checkpoint": os.path.basename(target.rstrip("/")) if relative else target}
-    ).encode()
+    target = target.rstrip("/")
+    if os.path.dirname(path) == os.path.dirname(target):
+        # So the folder of both can be moved.
+        target = os.path.basename(target)
     with _naming(f"pointer {path!r}"):
-        write_file(path, content)
+        write_file(path, json.dumps({"checkpoint": target}).encode())
 
 
 @contextmanager
@@ -110,317 +509,10 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         number = getattr(error, "errno", None)
-        plain = isinstance(number, int) and getattr(
-            error, "strerror", None
-        ) == os.strerror(number)
-        why = os.strerror(number or 0) if plain else f"{type(error).__name__}: {error}"
+        has_number = isinstance(number, int)
+        why = f"{type(error).__name__}: {error}"
+        if has_number and getattr(error, "strerror", None) == os.strerror(number):
+            why = os.strerror(number)
         message = f"{what} could not be written: {why}"
-        raise (
-            OSError(number, message) if isinstance(number, int) else OSError(message)
-        ) from error
-
-
-# -- writing --------------------------------------------------------------------------------------------------------
-
-
-class Snapshot:
-    """A checkpoint's content, ready to be written.
-
-    Args:
-        checkpoint: ``state_dict``, ``optimizer_states`` and anything else, nested as users may nest it.
-        facts: JSON values for the manifest.
-        rng: each process's random generators, by rank.
-        copy: copy the tensors to the host's memory now, so that training may go on while they are written. Otherwise
-            they must not change until that has been done.
-        rank: of this process. All but the main one write their pieces of tensors, and nothing else.
-    """
-
-    def __init__(
-        self,
-        checkpoint: dict[str, Any],
-        facts: dict[str, Any],
-        rng: list[Any] | None,
-        copy: bool,
-        rank: int = 0,
-    ) -> None:
-        self.facts, self.copy, self.rank = facts, copy, rank
-        self.files: dict[str, bytes | StagedTensors] = {}
-        objects: dict[str, Any] = {}
-        rest = dict(checkpoint)
-        model = rest.pop("state_dict", {})
-        if extra := {
-            name: value
-            for name, value in model.items()
-            if not (is_plain(value) and is_name(name))
-        }:
-            rest["model_extra_state"] = extra
-        model = {name: value for name, value in model.items() if name not in extra}
-        self._stage("model/model", model)
-
-        tensors: dict[str, Tensor] = {}
-        optimizer_tensors: dict[str, Tensor] = {}
-        encoded = {
-            key: encode(
-                value,
-                key,
-                optimizer_tensors if key == "optimizer_states" else tensors,
-                objects,
-            )
-            for key, value in rest.items()
-        }
-        if "optimizer_states" in rest:
-            self._stage("optimizer/optimizer", optimizer_tensors)
-        self._stage("state", tensors, encoded)
-        if rank:
-            return
-        for number, generators in enumerate(rng or ()):
-            tensors = {}
-            encoded = encode(generators, "rng", tensors, objects)
-            self._stage(f"rng/rank-{number}", tensors, encoded)
-        if objects:
-            _pickle_objects(objects, self.files)
-
-    def _stage(self, name: str, tensors: dict[str, Any], encoded: Any = None) -> None:
-        """Take tensors for files called ``name``, and JSON that goes with them."""
-        pieces = {
-            key: value
-            for key, value in tensors.items()
-            if isinstance(value, TensorShard)
-        }
-        if own := {key: piece for key, piece in pieces.items() if piece.is_owner}:
-            self.files[f"{name.partition('/')[0]}/rank-{self.rank}.safetensors"] = (
-                StagedTensors(own, self.copy)
-            )
-        if self.rank == 0:
-            whole = {key: value for key, value in tensors.items() if key not in pieces}
-            self.files[f"{name}.safetensors"] = StagedTensors(whole, self.copy)
-            if encoded is not None:
-                self.files[f"{name}.json"] = json.dumps(encoded).encode()
-
-    def write(self, path: str, peers: Peers | None = None) -> None:
-        """Write the directory ``path``; when this returns, it is complete and on disk.
-
-        Args:
-            path: the directory, local or any fsspec URL.
-            peers: if other processes write parts of it: how they hear of each other. In these, what returns is that
-                this part is there.
-
-        Raises:
-            OSError: naming ``path``, if that failed; what was there before is untouched.
-        """
-        path = plain(path).rstrip("/")
-        with _naming(f"checkpoint {path!r}"):
-            if peers is not None and self.rank:
-                peers.hand_in(lambda: self._write_own(peers.target()))
-                return
-            self.peers = peers
-            try:
-                _commit(self, path)
-            except Exception as error:
-                if peers is not None:
-                    peers.give_up(error)
-                raise
-
-    def write_files(self, target: str, about: dict[str, Any]) -> dict[str, Any]:
-        """Write all files into the folder ``target``; returns what the manifest is to hold."""
-        files = (
-            self._write_own(target)
-            if self.peers is None
-            else self.peers.gather(target, self._write_own)
-        )
-        return {
-            "format": FORMAT,
-            "torch": torch.__version__,
-            "files": files,
-            **about,
-            **self.facts,
-        }
-
-    def file_names(self) -> list[str]:
-        """All that may be written, by other processes too."""
-        ranks = range(1 if self.peers is None else self.peers.world_size)
-        groups = ("model", "optimizer", "state")
-        return [
-            *self.files,
-            *(f"{group}/rank-{rank}.safetensors" for group in groups for rank in ranks),
-        ]
-
-    def _write_own(self, target: str) -> dict[str, Any]:
-        files: dict[str, Any] = {}
-        for name, content in self.files.items():
-            with writing(join(target, *name.split("/"))) as file:
-                sum_ = _Checksum(file)
-                content.write(sum_) if isinstance(
-                    content, StagedTensors
-                ) else sum_.write(content)
-            files[name] = {"size": sum_.size, "crc32": sum_.crc32}
-        return files
-
-
-def save_checkpoint(
-    checkpoint: dict[str, Any], path: str, facts: dict[str, Any], rng: list[Any] | None
-) -> None:
-    """Write a checkpoint; arguments as of :class:`Snapshot`, whose :meth:`~Snapshot.write` this calls."""
-    Snapshot(checkpoint, facts, rng, copy=False).write(os.fspath(path))
-
-
-def _commit(snapshot: Snapshot, path: str) -> None:
-    if is_file(path) and pointed_to(path) is None:
-        raise FileExistsError(
-            "a file is there that is no checkpoint; remove it, or save elsewhere"
-        )
-    if is_local(path) and os.path.islink(path):
-        path = os.path.realpath(path)  # it stays one
-    if is_local(path) and (not os.path.isdir(path) or _is_all_ours(path)):
-        _write_beside(snapshot, path)
-    else:
-        _write_in_place(snapshot, path)
-
-
-def _write_beside(snapshot: Snapshot, path: str) -> None:
-    """Write a local checkpoint under another name, and give it its own when it is complete."""
-    parent = os.path.dirname(path)
-    os.makedirs(parent or ".", exist_ok=True)
-    sweep(parent or ".")
-    replaces = os.path.lexists(path)
-    temporary = hidden_name(path, "tmp")
-    try:
-        write_file(
-            join(temporary, MANIFEST),
-            seal_manifest(snapshot.write_files(temporary, {})),
-        )
-        _move_into_place(temporary, path, replaces)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _write_in_place(snapshot: Snapshot, path: str) -> None:
-    """Write a checkpoint where a folder of other files, or another checkpoint of a store, may be.
-
-    The manifest, one small file that comes last, is what makes the others count. Until then, a journal lists them, so
-    that whoever saves here after an interruption can tell them from files that are not ours. Where a name is taken,
-    by the checkpoint before or by a file of the user's, all go into a folder of their own that the manifest names.
-    """
-    settle_journals(path)
-    if is_file(path):
-        remove(path)  # a pointer at a store
-    there = (
-        {*list_names(path)}
-        if is_local(path)
-        else {name.partition("/")[0] for name in list_files(path)}
-    )
-    before = own_files(path)
-    if MANIFEST in there and not before:
-        raise FileExistsError(
-            f"{MANIFEST} is there, and not that of a checkpoint; remove it, or save elsewhere"
-        )
-    names = snapshot.file_names()
-    is_free = not before and there.isdisjoint(name.partition("/")[0] for name in names)
-    folder = "" if is_free else uuid.uuid4().hex[:8]
-    journal = write_journal(
-        path, [*before, *(f"{folder}/{name}".lstrip("/") for name in names)]
-    )
-    target = join(path, folder) if folder else path
-    try:
-        manifest = snapshot.write_files(target, {"folder": folder} if folder else {})
-    except BaseException:
-        with suppress(Exception):  # the store may be out of reach
-            settle(path, journal)
-        raise
-    if is_local(path):
-        for own in {
-            path,
-            target,
-            *(
-                os.path.dirname(path_of(path, name, manifest))
-                for name in manifest["files"]
-            ),
-        }:
-            sync_directory(own)
-    # If this fails, nobody knows whether it has arrived, or will: the files that it names must stay.
-    write_file(join(path, MANIFEST), seal_manifest(manifest))
-    settle(path, journal)
-
-
-def _is_all_ours(path: str) -> bool:
-    """Whether a local folder holds a checkpoint and nothing else, and another can take its place."""
-    if not _can_move(path) or not (own := {*own_files(path)}):
-        return False
-    return {name.partition("/")[0] for name in own}.issuperset(
-        list_names(path)
-    ) and own.issuperset(list_files(path))
-
-
-def _can_move(path: str) -> bool:
-    """Whether a folder can be renamed: it is local, no link, no disk, not where this program works, ours to move."""
-    if not is_local(path) or os.path.islink(path) or os.path.ismount(path):
-        return False
-    here, real = "", os.path.realpath(path)
-    with suppress(FileNotFoundError):  # somebody has removed where we are
-        here = os.getcwd()
-    return os.access(os.path.dirname(real), os.W_OK) and not join(here, "").startswith(
-        join(real, "")
-    )
-
-
-def _sync_directories(path: str) -> None:
-    for directory, _, _ in os.walk(path):
-        sync_directory(directory)
-
-
-def _move_into_place(temporary: str, path: str, replaces: bool) -> None:
-    _sync_directories(temporary)
-    replaced = None
-    if replaces and os.path.lexists(path):
-        replaced = hidden_name(path, "old")
-        os.rename(path, replaced)
-    try:
-        os.rename(
-            temporary, path
-        )  # fails if another run has put a checkpoint there meanwhile
-    except BaseException:
-        if replaced is not None:
-            os.rename(replaced, path)
-        raise
-    sync_directory(os.path.dirname(path) or ".")
-    if replaced is not None:
-        remove(replaced)
-
-
-def _pickle_objects(objects: dict[str, Any], files: dict[str, Any]) -> None:
-    """Pickle each object by itself, so that one that cannot be pickled does not lose the others."""
-    from ...strategies.pickling import dumps, script_name
-
-    pickled: dict[str, bytes] = {}
-    for key, value in objects.items():
-        try:
-            pickled[key] = dumps(value)
-        except (
-            Exception
-        ) as error:  # whatever a user's object raises must not lose the checkpoint
-            if not has_plain(value):
-                print(
-                    f"Checkpoint: {key} could not be pickled and is left out: {error}"
-                )
-    if pickled:
-        files["objects.pkl"] = pickle.dumps((script_name(), pickled))
-    if needed := [key for key in pickled if not has_plain(objects[key])]:
-        print(
-            f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl"
-        )
-
-
-class _Checksum:
-    """Passes on what is written to ``file``, and takes its size and checksum."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.size, self.crc32 = file, 0, 0
-
-    def write(self, content: Any) -> None:
-        self.file.write(content)
-        self.size += len(content)
-        self.crc32 = zlib.crc32(content, self.crc32)
-
-
-# -- reading --------------------------------------------------------------------------------------------------------
+        arguments = (number, message) if has_number else (message,)
+        raise OSError(*arguments) from error

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.find import resolve
+from ..checkpoint.format_1 import upgrade
 from ..checkpoint.manifest import naming_damage
+from ..checkpoint.reader import load_checkpoint
 from ..checkpoint.saver import Save
-from ..checkpoint.schema import load_checked, run_states
-from ..checkpoint.serialization import unseal
+from ..checkpoint.schema import Checkpoint, RunState, check_shape
+from ..checkpoint.serialization import State, fill_unloaded
 from ..checkpoint.storage import join
 from ..checkpoint.weights import export_weights
 from ..data.sharding import LoaderState
 from ..errors import CheckpointError, on_main_rank
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged
-from ..seed import rng_state, set_rng_state
+from ..seed import isolated_rng, rng_state, set_rng_state
 from .prepared import unwrapped
 
 if TYPE_CHECKING:
@@ -25,16 +27,26 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def read_checkpoint(path: str, weights_only: bool | None) -> dict[str, Any]:
-    """Read a checkpoint that is to be taken up: its state, and what was logged, have the shape that this needs.
+def read_checkpoint(path: str, weights_only: bool | None) -> State:
+    """Read a checkpoint that is to be resumed, and see that it has the shape of :class:`.Checkpoint`.
 
     Raises:
-        CheckpointError: if they have not.
+        CheckpointError: if it has not. To load the weights alone, it need not.
     """
-    checkpoint = load_checked(path, weights_only)
+    checkpoint = load_checkpoint(path, weights_only)
     with naming_damage(path, "its state is not as it should be"):
-        for state in run_states(checkpoint):
-            Results(**merge_logged([state["metrics"]], keep=True)["results"])
+        if checkpoint["manifest"].get("format") == 1:
+            upgrade(checkpoint)
+        check_shape(checkpoint, Checkpoint)
+        if "run" in checkpoint:
+            run = checkpoint["run"]
+            RunState().load_state_dict(run["state"])
+            for logged in run["logged"]:
+                Results(**merge_logged([logged["metrics"]], keep=True)["results"])
+            check_shape(checkpoint["manifest"]["world_size"], int, "world_size")
+        with isolated_rng():
+            for generators in checkpoint["rng"]:
+                set_rng_state(generators)
     return checkpoint
 
 
@@ -52,30 +64,36 @@ def can_save_alone(engine: Engine) -> bool:
     return engine.is_main_process and is_whole(engine) and not stateful
 
 
-def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
+def save_state(
+    engine: Engine,
+    path: str,
+    wait: bool,
+    alone: bool = False,
+) -> Save:
     """``Engine.save_state``; ``alone``: by this process, without the others."""
     engine.end_stepped_window()  # its loss scale belongs to the state
-    strategies = engine.prepared.strategies
-    loaders = [loader.state_dict() for loader in engine.prepared.loaders]
+    prepared = engine.prepared
+    strategies = prepared.strategies
     states = [strategy.model_state() for strategy in strategies]
-    checkpoint: dict[str, Any] = {
-        "epoch": engine.prepared.loaders[0].epoch if engine.prepared.loaders else 0,
+    loader_states = [loader.state_dict() for loader in prepared.loaders]
+    of_this_rank = loader_states, rng_state(engine.device)
+    # Alone, as if all were where this one is.
+    by_rank = [of_this_rank] * engine.num_processes
+    if not alone:
+        by_rank = engine.strategy.gather_objects(of_this_rank)  # collective
+    checkpoint: State = {
+        "epoch": prepared.loaders[0].epoch if prepared.loaders else 0,
         "global_step": engine.global_step,
         "models": len(states),
         "state_dict": states[0] if states else {},
         "more_state_dicts": states[1:],
         "optimizer_states": [
-            engine.optimizer_state(optimizer)
-            for optimizer in engine.prepared.optimizers
+            engine.optimizer_state(optimizer) for optimizer in prepared.optimizers
         ],
-        "lr_schedulers": [
-            scheduler.state_dict() for scheduler in engine.prepared.schedulers
-        ],
-        "loaders": [loaders] * engine.num_processes
-        if alone
-        else engine.strategy.gather_objects(loaders),
-        "data_seed": engine.prepared.data_seed,
-        "registered": [item.state_dict() for item in engine.prepared.registered],
+        "lr_schedulers": [scheduler.state_dict() for scheduler in prepared.schedulers],
+        "loader_states": [states for states, _ in by_rank],
+        "data_seed": prepared.data_seed,
+        "registered": [item.state_dict() for item in prepared.registered],
     }
     if engine.scaler is not None:
         checkpoint["scaler"] = engine.scaler.state_dict()
@@ -87,24 +105,34 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
         "metrics": {},
         "resumable": False,  # by a Trainer
     }
-    own = rng_state(engine.device)
-    rng = [own] if alone else engine.strategy.gather_objects(own)
+    generators = [generators for _, generators in by_rank]
     return engine.saver.save(
-        engine.strategy, checkpoint, path, facts, rng, wait, alone=alone
+        engine.strategy,
+        checkpoint,
+        path,
+        facts,
+        generators,
+        wait,
+        alone=alone,
     )
 
 
-def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
+def load_state(
+    engine: Engine,
+    path: str,
+    weights_only: bool | None,
+) -> None:
     """``Engine.load_state``."""
+    prepared = engine.prepared
     path = resolve(path)
     checkpoint = read_checkpoint(path, weights_only)
     _check_counts(engine, checkpoint, path)
     engine.end_window()
     engine.accumulation.abandon()
-    for optimizer in engine.prepared.optimizers:
+    for optimizer in prepared.optimizers:
         optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
-    for strategy, state in zip(engine.prepared.strategies, states, strict=False):
+    for strategy, state in zip(prepared.strategies, states, strict=False):
         load_weights(
             strategy.load_model_state,
             strategy.module,
@@ -114,50 +142,41 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
         )
     try:
         for optimizer, state in zip(
-            engine.prepared.optimizers,
+            prepared.optimizers,
             checkpoint.get("optimizer_states", []),
             strict=True,
         ):
             engine.load_optimizer_state(optimizer, state)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path!r} does not fit: {error}") from error
-    for scheduler, state in zip(
-        engine.prepared.schedulers, checkpoint.get("lr_schedulers", []), strict=True
-    ):
-        scheduler.load_state_dict(unseal(state, scheduler.scheduler))
-    for item, state in zip(
-        engine.prepared.registered, checkpoint.get("registered", []), strict=True
-    ):
-        item.load_state_dict(unseal(state, item))
+    items = [*prepared.schedulers, *prepared.registered]
+    states = [*checkpoint.get("lr_schedulers", []), *checkpoint.get("registered", [])]
+    owners = [*(item.scheduler for item in prepared.schedulers), *prepared.registered]
+    for item, owner, state in zip(items, owners, states, strict=True):
+        item.load_state_dict(fill_unloaded(state, owner))
     if engine.scaler is not None and "scaler" in checkpoint:
         engine.scaler.load_state_dict(checkpoint["scaler"])
     engine.global_step = checkpoint["global_step"]
-    _place_loaders(engine, checkpoint, path)
+    _restore_loaders(engine, checkpoint, path)
     if rng := checkpoint["rng"]:
         set_rng_state(rng[engine.process_index % len(rng)], engine.device)
 
 
-def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
+def _check_counts(
+    engine: Engine,
+    checkpoint: State,
+    path: str,
+) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
+    prepared = engine.prepared
     models = checkpoint.get("models", 1)  # the Trainer's have one
-    for name, saved, now in (
-        ("models", models, engine.prepared.strategies),
-        (
-            "optimizers",
-            len(checkpoint.get("optimizer_states", ())),
-            engine.prepared.optimizers,
-        ),
-        (
-            "schedulers",
-            len(checkpoint.get("lr_schedulers", ())),
-            engine.prepared.schedulers,
-        ),
-        (
-            "registered objects",
-            len(checkpoint.get("registered", ())),
-            engine.prepared.registered,
-        ),
+    for name, key, now in (
+        ("models", "", prepared.strategies),
+        ("optimizers", "optimizer_states", prepared.optimizers),
+        ("schedulers", "lr_schedulers", prepared.schedulers),
+        ("registered objects", "registered", prepared.registered),
     ):
+        saved = len(checkpoint.get(key, ())) if key else models
         if saved != len(now):
             raise CheckpointError(
                 f"checkpoint {path!r} holds {saved} {name}, and this engine has {len(now)}: prepare and register the "
@@ -165,56 +184,36 @@ def _check_counts(engine: Engine, checkpoint: dict[str, Any], path: str) -> None
             )
 
 
-def _place_loaders(engine: Engine, checkpoint: dict[str, Any], path: str) -> None:
-    places = _places(checkpoint)
-    if places is None:
+def _restore_loaders(
+    engine: Engine,
+    checkpoint: State,
+    path: str,
+) -> None:
+    prepared = engine.prepared
+    by_rank = checkpoint.get("loader_states")
+    if by_rank is None:
         return
-    if "run" in checkpoint:
-        engine.prepared.set_data_seed(checkpoint["run"]["state"]["seed"])
-        places = [
-            own[: len(engine.prepared.loaders)] for own in places
-        ]  # the first loader's; others are at their beginning
-    elif len(places[0]) != len(engine.prepared.loaders):
+    # A Trainer's holds that of one loader; others are at their beginning.
+    if "run" not in checkpoint and len(by_rank[0]) != len(prepared.loaders):
         raise CheckpointError(
-            f"checkpoint {path!r} holds the places of {len(places[0])} loaders, and this engine has prepared "
-            f"{len(engine.prepared.loaders)}: prepare the same before load_state"
+            f"checkpoint {path!r} holds the places of {len(by_rank[0])} loaders, and this engine has prepared "
+            f"{len(prepared.loaders)}: prepare the same before load_state"
         )
-    if (seed := checkpoint.get("data_seed")) is not None:
-        engine.prepared.set_data_seed(seed)
-    # With another number of processes, the last one's places: it has read furthest.
-    own = places[engine.process_index if len(places) == engine.num_processes else -1]
-    for loader, place in zip(engine.prepared.loaders, own, strict=False):
-        loader.load_state_dict(place, saved_by=len(places))
+    seed = checkpoint.get("data_seed")
+    if seed is not None:
+        prepared.set_data_seed(seed)
+    # With another number of ranks, the last one's: it has read furthest.
+    rank = engine.process_index if len(by_rank) == engine.num_processes else -1
+    for loader, state in zip(prepared.loaders, by_rank[rank], strict=False):
+        loader.load_state_dict(state, saved_by=len(by_rank))
 
 
-def _places(checkpoint: dict[str, Any]) -> list[list[LoaderState]] | None:
-    """Where each process's loaders were; of a Trainer's checkpoint, its training loader."""
-    if "loaders" in checkpoint and "registered" in checkpoint:
-        return checkpoint["loaders"]
-    if "run" not in checkpoint:
-        return None
-    run, state = checkpoint["run"], checkpoint["run"]["state"]
-    epoch, batches = (
-        (state["epoch"] + 1, 0)
-        if state["epoch_done"]
-        else (state["epoch"], state["batch_idx"])
-    )
-    part = None if state["epoch_done"] else state["part"]
-    return [
-        [
-            {
-                "epoch": epoch,
-                "batches": batches,
-                "loader": own["loader"],
-                "part": part,
-                "cursor": own["cursor"],
-            }
-        ]
-        for own in (run, *run.get("peers", ()))
-    ]
-
-
-def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
+def save_model(
+    engine: Engine,
+    model: nn.Module,
+    directory: str,
+    together: bool,
+) -> str:
     """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
     module = unwrapped(model)
     strategy = next(
@@ -227,6 +226,9 @@ def save_model(engine: Engine, model: nn.Module, directory: str, together: bool)
     )
     path = join(directory, "model.safetensors")
     on_main_rank(
-        engine.strategy, path, lambda: export_weights(state, path, share=True), together
+        engine.strategy,
+        path,
+        lambda: export_weights(state, path, share=True),
+        together,
     )
     return path

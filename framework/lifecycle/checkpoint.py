@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
-from ..checkpoint.find import find_manifests, resolve
-from ..checkpoint.manifest import read_manifest
+from ..checkpoint.find import find_manifests, newest_first, resolve
+from ..checkpoint.manifest import Manifest, read_manifest
 from ..checkpoint.saver import Save
-from ..checkpoint.serialization import encode, require_unsealed
-from ..checkpoint.storage import exists, is_file, join, list_names
+from ..checkpoint.serialization import State, encode, require_loaded
+from ..checkpoint.storage import join, storage_of
 from ..checkpoint.weights import is_weights_file
 from ..datamodule import DataModule
 from ..engine.checkpoint import read_checkpoint
@@ -61,22 +62,19 @@ def save_run(
             f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
             "of the state only, and the others may be gone"
         )
-    checkpoint, rng, failed = {}, None, None
+    checkpoint = {}
+    of_this_rank = {}
+    failed = None
     try:
         checkpoint = collect(run, weights_only)
-        rng = None if weights_only else rng_state(run.engine.device)
-    except OSError as error:  # of a user's hook, in this process alone; other errors end it, and so the others
+        if not weights_only:
+            of_this_rank = {"rng": rng_state(run.engine.device), **run.gathered()}
+    except OSError as error:
+        # Of a user's hook, on this rank alone; other errors end it, and so the others.
         failed = error
-    peers = (
-        together
-        and run.trainer.world_size > 1
-        and rng is not None
-        and not run.engine.strategy.group.failed
-    )
-    own = run.gathered() if peers and not run.trainer.is_global_zero else None
-    told: list[Any] = [(rng, None)]
+    by_rank = [of_this_rank]
     if together:
-        told, failed = gather_outcomes(run.engine.strategy, path, failed, (rng, own))
+        by_rank, failed = gather_outcomes(strategy, path, failed, of_this_rank)
     elif not weights_only:
         lacks = (
             "the random states of the others and what they have logged in this epoch"
@@ -86,8 +84,12 @@ def save_run(
         )
     if failed is not None:
         raise failed
-    if peers:
-        checkpoint["run"]["peers"] = [own for _, own in told[1:]]
+    rng = None
+    if not weights_only:
+        rng = [states["rng"] for states in by_rank]
+        checkpoint["loader_states"] = [[states["loader"]] for states in by_rank]
+        checkpoint["run"]["logged"] = [states["logged"] for states in by_rank]
+        checkpoint["run"]["saved_by"] = by_rank[0]["saved_by"]
     facts = {
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
@@ -96,46 +98,44 @@ def save_run(
         "metrics": as_floats(run.trainer.callback_metrics),
         "resumable": "optimizer_states" in checkpoint,
     }
-    generators = None if weights_only else [own for own, _ in told]
     alone = not together
     return run.engine.saver.save(
-        run.engine.strategy,
+        strategy,
         checkpoint,
         path,
         facts,
-        generators,
+        rng,
         wait,
         on_complete,
         alone,
     )
 
 
-def collect(run: Run, weights_only: bool) -> dict[str, Any]:
-    """The checkpoint of a run, as the hooks ``on_save_checkpoint`` see it."""
-    module, state = run.module, run.state
-    checkpoint: dict[str, Any] = {
-        "epoch": state.epoch,
-        "global_step": state.global_step,
+def collect(run: Run, weights_only: bool) -> State:
+    """What all ranks have alike of a run's checkpoint, as the hooks ``on_save_checkpoint`` see it."""
+    trainer, datamodule = run.trainer, run.datamodule
+    checkpoint: State = {
+        "epoch": run.state.epoch,
+        "global_step": run.state.global_step,
         "state_dict": run.engine.strategy.model_state(),
     }
     for owner, key in (
-        (module, "hyper_parameters"),
-        (run.datamodule, "datamodule_hyper_parameters"),
+        (run.module, "hyper_parameters"),
+        (datamodule, "datamodule_hyper_parameters"),
     ):
         if owner is not None and owner.hparams:
             checkpoint[key] = owner.portable_hparams()
             checkpoint[f"{key}_call"] = owner.hparams_call
     if not weights_only:
         checkpoint["callbacks"] = {
-            c.state_key: s for c in run.trainer.callbacks if (s := c.state_dict())
+            c.state_key: s for c in trainer.callbacks if (s := c.state_dict())
         }
-        if (step := run.live_step) is not None:
-            checkpoint.update(step.state_dict())
-        checkpoint["loggers"] = [logger.state_dict() for logger in run.trainer.loggers]
-        checkpoint["run"] = {"state": run.progress(), **run.gathered()}
-        if (datamodule := run.datamodule) is not None and overrides(
-            datamodule, "state_dict", DataModule
-        ):
+        if run.live_step is not None:
+            checkpoint |= run.live_step.state_dict()
+        checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
+        checkpoint["run"] = {"state": run.progress()}
+        checkpoint["data_seed"] = run.state.seed
+        if datamodule is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
     for hook in run.hooks.on_save_checkpoint:
         hook(checkpoint)
@@ -146,9 +146,8 @@ def best_checkpoint(run: Run) -> str:
     """The best checkpoint of the first ``ModelCheckpoint``; of an earlier program's, if this one has not fitted."""
     callback = run.trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
-    if not best and not (
-        callback is None or run.trainer.fast_dev_run or run.trainer.last_fit is not None
-    ):
+    may_look = run.trainer.last_fit is None and not run.trainer.fast_dev_run
+    if not best and callback is not None and may_look:
         best = run.engine.strategy.broadcast(
             run.trainer.is_global_zero and _best_of_earlier_programs(run, callback)
         )
@@ -158,11 +157,9 @@ def best_checkpoint(run: Run) -> str:
                 best,
             )
     if not best:
-        why = (
-            "fast_dev_run saves none"
-            if run.trainer.fast_dev_run
-            else "no checkpoint was saved as best yet"
-        )
+        why = "no checkpoint was saved as best yet"
+        if run.trainer.fast_dev_run:
+            why = "fast_dev_run saves none"
         raise ValueError(
             f'ckpt_path="best": {why}; fit with a ModelCheckpoint, or pass a path'
         )
@@ -172,33 +169,36 @@ def best_checkpoint(run: Run) -> str:
 def _best_of_earlier_programs(run: Run, callback: Any) -> str:
     """The pointer to the best checkpoint in the folder where the newest one lies; of several runs there, the last's."""
     newest = newest_checkpoints(run)
-    folder = callback.dirpath or (newest[0].rpartition("/")[0] if newest else "")
-    begins = callback.CHECKPOINT_NAME_BEST.partition("{")[0]  # it may hold the epoch
-    named = [
-        join(folder, name)
-        for name in (list_names(folder) if folder and exists(folder) else ())
-        if name.startswith(begins) and name.endswith(callback.FILE_EXTENSION)
-    ]
-    pointers = [path for path in named if is_file(path) and not is_weights_file(path)]
+    newest_path = newest[0] if newest else ""
+    folder = callback.dirpath or newest_path.rpartition("/")[0]
+    storage = storage_of(folder)
+    named = _best_in(folder, callback) if storage.exists(folder) else []
+    pointers = {}
+    for path in named:
+        if storage.is_file(path) and not is_weights_file(path):
+            pointers[path] = read_manifest(resolve(path))
     if pointers:
-        return max(
-            pointers, key=lambda path: read_manifest(resolve(path)).get("created", 0.0)
-        )
+        return newest_first(pointers)[0]
     if callback.monitor is None:
-        return newest[0] if newest else ""
+        return newest_path
     # With ``filename="best"``, what is called so is no pointer.
-    values = {
-        path: read_manifest(path)["metrics"].get(callback.monitor)
-        for path in named
-        if path in newest
-    }
-    ranked = {
-        path: value
-        for path, value in values.items()
-        if value is not None and value == value
-    }
+    values = {}
+    for path in newest:
+        value = read_manifest(path)["metrics"].get(callback.monitor)
+        if path in named and value is not None and not math.isnan(value):
+            values[path] = value
     choose = max if callback.mode == "max" else min
-    return choose(ranked, key=lambda path: ranked[path], default="")
+    return choose(values, key=values.__getitem__, default="")
+
+
+def _best_in(folder: str, callback: Any) -> list[str]:
+    """What is called as the best checkpoint is; the callback's name for it may hold the epoch."""
+    beginning = callback.CHECKPOINT_NAME_BEST.partition("{")[0]
+    return [
+        join(folder, name)
+        for name in storage_of(folder).names(folder)
+        if name.startswith(beginning) and name.endswith(callback.FILE_EXTENSION)
+    ]
 
 
 def newest_checkpoints(run: Run) -> list[str]:
@@ -210,85 +210,74 @@ def newest_checkpoints(run: Run) -> list[str]:
     Raises:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
     """
-    given = {
-        str(c.dirpath)
-        for c in run.trainer.checkpoint_callbacks
-        if c.dirpath is not None
-    }
-
-    def manifests_in(folder: str) -> dict[str, dict[str, Any]]:
-        return find_manifests(
-            folder, lambda message: log.warning("%s; it is left out", message)
-        )
-
-    found = {
-        path: manifest
-        for folder in given
-        for path, manifest in manifests_in(folder).items()
-    }
-    if len(given) < len(run.trainer.checkpoint_callbacks) or not given:
+    callbacks = run.trainer.checkpoint_callbacks
+    given = {str(each.dirpath) for each in callbacks if each.dirpath is not None}
+    manifests = _manifests_in(given)
+    if len(given) < len(callbacks) or not given:
         roots = {join(str(run.trainer.default_root_dir), "checkpoints")}
         for logger in run.trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir
-            roots.update([str(root)] if root else [])
-        own = type(run.module).__qualname__
-        there = {
+            roots |= {str(root)} if root else set()
+        _add_of_class(type(run.module).__qualname__, _manifests_in(roots), manifests)
+    usable = manifests
+    if run.state.fn == "fit":
+        usable = {
             path: manifest
-            for root in roots
-            for path, manifest in manifests_in(root).items()
+            for path, manifest in manifests.items()
+            if manifest.get("resumable", True)
         }
-        found |= {
-            path: manifest
-            for path, manifest in there.items()
-            if manifest.get("module") == own
-        }
-        others = sorted(
-            {str(there[path].get("module")) for path in there if path not in found}
-        )
-        if others and not found:
-            log.warning(
-                "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
-                "renamed, pass the path of one", len(there), next(iter(there)), ", ".join(others), own,
-            )  # fmt: skip
-    usable = [
-        path
-        for path in found
-        if run.state.fn != "fit" or found[path].get("resumable", True)
-    ]
-    if found and not usable:
+    if manifests and not usable:
         raise CheckpointError(
-            f'ckpt_path="last": none of {len(found)} checkpoints, such as {next(iter(found))!r}, holds a run to '
-            "resume: they were saved with save_weights_only=True, or by an Engine; load their weights with "
+            f'ckpt_path="last": none of {len(manifests)} checkpoints, such as {next(iter(manifests))!r}, holds a run '
+            "to resume: they were saved with save_weights_only=True, or by an Engine; load their weights with "
             "Module.load_from_checkpoint"
         )
-    return sorted(
-        usable, key=lambda path: found[path].get("created", 0.0), reverse=True
-    )
+    return newest_first(usable)
 
 
-def read_last(run: Run, weights_only: bool | None) -> dict[str, Any] | None:
+def _manifests_in(folders: set[str]) -> dict[str, Manifest]:
+    manifests = {}
+    for folder in folders:
+        manifests |= find_manifests(
+            folder,
+            lambda message: log.warning("%s; it is left out", message),
+        )
+    return manifests
+
+
+def _add_of_class(
+    name: str, there: dict[str, Manifest], manifests: dict[str, Manifest]
+) -> None:
+    """Add to ``manifests`` those that are ``there`` and were saved by a module of this class."""
+    others = set()
+    for path, manifest in there.items():
+        if manifest.get("module") == name:
+            manifests[path] = manifest
+        elif path not in manifests:
+            others.add(str(manifest.get("module")))
+    if others and not manifests:
+        log.warning(
+            "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
+            "renamed, pass the path of one", len(there), next(iter(there)), ", ".join(sorted(others)), name,
+        )  # fmt: skip
+
+
+def read_last(run: Run, weights_only: bool | None) -> State | None:
     """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
     # All processes go by what the main one finds, and take the same: the first that all of them can read.
-    for path in (
-        candidates := run.engine.strategy.broadcast(
-            run.trainer.is_global_zero and newest_checkpoints(run)
-        )
-    ):
-        checkpoint, failed = None, None
+    strategy = run.engine.strategy
+    candidates = strategy.broadcast(strategy.is_global_zero and newest_checkpoints(run))
+    for path in candidates:
+        checkpoint, failure = {}, None
         try:
             checkpoint = read_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
-            failed = str(error)
-        if not (
-            told := [
-                failure
-                for failure in run.engine.strategy.gather_objects(failed)
-                if failure
-            ]
-        ):
+            failure = str(error)
+        failures = strategy.gather_objects(failure)
+        if not any(failures):
             run.resume_from(path)
             return checkpoint
-        log.warning("%s; trying the one before", told[0])
+        log.warning("%s; trying the one before", next(filter(None, failures)))
     if candidates:
         raise CheckpointError(
             f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged'
@@ -300,8 +289,10 @@ def read_last(run: Run, weights_only: bool | None) -> dict[str, Any] | None:
 
 
 def read_run(
-    run: Run, ckpt_path: str, weights_only: bool | None
-) -> dict[str, Any] | None:
+    run: Run,
+    ckpt_path: str,
+    weights_only: bool | None,
+) -> State | None:
     """Find and read the checkpoint for a run; None where there is nothing to resume."""
     run.engine.saver.wait()  # it may be the one that is being written
     if ckpt_path == "last":
@@ -311,7 +302,7 @@ def read_run(
     return read_checkpoint(run.ckpt_path, weights_only)
 
 
-def restore_start(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore_start(run: Run, checkpoint: State) -> None:
     """Set the counters and the seed, and let the loggers go on where they were."""
     if "run" in checkpoint:
         run.state.load_state_dict(checkpoint["run"]["state"])
@@ -319,12 +310,14 @@ def restore_start(run: Run, checkpoint: dict[str, Any]) -> None:
     saver.created = max(saver.created, checkpoint["manifest"].get("created", 0.0))
     if run.trainer.is_global_zero:  # which alone writes
         for logger, state in zip(
-            run.trainer.loggers, checkpoint.get("loggers", []), strict=False
+            run.trainer.loggers,
+            checkpoint.get("loggers", []),
+            strict=False,
         ):
             logger.load_state_dict(state)
 
 
-def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore_module(run: Run, checkpoint: State) -> None:
     """Hooks, weights, and the states of data and callbacks."""
     module, datamodule = run.module, run.datamodule
     module.on_load_checkpoint(checkpoint)
@@ -336,7 +329,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
         module.strict_loading,
     )
     if datamodule is not None and "datamodule" in checkpoint:
-        require_unsealed(checkpoint["datamodule"])
+        require_loaded(checkpoint["datamodule"])
         datamodule.load_state_dict(checkpoint["datamodule"])
     for callback in run.trainer.callbacks:
         if overrides(callback, "on_load_checkpoint", Callback):
@@ -346,7 +339,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     states = checkpoint.get("callbacks", {})
     for callback in run.trainer.callbacks:
         if callback.state_key in states:
-            require_unsealed(states[callback.state_key])
+            require_loaded(states[callback.state_key])
             callback.load_state_dict(states[callback.state_key])
     known = {callback.state_key for callback in run.trainer.callbacks}
     if absent := sorted(set(states) - known):
@@ -356,7 +349,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore_run(run: Run, checkpoint: State) -> None:
     """Optimizers, counters, the data cursor; random generators and metrics follow when the loop has begun."""
     if "run" not in checkpoint or "optimizer_states" not in checkpoint:
         raise CheckpointError(
@@ -364,7 +357,6 @@ def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
             "a run; "
             "load its weights with Module.load_from_checkpoint"
         )
-    saved = checkpoint["run"]
     configured = _options(run)
     try:
         run.step.load_state_dict(checkpoint)
@@ -374,7 +366,7 @@ def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
         ) from error
     if run.trainer.is_global_zero:
         _tell_what_changed(run, checkpoint, configured)
-    run.state.load_state_dict(saved["state"])
+    run.state.load_state_dict(checkpoint["run"]["state"])
     if (accumulate := run.state.accumulate_grad_batches) not in (
         None,
         run.trainer.accumulate_grad_batches,
@@ -384,14 +376,7 @@ def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
             accumulate,
         )
         run.trainer.accumulate_grad_batches = accumulate
-    gathered = _gathered_part(
-        run, [saved, *saved.get("peers", [])], checkpoint["manifest"]["world_size"]
-    )
-    generators = checkpoint["rng"]
-    rng = None
-    if generators:
-        rng = generators[run.trainer.global_rank % len(generators)]
-    run.resume_with({**gathered, "rng": rng})
+    run.resume_with(_of_this_rank(run, checkpoint))
     log.info(
         "Resuming from %s: epoch %d, step %d",
         run.ckpt_path,
@@ -400,7 +385,7 @@ def restore_run(run: Run, checkpoint: dict[str, Any]) -> None:
     )
 
 
-def _options(run: Run) -> dict[str, Any]:
+def _options(run: Run) -> State:
     """The options of all optimizers' parameter groups, such as the learning rate."""
     groups = [
         group
@@ -416,7 +401,9 @@ def _options(run: Run) -> dict[str, Any]:
 
 
 def _tell_what_changed(
-    run: Run, checkpoint: dict[str, Any], configured: dict[str, Any]
+    run: Run,
+    checkpoint: State,
+    configured: State,
 ) -> None:
     """Say which hyperparameters are other ones than in the checkpoint, and which of them count."""
     changed = []
@@ -452,12 +439,13 @@ def _tell_what_changed(
 def _written(value: Any) -> str:
     """A hyperparameter as a checkpoint holds it: of a not-a-number, too, there are then two that are equal."""
     plain = json.loads(
-        json.dumps(encode(value, "", {}, {}), default=repr), object_hook=_as_loaded
+        json.dumps(encode(value, "", {}, {}), default=repr),
+        object_hook=_as_loaded,
     )
     return json.dumps(plain, sort_keys=True)
 
 
-def _as_loaded(written: dict[str, Any]) -> Any:
+def _as_loaded(written: State) -> Any:
     """Without the classes that are known only where pickled objects are loaded."""
     items = written.get("$items")
     if items and all(isinstance(key, str) for key, _ in items):
@@ -465,23 +453,33 @@ def _as_loaded(written: dict[str, Any]) -> Any:
     return written.get("$plain", written.get("$value", written))
 
 
-def _gathered_part(
-    run: Run, ranks: list[dict[str, Any]], saved_by: int
-) -> dict[str, Any]:
-    """What of the values that ``ranks`` gathered in the running epoch, and of the loaders' states, goes here.
+def _of_this_rank(run: Run, checkpoint: State) -> State:
+    """What of the ranks' random generators, loaders and logged values goes here.
 
-    With another number of processes, the main one goes on with all that has been gathered, and the others with nothing.
+    With another number of ranks, the main one goes on with all that has been logged in the running epoch, and the
+    others with nothing.
     """
-    rank = run.trainer.global_rank
-    if saved_by == run.trainer.world_size and len(ranks) == saved_by:
-        return ranks[rank]
-    is_main = run.trainer.is_global_zero
+    rank, world_size = run.trainer.global_rank, checkpoint["manifest"]["world_size"]
+    logged, rng = checkpoint["run"]["logged"], checkpoint["rng"]
+    loaders = [states[0] for states in checkpoint["loader_states"]]
+    of_this_rank = {"rng": rng[rank % len(rng)] if rng else None}
+    if world_size == run.trainer.world_size == len(logged):
+        return {
+            **of_this_rank,
+            "loader": loaders[rank],
+            "logged": logged[rank],
+            "saved_by": checkpoint["run"]["saved_by"],
+        }
+    is_main = rank == 0
+    metrics = [each["metrics"] for each in logged]
+    states = [each["metric_states"] for each in logged]
     return {
-        "metrics": merge_logged([own["metrics"] for own in ranks], keep=is_main),
-        "metric_states": merge_metric_states(
-            run.module, [own["metric_states"] for own in ranks], keep=is_main
-        ),
-        "loader": ranks[-1]["loader"],  # that of the process that has read furthest
-        "cursor": ranks[0]["cursor"],
-        "saved_by": saved_by,
+        **of_this_rank,
+        # The loader's own state is that of the rank that has read furthest.
+        "loader": {**loaders[0], "loader": loaders[-1]["loader"]},
+        "logged": {
+            "metrics": merge_logged(metrics, is_main),
+            "metric_states": merge_metric_states(run.module, states, is_main),
+        },
+        "saved_by": world_size,
     }

@@ -163,8 +163,8 @@ def _restore_progress(run: Run) -> None:
     run.resume_with(None)
     if resumed is None:
         return
-    run.metrics.load_state_dict(resumed["metrics"])
-    load_metric_states(run.module, resumed["metric_states"])
+    run.metrics.load_state_dict(resumed["logged"]["metrics"])
+    load_metric_states(run.module, resumed["logged"]["metric_states"])
     if resumed["rng"] is not None:
         set_rng_state(resumed["rng"], run.engine.device)
 

@@ -156,7 +156,7 @@ class RunLoaders:
             use_distributed_sampler=trainer.use_distributed_sampler,
             name="training loader",
             epoch=state.epoch + state.epoch_done,
-            cursor=None if resumed is None else resumed["cursor"],
+            cursor=None if resumed is None else resumed["loader"]["cursor"],
         )
         self.begin_epoch()
         if self.train.length == 0:
@@ -215,11 +215,12 @@ class RunLoaders:
         """
         state, train = self.trainer.state, self.train
         assert train is not None
-        cursor = resumed["cursor"]
+        saved = resumed["loader"]
+        cursor = saved["cursor"]
         if state.batch_idx and cursor is not None and not state.batches_done:
             train.source.require_resumable()
         position: Any = {
-            **resumed,
+            **saved,
             "epoch": state.epoch,
             "batches": state.batch_idx,
             "part": state.part,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from torch import nn
 
+from ..checkpoint.schema import loader_state
 from ..messages import log
 from ..metrics.metric_state import metric_states
 from .hooks import CallbackBus
@@ -227,12 +228,16 @@ class Run:
         fit = self.trainer.last_fit
         if fit is not None and fit.unfinished is not None:
             return fit.unfinished
-        position = self.loaders.train_state(self.progress()["batch_idx"])
+        counters = self.progress()
+        position = self.loaders.train_state(counters["batch_idx"])
+        own = None if position is None else position["loader"]
+        cursor = None if position is None else position["cursor"]
         return {
-            "metrics": self.metrics.state_dict(),
-            "metric_states": metric_states(self.module),
-            "loader": None if position is None else position["loader"],
-            "cursor": None if position is None else position["cursor"],
+            "loader": loader_state(counters, own, cursor),
+            "logged": {
+                "metrics": self.metrics.state_dict(),
+                "metric_states": metric_states(self.module),
+            },
             "saved_by": self.trainer.world_size,
         }
 

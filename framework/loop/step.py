@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...strategies.optimizer_state import parameters_of
-from ..checkpoint.serialization import unseal
+from ..checkpoint.serialization import fill_unloaded
 from ..engine.step_errors import explain_step
 from ..messages import log
 from ..module import Module
@@ -278,7 +278,7 @@ class Step(ABC):
             self.engine.load_optimizer_state(optimizer, saved)
         states = zip(self.schedulers.configs, state["lr_schedulers"], strict=True)
         for config, saved in states:
-            config.scheduler.load_state_dict(unseal(saved, config.scheduler))
+            config.scheduler.load_state_dict(fill_unloaded(saved, config.scheduler))
         if self.engine.scaler is not None and "scaler" in state:
             self.engine.scaler.load_state_dict(state["scaler"])
 

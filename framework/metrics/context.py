@@ -54,12 +54,24 @@ class LogContext:
     empty_loaders: set[int | None] = field(default_factory=set)
     loaders_by_name: dict[str, set[int]] = field(default_factory=dict)
 
-    def default_weight(self, name: str) -> float:
-        """The weight of a value in an epoch's mean: the batch's size, or 1 outside of batches.
+    def weight_of(
+        self,
+        entry: LoggedValue,
+        batch_size: int | None,
+    ) -> float:
+        """The weight of a value in an epoch's mean: by default the batch's size, or 1 outside of batches.
+
+        Args:
+            entry: gets the value.
+            batch_size: as passed to ``log``.
 
         Raises:
             ValueError: if the size is unclear.
         """
+        if entry.reduction != "mean":
+            return 1.0
+        if batch_size is not None:
+            return batch_size
         if self.scope != "batch" or self.batch is None:
             return 1
         if self.batch_size is None:
@@ -67,6 +79,7 @@ class LogContext:
                 self.batch_size = batch_size_of(self.batch)
             except ValueError as error:
                 raise ValueError(
-                    f"log({name!r}): an epoch's mean is weighted by batch size, and {error}; pass batch_size=… to log"
+                    f"log({entry.name!r}): an epoch's mean is weighted by batch size, and {error}; pass "
+                    "batch_size=… to log"
                 ) from None
         return self.batch_size

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from ..data.batches import map_tensors
 from ..errors import CheckpointError
 
+# Values by name, as a checkpoint keeps them.
+State = dict[str, Any]
 # How to join a state of several ranks, by the name of its reduction in torchmetrics.
-_MERGES: dict[str, Any] = {
+_MERGES: State = {
     "dim_zero_sum": torch.sum,
     "dim_zero_max": torch.amax,
     "dim_zero_min": torch.amin,
@@ -29,7 +31,7 @@ def is_metric(value: Any) -> bool:
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
 
 
-def _metrics_of(module: torch.nn.Module) -> dict[str, Any]:
+def _metrics_of(module: torch.nn.Module) -> State:
     return {
         name: metric for name, metric in module.named_modules() if is_metric(metric)
     }
@@ -74,15 +76,13 @@ def _is_never_distributed() -> bool:
 
 def list_states(metric: Any) -> dict[tuple[str, str], Any]:
     """The states that are lists, of a ``Metric`` and those inside it: length, an element's dtype and shape."""
-    states: dict[tuple[str, str], Any] = {}
+    states = {}
     for path, part in _metrics_of(metric).items():
         for name, value in part.metric_state.items():
             if not isinstance(value, list):
                 continue
-            dtype, shape = None, ()
-            if value:
-                dtype, shape = value[0].dtype, tuple(value[0].shape)
-            states[path, name] = len(value), dtype, shape
+            first = [(item.dtype, tuple(item.shape)) for item in value[:1]]
+            states[path, name] = len(value), first
     return states
 
 
@@ -100,11 +100,11 @@ def fill_list_states(metric: Any, by_rank: list[dict[tuple[str, str], Any]]) -> 
     for path, name in list_states(metric):
         part = parts[path]
         states = [own[path, name] for own in by_rank]
-        lengths = [length for length, _, _ in states]
+        lengths = [length for length, _ in states]
         if _reduction_of(part, name) == "dim_zero_cat":
-            filled = [state for state in states if state[0]]
-            if filled and not part.metric_state[name]:
-                _, dtype, shape = filled[0]
+            elements = [element for _, first in states for element in first]
+            if elements and not part.metric_state[name]:
+                dtype, shape = elements[0]
                 nothing = torch.empty((0, *shape[1:]), dtype=dtype, device=part.device)
                 part.metric_state[name].append(nothing)
         elif len(set(lengths)) > 1:
@@ -119,10 +119,10 @@ def _reduction_of(metric: Any, name: str) -> str:
     return getattr(metric._reductions[name], "__name__", "")
 
 
-def metric_states(module: torch.nn.Module) -> dict[str, Any]:
+def metric_states(module: torch.nn.Module) -> State:
     """Copies of the states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
     # A metric adds to its tensors in place, and its reset clears its lists in place.
-    states: dict[str, Any] = {}
+    states = {}
     for name, metric in _metrics_of(module).items():
         state = {key: _copy_state(value) for key, value in metric.metric_state.items()}
         states[name] = {"update_count": metric._update_count, "state": state}
@@ -135,7 +135,7 @@ def _copy_state(value: Any) -> Any:
     return value.detach().clone()
 
 
-def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
+def load_metric_states(module: torch.nn.Module, states: State) -> None:
     """Take back :func:`metric_states`."""
     for name, metric in _metrics_of(module).items():
         if name not in states:
@@ -148,8 +148,8 @@ def load_metric_states(module: torch.nn.Module, states: dict[str, Any]) -> None:
 
 
 def merge_metric_states(
-    module: torch.nn.Module, states: list[dict[str, Any]], keep: bool
-) -> dict[str, Any]:
+    module: torch.nn.Module, states: list[State], keep: bool
+) -> State:
     """One of what :func:`metric_states` gave on several ranks: each state reduced as torchmetrics would.
 
     Args:
@@ -160,17 +160,19 @@ def merge_metric_states(
     Raises:
         CheckpointError: for a state that torchmetrics does not reduce by sum, minimum, maximum or concatenation.
     """
-    merged: dict[str, Any] = {}
+    merged = {}
     for name, metric in _metrics_of(module).items():
         by_rank = [state[name] for state in states if name in state]
         updated = [state for state in by_rank if state["update_count"]]
         if not updated:
             continue
-        values: dict[str, Any] = {}
+        values = {}
         for key, default in metric._defaults.items():
             if keep:
                 values[key] = _merge(
-                    metric, key, [state["state"][key] for state in updated]
+                    metric,
+                    key,
+                    [state["state"][key] for state in updated],
                 )
             else:
                 values[key] = copy.deepcopy(default)
@@ -179,7 +181,11 @@ def merge_metric_states(
     return merged
 
 
-def _merge(metric: Any, key: str, values: list[Any]) -> Any:
+def _merge(
+    metric: Any,
+    key: str,
+    values: list[Any],
+) -> Any:
     if len(values) == 1:
         return values[0]
     if isinstance(values[0], list):

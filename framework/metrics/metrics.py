@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.batches import map_tensors
 from ..messages import log
 from .context import LogContext, LogOptions
-from .metric_state import is_metric
+from .metric_state import State, is_metric
 from .over_ranks import agree_on_entries, reduced
 from .values import (
     REDUCTION_FUNCTIONS,
@@ -47,7 +47,11 @@ class Metrics:
         stages: what was logged in each stage, by name and index of the evaluation loader.
     """
 
-    def __init__(self, strategy: Strategy, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        enabled: bool = True,
+    ) -> None:
         self.strategy = strategy
         self.enabled = enabled
         self.module: torch.nn.Module | None = None
@@ -63,7 +67,11 @@ class Metrics:
         """Whether the batch in work only keeps this rank in step with the others."""
         return self._context.is_dummy
 
-    def begin_run(self, module: torch.nn.Module, keeps_bar: bool) -> None:
+    def begin_run(
+        self,
+        module: torch.nn.Module,
+        keeps_bar: bool,
+    ) -> None:
         """Log for another run.
 
         Args:
@@ -78,7 +86,11 @@ class Metrics:
         """Show what was logged in another process."""
         self.results = results
 
-    def enter(self, stage: str | None, scope: str | None) -> None:
+    def enter(
+        self,
+        stage: str | None,
+        scope: str | None,
+    ) -> None:
         """Begin to log for a stage.
 
         Args:
@@ -89,7 +101,11 @@ class Metrics:
         self._context = LogContext(stage, scope, values)
 
     @contextmanager
-    def context(self, stage: str | None, scope: str | None) -> Iterator[None]:
+    def context(
+        self,
+        stage: str | None,
+        scope: str | None,
+    ) -> Iterator[None]:
         """Log for a stage, as :meth:`enter` says, and afterwards where the loop was before.
 
         An exception changes nothing: what is called because of it finds the values of where it was raised.
@@ -107,7 +123,11 @@ class Metrics:
         """Go on to an evaluation loader; None if there is only one."""
         self._context.dataloader_idx = index
 
-    def begin_batch(self, batch: Any, is_dummy: bool = False) -> None:
+    def begin_batch(
+        self,
+        batch: Any,
+        is_dummy: bool = False,
+    ) -> None:
         """Go on to a batch.
 
         Args:
@@ -118,8 +138,13 @@ class Metrics:
         context.batch = batch
         context.batch_size = None
         context.is_dummy = is_dummy
+        context.part = None
 
-    def begin_part(self, part: Any, share: tuple[float, bool] | None) -> None:
+    def begin_part(
+        self,
+        part: Any,
+        share: tuple[float, bool] | None,
+    ) -> None:
         """Go on to a part of the batch; ``share`` is its fraction of the samples, and whether it is the first.
 
         After the last part, the whole batch is passed, with None.
@@ -137,7 +162,12 @@ class Metrics:
         self._context.scope = "epoch"
         self._context.dataloader_idx = None
 
-    def log(self, name: str, value: Any, options: LogOptions) -> None:
+    def log(
+        self,
+        name: str,
+        value: Any,
+        options: LogOptions,
+    ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
         if options.rank_zero_only:
             if is_metric(value) and self.strategy.world_size > 1:
@@ -162,7 +192,8 @@ class Metrics:
                 entry.value = value
             if is_reduced_now:
                 # The others wait for it where they reduce.
-                self._reduce_step(entry, torch.as_tensor(value).detach())
+                # collective
+                self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)
             return
         entry.reduced = False
         if isinstance(value, Tensor):
@@ -176,12 +207,20 @@ class Metrics:
         if context.part is not None and entry.on_step:
             step_value = join_part(entry, value, *context.part)
         if is_reduced_now:
-            step_value = self._reduce_step(entry, torch.as_tensor(step_value))
+            # collective
+            step_value = self.strategy.reduce(
+                torch.as_tensor(step_value), entry.reduction
+            )
         entry.value = step_value
         if entry.on_epoch:
-            entry.add(value, self._weight(entry, options.batch_size))
+            entry.add(value, context.weight_of(entry, options.batch_size))
 
-    def _entry(self, name: str, value: Any, options: LogOptions) -> LoggedValue:
+    def _entry(
+        self,
+        name: str,
+        value: Any,
+        options: LogOptions,
+    ) -> LoggedValue:
         """What is kept under a name; it is made when the name is first logged in an epoch."""
         context = self._context
         index = context.dataloader_idx
@@ -205,7 +244,11 @@ class Metrics:
         return entry
 
     def _create(
-        self, name: str, index: int | None, value: Any, options: LogOptions
+        self,
+        name: str,
+        index: int | None,
+        value: Any,
+        options: LogOptions,
     ) -> LoggedValue:
         scope = self._context.scope
         if not isinstance(name, str):
@@ -244,7 +287,11 @@ class Metrics:
             rank_zero_only=options.rank_zero_only,
         )
 
-    def _find_metric(self, name: str, metric: Any) -> str:
+    def _find_metric(
+        self,
+        name: str,
+        metric: Any,
+    ) -> str:
         """The name of a ``Metric`` among the module's submodules."""
         assert self.module is not None, "a run has a module"
         for path, module in self.module.named_modules():
@@ -255,7 +302,12 @@ class Metrics:
             "nn.ModuleDict if there are several), or a checkpoint would miss its state"
         )
 
-    def _tensor(self, entry: LoggedValue, value: Tensor, keep_graph: bool) -> Tensor:
+    def _tensor(
+        self,
+        entry: LoggedValue,
+        value: Tensor,
+        keep_graph: bool,
+    ) -> Tensor:
         """The tensor to keep: a copy, as what the step does to its own afterwards is not logged."""
         if value.numel() != 1:
             raise ValueError(
@@ -276,17 +328,6 @@ class Metrics:
                 # Into the same memory.
                 value = last.copy_(value)
         return value.squeeze() if value.dim() else value
-
-    def _reduce_step(self, entry: LoggedValue, value: Tensor) -> Tensor:
-        """The value of a step over all ranks. A collective, which ``sync_dist`` asked for."""
-        return self.strategy.reduce(value, entry.reduction)
-
-    def _weight(self, entry: LoggedValue, batch_size: int | None) -> float:
-        if entry.reduction != "mean":
-            return 1.0
-        if batch_size is not None:
-            return batch_size
-        return self._context.default_weight(entry.name)
 
     def copy_values(self) -> dict[Any, LoggedValue]:
         """The running stage's values as they are, for :meth:`restore_values`."""
@@ -364,7 +405,11 @@ class Metrics:
         values.clear()
 
     def _show(
-        self, results: Results, entry: LoggedValue, value: Any, of_step: bool = False
+        self,
+        results: Results,
+        entry: LoggedValue,
+        value: Any,
+        of_step: bool = False,
     ) -> None:
         """Show an entry's value; the values of a metric that computes a dict each under a name of its own."""
         if isinstance(value, dict):
@@ -382,7 +427,12 @@ class Metrics:
             results.callback[entry.name] = value
 
     def _show_part(
-        self, results: Results, entry: LoggedValue, key: str, part: Any, of_step: bool
+        self,
+        results: Results,
+        entry: LoggedValue,
+        key: str,
+        part: Any,
+        of_step: bool,
     ) -> None:
         name = f"{entry.name}_{key}"
         loaders_by_name = self._context.loaders_by_name
@@ -399,9 +449,13 @@ class Metrics:
                 describe(part),
             )
 
-    def by_loader(self, results: Results, count: int) -> list[dict[str, float]]:
+    def by_loader(
+        self,
+        results: Results,
+        count: int,
+    ) -> list[dict[str, float]]:
         """An evaluation's values for each of ``count`` loaders; what was logged for no loader stands in each."""
-        loaders_of: dict[str, set[int]] = {}
+        loaders_of = {}
         for name, loaders in self._context.loaders_by_name.items():
             for shown in (name, f"{name}_step", f"{name}_epoch"):
                 loaders_of[shown] = loaders
@@ -422,7 +476,7 @@ class Metrics:
         self.stages.clear()
         self.enter(None, None)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The running training epoch's values, and the results of the stages that ended."""
         values = []
         for entry in self.stages.get("train", {}).values():
@@ -437,7 +491,7 @@ class Metrics:
         results = {key: dict(value) for key, value in vars(self.results).items()}
         return {"train": values, "results": results}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take back :meth:`state_dict`."""
         # Where the values to come will be.
         device = self.strategy.device

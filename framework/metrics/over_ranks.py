@@ -43,19 +43,18 @@ def agree_on_entries(
     }
     # collective
     by_rank = strategy.gather_objects(
-        (context.empty_loaders, described, context.loaders_by_name)
+        (context.empty_loaders, described, context.loaders_by_name),
     )
     for _, _, loaders_by_name in by_rank:
         for name, loaders in loaders_by_name.items():
             context.loaders_by_name.setdefault(name, set()).update(loaders)
     logged_by_rank = [logged for _, logged, _ in by_rank]
-    had_no_batch = [bool(empty_loaders) for empty_loaders, _, _ in by_rank]
-    facts_by_key: dict[Any, dict[str, Any]] = {}
+    facts_by_key = {}
     for logged in reversed(logged_by_rank):
         for key, (facts, _) in logged.items():
             facts_by_key[key] = facts
     for key in facts_by_key:
-        _require_everywhere(key, context.stage, logged_by_rank, had_no_batch)
+        _require_everywhere(key, context.stage, by_rank)
     agreed = []
     for key in sorted(facts_by_key, key=repr):
         entry = shared.get(key)
@@ -73,22 +72,23 @@ def agree_on_entries(
 def _require_everywhere(
     key: Any,
     stage: str | None,
-    logged_by_rank: list[dict[Any, Any]],
-    had_no_batch: list[bool],
+    by_rank: list[Any],
 ) -> None:
     """Raise if a rank that had batches did not log what another one did."""
-    having, lacking = [], []
-    for rank, logged in enumerate(logged_by_rank):
-        (having if key in logged else lacking).append(rank)
-    if all(had_no_batch[rank] for rank in lacking):
+    having, lacking, names = [], [], []
+    is_excused = True
+    for rank, (empty_loaders, logged, _) in enumerate(by_rank):
+        names.append(f"rank {rank} logged {_names(logged)}")
+        if key in logged:
+            having.append(rank)
+        else:
+            lacking.append(rank)
+            is_excused &= bool(empty_loaders)
+    if is_excused:
         return
-    names = "; ".join(
-        f"rank {rank} logged {_names(logged)}"
-        for rank, logged in enumerate(logged_by_rank)
-    )
     raise RuntimeError(
         f"log({key[0]!r}) was called on rank {_listed(having)} and not on rank {_listed(lacking)} in this "
-        f"{stage} epoch ({names}). Epoch values are reduced over all processes: log the same names on "
+        f"{stage} epoch ({'; '.join(names)}). Epoch values are reduced over all processes: log the same names on "
         "all of them, or pass rank_zero_only=True to keep rank 0's own"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .metric_state import list_states
+from .metric_state import State, list_states
 
 REDUCTIONS = ("mean", "sum", "min", "max")
 # What else stands for them as ``reduce_fx``.
@@ -71,7 +71,11 @@ class LoggedValue:
     reduced: bool = False
     rank_zero_only: bool = False
 
-    def add(self, value: Any, weight: float) -> None:
+    def add(
+        self,
+        value: Any,
+        weight: float,
+    ) -> None:
         """Take a value into the epoch's."""
         self.pending.append(value)
         self.pending_weights.append(weight)
@@ -107,7 +111,11 @@ class LoggedValue:
             return total
         return _JOIN.get(self.reduction, torch.add)(self.total, total)
 
-    def mean_of(self, total: Any, weight: float) -> Any:
+    def mean_of(
+        self,
+        total: Any,
+        weight: float,
+    ) -> Any:
         """The epoch's value, given its total over all ranks; it is a mean only if that is the reduction."""
         return total / weight if self.reduction == "mean" and weight else total
 
@@ -122,7 +130,7 @@ class LoggedValue:
         """Name and loader, under which the value is kept."""
         return self.name, self.dataloader_idx
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> State:
         """What another rank needs to make the same entry."""
         names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
         return {name: getattr(self, name) for name in names}
@@ -147,11 +155,16 @@ class LoggedValue:
 class Results:
     """Values by name, in the three places in which the Trainer shows them."""
 
-    callback: dict[str, Any] = field(default_factory=dict)
-    logged: dict[str, Any] = field(default_factory=dict)
-    progress_bar: dict[str, Any] = field(default_factory=dict)
+    callback: State = field(default_factory=dict)
+    logged: State = field(default_factory=dict)
+    progress_bar: State = field(default_factory=dict)
 
-    def add(self, logged_value: LoggedValue, name: str, value: Any) -> None:
+    def add(
+        self,
+        logged_value: LoggedValue,
+        name: str,
+        value: Any,
+    ) -> None:
         """Show ``value`` where it was logged to."""
         self.callback[name] = value
         if logged_value.logger:
@@ -161,26 +174,29 @@ class Results:
 
     def update(self, other: Results) -> None:
         """Take over another's values."""
-        self.callback.update(other.callback)
-        self.logged.update(other.logged)
-        self.progress_bar.update(other.progress_bar)
+        for place, values in vars(other).items():
+            getattr(self, place).update(values)
 
 
-def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
+def merge_logged(states: list[State], keep: bool) -> State:
     """One of the states that :meth:`.Metrics.state_dict` gave on several ranks: their epoch values joined.
 
     Args:
         states: by rank; each may lack what it had not logged yet.
         keep: False leaves the values out, as another rank has them, and keeps the names.
     """
-    merged: dict[Any, LoggedValue] = {}
+    merged = {}
     for state in states:
         for fields in state["train"]:
             entry = LoggedValue(**fields)
             joined = merged.get(entry.key)
             if joined is None:
                 joined = replace(
-                    entry, total=None, weight=0.0, pending=[], pending_weights=[]
+                    entry,
+                    total=None,
+                    weight=0.0,
+                    pending=[],
+                    pending_weights=[],
                 )
                 merged[entry.key] = joined
             elif entry.rank_zero_only:
@@ -195,7 +211,12 @@ def merge_logged(states: list[dict[str, Any]], keep: bool) -> dict[str, Any]:
     }
 
 
-def join_part(entry: LoggedValue, value: Any, fraction: float, is_first: bool) -> Any:
+def join_part(
+    entry: LoggedValue,
+    value: Any,
+    fraction: float,
+    is_first: bool,
+) -> Any:
     """The value of a step so far, of a batch that is run in parts.
 
     Args:
@@ -245,14 +266,14 @@ def as_number(name: str, value: Any) -> float:
         ) from None
 
 
-def as_floats(values: dict[str, Any]) -> dict[str, float]:
+def as_floats(values: State) -> dict[str, float]:
     """Values as Python numbers: one host–device sync for all of them."""
     elsewhere = {
         name: value.detach()
         for name, value in values.items()
         if isinstance(value, Tensor) and value.device.type != "cpu"
     }
-    read: dict[str, float] = {}
+    read = {}
     if elsewhere:
         device = next(iter(elsewhere.values())).device
         numbers = [
@@ -266,7 +287,7 @@ def as_floats(values: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def as_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+def as_tensors(values: State) -> dict[str, Tensor]:
     """Values as 0-dim tensors of their own."""
     return {
         name: value.clone() if isinstance(value, Tensor) else torch.tensor(value)

@@ -36,6 +36,7 @@ from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.serialization import decode, encode
 from loopwright.framework.checkpoint.writer import (
     Snapshot,
+    commit,
     remove_checkpoint,
     save_checkpoint,
     write_pointer,
@@ -322,7 +323,7 @@ def test_a_later_format_is_refused() -> None:
     """With what this version reads."""
     save_checkpoint({"state_dict": {}}, "a.ckpt", {**FACTS, "format": 99}, None)
     with pytest.raises(
-        CheckpointError, match="has format 99, this version reads up to 1; upgrade"
+        CheckpointError, match="has format 99, this version reads up to 2; upgrade"
     ):
         load_checkpoint("a.ckpt")
 
@@ -626,9 +627,8 @@ def test_each_type_of_tensor_comes_back(copy: bool) -> None:
         "neg": torch.tensor([2j]).conj().imag,
     }
     made["conj"] = torch.tensor([[1, 2j]], dtype=torch.complex128).mH
-    Snapshot({"state_dict": made, "more": {"x": made}}, FACTS, None, copy).write(
-        "a.ckpt"
-    )
+    snapshot = Snapshot({"state_dict": made, "more": {"x": made}}, FACTS, None, copy)
+    commit(snapshot, "a.ckpt")
     loaded = load_checkpoint("a.ckpt")
     assert "objects.pkl" not in files("a.ckpt")
     for back in (loaded["state_dict"], loaded["more"]["x"]):

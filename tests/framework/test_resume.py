@@ -696,16 +696,17 @@ def damaged(path: Path, file: str, keys: tuple[Any, ...], value: Any) -> None:
     (path / "manifest.json").write_bytes(seal_manifest(body))
 
 
-STATE = ("run", "state")
+STATE, LOGGED, LOADER = ("run", "state"), ("run", "logged", 0), ("loader_states", 0, 0)
 STATES_OF_ANOTHER_SHAPE = [
     (("run",), 3), (("run",), None), (STATE, ...), (STATE, []), ((*STATE, "epoch"), float("nan")),
     ((*STATE, "epoch"), -5), ((*STATE, "epoch"), ...), ((*STATE, "global_step"), "many"),
     ((*STATE, "batch_idx"), True), ((*STATE, "validated"), 1.5), ((*STATE, "epoch_done"), 1),
     ((*STATE, "seed"), float("inf")), ((*STATE, "part"), "all"), ((*STATE, "part"), {"first": 1}),
-    (("run", "metrics"), ...), (("run", "metrics", "train", 0, "reduction"), ...), (("run", "metrics", "results"), 7),
-    (("run", "metric_states"), "none"), (("run", "metric_states", "mean_loss", "state"), ...),
-    (("run", "loader"), ...), (("run", "cursor"), {"epoch": "x"}), (("run", "cursor"), "far"),
-    (("run", "saved_by"), ...), (("run", "peers"), [3]), (("callbacks",), [1]), (("loggers",), "csv"),
+    (("run", "logged"), [3]), ((*LOGGED, "metrics"), ...), ((*LOGGED, "metrics", "train", 0, "reduction"), ...),
+    ((*LOGGED, "metrics", "results"), 7), ((*LOGGED, "metric_states"), "none"),
+    ((*LOGGED, "metric_states", "mean_loss", "state"), ...), (("loader_states",), [3]), ((*LOADER, "loader"), ...),
+    ((*LOADER, "cursor"), {"epoch": "x"}), ((*LOADER, "cursor"), "far"), (("run", "saved_by"), ...),
+    (("callbacks",), [1]), (("loggers",), "csv"),
     (("optimizer_states",), "x"), (("lr_schedulers",), {"a": 1}), (("global_step",), float("nan")),
 ]  # fmt: skip
 ELSEWHERE_OF_ANOTHER_SHAPE = [

@@ -133,8 +133,8 @@ def test_what_has_a_name_is_named_and_the_rest_is_sent_whole():
 
 
 def test_objects_of_older_checkpoints_are_read(tmp_path: Path):
-    from loopwright.framework.checkpoint.reader import _unpickle_objects
+    from loopwright.framework.checkpoint.reader import unpickle_objects
 
-    assert _unpickle_objects(pickle.dumps({"mine": pickle.dumps(Kind.SMALL)})) == {
+    assert unpickle_objects(pickle.dumps({"mine": pickle.dumps(Kind.SMALL)})) == {
         "mine": Kind.SMALL
     }
