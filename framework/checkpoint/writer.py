@@ -172,15 +172,10 @@ class ShardedCommit:
         strategy: one whose ranks have met.
     """
 
-    _count = (
-        0  # of those that this process has made: each has keys of its own in the store
-    )
-
     def __init__(self, strategy: Any) -> None:
-        ShardedCommit._count += 1
         self.rank = strategy.global_rank
         self.world_size = strategy.world_size
-        self.store = strategy.own_store(f"checkpoint/{ShardedCommit._count}")
+        self.store = strategy.group.store("checkpoint")
 
     def lead(
         self,

@@ -13,16 +13,16 @@ from .values import LoggedValue
 class LogOptions(NamedTuple):
     """The arguments of ``Module.log`` beside the name and the value; they are explained there."""
 
-    prog_bar: bool = False
-    logger: bool | None = None
-    on_step: bool | None = None
-    on_epoch: bool | None = None
-    reduce_fx: str | Callable[..., Any] = "mean"
-    enable_graph: bool = False
-    sync_dist: bool | None = None
-    add_dataloader_idx: bool = True
-    batch_size: int | None = None
-    rank_zero_only: bool = False
+    prog_bar: bool
+    logger: bool | None
+    on_step: bool | None
+    on_epoch: bool | None
+    reduce_fx: str | Callable[..., Any]
+    enable_graph: bool
+    sync_dist: bool | None
+    add_dataloader_idx: bool
+    batch_size: int | None
+    rank_zero_only: bool
 
 
 @dataclass
