@@ -106,22 +106,27 @@ class PartOfEpoch(TypedDict):
     end: int | None
 
 
-class Cursor(TypedDict):
+class _Cursor(TypedDict):
+    position: int
+    end: int | None
+    in_samples: bool
+    batch_sizes: list[Any]
+    dealt: bool
+
+
+class Cursor(_Cursor, total=False):
     """How far all ranks together have come in an epoch.
 
     Attributes:
         position: what they have been given; in samples where the order is planned, else in the loader's batches.
         end: where the epoch ends for them; None for its end.
         in_samples: which of the two units.
-        batch_sizes: for how many samples a batch of each loader stands.
-        dealt: the ranks get different batches of one loader.
+        batch_sizes: of each loader, as far as it tells.
+        dealt: whether batches of one loader are sharded; else each rank has a loader of its own.
+        dealt_to: how many ranks get different batches; earlier versions saved the number of ranks only.
     """
 
-    position: int
-    end: int | None
-    in_samples: bool
-    batch_sizes: list[Any]
-    dealt: bool
+    dealt_to: int
 
 
 def check_shape(
@@ -191,7 +196,7 @@ class RunState:
     epoch_done: bool = False
     seed: int | None = None
     micro_batch: int | None = None
-    part: State | None = None
+    part: PartOfEpoch | None = None
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
     fn: str | None = None
@@ -248,6 +253,10 @@ class RunState:
     def share_seed(self, seed: int) -> None:
         """Draw the order of the data from the main rank's seed."""
         self.seed = seed
+
+    def use_part(self, part: PartOfEpoch | None) -> None:
+        """Let the running epoch have this part of the data."""
+        self.part = part
 
     def use_micro_batch(self, size: int) -> None:
         """Take so many samples at once."""

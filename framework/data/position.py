@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.schema import PartOfEpoch
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -26,13 +28,13 @@ class Segment:
     end: int | None = None
 
     @classmethod
-    def from_state(cls, state: dict[str, Any] | None) -> Segment:
+    def from_state(cls, state: PartOfEpoch | None) -> Segment:
         """The segment that :meth:`state_dict` gave."""
         if state is None:
             return WHOLE_EPOCH
         return cls(state["first"], state["begin"], state["end"])
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def state_dict(self) -> PartOfEpoch | None:
         """What a checkpoint holds of it: ``first``, ``begin`` and ``end``, or None for a whole epoch."""
         if self == WHOLE_EPOCH:
             return None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.schema import Cursor, LoaderState
 from ..errors import CheckpointError
 from ..seed import isolated_rng
 from .combined import exact_length_of, source_of
@@ -21,44 +22,6 @@ if TYPE_CHECKING:
 
 # Where nobody knows how many batches there are, the ranks tell each other after so many steps how far they can see.
 LOOK_AHEAD = 8
-
-
-class Cursor(TypedDict):
-    """How much of an epoch's data all ranks have been given, as a checkpoint holds it.
-
-    Attributes:
-        position: in samples where the order is planned, else in the loader's batches.
-        end: where the epoch is to end, counted likewise; None is its own end.
-        in_samples: whether both count samples.
-        batch_sizes: the loader's, in a list, as far as it tells.
-        dealt: whether batches of one loader are sharded; else each rank has a loader of its own.
-        dealt_to: how many ranks get different batches.
-    """
-
-    position: int
-    end: int | None
-    in_samples: bool
-    batch_sizes: list[Any]
-    dealt: bool
-    dealt_to: int
-
-
-class LoaderState(TypedDict):
-    """The position of a rank's loader in the data, as a checkpoint holds it.
-
-    Attributes:
-        epoch: index of the epoch.
-        batches: how many of its batches each rank has been given.
-        loader: the state of a loader that has one of its own; a list for loaders that are read together.
-        part: the segment of the epoch, as :meth:`Segment.state_dict` gives it.
-        cursor: the same position for any number of ranks; None where there is no loader.
-    """
-
-    epoch: int
-    batches: int
-    loader: Any
-    part: dict[str, Any] | None
-    cursor: Cursor | None
 
 
 class ShardedLoader:

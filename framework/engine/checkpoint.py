@@ -14,7 +14,6 @@ from ..checkpoint.schema import Checkpoint, RunState, check_shape
 from ..checkpoint.serialization import State, fill_unloaded
 from ..checkpoint.storage import join
 from ..checkpoint.weights import export_weights
-from ..data.sharding import LoaderState
 from ..errors import CheckpointError, on_main_rank
 from ..from_checkpoint import load_weights
 from ..metrics.values import Results, merge_logged

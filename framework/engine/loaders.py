@@ -7,8 +7,9 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.schema import LoaderState
 from ..data.iteration import INFINITE, LookAhead
-from ..data.sharding import LoaderState, ShardedLoader
+from ..data.sharding import ShardedLoader
 from ..seed import isolated_rng, mix_seeds
 from .wrapper import Wrapper
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint.schema import LoaderState
 from ..data.batches import map_tensors
 from ..data.combined import (
     CombinedLoader,
@@ -23,7 +24,6 @@ from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sampler import own_copy
 from ..data.shard_detection import data_parallel_rank_and_size, is_sharded
 from ..data.sharding import (
-    LoaderState,
     ShardedLoader,
     different_streams,
     noting_end,
@@ -229,7 +229,7 @@ class RunLoaders:
         part = train.segment.state_dict()
         if part == state.part:
             return
-        state.part = part
+        state.use_part(part)
         self.begin_epoch()
         log.info(
             "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",
