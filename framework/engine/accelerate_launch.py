@@ -17,6 +17,7 @@ _STRATEGIES = {
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "fsdp"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("a ParallelismConfig", "fsdp"),
 }
+# Variables that have an effect here.
 _HONOURED = (
     "ACCELERATE_MIXED_PRECISION",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
@@ -131,6 +132,6 @@ def _requested(variable: str) -> str:
 @cache
 def _say(text: str) -> None:
     """Say something once, in the main process."""
-    place = detect_environment()
-    if place is None or place.rank == 0:
+    environment = detect_environment()
+    if environment is None or environment.rank == 0:
         log.warning(text)

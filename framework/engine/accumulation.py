@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...strategies.base import Strategy
     from .engine import Engine
 
-# A power of two, about the size of a weight.
+# The unit of weights where ranks cannot agree on one. To multiply by a power of two rounds nothing.
 _USUAL_WEIGHT = 1024.0
 
 
@@ -25,11 +25,12 @@ class StepCounter(Protocol):
 
 
 class GradientAccumulation:
-    """The window of micro-batches that is open, and what each of them counts in the mean that its gradients are.
+    """The accumulation window that is open: where it ends, and by what to multiply each micro-batch's loss.
 
-    That mean is over all micro-batches and ranks: of those that came, if they were fewer than planned; weighted, if
-    they came with weights; and without dummy batches. The loops of the Trainer and the Engine's :meth:`accumulate`
-    count by this object alone.
+    An optimizer steps on the mean gradient of its window, over all micro-batches and ranks. Dummy batches do not count
+    in it, and with weights it is a weighted mean. Each loss is divided by the planned length at once; if fewer
+    micro-batches come, or they have weights, :meth:`factor` corrects the sum before the step. The Trainer's loops hand
+    in the index of each micro-batch (:meth:`begin`); for the Engine this object counts them (:meth:`begin_next`).
 
     Args:
         strategy: reduces weights over the ranks.
@@ -39,15 +40,15 @@ class GradientAccumulation:
     Attributes:
         num_batches: micro-batches of a window; set anew, it counts from the next window on.
         counter: as given.
-        loader: where the batches come from; it has ``batch_weight``, what its running batch counts beside those of the
-            other ranks. None counts all alike.
+        loader: where the batches come from; its ``batch_weight`` is what the running batch counts beside those of the
+            other ranks. With None, all batches count alike.
         start: index of the window's first micro-batch in the epoch.
         end: index of the micro-batch after its last one.
         length: micro-batches planned.
         is_last: whether the running micro-batch is the last of its window, after which optimizers step.
-        count: losses that were added.
-        begun: micro-batches that have begun, where those without a loss count, too; else 0.
-        weight: the sum of the weights, numbers or tensors, if there are any.
+        count: micro-batches whose loss was added.
+        begun: micro-batches that :meth:`begin_next` has begun, with a loss or without; 0 where :meth:`begin` is called.
+        weight: the sum of the weights so far, a number or a tensor; None without weights.
         has_stepped: whether an optimizer has stepped in the window.
         completed: optimizers, by id, whose gradients are the window's mean already.
     """
@@ -69,16 +70,15 @@ class GradientAccumulation:
         self.has_stepped = False
         self.completed: set[int] = set()
         self._window_loader: Any = None
-        # In which the weights are measured: with several ranks, the same on all of them.
+        # Weights may be thousands of tokens, and a loss times that overflows half precision. So they are divided by
+        # this unit, which is the same on all ranks and about as large as they are; `factor` multiplies it back.
         self._unit: Any = 1
-        # Whether there are weights, once several ranks have agreed about it.
+        # Whether there are weights: None until several ranks have agreed about it.
         self._weighted: bool | None = None
 
     def over(self, num_batches: int) -> None:
         """Let windows have so many micro-batches, from the next one on."""
         self.num_batches = num_batches
-
-    # The window.
 
     def read_from(self, loader: Any) -> None:
         """Take the batches from ``loader``."""
@@ -97,7 +97,7 @@ class GradientAccumulation:
         self.is_last = batch_idx + 1 >= self.end or left <= 1
 
     def begin_next(self) -> None:
-        """Begin a micro-batch that follows upon the one before, where nobody else counts them."""
+        """Begin the next micro-batch, whose index follows from the loader and from those begun before."""
         loader = self.loader
         left: int | float = INFINITE
         batch_idx = self.start + self.begun
@@ -127,11 +127,11 @@ class GradientAccumulation:
         self.completed.clear()
 
     def restart(self) -> None:
-        """Begin a window of a single micro-batch, of which nothing is kept."""
+        """Begin another window of one micro-batch, after one in which nothing but the step was noted."""
         self.has_stepped = False
 
     def abandon(self) -> None:
-        """Let the next micro-batch open a window, whatever has become of this one."""
+        """Give the window up: the next micro-batch opens another."""
         self.close()
         self.length = 1
         self.end = 0
@@ -144,13 +144,13 @@ class GradientAccumulation:
         return min(self.begun, loader.batches)
 
     def goes_on(self, batch_idx: int) -> bool:
-        """Whether micro-batch ``batch_idx``, the next one, does not complete its window, if others follow it."""
+        """Whether the window stays open after ``batch_idx``, the next micro-batch, unless the epoch ends with it."""
         if self.is_last:
             return self.num_batches > 1
         return batch_idx + 1 < self.end
 
     def goes_on_next(self) -> bool:
-        """As :meth:`goes_on`, where nobody else counts the micro-batches."""
+        """As :meth:`goes_on`, for the micro-batch that :meth:`begin_next` would begin."""
         return self.goes_on(self.start + self.begun)
 
     def count_in(self, counter: StepCounter) -> None:
@@ -175,8 +175,6 @@ class GradientAccumulation:
         """What the running batch counts beside those of the other ranks."""
         return 1.0 if self.loader is None else self.loader.batch_weight
 
-    # What the window has gathered.
-
     def state(self) -> tuple[Any, ...]:
         """What has been gathered, for :meth:`load_state`."""
         return self.count, self.weight, self._unit, self._weighted
@@ -188,11 +186,13 @@ class GradientAccumulation:
     def add_part(
         self, loss: Tensor, weight: Any, fraction: float, is_first: bool
     ) -> Tensor:
-        """Count a part of a micro-batch, without a collective; arguments and result as of :meth:`add`.
+        """Count a part of a micro-batch that is computed in several, as :meth:`add` does for a whole one.
+
+        Ranks do not agree on the weights here: one that runs out of memory would not come to that collective.
 
         Args:
             loss: the mean over the part.
-            weight: what it counts.
+            weight: what the part counts, or None.
             fraction: the part's fraction of the micro-batch's samples.
             is_first: whether it is the micro-batch's first.
         """
@@ -207,14 +207,14 @@ class GradientAccumulation:
         return part
 
     def add(self, loss: Tensor, weight: Any = None) -> Tensor:
-        """Count a micro-batch.
+        """Count a micro-batch. The first one with several ranks is a collective.
 
         Args:
             loss: the mean over the micro-batch.
             weight: what it counts beside the window's others (such as its number of tokens): for all or for none.
 
         Returns:
-            What of the loss to compute gradients of.
+            The loss multiplied by its part in the window's mean: what to compute gradients of.
 
         Raises:
             RuntimeError: for weights that come for some micro-batches, or on some ranks, only.
@@ -238,6 +238,7 @@ class GradientAccumulation:
     def _add_weight(self, weight: Any, has_ranks: bool) -> Any:
         """Add a weight; returns it in units, so that its product with a loss is a number that half precision holds."""
         if has_ranks:
+            # A dummy batch counts nothing, whatever its weight.
             weight = weight * bool(self.batch_weight)
         if self.weight is None:
             self.weight = 0
@@ -247,7 +248,11 @@ class GradientAccumulation:
         return weight / self._unit
 
     def _agree_on_weights(self, weight: Any) -> None:
-        """At the first batch: whether there are weights, and the unit to measure them in. A collective."""
+        """Agree with the other ranks, at the first batch, whether there are weights, and on their unit. A collective.
+
+        Raises:
+            RuntimeError: if only some ranks, or only some batches, have a weight.
+        """
         batch_idx = self.start + self.count
         if self._weighted is not None:
             raise RuntimeError(
@@ -256,7 +261,7 @@ class GradientAccumulation:
             )
         unit = None
         if weight is not None:
-            # A power of two: to multiply by it changes no digit, whichever weight came first.
+            # To multiply by a power of two rounds nothing, so losses do not depend on whose weight gives the unit.
             unit = 2.0 ** round(math.log2(abs(float(weight)) or 1.0))
         units = self.strategy.gather_objects(unit)  # collective
         if None in units and any(units):
@@ -269,7 +274,7 @@ class GradientAccumulation:
         self._unit = units[0] or 1
 
     def factor(self) -> Any:
-        """What to multiply the gathered gradients with before the step, or None.
+        """What to multiply the window's gradients with before the step, to make them its mean; None if they are it.
 
         With weights and several ranks, a collective of one number.
         """
@@ -292,24 +297,26 @@ def _nonzero(weight: Any) -> Any:
 
 
 class MicroBatch:
-    """The context of ``Engine.accumulate``: as a class, it costs a fifth of what a generator does."""
+    """The context of ``Engine.accumulate``: a class, as entering it takes a fifth of the time of a generator."""
 
     def __init__(self, engine: Engine, models: tuple[nn.Module, ...] = ()) -> None:
         self.engine = engine
         self.models = models
         self.is_entered = False
-        self._local: Any = None
+        # Inside the window, the open context in which gradients stay local.
+        self._no_sync: Any = None
 
     def __enter__(self) -> None:
         engine = self.engine
         self.is_entered = True
         engine.begin_micro_batch()
         if not engine.accumulation.is_last:
-            self._local = engine.no_sync(*self.models)
-            self._local.__enter__()
+            self._no_sync = engine.no_sync(*self.models)
+            self._no_sync.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self.is_entered = False
-        if self._local is not None:
-            local, self._local = self._local, None
-            local.__exit__(*error)
+        no_sync = self._no_sync
+        if no_sync is not None:
+            self._no_sync = None
+            no_sync.__exit__(*error)

@@ -126,13 +126,13 @@ def _device() -> torch.device | None:
 
 
 class _Attempt:
-    """One call of the function, of whose end all processes tell each other in torch's store.
+    """One call of the function, whose end each process writes into torch's store.
 
-    A process that ran out of memory says so there and leaves the process group. That ends the collectives in which
-    others wait for it, with errors, of which they see there what was the reason.
+    A process that ran out of memory writes that, too, and leaves the process group. Others may wait for it in a
+    collective, which then raises an error; in the store they see that the reason was memory.
 
-    All processes make the same attempts, so they number them alike. In an attempt that fails, some may not have come as
-    far as others; so those inside of it are numbered for themselves.
+    All processes make the same attempts, so a number tells which one is meant. Attempts inside an attempt have numbers
+    of their own within it: when it fails, some processes may have begun fewer of them than others.
 
     Attributes:
         failed: whether any process ran out of memory.
@@ -142,7 +142,7 @@ class _Attempt:
 
     def __init__(self) -> None:
         self.failed = False
-        # The attempts around this one, the innermost last.
+        # The attempts inside of which this one is made, the innermost last.
         self.outer = list(_running)
         parent = self.outer[-1] if self.outer else _program
         parent.num_inner += 1
@@ -184,8 +184,8 @@ class _Attempt:
             self.store.set(f"ended/{self.rank}", "")
             if error is None:
                 self._wait("ended", or_ran_out=True)
-            # If no process ran out of memory, the error is this one's own; else it may only mean that others have left
-            # the process group.
+            # If a process ran out of memory, an error here may only mean that it has left the process group. If none
+            # did, the error is this process's own, and is raised.
             self.failed = self.store.check([_RAN_OUT])
         return self.failed
 
@@ -194,7 +194,11 @@ class _Attempt:
         event: str,
         or_ran_out: bool,
     ) -> None:
-        """Wait until all processes have told of an event, or if that is enough, until one has run out of memory.
+        """Wait until all processes have written an event into the store.
+
+        Args:
+            event: ``"ended"`` or ``"left"``.
+            or_ran_out: stop waiting, too, when one has run out of memory.
 
         Raises:
             RuntimeError: if one has run out of memory in an attempt around this one, or does not come.
@@ -215,7 +219,7 @@ class _Attempt:
             time.sleep(0.05)
 
     def _abort_with_peers(self) -> None:
-        """NCCL's collectives do not notice that a peer has left: end them."""
+        """In a thread: end this process's collectives when a peer ran out of memory, which NCCL does not notice."""
         while not self._over.wait(1.0):
             if self.store.check([_RAN_OUT]):
                 if not self._over.wait(1.0):

@@ -1,4 +1,4 @@
-"""Calls that all processes must make are compared before they are made: one that makes another is told, none hangs."""
+"""Compares the calls that all processes must make before they are made: where they differ is an error, and no hang."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _OWN_FOLDERS = tuple(
 )
 _TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
 
-# Between two looks at processes that have not come.
+# A waiting process looks so often at those that have not come.
 _LOOK_SECONDS = 0.5
-# A process that is at the same place for so long waits there.
+# A process that stays at the same instruction for so long is taken to wait there.
 _STANDING_SECONDS = 0.1
-# That a process waits at its end for the threads that answer.
+# When a process ends, it waits for so long until the threads that answer have ended.
 _END_SECONDS = 1.0
-# For a question, in the thread that answers; poll() takes no more milliseconds.
+# The thread that answers waits for so long for a question: poll(), under it, takes no more milliseconds.
 _LONGEST_WAIT = timedelta(days=24)
+# What is said of a process that has ended; errors of such alone mean that processes are lost, and are not to blame.
 _ENDED = "has ended"
 
 
@@ -48,7 +49,7 @@ def of_group() -> CallCheck:
     store = dist.distributed_c10d._get_default_store()
     if _current is None or _current.store is not store:
         if _current is not None:
-            # Its group was destroyed by somebody else.
+            # Somebody else has destroyed the group of that check, without what is called before leaving.
             _current.end()
         _current = CallCheck(store)
     return _current
@@ -58,8 +59,9 @@ class CallCheck:
     """Tells the other processes, through torch's store, what this one is about to call, and reads what they call.
 
     That needs no collective, so it works where one would hang. A process waits for the others, unless one of them can
-    no longer come: it calls something else, it has ended, or it waits in a collective that this one has not begun. To
-    know the last, it asks: in each process a thread sleeps until a question comes.
+    no longer come: it calls something else, it has ended, or it waits in a collective that this one has not begun. The
+    last of these it learns by asking: in each process a thread sleeps until a question comes, and answers where the
+    process is.
 
     Args:
         store: that of torch's process group.
@@ -75,11 +77,12 @@ class CallCheck:
         self.store: Any = store
         self.timeout = store.timeout.total_seconds()
         self.calls = 0
-        # The current call, as the others read it, and how many there have been.
+        # The current call as the others read it, and its number: a call that is made again has another.
         self._post: dict[str, Any] = {}
         self._num_posts = 0
+        # The last call on which all agreed, in words.
         self._last_call = ""
-        # Keys that all processes have read.
+        # Keys of the last call, which all processes have read once they come to the next one.
         self._to_delete: list[str] = []
         self._process = os.getpid()
         self._over = threading.Event()
@@ -92,7 +95,7 @@ class CallCheck:
         self._thread.start()
         self._write(f"process/{self.rank}", process_here())
         RENDEZVOUS.before_leaving.append(self.end)
-        # The process group may not be ours; then nobody calls what is in BEFORE_LEAVING.
+        # If the process group is not ours, its end does not call what is in before_leaving.
         atexit.register(self.end)
 
     def check(
@@ -137,10 +140,10 @@ class CallCheck:
             all_came = self._wait(agreed)
         finally:
             if not all_came:
-                # The store may be gone, too.
+                # This call was not made. The store may be gone together with the processes.
                 with suppress(dist.DistError):
                     self.store.add(count, -1)
-                    # Not deleted: another process may be about to read it.
+                    # The key is not deleted, as another process may be about to read it.
                     self._write(key, None)
         if all_came:
             self.calls += 1
@@ -216,7 +219,7 @@ class CallCheck:
         posts: list[Any],
         strays: dict[int, str],
     ) -> tuple[str, bool]:
-        """Tell all that wait in a call what is wrong; returns that, and whether processes have merely been lost."""
+        """Write an error for all processes that wait in a call; returns its text, and whether others merely ended."""
         lines = []
         for rank, post in enumerate(posts):
             doing = strays.get(rank, _text(post))
@@ -239,9 +242,9 @@ class CallCheck:
         )
 
     def _ask(self, rank: int) -> dict[str, Any]:
-        """Ask a process where it is; returns what it has answered so far."""
+        """Ask a process where it is, and return its last answer without waiting for the next one."""
         report = self._read(f"report/{rank}") or {"question": 0}
-        # One question at a time.
+        # The next question is asked only when the last one has been answered.
         if self.store.add(f"questions/{rank}", 0) == report["question"]:
             self._send(rank, "where")
         return report
@@ -281,14 +284,15 @@ class CallCheck:
     def end(self) -> None:
         """This process makes no further call."""
         global _current
-        # A fork of the process has this object, too.
+        # A forked process, such as a DataLoader's worker, has a copy of this object and must not end it.
         if self._over.is_set() or os.getpid() != self._process:
             return
         self._over.set()
         atexit.unregister(self.end)
         RENDEZVOUS.before_leaving.remove(self.end)
-        # The main process may hold the store. So when it ends, it ends the threads that wait in it, of all processes;
-        # and to a store that may be gone, nothing is told: torch would complain at length.
+        # The main process may be the one that serves the store. So when it ends, it first ends the threads of all
+        # processes that wait in the store. A thread that has ended shows that the store may be gone: then nothing is
+        # written to it, as torch would complain at length.
         with suppress(Exception):
             if self._thread.is_alive():
                 self._write(f"ended/{self.rank}", self._last_call)
@@ -318,7 +322,7 @@ class CallCheck:
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
     def _delete_old_keys(self) -> None:
-        """Delete what all have read: as they have come to this call, they have gone on from the one before."""
+        """Delete the keys of calls that all have left: as they have come to this call, they are done with those."""
         old = self._to_delete if self.rank == 0 else []
         for key in (*old, f"calls/{self.calls - 3}/{self.rank}"):
             self.store.delete_key(key)
@@ -332,7 +336,7 @@ def _text(post: dict[str, Any] | None) -> str:
 
 
 def _mismatch(text: str, lost: bool) -> RuntimeError:
-    # Launchers see by the type that a process which merely lost another is not the first to blame.
+    # By the type, launchers see that this process has merely lost another and is not the one to blame.
     return dist.DistError(text) if lost else RuntimeError(text)
 
 
@@ -351,7 +355,7 @@ def _num_collectives() -> int:
     world_size = dist.get_world_size()
     count = 0
     for group in list(dist.distributed_c10d._world.pg_map):
-        # Other groups need not be symmetrical.
+        # Of groups that a program makes for some of its ranks, each rank may be in another number.
         if group.size() == world_size or group.group_desc.startswith("mesh_"):
             for device in group._device_types:
                 backend = group._get_backend(device)
@@ -362,7 +366,8 @@ def _num_collectives() -> int:
 def _position(thread: int) -> dict[str, Any]:
     """How far a thread has come, and where it is; ``may_wait`` tells whether it can be there to wait for others."""
     frame = sys._current_frames()[thread]
-    # gloo counts messages from one process to another, too: there, it must also be in torch's code.
+    # gloo also counts messages from one process to another, so its count does not show that a process waits in a
+    # collective. There, the thread must also be in torch's code.
     in_torch = frame.f_code.co_filename.startswith(_TORCH)
     return {
         "collectives": _num_collectives(),
@@ -373,7 +378,7 @@ def _position(thread: int) -> dict[str, Any]:
 
 
 def _users_line(frame: FrameType) -> str:
-    """File and line of the user's code in which a frame was called."""
+    """File and line of the user's code from which the code of a frame was reached."""
     while frame.f_back is not None:
         file = os.path.abspath(frame.f_code.co_filename)
         is_ours = file.startswith((*_OWN_FOLDERS, _TORCH))

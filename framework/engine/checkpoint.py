@@ -69,14 +69,15 @@ def save_state(
     wait: bool,
     alone: bool = False,
 ) -> Save:
-    """``Engine.save_state``; ``alone``: by this process, without the others."""
-    engine.end_stepped_window()  # its loss scale belongs to the state
+    """Begin to write a checkpoint, as ``Engine.save_state``; with ``alone``, by this process without the others."""
+    # The end of the window adapts the loss scale, which is part of the state.
+    engine.end_stepped_window()
     prepared = engine.prepared
     strategies = prepared.strategies
     states = [strategy.model_state() for strategy in strategies]
     loader_states = [loader.state_dict() for loader in prepared.loaders]
     of_this_rank = loader_states, rng_state(engine.device)
-    # Alone, as if all were where this one is.
+    # Alone, a checkpoint says of all processes what it knows of this one.
     by_rank = [of_this_rank] * engine.num_processes
     if not alone:
         by_rank = engine.strategy.gather_objects(of_this_rank)  # collective
@@ -102,7 +103,8 @@ def save_state(
         "precision": engine.precision.name,
         "module": type(strategies[0].module).__qualname__ if strategies else "none",
         "metrics": {},
-        "resumable": False,  # by a Trainer
+        # A Trainer cannot go on with it: it has no state of a run.
+        "resumable": False,
     }
     generators = [generators for _, generators in by_rank]
     return engine.saver.save(
@@ -121,7 +123,7 @@ def load_state(
     path: str,
     weights_only: bool | None,
 ) -> None:
-    """``Engine.load_state``."""
+    """Load a checkpoint into what was prepared and registered, as ``Engine.load_state``."""
     prepared = engine.prepared
     path = resolve(path)
     checkpoint = read_checkpoint(path, weights_only)
@@ -168,7 +170,8 @@ def _check_counts(
 ) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
     prepared = engine.prepared
-    models = checkpoint.get("models", 1)  # the Trainer's have one
+    # A Trainer's checkpoint has one model, and does not count it.
+    models = checkpoint.get("models", 1)
     for name, key, now in (
         ("models", "", prepared.strategies),
         ("optimizers", "optimizer_states", prepared.optimizers),
@@ -188,11 +191,16 @@ def _restore_loaders(
     checkpoint: State,
     path: str,
 ) -> None:
+    """Let the prepared loaders go on where those of the checkpoint were.
+
+    Raises:
+        CheckpointError: if it holds those of another number of loaders.
+    """
     prepared = engine.prepared
     by_rank = checkpoint.get("loader_states")
     if by_rank is None:
         return
-    # A Trainer's holds that of one loader; others are at their beginning.
+    # A Trainer's checkpoint ("run" is in it) holds one loader's position; further loaders begin at their beginning.
     if "run" not in checkpoint and len(by_rank[0]) != len(prepared.loaders):
         raise CheckpointError(
             f"checkpoint {path!r} holds the places of {len(by_rank[0])} loaders, and this engine has prepared "
@@ -213,10 +221,10 @@ def save_model(
     directory: str,
     together: bool,
 ) -> str:
-    """``Engine.save_model``; ``together``: by all processes, so that all hear how it went."""
+    """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
     module = unwrapped(model)
     strategy = next(
-        (own for own in engine.prepared.strategies if own.module is module), None
+        (each for each in engine.prepared.strategies if each.module is module), None
     )
     state = (
         module.state_dict()

@@ -35,10 +35,11 @@ class Collectives:
 
     strategy: Strategy
     running_loader: PreparedLoader | None
-    # With several processes: compares calls that are rare, and that all must make.
+    # Compares the rare calls that all processes must make; None with one process.
     _calls: CallCheck | None = None
-    # The same in debug mode, for calls that are not rare.
+    # The same object in debug mode, for the frequent calls, too; else None.
     _every_call: CallCheck | None = None
+    # Whether set_trigger was called since the last check_trigger.
     _triggered = False
 
     @property
@@ -97,7 +98,7 @@ class Collectives:
         try:
             yield
         finally:
-            # The others wait for it, even if it failed.
+            # The others wait, even if the context has failed here.
             if is_first:
                 self._meet("main_process_first")
 
@@ -145,17 +146,20 @@ class Collectives:
         return self._calls.check(call, alone=alone)
 
     def _meet(self, call: str) -> None:
+        """Compare a rare call with those of the other processes, and wait for all of them. A collective."""
         self.all_call(call)
         self.strategy.barrier()
 
     def _check(self, call: str, data: Any = None, sizes: bool = True) -> None:
+        """Before a collective: compare it with those of the other processes in debug mode, and keys in any case."""
         if self._every_call is not None:
             self._every_call.check(call, data, sizes)
         if self.num_processes == 1:
             return
         keys = tensor_collectives.keys_of(data)
         if keys is not None:
-            # A collective beside those of its values: without it, those of other keys would be put together.
+            # Values are matched by their order only. Without this, those of different keys would be put together.
+            # collective
             tensor_collectives.require_alike(self.strategy.gather_objects(keys), call)
 
     def wait_for_everyone(self) -> None:
@@ -310,7 +314,7 @@ class Collectives:
             inputs: a list, tuple, tensor, dict of such of one length, or dataset.
             apply_padding: repeat the last one, so that all processes have as many (to gather tensors of them).
         """
-        # What is gathered inside is no batch of the loader's.
+        # What is gathered inside is not of the loader's batch, so it does not count as a dummy with it.
         running = self.running_loader
         self.running_loader = None
         try:

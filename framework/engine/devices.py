@@ -27,7 +27,7 @@ class Devices(NamedTuple):
         num_nodes: number of machines.
         environment: what a launcher has told this process; None without a launcher, and where the process runs by
             itself.
-        is_copy: this process runs by itself, and so does another one, which shows what comes of it.
+        is_copy: this process runs all by itself, as rank 0 does, and leaves it to that one to show results.
     """
 
     local: list[torch.device]

@@ -138,7 +138,7 @@ class Engine(Collectives):
         )
         self.use_distributed_sampler = use_distributed_sampler
         self.saver = Saver()
-        # What save_state has begun, and nobody has waited for.
+        # The checkpoint that save_state(wait=False) has begun, until somebody waits for it.
         self._save: Save | None = None
         self._warned_incomplete = False
         self.prepared = Prepared(self)
@@ -148,7 +148,8 @@ class Engine(Collectives):
             self.strategy, gradient_accumulation_steps, _Counter()
         )
         self._micro_batch = MicroBatch(self)
-        # What backward() comes to where nothing is to be scaled, weighed or shared.
+        # With one process and nothing to scale, what backward() calls for a window of one batch without a weight. Most
+        # loops are such; without this short way, they would wait for checks that find nothing to do.
         self._plain_backward = None
         if self.num_processes == 1:
             self._plain_backward = self.plain_backward()
@@ -179,7 +180,7 @@ class Engine(Collectives):
             devices.num_nodes,
             devices.environment,
         )
-        # Processes that are still to be started check it themselves: it would take memory of a device here.
+        # Processes that are still to be started check it themselves: here, the check would take memory of a device.
         if not self.must_launch:
             self.precision.check(self.device)
 
@@ -192,8 +193,6 @@ class Engine(Collectives):
         scaler = torch.amp.GradScaler(self.device.type, **self.precision.scaling())
         return LossScaler(scaler, self.precision.name)
 
-    # -- processes --------------------------------------------------------------------------------------------
-
     @property
     def environment(self) -> ClusterEnvironment | None:
         """What a launcher has told this process; None without a launcher, and if the process runs by itself."""
@@ -201,7 +200,7 @@ class Engine(Collectives):
 
     @property
     def is_copy(self) -> bool:
-        """Whether this process runs by itself beside others that do the same, and rank 0 shows results for them."""
+        """Whether this process runs all by itself, as others beside it do, and leaves what is shown to rank 0."""
         return self._devices.is_copy
 
     def detect_environment(self) -> None:
@@ -234,8 +233,6 @@ class Engine(Collectives):
             self._every_call = self._calls
         if self.is_copy or not self.is_main_process:
             silence()
-
-    # -- modules, optimizers, loaders, schedulers -------------------------------------------------------------
 
     @overload
     def prepare(self, item: T, /) -> T: ...
@@ -327,7 +324,8 @@ class Engine(Collectives):
     def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
         """A context for evaluation.
 
-        Some strategies gather parameters there that are trained later, which tensors made in inference mode cannot be.
+        Inference mode is left out under a strategy that gathers sharded parameters for each forward: what it gathers
+        there would be inference tensors, which cannot be trained later.
 
         Args:
             inference_mode: use ``torch.inference_mode`` where the strategy allows it, and not only ``torch.no_grad``.
@@ -369,9 +367,10 @@ class Engine(Collectives):
         return batch if dtype is None else cast_batch(batch, dtype)
 
     def enter_loader(self, loader: PreparedLoader) -> None:
-        """A prepared loader is about to be iterated, by all processes.
+        """Begin the iteration of a prepared loader, in all processes.
 
-        Modules in evaluation mode are made equal on all of them: what training leaves different, such as buffers.
+        Where modules are in evaluation mode, what training leaves different between the processes, such as buffers,
+        is made equal.
         """
         self.prepared.running_loaders.append(loader)
         self.running_loader = loader
@@ -384,7 +383,7 @@ class Engine(Collectives):
                 strategy.start_evaluation()
 
     def leave_loader(self, loader: PreparedLoader) -> None:
-        """The iteration of a prepared loader has ended."""
+        """End the iteration of a prepared loader."""
         running = self.prepared.running_loaders
         if loader in running:
             running.remove(loader)
@@ -402,8 +401,6 @@ class Engine(Collectives):
         """
         check_count("num_batches", num_batches, 0)
         return SkippedLoader(dataloader, num_batches)
-
-    # -- steps ------------------------------------------------------------------------------------------------
 
     def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
         """Around a micro-batch: prepared optimizers step after ``gradient_accumulation_steps`` of them.
@@ -423,6 +420,7 @@ class Engine(Collectives):
         """Begin a micro-batch; if the window is complete, the next one."""
         window = self.accumulation
         if window.is_last:
+            # Windows of one batch, one after the other, need no bookkeeping.
             is_plain = self._plain_backward is not None and window.num_batches == 1
             if is_plain and window.length == 1 and window.weight is None:
                 window.restart()
@@ -463,7 +461,7 @@ class Engine(Collectives):
         self.accumulation.counter.global_step = steps
 
     def backward(self, loss: Tensor, weight: Any = None, **kwargs: Any) -> None:
-        """Compute the gradients of ``loss``, as its window asks: divided by its length, and scaled in half precision.
+        """Compute the gradients of ``loss`` divided by its window's length, and scaled where the precision needs it.
 
         Args:
             loss: the mean over the batch.
@@ -476,6 +474,7 @@ class Engine(Collectives):
             plain = self._plain_backward
             has_weight = weight is not None or window.weight is not None
             if plain is not None and window.length == 1 and not has_weight:
+                # Outside of accumulate, nobody else begins the next window.
                 if window.has_stepped and not self.accumulating:
                     window.restart()
                 plain(loss, **kwargs)
@@ -498,7 +497,7 @@ class Engine(Collectives):
         run: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Compute the gradients of ``loss`` as it is, scaled if the precision says so.
+        """Compute the gradients of ``loss``: scaled if the precision says so, and not divided for its window.
 
         Args:
             loss: a scalar.
@@ -514,14 +513,15 @@ class Engine(Collectives):
         if self.precision.compute is not None and torch.is_autocast_enabled(
             self.device.type
         ):
-            # Manual optimization calls this inside the step: backward repeats each operation in its forward's type.
+            # Manual optimization calls this inside the step, under autocast. The backward pass needs none: it computes
+            # each operation in the type that its forward had.
             with torch.autocast(self.device.type, enabled=False):
                 run(loss, *args, **kwargs)
         else:
             run(loss, *args, **kwargs)
 
     def plain_backward(self) -> Callable[[Tensor], Any] | None:
-        """What does the work of :meth:`compute_gradients` alone, if there is nothing else to it."""
+        """The function that is all that :meth:`compute_gradients` would call; None if it does more than that."""
         if self.loss_scaler is not None or self.precision.compute is not None:
             return None
         return (
@@ -574,7 +574,7 @@ class Engine(Collectives):
             self.loss_scaler.unscale(optimizer)
 
     def complete_gradients(self, optimizer: Optimizer) -> None:
-        """Make an optimizer's gradients those of its step, once: unscaled, and the mean of what its window holds."""
+        """Make an optimizer's gradients those of its step, once: unscaled, and the mean over the window."""
         window = self.accumulation
         if id(optimizer) in window.completed:
             return
@@ -620,7 +620,7 @@ class Engine(Collectives):
             raise ValueError(
                 f'the clipping algorithm must be "norm" or "value"; got {algorithm!r}'
             )
-        # It may be the wrapper of manual optimization.
+        # It may be a wrapper: a prepared optimizer, or that of manual optimization.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self.unscale(optimizer)
         self.strategy.clip_gradients(list(parameters_of(optimizer)), value, algorithm)
@@ -658,11 +658,12 @@ class Engine(Collectives):
             )
 
     def _complete_for(self, parameters: Any) -> list[Tensor]:
-        found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        """Complete the gradients of the optimizers that train any of these parameters; returns these as a list."""
+        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         for prepared in self.prepared.optimizers:
-            if trains(prepared.optimizer, found):
+            if trains(prepared.optimizer, listed):
                 self.complete_gradients(prepared.optimizer)
-        return found
+        return listed
 
     def step(
         self,
@@ -682,7 +683,7 @@ class Engine(Collectives):
         return self.strategy.step(optimizer)
 
     def plain_step(self, optimizer: Optimizer) -> Callable[[], Any] | None:
-        """What does the work of :meth:`step` alone, if there is nothing else to it."""
+        """The function that is all that :meth:`step` would call for an optimizer; None if it does more than that."""
         if self.loss_scaler is not None:
             return None
         if type(self.strategy).step is Strategy.step:
@@ -708,8 +709,8 @@ class Engine(Collectives):
             self.complete_gradients(optimizer)
             result = self.step(optimizer, closure)
             window.completed.discard(id(optimizer))
+        # The window stays open for further optimizers; the next micro-batch ends it.
         if not window.has_stepped:
-            # The window ends when the next one begins.
             window.count_step()
         return result
 
@@ -723,8 +724,6 @@ class Engine(Collectives):
         if self.loss_scaler is not None:
             self.loss_scaler.end_window()
         self.accumulation.close()
-
-    # -- logging ----------------------------------------------------------------------------------------------
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """Write one row to the loggers, from the main process.
@@ -746,8 +745,6 @@ class Engine(Collectives):
         row = {**values, **as_floats(numbers)}
         for logger in self.loggers:
             logger.log_metrics(row, step=self.global_step if step is None else step)
-
-    # -- state ------------------------------------------------------------------------------------------------
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimizer's state, by names of parameters."""
@@ -875,7 +872,7 @@ class Engine(Collectives):
         from .checkpoint import load_state
 
         self.all_call("load_state")
-        # It may be the one to load.
+        # The checkpoint to load may be the one that is still being written.
         self._finish_save()
         load_state(self, os.fspath(input_dir), weights_only)
 
@@ -901,8 +898,6 @@ class Engine(Collectives):
             "save_model", alone=self.is_main_process and is_whole(self)
         )
         return save_model(self, model, os.fspath(save_directory), together)
-
-    # -- the end ----------------------------------------------------------------------------------------------
 
     def free_memory(self, *objects: Any) -> list[None]:
         """Forget everything that was prepared or registered, and free its memory.

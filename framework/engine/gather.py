@@ -1,4 +1,4 @@
-"""What `gather_for_metrics` makes of a step's results in all processes."""
+"""``Engine.gather_for_metrics``: the results of a step, gathered from all processes whatever their structure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Results:
     ) -> None:
         self.strategy = strategy
         self.loader = loader
-        # Results of a dummy batch are left out.
+        # Whether this process's results count: those of a dummy batch are left out.
         self.counts = loader is None or loader.batch_weight != 0.0
 
     def gather(self, data: Any) -> Any:
@@ -56,7 +56,7 @@ class Results:
         by_rank = self.strategy.gather_objects(
             (self.counts, is_mixed, kinds, _outline(data)),
         )
-        counting = [rank for rank in by_rank if rank[0]]
+        counting = [result for result in by_rank if result[0]]
         if any(is_mixed for _, is_mixed, _, _ in counting):
             return self.gather_objects(data)
         tensor_collectives.require_alike([outline for *_, outline in by_rank])

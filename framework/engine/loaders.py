@@ -29,7 +29,7 @@ class PreparedLoader(Wrapper):
 
     Attributes:
         loader: the loader given.
-        batches: batches given in this epoch.
+        batches: number of batches given in this epoch.
         batch_weight: what the running batch counts beside those of the other ranks; 0.0 for a dummy.
         end_of_dataloader: whether the running batch is the epoch's last. Where the length is not certain and the
             loader keeps a state of its own, it tells so only inside a window of several batches.
@@ -53,7 +53,8 @@ class PreparedLoader(Wrapper):
         self.batch_weight = 1.0
         self.end_of_dataloader = False
         self.batch: Any = None
-        self._goes_on = False  # the next iteration begins at `batches`, where a checkpoint was saved
+        # Whether the next iteration goes on at `batches`, as a checkpoint that was saved there has been loaded.
+        self._goes_on = False
 
     def __len__(self) -> int:
         length = self.length
@@ -65,12 +66,12 @@ class PreparedLoader(Wrapper):
 
     @property
     def length(self) -> float:
-        """Batches of an epoch, on each rank; infinite if that is not certain."""
+        """Number of batches of an epoch, on each rank; infinite if that is not certain."""
         return self._sharded.epoch_length
 
     @property
     def share(self) -> float:
-        """:attr:`batch_weight`, as it was called."""
+        """:attr:`batch_weight`, under its former name."""
         return self.batch_weight
 
     @property
@@ -106,7 +107,8 @@ class PreparedLoader(Wrapper):
         if self._goes_on:
             start = self.batches
             self._goes_on = False
-        elif self.batches:  # the last epoch was left before its end
+        elif self.batches:
+            # The last iteration was left before its end: this one is the next epoch.
             sharded.begin_epoch(self.epoch + 1)
         length = self.length
         if is_inside and start < length:
@@ -118,7 +120,7 @@ class PreparedLoader(Wrapper):
             transfer = engine.to_device if engine.moves_batches else None
             batches: Iterator[Any] = iter(())
             if not start or start < length:
-                # The iterator draws a number, as it did before the save.
+                # A DataLoader's iterator draws a random number when it begins. The restored generator is past that.
                 with isolated_rng() if is_inside else nullcontext():
                     batches = sharded.iterate(start)
             self.end_of_dataloader = False
@@ -139,10 +141,10 @@ class PreparedLoader(Wrapper):
             engine.leave_loader(self)
 
     def _is_at_end(self, ahead: LookAhead | None) -> bool:
-        """Whether the running batch is known to be the last, by reading another if that may be done.
+        """Whether the running batch is known to be the last, which may take reading the next one.
 
-        Of a loader that keeps its own state a batch is read ahead inside a window only: at its end, where checkpoints
-        are saved, that state must not be ahead.
+        Checkpoints are saved at the end of a window. There, a loader that keeps a state of its own must not have read
+        ahead; so of such a loader the next batch is read only where the window goes on.
         """
         if ahead is None:
             return False
@@ -177,7 +179,8 @@ class SkippedLoader(Wrapper):
     _wraps = "loader"
 
     def __init__(self, loader: Any, skipped: int) -> None:
-        self.loader, self.skipped = loader, skipped
+        self.loader = loader
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return max(0, len(self.loader) - self.skipped)

@@ -20,11 +20,11 @@ class LossScaler:
     in an accumulation window, and another one may be unscaled and then not stepped.
 
     Args:
-        scaler: torch's.
+        scaler: torch's ``GradScaler``.
         precision: name of the precision, for messages.
 
     Attributes:
-        scaler: torch's.
+        scaler: as given.
         step_was_skipped: whether a gradient overflowed in the last step, so that nothing was updated.
     """
 
@@ -32,8 +32,9 @@ class LossScaler:
         self.scaler = scaler
         self.step_was_skipped = True
         self._precision = precision
-        # Optimizers, by id: whose gradients are at their true size, and which have stepped, in this window.
+        # The ids of optimizers whose gradients are at their true size and wait for the step.
         self._unscaled: set[int] = set()
+        # The ids of optimizers that have stepped in this window.
         self._stepped: set[int] = set()
 
     def watch(self, optimizer: Optimizer) -> None:
@@ -68,9 +69,9 @@ class LossScaler:
         if id(optimizer) in self._unscaled:
             return
         if id(optimizer) in self._stepped:
-            # A second step in one window: this optimizer begins anew, at the same scale, which other gradients still
-            # carry. GradScaler has no call for that; what it noted of the first step is kept under another key, so
-            # that update() takes its overflow into account.
+            # This is a second step in one window. GradScaler would refuse it until update(), which must wait: it
+            # changes the scale, which gradients of other optimizers still carry. So GradScaler is made to forget the
+            # first step under this optimizer's id, and to keep it under another key for update() to look at.
             states = self.scaler._per_optimizer_states
             states[len(states)] = states.pop(id(optimizer))
             self._stepped.discard(id(optimizer))
@@ -94,13 +95,15 @@ class LossScaler:
                 f'(precision={self._precision!r}); use precision="bf16-mixed" or "32-true"'
             )
         self.unscale(optimizer)
+        # The hook of `watch` takes this back if the optimizer does step.
         self.step_was_skipped = True
         try:
             result = self.scaler.step(optimizer)
         except AssertionError as error:
             raise RuntimeError(no_gradients(optimizer)) from error
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            # A fused optimizer steps always, and leaves out what overflowed.
+            # GradScaler calls a fused optimizer in any case, and its kernel updates nothing after an overflow. So the
+            # hook does not tell. This waits for the device.
             overflows = self.scaler._found_inf_per_device(optimizer).values()
             self.step_was_skipped = any(bool(flag.item()) for flag in overflows)
         self._unscaled.discard(id(optimizer))
@@ -112,7 +115,7 @@ class LossScaler:
         if self._stepped:
             self.scaler.update()
             self._stepped.clear()
-        for optimizer in self._unscaled:
-            # Unscaled, and then not stepped.
-            self.scaler._per_optimizer_states.pop(optimizer, None)
+        for optimizer_id in self._unscaled:
+            # It was unscaled and not stepped: GradScaler would refuse to unscale it in the next window.
+            self.scaler._per_optimizer_states.pop(optimizer_id, None)
         self._unscaled.clear()

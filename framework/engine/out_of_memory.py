@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-# What libraries say that raise plain RuntimeErrors.
+# What stands in the RuntimeErrors of libraries that have no class for it.
 _SIGNS = (
     "out of memory",
     "can't allocate memory",

@@ -58,8 +58,8 @@ class Prepared:
     def find_optimizer(self, optimizer: Any) -> PreparedOptimizer | None:
         """The prepared optimizer for one of the user's, or for itself; None if it is not prepared."""
         original = unwrapped(optimizer)
-        found = (own for own in self.optimizers if own.optimizer is original)
-        return next(found, None)
+        matching = (item for item in self.optimizers if item.optimizer is original)
+        return next(matching, None)
 
     def strategy_of(self, optimizer: Any) -> Strategy:
         """The strategy of an optimizer's module; of one that is not prepared, the engine's."""
@@ -140,9 +140,9 @@ class Prepared:
     ) -> None:
         """Raise if the strategy cannot take these optimizers of a module."""
         if strategy.capabilities.single_module or self._replaces_parameters(strategy):
-            own = set(module.parameters())
+            parameters = set(module.parameters())
             for optimizer in optimizers:
-                if not own.issuperset(parameters_of(optimizer)):
+                if not parameters.issuperset(parameters_of(optimizer)):
                     raise ValueError(
                         f"strategy={strategy.name!r} takes an optimizer for each module; this "
                         f"{type(optimizer).__name__} has parameters of several"
@@ -162,7 +162,9 @@ class Prepared:
         strategy = self._engine.strategy
         self._engine.watch(optimizer)
         owners = [
-            own for own in self.strategies if trains(optimizer, own.module.parameters())
+            each
+            for each in self.strategies
+            if trains(optimizer, each.module.parameters())
         ]
         if not owners and self._replaces_parameters(strategy):
             raise ValueError(
@@ -210,11 +212,12 @@ class Prepared:
         )  # fmt: skip
 
     def draw_data_seed(self) -> int:
-        """The seed that gives shuffled loaders their order: at the first call, that of the main process's generator.
+        """The seed that gives shuffled loaders their order; if none is known, torch's seed in the main process.
 
         The first call is a collective.
         """
         if self.data_seed is None:
+            # collective
             self.data_seed = int(
                 self._engine.strategy.broadcast(torch.initial_seed() % 2**63)
             )
@@ -230,7 +233,9 @@ class Prepared:
     def release(self) -> None:
         """Undo what the strategies have done to the modules, and end the loaders' workers."""
         for strategy in self.strategies:
-            # What it trains may be given up in the middle of a backward, such as when memory ran out there.
+            # The user may have left a step half done, as when memory ran out in a backward. So a module's own copy of
+            # the strategy neither checks its gradients nor calls a collective. The engine's strategy itself serves
+            # where there can be one module only; that one gives back what it has trained, which takes all ranks.
             strategy.teardown(interrupted=strategy is not self._engine.strategy)
         for loader in self.loaders:
             loader.close()

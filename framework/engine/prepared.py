@@ -36,7 +36,7 @@ class _PreparedModule:
     _prepared_float32: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Keep from the module's class that it has a subclass: its author may count or register those."""
+        """Leave out the ``__init_subclass__`` of the module's class, which may count or register subclasses."""
 
     def __call__(
         self,
@@ -48,7 +48,7 @@ class _PreparedModule:
         output = forward("__call__", *args, **kwargs)
         return map_tensors(output, _to_float32) if self._prepared_float32 else output
 
-    # These stand here, and not only __reduce_ex__, as the module's class may have its own (parametrized modules do).
+    # For copies __reduce_ex__ would do, but the module's class may have these methods, as a parametrized one has.
 
     def __copy__(self) -> Any:
         return copy.copy(self._unsharded())
@@ -72,8 +72,9 @@ class _PreparedModule:
         return original
 
 
-def _same(module: Any) -> Any:
-    return module
+def _same(item: Any) -> Any:
+    """Return what is given: as the constructor in ``__reduce_ex__``, it lets pickle and copy take the user's object."""
+    return item
 
 
 def _to_float32(tensor: Any) -> Any:
@@ -102,7 +103,7 @@ def prepare_module(
     }
     prepared = object.__new__(type(kind.__name__, (_PreparedModule, kind), members))
     object.__setattr__(prepared, "__dict__", module.__dict__)
-    # Attributes that a class in its ancestry keeps outside of ``__dict__``.
+    # What its classes keep in slots is not in ``__dict__``.
     for parent in kind.__mro__:
         slots = vars(parent).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -149,9 +150,9 @@ class PreparedOptimizer(Wrapper, Optimizer):
         self.step_was_skipped = False
         # Whether it has stepped in this window.
         self._stepped = False
-        # Whether it has stepped since its gradients were cleared.
+        # Whether it has stepped, and its gradients are still to be cleared.
         self._to_clear = False
-        # Whether to clear the window's gradients at its end, unless a step comes before.
+        # Whether zero_grad() came before a step, at the window's last micro-batch: the next window drops the gradients.
         self._given_up = False
         # The strategy's count of synchronised forwards at the last step.
         self._synced_forwards = 0
@@ -184,7 +185,8 @@ class PreparedOptimizer(Wrapper, Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; inside a window, nothing is done, as they are still to be stepped on.
 
-        At a window's last micro-batch, before a step: the window is given up, unless a step comes after all.
+        Loops that clear before the backward pass call this at a window's last micro-batch before they step. So it does
+        nothing there either; but if no step follows, the next window begins without these gradients.
         """
         if self._stepped or self._to_clear or self.engine.accumulation.length == 1:
             self._to_clear = False
@@ -193,16 +195,17 @@ class PreparedOptimizer(Wrapper, Optimizer):
             self._given_up = self.engine.sync_gradients
 
     def begin_window(self) -> None:
-        """Begin a window; gradients of one that was given up are cleared."""
+        """Begin a window, without gradients of one that was given up."""
         if self._given_up and not self._stepped:
             self.optimizer.zero_grad()
         self._stepped = self._given_up = False
 
     def sync_missed_gradients(self) -> None:
-        """Average gradients of a module that was called only by its parts or by other methods since the last step.
+        """Average the gradients if no call of the prepared module has done so since the last step. Then, a collective.
 
-        A collective, if so.
+        That is so where only submodules, or methods other than the call, were used.
         """
+        # The strategy counts forwards whose backward averages gradients.
         forwards = self.strategy.synced_forwards
         if forwards is not None and forwards == self._synced_forwards:
             self.engine.sync_gradients_of(self.optimizer)

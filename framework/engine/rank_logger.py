@@ -10,7 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-# Frames between the caller and logging's own record. Since Python 3.11, logging leaves its own frames out of the count.
+# What this class adds to ``stacklevel``, so that a record names its caller's line. Before Python 3.11, logging counted
+# frames of its own, too.
 _OWN_FRAMES = 1 if sys.version_info >= (3, 11) else 3
 
 # What ``warning_once`` has said.

@@ -16,7 +16,7 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
         RuntimeError: the explanation.
     """
     message = str(error)
-    # What has a cause has been explained.
+    # An error with a cause is an explanation already.
     if error.__cause__ is not None:
         return
     if loss is not None and (loss.numel() != 1 or loss.is_complex()):
@@ -40,7 +40,7 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
 
 
 def explain_evaluation(error: RuntimeError, step_name: str) -> None:
-    """Do the same for an error in an evaluation step that computes gradients.
+    """Raise an error that says what to do where an evaluation step computes gradients; else do nothing.
 
     Args:
         error: raised by the step.

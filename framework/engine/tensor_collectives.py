@@ -23,7 +23,7 @@ def rebuild_in_key_order(data: Any, function: Callable[[Any], Any]) -> Any:
     if not isinstance(data, Mapping):
         return rebuild(data, function)
     results = {key: function(data[key]) for key in sorted(data.keys(), key=repr)}
-    # Not by iterating over it: some mappings give their rows then.
+    # Some mappings give their rows, and not their keys, when they are iterated.
     in_own_order = iter([results[key] for key in data.keys()])  # noqa: SIM118
     return rebuild(data, lambda _: next(in_own_order))
 
@@ -81,7 +81,7 @@ def reduce(strategy: Strategy, value: Any, reduction: str, scale: float) -> Any:
     elif isinstance(value, Tensor):
         reduced = strategy.reduce(value, reduction)
     else:
-        # The sum of two booleans is a number, as their mean is.
+        # A plus sign makes an integer of a boolean, as the sum of two booleans is one.
         number = value * 1.0 if reduction == "mean" else +value
         reduced = strategy.reduce(as_tensor(number), reduction).item()
     return reduced if scale == 1.0 else reduced * scale
@@ -109,7 +109,7 @@ def concatenate_uneven(strategy: Strategy, tensor: Tensor, present: bool) -> Ten
     tensor = torch.atleast_1d(tensor)
     if strategy.world_size == 1:
         return tensor
-    # Where types or shapes differ, gloo ends the process, and others give wrong numbers.
+    # Where types or shapes differ, gloo would end the process, and other backends would give wrong numbers.
     checksum = zlib.crc32(outline(tensor).encode())
     length = len(tensor) if present else 0
     by_rank = strategy.all_gather(torch.tensor([length, checksum])).tolist()
@@ -182,7 +182,7 @@ def exchange(strategy: Strategy, value: Any) -> list[Any]:
     """Return the values of all processes, by rank: anything that can be pickled; tensors come to this one's device."""
     if strategy.world_size == 1:
         return [value]
-    # Containers and tensors that cannot be copied are pickled as they are.
+    # What cannot be copied, such as a container of an unusual class, is pickled as it is.
     with suppress(Exception):
         value = map_tensors(value, _portable)
     return move_batch(strategy.gather_objects(value), strategy.device)

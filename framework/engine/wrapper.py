@@ -1,4 +1,4 @@
-"""A stand-in for an object of the user's."""
+"""The base of what the Engine returns in the place of a user's object, with the attributes of that."""
 
 from __future__ import annotations
 
