@@ -29,6 +29,11 @@ class Manifest(TypedDict):
         world_size: of the run.
         module: the class of what was trained.
         metrics: the values that were known.
+        epoch: the counter of that name.
+        global_step: the counter of that name.
+        strategy: its name.
+        precision: its name.
+        torch: the version that saved it.
         resumable: a Trainer can resume it.
     """
 
@@ -39,6 +44,11 @@ class Manifest(TypedDict):
     world_size: int
     module: str
     metrics: dict[str, float]
+    epoch: int
+    global_step: int
+    strategy: str
+    precision: str
+    torch: str
     resumable: bool
 
 
