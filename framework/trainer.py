@@ -34,10 +34,10 @@ from .engine.accelerate_launch import launched_accumulation
 from .engine.engine import Engine
 from .errors import on_main_rank
 from .lifecycle.callbacks import default_callbacks, with_module_callbacks
-from .lifecycle.checkpoint import can_save_alone, save_run
 from .lifecycle.checks import check_run
 from .lifecycle.execute import execute
 from .lifecycle.run_checkpoints import RunCheckpoints
+from .lifecycle.save import can_save_alone, save_run
 from .loop.consensus import Consensus
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure

@@ -114,6 +114,10 @@ class Saver:
         self.created = 0.0
         self._last: Save | None = None
 
+    def go_on_after(self, manifest: State) -> None:
+        """Give the next checkpoint a later time than one that is resumed from."""
+        self.created = max(self.created, manifest.get("created", 0.0))
+
     def __getstate__(self) -> State:
         # A copy has nothing under way.
         return {**self.__dict__, "_last": None}

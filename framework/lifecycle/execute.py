@@ -22,16 +22,18 @@ from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
 from ..loop.manual import ManualStep
 from ..loop.optimizers import check_schedulers, parse_optimizers
+from ..loop.resume import ResumeEpoch
 from ..loop.run import Run, RunRequest
 from ..messages import log
 from ..metrics.metric_state import keep_metrics_local
 from ..module import Module
 from ..subclasses import overrides
 from .attachment import attached
-from .checkpoint import read_run, restore_module, restore_run, restore_start
 from .checks import check_optimizers
 from .compile import compile_submodules
+from .find import read_run
 from .processes import run_in_processes
+from .resume import Resume
 from .signals import Signals
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
         unfinished = trainer.last_fit.unfinished
         if unfinished is not None:
             # Go on inside the epoch in which the last fit stopped.
-            run.resume_with({**unfinished, "rng": None})
+            run.take_up(ResumeEpoch(run, unfinished))
     return run
 
 
@@ -173,22 +175,21 @@ def _set_up(run: Run, request: RunRequest) -> None:
     _set_torch_flags(trainer.deterministic, trainer.benchmark)
     run.engine.connect()
     run.engine.all_call(fn)  # collective
-    checkpoint = None
     if request.ckpt_path is not None:
         checkpoint = read_run(run, request.ckpt_path, request.weights_only)
-    if checkpoint is not None and fn == "fit":
-        # Before anybody asks for a folder, or for the order of the data.
-        restore_start(run, checkpoint)
+        if checkpoint is not None:
+            run.take_up(Resume(run, checkpoint))
+    if fn == "fit":
+        run.resume.apply_counters()
     _share_with_ranks(run)
     _prepare_data(run)
     run.hooks.call("setup", fn)
     _configure_model(run)
-    _detach_last_fit(run, is_resumed=checkpoint is not None)
+    _detach_last_fit(run)
     run.engine.strategy.setup(module, run.engine.precision)
-    if checkpoint is not None:
-        restore_module(run, checkpoint)
+    run.resume.apply_weights()
     if fn == "fit":
-        _set_up_fit(run, checkpoint)
+        _set_up_fit(run)
 
 
 def _share_with_ranks(run: Run) -> None:
@@ -231,7 +232,7 @@ def _configure_model(run: Run) -> None:
         compile_submodules(module, options)
 
 
-def _detach_last_fit(run: Run, is_resumed: bool) -> None:
+def _detach_last_fit(run: Run) -> None:
     """Take the states out of the last fit's optimizers, where this run takes their module or strategy.
 
     Before the strategy takes a module up, and as whole tensors, as they may be sharded otherwise then.
@@ -239,13 +240,13 @@ def _detach_last_fit(run: Run, is_resumed: bool) -> None:
     last_fit = run.trainer.last_fit
     if last_fit is None or last_fit.step is None:
         return
-    goes_on = run.fn == "fit" and not is_resumed
+    goes_on = run.fn == "fit" and not run.resume.is_from_checkpoint
     if goes_on or last_fit.module is not run.module:
         states = full_state(run.engine.strategy, last_fit.states())
         run.trainer.last_fit = last_fit.detached(states)
 
 
-def _set_up_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
+def _set_up_fit(run: Run) -> None:
     """Make the optimizers and schedulers, with the states that they go on with."""
     trainer, module = run.trainer, run.module
     optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
@@ -263,10 +264,9 @@ def _set_up_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     _log_hyperparameters(run)
     run.note_eval_mode()
     run.hooks.call("on_fit_start")
-    # Only now, so that a callback which has added parameter groups can add them again in on_fit_start.
-    if checkpoint is not None:
-        restore_run(run, checkpoint)
-    elif last_fit is not None and last_fit.configured == step.configured:
+    run.resume.apply_optimizers()
+    is_fresh = not run.resume.is_from_checkpoint
+    if is_fresh and last_fit is not None and last_fit.configured == step.configured:
         step.load_state_dict(last_fit.states())
 
 

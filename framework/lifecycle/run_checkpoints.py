@@ -10,7 +10,7 @@ from ..checkpoint.folder_claims import claim_folder
 from ..checkpoint.saver import Save
 from ..checkpoint.writer import remove_checkpoint, write_pointer
 from ..errors import gather_outcomes
-from .checkpoint import save_run
+from .save import save_run
 
 if TYPE_CHECKING:
     from ..trainer import Trainer

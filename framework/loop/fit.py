@@ -9,8 +9,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from ..data.iteration import LookAhead
-from ..metrics.metric_state import load_metric_states, unchanged_metrics
-from ..seed import set_rng_state
+from ..metrics.metric_state import unchanged_metrics
 from .announce import announce_batches, announce_nothing_to_train, announce_surprises
 from .evaluate import sanity_check, validate
 
@@ -51,7 +50,7 @@ def fit(run: Run) -> None:
     sanity_check(run)
     _load_data(run)
     if not run.loaders.max_batches["train"] or run.schedule.is_over():
-        _restore_progress(run)
+        run.resume.apply_rng_and_metrics()
         announce_nothing_to_train(run)
         return
     _begin_training(run)
@@ -153,20 +152,7 @@ def _load_data(run: Run) -> None:
     if run.state.epoch_done:
         run.state.next_epoch()
         run.loaders.begin_epoch()
-    if run.resumed is not None and run.loaders.train is not None:
-        run.loaders.restore_train(run.resumed)
-
-
-def _restore_progress(run: Run) -> None:
-    """Put random generators and metrics where the checkpoint left them."""
-    resumed = run.resumed
-    run.resume_with(None)
-    if resumed is None:
-        return
-    run.metrics.load_state_dict(resumed["logged"]["metrics"])
-    load_metric_states(run.module, resumed["logged"]["metric_states"])
-    if resumed["rng"] is not None:
-        set_rng_state(resumed["rng"], run.engine.device)
+    run.resume.apply_position()
 
 
 def _begin_training(run: Run) -> None:
@@ -203,7 +189,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
     if loaders.is_stale("train", run.trainer.reload_dataloaders_every_n_epochs):
         loaders.load_train(again=True)
     if state.batch_idx == 0:
-        _restore_progress(run)
+        run.resume.apply_rng_and_metrics()
         run.metrics.enter("train", "epoch")
         run.hooks.call("on_train_epoch_start")
     run.engine.strategy.start_epoch()
@@ -214,7 +200,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         batches = _ending_windows(run, loader)
     run.engine.accumulation.read_from(loader)
     # Inside an epoch only now: making the iterator draws random numbers, too.
-    _restore_progress(run)
+    run.resume.apply_rng_and_metrics()
     run.metrics.enter("train", "batch")
     run.step.begin_epoch()
     schedule.begin_epoch()

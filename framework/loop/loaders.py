@@ -147,7 +147,6 @@ class RunLoaders:
         self._loaded_in_epoch["train"] = state.epoch
         if _is_collection(loaders):
             loaders = CombinedLoader(loaders, "max_size_cycle")
-        resumed = trainer.run.resumed
         self.train = ShardedLoader(
             loaders,
             trainer.strategy,
@@ -156,7 +155,7 @@ class RunLoaders:
             use_distributed_sampler=trainer.use_distributed_sampler,
             name="training loader",
             epoch=state.epoch + state.epoch_done,
-            cursor=None if resumed is None else resumed["loader"]["cursor"],
+            cursor=trainer.run.resume.cursor,
         )
         self.begin_epoch()
         if self.train.length == 0:

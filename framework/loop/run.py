@@ -13,6 +13,7 @@ from ..messages import log
 from ..metrics.metric_state import metric_states
 from .hooks import CallbackBus
 from .loaders import RunLoaders
+from .resume import NoResume
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Run:
         schedule: when what is due.
         step: trains on a batch; in ``fit`` only, once the optimizers are there.
         ckpt_path: the checkpoint that was read, if one was asked for.
-        resumed: what of a checkpoint, or of the fit before, is applied when the loop has begun.
+        resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
     """
 
@@ -140,7 +141,7 @@ class Run:
         )
         self.schedule = Schedule(self)
         self.ckpt_path: str | None = None
-        self.resumed: dict[str, Any] | None = None
+        self.resume = NoResume()
         self.in_eval_mode: set[nn.Module] = set()
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
@@ -160,9 +161,9 @@ class Run:
         """Note which checkpoint was read."""
         self.ckpt_path = path
 
-    def resume_with(self, resumed: dict[str, Any] | None) -> None:
-        """Set what is applied when the loop has begun; None once that is done."""
-        self.resumed = resumed
+    def take_up(self, resume: NoResume) -> None:
+        """Take this up, in the moments at which its parts can be applied."""
+        self.resume = resume
 
     # What the loop says and logs.
 

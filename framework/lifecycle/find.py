@@ -1,0 +1,180 @@
+"""Which checkpoint a run is to read: ``"best"``, ``"last"`` or a path."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.find import find_manifests, newest_first, resolve
+from ..checkpoint.manifest import Manifest, read_manifest
+from ..checkpoint.serialization import State
+from ..checkpoint.storage import join, storage_of
+from ..checkpoint.weights import is_weights_file
+from ..engine.checkpoint import read_checkpoint
+from ..errors import CheckpointError
+from ..messages import log
+
+if TYPE_CHECKING:
+    from ..loop.run import Run
+
+
+def best_checkpoint(run: Run) -> str:
+    """The best checkpoint of the first ``ModelCheckpoint``; of an earlier program's, if this one has not fitted."""
+    callback = run.trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "")
+    may_look = run.trainer.last_fit is None and not run.trainer.fast_dev_run
+    if not best and callback is not None and may_look:
+        best = run.engine.strategy.broadcast(
+            run.trainer.is_global_zero and _best_of_earlier_programs(run, callback)
+        )
+        if best:
+            log.info(
+                'ckpt_path="best": this Trainer has not fitted; an earlier run left %s',
+                best,
+            )
+    if not best:
+        why = "no checkpoint was saved as best yet"
+        if run.trainer.fast_dev_run:
+            why = "fast_dev_run saves none"
+        raise ValueError(
+            f'ckpt_path="best": {why}; fit with a ModelCheckpoint, or pass a path'
+        )
+    return best
+
+
+def _best_of_earlier_programs(run: Run, callback: Any) -> str:
+    """The pointer to the best checkpoint in the folder where the newest one lies; of several runs there, the last's."""
+    newest = newest_checkpoints(run)
+    newest_path = newest[0] if newest else ""
+    folder = callback.dirpath or newest_path.rpartition("/")[0]
+    storage = storage_of(folder)
+    named = _best_in(folder, callback) if storage.exists(folder) else []
+    pointers = {}
+    for path in named:
+        if storage.is_file(path) and not is_weights_file(path):
+            pointers[path] = read_manifest(resolve(path))
+    if pointers:
+        return newest_first(pointers)[0]
+    if callback.monitor is None:
+        return newest_path
+    # With ``filename="best"``, what is called so is no pointer.
+    values = {}
+    for path in newest:
+        value = read_manifest(path)["metrics"].get(callback.monitor)
+        if path in named and value is not None and not math.isnan(value):
+            values[path] = value
+    choose = max if callback.mode == "max" else min
+    return choose(values, key=values.__getitem__, default="")
+
+
+def _best_in(folder: str, callback: Any) -> list[str]:
+    """What is called as the best checkpoint is; the callback's name for it may hold the epoch."""
+    beginning = callback.CHECKPOINT_NAME_BEST.partition("{")[0]
+    return [
+        join(folder, name)
+        for name in storage_of(folder).names(folder)
+        if name.startswith(beginning) and name.endswith(callback.FILE_EXTENSION)
+    ]
+
+
+def newest_checkpoints(run: Run) -> list[str]:
+    """The complete checkpoints in the folders that the callbacks were given, newest first.
+
+    Of a callback that was given none, in the default ones: those of the loggers, where each run has a folder of its
+    own beside those of earlier runs, and of the Trainer; there, only what a module of this class saved.
+
+    Raises:
+        CheckpointError: if a fit is to resume, and all that were found hold no run.
+    """
+    callbacks = run.trainer.checkpoint_callbacks
+    given = {str(each.dirpath) for each in callbacks if each.dirpath is not None}
+    manifests = _manifests_in(given)
+    if len(given) < len(callbacks) or not given:
+        roots = {join(str(run.trainer.default_root_dir), "checkpoints")}
+        for logger in run.trainer.loggers:
+            root = getattr(logger, "root_dir", None) or logger.log_dir
+            roots |= {str(root)} if root else set()
+        _add_of_class(type(run.module).__qualname__, _manifests_in(roots), manifests)
+    usable = manifests
+    if run.state.fn == "fit":
+        usable = {
+            path: manifest
+            for path, manifest in manifests.items()
+            if manifest.get("resumable", True)
+        }
+    if manifests and not usable:
+        raise CheckpointError(
+            f'ckpt_path="last": none of {len(manifests)} checkpoints, such as {next(iter(manifests))!r}, holds a run '
+            "to resume: they were saved with save_weights_only=True, or by an Engine; load their weights with "
+            "Module.load_from_checkpoint"
+        )
+    return newest_first(usable)
+
+
+def _manifests_in(folders: set[str]) -> dict[str, Manifest]:
+    manifests = {}
+    for folder in folders:
+        manifests |= find_manifests(
+            folder,
+            lambda message: log.warning("%s; it is left out", message),
+        )
+    return manifests
+
+
+def _add_of_class(
+    name: str, there: dict[str, Manifest], manifests: dict[str, Manifest]
+) -> None:
+    """Add to ``manifests`` those that are ``there`` and were saved by a module of this class."""
+    others = set()
+    for path, manifest in there.items():
+        if manifest.get("module") == name:
+            manifests[path] = manifest
+        elif path not in manifests:
+            others.add(str(manifest.get("module")))
+    if others and not manifests:
+        log.warning(
+            "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
+            "renamed, pass the path of one", len(there), next(iter(there)), ", ".join(sorted(others)), name,
+        )  # fmt: skip
+
+
+def read_last(run: Run, weights_only: bool | None) -> State | None:
+    """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
+    # All processes go by what the main one finds, and take the same: the first that all of them can read.
+    strategy = run.engine.strategy
+    candidates = strategy.broadcast(strategy.is_global_zero and newest_checkpoints(run))
+    for path in candidates:
+        checkpoint, failure = {}, None
+        try:
+            checkpoint = read_checkpoint(path, weights_only)
+        except (CheckpointError, OSError) as error:
+            failure = str(error)
+        failures = strategy.gather_objects(failure)
+        if not any(failures):
+            run.resume_from(path)
+            return checkpoint
+        log.warning("%s; trying the one before", next(filter(None, failures)))
+    if candidates:
+        raise CheckpointError(
+            f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged'
+        )
+    log.info(
+        'ckpt_path="last": there is no checkpoint yet; starting from the beginning'
+    )
+    return None
+
+
+def read_run(
+    run: Run,
+    ckpt_path: str,
+    weights_only: bool | None,
+) -> State | None:
+    """Find and read the checkpoint for a run; None where there is nothing to resume."""
+    run.engine.saver.wait()  # it may be the one that is being written
+    if ckpt_path == "last":
+        return read_last(run, weights_only)
+    path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
+    path = resolve(run.engine.strategy.broadcast(path))
+    run.resume_from(path)
+    return read_checkpoint(path, weights_only)

@@ -1,0 +1,129 @@
+"""What goes into a checkpoint of a run, and how it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..checkpoint.saver import Save
+from ..checkpoint.serialization import State
+from ..datamodule import DataModule
+from ..errors import gather_outcomes
+from ..metrics.values import as_floats
+from ..seed import rng_state
+from ..subclasses import overrides
+
+if TYPE_CHECKING:
+    from ..loop.run import Run
+
+
+def can_save_alone(run: Run) -> bool:
+    """Whether this process can write a checkpoint without the others: it has all that resuming cannot do without."""
+    if not run.trainer.is_global_zero or run.engine.strategy.capabilities.shards_state:
+        return False
+    if run.trainer.world_size == 1 or run.live_step is None:
+        return True
+    # The state of a loader that keeps one differs between processes.
+    position = run.loaders.train_state(run.progress()["batch_idx"])
+    state = None if position is None else position["loader"]
+    states = state if isinstance(state, list) else [state]
+    return not any(states)
+
+
+def save_run(
+    run: Run,
+    path: str,
+    weights_only: bool,
+    wait: bool = True,
+    on_complete: Callable[[], None] | None = None,
+    together: bool = True,
+) -> Save:
+    """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
+    strategy = run.engine.strategy
+    if (
+        strategy.group.failed
+        and strategy.capabilities.shards_state
+        and run.trainer.world_size > 1
+    ):
+        raise RuntimeError(
+            f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
+            "of the state only, and the others may be gone"
+        )
+    checkpoint = {}
+    of_this_rank = {}
+    failed = None
+    try:
+        checkpoint = collect(run, weights_only)
+        if not weights_only:
+            of_this_rank = {"rng": rng_state(run.engine.device), **run.gathered()}
+    except OSError as error:
+        # Of a user's hook, on this rank alone; other errors end it, and so the others.
+        failed = error
+    by_rank = [of_this_rank]
+    if together:
+        by_rank, failed = gather_outcomes(strategy, path, failed, of_this_rank)
+    elif not weights_only:
+        lacks = (
+            "the random states of the others and what they have logged in this epoch"
+        )
+        run.engine.warn_incomplete(
+            "save_checkpoint", lacks, "all that resume take the main one's random state"
+        )
+    if failed is not None:
+        raise failed
+    rng = None
+    if not weights_only:
+        rng = [states["rng"] for states in by_rank]
+        checkpoint["loader_states"] = [[states["loader"]] for states in by_rank]
+        checkpoint["run"]["logged"] = [states["logged"] for states in by_rank]
+        checkpoint["run"]["saved_by"] = by_rank[0]["saved_by"]
+    facts = {
+        "epoch": checkpoint["epoch"],
+        "global_step": checkpoint["global_step"],
+        "precision": run.engine.precision.name,
+        "module": type(run.module).__qualname__,
+        "metrics": as_floats(run.trainer.callback_metrics),
+        "resumable": "optimizer_states" in checkpoint,
+    }
+    alone = not together
+    return run.engine.saver.save(
+        strategy,
+        checkpoint,
+        path,
+        facts,
+        rng,
+        wait,
+        on_complete,
+        alone,
+    )
+
+
+def collect(run: Run, weights_only: bool) -> State:
+    """What all ranks have alike of a run's checkpoint, as the hooks ``on_save_checkpoint`` see it."""
+    trainer, datamodule = run.trainer, run.datamodule
+    checkpoint: State = {
+        "epoch": run.state.epoch,
+        "global_step": run.state.global_step,
+        "state_dict": run.engine.strategy.model_state(),
+    }
+    for owner, key in (
+        (run.module, "hyper_parameters"),
+        (datamodule, "datamodule_hyper_parameters"),
+    ):
+        if owner is not None and owner.hparams:
+            checkpoint[key] = owner.portable_hparams()
+            checkpoint[f"{key}_call"] = owner.hparams_call
+    if not weights_only:
+        checkpoint["callbacks"] = {
+            c.state_key: s for c in trainer.callbacks if (s := c.state_dict())
+        }
+        if run.live_step is not None:
+            checkpoint |= run.live_step.state_dict()
+        checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
+        checkpoint["run"] = {"state": run.progress()}
+        checkpoint["data_seed"] = run.state.seed
+        if datamodule is not None and overrides(datamodule, "state_dict", DataModule):
+            checkpoint["datamodule"] = datamodule.state_dict()
+    for hook in run.hooks.on_save_checkpoint:
+        hook(checkpoint)
+    return checkpoint
