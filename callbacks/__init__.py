@@ -23,7 +23,8 @@ _MODULES = {
     "EarlyStopping": "early_stopping",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
-    "MaxTime": "timer",  # for the Trainer, which makes one
+    # Not public: the Trainer makes one for its argument max_time.
+    "MaxTime": "timer",
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",

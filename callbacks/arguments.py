@@ -17,8 +17,8 @@ def require(valid: bool, name: str, accepted: str, value: Any) -> None:
 
 
 def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
-    """Refuse what is no integer from ``least``."""
-    # NumPy's integers are such, too.
+    """Refuse a value that is not an integer of at least ``least``."""
+    # NumPy's integers are Integral, too; and so are True and False, which are not meant.
     valid = (
         isinstance(value, Integral)
         and not isinstance(value, bool)
@@ -28,7 +28,7 @@ def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:
 
 
 def require_choice(name: str, value: Any, *choices: Any) -> None:
-    """Refuse what is none of ``choices``."""
+    """Refuse a value that is not among ``choices``."""
     require(
         value in choices,
         name,

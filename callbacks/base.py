@@ -73,8 +73,8 @@ class Callback:
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """The model is on its device, and optimizers are made.
 
-        Of a checkpoint, if there is one, all is loaded but the states of optimizers and schedulers, which are next: who
-        has added parameter groups adds them again here.
+        In a resumed run, the checkpoint is loaded except for the states of optimizers and schedulers, which come next:
+        a callback that has added parameter groups adds them again here.
         """
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
@@ -86,10 +86,10 @@ class Callback:
         """A few validation batches are about to run before training."""
 
     def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
-        """They passed."""
+        """These batches have passed."""
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        """The first epoch is about to begin."""
+        """Training is about to begin, or to go on from a checkpoint."""
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         """The last epoch ended."""
@@ -125,7 +125,7 @@ class Callback:
         module: Module,
         optimizer: Optimizer,
     ) -> None:
-        """The gradients of the last window are about to be cleared."""
+        """The gradients of the last accumulation window are about to be cleared."""
 
     def on_before_backward(
         self,

@@ -1,4 +1,4 @@
-"""Where checkpoints go and how they are called."""
+"""The folders and the names of checkpoints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fill(
 
 
 def absolute(path: str) -> str:
-    """Local paths without links and ``~``; URLs as they are, but for those that name local paths."""
+    """The absolute local path, links and ``~`` resolved, also for a ``file://`` URL; other URLs as they are."""
     path = re.sub("^(file|local)://", "", path)
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a ModelCheckpoint keeps: what it knows of those it has made."""
+"""What a ModelCheckpoint knows of the checkpoints that it has made, and which of them it keeps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _OF_ANY_FOLDER: Iterable[str] = (
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """The checkpoints of a run, and where it stands with them. Every checkpoint holds the record that it completes.
+    """The checkpoints that a run has made. Each of them holds the record in which it is the newest.
 
     A record is never changed: each save makes a new one, and if it fails, the one before counts again.
 
     Attributes:
-        kth_value: value of the worst of the best, once there are as many as are kept; before, the worst possible one.
-        kth_best_model_path: its path, or "".
+        kth_value: value of the worst checkpoint in ``best_k_models``, once that is full; before, the worst possible.
+        kth_best_model_path: the path of that checkpoint, or "".
         best_model_path: the best checkpoint (without a monitor: the newest), or "".
         best_model_score: its value.
         current_score: value of the checkpoint that was ranked last.
@@ -63,7 +63,7 @@ class CheckpointRecord:
 
         Args:
             state: what :meth:`state_dict` returned.
-            same_folder: whether the run goes on in the folder of the saved one; else most of it tells nothing.
+            same_folder: whether the run goes on in the folder of the saved one; if not, most of it does not hold.
         """
         names = _OF_ANY_FOLDER
         if same_folder:
@@ -123,7 +123,7 @@ class CheckpointRecord:
         """The checkpoints that can be removed.
 
         Args:
-            resumed_from: the checkpoint that the running fit was resumed from: a later fit removes it. Or "".
+            resumed_from: the checkpoint that the running fit was resumed from, or "". Only a later fit may remove it.
         """
         needed = {
             *self.best_k_models,

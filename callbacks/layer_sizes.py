@@ -1,4 +1,4 @@
-"""The sizes that a module's layers take and return, found by calling it with its example."""
+"""The sizes that a module's layers take and return, found by calling the module with its example input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_sizes(
     layers: dict[str, nn.Module],
     example: Any,
 ) -> tuple[dict[str, tuple[Any, Any]], str]:
-    """Call a module once, in evaluation mode and without gradients. Nothing of it is changed afterwards.
+    """Call a module once, in evaluation mode and without gradients. Afterwards it is as it was.
 
     Args:
         module: to be called.
@@ -26,8 +26,8 @@ def record_sizes(
         example: what the module takes: a tensor, or a tuple or dict of arguments.
 
     Returns:
-        What layers take and return, by name: shapes, as lists of ints, in the nesting of the tensors, with None for all
-        that is none. And why some are missing, or "".
+        What layers take and return, by name: shapes, as lists of ints, nested as the tensors are, with None for what is
+        not a tensor. And why some are missing, or "".
     """
     if is_lazy(module):
         # A forward pass would initialise it now, with other random numbers than without a summary.

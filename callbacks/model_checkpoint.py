@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class _Recorded(Generic[T]):
-    """An attribute of a ModelCheckpoint that stands in its record, and so in its checkpoints."""
+    """An attribute of a ModelCheckpoint that is kept in its record, and so in its checkpoints."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -54,8 +54,8 @@ class ModelCheckpoint(Callback):
 
     ``last.ckpt`` (with ``save_last``) and ``best.ckpt`` (with ``monitor``) are pointers: small files that name a
     checkpoint, replaced atomically. They can be loaded like what they point to. A checkpoint is removed only after
-    the next one and the pointers are in place, and never while a pointer or the running fit (as what it was resumed
-    from) needs it.
+    the next one and the pointers are in place, and never while a pointer names it or a fit that was resumed from it
+    is running.
 
     Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``. What is due
     inside an accumulation window is saved at its end.
@@ -195,18 +195,18 @@ class ModelCheckpoint(Callback):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Know of no checkpoint."""
+        """Forget all checkpoints."""
         self._record = CheckpointRecord(kth_value=worst_value(self.mode))
         # What counts again if the save that is under way fails.
         self._record_before = self._record
         self._save: Save | None = None
         # What the main process does when the checkpoint that is being written is complete.
         self._on_complete: Callable[[], None] | None = None
-        # Checkpoints that it removed then.
+        # Checkpoints that it has removed since the last save was finished.
         self._removed: list[str] = []
         # Whether the last checkpoint could not be written.
         self._to_try_again = False
-        # Whether one was due inside an accumulation window.
+        # Whether a checkpoint became due inside an accumulation window, whose end it waits for.
         self._waits_for_window = False
 
     def _note(self, **changes: Any) -> None:
@@ -271,7 +271,7 @@ class ModelCheckpoint(Callback):
                 raise
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        # Another run, such as of another module.
+        # This is another run than that of the record, such as one of another module.
         if trainer.global_step < self._record.last_global_step_saved:
             self._begin_anew()
         epochs = trainer.max_epochs
@@ -356,7 +356,7 @@ class ModelCheckpoint(Callback):
         module: Module,
         exception: BaseException,
     ) -> None:
-        # Here, a process hears of its own saves only.
+        # After an exception, a process hears of its own saves only.
         error = _error_of(self._finish_save)
         if error is not None:
             log.error("%s", error)
@@ -488,7 +488,7 @@ class ModelCheckpoint(Callback):
     ) -> None:
         """Save one checkpoint, then set the pointers, and only then remove what is needed no longer.
 
-        The record changes before, so that the checkpoint holds what is true when it is complete; if saving fails, the
+        The record changes first, so that the checkpoint holds what is true once it is complete; if saving fails, the
         record from before counts again.
         """
         self._finish_save()
@@ -611,7 +611,7 @@ class ModelCheckpoint(Callback):
         )
 
     def _fail(self, error: BaseException, written: bool) -> None:
-        """A checkpoint could not be written, or, if it was, what follows: nothing that was there before has gone."""
+        """Raise or report that a checkpoint was not written, or, if it was, that something failed after it."""
         if not written:
             self._record = self._record_before
             self._to_try_again = True
@@ -628,7 +628,7 @@ class ModelCheckpoint(Callback):
         record: CheckpointRecord,
         report: str,
     ) -> None:
-        """Set the pointers, tell the loggers, and remove what is needed no longer; in the thread that writes."""
+        """Set the pointers, tell the loggers, and remove what is needed no longer. The writing thread calls it."""
         for pointer, target, previous in (
             (
                 record.last_model_path,
@@ -639,7 +639,7 @@ class ModelCheckpoint(Callback):
         ):
             if pointer:
                 trainer.checkpoints.point(pointer, target)
-            # Its name may hold the epoch.
+            # The pointer may have another name now, as names may hold the epoch.
             if previous not in ("", pointer):
                 trainer.checkpoints.remove(previous, self.dirpath)
         for logger in trainer.loggers:

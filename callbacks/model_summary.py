@@ -42,7 +42,7 @@ class ModelSummary(Callback):
             not trainer.strategy.capabilities.replaces_parameters
             or trainer.world_size == 1
         )
-        # On all processes, as they may meet in its forward.
+        # On all processes, as the module's forward may have collectives.
         summary = summarize(module, self._max_depth, with_sizes)
         if trainer.is_global_zero:
             self.show(summary)

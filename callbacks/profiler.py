@@ -37,7 +37,7 @@ class SimpleProfiler(Callback):
     """Time the sections of the loop, and print a table of them at the end of the run.
 
     Each moment of the run counts for exactly one section: the one that the next hook ends. So the sections add up
-    to the whole, and what a section is called for includes what other callbacks did in it. Give it last, so that
+    to the whole, and each of them includes what other callbacks did in it. Give it last, so that
     it sees checkpoints end. On an accelerator a section ends when its work is queued, not when it is done: for
     that use :class:`PyTorchProfiler`.
 
@@ -51,7 +51,8 @@ class SimpleProfiler(Callback):
         counts: how often each section ended.
     """
 
-    phase = "persist"  # that is, after the callbacks that save
+    # Given last, it is called after the callbacks that save.
+    phase = "persist"
 
     def __init__(self, filename: str = "profile-{stage}.txt") -> None:
         self.filename = filename
@@ -143,14 +144,14 @@ class PyTorchProfiler(Callback):
     """Trace a few steps with ``torch.profiler``, on the CPU and the accelerator.
 
     A trace for chrome://tracing or Perfetto, ``trace-<stage>-rank<r>-<n>.json``, goes to the Trainer's ``log_dir``
-    for each profiled stretch, and a table of operators is printed at the end of the run. After ``repeat``
-    stretches the profiler costs next to nothing, and with ``wait`` the slow first steps are left out.
+    for each profiled cycle, and a table of operators is printed at the end of the run. After ``repeat``
+    cycles the profiler costs next to nothing, and with ``wait`` the slow first steps are left out.
 
     Args:
-        wait: batches to leave out before each stretch.
+        wait: batches to leave out before each cycle.
         warmup: batches traced and thrown away, as the first ones are distorted.
         active: batches to trace.
-        repeat: how many stretches; 0 goes on to the end.
+        repeat: how many cycles; 0 goes on to the end.
         activities: what to trace; by default the CPU and the accelerator, if there is one.
         on_trace_ready: takes the place of writing a trace; gets the ``torch.profiler.profile``.
         sort_by: column by which the table is sorted; by default the accelerator's own time, or the CPU's.
@@ -190,7 +191,7 @@ class PyTorchProfiler(Callback):
         self._on_trace_ready = on_trace_ready
         self._sort_by = sort_by
         self._row_limit = row_limit
-        # The table is to cover all stretches, unless there is no end to them.
+        # The table is to cover all cycles, unless there is no end to them.
         self._profile_kwargs = {"acc_events": repeat != 0, **profile_kwargs}
         self._running = False
         self.profiler: profile | None = None

@@ -289,7 +289,7 @@ class RichProgressBar(ProgressBar):
         from rich.progress import Progress
         from rich.theme import Theme
 
-        # Of parts that know their style by name only.
+        # The styles of those parts of a bar that know their style by name only.
         styles = {
             "progress.download": self.theme.batch_progress,
             "progress.elapsed": self.theme.time,

@@ -73,7 +73,7 @@ class SaveSchedule:
         self.train_time_interval = interval
         self.is_within_epochs = steps > 0 or interval is not None
         self._save_on_train_epoch_end = save_on_train_epoch_end
-        # Seconds of the interval that had passed when the run was saved from which this one goes on.
+        # Seconds of the interval that had passed at the checkpoint from which the run goes on.
         self._resumed_seconds = 0.0
         self._clock: Callable[[], float] | None = None
         # When the interval began, on this clock.

@@ -147,7 +147,7 @@ class MaxTime(Timer):
 
 
 def _kinds(trainer: Trainer) -> tuple[str, ...]:
-    """The running evaluation's stage; a sanity check is a validation, too."""
+    """The stages for which the running evaluation counts; a sanity check is a validation, too."""
     stage = str(trainer.state.stage)
     return (stage, "validate") if stage == "sanity_check" else (stage,)
 

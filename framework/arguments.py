@@ -1,4 +1,4 @@
-"""Checks of the Trainer's arguments: each error names the argument, what is accepted and what came."""
+"""Checks of arguments of the Trainer and the Engine: each error names the argument, what is accepted and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 Initializer = TypeVar("Initializer", bound=Callable[..., None])
 
-# Arguments of other trainers, and of their older versions: what does the same here.
+# Arguments that other trainers have, or had in older versions, and what does the same here.
 ELSEWHERE = {
     "accumulate_grad_batches": "gradient_accumulation_steps=…",
     "amp_backend": 'precision="16-mixed"',
@@ -71,7 +71,7 @@ ELSEWHERE = {
 
 
 def names_arguments(init: Initializer) -> Initializer:
-    """Let a constructor say what an argument that it does not take is called here.
+    """Decorate a constructor: for an argument that it does not have, the error says what does the same here.
 
     Raises:
         TypeError: when the constructor is called with such an argument.
@@ -99,7 +99,7 @@ def names_arguments(init: Initializer) -> Initializer:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's, as a computed step count or a sweep has it, as Python's own."""
+    """Python's own number for one of NumPy's, such as a computed count of steps; any other value as it is."""
     is_scalar = (
         type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
     )
@@ -126,7 +126,7 @@ def check_count(
     Raises:
         ValueError: if it is neither.
     """
-    # True is no 1; and a value of another type may not be comparable at all, such as an array.
+    # True does not count as 1; and a value of another type, such as an array, may not be comparable at all.
     if value in [item for item in extra if type(item) is type(value)]:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
@@ -162,7 +162,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     Raises:
         ValueError: if it is none of them.
     """
-    # True is no 1; and a value of another type may not be comparable at all, such as an array.
+    # True does not count as 1; and a value of another type, such as an array, may not be comparable at all.
     if value not in [choice for choice in choices if isinstance(value, type(choice))]:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}"

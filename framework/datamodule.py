@@ -51,7 +51,7 @@ class DataHooks:
         raise NotImplementedError
 
     def predict_dataloader(self) -> Any:
-        """Return the loader to predict, or a list of them."""
+        """Return the loader to predict on, or a list of them."""
         raise NotImplementedError
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

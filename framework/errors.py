@@ -1,4 +1,4 @@
-"""The errors that users meet, and how what one rank raises is raised on all."""
+"""The error that users may catch, and how an error of one rank is raised on all ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def on_main_rank(
 
     Raises:
         OSError: if the file system refuses; on all ranks.
-        RuntimeError: if something else fails on another rank; on this one, what ``write`` raised.
+        RuntimeError: if something else fails; on the main rank, what ``write`` raised itself.
     """
     failure: BaseException | None = None
     if strategy.is_global_zero:
@@ -49,7 +49,7 @@ def gather_outcomes(
     failure: BaseException | None,
     value: Any = None,
 ) -> tuple[list[Any], BaseException | None]:
-    """Tell all ranks what each has come to on the way to writing ``path``. A collective.
+    """Tell all ranks whether each has done its part of writing ``path``. A collective.
 
     Args:
         strategy: of the ranks.
@@ -58,8 +58,8 @@ def gather_outcomes(
         value: what this rank has for the others.
 
     Returns:
-        The values by rank; and what to raise, if anything failed anywhere: an OSError on all ranks, or something else
-        on all ranks.
+        The values by rank; and the error to raise, if anything failed on any rank, or None. It is an OSError on all
+        ranks, or on none.
     """
     # After a failure, the others are in another collective, or gone.
     if strategy.world_size == 1 or strategy.group.failed:

@@ -106,7 +106,7 @@ def datamodule_from_checkpoint(
     weights_only: bool | None,
     overrides: dict[str, Any],
 ) -> Any:
-    """``DataModule.load_from_checkpoint``."""
+    """Do what ``DataModule.load_from_checkpoint`` says."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only)
     datamodule = construct(
@@ -130,7 +130,7 @@ def module_from_checkpoint(
     weights_only: bool | None,
     overrides: Any,
 ) -> Any:
-    """``Module.load_from_checkpoint``."""
+    """Do what ``Module.load_from_checkpoint`` says."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only, map_location)
     module = construct(cls, path, checkpoint, "hyper_parameters", overrides)

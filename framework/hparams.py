@@ -174,8 +174,8 @@ class HyperparametersMixin:
 def _record_constructors(cls: type[Any]) -> None:
     """Let constructors of ``cls`` record what they are called with; so nothing is ever guessed from a frame.
 
-    They are those of its classes with hyperparameters, those of mixins that call ``save_hyperparameters``, and in any
-    case the one that is called first.
+    These are the constructors of its bases that derive from this mixin, those of other bases that call
+    ``save_hyperparameters``, and in any case the one that is called first.
     """
     for kind in cls.__mro__:
         init = vars(kind).get("__init__")
@@ -205,7 +205,7 @@ def _record_calls(kind: type[Any], init: Any) -> None:
 
 
 def _copy(hparams: AttributeDict) -> AttributeDict:
-    """Deep where the values allow it."""
+    """Copy hyperparameters, deeply where their values allow it."""
     copied = AttributeDict()
     for name, value in hparams.items():
         try:

@@ -29,7 +29,7 @@ def configure() -> None:
 
 
 def silence() -> None:
-    """Keep information to the main process: this is another one."""
+    """Show warnings only, as is done in all processes but the main one."""
     if any(isinstance(handler, _StandardError) for handler in log.handlers):
         log.setLevel(logging.WARNING)
 

@@ -47,12 +47,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     strict_loading: bool = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a module of which nothing is missing where a subclass's ``__init__`` forgets ``super().__init__()``."""
+        """Make a module that is complete even if a subclass's ``__init__`` forgets ``super().__init__()``."""
         make = super().__new__
         if make is object.__new__:
             module = make(cls)
         else:
-            # That of a mixin.
+            # A mixin has a __new__ of its own.
             module = make(cls, *args, **kwargs)
         nn.Module.__init__(module)
         return module
@@ -60,14 +60,14 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init = super().__init__
         is_torchs = getattr(init, "__func__", None) is nn.Module.__init__
-        # It has been done, and would forget what was assigned since: by a dataclass's constructor, or too early.
+        # __new__ has called torch's: a second call would drop what was assigned since, as by a dataclass's constructor.
         is_done = is_torchs and "_parameters" in vars(self)
         if args or kwargs or not is_done:
             init(*args, **kwargs)
 
     @property
     def trainer(self) -> Trainer:
-        """The Trainer that runs this module, or one that it is a part of.
+        """The Trainer that runs this module, or the module that it is a part of.
 
         Raises:
             RuntimeError: if none does.
@@ -116,7 +116,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
 
     @property
     def global_step(self) -> int:
-        """Completed optimizer windows; 0 without a Trainer."""
+        """Completed accumulation windows, whatever the number of optimizers; 0 without a Trainer."""
         return self._of_trainer("global_step", 0)
 
     @property
@@ -411,9 +411,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         return self(args[0])
 
     def configure_model(self) -> None:
-        """Create large submodules here: in the run's precision and, later, right on their devices.
+        """Create large submodules here, in the run's precision; under ZeRO-3 they are divided among processes at once.
 
-        Called before each run; must not create again what is there.
+        It is called before each run, and must not create again what is there.
         """
 
     def configure_callbacks(self) -> Callback | list[Callback]:
@@ -423,15 +423,15 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     def on_fit_start(self) -> None:
         """The model is on its device, and optimizers are made.
 
-        Of a checkpoint, if there is one, all is loaded but the states of optimizers and schedulers, which are next: who
-        has added parameter groups adds them again here.
+        In a resumed run, the checkpoint is loaded except for the states of optimizers and schedulers, which come next:
+        a module that has added parameter groups adds them again here.
         """
 
     def on_fit_end(self) -> None:
         """Fitting ended normally."""
 
     def on_train_start(self) -> None:
-        """The first epoch is about to begin."""
+        """Training is about to begin, or to go on from a checkpoint."""
 
     def on_train_end(self) -> None:
         """The last epoch ended."""
@@ -449,7 +449,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """After a training step. ``outputs`` is ``{"loss": detached loss, ...}`` or None."""
 
     def on_before_zero_grad(self, optimizer: Optimizer) -> None:
-        """The gradients of the last window are about to be cleared."""
+        """The gradients of the last accumulation window are about to be cleared."""
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Before the backward pass; ``loss`` is already divided for accumulation, not yet scaled."""

@@ -1,4 +1,4 @@
-"""Random numbers: seeding, and their whole state in and out."""
+"""Random numbers: seeding them, and reading and setting the state of all generators."""
 
 from __future__ import annotations
 

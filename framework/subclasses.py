@@ -17,8 +17,8 @@ from typing import Any
 
 from ..loggers.base import Logger
 
-# What Lightning 1, Keras and Hugging Face call at moments that have another name here.
 _EPOCH_END = ", which gets no outputs: keep what you need of them in the step"
+# Hooks of Lightning 1, Keras and Hugging Face, and what is called at the same moment here.
 HOOKS_ELSEWHERE = {
     "configure_sharded_model": "configure_model",
     "get_progress_bar_dict": "get_metrics of a ProgressBar; self.log(name, value, prog_bar=True) shows a value",
@@ -53,7 +53,7 @@ HOOKS_ELSEWHERE = {
     "validation_epoch_end": f"on_validation_epoch_end{_EPOCH_END}",
     "validation_step_end": "on_validation_batch_end, or the end of validation_step",
 }
-# Names so short that they are not near.
+# Steps whose names are too short to be found as near ones.
 STEPS_ELSEWHERE = {
     "eval_step": "validation_step",
     "val_step": "validation_step",
@@ -123,7 +123,7 @@ def check_names(
 
 
 def _called_names(kind: type, kinds: list[type]) -> set[str]:
-    """Names, and patterns of names, that the user's classes ``kinds`` call in other methods, or that others define."""
+    """Names, and patterns of names, that the user's classes ``kinds`` call in other methods or other bases have."""
     called = set()
     for parent in kind.__mro__:
         if parent not in kinds:
@@ -135,7 +135,7 @@ def _called_names(kind: type, kinds: list[type]) -> set[str]:
 
 
 def _meant(name: str, known: list[str]) -> str | None:
-    """The method of the contract that a name is nearly that of, if there is one."""
+    """The method of the contract whose name is nearly this one, or None."""
     if STEPS_ELSEWHERE.get(name) in known:
         return STEPS_ELSEWHERE[name]
     for close in get_close_matches(name, known, 1, 0.8):
@@ -148,7 +148,7 @@ def _meant(name: str, known: list[str]) -> str | None:
 
 
 def _written_by_users(kind: type, base: type) -> Iterator[type]:
-    """The classes of ``kind`` that are subclasses of ``base``, or mixins from the same package; not the framework's."""
+    """The bases of ``kind`` that are a user's: subclasses of ``base``, and mixins from the same package."""
     package = kind.__module__.partition(".")[0]
     for parent in kind.__mro__:
         is_near = parent.__module__.partition(".")[0] == package
@@ -185,7 +185,7 @@ def _names_in(value: Any) -> Iterator[str]:
 
 
 def check_hook_arguments(owner: object, name: str, base: type) -> None:
-    """Raise unless a hook can be called with the arguments of the contract's, with or without those that have defaults.
+    """Raise unless a hook takes the arguments that the contract gives it; it may do without those that have defaults.
 
     Args:
         owner: the object with the hook.
@@ -201,12 +201,12 @@ def check_hook_arguments(owner: object, name: str, base: type) -> None:
 
 
 def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
-    """Raise unless a method can be called as it will be.
+    """Raise unless a method takes the arguments with which it will be called.
 
     Args:
         owner: the object.
         name: of the method.
-        *accepted: names of what it gets, by position: one of these.
+        *accepted: lists of names of arguments, by position; the method has to take one of them.
 
     Raises:
         TypeError: with what it takes and what it would get.
@@ -246,7 +246,7 @@ def check_initialized(obj: object) -> None:
     """Raise if a class's ``__init__`` has not called that of the framework's class above it.
 
     Raises:
-        TypeError: if nothing is there of what that one sets.
+        TypeError: if the object has none of the attributes that the latter sets.
     """
     for parent in type(obj).__mro__:
         if not _is_ours(parent) or "__init__" not in vars(parent):

@@ -54,7 +54,7 @@ class Logger:
         )
 
     def claim(self) -> None:
-        """A fit begins: choose a folder that no other run has. Nobody has asked for :attr:`log_dir` before."""
+        """A fit begins: choose a folder that no other run has. It is called before anybody reads :attr:`log_dir`."""
 
     def log_hyperparams(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def is_local(path: str) -> bool:
-    """Whether ``path`` is no URL of another file system."""
+    """Whether a path is local, rather than the URL of another file system."""
     return "://" not in path
 
 
@@ -45,7 +45,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def make_folder(path: str) -> bool:
-    """Make a folder that nobody has made before; False if it is there."""
+    """Make a folder; return False if it exists already."""
     try:
         if is_local(path):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -58,20 +58,20 @@ def make_folder(path: str) -> bool:
 
 
 def _put_once(store: Any, path: str) -> None:
-    """Put a file where there is none, as a store has no folders."""
+    """Put a file where there is none. It claims a folder, as a store has no folders of its own."""
     try:
         store.pipe_file(path, b"1", mode="create")
     except FileExistsError:
         raise
     except Exception:
-        # Not every store can do so: there, two runs that begin at the same moment are not told apart.
+        # Not every store can refuse to overwrite: at others, two runs that begin at the same moment are not told apart.
         if store.exists(path):
             raise FileExistsError(path) from None
         store.pipe_file(path, b"1")
 
 
 def absolute(path: str) -> str:
-    """A local path without links; a URL as it is."""
+    """The absolute local path, links resolved; a URL as it is."""
     return os.path.realpath(path) if is_local(path) else path
 
 

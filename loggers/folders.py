@@ -67,7 +67,7 @@ class FolderLogger(Logger):
 
     def claim(self) -> None:
         while not self._claimed:
-            # Asking chooses a number.
+            # Reading the property chooses a number.
             self.version  # noqa: B018
             if self._version is None:
                 # A subclass names its runs itself.

@@ -70,7 +70,7 @@ class TensorBoardLogger(FolderLogger):
         self._rows: list[tuple[dict[str, Any], int, float]] = []
         # When to write them, on the monotonic clock.
         self._write_at = 0.0
-        # From which step on a new file hides the points of those before it.
+        # The step from which on a new event file hides the points of the files before it.
         self._purge_step: int | None = None
         # Values, with their step, that are to be shown with the hyperparameters.
         self._hp_metrics: tuple[Mapping[str, float], int] | None = None
@@ -207,7 +207,7 @@ class TensorBoardLogger(FolderLogger):
         if self._rows:
             self._write_rows()
         if status == "success" and not self._hparams_written:
-            # Making it writes them.
+            # Making the writer writes the hyperparameters.
             self.experiment  # noqa: B018
         if self._experiment is not None:
             self._experiment.close()
@@ -232,7 +232,7 @@ class TensorBoardLogger(FolderLogger):
 def _wait_for_a_later_name(folder: str) -> None:
     """Wait until the next event file sorts behind those in ``folder``, as only then it can hide their points.
 
-    Files of one second are sorted by process and number, which tell nothing.
+    Files of the same second are sorted by process and number, which say nothing of their order in time.
     """
     latest = 0
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
