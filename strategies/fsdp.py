@@ -152,7 +152,7 @@ class FSDPStrategy(Strategy):
         self._root = vars(module).get(_ROOT)
         if self._root is None:
             self._root = self._prepare_and_shard(module, precision)
-        self._root.context = self._context
+        self._root.compute_in(self._context)
         self._reshard()
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)

@@ -21,6 +21,10 @@ class StepModule(nn.Module):
         self.module = module
         self.context = context
 
+    def compute_in(self, context: AbstractContextManager[Any] | None) -> None:
+        """Call the steps in this context from now on."""
+        self.context = context
+
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the step in the precision's context."""
         if self.context is None:

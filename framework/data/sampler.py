@@ -80,6 +80,10 @@ class IndexPlan:
             if isinstance(generator, torch.Generator):
                 self._generators.append((generator, generator.initial_seed()))
 
+    def plan_steps(self) -> None:
+        """Let several ranks count on the length that the sampler tells."""
+        self.plans_steps = True
+
     def seek(
         self,
         epoch: int,

@@ -383,7 +383,7 @@ class SampledSource(IndexedSource):
     """
 
     def plan_steps(self) -> None:
-        self.indices.plans_steps = True
+        self.indices.plan_steps()
 
     def _peek(self, epoch: int) -> Any:
         self.indices.seek(epoch)

@@ -43,8 +43,13 @@ _LONGEST_WAIT = timedelta(days=24)
 _ENDED = "has ended"
 
 
-def of_group() -> CallCheck:
-    """The check of torch's process group. All engines share it, as a process makes one sequence of calls."""
+def of_group(timeout_seconds: float | None = None) -> CallCheck:
+    """The check of torch's process group. All engines share it, as a process makes one sequence of calls.
+
+    Args:
+        timeout_seconds: how long a call waits for the slowest process from now on (default: as before; at first as
+            long as the process group does).
+    """
     global _current
     store = dist.distributed_c10d._get_default_store()
     if _current is None or _current.store is not store:
@@ -52,6 +57,8 @@ def of_group() -> CallCheck:
             # Somebody else has destroyed the group of that check, without what is called before leaving.
             _current.end()
         _current = CallCheck(store)
+    if timeout_seconds is not None:
+        _current.timeout = timeout_seconds
     return _current
 
 

@@ -227,10 +227,10 @@ class Engine(Collectives):
         """Join the other processes, if that is not done."""
         self.strategy.connect()
         if self.num_processes > 1 and torch.distributed.is_initialized():
-            self._calls = of_group()
-        if self._debug and self._calls is not None:
-            self._calls.timeout = float(os.environ.get(DEBUG_TIMEOUT, 60))
-            self._every_call = self._calls
+            timeout = float(os.environ.get(DEBUG_TIMEOUT, 60)) if self._debug else None
+            self._calls = of_group(timeout)
+            if self._debug:
+                self._every_call = self._calls
         if self.is_copy or not self.is_main_process:
             silence()
 

@@ -38,19 +38,22 @@ def save_run(
     on_complete: Callable[[], None] | None = None,
     together: bool = True,
 ) -> Save:
-    """Write a checkpoint of the run as it stands; with several processes, one writes, and all call this together."""
-    strategy = run.engine.strategy
-    if (
-        strategy.group.failed
-        and strategy.capabilities.shards_state
-        and run.trainer.world_size > 1
-    ):
-        raise RuntimeError(
-            f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
-            "of the state only, and the others may be gone"
-        )
-    checkpoint = {}
-    of_this_rank = {}
+    """Write a checkpoint of the run as it stands; with several ranks, one writes, and all call this together.
+
+    Args:
+        run: the run.
+        path: the directory to make, local or any fsspec URL.
+        weights_only: leave out all that only resuming needs.
+        wait: until it is complete, without a copy of the tensors.
+        on_complete: called on the main rank when it is complete, in the thread that writes.
+        together: all ranks call this; else the main one does alone.
+
+    Raises:
+        RuntimeError: after an exception, where each rank has a part of the state only.
+    """
+    _require_whole_state(run)
+    checkpoint: State = {}
+    of_this_rank: State = {}
     failed = None
     try:
         checkpoint = collect(run, weights_only)
@@ -61,23 +64,51 @@ def save_run(
         failed = error
     by_rank = [of_this_rank]
     if together:
-        by_rank, failed = gather_outcomes(strategy, path, failed, of_this_rank)
-    elif not weights_only:
-        lacks = (
-            "the random states of the others and what they have logged in this epoch"
-        )
-        run.engine.warn_incomplete(
-            "save_checkpoint", lacks, "all that resume take the main one's random state"
-        )
+        outcome = gather_outcomes(run.engine.strategy, path, failed, of_this_rank)
+        by_rank, failed = outcome
     if failed is not None:
         raise failed
     rng = None
     if not weights_only:
+        if not together:
+            _warn_incomplete(run)
         rng = [states["rng"] for states in by_rank]
         checkpoint["loader_states"] = [[states["loader"]] for states in by_rank]
         checkpoint["run"]["logged"] = [states["logged"] for states in by_rank]
         checkpoint["run"]["saved_by"] = by_rank[0]["saved_by"]
-    facts = {
+    return run.engine.saver.save(
+        run.engine.strategy,
+        checkpoint,
+        path,
+        _facts(run, checkpoint),
+        rng,
+        wait,
+        on_complete,
+        not together,
+    )
+
+
+def _require_whole_state(run: Run) -> None:
+    strategy = run.engine.strategy
+    is_sharded = strategy.capabilities.shards_state and run.trainer.world_size > 1
+    if strategy.group.failed and is_sharded:
+        raise RuntimeError(
+            f"no checkpoint can be saved after an exception under strategy={strategy.name!r}: each process has a part "
+            "of the state only, and the others may be gone"
+        )
+
+
+def _warn_incomplete(run: Run) -> None:
+    run.engine.warn_incomplete(
+        "save_checkpoint",
+        "the random states of the others and what they have logged in this epoch",
+        "all that resume take the main one's random state",
+    )
+
+
+def _facts(run: Run, checkpoint: State) -> State:
+    """What the manifest says of the checkpoint."""
+    return {
         "epoch": checkpoint["epoch"],
         "global_step": checkpoint["global_step"],
         "precision": run.engine.precision.name,
@@ -85,17 +116,6 @@ def save_run(
         "metrics": as_floats(run.trainer.callback_metrics),
         "resumable": "optimizer_states" in checkpoint,
     }
-    alone = not together
-    return run.engine.saver.save(
-        strategy,
-        checkpoint,
-        path,
-        facts,
-        rng,
-        wait,
-        on_complete,
-        alone,
-    )
 
 
 def collect(run: Run, weights_only: bool) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -90,24 +91,12 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     Raises:
         TypeError, ValueError: if it is none of the documented forms.
     """
-    is_list = isinstance(returned, (list, tuple))
-    if is_list and all(isinstance(item, dict) for item in returned):
+    if _is_list_of(returned, dict):
         parsed = [parse_optimizers(item) for item in returned]
-        return [o for optimizers, _ in parsed for o in optimizers], [
-            s for _, schedulers in parsed for s in schedulers
-        ]
-    schedulers: list[Any] = []
-    if isinstance(returned, dict):
-        optimizers, schedulers = _parse_dict(returned)
-    elif is_list and len(returned) == 2 and _is_list_of_optimizers(returned[0]):
-        optimizers = list(returned[0])
-        schedulers = (
-            list(returned[1])
-            if isinstance(returned[1], (list, tuple))
-            else [returned[1]]
+        return list(chain(*(o for o, _ in parsed))), list(
+            chain(*(s for _, s in parsed))
         )
-    else:
-        optimizers = list(returned) if is_list else [returned]
+    optimizers, schedulers = _split(returned)
     optimizers = [optimizer for optimizer in optimizers if optimizer is not None]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
@@ -115,11 +104,28 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
                 "configure_optimizers must return an optimizer, a list of them, two lists (optimizers, schedulers), "
                 f'a dict {{"optimizer": …, "lr_scheduler": …}}, a list of such dicts, or None; got {optimizer!r}'
             )
-    return optimizers, [
-        _scheduler_config(scheduler)
-        for scheduler in schedulers
-        if scheduler is not None
-    ]
+    schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
+    return optimizers, [_scheduler_config(scheduler) for scheduler in schedulers]
+
+
+def _split(returned: Any) -> tuple[list[Any], list[Any]]:
+    """Optimizers and schedulers, as they were given."""
+    if isinstance(returned, dict):
+        return _parse_dict(returned)
+    if not isinstance(returned, (list, tuple)):
+        return [returned], []
+    if len(returned) == 2 and _is_list_of(returned[0], Optimizer, type(None)):
+        optimizers, schedulers = returned
+        if not isinstance(schedulers, (list, tuple)):
+            schedulers = [schedulers]
+        return list(optimizers), list(schedulers)
+    return list(returned), []
+
+
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    return all(isinstance(item, kinds) for item in value)
 
 
 def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -131,12 +137,6 @@ def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         )
     scheduler = _with_monitor(returned.get("lr_scheduler"), returned.get("monitor"))
     return [returned.get("optimizer")], [scheduler]
-
-
-def _is_list_of_optimizers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        item is None or isinstance(item, Optimizer) for item in value
-    )
 
 
 def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
