@@ -244,7 +244,7 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back a state; if ``dirpath`` is another one now, only ``best_model_path``."""
+        """Take back a state; if ``dirpath`` is another one now, of the checkpoints only ``best_model_path``."""
         same_folder = state_dict["dirpath"] == self.dirpath
         self._record = self._record.restored(state_dict, same_folder)
         self._schedule.resume(state_dict["interval_elapsed"])

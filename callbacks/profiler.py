@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _folder(trainer: Trainer) -> str:
-    """Where the results of all processes go. A collective: each might find another version number free."""
+    """Make the folder for the results. A collective, as each process alone might choose another version number."""
     folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
     os.makedirs(folder, exist_ok=True)
     return folder
