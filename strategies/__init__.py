@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base import Capabilities, Strategy
+from .base import Strategy
+from .capabilities import Capabilities
 from .precision import Precision
 from .process_group import ProcessGroupOptions
 

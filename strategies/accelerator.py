@@ -1,4 +1,4 @@
-"""Which devices there are, and what torch.accelerator does not offer: seeds, RNG states, memory."""
+"""Which devices there are, and the states of their random generators, which torch.accelerator does not offer."""
 
 from __future__ import annotations
 

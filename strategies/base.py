@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,40 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from .capabilities import Capabilities
 from .group import GroupMember
 from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations
-from .optimizer_state import (
-    State,
-    load_optimizer_state,
-    named_optimizer_state,
-    parameters_of,
-)
+from .optimizer_state import State, load_optimizer_state, named_optimizer_state
 from .precision import Precision
 from .process_group import ProcessGroupOptions, create_group
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a strategy can do and what it needs: plain data, for which the framework asks instead of for its class.
-
-    Attributes:
-        manual_optimization: a step may compute gradients and step optimizers itself.
-        needs_equal_forwards: evaluation takes the same number of forward passes in all processes.
-        owns_loss_scale: it scales losses itself, and sets ``step_was_skipped`` where they overflow; no ``GradScaler``.
-        shards_state: states hold a :class:`~.tensor_shards.TensorShard` for each sharded tensor.
-        replaces_parameters: ``setup`` replaces the module's; an optimizer of before goes through ``setup_optimizers``.
-        single_module: an Engine can prepare one module only.
-        can_delay_sync: ``keeps_gradients_local`` may be set; then only ``sync_gradients`` averages gradients.
-    """
-
-    manual_optimization: bool = True
-    needs_equal_forwards: bool = False
-    owns_loss_scale: bool = False
-    shards_state: bool = False
-    replaces_parameters: bool = False
-    single_module: bool = False
-    can_delay_sync: bool = False
 
 
 class Strategy(GroupMember, ABC):
@@ -54,7 +26,7 @@ class Strategy(GroupMember, ABC):
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
     :meth:`setup`, :meth:`load_model_state` (with a checkpoint), :meth:`setup_optimizers` (in ``fit``), the optimizers'
-    states, the steps, :meth:`teardown`. The Engine takes a ``copy.copy`` made after :meth:`connect` for each module.
+    states, the steps, :meth:`teardown`. An Engine sets up a ``copy.copy`` for each module, made after :meth:`connect`.
 
     Attributes:
         name: what it is called in messages and checkpoints.
@@ -63,9 +35,11 @@ class Strategy(GroupMember, ABC):
         activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
         sync_batchnorm: batch norms compute their statistics over all processes.
         device_mesh: the processes, if the strategy arranges them in dimensions.
-        tensor_parallel_size: number of processes that share each layer, and so their batches.
-        synced_forwards: forwards so far whose backward averages gradients; None if there is nothing to average.
+        tensor_parallel_size: number of processes that share each layer, and so get the same batches.
+        keeps_gradients_local: the framework has set that only :meth:`sync_gradients` is to average gradients.
+        synced_forwards: number of forwards whose backward averages gradients; None if there is nothing to average.
         inside_forward: a training step is running; then :meth:`prepare_backward` comes before each backward.
+        step_was_skipped: a gradient overflowed in the last step of a strategy that owns the loss scale.
     """
 
     name = "strategy"
@@ -125,14 +99,14 @@ class Strategy(GroupMember, ABC):
         return optimizers
 
     def teardown(self, interrupted: bool = False) -> None:
-        """Undo what :meth:`setup` did to the module but moving it; ``interrupted`` in a step: without collectives."""
+        """Undo :meth:`setup`, but for the device; without collectives if ``interrupted``, as others may not come."""
 
     @abstractmethod
     def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call ``module.<step_name>(*args)`` for training: in the precision's context, synchronised with peers."""
+        """Call ``module.<step_name>(*args)`` to train: in the precision's context, gradients to be averaged."""
 
     def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call ``module.<step_name>(*args)`` for evaluation, by default on the bare module: without collectives."""
+        """Call ``module.<step_name>(*args)`` to evaluate; by default on the module itself, without collectives."""
         if self._context is None:
             return getattr(self.module, step_name)(*args, **kwargs)
         with self._context:
@@ -159,24 +133,24 @@ class Strategy(GroupMember, ABC):
         """
 
     def start_epoch(self) -> None:
-        """A training epoch is about to begin; callbacks may have changed which parameters are trained."""
+        """Begin a training epoch; callbacks may have changed which parameters are trained."""
 
     def start_evaluation(self) -> None:
-        """All ranks are about to evaluate: make equal what training leaves different."""
+        """Begin an evaluation, in all ranks: make equal what training leaves different, such as buffers."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute gradients."""
         loss.backward(*args, **kwargs)
 
     def prepare_backward(self, loss: Tensor) -> None:
-        """Inside a step (manual optimization), the gradients of ``loss`` are about to be computed."""
+        """Prepare for the backward of ``loss`` inside a step, as manual optimization runs it."""
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local."""
         return nullcontext()
 
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Average gradients that :meth:`no_sync` kept local, when no other backward will. A collective."""
+        """Average gradients that are still local, where no further backward will do it. A collective."""
 
     def clip_gradients(
         self, params: Iterable[Tensor], value: float, algorithm: str, norm: float = 2.0
@@ -200,16 +174,17 @@ class Strategy(GroupMember, ABC):
             optimizer: of whose parameters.
             factor: a number or a 0-dim tensor.
         """
-        for parameter in parameters_of(optimizer):
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""
         return optimizer.step()
 
     def model_state(self) -> State:
-        """Parameters and buffers by name; tensors may be aliases of the living ones."""
+        """Parameters and buffers by name; the tensors may be the module's own, which the next step changes."""
         return self.module.state_dict()
 
     def load_model_state(self, state: State, strict: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The locks under which torch builds extensions: a process that is killed leaves one, for which torch waits forever."""
+"""The locks of torch's extension builds: a process that is killed leaves its lock, for which torch waits forever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from glob import escape, glob
 
-# For so long without any change, a lock that nobody holds here may be held on another machine.
+# A lock that nobody holds here may be held on another machine, unless nothing beside it has changed for so long.
 _OTHER_MACHINE_SECONDS = 300.0
 
 log = logging.getLogger("loopwright")
@@ -34,7 +34,7 @@ def await_builds() -> None:
             # It has been released.
             continue
         except OSError as error:
-            # Another user's, of whose builds this run may need none.
+            # It is another user's lock, and this run may not need that build.
             log.warning(
                 "%s seems to be left over from a build that was killed, and cannot be removed: %s",
                 lock,
@@ -50,7 +50,7 @@ def _await_build(lock: str) -> None:
         OSError: if it cannot be removed.
     """
     is_announced = False
-    # The age is asked for last, as another process may have made the lock anew meanwhile.
+    # The age is looked at last: if another process has made the lock anew since the first look, it is young.
     while _is_held(lock) or _age_seconds(lock) < _OTHER_MACHINE_SECONDS:
         if not is_announced:
             log.info(
@@ -69,7 +69,7 @@ def _age_seconds(lock: str) -> float:
     """
     newest = os.stat(lock).st_mtime
     for entry in os.scandir(os.path.dirname(lock)):
-        # A compiler's own file may have gone.
+        # A compiler's temporary file may have gone meanwhile.
         with suppress(FileNotFoundError):
             newest = max(newest, entry.stat().st_mtime)
     return time.time() - newest

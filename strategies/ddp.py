@@ -19,22 +19,24 @@ from torch._utils import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .base import Capabilities, Strategy
+from .base import Strategy
+from .capabilities import Capabilities
 from .group import Group
 from .module_policy import Policy
 from .precision import Precision
 from .process_group import ProcessGroupOptions
 from .step_module import StepModule
 
-# How much is averaged in one collective, where DDP does not do it.
+# How many bytes of gradients are averaged in one collective, where DDP itself does not do it.
 _BUCKET_BYTES = 2**25
 
 
 class _DDPModule(DistributedDataParallel):
-    """Fills its buckets from the beginning as it does for good.
+    """Puts gradients into the same buckets in all steps, the first one included, so that a resumed run is exact.
 
-    By itself it takes the order of the first backward for those that follow. Then the first step of a resumed run adds
-    up the processes' gradients in other parts than the same step of the whole run, and so rounds otherwise.
+    torch's class fills its buckets anew after the first backward, in the order in which gradients came. So the first
+    step of a resumed run would add up the gradients of all processes in other buckets than the same step of a run
+    without a stop, and would round otherwise.
 
     Args:
         module: a :class:`~.step_module.StepModule` around the user's.
@@ -42,7 +44,7 @@ class _DDPModule(DistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
-        # Else torch keeps its first buckets.
+        # With unused parameters and no static graph, torch keeps its first buckets, and needs no help.
         self.rebuilds_buckets = (
             options["static_graph"] or not options["find_unused_parameters"]
         )
@@ -87,14 +89,14 @@ class _DDPModule(DistributedDataParallel):
             RuntimeError: if it has not, naming those that are left.
         """
         try:
-            # Looks for it before anything else, and has nothing else to do.
+            # torch checks the gradients first in this call, and then finds the buckets built already.
             self.reducer._rebuild_buckets()
         except RuntimeError as error:
             self.name_unused_parameters(error)
             raise
 
     def name_unused_parameters(self, error: RuntimeError) -> None:
-        """Say with names what DDP finds at the next step and says with the parameters' numbers.
+        """Name the parameters in an error of DDP's, which tells their numbers.
 
         Raises:
             RuntimeError: if it is that error.
@@ -174,7 +176,7 @@ class DDPStrategy(Strategy):
         }
         self.broadcast_buffers = broadcast_buffers
         if not broadcast_buffers:
-            # torch 2.13 gave the argument another name.
+            # torch 2.13 has renamed the argument.
             renamed = "forward_sync_buffers"
             known = signature(DistributedDataParallel).parameters
             self.options[renamed if renamed in known else "broadcast_buffers"] = False
@@ -187,9 +189,9 @@ class DDPStrategy(Strategy):
         self.synced_forwards = 0
         self.torn_down = False
         self._ddp: _DDPModule | None = None
-        # Ids of the parameters that were trained when DDP was made.
+        # Ids of the parameters that were trained when DDP was wrapped around the module.
         self._wrapped: list[int] = []
-        # Whether no backward has run since then.
+        # Whether no_sync has not been entered since then: under static_graph, its first backward is not a local one.
         self._before_first_backward = True
         # Inside a step (manual optimization): whether no_sync is open, and whether a backward has been prepared.
         self._inside_no_sync = False
@@ -218,20 +220,20 @@ class DDPStrategy(Strategy):
                 is_batchnorm = isinstance(child, nn.modules.batchnorm._BatchNorm)
                 if is_batchnorm and not isinstance(child, nn.SyncBatchNorm):
                     self._batchnorms.append((parent, name, child))
-                    # It has the same tensors.
+                    # The replacement has the same tensors, so optimizers need not know.
                     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(child)
                     setattr(parent, name, synchronised)
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if self.world_size > 1:
-            # As late as this, when it is known which parameters are trained.
+            # DDP is not made before it is known which parameters are trained.
             self._wrap()
         return super().setup_optimizers(optimizers)
 
     def start_epoch(self) -> None:
         trainable = self._trainable() if self.world_size > 1 else []
         if trainable and trainable != self._wrapped:
-            # DDP would not average what was frozen when it was made.
+            # DDP would not average the gradients of parameters that were frozen when it was made.
             self._wrap()
 
     def _trainable(self) -> list[int]:
@@ -245,7 +247,7 @@ class DDPStrategy(Strategy):
         if not self._wrapped or self.keeps_gradients_local:
             # DDP refuses a module of which nothing is trained.
             return
-        # Without device_ids: DDP would move batches that are where they belong.
+        # device_ids are left out: with them, DDP would move batches, which are on the device already.
         self._ddp = _DDPModule(StepModule(self.module, self._context), **self.options)
         if self.comm_hook is not None:
             self._ddp.register_comm_hook(self.comm_state, self.comm_hook)
@@ -299,8 +301,8 @@ class DDPStrategy(Strategy):
     def no_sync(self) -> Iterator[None]:
         ddp = self._ddp
         if ddp is None or (ddp.static_graph and self._before_first_backward):
-            # Under static_graph, DDP learns the graph in its first backward, which must not be a local one. To average
-            # the window's first gradients twice changes nothing.
+            # Under static_graph, DDP learns the graph in its first backward, which must not be a local one. So the
+            # window's first gradients are averaged at once; that they are averaged again at its end changes nothing.
             self._before_first_backward = False
             yield
         elif self.inside_forward:
@@ -321,7 +323,7 @@ class DDPStrategy(Strategy):
         if self._ddp is not None:
             self._ddp.check_gradients()
         if self.broadcast_buffers:
-            # Running statistics are each process's own since the last forward began.
+            # Each process has changed the running statistics since they were made equal, before the last forward.
             self.group.broadcast_tensors(tuple(self.module.buffers()))
 
 

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .base import Capabilities, Strategy
+from .base import Strategy
 from .build_locks import await_builds
+from .capabilities import Capabilities
 from .deepspeed_config import check_batches, complete_config, read_config
 from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import State, parameter_names
@@ -24,7 +25,7 @@ from .step_module import StepModule
 from .tensor_shards import full_state
 from .zero_states import ZeroStates
 
-# Optimizers that treat each number by itself.
+# Optimizers that treat each number of a parameter by itself, whatever its shape: DeepSpeed hands them flat tensors.
 _ELEMENTWISE_OPTIMIZERS = (
     "ASGD",
     "Adadelta",
@@ -103,12 +104,12 @@ class DeepSpeedStrategy(Strategy):
         )
         # The configuration with what follows from the Trainer's arguments.
         self._complete_config: dict[str, Any] = {}
-        # DeepSpeed's engine around the module, once it has run a step.
+        # DeepSpeed's engine around the module: from setup_optimizers on, or, without optimizers, from the first step.
         self._engine: Any = None
         self._states = ZeroStates(nn.Module(), self.stage, rank=0)
-        # Flat tensors on which the optimizer steps in the host's memory, and the memory of their gradients.
+        # With optimizer states in the host's memory: the flat tensors that are stepped there, and their gradients.
         self._offloaded: list[tuple[Tensor, Tensor]] = []
-        # The maximal norm of the next step's gradients, and a factor for them.
+        # The maximal norm of the next step's gradients, 0 for none, and by what to multiply them.
         self._clip_norm = self._configured_clip_norm()
         self._gradient_factor: float | None = None
         self._linear = _LinearSwitch()
@@ -118,7 +119,7 @@ class DeepSpeedStrategy(Strategy):
         return 0.0 if clip == "auto" else float(clip)
 
     def check_group(self) -> None:
-        # DeepSpeed takes the best device that it finds, unless it is told.
+        # Unless it is told by variables, DeepSpeed takes the best device that it finds.
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
 
@@ -160,7 +161,7 @@ class DeepSpeedStrategy(Strategy):
         self._context = precision.forward_context(self.device)
         self._mixed = precision.compute is not None
         if self._is_training and self.module is module:
-            # Until a fit takes new optimizers, what it has trained stays, and goes on.
+            # A module that is evaluated after its fit is not released: DeepSpeed's optimizer has its full precision.
             return module
         _release(module)
         self._engine = None
@@ -207,9 +208,9 @@ class DeepSpeedStrategy(Strategy):
         names = parameter_names(self.module, optimizer)
         frozen: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
-            # What was left would count in the first step.
+            # A gradient that is left over would count in the first step.
             parameter.grad = None
-            # DeepSpeed rounds what it does not train, too.
+            # DeepSpeed converts frozen parameters to half precision, too; the checkpoint is to have what they were.
             if self._mixed and self.stage != 3 and not parameter.requires_grad:
                 frozen[name] = parameter.detach().clone()
         self._engine = self._initialize(optimizer)
@@ -273,7 +274,7 @@ class DeepSpeedStrategy(Strategy):
     def teardown(self, interrupted: bool = False) -> None:
         if interrupted or not self._is_training or self.stage == 3 or not self._mixed:
             return
-        # The module has what was trained in half precision only.
+        # The module itself holds the trained parameters in half precision; the full precision is in DeepSpeed's shards.
         state = full_state(self, self.model_state())
         for name, parameter in self.module.named_parameters():
             parameter.data = state[name].to(parameter.device)
@@ -290,14 +291,14 @@ class DeepSpeedStrategy(Strategy):
         return super().evaluate(step_name, *args, **kwargs)
 
     def start_evaluation(self) -> None:
-        # Running statistics are each process's own.
+        # Running statistics of batch norms, and other buffers, differ between processes after training.
         self.group.broadcast_tensors(tuple(self.module.buffers()))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for flat, gradient in self._offloaded:
-            # Clearing the optimizer's gradients has taken it away.
+            # zero_grad has set it to None, and DeepSpeed writes into the tensor that it has made once.
             flat.grad = gradient
-        # Activations that are computed again call nn.functional.linear, too.
+        # With activation checkpointing, the backward pass calls nn.functional.linear again.
         with self._linear.context():
             self._engine.backward(loss, *args, **kwargs)
 
@@ -325,7 +326,7 @@ class DeepSpeedStrategy(Strategy):
         algorithm: str,
         norm: float = 2.0,
     ) -> Any:
-        """Let the next step clip: DeepSpeed does it there."""
+        """Let the next step clip, as DeepSpeed clips there; returns None, as the norm is not known yet."""
         self._check_clipping(algorithm, norm)
         self._clip_norm = value
 
@@ -345,7 +346,7 @@ class DeepSpeedStrategy(Strategy):
         zero.clip_grad = self._clip_norm
         factor = self._gradient_factor
         if factor:
-            # The step divides gradients by the loss scale.
+            # The step divides gradients by the loss scale, so a smaller scale multiplies them.
             zero.loss_scaler.cur_scale /= factor
         self._engine.step()
         if factor:
@@ -368,14 +369,14 @@ class DeepSpeedStrategy(Strategy):
 
 
 def _release(module: nn.Module) -> None:
-    """Let an earlier engine give a module back, but for parameters that are partitioned."""
+    """Let the DeepSpeed engine of an earlier run give a module back; partitioned parameters stay partitioned."""
     engine = vars(module).pop(_ENGINE, None)
     if engine is not None:
         engine.destroy()
 
 
 class _LinearSwitch:
-    """Stage 3 replaces ``nn.functional.linear`` for good; this takes the replacement back outside of its contexts."""
+    """Confines DeepSpeed's ``nn.functional.linear`` of stage 3, which it puts in place for good, to a context."""
 
     def __init__(self) -> None:
         self._original: Any = None

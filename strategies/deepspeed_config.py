@@ -23,6 +23,7 @@ _ELSEWHERE = {
     "data_types": "gradients are accumulated in the type that DeepSpeed chooses",
     "amp": "pass Trainer(precision=...)",
 }
+# The section of the configuration that switches a precision on.
 _HALF = {
     "16-mixed": "fp16",
     "16-true": "fp16",
@@ -56,15 +57,15 @@ def read_config(config: Any, stage: int | None) -> tuple[dict[str, Any], int]:
             raise ValueError(
                 f"config has zero_optimization.{key}, under which checkpoints would be wrong: leave it out"
             )
-    asked = zero.get("stage", "auto")
-    asked = stage if asked == "auto" else asked
-    if stage is not None and asked != stage:
+    requested = zero.get("stage", "auto")
+    requested = stage if requested == "auto" else requested
+    if stage is not None and requested != stage:
         raise ValueError(
-            f"config says zero_optimization.stage={asked}, the strategy was asked for stage={stage}"
+            f"config says zero_optimization.stage={requested}, the strategy was asked for stage={stage}"
         )
-    if asked not in (None, 1, 2, 3):
-        raise ValueError(f"stage must be 1, 2 or 3; got {asked!r}")
-    return config, asked or 2
+    if requested not in (None, 1, 2, 3):
+        raise ValueError(f"stage must be 1, 2 or 3; got {requested!r}")
+    return config, requested or 2
 
 
 def check_batches(
@@ -74,7 +75,7 @@ def check_batches(
     world_size: int,
     clip: float | None,
 ) -> None:
-    """Refuse sizes in the user's configuration that are not those of the run; "auto" and none are right.
+    """Refuse sizes in the user's configuration that are not those of the run; "auto" and sizes left out are accepted.
 
     Raises:
         ValueError: naming the key and both values.
@@ -89,10 +90,10 @@ def check_batches(
         _compare(key, config.get(key, "auto"), value, where)
 
 
-def _compare(key: str, asked: Any, value: Any, where: str) -> None:
-    if asked != "auto" and value is not None and asked != value:
+def _compare(key: str, requested: Any, value: Any, where: str) -> None:
+    if requested != "auto" and value is not None and requested != value:
         raise ValueError(
-            f'DeepSpeed\'s config says {key}={asked!r}, but {where} is {value!r}: make them equal, or say "auto"'
+            f'DeepSpeed\'s config says {key}={requested!r}, but {where} is {value!r}: make them equal, or say "auto"'
         )
 
 
@@ -127,17 +128,16 @@ def complete_config(
         _set_loss_scale(config["fp16"], precision)
     zero = config.setdefault("zero_optimization", {})
     zero["stage"] = strategy.stage
-    for key, asked in (
+    for key, requested in (
         ("offload_optimizer", strategy.offload_optimizer),
         ("offload_param", strategy.offload_parameters),
     ):
-        if asked:
+        if requested:
             zero.setdefault(
                 key, {"device": "cpu", "pin_memory": strategy.device.type != "cpu"}
             )
-    config["zero_allow_untested_optimizer"] = (
-        True  # those that may be used are the strategy's business
-    )
+    # Which optimizers may be used is checked by the strategy, with a reason.
+    config["zero_allow_untested_optimizer"] = True
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("steps_per_print", 10**9)
     # Accumulation and clipping are the loop's: what DeepSpeed sees are micro-batches, and the last one of a window.
@@ -156,23 +156,23 @@ def _set_loss_scale(section: dict[str, Any], precision: Precision) -> None:
     Raises:
         ValueError: for one that DeepSpeed cannot have, or that is not the user's configuration's.
     """
-    asked = precision.scaling()
+    requested = precision.scaling()
     default = {field.name: field.default for field in fields(precision)}
-    changed = {name for name, value in asked.items() if value != default[name]}
-    power = math.log2(asked["init_scale"])
+    changed = {name for name, value in requested.items() if value != default[name]}
+    power = math.log2(requested["init_scale"])
     if changed & {"growth_factor", "backoff_factor"} or not power.is_integer():
         raise ValueError(
             "DeepSpeed doubles and halves the loss scale, beginning with a power of 2; "
-            f"precision={precision.name!r} has {asked}"
+            f"precision={precision.name!r} has {requested}"
         )
     for name, key, value in (
         ("init_scale", "initial_scale_power", int(power)),
-        ("growth_interval", "loss_scale_window", asked["growth_interval"]),
+        ("growth_interval", "loss_scale_window", requested["growth_interval"]),
     ):
         if name in changed:
             _compare(
                 f"fp16.{key}",
                 section.setdefault(key, value),
                 value,
-                f"that of precision.{name}={asked[name]}",
+                f"that of precision.{name}={requested[name]}",
             )

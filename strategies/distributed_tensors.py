@@ -16,7 +16,7 @@ def shard_of(tensor: DTensor) -> TensorShard:
     """Return what this process has of a distributed tensor.
 
     Raises:
-        TypeError: if it is made of tensors in a format of their own.
+        TypeError: if its local tensor is of a subclass with a format of its own, such as a quantized one.
     """
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
@@ -24,7 +24,8 @@ def shard_of(tensor: DTensor) -> TensorShard:
     _, offset = compute_local_shape_and_global_offset(
         tensor.shape, mesh, tensor.placements
     )
-    # Of the processes that have the same shard, the first one saves it: in this mesh, and among meshes beside it.
+    # Of the processes that have the same shard, the first one saves it. They may be replicas in this mesh, or be in
+    # other meshes beside it, of which the first one has rank 0.
     is_first = int(mesh.mesh.min()) == 0
     for index, placement in zip(coordinate, tensor.placements, strict=True):
         is_first &= index == 0 or not isinstance(placement, Replicate)

@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .base import Capabilities, Strategy
+from .base import Strategy
+from .capabilities import Capabilities
 from .distributed_tensors import distribute, full_tensor, to_shards
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import State, named_optimizer_state
@@ -30,10 +31,11 @@ from .precision import Precision
 from .process_group import ProcessGroupOptions
 from .step_module import StepModule
 
-# The key of a sharded module's root in its __dict__: sharding cannot be undone, so the root lives as long as it.
+# The key in a module's __dict__ of the StepModule around it that was sharded: a later run finds it there, as sharding
+# cannot be undone.
 _ROOT = "_fsdp_root"
 
-# Containers without a forward of their own, at which parameters could be gathered.
+# These containers have no forward of their own, before which their parameters could be gathered.
 _WITHOUT_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -102,7 +104,7 @@ class FSDPStrategy(Strategy):
         self.tensor_parallel_size = tensor_parallel_size
         # A StepModule around the module, sharded; None with one process.
         self._root: Any = None
-        # The sharded parameter in the place of each that the module had before, while that lives.
+        # From each parameter that the module had before to the sharded one, as long as anybody holds the former.
         self._sharded: Any = {}
 
     def check_group(self) -> None:
@@ -179,7 +181,8 @@ class FSDPStrategy(Strategy):
         assert mesh is not None
         if self.tensor_parallel_size > 1:
             mesh = mesh["data_parallel"]
-        # Under autocast, operations choose their types themselves; parameters are gathered in the type of most of them.
+        # Under autocast, each operation chooses its type. Parameters are gathered in the type that most of them choose,
+        # which halves what is sent; gradients are added up in full precision.
         reduce_dtype = precision.reduce
         if reduce_dtype is None and precision.compute is not None:
             reduce_dtype = torch.float32
@@ -213,7 +216,7 @@ class FSDPStrategy(Strategy):
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                # An optimizer that was made before holds the parameters of then.
+                # An optimizer that was made before the sharding holds the parameters of then.
                 group["params"] = [
                     self._sharded_in(optimizer, parameter)
                     for parameter in group["params"]
@@ -221,7 +224,7 @@ class FSDPStrategy(Strategy):
         return super().setup_optimizers(optimizers)
 
     def _sharded_in(self, optimizer: Optimizer, parameter: Any) -> Any:
-        """Return the sharded parameter in the place of one of before, to which its optimizer state is moved."""
+        """Return the sharded parameter for one of before the sharding, and move its optimizer state there."""
         sharded = self._sharded.get(parameter, parameter)
         if sharded is not parameter and parameter in optimizer.state:
             state = optimizer.state.pop(parameter)
@@ -238,7 +241,7 @@ class FSDPStrategy(Strategy):
         if self._root is None:
             return super().evaluate(step_name, *args, **kwargs)
         output = self._root(step_name, *args, **kwargs)
-        # torch leaves some parameters gathered for a backward that does not come.
+        # torch leaves some parameters gathered for a backward, which does not come here.
         self._reshard()
         return output
 
@@ -249,7 +252,7 @@ class FSDPStrategy(Strategy):
 
     def start_evaluation(self) -> None:
         if self._root is not None:
-            # Running statistics are each process's own.
+            # Running statistics of batch norms, and other buffers, differ between processes after training.
             self.group.broadcast_tensors(tuple(self.module.buffers()))
 
     @contextmanager
@@ -284,7 +287,8 @@ class FSDPStrategy(Strategy):
             for parameter in with_gradient:
                 parameter.grad.clamp_(-value, value)
             return None
-        # With tensor parallelism there may be several meshes: the norm over each one, and then that of these norms.
+        # With tensor parallelism, parameters may be on several meshes, and torch takes a norm over one mesh only. The
+        # norm of the norms is that of all gradients.
         by_mesh: dict[Any, list[Any]] = {}
         for parameter in with_gradient:
             mesh = getattr(parameter, "device_mesh", None)
@@ -339,7 +343,7 @@ class FSDPStrategy(Strategy):
 
 
 def _distribute_state(state: State, parameter: Any) -> State:
-    """Return a parameter's optimizer state, with what has its shape distributed as it is."""
+    """Return the optimizer state of a parameter, with tensors of its shape distributed as the parameter is."""
     return {key: _distribute_like(value, parameter) for key, value in state.items()}
 
 
@@ -381,7 +385,7 @@ def _modules_to_wrap(module: nn.Module, policy: Policy | int | None) -> list[nn.
 
 
 def _blocks(module: nn.Module) -> set[int]:
-    """Ids of the children of lists and sequences, but for lists and sequences themselves."""
+    """Ids of the children of ``nn.ModuleList``s and ``nn.Sequential``s, but for those that are such containers."""
     blocks: set[int] = set()
     containers: set[int] = set()
     for child in module.modules():
@@ -392,11 +396,16 @@ def _blocks(module: nn.Module) -> set[int]:
 
 
 def _of_size(module: nn.Module, min_parameters: int) -> set[int]:
-    """Ids of the outermost submodules of so many parameters, less those inside that are gathered by themselves."""
+    """Ids of submodules to be gathered by themselves, by their size.
+
+    Args:
+        module: the user's.
+        min_parameters: a submodule is chosen if it has so many, without those of submodules in it that are chosen.
+    """
     chosen: set[int] = set()
 
     def count_remaining(child: nn.Module) -> int:
-        """Parameters that are left to the parent of ``child``."""
+        """Return how many parameters are left to the parent of ``child``."""
         total = sum(parameter.numel() for parameter in child.parameters(recurse=False))
         total += sum(map(count_remaining, child.children()))
         if total >= min_parameters and child is not module:

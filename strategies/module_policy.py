@@ -10,6 +10,7 @@ from torch import nn
 # Module classes, or a function that says yes or no to a submodule.
 Policy = type[nn.Module] | Iterable[type[nn.Module]] | Callable[[nn.Module], bool]
 
+# Modules that compute their activations again already: torch's function refuses a second call.
 _checkpointed: WeakSet[nn.Module] = WeakSet()
 
 
@@ -39,7 +40,7 @@ def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
     """
     if policy is None:
         return
-    # This one keeps names and classes of the modules.
+    # Of torch's functions for this, the one that changes neither names nor classes of the modules.
     from torch.distributed._composable.checkpoint_activation import checkpoint
 
     chosen = [child for child in module.modules() if matches(policy, child)]
@@ -48,7 +49,7 @@ def checkpoint_activations(module: nn.Module, policy: Policy | None) -> None:
             f"activation_checkpointing={policy!r} chooses no submodule of {type(module).__name__}"
         )
     for child in chosen:
-        # A module of several runs is changed once.
+        # A module may be set up once for each of several runs.
         if child not in _checkpointed:
             checkpoint(child)
             _checkpointed.add(child)

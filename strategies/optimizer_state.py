@@ -1,4 +1,4 @@
-"""The states of optimizers with parameters by name, where torch numbers them."""
+"""The states of optimizers, in which parameters have names instead of torch's numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def parameter_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    """Return the names of an optimizer's parameters, by group; one that the module lacks gets a name of its place."""
+    """Return the names of an optimizer's parameters, by group; one that the module lacks is named by its position."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     by_group = []
     for group_number, group in enumerate(optimizer.param_groups):
-        place = f"optimizer.group{group_number}.param"
+        position = f"optimizer.group{group_number}.param"
         params = enumerate(group["params"])
-        by_group.append([names.get(id(param), f"{place}{i}") for i, param in params])
+        by_group.append([names.get(id(param), f"{position}{i}") for i, param in params])
     return by_group
 
 

@@ -19,11 +19,12 @@ import cloudpickle
 
 
 class Pickler(cloudpickle.Pickler):
-    """cloudpickle's, with names first."""
+    """cloudpickle's pickler, which goes by value only for what no name leads to."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Let pickle name what can be named."""
+        """Decide how an object is pickled."""
         if isinstance(obj, (type, FunctionType)) and _has_name(obj):
+            # Pickle itself then writes the name.
             return NotImplemented
         return super().reducer_override(obj)
 
@@ -63,10 +64,10 @@ class Unpickler(pickle.Unpickler):
         self.script = script
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class or function by its name."""
+        """Return the class or function of that name."""
         here = script_name()
         found = module
-        # Nothing is imported for it: the script would run.
+        # Only what is imported already counts: to import the script would run it.
         if module == "__main__" and self.script != here and self.script in sys.modules:
             found = self.script
         elif module == here and module not in sys.modules:

@@ -49,7 +49,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            # A subclass may say a field as a class attribute, which dataclasses would overwrite with the default.
+            # A subclass may set a field as a class attribute, over which the constructor has just put the default.
             of_class = getattr(type(self), field.name, field.default)
             is_default = getattr(self, field.name) == field.default
             if of_class != field.default and is_default:
@@ -80,7 +80,7 @@ class Precision:
         if dtype in (None, torch.float32):
             return
         try:
-            # A Trainer may be made in a hook of an evaluation.
+            # A Trainer may be made where gradients are off, such as in a hook of another one's evaluation.
             with torch.inference_mode(False), torch.enable_grad():
                 x = torch.ones(2, 2, 4, 4, dtype=dtype, device=device)
                 x.requires_grad_()

@@ -17,6 +17,7 @@ from .launch.environment import ClusterEnvironment
 from .launch.failures import join_job
 from .launch.rendezvous import RENDEZVOUS
 
+# The mean is a sum that is divided afterwards, as gloo has no mean.
 _OPERATIONS = {
     "sum": dist.ReduceOp.SUM,
     "mean": dist.ReduceOp.SUM,
@@ -185,7 +186,7 @@ class ProcessGroup(Group):
                     "the module's parameters are in parts, from a run before under another strategy: make the module "
                     "anew, such as with load_from_checkpoint"
                 )
-            # Backends send dense tensors.
+            # Backends send contiguous tensors only, on devices that they can read: this may be a copy.
             dense = self._reachable(tensor.detach().contiguous())
             dist.broadcast(dense, 0)  # collective
             if dense.data_ptr() != tensor.data_ptr():
@@ -199,7 +200,7 @@ class ProcessGroup(Group):
         return RENDEZVOUS.group_store(name)
 
     def _check_alive(self) -> None:
-        """Raise after an exception: the other processes will not come.
+        """Raise if an exception has ended the run here: the other processes will not come to a collective.
 
         Raises:
             RuntimeError: with what it means for the user's hooks.
@@ -217,7 +218,7 @@ class ProcessGroup(Group):
 
 
 class _AllGather(torch.autograd.Function):
-    """Gathering that passes gradients back: each process's part gets the sum of what all of them say about it."""
+    """Gathers with gradients: that of a process's tensor is the sum, over all processes, of their gradients for it."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:

@@ -1,4 +1,4 @@
-"""A module whose ``forward`` is any of another's steps."""
+"""A module whose ``forward`` calls a method of another one, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 class StepModule(nn.Module):
     """Calls any step of a module through ``forward``, which DDP, FSDP and DeepSpeed intercept.
 
-    Where nothing intercepts it, ``Strategy.evaluate`` does the same without the frames of ``nn.Module.__call__``.
+    Where nothing intercepts the call, ``Strategy.evaluate`` does the same in fewer frames of Python.
     """
 
     def __init__(

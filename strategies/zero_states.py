@@ -22,15 +22,16 @@ _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class ZeroStates:
     """Reads and writes what DeepSpeed has of a module's parameters and their optimizer states.
 
-    In stage 3 a parameter is partitioned: it has a ``ds_id``, and its ``ds_tensor`` is this process's part. In stages 1
-    and 2 each process trains a fragment in full precision, in ``_hp_mapping``, of what all processes have.
+    In stage 3 a parameter is partitioned: it has a ``ds_id``, and its ``ds_tensor`` is this process's shard. In stages
+    1 and 2 all processes have the whole parameter, and each one trains a fragment of it in full precision, which the
+    parameter's ``_hp_mapping`` leads to. The optimizer steps on flat tensors, each made of many parameters' shards.
 
     Attributes:
         module: the user's.
         stage: of ZeRO.
         rank: of this process.
         zero: DeepSpeed's optimizer around the user's; None as long as the module is not trained.
-        names: of the optimizer's parameters, by group.
+        names: of the optimizer's parameters, by parameter group.
         frozen: parameters that are not trained, by name, as they were before DeepSpeed rounded them.
     """
 
@@ -72,7 +73,8 @@ class ZeroStates:
             if self.zero is not None:
                 self._update_fragments()
             return result
-        # Partitioned parameters look empty to torch: it gets them as they are, loads the rest, says what is missing.
+        # Partitioned parameters look empty to torch. They are loaded here; torch gets them as they are, loads the rest,
+        # and says what is missing.
         for_torch = dict(state)
         for name, parameter in partitioned.items():
             if name in state:
@@ -88,7 +90,7 @@ class ZeroStates:
                 mapping.update_hp()
 
     def optimizer_state(self, optimizer: Optimizer) -> State:
-        """Return the optimizer's state by parameter names; with a dynamic loss scale, that too."""
+        """Return the optimizer's state by parameter names, and the loss scale if it is dynamic."""
         by_name: State = {}
         for flat, parameters in self._flat_groups():
             state = self.zero.optimizer.state.get(flat)
@@ -97,7 +99,7 @@ class ZeroStates:
             self._link_states()
             for parameter in parameters:
                 by_name[self.name_of[parameter]] = {
-                    # Elsewhere each parameter has a step count of its own.
+                    # DeepSpeed has one step count for a group; other strategies, one for each parameter.
                     key: self._shard_of(parameter, key)
                     if _is_elementwise(value, flat)
                     else copy.deepcopy(value)
@@ -133,7 +135,7 @@ class ZeroStates:
 
     def _load_flat_group(self, flat: Tensor, by_parameter: dict[Any, State]) -> None:
         """Load the states of the parameters of which ``flat`` is made."""
-        # A parameter that was never stepped has no state: zeros.
+        # A parameter that was never stepped has no state. In the flat tensors, zeros stand for it.
         stepped = [(p, values) for p, values in by_parameter.items() if values]
         if not stepped:
             return
@@ -183,11 +185,11 @@ class ZeroStates:
         """Return what this process trains of a parameter, or of its optimizer state ``key``; None if all of it."""
         if hasattr(parameter, "ds_id"):
             local = parameter.ds_tensor
-            # Without an optimizer, as in evaluation, DeepSpeed's engine has another object in its place.
+            # Without an optimizer, as in evaluation, there is no shard in full precision beside this one.
             if parameter.requires_grad and self.zero is not None:
                 local = self.zero.get_local_fp32_param(parameter, key)
             offset = self.rank * parameter.ds_tensor.ds_numel
-            # The last ranks' parts are padded.
+            # The shards of the last ranks are padded.
             size = max(0, min(local.numel(), parameter.ds_numel - offset))
             numbers = local.detach().flatten()[:size]
             return TensorShard(numbers, tuple(parameter.ds_shape), offset, size > 0)
@@ -220,13 +222,13 @@ class ZeroStates:
         if not hasattr(parameter, "ds_id"):
             shard.tensor.copy_(shard.slice_of(whole))
             return
-        # With the padding of the last rank.
+        # DeepSpeed takes the shard with its padding.
         padded = torch.zeros_like(parameter.ds_tensor, dtype=whole.dtype)
         padded[: shard.tensor.numel()].copy_(shard.slice_of(whole))
         if key is None:
             parameter.ds_tensor.data.copy_(padded)
         if parameter.requires_grad and self.zero is not None:
-            # Of an offloaded parameter, the shard's tensor is a copy on the device.
+            # shard.tensor may be a copy, as that of an offloaded parameter is: DeepSpeed has to write it.
             self.zero.set_local_hp_param(padded, parameter, key)
 
 

@@ -50,7 +50,7 @@ ROOMS = (
     "seed",
 )
 
-CONTRACT_LINES = 230  # at most
+CONTRACT_LINES = 200  # at most
 ALL_TOKENS = 139_000  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
 TOKENS_A_LINE = 7.6  # at most, of lines with code; reference projects have 6.2 to 7.5
 FUNCTION_LINES = 45  # at most, without its docstring

@@ -167,12 +167,7 @@ class _Attempt:
             threading.Thread(target=self._abort_with_peers, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: Any,
-        error: BaseException | None,
-        trace: Any,
-    ) -> bool:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         self._over.set()
         _running.remove(self)
         if error is not None and not isinstance(error, Exception):
@@ -189,11 +184,7 @@ class _Attempt:
             self.failed = self.store.check([_RAN_OUT])
         return self.failed
 
-    def _wait(
-        self,
-        event: str,
-        or_ran_out: bool,
-    ) -> None:
+    def _wait(self, event: str, or_ran_out: bool) -> None:
         """Wait until all processes have written an event into the store.
 
         Args:

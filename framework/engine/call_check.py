@@ -256,19 +256,11 @@ class CallCheck:
             self._send(rank, "where")
         return report
 
-    def _send(
-        self,
-        rank: int,
-        question: str,
-    ) -> None:
+    def _send(self, rank: int, question: str) -> None:
         number = self.store.add(f"questions/{rank}", 1)
         self.store.set(f"question/{rank}/{number}", question)
 
-    def _answer(
-        self,
-        store: Any,
-        thread: int,
-    ) -> None:
+    def _answer(self, store: Any, thread: int) -> None:
         """In a thread: sleep until another process asks where this one is, and tell it."""
         store.set_timeout(_LONGEST_WAIT)
         question = 1
@@ -318,11 +310,7 @@ class CallCheck:
             time.sleep(1e-3)
         self._thread.join(timeout=_END_SECONDS)
 
-    def _write(
-        self,
-        key: str,
-        value: Any,
-    ) -> None:
+    def _write(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
 
     def _read(self, key: str) -> Any:

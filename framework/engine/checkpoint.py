@@ -63,12 +63,7 @@ def can_save_alone(engine: Engine) -> bool:
     return engine.is_main_process and is_whole(engine) and not stateful
 
 
-def save_state(
-    engine: Engine,
-    path: str,
-    wait: bool,
-    alone: bool = False,
-) -> Save:
+def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
     """Begin to write a checkpoint, as ``Engine.save_state``; with ``alone``, by this process without the others."""
     # The end of the window adapts the loss scale, which is part of the state.
     engine.end_stepped_window()
@@ -118,11 +113,7 @@ def save_state(
     )
 
 
-def load_state(
-    engine: Engine,
-    path: str,
-    weights_only: bool | None,
-) -> None:
+def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     """Load a checkpoint into what was prepared and registered, as ``Engine.load_state``."""
     prepared = engine.prepared
     path = resolve(path)
@@ -163,11 +154,7 @@ def load_state(
         set_rng_state(rng[engine.process_index % len(rng)], engine.device)
 
 
-def _check_counts(
-    engine: Engine,
-    checkpoint: State,
-    path: str,
-) -> None:
+def _check_counts(engine: Engine, checkpoint: State, path: str) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
     prepared = engine.prepared
     # A Trainer's checkpoint has one model, and does not count it.
@@ -186,11 +173,7 @@ def _check_counts(
             )
 
 
-def _restore_loaders(
-    engine: Engine,
-    checkpoint: State,
-    path: str,
-) -> None:
+def _restore_loaders(engine: Engine, checkpoint: State, path: str) -> None:
     """Let the prepared loaders go on where those of the checkpoint were.
 
     Raises:
@@ -215,12 +198,7 @@ def _restore_loaders(
         loader.load_state_dict(state, saved_by=len(by_rank))
 
 
-def save_model(
-    engine: Engine,
-    model: nn.Module,
-    directory: str,
-    together: bool,
-) -> str:
+def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
     """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
     module = unwrapped(model)
     strategy = next(

@@ -29,11 +29,7 @@ class Results:
         loader: the prepared loader that is being iterated, if there is one.
     """
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        loader: PreparedLoader | None,
-    ) -> None:
+    def __init__(self, strategy: Strategy, loader: PreparedLoader | None) -> None:
         self.strategy = strategy
         self.loader = loader
         # Whether this process's results count: those of a dummy batch are left out.

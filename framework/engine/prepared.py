@@ -38,11 +38,7 @@ class _PreparedModule:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Leave out the ``__init_subclass__`` of the module's class, which may count or register subclasses."""
 
-    def __call__(
-        self,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         train, evaluate = self._prepared_steps
         forward = train if torch.is_grad_enabled() else evaluate
         output = forward("__call__", *args, **kwargs)
@@ -83,11 +79,7 @@ def _to_float32(tensor: Any) -> Any:
     return tensor
 
 
-def prepare_module(
-    module: nn.Module,
-    strategy: Strategy,
-    precision: Precision,
-) -> Any:
+def prepare_module(module: nn.Module, strategy: Strategy, precision: Precision) -> Any:
     """A second object for ``module`` whose call is the strategy's step.
 
     Under autocast the call returns float32, as Accelerate's does.
@@ -241,19 +233,11 @@ class PreparedScheduler(Wrapper):
 
     _wraps = "scheduler"
 
-    def __init__(
-        self,
-        scheduler: Any,
-        engine: Engine,
-    ) -> None:
+    def __init__(self, scheduler: Any, engine: Engine) -> None:
         self.scheduler = scheduler
         self.engine = engine
 
-    def step(
-        self,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def step(self, *args: Any, **kwargs: Any) -> None:
         """Step, with the scheduler's own arguments; inside a window, nothing is done."""
         if not self.engine.accumulation.is_last:
             return

@@ -24,14 +24,15 @@ _FORWARDED = (
     signal.SIGQUIT,
     signal.SIGUSR1,
 )
-_LOOK_SECONDS = 0.05  # between two looks at the processes
+# The agent looks so often at the processes.
+_LOOK_SECONDS = 0.05
 
 
 @contextmanager
 def agent(
     processes: int, max_restarts: int = 0
 ) -> Iterator[tuple[Callable[..., Any], str]]:
-    """Return a context with the agent, ready to launch; everything is as it was afterwards.
+    """Return a context with the agent, ready to launch; afterwards, the environment and signal handlers are restored.
 
     Args:
         processes: how many to start.
@@ -48,7 +49,7 @@ def agent(
     handlers = {number: signal.getsignal(number) for number in _FORWARDED}
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
-    # Its tables name the process that was seen first to fail, not the guilty one.
+    # The tables that it logs name the process that was first seen to fail, which may have lost the guilty one.
     logger.setLevel(logging.CRITICAL)
     os.environ[AGENT] = str(os.getpid())
     num_threads = max(1, (os.cpu_count() or 1) // processes)
@@ -59,7 +60,7 @@ def agent(
         yield partial(elastic_launch, _config(processes, max_restarts, folder)), folder
     finally:
         logger.setLevel(level)
-        # In another thread, torchelastic has set no handlers.
+        # Only in the main thread does torchelastic set handlers, and can they be set.
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a launcher has told this process of its job."""
+"""What a launcher has told this process of its job, in environment variables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# "off": whatever launched this process is not looked for.
+# A variable with which users switch the detection of launchers off: "off".
 SWITCH = "LOOPWRIGHT_LAUNCH"
 
-# In processes that we start: the id of the process that did.
+# A variable in the processes that we start: the id of the process that did, the agent.
 AGENT = "LOOPWRIGHT_AGENT"
 
 _MPI_VARIABLES = (
@@ -39,7 +39,7 @@ class ClusterEnvironment:
         node_rank: its machine's index.
         address: where the processes meet: the machine of rank 0.
         port: where they meet there.
-        elastic: torchelastic started it, even if it is the only one.
+        elastic: whether torchelastic started it, which may be so for a single process, too.
     """
 
     launcher: str
@@ -130,7 +130,7 @@ def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
 
 def first_host(nodes: str) -> str:
     """Return the first machine of a SLURM node list, such as ``gpu[003-007,012],login1``."""
-    # Up to a comma outside of brackets.
+    # The first entry ends with a comma outside of brackets.
     found = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)
     if found is None:
         raise ValueError(
@@ -219,14 +219,17 @@ def runs_alone(
 
 
 def _started_by_a_rank() -> bool:
-    """Whether one of our processes has started this one for something else, and it has inherited the variables."""
+    """Whether a rank of ours has started this process for something else, so that it has merely inherited variables.
+
+    The ranks themselves are the agent's children.
+    """
     agent = int(os.environ.get(AGENT, os.getppid()))
     if os.getppid() == agent:
         return False
     try:
-        # Asks whether it lives.
+        # Signal 0 only asks whether the process lives.
         os.kill(agent, 0)
     except ProcessLookupError:
-        # As the agent would have ended this process, had it lived a little longer.
+        # The agent has died, and would have ended this process if it had lived a little longer.
         os.kill(os.getpid(), signal.SIGKILL)
     return True

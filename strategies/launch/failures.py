@@ -18,7 +18,7 @@ from .environment import AGENT, detect_environment
 from .processes import die_with
 from .rendezvous import RENDEZVOUS
 
-# In messages of errors that only say that another process has gone, or is stuck.
+# Stands in messages of errors that only say that another process is gone, or stuck.
 _PEER_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE
 )
@@ -26,13 +26,14 @@ _PEER_FAILED = re.compile(r"rank \d+ could not save")
 
 
 class _Worker:
-    """What this process, as one of a job, keeps in mind.
+    """What this process remembers as one of a job.
 
     Attributes:
         has_joined: :func:`join_job` has been called.
         previous_hook: ``sys.excepthook`` before that.
-        failure_id: the ``id`` of an exception that ended a run: to hold it would keep alive what its frames hold.
-        where: how far that run had come.
+        failure_id: the ``id`` of the exception that ended the last failed run. The exception itself would keep alive
+            what its frames hold.
+        where: how far that run had come, in words.
     """
 
     has_joined = False
@@ -45,7 +46,7 @@ _worker = _Worker()
 
 
 def join_job() -> None:
-    """Make this process a good one among several: its errors are recorded, and it does not outlive its agent."""
+    """Let this process record its errors for the job, and end with the agent that started it."""
     if _worker.has_joined:
         return
     _worker.has_joined = True
@@ -56,7 +57,7 @@ def join_job() -> None:
 
 
 def record_failure(error: BaseException, where: str) -> None:
-    """Keep in mind how far a run had come when an exception ended it, should it end this process too.
+    """Remember how far a run had come when an exception ended it, in case that it ends this process, too.
 
     Args:
         error: the exception.
@@ -65,9 +66,10 @@ def record_failure(error: BaseException, where: str) -> None:
     _worker.failure_id = id(error)
     _worker.where = where
     is_exit = isinstance(error, SystemExit)
-    # Python has no hook for SystemExit; and when a peer is gone, the agent may end this process before the hook runs.
+    # sys.excepthook is not called for SystemExit. And when a peer is gone, the agent may end this process before the
+    # hook runs. So these are reported now.
     if is_exit or is_loss(error):
-        # The disk may be full: the run must end in order all the same.
+        # The disk may be full, and even then the run has to be torn down.
         with suppress(OSError):
             report(error)
     has_agent = "TORCHELASTIC_ERROR_FILE" in os.environ
@@ -76,13 +78,13 @@ def record_failure(error: BaseException, where: str) -> None:
 
 
 def clear_failure() -> None:
-    """A run begins: what was recorded of one before has not ended this process."""
+    """Remove the report of an earlier run, as a run begins: that failure has not ended this process."""
     with suppress(OSError):
         os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
 
 
 def record_stop(where: str, frame: FrameType | None) -> None:
-    """The agent ends this process as a peer has ended: report where it is, unless it has reported an error.
+    """Report where this process is when the agent stops it, as a peer has ended; an error that it has reported stays.
 
     Args:
         where: how far its run has come, in words.
@@ -93,7 +95,7 @@ def record_stop(where: str, frame: FrameType | None) -> None:
         return
     message = "it was told to end, as another process had"
     stack = "".join(traceback.format_stack(frame))
-    # The disk may be full: it must end all the same.
+    # The disk may be full, and even then this process has to end.
     with suppress(OSError):
         _write_report(path, message, stack, where, lost=True, stopped=True)
 
@@ -160,7 +162,7 @@ def _write_report(
         **facts,
     }
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # This process may be ended meanwhile.
+    # The agent may kill this process while it writes; what it reads is whole.
     part = f"{path}.part"
     with open(part, "w", encoding="utf-8") as file:
         json.dump(content, file)
@@ -170,7 +172,7 @@ def _write_report(
 def _report_uncaught(
     kind: type[BaseException], error: BaseException, trace: Any
 ) -> None:
-    """Tell of an exception that ends this process, and end it without waiting for anybody: ``sys.excepthook``."""
+    """Report an exception that nobody has caught, as ``sys.excepthook``, and end this process without its peers."""
     report(error)
     if not isinstance(error, Exception):
         _worker.previous_hook(kind, error, trace)
@@ -180,7 +182,8 @@ def _report_uncaught(
         with redirect_stderr(io.StringIO()) as text:
             _worker.previous_hook(kind, error, trace)
         _print(f"{_headline(error)}\n{text.getvalue()}")
-    # To leave the job might wait for peers; and without it, the end of the interpreter is not safe.
+    # To leave the job could take peers, and an interpreter that ends without that may be aborted by gloo's threads. So
+    # only the other functions of atexit are run, and the process ends at once.
     atexit.unregister(RENDEZVOUS.leave_job)
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -14,9 +14,9 @@ class JobFailure(NamedTuple):
     """How a job has failed.
 
     Attributes:
-        text: what all ranks tell, the guilty one's first.
-        exit_code: of the first of them that has one, as a shell would say.
-        rank: the first.
+        text: how each rank has ended, the guilty one first.
+        exit_code: that of the first rank that torchelastic has seen to fail, as a shell would give it.
+        rank: the guilty one.
     """
 
     text: str
@@ -55,7 +55,8 @@ def failure_text(
         ends.append(_RankEnd(False, failure.timestamp, rank, f"ended with {how}"))
     ends.sort()
     if all(end.lost_peers for end in ends):
-        # They lost a rank that hung: one that tells nothing, or was still running.
+        # All of them have lost a rank, and no rank says that it failed. So the guilty one hung: it has written nothing,
+        # or was still running when it was stopped.
         hung = dict.fromkeys(silent, "did not answer: it hung, or had ended")
         hung.update(sorted(stopped.items()))
         lost = [end for end in ends if end.rank not in stopped]
@@ -69,7 +70,10 @@ def failure_text(
 
 
 def _without_ended_by_agent(failures: Mapping[int, Any]) -> dict[int, Any]:
-    """Leave out ranks that the agent has ended by SIGTERM; if there is no other, the first had it from elsewhere."""
+    """Leave out ranks that the agent has ended by SIGTERM.
+
+    If all have ended by it, somebody else has sent it to the first one.
+    """
     ended_by_agent = -signal.SIGTERM
     guilty = {k: v for k, v in failures.items() if v.exitcode != ended_by_agent}
     if guilty:
@@ -79,7 +83,11 @@ def _without_ended_by_agent(failures: Mapping[int, Any]) -> dict[int, Any]:
 
 
 def _read_reports(folder: str) -> tuple[list[_RankEnd], dict[int, str]]:
-    """Return how the ranks of the last attempt say that they ended; and of those that were stopped, where they were."""
+    """Read what the ranks of the last attempt have written.
+
+    Returns:
+        How they ended; and in words, by rank, where those were that the agent has stopped.
+    """
     ends: list[_RankEnd] = []
     stopped: dict[int, str] = {}
     attempts = glob(os.path.join(folder, "*", "attempt_*"))

@@ -1,11 +1,11 @@
-"""Starting the processes of a run.
+"""Starting the processes of a run, where no launcher has done so.
 
-Who is already launched (by torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob, Ray Train) is found by
-:func:`~.environment.detect_environment`.
-Otherwise a script that asks for several processes becomes torchelastic's agent itself, which runs the same command line
-in each of them (:func:`rerun_script`). Where there is no script to run again, as in a notebook, a function is sent to
-fresh processes (:func:`call_in_processes`); they are spawned, never forked, as a fork hangs after OpenMP has run and
-fails after CUDA has. Watching, stopping and restarting processes is torchelastic's business in both cases.
+A process that torchrun, SLURM's srun, MPI, Kubernetes' PyTorchJob or Ray Train has started learns it from
+:func:`~.environment.detect_environment`, and starts no others. Without a launcher, a script that asks for several
+processes becomes torchelastic's agent, which runs the same command line in each of them (:func:`rerun_script`). Where
+there is no script to run again, as in a notebook, a function is sent to fresh processes (:func:`call_in_processes`);
+they are spawned, never forked, as a fork hangs after OpenMP has run and fails after CUDA has. In both cases,
+torchelastic watches, stops and restarts the processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .job_report import failure_text
 from .rendezvous import RENDEZVOUS
 
 _IMPORTED_IN = os.getcwd()
-# What programs are called that run others in a way of their own: their command line must not be run again.
+# Programs that run other programs in their own way: if one of them is main, its command line must not be run again.
 _RUNNERS = ("doctest", "idlelib", "pdb", "unittest")
 
 
@@ -43,23 +43,26 @@ def can_rerun() -> bool:
         return False
     if multiprocessing.parent_process() is not None:
         return False
-    # It may have been read from standard input, or -c.
+    # A program from standard input or from -c is in no file.
     file = getattr(main, "__file__", "<string>")
     return not file.startswith(("<", "/dev/"))
 
 
 def _started_in() -> str:
-    """Return the folder to which this program's command line is relative. It may have left it before it imported us."""
+    """Return the folder in which this program was started, to which its command line is relative.
+
+    The program may have changed its folder before it imported us, so the current one then is the last resort.
+    """
     main = sys.modules["__main__"]
     file = main.__file__ or ""
     if main.__spec__ is None:
-        # A script: Python keeps its absolute path.
+        # For a script, Python keeps the absolute path; what it ends with stands in the command line.
         for argument in sys.orig_argv[1:]:
             relative = argument.removeprefix("./")
             if file.endswith(os.sep + relative):
                 return file.removesuffix(relative)
     elif file.startswith(sys.path[0] + os.sep):
-        # -m: Python has put the folder there.
+        # For -m, Python has put the folder at the front of the path.
         return sys.path[0]
     return _IMPORTED_IN
 
@@ -133,7 +136,7 @@ def call_in_processes(
             if raised is None:
                 raise failure from None
             if not isinstance(raised, Exception):
-                # Nobody prints what has caused one that ends the program.
+                # Python prints no cause of exceptions such as SystemExit.
                 print(failure, file=sys.stderr)
             raise raised from failure
         except SignalException as error:
@@ -147,7 +150,7 @@ def call_in_processes(
 def _write_payload(
     path: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    """Write what :func:`_call` reads."""
+    """Write what :func:`_call` reads: the function, its arguments, and what it needs of this process."""
     import cloudpickle
 
     start_method = multiprocessing.get_start_method(allow_none=True)
@@ -159,7 +162,7 @@ def _write_payload(
 
 
 def _call(payload: str, result: str) -> None:
-    """What each of the fresh processes runs."""
+    """Call the function in one of the fresh processes: it is what they run."""
     import cloudpickle
 
     join_job()
@@ -180,12 +183,12 @@ def _call(payload: str, result: str) -> None:
             _save_error(error, f"{result}.{os.environ['RANK']}")
         sys.stdout.flush()
         sys.stderr.flush()
-        # Without waiting for threads or for peers.
+        # The usual end of the interpreter would wait for threads, which may wait for peers.
         os._exit(1)
 
 
 def _save_error(error: BaseException, path: str) -> None:
-    """Write an exception for the process that waits, if it says by itself what happened."""
+    """Write an exception for the process that waits, unless it only says that a peer is gone or that all went well."""
     import cloudpickle
 
     if is_loss(error) or (isinstance(error, SystemExit) and not error.code):
@@ -194,7 +197,8 @@ def _save_error(error: BaseException, path: str) -> None:
         content = cloudpickle.dumps(error)
         pickle.loads(content)
     except Exception:
-        # Its constructor takes other arguments than it has kept, or something in it cannot be pickled.
+        # Its constructor takes other arguments than it has kept, or something in it cannot be pickled: what can be
+        # pickled of it is sent in parts.
         attributes = {k: v for k, v in vars(error).items() if _can_pickle(v)}
         args = error.args if _can_pickle(error.args) else (str(error),)
         content = cloudpickle.dumps((type(error), args, attributes))
@@ -216,10 +220,10 @@ def _load_error(path: str) -> BaseException | None:
     """Return what another process has raised; None if nothing is there, or it is of a class that cannot be sent."""
     try:
         with open(path, "rb") as file:
-            found = pickle.load(file)
-        if isinstance(found, BaseException):
-            return found
-        kind, args, attributes = found
+            content = pickle.load(file)
+        if isinstance(content, BaseException):
+            return content
+        kind, args, attributes = content
         error = kind.__new__(kind, *args)
         error.__dict__.update(attributes)
         return error

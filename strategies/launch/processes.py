@@ -13,14 +13,14 @@ from typing import Any
 
 
 def find_peers() -> frozenset[int]:
-    """Return the ids of the processes that torchelastic has started here, this one too; none if that is uncertain."""
+    """Return the ids of the processes that torchelastic started here, with this one's; none if they are not certain."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not os.path.exists("/proc/self/stat"):
         return frozenset()
     command = _command(os.getpid())
     processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     siblings = filter(_is_sibling, processes)
-    peers = frozenset(each for each in siblings if _command(each) == command)
-    # This process may be started through a shell that stays between, or have changed its title.
+    peers = frozenset(process for process in siblings if _command(process) == command)
+    # It may be another number if a shell stands between the agent and a process, or if one has changed its title.
     expected = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return peers if len(peers) == expected else frozenset()
 
@@ -50,7 +50,11 @@ def has_ended(process: Sequence[Any] | None) -> bool:
 
 
 def die_with(process: int) -> None:
-    """Let the system kill this process when another one dies, which has started it (Linux)."""
+    """Let the system (Linux) kill this process when its parent dies.
+
+    Args:
+        process: the parent's id.
+    """
     if sys.platform != "linux":
         return
     import ctypes
@@ -58,7 +62,7 @@ def die_with(process: int) -> None:
     # 1 is PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != process:
-        # It died before.
+        # The parent died before the system was told.
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -78,16 +82,16 @@ def _state_and_parent(process: int) -> tuple[str, int]:
         OSError: if there is no such process.
     """
     with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-        # They stand behind the name, which may hold anything.
+        # State and parent stand behind the program's name in brackets, in which there may be spaces and brackets.
         state, parent, *_ = file.read().rpartition(")")[2].split()
     return state, int(parent)
 
 
 def _command(process: int) -> bytes:
-    """Return how a process was called, without the numbers, in which those that an agent starts may differ."""
+    """Return a process's command line without digits, as the processes of one agent may differ in numbers."""
     try:
         with open(f"/proc/{process}/cmdline", "rb") as file:
             return re.sub(rb"\d", b"", file.read())
     except OSError:
-        # It has just ended.
+        # The process has just ended.
         return b""

@@ -31,17 +31,19 @@ class Rendezvous:
 
     def __init__(self) -> None:
         self.before_leaving: list[Callable[[], None]] = []
-        # Kept for the next process group, whose processes must not meet in another store.
+        # It is kept when a group ends: the next group's processes must not meet in another store.
         self._store: Store | None = None
-        # Who uses the process group that we have made; the last to leave ends it. Garbage collection must not end it:
-        # its moment differs between the processes, which must leave together.
+        # Who uses the process group that we have made: the last one to leave destroys it. It is not left to garbage
+        # collection, which happens at different moments in different processes.
         self._members: set[Any] = set()
-        # A thread of gloo's that dropped the last reference to it while the interpreter ends would abort the process.
+        # Referenced until the group is destroyed: were the last reference dropped by a thread of gloo's while the
+        # interpreter ends, the process would abort.
         self._last_barrier: Any = None
+        # For each name, how often next_number was called.
         self._numbers: Counter[str] = Counter()
 
     def store(self, environment: ClusterEnvironment, timeout: timedelta) -> Store:
-        """Return the store in which the processes find each other: one for all groups, and for what needs none."""
+        """Return the store in which the processes find each other. It serves all groups, and what needs no group."""
         if self._store is None:
             variables = {
                 "MASTER_ADDR": environment.address,
@@ -67,7 +69,7 @@ class Rendezvous:
         return PrefixStore(f"{name}/{self.next_number(name)}", store.clone())
 
     def next_number(self, name: str) -> int:
-        """Count what all processes do in the same order: 1, 2, … for each name."""
+        """Return 1, 2, … for each name: a number for what all processes do in the same order, so that they agree."""
         self._numbers[name] += 1
         return self._numbers[name]
 
@@ -87,7 +89,7 @@ class Rendezvous:
             timeout: how long the group's collectives wait.
         """
         if dist.is_initialized():
-            # One that somebody else has made is not ours to end.
+            # A group that somebody else has made has no members here, so nobody who leaves destroys it.
             if self._members:
                 self._members.add(member)
             return
@@ -97,12 +99,13 @@ class Rendezvous:
         if environment is not None:
             rank = environment.rank
             world_size = environment.world_size
-            # Each group has a part of the store of its own: the addresses of the last one are no longer true.
+            # Each group has a part of the store for itself, as what the last group wrote there is no longer true.
             number = self.next_number("group")
             store = PrefixStore(
                 f"loopwright/{number}", self.store(environment, timeout)
             )
-        # If it were imported later, the defaults of its functions would keep the group alive.
+        # The functions of this module take as a default the group that there is at its import, and keep it alive. Now
+        # there is none.
         import_module("torch.distributed.nn.functional")
         dist.init_process_group(
             backend, timeout=timeout, store=store, rank=rank, world_size=world_size
@@ -122,11 +125,11 @@ class Rendezvous:
         self._last_barrier.wait()
 
     def destroy_process_group(self) -> None:
-        """End the process group and with it gloo's threads, which abort the process if they outlive the interpreter."""
+        """Destroy the process group, with gloo's threads, which would abort the process at the interpreter's end."""
         for function in list(self.before_leaving):
             function()
         self._last_barrier = None
-        # The traceback of what ended the program may hold DDP, which holds the group.
+        # What is left of a run, such as the traceback of its error, may hold DDP, which holds the group.
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
