@@ -39,7 +39,7 @@ def children(batch: Any) -> Iterable[Any] | None:
 
 
 def leaves(batch: Any) -> Iterator[Any]:
-    """All that the batch's containers hold, and that is no container."""
+    """What is no container itself, of all that the batch and the containers in it hold."""
     values = children(batch)
     if values is None:
         yield batch
@@ -90,7 +90,7 @@ def _is_record(batch: Any) -> bool:
 
 
 def _attributes(batch: Any) -> dict[str, Any]:
-    """A dataclass's fields, and what else it has that holds tensors, such as a cached property."""
+    """A dataclass's fields by name, and its other attributes that hold tensors, such as a cached property."""
     names = [field.name for field in fields(batch)]
     for name, value in getattr(batch, "__dict__", {}).items():
         if any(isinstance(leaf, Tensor) for leaf in leaves(value)):
@@ -105,7 +105,8 @@ def _set_attribute(
 ) -> None:
     try:
         setattr(obj, name, value)
-    except AttributeError:  # it is frozen
+    except AttributeError:
+        # The dataclass is frozen, but this is a copy that nobody has yet.
         object.__setattr__(obj, name, value)
 
 
@@ -116,7 +117,8 @@ def _tuple_with(batch: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
         return batch
     try:
         made = tuple.__new__(type(batch), values)
-    except TypeError:  # one of torch's own, such as torch.return_types.max
+    except TypeError:
+        # Those of torch, such as torch.return_types.max, take their values in the constructor only.
         return type(batch)(values)
     getattr(made, "__dict__", {}).update(getattr(batch, "__dict__", {}))
     return made
@@ -128,22 +130,25 @@ def _copy_with(
     get: Callable[..., Any],
     put: Callable[..., None],
 ) -> Any:
-    """A copy of a container with other values, which are read again, as what sets them may have changed them."""
+    """A copy of a container with other values, which are read again: a container may change what it is given."""
     made: Any = None
     reason: Any = "it does not keep the values that it is given"
     try:
         made = _set_in_copy(batch, items, get, put)
         kept = all(get(made, key) is value for key, value in items.items())
-    except Exception as error:  # whatever a user's container raises
-        reason, kept = error, False
+    except Exception as error:
+        # A user's container may raise anything.
+        reason = error
+        kept = False
     if (
         not kept
         and isinstance(batch, Mapping)
         and len(getattr(batch, "__dict__", ())) < 2
     ):
-        # One that cannot be changed and holds nothing but its items loses nothing in its constructor.
+        # What cannot be changed and holds nothing but its items loses nothing if it is constructed anew, and mappings
+        # take their items so.
         with suppress(Exception):
-            made = type(batch)(items)  # pyright: ignore[reportCallIssue] # as mappings do
+            made = type(batch)(items)  # pyright: ignore[reportCallIssue]
             kept = all(get(made, key) is value for key, value in items.items())
     if kept:
         return made
@@ -166,9 +171,8 @@ def _set_in_copy(
         raise TypeError("its copy is itself")
     if not isinstance(batch, (dict, list)) and not hasattr(batch, "__copy__"):
         for name, value in list(getattr(copied, "__dict__", {}).items()):
-            if isinstance(
-                value, (dict, list)
-            ):  # it may keep its values there, and the copy must not share them
+            # It may keep its values there, and the copy must not share them.
+            if isinstance(value, (dict, list)):
                 object.__setattr__(copied, name, copy.copy(value))
     for key, value in items.items():
         if get(copied, key) is not value:
@@ -187,15 +191,13 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     stream = _copy_stream(device)
 
     def move(item: Any) -> Any:
-        if not isinstance(
-            item, Tensor
-        ):  # its tensors are out of reach for record_stream
+        # An object's tensors are out of reach for record_stream.
+        if not isinstance(item, Tensor):
             with torch.cuda.stream(current):
                 return item.to(device)
         moved = item.to(device, non_blocking=True)
-        moved.record_stream(
-            current
-        )  # its memory is reused only after the step that reads it
+        # So its memory is reused only after the step that reads it.
+        moved.record_stream(current)
         return moved
 
     with torch.cuda.stream(stream):
@@ -212,9 +214,8 @@ def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
     ):
         try:
             moved = move(batch)
-            return (
-                batch if moved is None else moved
-            )  # some move in place, and give nothing back
+            # Some move in place, and give nothing back.
+            return batch if moved is None else moved
         except TypeError:
             if children(batch) is None:
                 raise
@@ -278,13 +279,12 @@ def slice_batch(
         and len(batch) == whole
         and not hasattr(batch, "_fields")
     )
-    # Each tensor with a dimension has a row for each sample, so that a list of them is one of columns.
+    # A list of tensors is one of columns, each with a row for every sample; any other list may be one of samples.
     if may_be_samples and not any(
         isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(batch)
     ):
-        samples = (
-            list(batch) if isinstance(batch, deque) else batch
-        )  # which has no slices
+        # A deque has no slices.
+        samples = list(batch) if isinstance(batch, deque) else batch
         return samples[start:stop]
     if children(batch) is None and callable(getattr(batch, "to", None)):
         raise TypeError(

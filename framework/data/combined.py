@@ -24,9 +24,7 @@ from .sources import BatchSource, single_source
 
 # What may hold loaders.
 _COLLECTIONS = (tuple, *LISTS, ValuesView, Mapping)
-
-
-# What may be iterated and is a batch or a part of one where it stands in a list.
+# What may be iterated, and is rather a batch, or a part of one, than a loader if a list holds it.
 _NO_LOADERS = (*_COLLECTIONS, str, bytes, set)
 
 
@@ -39,9 +37,10 @@ def is_loader(item: Any) -> bool:
 
 def is_other_stream(item: Any) -> bool:
     """Whether ``item`` is for reading batches, though :func:`is_loader` does not know it; False if that is not sure."""
-    if isinstance(item, IterableDataset):  # as webdataset's loader
+    # As webdataset's loader is.
+    if isinstance(item, IterableDataset):
         return True
-    # Python's own iterators may give parameters; what has items may be a configuration.
+    # Python's own iterators may give a model's parameters; what has items may be a configuration.
     is_plain = type(item).__module__ in ("builtins", "itertools", "_io") or hasattr(
         item, "__getitem__"
     )
@@ -63,14 +62,14 @@ def holds_loaders(item: Any) -> bool:
 
 
 def _may_be_loader(item: Any) -> bool:
-    # A tensor, a text, or graphs; a loader may move its batches by a ``to`` of its own, but has no items.
+    # A batch is a tensor, a text, or graphs. A loader may have a ``to``, which moves its batches, but has no items.
     is_batch = hasattr(item, "shape") or isinstance(item, (str, bytes))
     is_batch = is_batch or (hasattr(item, "to") and hasattr(item, "__getitem__"))
     return hasattr(item, "__iter__") and not is_batch
 
 
 def _holds_known_loaders(item: Any) -> bool:
-    """Whether there is what surely is a loader somewhere in a collection; batches may hold other iterables."""
+    """Whether :func:`is_loader` knows something in a collection, at any depth; batches may hold other iterables."""
     if not isinstance(item, _COLLECTIONS):
         return False
     return any(
@@ -95,7 +94,7 @@ def loaders_in(collection: Any) -> list[Any]:
 
 
 def _nests(item: Any) -> bool:
-    """Whether an item of a collection of loaders is one in turn: no mapping is a loader."""
+    """Whether an item of a collection of loaders is such a collection itself, as a mapping is no loader."""
     return isinstance(item, Mapping) or holds_loaders(item)
 
 
@@ -179,12 +178,12 @@ class CombinedLoader:
         return int(length)
 
     def __iter__(self) -> Iterator[Any]:
-        parts = [_Again(loader) for loader in self.flattened]
+        parts = [_PlainSource(loader) for loader in self.flattened]
         return CombinedSource(self, parts).iterate(0)
 
 
-class _Again:
-    """A loader as it is, behind the calls of :class:`BatchSource`."""
+class _PlainSource:
+    """A loader as it is, without a seed or a position, with the methods of :class:`BatchSource` that it needs here."""
 
     stateful = False
     drop_last = False
@@ -223,7 +222,7 @@ def combined_length(lengths: list[float], mode: str) -> float:
 
 
 def _round_of(batch: int, length: float) -> tuple[int, int]:
-    """In which round of a loader that begins again a batch is, and its number there."""
+    """The round of a loader that begins again at its end, and the number in that round, of its ``batch``-th batch."""
     if length in (0, INFINITE):
         return 0, batch
     round_, number = divmod(batch, int(length))
@@ -314,7 +313,7 @@ class CombinedSource(BatchSource):
         step: int,
         segment: Segment,
     ) -> Iterator[Any]:
-        # What this draws at random, it draws before it returns.
+        # The iterations of the sources begin here, not with the first batch: what they draw, they draw now.
         self._epoch = epoch
         self._begin = segment.begin
         start += segment.begin
@@ -330,7 +329,7 @@ class CombinedSource(BatchSource):
         step: int,
     ) -> Iterator[Any]:
         sources, mode = self._sources, self.loader.mode
-        # In these modes, lengths tell which loader gives which batch.
+        # In these modes, only lengths tell which loader gives which batch.
         needs_lengths = mode in ("max_size_cycle", "sequential")
         is_moved = start > 0 or step > 1
         if (
@@ -375,7 +374,7 @@ class CombinedSource(BatchSource):
         start: int,
         step: int,
     ) -> Iterator[Any]:
-        # Never where the length is not known.
+        # An unknown length is infinite, and is not skipped.
         while len(rest) > 1 and start >= _round_length(rest[0]):
             start -= int(_round_length(rest.pop(0)))
         first = rest[0].iterate(epoch, start, step)
@@ -384,7 +383,7 @@ class CombinedSource(BatchSource):
             nonlocal start
             yield from first
             for before, source in pairwise(rest):
-                # Where every step-th batch goes on in the next loader; each batch does at its beginning.
+                # Of every `step`-th batch, the next one may not be the first of the next loader.
                 start = 0 if step == 1 else (start - int(_round_length(before))) % step
                 yield from source.iterate(epoch, start, step)
 
@@ -405,7 +404,7 @@ class CombinedSource(BatchSource):
             if self.loader.mode == "max_size_cycle" and source.stateful:
                 round_, number = _round_of(number, _round_length(source))
                 if source.iterated_epoch != _epoch_of(self._epoch, round_):
-                    # It has begun the next round: its state is ahead, which a resume finds.
+                    # It has begun the next round, so its state is ahead: a resume finds that, and refuses.
                     number = None
             states.append(source.state_dict(number, done))
         return states
@@ -453,10 +452,12 @@ class _Stream:
         self.step = step
         self.cycle = cycle
         self.round = 0
-        self.position = start  # of the next batch in its round
+        # The number of the next batch in its round.
+        self.position = start
         if cycle:
             self.round, self.position = _round_of(start, _round_length(loader))
-        self.ended = self.round > 0  # whether it has been read to its end at least once
+        # Whether it has been read to its end at least once.
+        self.ended = self.round > 0
         self.iterator: Iterator[Any] | None = self._begin()
 
     def _begin(self) -> Iterator[Any]:
@@ -466,8 +467,8 @@ class _Stream:
     def next(self) -> Any:
         """The next batch, or None when there is no more.
 
-        At the end of a round it is NO_BATCH, and the call after that begins the next one: where all loaders have ended,
-        there is none, and what goes on where it was left loses no batch to it.
+        At the end of a round it is NO_BATCH, and the next round begins only with the call after that. If all loaders
+        have ended, that call never comes: a loader that keeps its iterator would lose the batch.
         """
         if self.iterator is None:
             self.iterator = self._begin()

@@ -1,4 +1,4 @@
-"""What iterating means: lengths, epochs, and random numbers of its own."""
+"""How a loader is iterated: its length, a look ahead, and random numbers apart from those of the program."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ from .workers import iterate_protected
 
 INFINITE = float("inf")
 
+# Stands for a batch that is not there, as a loader may give None.
+NO_BATCH = object()
 
-NO_BATCH = object()  # a batch that is not there
-
-
-# Modules whose samplers and loaders give as many batches as their length tells.
+# Packages whose samplers and loaders give as many batches as their length tells.
 _TORCH = ("torch.", "torchdata.")
 
 
 def loader_length(loader: Any) -> float:
     """Number of batches, as the loader tells it; infinite if it does not."""
-    asked = getattr(loader, "_IterableDataset_len_called", None)
+    length_before = getattr(loader, "_IterableDataset_len_called", None)
     try:
         return len(loader)
-    except (TypeError, ValueError, RuntimeError):  # no __len__, or one that cannot tell
+    except (TypeError, ValueError, RuntimeError):
+        # It has no __len__, or one that cannot tell.
         return INFINITE
     finally:
         if isinstance(loader, DataLoader):
-            # Once asked, torch warns of each batch beyond the length of a stream.
-            loader.__dict__["_IterableDataset_len_called"] = asked
+            # Here torch notes that a stream was asked for its length, and warns of each batch beyond it from then on.
+            loader.__dict__["_IterableDataset_len_called"] = length_before
 
 
 def exact_length(loader: Any, trusts_samplers: bool = True) -> float:
     """Number of batches where that is certain; infinite where what the loader tells is an estimate.
 
-    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself. A
-    sampler of a user's own, which may fill batches by size, is trusted where several processes plan their steps by it.
+    A stream may tell a length, but each of its workers divides its own samples into batches, and rounds for itself.
+
+    Args:
+        loader: what is to be iterated.
+        trusts_samplers: whether to believe a user's own sampler, though it may fill batches by size. Several ranks have
+            to, as they plan their steps by the length.
     """
     is_exact = isinstance(loader, Sequence)
     if isinstance(loader, DataLoader):
@@ -62,27 +66,26 @@ def up_to(
     batches: Iterator[Any],
     count: int,
     reported: int,
-    said: set[Any],
+    warned: set[Any],
 ) -> Iterator[Any]:
-    """``count`` of a loader's batches; a line says if it has more than the ``reported`` ones of its length.
+    """Give ``count`` of a loader's batches, and warn once if there are more than its length tells.
 
     Args:
-        loader: where they come from.
-        batches: what gives them.
-        count: how many of the ``reported`` ones those are.
+        loader: the loader.
+        batches: an iteration of it, of which ``count`` batches are left by its length.
+        count: how many batches to give.
         reported: the loader's length.
-        said: of which loaders the line has been given; this one is added.
+        warned: ids of the loaders of which a warning has been given; this one's is added.
     """
     yield from islice(batches, count - 1)
     last = next(batches, NO_BATCH)
     if last is NO_BATCH:
         return
-    with (
-        isolated_rng()
-    ):  # nobody has asked for this batch: what it draws must change nothing
+    # Nobody has asked for this batch: what it draws must change nothing.
+    with isolated_rng():
         beyond = next(batches, NO_BATCH)
-    if beyond is not NO_BATCH and id(loader) not in said:
-        said.add(id(loader))
+    if beyond is not NO_BATCH and id(loader) not in warned:
+        warned.add(id(loader))
         log.warning(
             "A loader (%s) gives more than the %d batches that its length tells, and the others are left out: have its "
             "__len__ tell how many it gives", type(loader).__name__, reported,
@@ -91,7 +94,7 @@ def up_to(
 
 
 def may_give_more(loader: Any) -> bool:
-    """Whether a map-style ``DataLoader`` is iterated, or its samples drawn, by a user's own code."""
+    """Whether a map-style ``DataLoader`` is iterated, or sampled, by a user's own code, maybe beyond its length."""
     if not is_map_style(loader):
         return False
     return (
@@ -104,10 +107,8 @@ def has_own_iteration(loader: Any) -> bool:
     """Whether a user's own ``__iter__`` gives a ``DataLoader``'s batches, maybe more than its length tells."""
     if not isinstance(loader, DataLoader):
         return False
-    iterating = next(
-        part for part in type(loader).__mro__ if "__iter__" in part.__dict__
-    )
-    return not iterating.__module__.startswith(_TORCH)
+    definer = next(cls for cls in type(loader).__mro__ if "__iter__" in cls.__dict__)
+    return not definer.__module__.startswith(_TORCH)
 
 
 class LookAhead:
@@ -115,10 +116,10 @@ class LookAhead:
 
     Args:
         batches: what to iterate.
-        loader: where they come from.
+        loader: where they come from; its ``batch_weight`` is that of the batch read last.
 
     Attributes:
-        batch_weight: of the batch given last, as the loader's own is of the one read last.
+        batch_weight: that of the batch given last, after which another one may have been read already.
     """
 
     def __init__(self, batches: Iterable[Any], loader: Any) -> None:
@@ -156,9 +157,9 @@ def read_again(batches: Iterator[Any], count: int) -> None:
 
 
 class Generators:
-    """Random generators of its own, which take the place of the process's within ``with``.
+    """Random generators that take the place of the process's within ``with``, and go on where they were the next time.
 
-    To swap all generators' states twice costs about 0.2 ms.
+    To swap all generators' states twice, in and out, costs about 0.2 ms.
 
     Args:
         seed: what they are seeded with.
@@ -199,14 +200,15 @@ def isolated_iteration(
     Args:
         source: what to iterate.
         seed: what the generators are seeded with.
-        at_once: how many items to read at the first one, so that generators are swapped once.
+        at_once: how many items to read when the first one is asked for, so that generators are swapped once for all
+            of them; None reads each when it is asked for.
     """
     generators = Generators(seed)
     first: list[Any] = []
     with generators:
         iterator = iterate_protected(source)
         if at_once is not None:
-            # One more shows that it has ended.
+            # One more than these shows whether it has ended.
             first = list(islice(iterator, at_once + 1))
     yield from first
     if at_once is None or len(first) > at_once:
@@ -214,7 +216,17 @@ def isolated_iteration(
 
 
 class OpenedIteration:
-    """An iteration whose first batch has been read, with random generators of its own until then."""
+    """An iteration whose first batch has been read, with random generators of its own until then.
+
+    Args:
+        source: what to iterate.
+        seed: what the generators are seeded with.
+        epoch: the epoch that is iterated.
+
+    Attributes:
+        epoch: that epoch.
+        first: the first batch, or :data:`NO_BATCH` if there is none.
+    """
 
     def __init__(
         self,
@@ -254,6 +266,6 @@ def has_state(loader: Any) -> bool:
 
 def set_epoch(obj: Any, epoch: int) -> None:
     """Tell ``obj``, its dataset and its samplers the epoch, where they want to know (``set_epoch``)."""
-    for part in (obj, getattr(obj, "dataset", None), getattr(obj, "sampler", None)):
-        if callable(method := getattr(part, "set_epoch", None)):
+    for target in (obj, getattr(obj, "dataset", None), getattr(obj, "sampler", None)):
+        if callable(method := getattr(target, "set_epoch", None)):
             method(epoch)

@@ -13,12 +13,12 @@ from ..checkpoint.schema import PartOfEpoch
 class Segment:
     """A part of an epoch's data; by default all of it.
 
-    An epoch that other ranks have begun, or the same ones with another batch size, is completed by a segment: what was
-    left of the data, of which each rank now reads its batches. Positions count samples where the order of the samples
-    is planned, else batches of the loader.
+    A run that resumes inside an epoch, with another number of ranks or another batch size, completes the epoch by a
+    segment: what was left of the data, which is divided among the ranks anew. Positions count samples where the order
+    of the samples is computed from the seed, else batches of the loader.
 
     Attributes:
-        first_batch: batches of the epoch that each rank had been given before the segment.
+        first_batch: how many batches of the epoch each rank had been given before the segment.
         begin: the position at which it begins.
         end: the position at which it ends; None is the epoch's end.
     """
@@ -42,16 +42,16 @@ class Segment:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Numbers to be mixed into a batch's seed, as the batches of each segment are counted from 0."""
+        """Numbers to mix into the seeds of its batches, which are counted from 0, as those of the whole epoch are."""
         return (self.begin,) if self.begin else ()
 
     def length_of(self, batches: float) -> float:
-        """How many of an epoch's ``batches`` lie in it, where positions count batches."""
+        """How many of an epoch's ``batches`` lie in the segment, if positions count batches."""
         end = batches if self.end is None else min(self.end, batches)
         return max(0, end - self.begin)
 
     def slice(self, order: Sequence[Any]) -> Sequence[Any]:
-        """What of an epoch's ``order`` lies in it."""
+        """The part of an epoch's ``order`` that lies in the segment."""
         return order if self == WHOLE_EPOCH else order[self.begin : self.end]
 
 

@@ -27,8 +27,8 @@ from .workers import protect_workers
 class IndexPlan:
     """The batches of indices of a map-style loader, for any epoch from any batch; stands in for its sampler.
 
-    torch's own sequential and random samplers are planned anew from the seed; any other sampler is kept, and moved
-    forward without loading.
+    What torch's own sequential and random samplers give is computed from the seed instead. Any other sampler is asked
+    for its indices, and moved forward without loading samples.
 
     Args:
         loader: the loader.
@@ -36,13 +36,14 @@ class IndexPlan:
         shuffle: False gives the indices of a random sampler in the dataset's order.
 
     Attributes:
-        is_planned: whether it is planned from the seed.
+        is_planned: whether the indices are computed from the seed.
         size: number of samples of an epoch, where torch's own samplers tell it.
         batch_size: samples of a batch, where torch's own batch sampler makes the batches.
-        drop_last: whether such a one leaves out what does not fill a batch.
+        drop_last: whether that batch sampler leaves out what does not fill a batch.
         in_workers: whether worker processes load the samples.
         replaces: the loader's attribute that it stands in for.
-        kept: by epoch, what has been drawn of the user's own sampler for a look; copies share it.
+        kept: by epoch, an iteration of the user's own sampler that a :class:`Look` began, for the epoch to use; copies
+            share it.
         plans_steps: whether several ranks count on the length that the sampler tells.
     """
 
@@ -66,7 +67,8 @@ class IndexPlan:
         self.drop_last = False
         inner: Any = self.sampler
         if is_batched and type(inner) is BatchSampler:
-            self.batch_size, self.drop_last = inner.batch_size, inner.drop_last
+            self.batch_size = inner.batch_size
+            self.drop_last = inner.drop_last
             inner = inner.sampler
         self._random = inner if shuffle and type(inner) is RandomSampler else None
         is_torchs = type(inner) in (RandomSampler, SequentialSampler)
@@ -91,7 +93,14 @@ class IndexPlan:
         step: int = 1,
         segment: Segment = WHOLE_EPOCH,
     ) -> None:
-        """Set what the next iteration gives: every ``step``-th batch of a segment of an epoch, from ``start`` on."""
+        """Set what the next iteration gives.
+
+        Args:
+            epoch: the epoch.
+            start: the first batch, counted from the segment's begin.
+            step: every how many batches to give one.
+            segment: the part of the epoch.
+        """
         self.epoch = epoch
         self.start = start
         self.step = step
@@ -166,7 +175,7 @@ class IndexPlan:
         return islice(drawn, start, self.segment.end, self.step)
 
     def _noting_more(self, drawn: Iterator[Any], reported: int) -> Iterator[Any]:
-        """The same indices, as many as the length tells; a line says once that there are more."""
+        """The same indices, as many as the length tells; a warning says once if there are more."""
         planned = list(islice(drawn, reported))
         if next(drawn, NO_BATCH) is not NO_BATCH:
             self.plans_steps = False
@@ -188,12 +197,12 @@ class IndexPlan:
         )
 
     def draw_ahead(self) -> Iterator[Any]:
-        """What the user's own sampler gives in this epoch; it may be drawn once only, and is kept for the iteration."""
+        """What the user's own sampler gives in this epoch. Drawn only once, it is kept for the iteration, too."""
         drawn, self.kept[self.epoch] = tee(self._drawn())
         return drawn
 
     def for_a_look(self, is_trap: bool = False) -> tuple[IndexPlan, Look]:
-        """A copy for a look at what a loader makes of the indices, without workers."""
+        """A copy of the plan, to be put into a loader for a :class:`Look`, and that look; no worker is used."""
         plan = copy.copy(self)
         plan.in_workers = False
         plan._look = look = Look(is_trap)
@@ -208,14 +217,16 @@ class IndexPlan:
 
 
 class Look:
-    """A look at what a loader makes of the indices, by the thread that makes this.
+    """Finds out, before an epoch begins, whether a loader asks for its sampler's indices, or what its first batch is.
+
+    The thread that constructs this iterates the loader, which may read indices in threads of its own.
 
     Args:
-        is_trap: an exception tells when this thread asks for the indices.
+        is_trap: raise in the constructing thread when it asks for the indices, as no batch is wanted.
 
     Attributes:
         was_asked: whether any thread has asked for them.
-        ended: set when the loader has given a batch, or none.
+        ended: set when the loader has given a batch, or ended without one.
     """
 
     def __init__(self, is_trap: bool) -> None:
@@ -235,10 +246,10 @@ class Look:
             raise SamplerWasAsked
 
     def until_ended(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same; to a thread of the loader's only until that has given a batch, so that the thread ends."""
+        """The same indices; a thread of the loader's own gets no more after the look, so that the thread ends."""
         for batch in batches:
             yield batch
-            # It may have to read more than one before the loader gives one.
+            # The loader may need the indices of several batches before it gives one: go on after a second without.
             if threading.get_ident() != self._thread and self.ended.wait(1):
                 return
 
@@ -246,8 +257,8 @@ class Look:
 class _SeededIndices:
     """Indices on their way to a worker: unpickling them there seeds its generators and gives the plain indices.
 
-    So a batch's random augmentation depends on (seed, epoch, cursor) alone, whatever worker makes it, and neither the
-    dataset nor the worker function is touched.
+    So a batch's random augmentation depends on the seed, the epoch and the batch's number alone, whatever worker makes
+    it, and neither the dataset nor the worker function is touched.
     """
 
     def __init__(self, indices: Any, seed: int) -> None:
@@ -283,8 +294,8 @@ def replace_sampler(
 ) -> DataLoader[Any]:
     """As :func:`fresh_copy`, with another index sampler."""
     if loader.persistent_workers:
-        # Their seeds are drawn once in a process, from torch's generator if the loader has none: with one of its own
-        # it makes no difference whether a process begins with the first epoch or with a later one.
+        # Such workers draw their seeds once in a process, from torch's generator if the loader has none. With one of
+        # its own, it makes no difference whether a process begins with the first epoch or with a later one.
         changes["generator"] = torch.Generator().manual_seed(indices.seed)
     return fresh_copy(loader, **{indices.replaces: indices}, **changes)
 

@@ -1,4 +1,4 @@
-"""Whether loaders give each rank a part of the data of its own, which must not be dealt out once more."""
+"""Whether loaders give each rank a part of the data of its own, which must not be sharded once more."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def is_sharded(
 ) -> bool:
     """Whether each rank's loader gives it a part of the data, rather than all of it.
 
-    Of loaders that are read together, some may do so, while others give all of the data: batches of those are then
-    sharded one by one. A collective.
+    Of loaders that are read together, some may do so, while others give all of the data: the batches of these others
+    are then sharded here, and the answer is yes. A collective.
 
     Args:
         source: the loader, as it is on each rank.
@@ -56,12 +56,12 @@ def is_sharded(
         requested: ``use_distributed_sampler``, as the user gave it; None lets the ranks find out.
         epoch: the epoch that begins.
         name: what to call the loader in messages.
-        cursor: of the checkpoint from which it is to go on, if there is one. A loader that keeps its own state is not
-            read to find out what the ranks that saved it knew.
+        cursor: the position in the checkpoint from which to resume, if there is one. It tells whether a loader with a
+            state of its own was sharded, so that the loader need not be read to find out.
         mixed: whether loaders that are read together may differ.
 
     Raises:
-        ValueError: if samplers say something that cannot be, or loaders differ that may not.
+        ValueError: if a sampler was made for ranks that are not there, or loaders differ that may not.
         RuntimeError: if another rank could not read its first batch.
     """
     parts = source.parts
@@ -113,8 +113,8 @@ def _is_part_sharded(
     seen = _look(source, strategy, epoch, name)
     size = strategy.tensor_parallel_size
     by_rank = strategy.gather_objects(seen)  # collective
-    for rank, seen in enumerate(by_rank):
-        if seen != by_rank[rank - rank % size]:
+    for rank, seen_there in enumerate(by_rank):
+        if seen_there != by_rank[rank - rank % size]:
             raise ValueError(
                 f"the {name} gives different batches to ranks that compute each batch together (tensor parallel size "
                 f"{size}): shard it by rank // {size}, of {len(by_rank) // size}"
@@ -142,16 +142,15 @@ def _look(
         RuntimeError: if another rank could not look; what this one could not do raises its own error.
     """
     rank_and_size, mark, failure = None, "", None
-    # This rank raises when the others know, who would wait for it.
+    # This rank raises only when the others know of it, which would wait for it otherwise.
     try:
         rank_and_size = sampler_rank_and_size(source.loader)
         if rank_and_size is None:
             mark = _mark_of_first(source, epoch)
     except Exception as error:
         failure = error
-    failures = strategy.gather_objects(
-        failure and f"{type(failure).__name__}: {failure}"
-    )  # collective
+    reason = failure and f"{type(failure).__name__}: {failure}"
+    failures = strategy.gather_objects(reason)  # collective
     if failure is not None:
         raise failure
     for rank, failed in enumerate(failures):
@@ -167,7 +166,7 @@ def _mark_of_first(source: BatchSource, epoch: int) -> str:
     if first is NO_BATCH:
         return ""
     mark = fingerprint(first)
-    # What can be read from its start again, and then differs on one rank, too, tells nothing.
+    # If a second look shows another batch on the same rank, differences between ranks tell nothing.
     is_readable_again = source.has_own_iteration and not source.is_stream
     if is_readable_again and fingerprint(source.peek(epoch)) != mark:
         return "random"
@@ -184,7 +183,8 @@ def draw_alike(source: BatchSource, strategy: Strategy) -> None:
         for sampler in samplers_of(source.loader)
         if type(sampler).__name__ == "RandomSampler" and sampler.generator is not None
     ]
-    states = strategy.broadcast([generator.get_state() for generator in generators])
+    states = [generator.get_state() for generator in generators]
+    states = strategy.broadcast(states)  # collective
     for generator, state in zip(generators, states, strict=False):
         generator.set_state(state)
 
@@ -210,7 +210,7 @@ def _differ(
     source: BatchSource,
     name: str,
 ) -> bool:
-    """Whether the ranks have read different first batches; says what follows from it."""
+    """Whether the ranks have read different first batches, so that the source counts as sharded; a line says so."""
     ranks_by_mark: dict[str, list[int]] = {}
     for rank, mark in enumerate(marks):
         ranks_by_mark.setdefault(mark, []).append(rank)
@@ -285,7 +285,7 @@ def fingerprint(batch: Any) -> str:
 
 
 def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
-    """What a batch holds, piece by piece; ``outer`` are the objects around it."""
+    """What a batch holds, piece by piece; ``outer`` are the ids of the objects around it, which may hold themselves."""
     yield type(item).__qualname__.encode()
     if id(item) in outer:
         return
@@ -293,10 +293,11 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
     if isinstance(item, Tensor) and (
         item.layout is not torch.strided or item.is_nested
     ):
-        yield from _content(item.__reduce_ex__(2)[1], outer)  # its dense parts
+        # What it is pickled as has its dense parts.
+        yield from _content(item.__reduce_ex__(2)[1], outer)
     elif isinstance(item, Tensor):
         yield repr((item.dtype, *item.shape)).encode()
-        # Of its own: one element may have any stride, of which a view as bytes is refused.
+        # Copied even if it is contiguous: one element may have any stride, of which a view as bytes is refused.
         values = (
             item.detach()
             .cpu()
@@ -305,12 +306,12 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
             .clone(memory_format=torch.contiguous_format)
         )
         yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(item, (set, frozenset)):  # whose order differs between processes
+    elif isinstance(item, (set, frozenset)):
+        # A set's order differs between processes.
         yield from sorted(fingerprint(part).encode() for part in item)
     elif isinstance(item, Mapping):
-        for key in sorted(
-            item.keys(), key=repr
-        ):  # in whatever order a process has put them
+        # Each process may have put them in another order.
+        for key in sorted(item.keys(), key=repr):
             yield from _content(key, outer)
             yield from _content(item[key], outer)
     elif isinstance(item, (list, tuple)):
@@ -319,14 +320,13 @@ def _content(item: Any, outer: set[int]) -> Iterator[bytes]:
     else:
         try:
             yield _pickled(item)
-        except (
-            Exception
-        ):  # a class of a function, a lock, an open file: what can be seen of it
+        except Exception:
+            # A local class, a lock or an open file cannot be pickled: take its attributes.
             yield from _content(dict(getattr(item, "__dict__", {})), outer)
 
 
 class _Pickler(pickle.Pickler):
-    """Gives the same bytes in all processes: tensors' own contain addresses, and sets have an order of chance."""
+    """Gives the same bytes in all processes: a tensor's usual ones hold addresses, and the order of a set is random."""
 
     def persistent_id(self, obj: Any) -> str | None:
         return fingerprint(obj) if isinstance(obj, (Tensor, set, frozenset)) else None

@@ -45,16 +45,16 @@ class ShardedLoader:
         reads_ahead: whether one rank reads a loader without a certain length ahead of its use.
         name: what to call the loader in messages.
         epoch: the epoch that begins.
-        cursor: of the checkpoint from which it is to go on, if there is one.
+        cursor: the position in the checkpoint from which to resume, if there is one.
 
     Attributes:
         source: the loader, to be iterated by epochs.
         shards_batches: whether all ranks have the same loader, whose batches are sharded.
         length: steps of an epoch, the same on all ranks; infinite if that is not certain.
         reported_length: the same, as the loader tells it.
-        is_length_certain: whether nobody has to look for an epoch's end.
-        batch_weight: what to multiply the loss of the batch given last with, before the ranks' gradients are averaged;
-            0.0 for a dummy.
+        is_length_certain: whether the length tells where an epoch ends, without a look ahead.
+        batch_weight: the factor for the loss of the batch given last, before the ranks' gradients are averaged; 0.0 for
+            a dummy.
         epoch: index of the epoch to iterate.
         segment: what the ranks read of it.
 
@@ -108,13 +108,13 @@ class ShardedLoader:
             self._stay_in_step(compares=use_distributed_sampler is None)
 
     def _stay_in_step(self, compares: bool) -> None:
-        """Read the source as one of several ranks; ``compares``: to see that a stream is the same on all of them."""
+        """Read the source as one of several ranks; ``compares`` tells whether they check that they read one stream."""
         is_uncertain = self.length == INFINITE
         apart = () if self.shards_batches else (self.strategy.global_rank,)
         self.source.read_ahead(is_uncertain or self.source.has_own_iteration, apart)
         self._compares = compares and self.shards_batches and is_uncertain
         for part in self.source.parts:
-            # The augmentation of what is map-style may differ.
+            # A map-style loader may augment a sample differently on each rank, so it is not compared.
             if self._compares and part.is_stream and not is_map_style(part.loader):
                 part.watch(self._marking)
 
@@ -144,6 +144,7 @@ class ShardedLoader:
         return self._steps(self.source.length_in(self.segment))
 
     def _steps(self, batches: float) -> float:
+        """In how many steps all ranks together read so many of the source's batches."""
         if not self.shards_batches or batches == INFINITE:
             return batches
         rounds, rest = divmod(int(batches), self.world_size)
@@ -200,7 +201,7 @@ class ShardedLoader:
         saved_by = saved_by or world_size
         cursor = state["cursor"]
         self.begin_epoch(state["epoch"], Segment.from_state(state["part"]))
-        # Of an epoch's end, others' states tell nothing about loaders that each rank has for its own.
+        # At an epoch's begin, states of another number of ranks tell nothing of loaders that each rank has for itself.
         is_sharded = cursor is not None and cursor["dealt"] and self.shards_batches
         if state["batches"] or saved_by == world_size or is_sharded:
             self.source.load_state_dict(state["loader"])
@@ -213,7 +214,16 @@ class ShardedLoader:
         batches: int,
         saved_by: int,
     ) -> None:
-        """Read what is left of an epoch that other ranks have begun, or the same ones with another batch size."""
+        """Shard what is left of an epoch anew, if the number of ranks or the batch size is another than before.
+
+        Args:
+            cursor: the saved position of all ranks.
+            batches: how many batches each of them had been given.
+            saved_by: how many ranks saved it, if the cursor does not tell.
+
+        Raises:
+            CheckpointError: if it cannot be sharded anew.
+        """
         source = self.source
         world_size = data_parallel_rank_and_size(self.strategy)[1]
         saved_by = cursor.get("dealt_to", saved_by)
@@ -263,9 +273,9 @@ class ShardedLoader:
         last = NO_BATCH
         length = int(self._segment_length)
         if not self.shards_batches and min(self._lengths) <= start < length:
-            source = self._lengths.index(length)
-            own = list(islice(batches, 1)) if source == self.rank else []
-            last = self._first_of(own, source)
+            src_rank = self._lengths.index(length)
+            own = list(islice(batches, 1)) if src_rank == self.rank else []
+            last = self._first_of(own, src_rank)
             batches = chain(own, batches)
         for step in range(start, length):
             self.batch_weight = self._planned_weight(step, length)
@@ -280,17 +290,18 @@ class ShardedLoader:
             if step == length - 2 or not self.shards_batches:
                 last = batch
             if step == length - 1 and self.shards_batches and self.source.stateful:
-                # One that begins where it was left must be at its end on all ranks.
+                # A loader with a state begins the next epoch where it was left: let it be at its end on all ranks.
                 next(batches, None)
             yield batch
 
-    def _first_of(self, batches: list[Any], source: int) -> Any:
-        """The first of rank ``source``'s batches; NO_BATCH if it has none."""
-        first = batches[:1] if source == self.strategy.global_rank else []
-        given = self.strategy.broadcast(first, source)  # collective
+    def _first_of(self, batches: list[Any], src_rank: int) -> Any:
+        """The first of the batches that rank ``src_rank`` has; NO_BATCH if it has none. A collective."""
+        first = batches[:1] if src_rank == self.strategy.global_rank else []
+        given = self.strategy.broadcast(first, src_rank)  # collective
         return given[0] if given else NO_BATCH
 
     def _planned_weight(self, step: int, length: int) -> float:
+        """The weight of this rank's batch in a step of an epoch of known length; 0.0 if it has none in that step."""
         if not self.shards_batches:
             present = sum(length > step for length in self._lengths)
             is_present = step < self._lengths[self.rank]
@@ -314,7 +325,7 @@ class ShardedLoader:
         return batch
 
     def _marking(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """A stream's batches; what the first ones hold is kept, to be compared."""
+        """The same batches of a stream; until ranks have compared them, a hash of each is noted."""
         for batch in batches:
             if self._marks is not None:
                 self._marks.append(fingerprint(batch))
@@ -327,7 +338,7 @@ class ShardedLoader:
             yield round_[number], len(round_)
 
     def _agree(self, ahead: Iterator[tuple[Any, float]]) -> Iterator[Any]:
-        """Take so many steps as the rank that sees most. A collective every ``LOOK_AHEAD`` steps.
+        """Give a batch in each step in which any rank has one. A collective every ``LOOK_AHEAD`` steps.
 
         Args:
             ahead: pairs. Where all ranks read all batches: this rank's batch of a round, and how many batches the round
@@ -359,17 +370,17 @@ class ShardedLoader:
         read: list[float],
         in_rounds: bool,
     ) -> list[list[float]]:
-        """What each rank sees ahead, a number for each batch. A collective.
+        """What each rank sees ahead: the number that :meth:`_agree` has beside each batch. A collective.
 
         Args:
             own: what this rank sees.
-            read: what has been read until now, by rank; what they see is added.
+            read: by rank, the sum of these numbers until now, for the message; what they see now is added.
             in_rounds: whether all ranks read all batches.
 
         Raises:
             RuntimeError: if they see different things though they read all batches.
         """
-        by_rank = self.strategy.gather_objects((own, self._marks))
+        by_rank = self.strategy.gather_objects((own, self._marks))  # collective
         self._compares = False
         self._marks = None
         counts = [counts for counts, _ in by_rank]
@@ -380,12 +391,12 @@ class ShardedLoader:
         return counts
 
     def _weight_in_round(self, counts: list[list[float]], step: int) -> float:
-        """Of a round that all ranks read: those for whom it has a batch count alike."""
+        """This rank's weight in a round that all ranks read: those that have a batch in it count alike."""
         batches = counts[0][step]
         return self.world_size / batches if self.rank < batches else 0.0
 
     def _weight_among(self, counts: list[list[float]], step: int) -> float:
-        """Of a step in which each rank has its own batch, or none any more."""
+        """This rank's weight in a step in which each rank has a batch of its own loader, or none any more."""
         weights = [given[step] if step < len(given) else 0.0 for given in counts]
         own = weights[self.strategy.global_rank]
         return self.world_size * own / sum(weights) if own else 0.0
@@ -396,7 +407,7 @@ class ShardedLoader:
 
 
 def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[Any]:
-    """The same batches; ``ends`` gets their number and a hash of the last one, taken before a step can change it."""
+    """The same batches; ``ends`` gets how many there are and a hash of the last one, before a step can change that."""
     pairs = pairwise(chain(batches, (NO_BATCH,)))
     for number, (batch, following) in enumerate(pairs, 1):
         if following is NO_BATCH:
@@ -405,7 +416,7 @@ def noting_end(batches: Iterator[Any], ends: list[tuple[int, str]]) -> Iterator[
 
 
 def different_streams(read: Iterable[float], name: str) -> RuntimeError:
-    """The error of a stream that was sharded, and is another one on each rank."""
+    """The error for a stream whose batches are sharded, though each rank reads another stream."""
     return RuntimeError(
         f"the processes read different streams from what should be one {name} (until now {_counted(read)}); if the "
         "dataset gives each process its own part, pass use_distributed_sampler=False"

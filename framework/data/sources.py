@@ -48,11 +48,12 @@ class Reading:
 
     Attributes:
         first: the first of the source's batches that the rank reads.
-        every: it reads every so many-th batch after that.
-        is_ahead: whether batches are read before the loop asks for them, or in step with other ranks: what they draw
-            must then be apart from what the loop draws.
-        draws_apart: numbers by which the rank's draws differ from those of ranks that read other batches.
-        watch: what all of a stream's batches go through before the rank's are chosen.
+        every: from there on it reads every ``every``-th batch.
+        is_ahead: whether batches are read before the loop asks for them, or in step with other ranks. What reading them
+            draws at random must then not depend on what the loop has drawn.
+        draws_apart: numbers that are mixed into the seeds, where ranks that read other batches are to draw otherwise.
+        watch: a function that is given the iterator of all of a stream's batches, before the rank's own are chosen, and
+            returns another one of the same batches.
     """
 
     first: int = 0
@@ -79,9 +80,10 @@ class BatchSource(ABC):
         reading: how this rank reads it.
         drop_last: whether the loader leaves out what does not fill a batch.
         batch_sizes: the loader's, in a list, as far as it tells.
-        has_own_iteration: whether a user's own ``__iter__`` gives a ``DataLoader``'s batches: how many, nobody knows.
-        is_stream: whether it can only be read from its start, by what it does itself.
-        keeps_iterator: whether it goes on where it was left, as a stream, when it is iterated again.
+        has_own_iteration: whether a user's own ``__iter__`` gives a ``DataLoader``'s batches, maybe more or less than
+            its length tells.
+        is_stream: whether we cannot choose where it begins: it is read from its start, or from a state of its own.
+        keeps_iterator: whether it is a stream that, iterated again, goes on where it was left.
         stateful: whether the loader has a state of its own.
         counts_samples: whether the positions of a :class:`Segment` count samples of it; else they count batches.
         unit: by how much a batch moves the position.
@@ -101,7 +103,7 @@ class BatchSource(ABC):
         self.unit = 1
         self._exact_length = exact_length(loader)
         self._reported_length = loader_length(loader)
-        # An iteration whose first batch has been looked at.
+        # The iteration that `peek` has begun, until it is used.
         self._opened: OpenedIteration | None = None
 
     @property
@@ -145,13 +147,13 @@ class BatchSource(ABC):
         self.reading.watch = function
 
     def plan_steps(self) -> None:
-        """Several ranks plan their steps by the length: leave out what a sampler gives beyond it."""
+        """Leave out what a sampler gives beyond its length, by which several ranks plan their steps."""
 
     def mark_sharded(self) -> None:
-        """Take note that the loader gives each rank another part of the data."""
+        """Take note that the loader gives each rank another part of the data by itself."""
 
     def reseed(self, seed: int) -> None:
-        """Draw from another seed, as if nothing had been read; what keeps its iterator goes on with it."""
+        """Draw from another seed, as if nothing had been read; a source that keeps its iterator goes on with it."""
         self.seed = seed
         if not self.keeps_iterator:
             self._opened = None
@@ -181,15 +183,15 @@ class BatchSource(ABC):
         step: int,
         segment: Segment,
     ) -> Iterator[Any]:
-        """As :meth:`iterate`, where ``start`` and ``step`` count all batches, not only this rank's."""
+        """As :meth:`iterate`, but ``start`` and ``step`` count all batches of the source, not only this rank's."""
 
     def peek(self, epoch: int) -> Any:
-        """Look at what tells whether other ranks read the same: the first batch of a stream or of a sequence.
+        """What differs between ranks whose loaders give other data: the first batch of a stream or of a sequence.
 
         A stream is not read again for it: :meth:`iterate` begins with this batch.
 
         Returns:
-            The batch, or :data:`NO_BATCH` if it has none; of a ``DataLoader`` with a sampler of its own the first
+            The batch, or :data:`NO_BATCH` if there is none; of a ``DataLoader`` with a sampler of its own the first
             indices; None where torch's own samplers give all of a dataset's indices.
         """
         set_epoch(self.loader, epoch)
@@ -202,7 +204,7 @@ class BatchSource(ABC):
         return OpenedIteration(source, mix_seeds(self.seed, epoch), epoch)
 
     def begun_iteration(self) -> Iterator[Any] | None:
-        """The iteration that :meth:`peek` has begun, if any, for whoever reads the loader itself."""
+        """The iteration that :meth:`peek` has begun, if any, to be used instead of :meth:`iterate`."""
         opened, self._opened = self._opened, None
         return None if opened is None else opened.iterate(isolated=False)
 
@@ -211,18 +213,18 @@ class BatchSource(ABC):
         self._opened = None
 
     def require_resumable(self) -> None:
-        """Refuse to go on inside an epoch of loaders whose own states are at batches that nobody can tell.
+        """Refuse to resume inside an epoch if nobody can tell at which batches the loaders' own states are.
 
         Raises:
-            CheckpointError: for such loaders, which are read together.
+            CheckpointError: if so, which only loaders that are read together can be.
         """
 
     def state_dict(self, following: int | None = None, done: bool = False) -> Any:
         """The loader's own state, for those that keep one (such as torchdata's ``StatefulDataLoader``).
 
         Args:
-            following: the batch of the epoch to go on with, if it is not the next one.
-            done: the epoch is, even if the loader would give more batches.
+            following: number of the batch to go on with; None for the next one that the loader gives.
+            done: whether the epoch is over, even if the loader would give more batches.
         """
         return None
 
@@ -237,7 +239,7 @@ class BatchSource(ABC):
         step: int,
         segment: Segment,
     ) -> Iterator[Any]:
-        """Every ``step``-th batch from ``start`` to the segment's end, of an epoch of which ``read`` have been read."""
+        """Every ``step``-th batch from ``start`` to the segment's end; ``batches`` begins with number ``read``."""
         if self.reading.watch is not None:
             batches = self.reading.watch(batches)
         stop = None
@@ -252,7 +254,7 @@ class BatchSource(ABC):
         numbers: Iterator[int],
         seeds: tuple[int, ...] = (),
     ) -> Iterator[Any]:
-        """Iterate ``source`` so that what a batch draws depends on (seed, epoch, its number) alone.
+        """Iterate ``source`` so that what is drawn for a batch depends on the seed, the epoch and its number alone.
 
         So it is the same after a resume, though no loader's own state holds random generators, and it is the same on
         all ranks that read the same batches. Ranks that read different batches draw different numbers.
@@ -264,7 +266,7 @@ class BatchSource(ABC):
             seeds: further numbers that all batches' seeds depend on.
         """
         with isolated_rng():
-            # An order is drawn again as at the epoch's begin.
+            # A loader that draws an order when it is begun must draw that of the epoch's begin, wherever it goes on.
             seed_batch(mix_seeds(self.seed, epoch))
             iterator = iterate_protected(source)
             begun = rng_state()
@@ -280,7 +282,7 @@ class BatchSource(ABC):
                     if number or seeds:
                         seed_batch(mix_seeds(self.seed, epoch, *seeds, number, *apart))
                     else:
-                        # Some draw an order now, and others drew it when they were begun.
+                        # Some draw their order only now: from the generators as they were when it was begun.
                         set_rng_state(begun)
                     batch = next(iterator, NO_BATCH)
                 if batch is NO_BATCH:
@@ -368,7 +370,7 @@ class IndexedSource(BatchSource):
         return self._seeded(self.copy, epoch, count(start, step), segment.seeds)
 
     def begun_iteration(self) -> Iterator[Any] | None:
-        # The epochs of which indices have been drawn for a look.
+        # The epochs of which `peek` has drawn indices.
         epochs = [*self.indices.kept]
         return chain.from_iterable(map(self.iterate, epochs)) if epochs else None
 
@@ -379,7 +381,7 @@ class IndexedSource(BatchSource):
 class SampledSource(IndexedSource):
     """A ``DataLoader`` that asks its sampler for indices.
 
-    A resume begins with the indices of its first batch: nothing before it is loaded.
+    A resume begins with the indices of the batch to go on with: no sample before it is loaded.
     """
 
     def plan_steps(self) -> None:
@@ -400,9 +402,9 @@ class StreamSource(BatchSource):
     Args:
         loader: the loader.
         seed: the run's seed.
-        keeps_iterator: whether it goes on where it was left when it is iterated again; it does not go on inside an
-            epoch whose order it does not draw again.
-        opened: an iteration that has been begun.
+        keeps_iterator: whether, iterated again, it goes on where it was left. Such a one is resumed inside an epoch
+            only where it draws the epoch's order again.
+        opened: an iteration that has been begun, to be used first.
     """
 
     def __init__(
@@ -444,9 +446,10 @@ class StreamSource(BatchSource):
 
     def _begin(self, epoch: int) -> Iterator[Any]:
         """Iterate from the start, so that what it draws depends on (seed, epoch) alone."""
-        # Workers have generators of their own; what is kept draws its order where it is iterated.
+        # Workers have generators of their own; but a kept iterator draws its order in this process.
         is_isolated = self.keeps_iterator or not getattr(self.loader, "num_workers", 0)
-        for _ in self._left:  # so that it begins where all ranks do
+        # To its end, so that the next iteration begins at the same batch on all ranks.
+        for _ in self._left:
             pass
         opened, self._opened = self._opened, None
         goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
@@ -457,13 +460,13 @@ class StreamSource(BatchSource):
             batches = isolated_iteration(self._copy(epoch), seed)
         else:
             batches = iterate_protected(self._copy(epoch))
-        # Some go on for ever.
+        # Some kept iterators go on for ever: end an epoch where the length tells.
         if self.keeps_iterator and self.reported_length < INFINITE:
             batches = self._left = islice(batches, int(self.reported_length))
         return batches
 
     def _require_order(self, epoch: int) -> None:
-        """Refuse to go on inside an epoch whose order a kept iterator does not draw again as it did before."""
+        """Raise a CheckpointError if a kept iterator would not draw the order of the epoch again."""
         begun = epoch if self._opened is None else self._opened.epoch
         in_workers = self.loader.num_workers > 0
         if in_workers or begun != epoch:
@@ -501,9 +504,9 @@ def _generator_of(
 class OwnIterationSource(IndexedSource):
     """A ``DataLoader`` of a class with an ``__iter__`` of its own.
 
-    When it is first used, a copy of it shows whether it asks for its sampler's indices. If it does, it is resumed as a
-    :class:`SampledSource`, up to the number of batches that it tells. If it does not, as one that keeps its iterator
-    for all epochs, it is a :class:`StreamSource` from then on.
+    When it is first used, a copy of it shows whether it asks for its sampler's indices. If so, it is resumed as a
+    :class:`SampledSource`, and gives as many batches as its length tells. If not, as a loader that keeps one iterator
+    for all epochs, it is read as a :class:`StreamSource` from then on.
     """
 
     def __init__(
@@ -516,8 +519,8 @@ class OwnIterationSource(IndexedSource):
         self._stream: StreamSource | None = None
         self._is_known = False
         self._shards_itself = False
-        # Whether a line has said that it gives more batches than it tells.
-        self._said: set[Any] = set()
+        # Holds the loader's id once a warning has said that it gives more batches than its length tells.
+        self._warned: set[Any] = set()
 
     def mark_sharded(self) -> None:
         self._shards_itself = True
@@ -539,13 +542,14 @@ class OwnIterationSource(IndexedSource):
         indices.seek(epoch)
         probe = self._probe(indices)
         opened = None
-        # It asks, or cannot be iterated with another sampler.
+        # It raises if the loader asks, or cannot be iterated with another sampler.
         with suppress(SamplerWasAsked, Exception):
             opened = self._open(probe, epoch)
         look.ended.set()
         if look.was_asked:
             return
-        # One that goes on for ever makes its next iterator from what is iterated now: as it was given.
+        # A loader that goes on for ever makes its next iterator from the copy that is iterated now, which therefore
+        # gets back the sampler and workers that it was given.
         given = self.loader.__dict__
         names = (indices.replaces, "num_workers", "timeout")
         probe.__dict__.update({name: given[name] for name in names})
@@ -574,9 +578,10 @@ class OwnIterationSource(IndexedSource):
         self.find_out(epoch)
         if self._stream is not None:
             return self._stream._iterate(epoch, start, step, segment)
-        # Which batches a part has, its own way of iterating counts from the first one on.
+        # A loader that shards its batches itself counts them from the first one on: read all of them again.
         again = start if self._shards_itself else 0
-        # A number is drawn when such a one is begun, which may be only when its first batch is asked for.
+        # torch draws a number when a loader is begun, maybe only with its first batch: let it use another one than the
+        # process's generator.
         generator = _generator_of(self.loader, self.seed, epoch)
         self.copy.__dict__["generator"] = generator
         batches = super()._iterate(epoch, start - again, step, segment)
@@ -587,7 +592,7 @@ class OwnIterationSource(IndexedSource):
         left = len(range(start, int(length), step))
         if not left:
             return iter(())
-        return up_to(self.loader, batches, left, int(self._exact_length), self._said)
+        return up_to(self.loader, batches, left, int(self._exact_length), self._warned)
 
     def _peek(self, epoch: int) -> Any:
         self.find_out(epoch)
@@ -611,11 +616,11 @@ class OwnIterationSource(IndexedSource):
             self._stream.close()
 
 
-# A loader's `state_dict` is taken every so many batches: a resume reads at most one less of them again.
+# A loader's `state_dict` is taken every so many batches: a resume has to read fewer than that again.
 _STATE_EVERY = 64
-# What is saved of a stateful loader: its own `state_dict`, the batches to read again after it, whether the iteration
-# is then left, how many of the epoch's batches had been read when the state was taken, and the epoch. Earlier versions
-# had the first two or three.
+# What is saved of a stateful loader: its own `state_dict`, how many batches to read again after it, whether its
+# iteration was left before it ended, how many of the epoch's batches had been read when the state was taken, and the
+# epoch. Earlier versions saved the first two or three.
 _KEYS = {"state", "batches", "left", "read", "epoch"}
 _NO_STATE = {"state": None, "batches": 0, "left": False}
 
@@ -629,7 +634,8 @@ class _Iteration:
         begin: where the segment of the epoch begins.
         read: how many of the epoch's batches have been read.
         has_ended: whether the loader has given them all.
-        states: states of the loader to go on from, with the batches read until then: the first one and two others.
+        states: pairs of how many batches had been read, and the loader's state then: the one with which the iteration
+            began, and the last two.
     """
 
     def __init__(
@@ -646,7 +652,7 @@ class _Iteration:
         self.states: list[tuple[int, dict[str, Any]]] = []
 
     def numbers(self) -> Iterator[int]:
-        """The numbers of the batches that have not been read when the first number is asked for."""
+        """The numbers of the batches to come, counted from those read when the first number is asked for."""
         yield from count(self.read)
 
 
@@ -691,7 +697,7 @@ class StatefulSource(BatchSource):
                 state = resumed
                 iteration.read = _read_before(resumed, iteration, start)
         elif self._iteration.states:
-            # The state in which the last one was left; one that fails is told by a save.
+            # The state in which the last iteration was left. If the loader cannot tell it, whoever saves hears of that.
             with suppress(Exception):
                 state = self.state_dict(done=True)
         if batches is None:
@@ -733,7 +739,7 @@ class StatefulSource(BatchSource):
                         "draw at random (augmentation) is drawn anew", type(self.loader).__name__,
                     )  # fmt: skip
             if resumed["left"]:
-                # As a new iteration begins that was, too.
+                # The state was taken in an iteration that was left. Begin that one, as the next one begins after it.
                 with isolated_rng():
                     iterate_protected(self.loader)
             return self._begin(iteration)
@@ -758,13 +764,13 @@ class StatefulSource(BatchSource):
         if first is not NO_BATCH:
             batches = chain((first,), batches)
         elif iteration.states[0][1]["left"]:
-            # It went on with the last iteration, and only ended that.
+            # The loader went on with the iteration that was left, and this was only its end.
             batches = self._begin(iteration)
         for batch in batches:
             iteration.read += 1
             states = iteration.states
             if iteration.read % _STATE_EVERY == 0 or len(states) == 1:
-                # One that fails is told by a save.
+                # If the loader cannot tell its state, whoever saves hears of that, and the training goes on.
                 with suppress(Exception):
                     state = copy.deepcopy(self._state(iteration))
                     iteration.states = [states[0], states[-1], (iteration.read, state)]
@@ -772,7 +778,7 @@ class StatefulSource(BatchSource):
         iteration.has_ended = True
 
     def _state(self, iteration: _Iteration, is_left: bool = False) -> dict[str, Any]:
-        # Asked before it is iterated, it may start its workers.
+        # A loader that is asked before it is iterated may start its workers.
         with workers_protected(self.loader):
             state = self.loader.state_dict()
         return {
@@ -785,7 +791,8 @@ class StatefulSource(BatchSource):
 
     def _peek(self, epoch: int) -> Any:
         if is_map_style(self.loader) and not self.has_own_iteration:
-            with suppress(Exception):  # one that cannot be copied is opened
+            # A sampler that cannot be copied is not looked at: the loader is begun instead.
+            with suppress(Exception):
                 dataset = self.loader.dataset
                 memo = {id(dataset): dataset}
                 sampler: Any = copy.deepcopy(self.loader._index_sampler, memo)
@@ -798,7 +805,8 @@ class StatefulSource(BatchSource):
     def state_dict(self, following: int | None = None, done: bool = False) -> Any:
         if self._resumed is not None:
             return self._resumed
-        if self._opened is not None:  # it has given a batch that nobody has got yet
+        # It has given a batch that nobody has got yet, so its own state is ahead.
+        if self._opened is not None:
             return dict(_NO_STATE)
         iteration = self._iteration
         has_begun = bool(iteration.states)
@@ -832,7 +840,7 @@ def _read_before(
     """How many of the epoch's batches had been read when a state was taken.
 
     Raises:
-        CheckpointError: if those to go on with are among them.
+        CheckpointError: if the batch to go on with is among them, or the state is of another epoch.
     """
     if resumed["left"]:
         return 0
@@ -880,7 +888,10 @@ def single_source(
 
 
 def kept_iterator_source(loader: Any) -> BatchSource | None:
-    """What reads a loader that keeps its iterator, to its end when an iteration has left it; None for others."""
+    """The source of a loader that keeps its iterator; None for any other loader.
+
+    Before such a source begins an iteration, it reads what is left of the one before.
+    """
     source = single_source(loader, seed=0)
     if isinstance(source, OwnIterationSource):
         source.find_out(0)

@@ -1,4 +1,4 @@
-"""The worker processes of loaders: how they start while signals and other threads are about."""
+"""The worker processes of loaders: they start without harm from signals and threads, and outlive signals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ DEFAULT_HANDLERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
 }
 
-
-noting = mmap.mmap(
-    -1, 1
-)  # how many runs only note signals now: seen by the processes that are forked, too
+# One byte: how many runs only note signals now, to act on them later. It is shared with the processes that are forked.
+noting = mmap.mmap(-1, 1)
 
 
 def note_in_worker(number: int, frame: FrameType | None) -> None:
@@ -36,22 +34,20 @@ def note_in_worker(number: int, frame: FrameType | None) -> None:
 
 
 class _ProtectedInit:
-    """A loader's ``worker_init_fn`` that lets signals pass while they are only noted in the main process.
+    """A loader's ``worker_init_fn`` after which the worker ignores signals while the main process only notes them.
 
-    Until it has been called, they wait: between torch's own handlers and this, SIGTERM would end the worker.
+    Until it has been called, signals are blocked: before torch's handlers are replaced, SIGTERM would end the worker.
     """
 
     def __init__(self, function: Callable[[int], None] | None) -> None:
         self.function = function
 
     def __call__(self, worker_id: int) -> None:
+        # torch's own handler would end the worker at SIGTERM.
         for number in DEFAULT_HANDLERS:
-            signal.signal(
-                number, note_in_worker
-            )  # in place of torch's own, which ends the worker at SIGTERM
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, DEFAULT_HANDLERS
-        )  # see `workers_protected`
+            signal.signal(number, note_in_worker)
+        # `workers_protected` has blocked them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, DEFAULT_HANDLERS)
         if self.function is not None:
             self.function(worker_id)
 
@@ -64,12 +60,12 @@ def _wait_for_other_threads() -> None:
     that is forked meanwhile can wait for a lock of Python's for ever: https://github.com/python/cpython/issues/112275.
     Python's own threads are no danger: they take that lock only while they hold the interpreter's, which is ours now.
     """
-    pythons = {str(thread.native_id) for thread in threading.enumerate()}
+    of_python = {str(thread.native_id) for thread in threading.enumerate()}
     deadline = time.monotonic() + 0.5
     while any(
         _is_running(task)
         for task in Path("/proc/self/task").glob("*")
-        if task.name not in pythons
+        if task.name not in of_python
     ):
         if time.monotonic() > deadline:
             return
@@ -79,21 +75,21 @@ def _wait_for_other_threads() -> None:
 def _is_running(task: Path) -> bool:
     try:
         state = (task / "stat").read_text().rpartition(") ")[2][0]
-    except OSError:  # it has just ended
+    except OSError:
+        # The thread has just ended.
         return False
     return state in "RD"
 
 
 @contextmanager
 def workers_protected(loader: Any) -> Iterator[None]:
-    """Start the workers of ``loader`` meanwhile: they live on when a training is asked to end, and do not hang."""
+    """Let the workers that ``loader`` starts in the block live on when a training is asked to end, and not hang."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         yield
         return
-    given, before = (
-        loader.worker_init_fn,
-        signal.pthread_sigmask(signal.SIG_BLOCK, DEFAULT_HANDLERS),
-    )  # which forks inherit
+    given = loader.worker_init_fn
+    # A fork inherits the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEFAULT_HANDLERS)
     protect_workers(loader)
     _wait_for_other_threads()
     try:
@@ -104,24 +100,22 @@ def workers_protected(loader: Any) -> Iterator[None]:
 
 
 def protect_workers(loader: DataLoader[Any]) -> None:
-    """Let all workers that ``loader`` starts live on then, also those that it starts late."""
+    """As :func:`workers_protected`, for whatever workers ``loader`` starts from now on."""
     if not isinstance(loader.worker_init_fn, _ProtectedInit):
         loader.worker_init_fn = _ProtectedInit(loader.worker_init_fn)
 
 
 def iterate_protected(loader: Any) -> Iterator[Any]:
-    """Iterate ``loader`` to its first end. Signals that a run only notes do not end its workers."""
+    """Iterate ``loader`` until it ends for the first time. Signals that a run only notes do not end its workers."""
     with workers_protected(loader):
         batches = iter(loader)
-    return (
-        batches
-        if type(batches).__module__.startswith("torch.")
-        else _until_end(batches)
-    )
+    if type(batches).__module__.startswith("torch."):
+        return batches
+    return _until_end(batches)
 
 
 def _until_end(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches. Some iterators begin again when they are asked or iterated once more, as those of DALI."""
+    """The same batches, once: some iterators, as those of DALI, begin again when they are asked after their end."""
     with suppress(StopIteration):
         while True:
             yield next(batches)
