@@ -1,4 +1,4 @@
-"""Where ``log`` is called, and with which arguments."""
+"""Where in the loop ``log`` is called, and with which options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .values import LoggedValue
 
 
 class LogOptions(NamedTuple):
-    """The arguments of ``Module.log`` beside the name and the value; they are explained there."""
+    """The arguments of ``Module.log`` but the name and the value, as they are explained there."""
 
     prog_bar: bool
     logger: bool | None
@@ -33,14 +33,14 @@ class LogContext:
         stage: ``"train"``, ``"validation"`` or ``"test"``; None outside of these.
         scope: ``"batch"`` or ``"epoch"``: what a value belongs to by default; None where nothing can be logged.
         values: what was logged in the stage, by name and index of the evaluation loader.
-        batch: the batch in work, whose first dimension is its weight in an epoch's mean.
+        batch: the running batch, whose first dimension is its weight in an epoch's mean; None between batches.
         batch_size: that dimension, once it has been needed.
         is_dummy: the batch only keeps this rank in step with the others: what is logged about it does not count.
-        part: while a batch is run in parts, the running one's fraction of the samples, and whether it is the first.
-        dataloader_idx: index of the evaluation loader in work, if there are several.
+        part: while a batch is run in parts, the running part's fraction of the samples, and whether it is the first.
+        dataloader_idx: index of the running evaluation loader, if there are several.
         empty_loaders: the evaluation loaders that gave this rank no batch, by index; None stands for the only one.
-        loaders_by_name: by names that were logged with ``add_dataloader_idx=False``, the evaluation loaders that they
-            belong to.
+        loaders_by_name: for each name that was logged with ``add_dataloader_idx=False``, the indices of the evaluation
+            loaders for which it was logged.
     """
 
     stage: str | None = None
@@ -62,11 +62,11 @@ class LogContext:
         """The weight of a value in an epoch's mean: by default the batch's size, or 1 outside of batches.
 
         Args:
-            entry: gets the value.
+            entry: what is kept under the value's name.
             batch_size: as passed to ``log``.
 
         Raises:
-            ValueError: if the size is unclear.
+            ValueError: if the batch does not show one size.
         """
         if entry.reduction != "mean":
             return 1.0

@@ -1,4 +1,4 @@
-"""The states of a module's torchmetrics: in and out of a checkpoint, and gathered from several ranks."""
+"""The states of a module's torchmetrics: saved and loaded, put back, and joined over ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 
 # Values by name, as a checkpoint keeps them.
 State = dict[str, Any]
-# How to join a state of several ranks, by the name of its reduction in torchmetrics.
+# How to join the values that a state has on several ranks, by the name of its reduction in torchmetrics.
 _MERGES: State = {
     "dim_zero_sum": torch.sum,
     "dim_zero_max": torch.amax,
@@ -47,11 +47,11 @@ def unchanged_metrics(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def keep_metrics_local(module: torch.nn.Module, world_size: int) -> Iterator[None]:
-    """Keep torchmetrics from adding up over ranks that each run ``module`` by themselves.
+    """Keep torchmetrics from reducing over the process group, where each rank of it runs ``module`` by itself.
 
     Args:
         module: holds the metrics.
-        world_size: the ranks of the run, which may be one in a process group of several.
+        world_size: the ranks of the run: 1 where each rank runs by itself.
     """
     is_alone = (
         world_size == 1
@@ -87,14 +87,16 @@ def list_states(metric: Any) -> dict[tuple[str, str], Any]:
 
 
 def fill_list_states(metric: Any, by_rank: list[dict[tuple[str, str], Any]]) -> None:
-    """Put an empty tensor into each list that is empty here only: torchmetrics gathers equal types and dimensions.
+    """Put an empty tensor into each list that is empty on this rank but not on all.
+
+    torchmetrics concatenates the lists over ranks, and needs a tensor of the same type and dimensions from each.
 
     Args:
         metric: the logged metric.
         by_rank: what :func:`list_states` says on each rank.
 
     Raises:
-        RuntimeError: for lists that are gathered element by element and whose lengths differ.
+        RuntimeError: if a list is gathered element by element, and has other lengths on other ranks.
     """
     parts = _metrics_of(metric)
     for path, name in list_states(metric):
@@ -121,7 +123,7 @@ def _reduction_of(metric: Any, name: str) -> str:
 
 def metric_states(module: torch.nn.Module) -> State:
     """Copies of the states of a module's torchmetrics, which ``state_dict`` leaves out, by the metrics' names."""
-    # A metric adds to its tensors in place, and its reset clears its lists in place.
+    # Copies, as a metric adds to its tensors in place, and its reset clears its lists in place.
     states = {}
     for name, metric in _metrics_of(module).items():
         state = {key: _copy_state(value) for key, value in metric.metric_state.items()}
@@ -150,12 +152,12 @@ def load_metric_states(module: torch.nn.Module, states: State) -> None:
 def merge_metric_states(
     module: torch.nn.Module, states: list[State], keep: bool
 ) -> State:
-    """One of what :func:`metric_states` gave on several ranks: each state reduced as torchmetrics would.
+    """Join what :func:`metric_states` gave on several ranks into one, each state reduced as torchmetrics would.
 
     Args:
         module: holds the metrics.
         states: by rank.
-        keep: False gives the states of metrics that have seen nothing, as another rank has the values.
+        keep: False gives the states of metrics without values, for a rank beside the one that gets the values.
 
     Raises:
         CheckpointError: for a state that torchmetrics does not reduce by sum, minimum, maximum or concatenation.

@@ -14,7 +14,7 @@ from ..data.batches import map_tensors
 from ..messages import log
 from .context import LogContext, LogOptions
 from .metric_state import State, is_metric
-from .over_ranks import agree_on_entries, reduced
+from .over_ranks import agree_on_entries, reduce_entries
 from .values import (
     REDUCTION_FUNCTIONS,
     REDUCTIONS,
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
 class Metrics:
     """All that a run logs.
 
-    The loop says where it is: it enters a stage, such as training or validation, there a scope, and begins batches.
+    The loop tells where it is: it enters a stage, such as training or validation, and begins and ends batches there.
+    This sets what a call of ``log`` means.
 
     Args:
         strategy: knows the ranks.
-        enabled: keep what is logged.
+        enabled: whether to keep what is logged.
 
     Attributes:
         module: the running module, whose torchmetrics may be logged.
         results: the epoch values of the stages that have ended, and their last step values.
-        epoch_results: those of the running epoch or evaluation, once it is reduced.
+        epoch_results: the epoch values of the running epoch or evaluation, as far as it has been reduced.
         stages: what was logged in each stage, by name and index of the evaluation loader.
     """
 
@@ -59,7 +60,7 @@ class Metrics:
         self.epoch_results = Results()
         self.stages: dict[str, dict[Any, LoggedValue]] = {}
         self._context = LogContext()
-        # Values of metrics of which a line has said that they are no numbers.
+        # Names of metrics' values of which a warning has said that they are no numbers.
         self._left_out: set[str] = set()
 
     @property
@@ -72,7 +73,7 @@ class Metrics:
         module: torch.nn.Module,
         keeps_bar: bool,
     ) -> None:
-        """Log for another run.
+        """Begin to log for another run.
 
         Args:
             module: what runs.
@@ -83,7 +84,7 @@ class Metrics:
             self.results.progress_bar.clear()
 
     def take(self, results: Results) -> None:
-        """Show what was logged in another process."""
+        """Take over what was logged in another process, as the results of the stages that have ended."""
         self.results = results
 
     def enter(
@@ -94,7 +95,7 @@ class Metrics:
         """Begin to log for a stage.
 
         Args:
-            stage: ``"train"``, ``"validation"`` or ``"test"``; None for none of these.
+            stage: ``"train"``, ``"validation"`` or ``"test"``; None outside of these.
             scope: ``"batch"`` or ``"epoch"``, what values belong to by default; None where nothing can be logged.
         """
         values = {} if stage is None else self.stages.setdefault(stage, {})
@@ -106,9 +107,9 @@ class Metrics:
         stage: str | None,
         scope: str | None,
     ) -> Iterator[None]:
-        """Log for a stage, as :meth:`enter` says, and afterwards where the loop was before.
+        """Log for a stage within the block, as :meth:`enter` does, and for that of before afterwards.
 
-        An exception changes nothing: what is called because of it finds the values of where it was raised.
+        After an exception, the stage stays: hooks that are called because of it find the values of where it was raised.
         """
         outer = self._context
         self.enter(stage, scope)
@@ -131,7 +132,7 @@ class Metrics:
         """Go on to a batch.
 
         Args:
-            batch: its first dimension is the weight of what is logged, in an epoch's mean; None stands for no batch.
+            batch: its first dimension is the weight of what is logged, in an epoch's mean; None if there is no batch.
             is_dummy: it only keeps this rank in step with the others, and what is logged about it does not count.
         """
         context = self._context
@@ -153,7 +154,7 @@ class Metrics:
         self._context.part = share
 
     def note_empty_loader(self) -> None:
-        """The evaluation loader gave this rank no batch: others may log what this one does not."""
+        """Take note that the evaluation loader gave this rank no batch: others may log what this one does not."""
         self._context.empty_loaders.add(self._context.dataloader_idx)
 
     def end_batches(self) -> None:
@@ -191,7 +192,7 @@ class Metrics:
             if entry.metric is not None and entry.value is None:
                 entry.value = value
             if is_reduced_now:
-                # The others wait for it where they reduce.
+                # The others reduce here, too, and would wait for this rank.
                 # collective
                 self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)
             return
@@ -221,7 +222,7 @@ class Metrics:
         value: Any,
         options: LogOptions,
     ) -> LoggedValue:
-        """What is kept under a name; it is made when the name is first logged in an epoch."""
+        """The entry of a name, which is made when the name is first logged in an epoch."""
         context = self._context
         index = context.dataloader_idx
         if index is not None and not options.add_dataloader_idx:
@@ -308,7 +309,7 @@ class Metrics:
         value: Tensor,
         keep_graph: bool,
     ) -> Tensor:
-        """The tensor to keep: a copy, as what the step does to its own afterwards is not logged."""
+        """The tensor to keep: a copy, as the step may change its own tensor in place afterwards."""
         if value.numel() != 1:
             raise ValueError(
                 f"log({entry.name!r}): the tensor must have one element; got shape {tuple(value.shape)}"
@@ -325,7 +326,7 @@ class Metrics:
             ):
                 value = value.clone()
             else:
-                # Into the same memory.
+                # Nobody reads the last one any more: its memory is used again, and none allocated in each step.
                 value = last.copy_(value)
         return value.squeeze() if value.dim() else value
 
@@ -360,7 +361,7 @@ class Metrics:
         return results
 
     def current(self) -> Results:
-        """Everything that is known now."""
+        """The newest value of each name that was logged in the run."""
         results = Results()
         results.update(self.results)
         if self._context.stage != "train":
@@ -370,7 +371,7 @@ class Metrics:
         return results
 
     def reduce_epoch(self) -> None:
-        """Reduce the running stage's epoch values and show them; they can still be added to."""
+        """Reduce the running stage's epoch values and show them. More can be logged afterwards. A collective."""
         results = self.epoch_results
         self.results.update(self.step_results())
         due = []
@@ -380,7 +381,7 @@ class Metrics:
         if self.strategy.world_size > 1:
             due = agree_on_entries(self.strategy, self.module, self._context, due)
         numbers = [entry for entry in due if entry.metric is None]
-        for entry, value in reduced(self.strategy, numbers):
+        for entry, value in reduce_entries(self.strategy, numbers):
             self._show(results, entry, value)
         for entry in due:
             if entry.metric is not None and entry.value is not None:
@@ -389,7 +390,7 @@ class Metrics:
         self.results.update(results)
 
     def end_epoch(self) -> Results:
-        """Reduce what has come since :meth:`reduce_epoch`; return all values of the epoch, and begin anew."""
+        """Reduce what came since :meth:`reduce_epoch`, give all values of the epoch, and drop them. A collective."""
         self.reduce_epoch()
         results, self.epoch_results = self.epoch_results, Results()
         self.discard()
@@ -411,7 +412,7 @@ class Metrics:
         value: Any,
         of_step: bool = False,
     ) -> None:
-        """Show an entry's value; the values of a metric that computes a dict each under a name of its own."""
+        """Show an entry's value; where a metric computes a dict, each of its values under a name of its own."""
         if isinstance(value, dict):
             for key, part in value.items():
                 self._show_part(results, entry, key, part, of_step)
@@ -454,7 +455,7 @@ class Metrics:
         results: Results,
         count: int,
     ) -> list[dict[str, float]]:
-        """An evaluation's values for each of ``count`` loaders; what was logged for no loader stands in each."""
+        """An evaluation's values for each of ``count`` loaders; what belongs to no loader stands in each."""
         loaders_of = {}
         for name, loaders in self._context.loaders_by_name.items():
             for shown in (name, f"{name}_step", f"{name}_epoch"):
@@ -477,7 +478,7 @@ class Metrics:
         self.enter(None, None)
 
     def state_dict(self) -> State:
-        """The running training epoch's values, and the results of the stages that ended."""
+        """The values of the running training epoch, and the results of the stages that have ended."""
         values = []
         for entry in self.stages.get("train", {}).values():
             state = {
@@ -493,7 +494,7 @@ class Metrics:
 
     def load_state_dict(self, state: State) -> None:
         """Take back :meth:`state_dict`."""
-        # Where the values to come will be.
+        # The values to come will be there, too.
         device = self.strategy.device
         train = self.stages.setdefault("train", {})
         train.clear()

@@ -14,7 +14,7 @@ from .values import LoggedValue, sum_dtype
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
 
-# What a rank without a value adds to the others': nothing.
+# The total of a rank without a value, which changes nothing; it is 0 where totals are added.
 _NEUTRAL = {"min": torch.inf, "max": -torch.inf}
 
 
@@ -26,13 +26,13 @@ def agree_on_entries(
 ) -> list[LoggedValue]:
     """The entries that all ranks are about to reduce, in one order. A collective.
 
-    A rank that had no batch takes part in what the others logged, with nothing.
+    A rank that had no batch takes part in reducing what the others logged, and adds nothing.
 
     Args:
         strategy: knows the ranks.
         module: holds the torchmetrics that were logged.
-        context: the stage, whose values get an entry for what only other ranks have logged.
-        due: what this rank has to reduce.
+        context: that of the running stage; its values get an entry for what only other ranks have logged.
+        due: the entries that this rank has to reduce.
 
     Raises:
         RuntimeError: if a rank that had batches did not log what another one did; on all of them.
@@ -101,10 +101,10 @@ def _listed(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
 
 
-def reduced(
+def reduce_entries(
     strategy: Strategy, entries: list[LoggedValue]
 ) -> Iterator[tuple[LoggedValue, Any]]:
-    """The epoch's value of each entry that holds one, over all ranks: one collective for all of them."""
+    """Give each entry that has an epoch's value on any rank, and that value: one collective for all entries."""
     shared = []
     for entry in entries:
         if strategy.world_size > 1 and not entry.rank_zero_only:
@@ -112,17 +112,17 @@ def reduced(
             continue
         total, weight = entry.folded()
         if total is not None:
-            yield entry, entry.mean_of(total, weight)
+            yield entry, entry.epoch_value(total, weight)
     if not shared:
         return
     rows = [_total_and_weight(entry, strategy.device) for entry in shared]
-    # collective; of the shape (world_size, entries, 2)
+    # collective, of which the result has the shape (world_size, entries, 2)
     by_rank = strategy.all_gather(torch.stack(rows))
     totals = by_rank[:, :, 0].unbind(1)
     # host–device sync
     weights = by_rank[:, :, 1].sum(0).tolist()
     for entry, column, weight in zip(shared, totals, weights, strict=True):
-        yield entry, entry.mean_of(entry.reduce(column), weight)
+        yield entry, entry.epoch_value(entry.reduce(column), weight)
 
 
 def _total_and_weight(entry: LoggedValue, device: torch.device) -> torch.Tensor:

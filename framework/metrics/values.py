@@ -1,4 +1,4 @@
-"""Values that were logged, and what becomes of them."""
+"""A logged value: how it is kept, reduced over an epoch, joined over ranks, and shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .metric_state import State, list_states
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-# What else stands for them as ``reduce_fx``.
+# Functions that may be passed as ``reduce_fx`` in place of these names.
 REDUCTION_FUNCTIONS: dict[Any, str] = {
     torch.mean: "mean",
     torch.sum: "sum",
@@ -20,11 +20,11 @@ REDUCTION_FUNCTIONS: dict[Any, str] = {
     min: "min",
     max: "max",
 }
-# How several values become one, and how two totals do; by default they are added.
+# How a row of values becomes one, and how two totals do; where nothing else is said, they are added.
 _REDUCE = {"min": torch.amin, "max": torch.amax}
 _JOIN = {"min": torch.minimum, "max": torch.maximum}
-# So many values of an epoch are kept as they came before they are folded into their sum: folding each at once would
-# cost several kernels a step, folding none would grow without bound.
+# So many values of an epoch are kept as they came, and then folded into their total: to fold each at once would cost
+# several kernels a step, and to fold none would let memory grow.
 CHUNK = 256
 
 
@@ -46,13 +46,13 @@ class LoggedValue:
         on_epoch: keep the reduction over the epoch.
         reduction: that reduction: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
         value: the last one: a 0-dim tensor, a number or a torchmetrics ``Metric``.
-        metric: the ``Metric``'s name among the module's submodules, if it is one.
+        metric: if the value is a ``Metric``, its name among the module's submodules.
         total: the folded values: their weighted sum, or the minimum or maximum.
         weight: the sum of their weights.
         pending: values that are not folded yet.
         pending_weights: the weights of these.
-        reduced: the epoch's value has been shown since the last value came.
-        rank_zero_only: the main process's value only counts.
+        reduced: whether the epoch's value, with all that has come, has been shown.
+        rank_zero_only: whether only the main process's values count.
     """
 
     name: str
@@ -76,7 +76,7 @@ class LoggedValue:
         value: Any,
         weight: float,
     ) -> None:
-        """Take a value into the epoch's."""
+        """Add a value to those of the epoch."""
         self.pending.append(value)
         self.pending_weights.append(weight)
         if len(self.pending) == CHUNK:
@@ -102,7 +102,7 @@ class LoggedValue:
         return total, self.weight + sum(self.pending_weights)
 
     def reduce(self, values: Tensor) -> Tensor:
-        """One total of several, of the shape ``(count,)``."""
+        """The total of several values or totals, of the shape ``(count,)``."""
         return _REDUCE.get(self.reduction, torch.sum)(values, 0)
 
     def join(self, total: Tensor) -> Tensor:
@@ -111,16 +111,16 @@ class LoggedValue:
             return total
         return _JOIN.get(self.reduction, torch.add)(self.total, total)
 
-    def mean_of(
+    def epoch_value(
         self,
         total: Any,
         weight: float,
     ) -> Any:
-        """The epoch's value, given its total over all ranks; it is a mean only if that is the reduction."""
+        """The epoch's value, given its total and weight over all ranks: a mean is the total divided by the weight."""
         return total / weight if self.reduction == "mean" and weight else total
 
     def find_metric_in(self, module: torch.nn.Module | None) -> None:
-        """Let the logged ``Metric`` be the one of this name in ``module``, if a metric was logged."""
+        """If a ``Metric`` was logged, take the one of its name in ``module`` as the value."""
         if self.metric is not None:
             assert module is not None, "a run has a module"
             self.value = module.get_submodule(self.metric)
@@ -131,12 +131,12 @@ class LoggedValue:
         return self.name, self.dataloader_idx
 
     def facts(self) -> State:
-        """What another rank needs to make the same entry."""
+        """The fields that another rank needs to make the same entry."""
         names = ("prog_bar", "logger", "on_step", "on_epoch", "reduction", "metric")
         return {name: getattr(self, name) for name in names}
 
     def list_states(self) -> dict[Any, Any]:
-        """What another rank needs to know of the ``Metric``, if it is one."""
+        """As :func:`.list_states`, if a ``Metric`` was logged: other ranks need it to gather its lists."""
         if self.metric is None or self.value is None:
             return {}
         return list_states(self.value)
@@ -153,7 +153,7 @@ class LoggedValue:
 
 @dataclass
 class Results:
-    """Values by name, in the three places in which the Trainer shows them."""
+    """Values by name, for the three places in which the Trainer shows them: callbacks, loggers and progress bars."""
 
     callback: State = field(default_factory=dict)
     logged: State = field(default_factory=dict)
@@ -179,11 +179,11 @@ class Results:
 
 
 def merge_logged(states: list[State], keep: bool) -> State:
-    """One of the states that :meth:`.Metrics.state_dict` gave on several ranks: their epoch values joined.
+    """Join the states that :meth:`.Metrics.state_dict` gave on several ranks into one, with their epoch values.
 
     Args:
-        states: by rank; each may lack what it had not logged yet.
-        keep: False leaves the values out, as another rank has them, and keeps the names.
+        states: by rank; each may lack names that it had not logged yet.
+        keep: False leaves the values out and keeps the names, for a rank beside the one that gets the values.
     """
     merged = {}
     for state in states:
@@ -217,13 +217,13 @@ def join_part(
     fraction: float,
     is_first: bool,
 ) -> Any:
-    """The value of a step so far, of a batch that is run in parts.
+    """The value of a step until now, where a batch is run in parts.
 
     Args:
         entry: holds the value of the parts before.
         value: that of this part.
         fraction: of the batch's samples, how many are in this part.
-        is_first: no part came before.
+        is_first: whether no part came before.
     """
     if entry.reduction == "mean":
         value = value * fraction
@@ -257,7 +257,7 @@ def as_number(name: str, value: Any) -> float:
         TypeError: if it is none.
     """
     try:
-        # Also of a bool, a NumPy scalar, and anything else that is a number.
+        # Also for a bool, a NumPy scalar, and whatever else can be made a float.
         return float(value)
     except (TypeError, ValueError):
         several = "; log_dict takes several" if hasattr(value, "items") else ""
