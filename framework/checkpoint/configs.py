@@ -1,4 +1,4 @@
-"""Configurations of any make: mappings and objects of fields, to plain dicts for a checkpoint and back."""
+"""Configurations, such as dataclasses and OmegaConf's, as plain dicts for a checkpoint, and made again from these."""
 
 from __future__ import annotations
 
@@ -38,12 +38,10 @@ class AttributeDict(dict[str, Any]):
 
 def fields_of(config: Any) -> dict[str, Any] | None:
     """The fields of a mapping, namespace, dataclass, attrs or pydantic object by name; None if it is none of these."""
+    if type(config).__name__ == "DictConfig" and isinstance(config, Mapping):
+        return _readable_items(config)
     if isinstance(config, Mapping):
-        return (
-            _readable_items(config)
-            if type(config).__name__ == "DictConfig"
-            else dict(config)
-        )
+        return dict(config)
     if isinstance(config, (Namespace, SimpleNamespace)):
         return dict(vars(config))
     if (names := _field_names(type(config))) is None:
@@ -52,18 +50,19 @@ def fields_of(config: Any) -> dict[str, Any] | None:
 
 
 def _readable_items(config: Any) -> dict[str, Any]:
-    """The items of an OmegaConf mapping; one that cannot be read yet, as ``???``, as it is written."""
+    """The items of an OmegaConf mapping; a value that cannot be read yet stays as it is written, such as ``???``."""
     from omegaconf import OmegaConf
 
     items: Any = OmegaConf.to_container(config, resolve=False)
     for name in items:
-        with suppress(Exception):  # the value is missing, or refers to what is
+        # A value may be missing, or refer to one that is.
+        with suppress(Exception):
             items[name] = config[name]
     return items
 
 
 def _field_names(kind: type[Any]) -> dict[str, str | None] | None:
-    """By a field's name, the constructor's argument for it, if it has one; None if ``kind`` has no fields."""
+    """The fields of a class, each with the name of its constructor argument or None; None if it has no fields."""
     if dataclasses.is_dataclass(kind):
         return {
             field.name: field.name if field.init else None
@@ -85,15 +84,13 @@ def portable(value: Any) -> Any:
         return type(value)(map(portable, value))
     if (fields := fields_of(value)) is not None:
         return {name: portable(item) for name, item in fields.items()}
-    is_other = isinstance(
+    is_of_python = isinstance(
         value,
         (str, bytes, bytearray, range, memoryview, list, tuple),
     )
-    return (
-        list(map(portable, value))
-        if isinstance(value, Sequence) and not is_other
-        else value
-    )
+    if isinstance(value, Sequence) and not is_of_python:
+        return list(map(portable, value))
+    return value
 
 
 def kind_of(
@@ -108,9 +105,8 @@ def kind_of(
     kind = type(value).__name__
     if kind in (*_NAMESPACES, "DictConfig", "ListConfig"):
         return kind
-    with suppress(
-        Exception
-    ):  # of whatever the object's own constructor or comparison raises
+    # The object's own constructor or comparison may raise anything.
+    with suppress(Exception):
         is_known = isinstance(value, Enum) or _field_names(type(value)) is not None
         if is_known and rebuild(owner, argument, kind, portable(value)) == value:
             return kind
@@ -123,7 +119,14 @@ def rebuild(
     kind: str,
     value: Any,
 ) -> Any:
-    """Make again what :func:`portable` has taken apart, with keys as attributes where nothing else is known."""
+    """Make again what :func:`portable` has taken apart; of an unknown class, a dict with its keys as attributes.
+
+    Args:
+        owner: whose constructor takes it.
+        argument: as which argument.
+        kind: what :func:`kind_of` said.
+        value: what :func:`portable` gave.
+    """
     if kind in _NAMESPACES:
         return _NAMESPACES[kind](**_of_type(None, value))
     if kind in ("DictConfig", "ListConfig"):
@@ -132,15 +135,16 @@ def rebuild(
         return OmegaConf.create(value)
     hint = _hints(owner.__init__).get(argument)
     named = [
-        one
-        for one in (hint, *typing.get_args(hint))
-        if getattr(one, "__name__", None) == kind
+        hinted
+        for hinted in (hint, *typing.get_args(hint))
+        if getattr(hinted, "__name__", None) == kind
     ]
     return _of_type(next(iter(named), None), value)
 
 
 def _hints(annotated: Any) -> dict[str, Any]:
-    with suppress(Exception):  # a name that is only there for type checkers
+    # A hint may use a name that is only there for type checkers.
+    with suppress(Exception):
         return typing.get_type_hints(annotated)
     return dict(getattr(annotated, "__annotations__", {}))
 
@@ -158,7 +162,8 @@ def _of_type(hint: Any, value: Any) -> Any:
                 and issubclass(kind, type(value))
                 and type(value) not in kinds
             ):
-                with suppress(ValueError):  # it has no such member any more
+                # The enum may have no such member any more.
+                with suppress(ValueError):
                     return kind(value)
         return value
     for kind in kinds:
@@ -181,10 +186,7 @@ def _with_fields(
         }
     )
     if not hasattr(kind, "model_fields"):
+        # Also what the constructor does not take, or would change once more.
         for name, value in values.items():
-            object.__setattr__(
-                made,
-                name,
-                value,
-            )  # also what the constructor does not take, or would change again
+            object.__setattr__(made, name, value)
     return made

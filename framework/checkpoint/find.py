@@ -1,4 +1,4 @@
-"""Which checkpoints there are, and what pointers point to."""
+"""Which checkpoints there are, and what pointers point to: small files that name a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .manifest import MANIFEST, Manifest, is_complete, read_manifest
 from .storage import is_local, join, storage_of, without_local_scheme
 from .weights import is_weights_file
 
-# Bytes of the longest pointer.
+# In bytes; a pointer is never longer.
 _LONGEST_POINTER = 1 << 16
 
 
@@ -47,7 +47,7 @@ def resolve(path: str) -> str:
 
 
 def _moved_aside(path: str) -> str | None:
-    """The complete checkpoint that was moved aside, if the process was killed before the new one took its place."""
+    """The checkpoint that was at ``path``, if a process was killed after moving it aside to put a new one there."""
     parent, name = os.path.split(path.rstrip("/"))
     parent = parent or "."
     if not is_local(path) or not os.path.isdir(parent):
@@ -84,11 +84,12 @@ def find_manifests(
     manifests = {}
     if not storage.exists(directory):
         return manifests
+    # A folder with a state and without a manifest is damaged, which is to be told.
     folders = {*storage.folders_with(directory, (MANIFEST, "state.json"))}
     for path in folders:
         parent, _, name = path.rpartition("/")
         if parent in folders and not storage.exists(join(path, MANIFEST)):
-            # Here lie the files of a checkpoint that has replaced another one.
+            # These are the files of the checkpoint around it, whose manifest names this folder.
             continue
         if name.startswith("."):
             # One that was moved aside counts only while nothing has taken its place.
@@ -122,7 +123,7 @@ def find_checkpoints(directory: str) -> list[str]:
 
 
 def is_taken(path: str) -> bool:
-    """Whether there is something at ``path`` that a new checkpoint must not take the place of unasked."""
+    """Whether there is something at ``path`` that a new checkpoint must not replace unless that is asked for."""
     storage = storage_of(path)
     if storage.is_local:
         return storage.exists(path)

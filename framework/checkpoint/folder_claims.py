@@ -12,25 +12,34 @@ from .storage import is_local, join, storage_of, write_file
 
 try:
     import fcntl
-except ImportError:  # there are no such locks on Windows
+except ImportError:
+    # There are no such locks on Windows.
     fcntl = None
 
-# How often to make a folder that its last holder removes meanwhile; what cannot be made at all fails as often.
+# How often to try to make a folder, as its last holder may remove it meanwhile; then what cannot be made is an error.
 _TRIES = 1000
 
 
 class _Claim(NamedTuple):
+    """A folder that is locked.
+
+    Attributes:
+        owner: who has it.
+        descriptor: of the open folder, which holds the lock.
+        is_new: whether the folder was not there before.
+    """
+
     owner: Any
-    descriptor: int  # of the folder, which is locked
-    is_new: bool  # it was not there before
+    descriptor: int
+    is_new: bool
 
 
-# By folder, in this process, where runs in several threads may come and go.
+# This process's claims by folder. Each has an owner, as runs in several threads must not share a folder either.
 _claims: dict[str, _Claim] = {}
 
 
 def claim_folder(path: str, owner: object) -> str:
-    """Make a folder to save in, and see that it can be written to.
+    """Make a folder to save in that no other run has, and see that it can be written to.
 
     Args:
         path: the folder.
@@ -68,7 +77,7 @@ def release_folders(owner: object) -> None:
         if claim.is_new:
             with suppress(OSError):
                 os.rmdir(path)
-        # Only now another can have it.
+        # The lock ends only now that the folder is gone, so that nobody can have claimed it before.
         os.close(claim.descriptor)
 
 
@@ -104,7 +113,7 @@ def _lock(path: str) -> int | None:
             return None
         except (FileExistsError, FileNotFoundError) as error:
             missing = error
-        # The run that had it has ended just now, and removed it, as it was empty: make it again.
+        # The run that had the folder has ended just now, and removed it, as it was empty: make it again.
         if descriptor is not None:
             os.close(descriptor)
     raise missing

@@ -7,7 +7,7 @@ from .serialization import State
 
 
 def upgrade(checkpoint: State) -> None:
-    """Give a checkpoint of format 1 the schema of today.
+    """Turn a checkpoint of format 1 into today's :class:`.Checkpoint`, in place.
 
     A Trainer's held, in ``run``, the counters and what the main rank had of the loader and of the logged values; what
     each other rank had was in ``run["peers"]``. An Engine's held ``loaders``, and a Trainer's only if a user had put

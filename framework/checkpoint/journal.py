@@ -1,4 +1,4 @@
-"""Files that are not finished: their names, journals that list them, and what becomes of them after a crash."""
+"""Files of a save that is not finished: their names, journals that list them, and what a crash leaves of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import CheckpointError
 from .manifest import MANIFEST, name_in, read_manifest
 from .storage import is_local, join, storage_of, write_file
 
-# What is there for a while only: the name that it is for, the machine and the process that made it; and a number. The
-# last part is there while such a file itself is being replaced.
+# The names of what is there for a while only: the name that it is for, the machine and the process that made it, and a
+# random number. The last part is there while such a file is itself being written.
 _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<machine>[^.]+-\d+)-(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)(\.[0-9a-f]{8}\.tmp)?",
     re.DOTALL,
@@ -35,7 +35,7 @@ def own_files(path: str) -> list[str]:
 
 
 def hidden_name(path: str, kind: str) -> str:
-    """A name beside ``path`` for what is there for a while only; it says which process made it."""
+    """A new name beside ``path`` for what is there for a while only; it says which process made it."""
     parent, name = os.path.split(path)
     return join(parent, f".{name}.{_this_process()}.{uuid.uuid4().hex[:8]}.{kind}")
 
@@ -47,6 +47,7 @@ def name_of_hidden(hidden: str) -> str:
 
 def _this_machine() -> str:
     """This machine or container, in the names of what is not finished."""
+    # Containers may share a host name, but each numbers its processes by itself.
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except FileNotFoundError:
@@ -59,7 +60,7 @@ def _this_process() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process of this machine is there."""
+    """Whether a process of this machine is there that is not this one."""
     if process == os.getpid():
         return False
     try:
@@ -67,13 +68,13 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        # It is somebody else's.
+        # It is there, but another user's.
         pass
     return True
 
 
 def _journals_of(path: str) -> str:
-    """How the paths of journals begin: inside of a local folder, as the one around it may be read-only."""
+    """How the paths of a folder's journals begin: inside it if it is local, as the one around it may be read-only."""
     parent, _, name = path.rpartition("/")
     # A bucket has nothing around it.
     is_inside = is_local(path) or parent.endswith(":/")
@@ -89,7 +90,7 @@ def write_journal(path: str, names: list[str]) -> str:
 
 
 def settle(path: str, journal: str) -> None:
-    """Remove those of the files that a journal lists which are no part of the checkpoint that is there now."""
+    """Remove what a journal lists but what belongs to the checkpoint that is there now, and then the journal."""
     storage = storage_of(path)
     listed = json.loads(storage.read(journal))
     storage.remove_files(path, {*listed} - {*own_files(path)})
@@ -97,7 +98,7 @@ def settle(path: str, journal: str) -> None:
 
 
 def settle_journals(path: str) -> None:
-    """Clear up what changes to a folder have left that broke off."""
+    """Clear up what saves that broke off have left in a folder."""
     storage = storage_of(path)
     folder, _, beginning = _journals_of(path).rpartition("/")
     for name in storage.names(folder) if storage.exists(folder) else ():
@@ -111,7 +112,7 @@ def settle_journals(path: str) -> None:
         try:
             settle(path, journal)
         except ValueError:
-            # It broke off while it was written, and nothing came after.
+            # It broke off while the journal was written, before any of the files.
             storage.remove(journal)
         if storage.is_local:
             unfinished = f"{MANIFEST}.????????.tmp"
@@ -129,7 +130,7 @@ def sweep(directory: str) -> None:
 
 
 def _is_abandoned(path: str, match: re.Match[str]) -> bool:
-    """Whether nobody will finish it."""
+    """Whether the process that made ``path`` is gone, so that nobody will finish it."""
     if match["machine"] == _this_machine():
         process = int(match["process"])
         return process != os.getpid() and not _is_alive(process)
@@ -137,5 +138,5 @@ def _is_abandoned(path: str, match: re.Match[str]) -> bool:
     try:
         return time.time() - os.path.getmtime(path) > _ABANDONED_AFTER
     except OSError:
-        # Another process was quicker.
+        # Another process has removed it already.
         return False

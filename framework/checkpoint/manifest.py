@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from ..errors import CheckpointError
 from .storage import join, storage_of
 
-# Of what is written; those before are read, too.
+# The version of the schema that is written; earlier ones are read, too.
 FORMAT = 2
 MANIFEST = "manifest.json"
 # In bytes; a file that is larger was made to fill the memory.
@@ -23,7 +23,7 @@ class Manifest(TypedDict):
 
     Attributes:
         format: the version of the schema.
-        files: each file's size in bytes, and checksum.
+        files: each file's ``size`` in bytes and checksum, ``crc32``.
         folder: where below the checkpoint they are, if not in it itself.
         created: when, in seconds since 1970.
         world_size: of the run.
@@ -68,7 +68,7 @@ def read_manifest(path: str) -> Manifest:
         CheckpointError: if there is none, or it was altered, or is of a later format.
     """
     file, storage = join(path, MANIFEST), storage_of(path)
-    # To open a pipe would wait for somebody to write.
+    # A pipe of that name would block: to open one waits for somebody to write.
     if not storage.is_file(file):
         raise CheckpointError(
             f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file"
@@ -90,7 +90,7 @@ def read_manifest(path: str) -> Manifest:
 
 
 def _check(body: Manifest) -> None:
-    """Raise if the checksum is right and the content is not, as of a manifest that was made to harm."""
+    """Raise for content that we would not write, as paths outside the checkpoint: a right checksum is easily made."""
     for name in [*body["files"], body.get("folder", "files")]:
         if {*name.split("/")} & {"", ".", ".."} or "\\" in name or ":" in name:
             raise ValueError(f"it lists {name!r}, which is no file inside of it")
@@ -103,7 +103,7 @@ def _check(body: Manifest) -> None:
 
 @contextmanager
 def naming_damage(path: str, what: str) -> Iterator[None]:
-    """Raise whatever content that is damaged, or was made to harm, makes others raise as a CheckpointError."""
+    """Turn whatever the block raises into a CheckpointError, as content that is damaged may make it raise anything."""
     try:
         yield
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint, verified."""
+"""Reads a checkpoint, and verifies that it is as it was written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def load_checkpoint(
         return {**weights, "rng": [], "manifest": {"module": "another program"}}
     manifest = read_manifest(path)
     content = {}
-    # The files of one folder may hold shards of the same tensors; but those of rng/ belong to a rank each.
+    # The files of one folder are read together, as they may hold shards of the same tensors; those of rng/ belong to a
+    # rank each.
     groups = {}
     for name in manifest["files"]:
         stem, _, kind = name.rpartition(".")
@@ -53,6 +54,7 @@ def load_checkpoint(
             content[name] = _read(path, name, manifest)
     tensors = {}
     for group, names in groups.items():
+        # Generators take their states from the CPU.
         device = None if group.startswith("rng/") else map_location
         tensors[group] = _read_tensors(path, names, manifest, device)
     objects = None
@@ -99,7 +101,7 @@ def _read(
     content, size = b"", written["size"]
     try:
         if storage.is_local:
-            # A pipe is no file, and what has grown may not fit the memory.
+            # Before it is read, as a pipe would block, and a file that has grown may not fit the memory.
             if not storage.is_file(file):
                 raise FileNotFoundError
             size = storage.size(file)
@@ -122,7 +124,7 @@ def _read(
 
 
 def unpickle_objects(content: bytes | None) -> State:
-    """The objects of ``objects.pkl``, by key; one that cannot be made here raises only where it is used."""
+    """The objects of ``objects.pkl``, by key; an object that cannot be made here raises only when it is used."""
     from ...strategies.pickling import loads
 
     if content is None:
@@ -135,7 +137,8 @@ def unpickle_objects(content: bytes | None) -> State:
     for key, value in pickled.items():
         try:
             objects[key] = loads(value, script)
-        except Exception as error:  # whatever a user's class raises
+        except Exception as error:
+            # A user's class may raise anything.
             reason = f"was pickled in {origin} and cannot be made here: {error}; import here what it is made of first"
             objects[key] = UnloadedObject(key, reason)
     return objects

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Save:
-    """A checkpoint that is being written; the ranks beside the main one have it too, to hear how it went.
+    """A checkpoint that is being written. Ranks that write nothing have one, too, to hear how it went.
 
     Args:
         path: the directory to make.
         strategy: knows the ranks.
-        alone: the main rank saves without the others.
+        alone: whether the main rank saves without the others.
 
     Attributes:
         written: whether the checkpoint is complete; known to all ranks after :meth:`finish`.
@@ -43,19 +43,20 @@ class Save:
         self._failed: BaseException | None = None
 
     def run(self, write: Callable[[], None]) -> None:
-        """Call what writes, and keep what goes wrong for :meth:`finish`."""
+        """Call ``write``, and keep what it raises for :meth:`finish`."""
         try:
             write()
-        except BaseException as error:  # what a logger raises, too
+        except BaseException as error:
+            # Also what a callback raises when the checkpoint is complete.
             self._failed = error
 
     def fail(self, error: Exception) -> None:
-        """Keep an error from before there was something to write."""
+        """Keep an error that came before anything could be written."""
         self._failed = error
 
     def start(self, write: Callable[[], None]) -> None:
         """:meth:`run`, in another thread."""
-        # The interpreter waits for it when it ends, as for other threads, but for a user in a hurry.
+        # A daemon, for which the interpreter waits only by `_wait_at_exit`: a user in a hurry can have that left out.
         self._thread = threading.Thread(
             target=self.run,
             args=(write,),
@@ -79,7 +80,7 @@ class Save:
     def _wait_at_exit(self) -> None:
         self.wait()
         if self._failed is not None:
-            # Nobody has asked for it.
+            # Nobody has called `finish`, which would have raised it.
             log.error("%s", self._failed)
 
     def finish(self) -> None:
@@ -119,7 +120,7 @@ class Saver:
         self.created = max(self.created, manifest.get("created", 0.0))
 
     def __getstate__(self) -> State:
-        # A copy has nothing under way.
+        # A copy, as for another process, has no save under way.
         return {**self.__dict__, "_last": None}
 
     def save(
@@ -142,7 +143,7 @@ class Saver:
             facts: JSON values for the manifest.
             rng: each rank's random generators, by rank.
             wait: write now; otherwise only copy the tensors now, after the save before is done.
-            on_complete: called on the main rank when it is complete, before the next one begins.
+            on_complete: called on the main rank when the checkpoint is complete, before the next save begins.
             alone: whether the main rank does so without the others.
 
         Returns:
@@ -181,7 +182,7 @@ class Saver:
         return save
 
     def wait(self) -> None:
-        """Wait for the save that is under way, if there is one; whoever began it hears how it went."""
+        """Wait for the save that is under way, if there is one; only its own ``finish()`` raises what went wrong."""
         if self._last is not None:
             self._last.wait()
             self._last = None

@@ -13,7 +13,7 @@ from .serialization import State
 
 
 class Checkpoint(TypedDict, total=False):
-    """All of a checkpoint. One of weights alone lacks most, an Engine's all that only a Trainer has."""
+    """All of a checkpoint. One of weights alone lacks most, and an Engine's what only a Trainer has."""
 
     # Both levels: the first model, further ones, and what trains them.
     epoch: int
@@ -142,7 +142,7 @@ def check_shape(
         name: of the value, for the message.
 
     Raises:
-        TypeError: if it has another type, such as a not-a-number.
+        TypeError: if something in it has another type.
         KeyError: if an item is missing.
     """
     kinds = get_args(shape) if isinstance(shape, UnionType) else (shape,)
@@ -167,7 +167,7 @@ def check_shape(
 
 @dataclass
 class RunState:
-    """The counters of a run, and what the Trainer is doing now.
+    """The counters of a run, which a checkpoint holds, and what the Trainer is doing now, which it does not hold.
 
     Attributes:
         epoch: index of the running epoch, which is the number of completed ones.
@@ -176,7 +176,8 @@ class RunState:
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
         accumulate_grad_batches: the Trainer's, if that was set while the run went on.
-        plateau_waits: schedulers that monitor a value by steps wait for the validation that is due at ``batch_idx``.
+        plateau_waits: whether schedulers that step every so many steps by a monitored value wait for the validation
+            that is due at ``batch_idx``.
         batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
         epoch_done: all that belongs to this epoch has been done, its end hooks too; the next thing is a new epoch.
         seed: from which the order of the data is drawn.
@@ -210,7 +211,7 @@ class RunState:
 
     @property
     def where(self) -> str:
-        """How far the run has come, in words."""
+        """How far the run has come, as text for a message."""
         return f"epoch {self.epoch}, batch {self.batch_idx}, global step {self.global_step}"
 
     # What the Trainer is doing.
@@ -245,7 +246,7 @@ class RunState:
     # How far the run has come.
 
     def draw_seed(self) -> int:
-        """The seed from which the order of the data is drawn: that of torch's generator when it was first asked."""
+        """The seed from which the order of the data is drawn: that of torch's generator at the first call."""
         if self.seed is None:
             self.seed = torch.initial_seed() % 2**63
         return self.seed
@@ -315,14 +316,13 @@ class RunState:
             setattr(self, name, value)
 
 
-# What a checkpoint holds of a RunState: each field's type, and its default, which is the least value; None if the field
-# may be missing. The others say what this process is doing now.
+# What a checkpoint holds of a RunState: each field's type, and its default. The default is also the least valid value,
+# or None if the field may be missing. The fields left out say what this process is doing now.
 _COUNTERS: dict[str, tuple[Any, Any]] = {
     field.name: (get_type_hints(RunState)[field.name], field.default)
     for field in fields(RunState)
     if field.name not in ("fn", "stage", "status")
 }
-_COUNTERS["part"] = PartOfEpoch | None, None
 
 
 def loader_state(

@@ -23,9 +23,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from ..errors import CheckpointError
 from ..messages import log
 from .configs import AttributeDict
-from .tensors import is_name, is_plain, printable
+from .tensors import is_name, is_storable, printable
 
-# Values by name, nested as users may nest them.
+# Values by name, nested as users may nest them: what a `state_dict` gives.
 State = dict[str, Any]
 _PLAIN = (bool, int, float, str)
 # Classes of dicts that are kept, by name.
@@ -74,7 +74,8 @@ def encode(
 
     Args:
         value: what to write.
-        path: where it stands; parts of it are named after it.
+        path: where the value stands in the checkpoint, such as ``callbacks.EarlyStopping``; its tensors and objects are
+            named by their paths.
         tensors: its tensors are put in here, by path.
         objects: what is neither a tensor nor JSON is put in here, by path.
     """
@@ -101,10 +102,10 @@ class _Encoder:
         if value is None or type(value) in _PLAIN:
             return value
         path = self._free(path)
-        if is_plain(value):
+        if is_storable(value):
             self.tensors[path] = value
             return {"$tensor": path}
-        if isinstance(value, dict) and has_plain(value):
+        if isinstance(value, dict) and has_plain_value(value):
             return self._encode_dict(value, path)
         for codec in _CODECS:
             if isinstance(value, codec.kind):
@@ -122,7 +123,7 @@ class _Encoder:
         return self._encode_object(value, path)
 
     def _free(self, path: str) -> str:
-        """A name like ``path`` that nothing has yet: ``{"a": {"b": x}, "a.b": y}`` gives one path twice."""
+        """A name like ``path`` that nothing has yet, as ``{"a": {"b": x}, "a.b": y}`` gives the path ``a.b`` twice."""
         path = printable(path)
         while path in self.tensors or path in self.objects or not is_name(path):
             path += "'"
@@ -182,7 +183,7 @@ class _Encoder:
                 # torch has no such type, as for strings, dates or objects.
                 return self._encode_object(value, path)
             return {"$array": path}
-        # By the kind, as a date's item may be an int; and by the item, as a long double's is itself.
+        # The kind of number is looked at, as a date's item may be an int, and the item, as a long double's is itself.
         if isinstance(value, np.generic) and value.dtype.kind in "biufU":
             item = value.item()
             if type(item) in _PLAIN:
@@ -196,14 +197,14 @@ class _Encoder:
     ) -> State:
         self.objects[path] = value
         encoded = {"$object": path}
-        if has_plain(value):
+        if has_plain_value(value):
             # JSON writes what such a value holds, whatever its class says that it is.
             encoded["$plain"] = value
         return encoded
 
 
-def has_plain(value: Any) -> bool:
-    """Whether an object that is pickled also has a plain value, for who does not load pickled objects."""
+def has_plain_value(value: Any) -> bool:
+    """Whether an object that is pickled also has a plain value, for readers that do not load pickled objects."""
     kinds = (str, int, float, dict)
     return isinstance(value, kinds) and not isinstance(value, defaultdict)
 
@@ -311,14 +312,14 @@ _ABSENT = object()
 
 
 def fill_unloaded(state: Any, owner: Any) -> Any:
-    """Put what is there already into the places of objects that were not loaded.
+    """Replace objects that were not loaded by what ``owner`` has in their places.
 
     Args:
-        state: of a checkpoint.
-        owner: what the state is for: an object with attributes of these names, or a nesting like the state's.
+        state: what a checkpoint holds for ``owner``.
+        owner: what will load the state: an object with attributes of these names, or a nesting like the state's.
 
     Raises:
-        CheckpointError: if there is nothing in such a place.
+        CheckpointError: if ``owner`` has nothing in such a place.
     """
     if isinstance(state, UnloadedObject):
         if owner is None or owner is _ABSENT:

@@ -68,11 +68,11 @@ class LocalStorage:
         path: str,
         within: Collection[str] | None = None,
     ) -> list[str]:
-        """The names, relative to a folder, of what is below it: files, and folders that are empty, links or closed.
+        """The names, relative to a folder, of what is below it: files, and folders that are empty, links or unreadable.
 
         Args:
             path: the folder.
-            within: of what is in it, look at these only, as there may be much else.
+            within: names in it: look only at these and what is below them, as there may be very many files beside them.
         """
         found = []
         for name in self.names(path) if within is None else within:
@@ -121,7 +121,7 @@ class LocalStorage:
         path: str,
         names: Iterable[str],
     ) -> None:
-        """Delete those files below a folder that are there, and the folders in it that this empties."""
+        """Delete those of the files below a folder that exist, and the folders in it that this empties."""
         names = {*names}
         there = self.files(path, within={top_of(name) for name in names})
         for name in sorted(names.intersection(there)):
@@ -143,7 +143,7 @@ class LocalStorage:
 
 
 def _is_open_folder(entry: Path) -> bool:
-    """Whether it is a folder that shows what is in it."""
+    """Whether it is a folder, no link, and has something in it that we may see."""
     if entry.is_symlink() or not entry.is_dir():
         return False
     try:
@@ -154,9 +154,10 @@ def _is_open_folder(entry: Path) -> bool:
 
 
 class RemoteStorage:
-    """Files of an object store or another file system; methods as of :class:`LocalStorage`, and not as safe.
+    """Files of an object store or another file system, with the methods of :class:`LocalStorage`.
 
-    Nothing can be renamed there in one step, and a file appears when all of it has arrived.
+    Nothing can be renamed there in one step; but a file appears only when all of it has arrived, so that to write one
+    is also to replace it.
 
     Args:
         path: any URL there.
@@ -211,7 +212,7 @@ class RemoteStorage:
             yield file
             file.close()
         except BaseException:
-            # What went wrong is on its way already; to close the file would send what it has.
+            # To close the file would send what it has, and may raise in place of the error that is being raised.
             with suppress(Exception):
                 file.discard()
             file.closed = True
@@ -235,7 +236,7 @@ class RemoteStorage:
         path: str,
         names: Iterable[str],
     ) -> None:
-        """Delete those files below a folder that are there; one that this empties goes in one request."""
+        """Delete those of the files below a folder that exist; if these are all, in one request for the folder."""
         there = {*self.files(path)}
         listed = [join(path, name) for name in sorted(there.intersection(names))]
         is_bucket = not self.system._parent(path).strip("/")

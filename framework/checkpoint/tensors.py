@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...strategies.tensor_shards import TensorShard
 
-# In the order in which the library writes them: what needs more alignment comes first.
+# The format's names of types, in the order in which the library writes tensors: larger alignment first.
 _NAMES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64",
     torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32",
@@ -25,14 +25,15 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-# What the format lacks is written as numbers that it has, or bytes, in one more dimension; the metadata names the type.
+# Types that the format lacks, by the numbers of which they consist; all others count as bytes. They are written in one
+# more dimension, and the metadata names the type.
 _NUMBERS_OF = {torch.complex128: torch.float64, torch.complex32: torch.float16}
 _ORDER = {dtype: position for position, dtype in enumerate(_NAMES)}
-# Bytes that are written at once.
+# How many bytes to write at once.
 _CHUNK = 4 * 2**20
 
 
-def is_plain(value: Any) -> bool:
+def is_storable(value: Any) -> bool:
     """Whether ``value`` is a tensor that a file can hold, or a shard of one."""
     if isinstance(value, TensorShard):
         return True
@@ -126,7 +127,7 @@ class StagedTensors:
 
 
 def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors have alike if they are the same numbers in the same memory."""
+    """A key that is equal for tensors that are the same numbers in the same memory."""
     return (
         tensor.data_ptr(),
         tensor.shape,
@@ -191,7 +192,7 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
 
 @contextmanager
 def _naming_damage() -> Iterator[None]:
-    """Raise whatever content that is not as we write it makes others raise as a ValueError."""
+    """Turn whatever the block raises into a ValueError, as content that is not ours may raise anything."""
     try:
         yield
     except Exception as error:
@@ -207,13 +208,13 @@ def join_shards(
 
     Args:
         files: their tensors by name; each is cleared before the next one is asked for.
-        largest_size: the bytes of all files; a tensor that is said to be larger is a lie.
+        largest_size: the bytes of all files, which no tensor can exceed, whatever a file says of its shape.
 
     Raises:
         ValueError: if a shard is missing, or does not fit, or a name is there twice.
     """
     joined = {}
-    # How many numbers are still to come.
+    # By name of a sharded tensor: how many of its numbers are still to come.
     missing = {}
     for tensors in files:
         for name, value in tensors.items():
@@ -241,7 +242,7 @@ def _room_for(
     name: str,
     largest_size: int,
 ) -> Tensor:
-    """A tensor of the whole's shape, with whatever numbers are in its memory."""
+    """An uninitialized tensor for all shards of the tensor ``name``."""
     if math.prod(shard.shape) * shard.tensor.element_size() > largest_size:
         raise ValueError(
             f"{name} is said to have the shape {shard.shape}, more than there is"

@@ -1,4 +1,4 @@
-"""Weights alone, in one file: a safetensors file, read or written, or one of ``torch.save``, such as Lightning's."""
+"""Files of weights alone: safetensors files, read or written, and those of ``torch.save``, such as Lightning's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..messages import log
 from .storage import join, storage_of, without_local_scheme
-from .tensors import StagedTensors, is_plain, read_tensors
+from .tensors import StagedTensors, is_storable, read_tensors
 
 _ZIP = b"PK\x03\x04"
 
@@ -36,7 +36,8 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
     if path.endswith(".safetensors"):
         try:
             return {"state_dict": read_tensors(content, map_location)}
-        except Exception as error:  # the library's own
+        except Exception as error:
+            # The library has errors of its own.
             raise ValueError(
                 f"{path!r} is no safetensors file, or damaged: {error}"
             ) from error
@@ -79,7 +80,8 @@ def _load(
             f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
             f"load it where it was made, and save its state_dict alone. torch says: {error}"
         ) from error
-    except Exception as error:  # whatever a file that was not made by it, or made to harm, makes it raise
+    except Exception as error:
+        # A file that torch did not write, or that was made to harm, may make it raise anything.
         raise ValueError(
             f"{path!r} cannot be read as a file of torch.save: {error}"
         ) from error
@@ -113,7 +115,7 @@ def export_weights(
     path = without_local_scheme(path)
     tensors = {}
     for name, value in state.items():
-        if is_plain(value):
+        if is_storable(value):
             is_converted = dtype is not None and value.is_floating_point()
             tensors[name] = value.to(dtype) if is_converted else value
     left_out = state.keys() - tensors.keys()

@@ -4,7 +4,7 @@
 
     epoch=3-step=400.ckpt/
       model/model.safetensors          parameters and buffers by name
-      model/rank-0.safetensors, …      of those that are sharded over ranks, what each rank has
+      model/rank-0.safetensors, …      each rank's shards of tensors that are sharded
       optimizer/optimizer.safetensors  optimizer_states.<index>.state.<parameter>.<state>
       state.json, state.safetensors    counters, data cursor, schedulers, scaler, callbacks, hyperparameters
       rng/rank-0.json, .safetensors    random generators, one pair per rank
@@ -42,7 +42,7 @@ from .journal import (
     write_journal,
 )
 from .manifest import FORMAT, MANIFEST, read_manifest, seal_manifest
-from .serialization import State, encode, has_plain
+from .serialization import State, encode, has_plain_value
 from .storage import (
     is_local,
     join,
@@ -54,7 +54,7 @@ from .storage import (
     write_file,
     writing,
 )
-from .tensors import StagedTensors, is_name, is_plain
+from .tensors import StagedTensors, is_name, is_storable
 
 # Writes all files into the folder that it is given; returns size and checksum of each.
 _Write = Callable[[str], State]
@@ -92,7 +92,7 @@ class Snapshot:
         weights = {}
         extra = {}
         for name, value in rest.pop("state_dict", {}).items():
-            is_weight = is_plain(value) and is_name(name)
+            is_weight = is_storable(value) and is_name(name)
             (weights if is_weight else extra)[name] = value
         if extra:
             rest["model_extra_state"] = extra
@@ -146,15 +146,14 @@ def _pickle_objects(objects: State, files: State) -> None:
     for key, value in objects.items():
         try:
             pickled[key] = dumps(value)
-        except (
-            Exception
-        ) as error:  # whatever a user's object raises must not lose the checkpoint
-            if not has_plain(value):
+        except Exception as error:
+            # A user's object may raise anything, which must not lose the checkpoint.
+            if not has_plain_value(value):
                 print(
                     f"Checkpoint: {key} could not be pickled and is left out: {error}"
                 )
         else:
-            needed += () if has_plain(value) else (key,)
+            needed += () if has_plain_value(value) else (key,)
     if pickled:
         files["objects.pkl"] = pickle.dumps((script_name(), pickled))
     if needed:
@@ -164,9 +163,9 @@ def _pickle_objects(objects: State, files: State) -> None:
 
 
 class ShardedCommit:
-    """Ranks that each write their shards, and hear of each other while the training goes on.
+    """Lets ranks that each write their shards hear of each other while the training goes on.
 
-    They do so through the store in which they met, from the threads that write: no collective.
+    The threads that write use the store through which the ranks met, as a collective would mix with the training's.
 
     Args:
         strategy: one whose ranks have met.
@@ -213,7 +212,7 @@ class ShardedCommit:
         self._tell(str(self.rank), files)
 
     def give_up(self, error: Exception) -> None:
-        """Let nobody wait for this rank."""
+        """Tell those who wait for this rank that it failed."""
         key = str(self.rank) if self.rank else "target"
         self._tell(key, None, f"rank {self.rank}: {error}")
 
@@ -279,7 +278,7 @@ def _commit(
             "a file is there that is no checkpoint; remove it, or save elsewhere"
         )
     if storage.is_local and os.path.islink(path):
-        # It stays a link.
+        # The link stays, and what it leads to is replaced.
         path = os.path.realpath(path)
     if storage.is_local and (not os.path.isdir(path) or _is_all_ours(path)):
         _write_beside(snapshot, path, write)
@@ -296,14 +295,15 @@ def _write_beside(
     parent = os.path.dirname(path) or "."
     os.makedirs(parent, exist_ok=True)
     sweep(parent)
-    is_taken = os.path.lexists(path)
+    # Only what is there now: another run may put a checkpoint there meanwhile, which must stay.
+    replaces = os.path.lexists(path)
     temporary = hidden_name(path, "tmp")
     try:
         files = write(temporary)
         write_file(join(temporary, MANIFEST), _manifest(snapshot, files))
         for directory, _, _ in os.walk(temporary):
             sync_directory(directory)
-        _move_into_place(temporary, path, is_taken)
+        _move_into_place(temporary, path, replaces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -358,7 +358,7 @@ def _write_in_place(
     try:
         files = write(target)
     except BaseException:
-        # The store may be out of reach.
+        # The store may be out of reach: the next save here will settle it.
         with suppress(Exception):
             settle(path, journal)
         raise
@@ -412,10 +412,10 @@ def _write_files(snapshot: Snapshot, target: str) -> State:
     """Write this rank's files into a folder; returns size and checksum of each."""
     files = {}
     for name, content in snapshot.files.items():
-        staged = isinstance(content, StagedTensors)
+        is_staged = isinstance(content, StagedTensors)
         size = crc32 = 0
         with writing(join(target, *name.split("/"))) as file:
-            for chunk in content.chunks() if staged else [content]:
+            for chunk in content.chunks() if is_staged else [content]:
                 file.write(chunk)
                 size += len(chunk)
                 crc32 = zlib.crc32(chunk, crc32)
@@ -435,7 +435,9 @@ def _manifest(
 
 
 def remove_checkpoint(path: str, root: str | None = None) -> None:
-    """Delete a checkpoint, or a pointer; what an interruption leaves is no checkpoint, and goes with the next save.
+    """Delete a checkpoint, or a pointer.
+
+    What an interruption leaves of it counts as no checkpoint, and is removed by the next save.
 
     Args:
         path: a pointer, or the directory of a checkpoint; files there that are not the checkpoint's stay.
@@ -457,6 +459,7 @@ def remove_checkpoint(path: str, root: str | None = None) -> None:
         settle(path, journal)
         remove_empty_folders(path, os.path.dirname(path))
     elif storage.exists(path):
+        # Raises, and says why this is no checkpoint.
         read_manifest(path)
     if root is not None:
         remove_empty_folders(path.rpartition("/")[0], root)
@@ -471,7 +474,7 @@ def _is_all_ours(path: str) -> bool:
         return False
     storage = storage_of(path)
     tops = {top_of(name) for name in ours}
-    # The names first, as there may be very many files.
+    # The names at the top first, as there may be very many files below.
     return tops.issuperset(storage.names(path)) and ours.issuperset(storage.files(path))
 
 
@@ -480,7 +483,7 @@ def _can_move(path: str) -> bool:
     if not is_local(path) or os.path.islink(path) or os.path.ismount(path):
         return False
     real, working_directory = os.path.realpath(path), ""
-    # Somebody may have removed where we are.
+    # Somebody may have removed the working directory.
     with suppress(FileNotFoundError):
         working_directory = os.getcwd()
     is_around_us = join(working_directory, "").startswith(join(real, ""))
@@ -491,7 +494,7 @@ def write_pointer(path: str, target: str) -> None:
     """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
     target = target.rstrip("/")
     if os.path.dirname(path) == os.path.dirname(target):
-        # So the folder of both can be moved.
+        # By its name alone, so that the folder of both can be moved.
         target = os.path.basename(target)
     with _naming(f"pointer {path!r}"):
         write_file(path, json.dumps({"checkpoint": target}).encode())
@@ -499,7 +502,7 @@ def write_pointer(path: str, target: str) -> None:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Raise whatever a file system raises as an OSError that says what could not be written."""
+    """Turn whatever the block raises, as file systems may raise anything, into an OSError that says what failed."""
     try:
         yield
     except Exception as error:
