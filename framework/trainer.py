@@ -95,8 +95,9 @@ class Trainer:
         deterministic: use deterministic algorithms; ``"warn"`` warns where there is none.
         benchmark: let cuDNN try out algorithms. Default: torch's own setting.
         inference_mode: evaluate under ``torch.inference_mode`` rather than ``torch.no_grad`` (outside of ``fit``).
-        use_distributed_sampler: deal the batches of each loader out to the processes; False if each process makes a
-            loader for its own part of the data. By default they find out for each loader.
+        use_distributed_sampler: True shards the batches of each loader over the processes; False leaves them as they
+            are, as each process makes a loader for its own part of the data. By default the processes find out, for
+            each loader, which of the two it is.
         profiler: ``"simple"`` or ``"pytorch"``.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
@@ -155,10 +156,10 @@ class Trainer:
         compile: bool | dict[str, Any] = False,
     ) -> None:
         configure()
-        for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
-            check_count(name, value, -1, (None,) if name == "max_epochs" else ())
-        for name, value in (("min_epochs", min_epochs), ("min_steps", min_steps)):
-            check_count(name, value, 0, (None,))
+        check_count("max_epochs", max_epochs, -1, (None,))
+        check_count("max_steps", max_steps, -1)
+        check_count("min_epochs", min_epochs, 0, (None,))
+        check_count("min_steps", min_steps, 0, (None,))
         check_count("fast_dev_run", fast_dev_run, 0, (True, False))
         check_count("check_val_every_n_epoch", check_val_every_n_epoch, 1, (None,))
         check_count("num_sanity_val_steps", num_sanity_val_steps, -1, (None,))
@@ -229,9 +230,11 @@ class Trainer:
             "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
             "enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary,
         }  # fmt: skip
-        if barebones and (asked := [name for name, value in switches.items() if value]):
+        if barebones and (
+            requested := [name for name, value in switches.items() if value]
+        ):
             raise ValueError(
-                f"barebones=True switches {', '.join(asked)} off; do not ask for both"
+                f"barebones=True switches {', '.join(requested)} off; do not ask for both"
             )
         quiet = barebones or self.fast_dev_run
         if quiet:
@@ -252,12 +255,12 @@ class Trainer:
         self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)
         self.callbacks: list[Callback] = default_callbacks(
             callbacks,
-            asked={
+            requested={
                 "ModelCheckpoint": enable_checkpointing,
                 "ProgressBar": enable_progress_bar,
                 "ModelSummary": enable_model_summary,
             },
-            usual=self._usual_callbacks(),
+            defaults=self._default_callbacks(),
             max_time=max_time,
             profiler=profiler,
         )
@@ -265,21 +268,21 @@ class Trainer:
         self.consensus = Consensus(self.engine.strategy)
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
         self.checkpoints = RunCheckpoints(self)
-        # None only before the first run, and in a copy.
+        # It is None before the first run, and in a copy. Its type leaves that out, for all that is read inside a run.
         self.run: Run = None  # type: ignore[assignment]
         self.last_fit: FitState | None = None
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
 
     # Arguments.
 
-    def _limit_to(self, batches: int) -> None:
-        """Run ``batches`` of everything, once."""
-        self.limit_train_batches = batches
-        self.limit_val_batches = batches
-        self.limit_test_batches = batches
-        self.limit_predict_batches = batches
+    def _limit_to(self, num_batches: int) -> None:
+        """Run ``num_batches`` of everything, once, for ``fast_dev_run``."""
+        self.limit_train_batches = num_batches
+        self.limit_val_batches = num_batches
+        self.limit_test_batches = num_batches
+        self.limit_predict_batches = num_batches
         self.max_epochs = 1
-        self.max_steps = batches
+        self.max_steps = num_batches
         self.val_check_interval = 1.0
         self.check_val_every_n_epoch = 1
 
@@ -290,14 +293,14 @@ class Trainer:
             return []
         return check_loggers(logger, "a Logger, a list of them, True or False")
 
-    def _usual_callbacks(self) -> list[str]:
-        """Which callbacks there are unless the user says otherwise."""
-        usual = []
+    def _default_callbacks(self) -> list[str]:
+        """The kinds of callbacks that take part unless the user says otherwise."""
+        defaults = []
         if not self.barebones and not self.fast_dev_run:
-            usual.append("ModelCheckpoint")
+            defaults.append("ModelCheckpoint")
         if not self.barebones and not self.engine.is_copy:
-            usual += ["ProgressBar", "ModelSummary"]
-        return usual
+            defaults += ["ProgressBar", "ModelSummary"]
+        return defaults
 
     # The four runs.
 
@@ -327,7 +330,8 @@ class Trainer:
         """
         given = {"train": train_dataloaders, "validate": val_dataloaders}
         execute(
-            self, self._plan("fit", model, datamodule, given, ckpt_path, weights_only)
+            self,
+            self._request("fit", model, datamodule, given, ckpt_path, weights_only),
         )
 
     def validate(
@@ -388,7 +392,7 @@ class Trainer:
     ) -> list[dict[str, float]]:  # fmt: skip
         results = execute(
             self,
-            self._plan(
+            self._request(
                 stage, model, datamodule, {stage: dataloaders}, ckpt_path, weights_only
             ),
         )
@@ -434,7 +438,7 @@ class Trainer:
         elif return_predictions is False:
             keep = "none"
         given = {"predict": dataloaders}
-        plan = self._plan(
+        request = self._request(
             "predict",
             model,
             datamodule,
@@ -443,16 +447,16 @@ class Trainer:
             weights_only,
             keep,
         )
-        outputs = execute(self, plan)
+        outputs = execute(self, request)
         if return_predictions is False:
             return None
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _plan(
+    def _request(
         self, fn: str, model: Any, datamodule: Any, given: dict[str, Any], ckpt_path: Any, weights_only: bool | None,
         keep: str = "own",
     ) -> RunRequest:  # fmt: skip
-        """Check the arguments of a run, before anything is set up or started."""
+        """Check the arguments of a run, before anything is set up or started; ``given`` are its loaders by stage."""
         if weights_only not in (None, True, False):
             raise ValueError(
                 f"weights_only must be True, False or None; got {weights_only!r}"
@@ -461,9 +465,11 @@ class Trainer:
             raise TypeError(
                 f'ckpt_path must be a path, "best", "last" or None; got {ckpt_path!r}'
             )
-        first = next(iter(given))
-        if isinstance(given[first], DataModule):
-            given[first], datamodule = None, datamodule or given[first]
+        # A DataModule may be passed in the place of the first loaders.
+        stage = next(iter(given))
+        if isinstance(given[stage], DataModule):
+            datamodule = datamodule or given[stage]
+            given[stage] = None
         if datamodule is not None and any(
             value is not None for value in given.values()
         ):
@@ -474,6 +480,7 @@ class Trainer:
                     f"{fn} needs a model: this Trainer has not run one yet"
                 )
             model = self.module
+            # Whoever names no model wants the best one that the last fit has found, and not the last one.
             best = getattr(self.checkpoint_callback, "best_model_path", "")
             if ckpt_path is None and self.last_fit is not None and best:
                 ckpt_path = "best"
@@ -481,13 +488,13 @@ class Trainer:
         return RunRequest(fn, model, datamodule, given, ckpt_path, weights_only, keep)
 
     def use_callbacks_of(self, module: Module) -> None:
-        """Let the callbacks that a module configures take part, in the place of those that the one before did."""
-        before, earlier = self._module_callbacks
-        merged, own = with_module_callbacks(
-            self.callbacks, module, earlier, is_same=before is module
+        """Use the callbacks that a module configures, instead of those of the module that ran before."""
+        previous_module, previous = self._module_callbacks
+        merged, configured = with_module_callbacks(
+            self.callbacks, module, previous, is_same=previous_module is module
         )
         self.callbacks = merged
-        self._module_callbacks = (module, own)
+        self._module_callbacks = (module, configured)
 
     # Checkpoints and logging.
 
@@ -499,9 +506,9 @@ class Trainer:
     ) -> None:
         """Write a checkpoint; when this returns, it is complete and on disk. All processes call this.
 
-        If the main process alone does, and has all of the state, the checkpoint lacks what the others have drawn and
-        logged in the running epoch. Inside an accumulation window the data cursor is put at the window's start: its
-        batches are read again.
+        The main process may call it alone where it has all of the state; the checkpoint then lacks the others' random
+        states and what they have logged in the running epoch. Inside an accumulation window, the position that is saved
+        is the window's start: a run that resumes reads the window's batches again.
 
         Args:
             filepath: the directory to make, local or any fsspec URL.
@@ -534,7 +541,7 @@ class Trainer:
         All processes call this, or the main one alone where it has all of the weights.
 
         Args:
-            path: the file, local or any fsspec URL; one that is there is replaced, all at once.
+            path: the file, local or any fsspec URL; an existing file stays as it is until the new one is complete.
             dtype: to convert floating-point weights to, such as ``torch.bfloat16``.
 
         Raises:
@@ -579,8 +586,8 @@ class Trainer:
             print(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A run holds functions and loaders bound to this process; a copy gets its own when it runs, and goes on with
-        # the states of optimizers and schedulers.
+        # A run holds functions and loaders that are bound to this process, so a copy makes its own when it runs. It
+        # goes on with the states of optimizers and schedulers.
         state = self.state
         if self.is_running:
             state = replace(state, fn=None, stage=None, status="initializing")
@@ -623,7 +630,7 @@ class Trainer:
         """The optimizers of this fit, or of the last one, if they live in this process."""
         return None if self.last_fit is None else self.last_fit.step
 
-    # Progress and place.
+    # How far the run has come, and where it runs.
 
     @property
     def module(self) -> Module:
@@ -649,7 +656,7 @@ class Trainer:
 
     @property
     def global_step(self) -> int:
-        """Completed optimizer windows."""
+        """Optimizer steps so far: completed accumulation windows, however many optimizers step in each."""
         return self.state.global_step
 
     @property

@@ -1,4 +1,4 @@
-"""Whose module it is: a run takes a module from a Trainer that is running, and gives it back as it was."""
+"""Attaching a module to the Trainer that runs it, and giving it back unchanged to one that was running it already."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def attached(
     trainer: Trainer, module: Module, datamodule: Any, changes_weights: bool
 ) -> Iterator[None]:
-    """Let ``trainer`` be the Trainer of a module and its data.
+    """Let ``trainer`` be the Trainer of a module and its data, for one run.
 
     Where another Trainer is running any of them, as when this run was called in one of its hooks, they go back to it
     afterwards, and the other run does not notice: not by Trainers, training modes, gradients, dtypes, devices, metrics,
@@ -46,10 +46,11 @@ def attached(
         if (owner := part.__dict__.get("_trainer")) and owner.is_running
     ]
     for _, owner in outer:
-        _require_same_numbers(trainer, owner)
+        _require_same_precision(trainer, owner)
     module.trainer = trainer
     if datamodule is not None:
         datamodule.trainer = trainer
+    # The usual case. The module stays with this Trainer, whose results can be read from it after the run.
     if not outer:
         yield
         return
@@ -61,14 +62,16 @@ def attached(
                 part.trainer = owner
 
 
-def _require_same_numbers(trainer: Trainer, owner: Trainer) -> None:
-    own, outer = trainer.engine, owner.engine
+def _require_same_precision(trainer: Trainer, owner: Trainer) -> None:
+    """Raise if ``trainer`` would convert parameters whose gradients ``owner`` averages over processes."""
+    own = trainer.engine
+    outer = owner.engine
     same = own.device == outer.device and own.precision.parameters in (
         None,
         outer.precision.parameters,
     )
     if owner.world_size > 1 and not same:
-        # A parameter that gets data of another kind loses the hooks by which its gradients are averaged.
+        # A parameter that is moved, or gets another dtype, loses the hooks by which its gradients are averaged.
         raise RuntimeError(
             f"a run with precision={trainer.precision!r} on {own.device} would convert the module that another Trainer "
             f"is running in {owner.world_size} processes, with precision={owner.precision!r} on {outer.device}: use "
@@ -78,15 +81,15 @@ def _require_same_numbers(trainer: Trainer, owner: Trainer) -> None:
 
 @contextmanager
 def _unchanged(module: nn.Module, changes_weights: bool) -> Iterator[None]:
+    """Put back, at the end, what a run changes of a module and of torch's settings."""
     modes = {part: part.training for part in module.modules()}
     parameters = [
         (parameter, parameter.requires_grad, parameter.grad)
         for parameter in module.parameters()
     ]
+    # Or else this run would add to the gradients of an accumulation window that the other one has open.
     for parameter in module.parameters():
-        parameter.grad = (
-            None  # else this run would add to the gradients of a window that is open
-        )
+        parameter.grad = None
     values = [
         (tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())
     ]
@@ -100,7 +103,8 @@ def _unchanged(module: nn.Module, changes_weights: bool) -> Iterator[None]:
         torch.set_deterministic_debug_mode(deterministic)
         for tensor, value in values:
             if tensor.dtype != value.dtype or tensor.device != value.device:
-                # Back to the very numbers: what was rounded to fewer bits has lost them.
+                # The tensor from before, if its values were not to change: converting this one back would not restore
+                # what rounding to fewer bits has lost.
                 tensor.data = tensor.data.to(value) if changes_weights else value
         for parameter, required, gradient in parameters:
             parameter.requires_grad_(required)

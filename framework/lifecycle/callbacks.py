@@ -1,4 +1,4 @@
-"""Which callbacks take part in a run: the user's, those that are usual, and the module's."""
+"""Which callbacks take part in a run: the user's, the default ones, and the module's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..subclasses import overrides
 if TYPE_CHECKING:
     from ..module import Module
 
-# What the Trainer's argument is called that asks for such a callback.
+# By kind of callback, the argument of the Trainer that asks for one.
 _ARGUMENTS = {
     "ModelCheckpoint": "enable_checkpointing",
     "ProgressBar": "enable_progress_bar",
@@ -23,8 +23,8 @@ _PROFILERS = {"simple": "SimpleProfiler", "pytorch": "PyTorchProfiler"}
 
 def default_callbacks(
     given: Any,
-    asked: dict[str, bool | None],
-    usual: list[str],
+    requested: dict[str, bool | None],
+    defaults: list[str],
     max_time: Any,
     profiler: str | None,
 ) -> list[Callback]:
@@ -32,9 +32,9 @@ def default_callbacks(
 
     Args:
         given: a callback, a list of them, or None.
-        asked: by kind of callback, whether the user wants one; None if he does not say.
-        usual: the kinds of which there is one if he does not say.
-        max_time: when to end the training.
+        requested: by kind of callback, whether the user wants one; None if the user does not say.
+        defaults: the kinds of which there is one if the user does not say.
+        max_time: after which time to end the training, as the Trainer takes it.
         profiler: ``"simple"``, ``"pytorch"`` or None.
 
     Raises:
@@ -45,14 +45,14 @@ def default_callbacks(
     callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
     for callback in callbacks:
         check_callback(callback)
-    for name, wanted in asked.items():
+    for name, wanted in requested.items():
         kind = getattr(builtin_callbacks, name)
         is_given = any(isinstance(callback, kind) for callback in callbacks)
         if is_given and wanted is False:
             raise ValueError(
                 f"{_ARGUMENTS[name]}=False, but callbacks holds a {name}; leave one of them out"
             )
-        if is_given or wanted is False or name not in usual:
+        if is_given or wanted is False or name not in defaults:
             continue
         if name == "ProgressBar":
             kind = builtin_callbacks.RichProgressBar
@@ -66,37 +66,38 @@ def default_callbacks(
 
 
 def with_module_callbacks(
-    callbacks: list[Callback], module: Module, earlier: list[Callback], is_same: bool
+    callbacks: list[Callback], module: Module, previous: list[Callback], is_same: bool
 ) -> tuple[list[Callback], list[Callback]]:
-    """The Trainer's callbacks and the module's, which take the place of those of its own kind.
+    """Add a module's callbacks to the Trainer's, where they replace those of their own classes.
 
     Args:
         callbacks: the Trainer's, with those of the module before.
         module: the module that runs.
-        earlier: those of the module before.
-        is_same: whether that is this module: it keeps those of its first run.
+        previous: the callbacks of the module before.
+        is_same: whether the module before is this one, which keeps the callbacks of its first run.
 
     Returns:
-        All callbacks in the order of their phases, and the module's own.
+        All callbacks in the order of their phases, and the module's alone.
     """
     returned = module.configure_callbacks()
-    own = list(returned) if isinstance(returned, (list, tuple)) else [returned]
-    for callback in own:
+    configured = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    for callback in configured:
         check_callback(callback)
     if is_same:
-        return order_callbacks(callbacks), earlier
-    kinds = {type(callback) for callback in own}
+        return order_callbacks(callbacks), previous
+    kinds = {type(callback) for callback in configured}
     merged = [
         callback
         for callback in callbacks
-        if callback not in earlier and type(callback) not in kinds
+        if callback not in previous and type(callback) not in kinds
     ]
-    merged += own
+    merged += configured
     _check_state_keys(merged)
-    return order_callbacks(merged), own
+    return order_callbacks(merged), configured
 
 
 def _check_state_keys(callbacks: list[Callback]) -> None:
+    """Refuse two callbacks whose states would overwrite each other in a checkpoint."""
     seen: dict[str, Callback] = {}
     for callback in callbacks:
         if not overrides(callback, "state_dict", Callback):

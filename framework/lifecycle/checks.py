@@ -40,9 +40,17 @@ def check_run(
 ) -> None:
     """Raise unless ``module`` and the data have what ``fn`` needs.
 
+    Args:
+        trainer: whose arguments say how much is run.
+        fn: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        module: what is to run.
+        datamodule: its data, or None.
+        given: the loaders that were passed, by stage.
+
     Raises:
         TypeError: if one of them is no Module or DataModule.
-        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a method is one that nobody calls.
+        ValueError: if a step, a loader or ``configure_optimizers`` is missing, or a method has nearly the name of one
+            that is called.
     """
     _check_kinds(fn, module, datamodule)
     if fn == "fit":
@@ -76,6 +84,7 @@ def check_run(
 
 
 def _check_kinds(fn: str, module: Any, datamodule: Any) -> None:
+    """Raise unless these are a Module, and a DataModule or None."""
     if not isinstance(module, Module):
         raise TypeError(
             f"{fn} takes a loopwright.framework.Module; got {type(module).__name__}"
@@ -94,7 +103,8 @@ def _check_kinds(fn: str, module: Any, datamodule: Any) -> None:
 
 def _check_training(trainer: Trainer, module: Module) -> None:
     """Raise unless the module can be trained, in the way that it asks for."""
-    name, automatic = type(module).__name__, module.automatic_optimization
+    name = type(module).__name__
+    automatic = module.automatic_optimization
     _require_step(module, "training_step")
     if any(
         not is_lazy(parameter) and parameter.is_inference()
@@ -130,7 +140,7 @@ def _check_training(trainer: Trainer, module: Module) -> None:
 
 
 def _check_methods(module: Module, datamodule: DataModule | None) -> None:
-    """Raise if a method is one that nobody calls, or cannot be called as it will be."""
+    """Raise if a method is misspelt, so that nobody calls it, or does not take the arguments that it will get."""
     for owner, base in ((module, Module), (datamodule, DataModule)):
         known = [name for name in dir(base) if _is_hook(name)]
         check_names(owner, base, known, HOOKS_ELSEWHERE)
@@ -158,6 +168,7 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
 
 
 def _is_hook(name: str) -> bool:
+    """Whether a method of a base class is one that the loop calls, and that a misspelt name may have meant."""
     others = ("setup", "teardown", "transfer_batch_to_device")
     return (
         name.startswith(("on_", "configure_"))
@@ -169,10 +180,10 @@ def _is_hook(name: str) -> bool:
 def _require_step(module: Module, name: str) -> None:
     if overrides(module, name, Module):
         return
-    own = [
+    names = [
         n for n in dir(type(module)) if not hasattr(Module, n) and not n.startswith("_")
     ]
-    near = get_close_matches(name, own, n=1, cutoff=0.6)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"; did you mean its {near[0]!r}?" if near else ""
     raise ValueError(
         f"{type(module).__name__} has no {name}(batch, batch_idx): define it{hint}"
@@ -182,16 +193,16 @@ def _require_step(module: Module, name: str) -> None:
 def _note_missing_validation(
     trainer: Trainer, module: Module, datamodule: DataModule | None
 ) -> None:
-    """Say that there is no validation where a part of it is."""
-    makes = _makes(module, datamodule, "val_dataloader")
-    steps = overrides(module, "validation_step", Module)
-    if steps and not makes:
+    """Warn if a module can validate and there is no loader, or the reverse."""
+    has_loader = _has_loader_method(module, datamodule, "val_dataloader")
+    has_step = overrides(module, "validation_step", Module)
+    if has_step and not has_loader:
         _warn(
             trainer,
             f"{type(module).__name__} has a validation_step, and there is no validation loader: nothing is validated. "
             f"Pass val_dataloaders, or define val_dataloader(){_misnamed(module, datamodule, 'val_dataloader')}",
         )
-    elif makes and not steps:
+    elif has_loader and not has_step:
         _warn(
             trainer,
             f"There is a val_dataloader, and {type(module).__name__} has no validation_step: nothing is validated",
@@ -203,21 +214,24 @@ def _warn(trainer: Trainer, message: str) -> None:
         log.warning("%s", message)
 
 
-def _makes(module: Module, datamodule: DataModule | None, name: str) -> bool:
+def _has_loader_method(
+    module: Module, datamodule: DataModule | None, name: str
+) -> bool:
+    """Whether the module or its data defines the method ``name``, which makes a loader."""
     return overrides(module, name, Module) or (
         datamodule is not None and overrides(datamodule, name, DataModule)
     )
 
 
 def _misnamed(module: Module, datamodule: DataModule | None, name: str) -> str:
-    """A hint at a method called nearly as one that makes a loader."""
+    """A hint at a method whose name is nearly ``name``, or an empty string."""
     for owner in (datamodule, module):
-        own = [
+        names = [
             n
             for n in dir(type(owner))
             if not hasattr(Module, n) and not n.startswith("_")
         ]
-        if near := get_close_matches(name, own, n=1, cutoff=0.75):
+        if near := get_close_matches(name, names, n=1, cutoff=0.75):
             return f"; did you mean {type(owner).__name__}.{near[0]}, which is never called?"
     return ""
 
@@ -230,7 +244,7 @@ def _require_loader(
     name: str,
     argument: str,
 ) -> None:
-    if given.get(stage) is None and not _makes(module, datamodule, name):
+    if given.get(stage) is None and not _has_loader_method(module, datamodule, name):
         raise ValueError(
             f"there is no {stage} loader: pass {argument}=…, or define {name}() on the module or its data"
             f"{_misnamed(module, datamodule, name)}"
@@ -248,10 +262,12 @@ def check_optimizers(
         schedulers: its schedulers.
 
     Raises:
-        ValueError: if a scheduler has no value to monitor, or if there is not one optimizer, which takes no closure.
+        ValueError: if a scheduler has no value to monitor, if there is not exactly one optimizer, or if its step
+            needs a closure.
     """
+    # In manual optimization the module steps them itself, as it likes.
     if not module.automatic_optimization:
-        return  # the module steps them itself
+        return
     for config in schedulers:
         config.require_monitor()
     if not optimizers:
@@ -268,8 +284,8 @@ def check_optimizers(
 
 
 def _check_optimizer(module: Module, optimizer: Any) -> None:
-    """Refuse one that automatic optimization cannot step; say so if it steps nothing of the module."""
-    # The class's method: a scheduler puts a function of its own in the place of the object's.
+    """Refuse an optimizer whose step needs a closure, and warn of one that has none of the module's parameters."""
+    # The class's method, as a scheduler replaces the object's by a function of its own.
     signature = inspect.signature(type(optimizer).step)
     parameters = list(signature.parameters.values())[1:]
     needs_arguments = any(

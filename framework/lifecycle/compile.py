@@ -22,32 +22,32 @@ def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
     """
     for child in module.children():
         if type(child) in (nn.ModuleList, nn.ModuleDict) or (
-            type(child) is nn.Sequential and not _is_torchs(child)
+            type(child) is nn.Sequential and not _is_all_torch(child)
         ):
             compile_submodules(child, options)
         elif getattr(child, "_compiled_call_impl", None) is None:
-            if _is_torchs(child):
+            if _is_all_torch(child):
                 child._compiled_call_impl = torch.compile(
-                    _entry(child._call_impl), **options
+                    _called_from_here(child._call_impl), **options
                 )
             else:
                 child.compile(**options)
 
 
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether it consists of torch's own layers only."""
+def _is_all_torch(module: nn.Module) -> bool:
+    """Whether a module consists of torch's own layers only."""
     return all(
         type(part).__module__.startswith("torch.nn.") for part in module.modules()
     )
 
 
-def _entry(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls ``call``: torch.compile skips code inside torch.nn unless it is called from elsewhere."""
+def _called_from_here(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``call``, a method inside torch.nn: torch.compile skips such code unless code of elsewhere calls it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
-    # Code of its own: torch recompiles one piece of code only so often, and all layers would share this one.
+    # A code object for each layer: torch recompiles one only so often, and all layers would share that number.
     return FunctionType(
         run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
     )

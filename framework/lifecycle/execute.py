@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def execute(trainer: Trainer, request: RunRequest) -> Any:
-    """Run: here, or in processes that are started for it.
+    """Do a run: in this process, or in processes that are started for it.
 
     Args:
         trainer: whose run it is.
@@ -100,7 +100,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         with ExitStack() as contexts:
             if trainer.detect_anomaly:
                 contexts.enter_context(torch.autograd.set_detect_anomaly(True))
-            if run.fn == "fit":  # in a hook of an evaluation, too
+            # A fit may be called in a hook of an evaluation, which runs without gradients.
+            if run.fn == "fit":
                 contexts.enter_context(torch.inference_mode(False))
                 contexts.enter_context(torch.enable_grad())
             contexts.enter_context(keep_metrics_local(run.module, trainer.world_size))
@@ -115,7 +116,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
             logger.finalize("success")
     except BaseException as error:
         if not run.consensus.signal:
-            # While signals are only noted: one may end this process at once. An end by signal needs no explanation.
+            # First of all, while signals are only noted: later, one may end this process at once. An end by signal
+            # needs no explanation.
             record_failure(error, state.where)
         run.signals.end()
         _fail(run, error)
@@ -126,12 +128,12 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         run.loaders.close()
         state.enter(None)
         run.metrics.enter(None, None)
-    # What came too late for the loop.
+    # Signals that came too late for the loop still have to end the program.
     run.signals.send_again()
 
 
 def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
-    """Run the loop of validation, test or prediction on the loaders that there are."""
+    """Make the loaders, and run the loop of validation, test or prediction on them."""
     trainer, fn = run.trainer, run.fn
     limits = {
         "validate": trainer.limit_val_batches,
@@ -146,6 +148,7 @@ def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
     most = run.loaders.max_batches[fn]
     if fn != "predict":
         results = evaluate(run, fn, most)
+        # Only a validation inside of fit is left for a signal.
         assert results is not None
         return results
     outputs = predict(run, most, keep != "none")
@@ -155,6 +158,7 @@ def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
 
 
 def _note_no_loader(run: Run) -> None:
+    """Warn that there is nothing to predict; raise where there is nothing to validate or test on."""
     if run.fn == "predict":
         run.warn_once(
             "predict_dataloader returned no loader: there is nothing to predict"
@@ -180,6 +184,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
         if checkpoint is not None:
             run.take_up(Resume(run, checkpoint))
     if fn == "fit":
+        # Before anybody asks a logger for its folder, or for the order of the data: both come from the checkpoint.
         run.resume.apply_counters()
     _share_with_ranks(run)
     _prepare_data(run)
@@ -203,30 +208,34 @@ def _share_with_ranks(run: Run) -> None:
     strategy = run.engine.strategy
     if run.state.seed is None:
         run.state.share_seed(strategy.broadcast(run.state.draw_seed()))
-    # Only the main rank's: to ask another one's for its folder may begin a run there.
-    asked = trainer.loggers if trainer.is_global_zero else ()
-    shared = strategy.broadcast([LoggerFolders.of(logger) for logger in asked])
+    # Only the main rank's loggers are asked for their folders, as asking may make a logger begin a run.
+    loggers = trainer.loggers if trainer.is_global_zero else ()
+    shared = strategy.broadcast([LoggerFolders.of(logger) for logger in loggers])
     if not trainer.is_global_zero:
         trainer.loggers = [DummyLogger(folders) for folders in shared]
 
 
 def _prepare_data(run: Run) -> None:
+    """Call ``prepare_data`` in one process of each machine, and then the data module's ``setup`` in all."""
     owners = ((run.datamodule, DataModule), (run.module, Module))
     for owner, base in owners:
         if owner is not None and overrides(owner, "prepare_data", base):
             if run.trainer.local_rank == 0:
                 owner.prepare_data()
-            run.engine.strategy.barrier()
+            run.engine.strategy.barrier()  # collective
     if run.datamodule is not None:
         run.datamodule.setup(run.fn)
 
 
 def _configure_model(run: Run) -> None:
-    trainer, module = run.trainer, run.module
+    """Let the module make its layers, under the precision and strategy, and compile them if the user says so."""
+    trainer = run.trainer
+    module = run.module
     precision = run.engine.precision
     with precision.init_context(), run.engine.strategy.init_context(precision):
         module.configure_model()
-    module.trainer = trainer  # of what was made just now, too
+    # Once more, for submodules that were made just now.
+    module.trainer = trainer
     if trainer.compile:
         options = trainer.compile if isinstance(trainer.compile, dict) else {}
         compile_submodules(module, options)
@@ -235,7 +244,7 @@ def _configure_model(run: Run) -> None:
 def _detach_last_fit(run: Run) -> None:
     """Take the states out of the last fit's optimizers, where this run takes their module or strategy.
 
-    Before the strategy takes a module up, and as whole tensors, as they may be sharded otherwise then.
+    This comes before the strategy sets up a module, and takes whole tensors, as the new run may shard them otherwise.
     """
     last_fit = run.trainer.last_fit
     if last_fit is None or last_fit.step is None:
@@ -252,12 +261,13 @@ def _set_up_fit(run: Run) -> None:
     optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
     check_schedulers(optimizers, schedulers)
     check_optimizers(module, optimizers, schedulers)
-    # As the user knows them: a strategy may give others.
+    # Named before the strategy sets them up, as it may replace them by objects of other classes.
     made = [*optimizers, *(config.scheduler for config in schedulers)]
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
-    kind = AutomaticStep if module.automatic_optimization else ManualStep
-    step = kind(run, optimizers, schedulers, kinds)
+    make_step = AutomaticStep if module.automatic_optimization else ManualStep
+    step = make_step(run, optimizers, schedulers, kinds)
+    # This fit takes its place at once, and goes on with its states below.
     last_fit = trainer.last_fit
     run.begin_fit(step)
     announce_start(run)
@@ -288,6 +298,7 @@ def _configure_optimizers(module: Module) -> Any:
 
 
 def _log_hyperparameters(run: Run) -> None:
+    """Give the loggers of the main rank the hyperparameters, and the module for a drawing of its graph."""
     trainer = run.trainer
     if not trainer.is_global_zero:
         return
@@ -295,7 +306,7 @@ def _log_hyperparameters(run: Run) -> None:
     for owner in (run.module, run.datamodule):
         if owner is not None and owner.logs_hparams:
             merged.update(portable(owner.hparams_initial))
-    # Under some strategies, the forward that draws a graph takes all ranks.
+    # Drawing runs a forward on this rank alone, and under some strategies all ranks have to take part in each.
     draws_graph = (
         not run.engine.strategy.capabilities.needs_equal_forwards
         or trainer.world_size == 1
@@ -312,7 +323,7 @@ def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -
         warn_only = deterministic == "warn"
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=warn_only)
         if deterministic:
-            # Without it cuBLAS refuses.
+            # Without it, cuBLAS refuses to compute deterministically.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if benchmark is not None:
         if benchmark and deterministic:
@@ -327,14 +338,15 @@ def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -
 
 
 def _take_down(run: Run) -> None:
+    """End a run that has come to its end: its hooks, the save that is under way, and the strategy."""
     if run.datamodule is not None:
         run.datamodule.teardown(run.fn)
     run.hooks.call("teardown", run.fn)
     run.engine.saver.wait()
     run.engine.strategy.teardown()
-    # What follows finds the last checkpoint complete. Also, gloo's threads must not hold the last tensors of a run
-    # when the interpreter ends: that aborts the process.
-    run.engine.strategy.barrier()
+    # Whatever follows, on any rank, finds the last checkpoint complete. Also, gloo's threads must not hold the last
+    # tensors of a run when the interpreter ends, as that aborts the process.
+    run.engine.strategy.barrier()  # collective
 
 
 def _fail(run: Run, error: BaseException) -> None:
@@ -342,7 +354,7 @@ def _fail(run: Run, error: BaseException) -> None:
     trainer, strategy = run.trainer, run.engine.strategy
     is_interrupted = isinstance(error, KeyboardInterrupt) or run.consensus.signal
     run.state.end("interrupted" if is_interrupted else "failed")
-    # No collective in hooks: the other processes may be in another one, or gone.
+    # It keeps hooks from collectives: the other processes may be in another one, or gone.
     strategy.group.failed = True
     if run.signals.in_a_hurry:
         run.engine.saver.abandon()
@@ -352,7 +364,8 @@ def _fail(run: Run, error: BaseException) -> None:
             run.datamodule.on_exception(error)
     except Exception:
         log.exception("A hook on_exception raised in turn; what ended the run follows")
-    run.restore_training_mode()  # of an evaluation that did not come to its end
+    # Of an evaluation that did not come to its end.
+    run.restore_training_mode()
     run.engine.saver.wait()
     strategy.teardown(interrupted=True)
     strategy.group.failed = False

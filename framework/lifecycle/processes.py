@@ -67,7 +67,10 @@ def _portable_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any
 def run_in_processes(
     trainer: Trainer, request: RunRequest, execute: Callable[..., Any]
 ) -> Any:
-    """Run in one process for each device: this program again, or, where it cannot be run again, sent to fresh ones.
+    """Run in one process for each device, either by running this program again in each, or in fresh ones.
+
+    In a notebook, say, the program cannot be run again. Then Trainer and request are sent to fresh processes, and what
+    the run has changed there is sent back.
 
     Args:
         trainer: whose run it is.
@@ -78,9 +81,11 @@ def run_in_processes(
         What the main process's run returned.
     """
     num_processes = trainer.world_size
+    # This does not return: it leaves with the exit code of the job.
     if can_rerun():
         rerun_script(num_processes, trainer.strategy.group.max_restarts)
-    trainer.state.draw_seed()  # here, where the user has seeded
+    # Drawn here, in the process that the user has seeded.
+    trainer.state.draw_seed()
     trainer.use_callbacks_of(request.module)
     arguments = (execute, trainer, request, rng_state())
     result: RunResult = call_in_processes(_run_here, arguments, num_processes)
@@ -94,7 +99,7 @@ def _run_here(
     request: RunRequest,
     rng: dict[str, Any],
 ) -> RunResult | None:
-    """What each of the fresh processes does; the main one's result goes back."""
+    """Do the run in a fresh process; what is returned goes back to the user's, and is None but on the main rank."""
     configure()
     set_rng_state(rng)
     trainer.engine.detect_environment()
@@ -138,7 +143,8 @@ class RunResult:
         strategy, module = trainer.strategy, trainer.module
         weights = full_state(strategy, strategy.model_state())
         fit = None
-        if (last := trainer.last_fit) is not None and last.step is not None:
+        last = trainer.last_fit
+        if last is not None and last.step is not None:
             fit = {
                 "configured": last.configured,
                 "optimization": full_state(strategy, last.states()),
@@ -162,11 +168,12 @@ class RunResult:
         return cls(**move_batch(changed, torch.device("cpu")))
 
     def apply(self, trainer: Trainer, request: RunRequest) -> None:
-        """Let the run have happened here."""
+        """Change the objects of this process as the run has changed its copies of them."""
         module, engine = request.module, trainer.engine
         if module.state_dict().keys() != self.weights.keys():
+            # The layers that it makes have been made in the other process only.
             with engine.precision.init_context():
-                module.configure_model()  # what it makes was made there only
+                module.configure_model()
         engine.precision.convert_module(module)
         module.load_state_dict(self.weights)
         for name, buffer in module.named_buffers():
@@ -191,12 +198,12 @@ class RunResult:
         set_rng_state(self.rng)
 
 
-# What stays where it was made: copies of modules, parameters and the like would part from the originals.
+# Never pickled as part of an attribute: what comes back would be a copy, and no longer the one that others hold.
 _STAYS = (nn.Module, nn.Parameter, Optimizer, DataHooks, Engine)
 
 
 class _AttributePickler(cloudpickle.Pickler):
-    """Refuses what is no value of its own, and so what holds an Engine: a Trainer."""
+    """Refuses modules, parameters and the like, and so whatever holds one, such as a Trainer."""
 
     def persistent_id(self, obj: Any) -> None:
         if isinstance(obj, _STAYS):
@@ -204,7 +211,7 @@ class _AttributePickler(cloudpickle.Pickler):
 
 
 def _portable(obj: Any) -> dict[str, bytes]:
-    """The attributes of an object that can be sent, such as what a callback has recorded, each by itself."""
+    """Pickle those attributes of an object that can be sent, such as what a callback has recorded, each by itself."""
     state = obj.__getstate__() if hasattr(obj, "__getstate__") else vars(obj)
     of_torch = vars(nn.Module()) if isinstance(obj, nn.Module) else {}
     pickled = {}
@@ -214,7 +221,8 @@ def _portable(obj: Any) -> dict[str, bytes]:
         file = io.BytesIO()
         try:
             _AttributePickler(file).dump(value)
-        except Exception:  # an open file, a lock, a part of the module: it stays
+        except Exception:
+            # An open file, a lock or a part of the module stays in the process that has it.
             continue
         pickled[name] = file.getvalue()
     return pickled

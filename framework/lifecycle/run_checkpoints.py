@@ -49,7 +49,8 @@ class RunCheckpoints:
 
     def exists(self, path: str) -> bool:
         """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
-        self._trainer.engine.saver.wait()  # it may be the one that is being written
+        # It may be the one that is still being written.
+        self._trainer.engine.saver.wait()
         return is_taken(path)
 
     def remove(self, path: str, root: str | None = None) -> None:
@@ -69,16 +70,17 @@ class RunCheckpoints:
         write_pointer(path, target)
 
     def claim_folder(self, path: str) -> str:
-        """Make a folder to save in that no other run has until this one ends. A collective.
+        """Make a folder to save in, and keep other runs out of it until this one ends. A collective.
 
         Returns:
-            ``path``, or a folder inside of it if another run has that.
+            ``path``, or a folder inside of it if another run has claimed ``path``.
 
         Raises:
             OSError: if nothing can be written there; on all ranks.
         """
         trainer = self._trainer
-        claimed, failure = path, None
+        claimed = path
+        failure = None
         try:
             if trainer.is_global_zero:
                 claimed = claim_folder(path, trainer)
@@ -92,7 +94,7 @@ class RunCheckpoints:
         return by_rank[0]
 
     def agree(self, path: str, failure: BaseException | None) -> BaseException | None:
-        """Tell all ranks what went wrong on this one while ``path`` was saved, if anything. All ranks call this.
+        """Tell all ranks what went wrong on this one while ``path`` was saved, if anything. A collective.
 
         Returns:
             ``failure``, or an error of the same sort that tells of another rank's, or None.

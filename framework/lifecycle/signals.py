@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _HINT = b"\nInterrupted: the step is finished and a checkpoint saved. Once more ends at once.\n"
 
-
-_counting = threading.Lock()  # runs in several threads begin and end at once
+# Runs in several threads of one program may begin and end at the same time.
+_counting = threading.Lock()
 
 
 class Signals:
@@ -42,33 +42,33 @@ class Signals:
         self.is_main = trainer.is_global_zero
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
-        self._set: list[int] = []
-        self._notes = False
+        self._handled: list[int] = []
+        self._is_noting = False
         self.in_a_hurry = False
 
     def begin(self) -> None:
         """Note signals from now on."""
         self._peers = find_peers()
-        self._note_from_now_on(True)
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # only there Python sets handlers
+        self._count_as_noting(True)
+        # Python lets only the main thread set handlers.
+        if threading.current_thread() is threading.main_thread():
             for number, default in DEFAULT_HANDLERS.items():
                 if signal.getsignal(number) is default:
                     signal.signal(number, self._note)
-                    self._set.append(number)
+                    self._handled.append(number)
 
     def end(self) -> None:
         """Let signals do what they did before."""
-        self._note_from_now_on(False)
-        for number in self._set:
+        self._count_as_noting(False)
+        for number in self._handled:
             signal.signal(number, DEFAULT_HANDLERS[number])
-        self._set = []
+        self._handled = []
 
-    def _note_from_now_on(self, notes: bool) -> None:
+    def _count_as_noting(self, is_noting: bool) -> None:
+        """Count this run among those that only note signals, or no longer; loaders' workers see the number."""
         with _counting:
-            noting[0] += notes - self._notes
-            self._notes = notes
+            noting[0] += is_noting - self._is_noting
+            self._is_noting = is_noting
 
     def send_again(self) -> None:
         """Send once more what was noted, and not acted upon."""
@@ -76,12 +76,12 @@ class Signals:
             os.kill(self._process, self.consensus.signal_requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a fork that has inherited this
+        # A fork of this process, such as a loader's worker, inherits its handlers.
+        if os.getpid() != self._process:
             note_in_worker(number, frame)
             return
-        if number == signal.SIGTERM and one_is_gone(
-            self._peers
-        ):  # what the loop would wait for does not come
+        # The loop would wait in a collective for a process that has ended, and never finish the window.
+        if number == signal.SIGTERM and one_is_gone(self._peers):
             record_stop(self.state.where, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
@@ -94,5 +94,6 @@ class Signals:
             self.in_a_hurry = True
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.is_main:
-            os.write(2, _HINT)  # which, unlike print, may interrupt anything
+            # A handler may interrupt anything, a print too, and then must not print itself.
+            os.write(2, _HINT)
         self.consensus.request_end_by_signal(number)

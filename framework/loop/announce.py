@@ -1,4 +1,4 @@
-"""What a training says about itself, once: what is in force, and what a user may not have meant."""
+"""What a fit says in the log about itself, once: where and how it trains, and what a user may not have meant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def announce_start(run: Run) -> None:
 
 
 def announce_batches(run: Run) -> None:
-    """Say how many samples an optimizer step takes, where that is more than a batch."""
+    """Say how many samples an optimizer step takes, where that is more than a batch; the strategy checks it before."""
     trainer = run.trainer
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
     if not isinstance(batch_size, int):
@@ -71,6 +71,7 @@ def announce_surprises(run: Run) -> None:
             every,
             max_epochs,
         )
+    # Infinite where the user wants no step values at all.
     steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     if trainer.loggers and steps <= trainer.log_every_n_steps - 1 < INFINITE:
         log.info(

@@ -48,7 +48,7 @@ class AutomaticStep(Step):
 
     @property
     def train_on(self) -> Callable[[Any, int], dict[str, Any] | None]:
-        """What the loop calls with a batch and its index: this step, or one without what nobody adds."""
+        """What the loop calls with a batch and its index: this step, or a shorter one if that does the same."""
         if self._plain is None and PlainStep.suffices(self):
             self._plain = PlainStep(self)
         return self._plain or self
@@ -62,27 +62,30 @@ class AutomaticStep(Step):
                 batch, batch_idx, self._train_on_part
             )
         elif window.is_last:
-            outputs = self._compute(self.call_step(batch, batch_idx), batch_idx)
+            outputs = self._add_gradients(self.call_step(batch, batch_idx), batch_idx)
         else:
             with self.engine.no_sync():
-                outputs = self._compute(self.call_step(batch, batch_idx), batch_idx)
+                outputs = self._add_gradients(
+                    self.call_step(batch, batch_idx), batch_idx
+                )
         self.stepped = window.is_last and self.end_window(batch_idx)
         return outputs
 
     def _train_on_part(
         self, part: Any, batch_idx: int, fraction: float, is_first: bool
     ) -> dict[str, Any] | None:
+        """Add the gradients of a part of a batch, for :class:`~.micro_batch.MicroBatches`."""
         output = self.call_step(part, batch_idx)
-        return self._compute(output, batch_idx, (fraction, is_first))
+        return self._add_gradients(output, batch_idx, (fraction, is_first))
 
     def finish(self, output: Any, batch_idx: int) -> dict[str, Any] | None:
         """Do what is left of a step whose forward has run already, in a window of its own."""
         self.accumulation.begin(batch_idx, 1)
-        outputs = self._compute(output, batch_idx)
+        outputs = self._add_gradients(output, batch_idx)
         self.stepped = self.end_window(batch_idx)
         return outputs
 
-    def _compute(
+    def _add_gradients(
         self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None
     ) -> dict[str, Any] | None:
         """Add the gradients of a step's output to the window's.
@@ -98,7 +101,9 @@ class AutomaticStep(Step):
         if output is None:
             self._note_missing_loss(batch_idx)
             return None
-        window, weight, outputs = self.accumulation, None, None
+        window = self.accumulation
+        weight = None
+        outputs = None
         if isinstance(output, Tensor):
             loss = output
             if self.wants_outputs or part is not None:
@@ -118,6 +123,7 @@ class AutomaticStep(Step):
         return outputs
 
     def _note_missing_loss(self, batch_idx: int) -> None:
+        """Say that a batch without a loss is left out; raise with several ranks, where the others wait for it."""
         if self.has_ranks:
             raise RuntimeError(
                 f"training_step returned None on rank {self.engine.process_index}, batch {batch_idx}: with several "
@@ -167,7 +173,7 @@ class AutomaticStep(Step):
 
 
 class PlainStep:
-    """What :class:`AutomaticStep` comes to where nobody adds anything: three calls.
+    """A short way through :class:`AutomaticStep`, where neither hooks nor overrides add to it: three calls.
 
     Args:
         whole: the step that does the rest, where a batch asks for more.
@@ -183,7 +189,7 @@ class PlainStep:
 
     @staticmethod
     def suffices(step: AutomaticStep) -> bool:
-        """Whether nobody adds anything: hooks, the module, the precision, the strategy, or the Trainer's arguments."""
+        """Whether nothing else is to be done: by hooks, module, precision, strategy or the Trainer's arguments."""
         hooks, trainer = step.run.hooks, step.run.trainer
         added = (
             hooks.on_before_zero_grad,
@@ -206,6 +212,7 @@ class PlainStep:
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Train on a batch; arguments and result as of :class:`~.step.Step`."""
         window = self._accumulation
+        # Windows of several batches go the long way, and so does the rest of one that was begun.
         if window.num_batches > 1 or not window.is_last:
             return self._whole(batch, batch_idx)
         loss = self._call_step(batch, batch_idx)

@@ -13,7 +13,8 @@ from ..data.iteration import INFINITE
 if TYPE_CHECKING:
     from ...strategies import Strategy
 
-SECONDS = 1.0  # between two agreements
+# Between two agreements.
+SECONDS = 1.0
 
 
 def _do_nothing() -> None:
@@ -46,14 +47,17 @@ class Consensus:
         self.saved_for_signal = False
         self.due: int | float = INFINITE
         self._wake: Callable[[], None] = _do_nothing
-        self._interval = 1  # batches
-        self._last_batch = 0  # at the last agreement
+        # In batches.
+        self._interval = 1
+        # Batch and time of the last agreement.
+        self._last_batch = 0
         self._last_time = 0.0
         self._began = 0.0
         self._agreed_seconds = 0.0
 
     @property
     def _is_alone(self) -> bool:
+        """Whether there is a single rank, which need not ask others."""
         return self.strategy.world_size == 1
 
     def clock(self) -> float:
@@ -116,7 +120,7 @@ class Consensus:
         self.due = INFINITE if self._is_alone else batch_idx + self._interval
 
     def agree(self, batch_idx: int) -> None:
-        """Agree, after ``batch_idx`` batches of the epoch; all ranks call this at the same moments. A collective."""
+        """Agree, after ``batch_idx`` batches of the epoch. A collective: all ranks call it after the same batch."""
         if self._is_alone:
             return
         now = time.monotonic()
@@ -136,8 +140,8 @@ class Consensus:
             -self._interval,
             int((now - self._began) * 1000),
         ]
-        word = torch.tensor(requests, dtype=torch.int64)
-        agreed = self.strategy.reduce(word, "max").tolist()  # collective
+        packed = torch.tensor(requests, dtype=torch.int64)
+        agreed = self.strategy.reduce(packed, "max").tolist()  # collective
         self.signal = agreed[2]
         self.stop = bool(agreed[0] or self.signal)
         self.skip = bool(agreed[1])

@@ -10,7 +10,7 @@ _MOST_NAMES = 5
 
 
 def names_in_eval_mode(module: nn.Module, before: set[nn.Module]) -> list[str]:
-    """Name the topmost parts of a module that were in evaluation mode before a fit, and are, though they are trained.
+    """Name the topmost parts of a module that are still in evaluation mode in a fit which trains them.
 
     What is frozen as a whole, such as a teacher, is not among them, nor what hooks have put into that mode.
 
@@ -21,6 +21,7 @@ def names_in_eval_mode(module: nn.Module, before: set[nn.Module]) -> list[str]:
     Returns:
         Names and classes, at most five, and how many more there are.
     """
+    # Parts that have been decided upon; what is inside of them is not looked at.
     outermost: list[str] = []
     names: list[str] = []
     for name, part in module.named_modules():
@@ -29,7 +30,7 @@ def names_in_eval_mode(module: nn.Module, before: set[nn.Module]) -> list[str]:
             continue
         if _is_frozen(part):
             outermost.append(name)
-        elif any(map(_behaves_otherwise, part.modules())):
+        elif any(map(_depends_on_mode, part.modules())):
             outermost.append(name)
             kind = type(part).__name__
             names.append(f"{name} ({kind})" if name else f"all of {kind}")
@@ -44,12 +45,13 @@ def _is_frozen(part: nn.Module) -> bool:
     return bool(parameters) and not is_trained
 
 
-def _behaves_otherwise(part: nn.Module) -> bool:
-    """Whether it matters to a part that it is in evaluation mode."""
+def _depends_on_mode(part: nn.Module) -> bool:
+    """Whether it may matter to a part, as a layer of its own, that it is in evaluation mode."""
     if part.training:
         return False
     if isinstance(part, _BatchNorm):
         return True
     if isinstance(part, _DropoutNd):
         return part.p > 0
+    # What the mode does to other kinds is not known: it counts where they have parameters to train.
     return any(parameter.requires_grad for parameter in part.parameters(recurse=False))

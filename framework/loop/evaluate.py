@@ -46,8 +46,8 @@ class _Evaluation:
         self.on_start = getattr(run.hooks, f"on_{name}_batch_start")
         self.on_end = getattr(run.hooks, f"on_{name}_batch_end")
         self.transfer = run.loaders.transfer()
-        # In several processes, the others would wait in what is collective; and inside a window, a checkpoint would go
-        # back to before this validation.
+        # A rank that left alone would let the others wait in a collective. And a checkpoint that is saved inside an
+        # accumulation window resumes at the window's start, which is before this validation.
         may_leave = run.fn == "fit" and run.engine.num_processes == 1
         self.may_leave_for_signal = may_leave and not run.window_is_open
 
@@ -78,7 +78,7 @@ class _Evaluation:
             if self.transfer is not None:
                 batch = self.transfer(batch, index)
             if is_dummy:
-                self._take_part((batch, batch_idx, *more)[: self.num_arguments])
+                self._run_dummy((batch, batch_idx, *more)[: self.num_arguments])
                 continue
             batch_idx += 1
             run.metrics.begin_batch(batch)
@@ -100,14 +100,15 @@ class _Evaluation:
                 return None
         return batch_idx + 1
 
-    def _take_part(self, arguments: tuple[Any, ...]) -> None:
-        """Run a step on a dummy batch: the others wait for its forward, and it counts nothing."""
+    def _run_dummy(self, arguments: tuple[Any, ...]) -> None:
+        """Run the step on a dummy batch, which counts nothing: the other ranks' forwards wait for this one's."""
         run = self.run
         run.metrics.begin_batch(arguments[0], is_dummy=True)
         with unchanged_metrics(run.module):
             run.engine.strategy.evaluate(self.step_name, *arguments)
 
     def _note_empty(self, index: int, limit: int | float) -> None:
+        """Raise if a loader gave nothing that was to be run; with several ranks, others may have had its batches."""
         if limit and self.run.engine.num_processes == 1:
             raise RuntimeError(
                 f"{self.name} loader {index} gave no batch; an iterator can be read once only"
@@ -116,7 +117,7 @@ class _Evaluation:
 
 
 def sanity_check(run: Run) -> None:
-    """Run a few validation batches, so that a mistake there shows before the first epoch, and undo their traces."""
+    """Run a few validation batches, to show mistakes before the first epoch; metrics and random states are put back."""
     trainer, loaders = run.trainer, run.loaders
     if not trainer.num_sanity_val_steps or not trainer.enable_validation:
         return
@@ -195,7 +196,8 @@ def evaluate(
     with _without_gradients(run):
         getattr(run.module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
-        metrics.discard()  # what an evaluation left that an exception ended
+        # What an evaluation has left that an exception ended.
+        metrics.discard()
         hooks.call(f"on_{name}_start")
         hooks.call(f"on_{name}_epoch_start")
         metrics.begin_batches()
@@ -241,6 +243,8 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
 
 
 def _without_gradients(run: Run) -> AbstractContextManager[Any]:
-    # Inside fit, a tensor that a module keeps from validation may meet autograd later: no inference mode there.
+    """Switch gradients off: by inference mode where that is safe, or else by ``torch.no_grad``."""
+    # Inside fit, a tensor that a module keeps from validation may meet autograd later, which refuses those of
+    # inference mode.
     is_safe = run.trainer.inference_mode and run.fn != "fit"
     return run.engine.without_gradients(is_safe)

@@ -1,4 +1,4 @@
-"""The training loop, from the run down to the batch."""
+"""The training loop: epochs, their batches, and what is due after each."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def fit(run: Run) -> None:
 
 
 def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
-    """Train on the epoch's batches, which are on the device already."""
+    """Train on the epoch's batches, which are on the device already; returns how they ended."""
     state, schedule, hooks = run.state, run.schedule, run.hooks
     loader = run.engine.accumulation.loader
     step = _step_of(run)
@@ -94,7 +94,7 @@ def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
 
 
 def _step_of(run: Run) -> Callable[[Any, int], Any]:
-    """What trains on a batch."""
+    """Return what trains on a batch: the step, which leaves torchmetrics as they were if the batch is a dummy."""
     train_on = run.step.train_on
     if run.engine.num_processes == 1:
         return train_on
@@ -109,7 +109,10 @@ def _step_of(run: Run) -> Callable[[Any, int], Any]:
 
 
 def _skips_epoch(run: Run, batch: Any, batch_idx: int) -> bool:
-    """Call ``on_train_batch_start``; whether one of the hooks returned -1, and no other rank has to be asked."""
+    """Call ``on_train_batch_start``; returns whether to skip the rest of the epoch at once, as a hook returned -1.
+
+    With several ranks that waits until they have agreed on it.
+    """
     skips = False
     for hook in run.hooks.on_train_batch_start:
         skips |= hook(batch, batch_idx) == -1
@@ -125,7 +128,8 @@ def do_what_is_due(run: Run) -> Outcome | None:
     state, schedule, consensus = run.state, run.schedule, run.consensus
     if schedule.validation_is_due():
         validate(run)
-        run.step.schedulers.step_on_waiting_values()  # if there was nothing to validate on
+        # They still wait if there was nothing to validate on.
+        run.step.schedulers.step_on_waiting_values()
     if state.batch_idx >= consensus.due:
         consensus.agree(state.batch_idx)
     is_stopped = schedule.max_steps_is_reached()
@@ -156,6 +160,7 @@ def _load_data(run: Run) -> None:
 
 
 def _begin_training(run: Run) -> None:
+    """Begin to note signals, call the first hooks, and put the loop's own work among those that follow."""
     announce_batches(run)
     if run.schedule.validates_in_epoch():
         run.loaders.load_validation()
@@ -164,7 +169,7 @@ def _begin_training(run: Run) -> None:
     run.metrics.enter("train", "epoch")
     run.hooks.call("on_train_start")
     announce_surprises(run)
-    # The loop's own work at these moments.
+    # What the loop itself does at these moments stands among the hooks; see the end of this file.
     if run.trainer.loggers or run.step.schedulers.each_step_on_value:
         run.hooks.insert("on_train_batch_end", partial(_after_batch, run))
     run.hooks.insert("on_train_epoch_end", partial(_after_epoch, run))
@@ -173,6 +178,7 @@ def _begin_training(run: Run) -> None:
 
 
 def _end_training(run: Run) -> None:
+    """Call the last hooks, and end by a signal that has come meanwhile."""
     run.metrics.enter("train", None)
     run.hooks.call("on_train_end")
     run.consensus.agree(run.state.batch_idx)
@@ -189,6 +195,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
     if loaders.is_stale("train", run.trainer.reload_dataloaders_every_n_epochs):
         loaders.load_train(again=True)
     if state.batch_idx == 0:
+        # For a run that resumes between epochs: before hooks, which may log or draw random numbers.
         run.resume.apply_rng_and_metrics()
         run.metrics.enter("train", "epoch")
         run.hooks.call("on_train_epoch_start")
@@ -199,7 +206,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         loader = LookAhead(batches, loaders.train)
         batches = _ending_windows(run, loader)
     run.engine.accumulation.read_from(loader)
-    # Inside an epoch only now: making the iterator draws random numbers, too.
+    # For a run that resumes inside an epoch: only now, as making the iterator draws random numbers, too.
     run.resume.apply_rng_and_metrics()
     run.metrics.enter("train", "batch")
     run.step.begin_epoch()
@@ -213,7 +220,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
 
 
 def _ending_windows(run: Run, batches: LookAhead) -> Iterator[Any]:
-    """Give the same batches; a window ends with the last of them."""
+    """Give the same batches, and end the epoch, and so its window, with the last of them."""
     for batch in batches:
         num_batches = run.state.batch_idx + 1
         if num_batches < run.schedule.length and run.step.ends_inside_window(batches):
@@ -222,7 +229,7 @@ def _ending_windows(run: Run, batches: LookAhead) -> Iterator[Any]:
 
 
 def _end_batches(run: Run) -> None:
-    """The epoch's batches have all been trained on."""
+    """Step the schedulers that step by epochs, and note that the epoch's batches have all been trained on."""
     run.step.schedulers.step_after_batches()
     run.state.end_batches()
 
@@ -232,7 +239,7 @@ def end_epoch(run: Run, outcome: Outcome) -> None:
     state = run.state
     run.metrics.begin_batch(None)
     if outcome is Outcome.INTERRUPTED:
-        if run.consensus.stop and state.validated != state.batch_idx:
+        if run.consensus.stop:
             validate(run, is_scheduled=False)
     elif not state.batches_done:
         _end_early(run, outcome)
@@ -241,7 +248,8 @@ def end_epoch(run: Run, outcome: Outcome) -> None:
         if run.schedule.validates_at_end():
             validate(run)
         _note_missed_validation(run)
-    run.step.schedulers.step_on_waiting_values()  # if no validation has come
+    # They still wait if no validation has come.
+    run.step.schedulers.step_on_waiting_values()
     if not state.batches_done:
         run.keep_unfinished()
     run.metrics.enter("train", "epoch")
@@ -251,7 +259,7 @@ def end_epoch(run: Run, outcome: Outcome) -> None:
 
 
 def _end_early(run: Run, outcome: Outcome) -> None:
-    """End an epoch whose data ended before its length said so, or tells none, or whose rest was skipped."""
+    """End the batches of an epoch before its length says so: its data has ended, or its rest was skipped."""
     state = run.state
     if state.batch_idx == 0 and outcome is Outcome.COMPLETE:
         message = f"the training loader gave no batch in epoch {state.epoch}"
@@ -262,8 +270,7 @@ def _end_early(run: Run, outcome: Outcome) -> None:
         run.step.end_window_early(state.batch_idx - 1)
         if state.global_step % run.trainer.log_every_n_steps == 0:
             run.log_step()
-        if run.step.schedulers.each_step_on_value:
-            state.wait_for_validation()
+        run.step.schedulers.wait_for_value()
     _end_batches(run)
 
 
@@ -289,6 +296,7 @@ def _check_that_steps_were_taken(run: Run) -> None:
 
 
 def _note_missed_validation(run: Run) -> None:
+    """Warn if the epoch had fewer batches than ``val_check_interval``."""
     if run.schedule.missed_validation():
         run.warn_once(
             "An epoch ended before val_check_interval=%d batches, so it had no validation: set a lower number or a "
@@ -307,7 +315,7 @@ def _after_batch(run: Run, *_: Any) -> None:
     if run.state.global_step % run.trainer.log_every_n_steps == 0:
         run.log_step()
     if run.step.schedulers.each_step_on_value:
-        # On what a validation finds, if one follows.
+        # If a validation follows, they step on what it finds.
         run.state.wait_for_validation()
         if not run.schedule.validation_follows():
             run.step.schedulers.step_on_waiting_values()

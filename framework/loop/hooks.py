@@ -32,14 +32,14 @@ PHASES = ("observe", "decide", "persist")
 
 
 class CallbackBus:
-    """For each hook name, an attribute: the tuple of what to call, in order.
+    """Has an attribute for each hook, by its name: the tuple of functions to call, in order.
 
     Callbacks that observe come first, in the user's order, then the module's hook, then the loop's own work
     (:meth:`insert`), then callbacks that decide, then those that persist.
 
     Args:
-        trainer: what callbacks are called with.
-        module: what callbacks are called with; its own hooks are called, too.
+        trainer: first argument of each callback's hook.
+        module: the second; its own hooks are called, too.
         callbacks: the callbacks, in the user's order.
     """
 
@@ -67,14 +67,14 @@ class CallbackBus:
             setattr(self, name, (*early, *late))
 
     def insert(self, name: str, function: Callable[..., Any]) -> None:
-        """Call ``function`` with a hook: after the observers and the module, before what decides and what persists.
+        """Call ``function`` with a hook: after observers and the module, before callbacks that decide or persist.
 
         So the loop computes what callbacks decide upon, and marks how far the run has come in what they save.
         """
         hooks: tuple[Callable[..., Any], ...] = getattr(self, name)
-        place = self._num_early[name]
+        position = self._num_early[name]
         self._num_early[name] += 1
-        setattr(self, name, (*hooks[:place], function, *hooks[place:]))
+        setattr(self, name, (*hooks[:position], function, *hooks[position:]))
 
     def call(self, name: str, *args: Any) -> None:
         """Call all hooks of a name, where speed does not matter."""

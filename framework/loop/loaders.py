@@ -81,11 +81,12 @@ class RunLoaders:
         self.looks_ahead = False
         self.train: ShardedLoader | None = None
         self.others_have_ended = False
-        self._evaluation: dict[str, list[EvaluationLoader]] = {}  # by stage
-        self._loaded_in_epoch: dict[str, int] = {}  # by stage
+        # Both by stage.
+        self._evaluation: dict[str, list[EvaluationLoader]] = {}
+        self._loaded_in_epoch: dict[str, int] = {}
         self._begun_epoch: int | None = None
-        # Stages and loaders of which a line has said that there are more batches than they tell.
-        self._said: set[Any] = set()
+        # Stages of which the log has said that a loader gives more batches than its length tells.
+        self._noted_stages: set[str] = set()
 
     def has(self, stage: str) -> bool:
         """Whether there is a loader for ``stage``, as far as is known before it is made."""
@@ -121,7 +122,7 @@ class RunLoaders:
         for loader in chain.from_iterable(self._evaluation.values()):
             loader.close()
 
-    # Training ----------------------------------------------------------------------------------------------------
+    # Training.
 
     def load_train(self, again: bool = False) -> None:
         """Make the training loader, once.
@@ -138,7 +139,7 @@ class RunLoaders:
             self.num_batches["train"] = 0
             return
         source = self._source("train")
-        # Found before a fit; but other runs can be asked for their training batches, too.
+        # A fit has been checked for it. But a callback can ask any run for its training batches.
         if source is None:
             raise RuntimeError(
                 "there is no training loader whose batches could be counted"
@@ -192,9 +193,7 @@ class RunLoaders:
         if not self.looks_ahead:
             return batches
         reported = self.train.reported_length
-        return self._telling_of_more(
-            batches, reported - state.batch_idx, "train", reported
-        )
+        return self._noting_more(batches, reported - state.batch_idx, "train", reported)
 
     def train_state(self, batch_idx: int) -> LoaderState | None:
         """The training loader's position after ``batch_idx`` batches of the running epoch; None if there is none."""
@@ -235,18 +234,18 @@ class RunLoaders:
             state.epoch, self.trainer.world_size, resumed["saved_by"], self.max_batches["train"] - state.batch_idx,
         )  # fmt: skip
 
-    def _telling_of_more(
+    def _noting_more(
         self,
         batches: Iterator[Any],
         left: float,
         stage: str,
         reported: float,
     ) -> Iterator[Any]:
-        """The same batches; a line says once that they are more than the loader tells."""
-        if left < INFINITE and reported and stage not in self._said:
+        """Give the same batches; the log says once if there are more of them than the loader's length tells."""
+        if left < INFINITE and reported and stage not in self._noted_stages:
             yield from islice(batches, max(0, int(left)))
             for batch in islice(batches, 1):
-                self._said.add(stage)
+                self._noted_stages.add(stage)
                 log.info(
                     "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To "
                     "end there, set %s=%d", stage, reported, _limit_of(stage), reported,
@@ -254,7 +253,7 @@ class RunLoaders:
                 yield batch
         yield from batches
 
-    # Evaluation --------------------------------------------------------------------------------------------------
+    # Evaluation.
 
     def load(
         self,
@@ -273,13 +272,13 @@ class RunLoaders:
         lengths = [loader.limit_to(limit, _limit_of(stage)) for loader in loaders]
         by_rank = self.trainer.strategy.gather_objects(lengths)  # collective
         for number, loader in enumerate(loaders):
-            loader.compare([own[number] for own in by_rank])
+            loader.compare([counts[number] for counts in by_rank])
         self.max_batches[stage] = [loader.max_batches for loader in loaders]
         self.num_batches[stage] = [loader.reported_batches for loader in loaders]
         return bool(loaders)
 
     def _make(self, stage: str) -> None:
-        """Make the loaders of an evaluation; none where there is nothing that gives them."""
+        """Make the loaders of an evaluation; an empty list if neither the user nor a hook gives any."""
         source = self._source(stage)
         given = None if source is None else source()
         loaders = [given]
@@ -328,7 +327,7 @@ class RunLoaders:
             reported = loader.reported_length
             left = loader.count(reported)
             batches = loader.iterate(limit)
-            batches = self._telling_of_more(batches, left, stage, reported)
+            batches = self._noting_more(batches, left, stage, reported)
         if limit != INFINITE:
             batches = islice(batches, int(limit))
         pairs: Iterator[tuple[Any, bool]] = zip(batches, repeat(False), strict=False)
@@ -345,7 +344,7 @@ class RunLoaders:
     def check_streams(self) -> None:
         """See whether streams that were sharded have been the same on all ranks, to the end.
 
-        A collective for all of an evaluation, if there are such streams that have no limit.
+        A single collective for all loaders of an evaluation; none if no such stream was read without a limit.
 
         Raises:
             RuntimeError: if they have ended elsewhere, or with another batch.
@@ -359,7 +358,7 @@ class RunLoaders:
         by_rank = self.trainer.strategy.gather_objects(ends)  # collective
         for name in ends:
             # Of loaders that are read together, one may not have been read to its end, and one several times.
-            first_ends = [own[name][0] for own in by_rank if own[name]]
+            first_ends = [of_rank[name][0] for of_rank in by_rank if of_rank[name]]
             if len(set(first_ends)) > 1:
                 batches = [number for number, _ in first_ends]
                 raise different_streams(batches, name.partition(",")[0])
@@ -368,7 +367,7 @@ class RunLoaders:
         """The outputs of all ranks, by loader, in the order of the loader's batches. A collective."""
         strategy = self.trainer.strategy
         on_cpu = map_tensors(outputs, lambda tensor: tensor.detach().cpu())
-        by_rank = strategy.gather_objects(on_cpu)
+        by_rank = strategy.gather_objects(on_cpu)  # collective
         # The other ranks of a tensor-parallel group had the same batches.
         by_rank = by_rank[:: strategy.tensor_parallel_size]
         merged = []
@@ -382,7 +381,7 @@ class RunLoaders:
             merged.append([output for output in in_order if output is not NO_BATCH])
         return merged
 
-    # Moving batches ----------------------------------------------------------------------------------------------
+    # Moving batches.
 
     def transfer(self) -> Callable[[Any, int], Any] | None:
         """A function that takes a batch and its loader's index through the transfer hooks; None if none is needed."""
@@ -445,10 +444,10 @@ class EvaluationLoader:
             if is_sharded(
                 self.source, trainer.strategy, requested, 0, name, mixed=False
             ):
-                # Which was begun to find that out.
+                # The source was begun to find that out, and what it has read is not to be lost.
                 self._begun = self.source.begun_iteration()
                 self.source = None
-        self._said: set[Any] = set()
+        self._noted: set[Any] = set()
         self.ends: dict[str, list[tuple[int, str]]] = {}
         self.max_batches = INFINITE
         self.reported_batches = INFINITE
@@ -457,7 +456,7 @@ class EvaluationLoader:
 
     @property
     def reported_length(self) -> float:
-        """Number of the loader's batches, as it tells it."""
+        """Number of the loader's batches, as its length tells it."""
         return loader_length(self._loader)
 
     def count(self, batches: float) -> float:
@@ -522,7 +521,7 @@ class EvaluationLoader:
             exact = exact_length_of(self._copy, trusts_samplers=not is_single)
             if 0 < exact < INFINITE:
                 length = int(exact)
-                return up_to(self._copy, batches, length, length, self._said)
+                return up_to(self._copy, batches, length, length, self._noted)
         return batches
 
     def with_dummies(self, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -533,8 +532,8 @@ class EvaluationLoader:
             batch = next(batches, NO_BATCH)
             if rounds == INFINITE:
                 has_batch = torch.tensor(int(batch is not NO_BATCH))
-                # A collective for each batch, where nobody knows how many there are.
-                if not self._strategy.reduce(has_batch, "max"):
+                # Nobody knows how many there are, so the ranks meet for each batch.
+                if not self._strategy.reduce(has_batch, "max"):  # collective
                     return
             is_dummy = batch is NO_BATCH
             if not is_dummy:
@@ -556,6 +555,7 @@ class EvaluationLoader:
         )
 
     def _watch(self, source: BatchSource) -> None:
+        """Note where each stream of a source ends, for :meth:`RunLoaders.check_streams`."""
         for number, part in enumerate(source.parts):
             ends = self.ends[f"{self._name}, {number}"] = []
             part.watch(partial(noting_end, ends=ends))
@@ -570,10 +570,12 @@ class EvaluationLoader:
 
 
 def _limit_of(stage: str) -> str:
+    """The Trainer's argument that limits the batches of a stage."""
     return f"limit_{'val' if stage == 'validate' else stage}_batches"
 
 
 def _is_collection(loaders: Any) -> bool:
+    """Whether this is several loaders, to be read together in training and one after the other in evaluations."""
     return isinstance(loaders, Mapping) or holds_loaders(loaders)
 
 
@@ -583,17 +585,16 @@ def limited_to(
     limit: float,
     name: str,
 ) -> tuple[float, float]:
-    """How many batches to run under a limit, at most and as the loader tells it.
+    """How many batches to run under a limit: at most, and to report before the end is known.
 
     Args:
         length: the loader's number of batches; infinite if that is not certain.
-        reported: as it tells it.
-        limit: as of :func:`limited`; a fraction is one of what it tells.
+        reported: the same, as the loader tells it.
+        limit: as of :func:`limited`; a fraction is one of the reported number.
         name: what the limit is called.
     """
-    shown = limited(
-        reported or length, limit, name
-    )  # a stream that tells 0 does not know
+    # A stream whose length tells 0 does not know it.
+    shown = limited(reported or length, limit, name)
     is_fraction = isinstance(limit, float) and limit < 1.0
     return (shown if is_fraction else limited(length, limit, name)), shown
 

@@ -23,8 +23,8 @@ class ManualStep(Step):
         self.stepped = False
         output = self.call_step(batch, batch_idx)
         if window.is_last:
-            # Of optimizers that had no update(loss) in the window's last batch.
-            self._step_gathered()
+            # Optimizers that had no update(loss) in the window's last batch have not stepped yet.
+            self._step_all_gathered()
         if self.stepped:
             self._end_window()
         return _outputs(output)
@@ -36,7 +36,7 @@ class ManualStep(Step):
 
     def end_window(self, batch_idx: int) -> bool:
         """Step on what the window has gathered."""
-        self._step_gathered()
+        self._step_all_gathered()
         self._end_window()
         return True
 
@@ -68,7 +68,8 @@ class ManualStep(Step):
             RuntimeError: if it was called for this batch already, inside a window of several.
         """
         window = self.accumulation
-        batch, batch_idx = self.state.total_batches, self.state.batch_idx
+        batch = self.state.total_batches
+        batch_idx = self.state.batch_idx
         if window.num_batches > 1 and optimizer.last_update == batch:
             raise RuntimeError(
                 f"update(loss) was called twice for one optimizer in batch {batch_idx}; with "
@@ -84,15 +85,18 @@ class ManualStep(Step):
         if window.is_last:
             self._step_on_gathered(optimizer)
 
-    def _step_gathered(self) -> None:
+    def _step_all_gathered(self) -> None:
+        """Step each optimizer that has gathered gradients and not stepped on them."""
         for optimizer in self.manual:
             if optimizer.num_gathered:
                 self._step_on_gathered(optimizer)
 
     def _step_on_gathered(self, manual: ManualOptimizer) -> None:
-        """Step an optimizer on the mean of what was gathered."""
-        optimizer, length = manual.optimizer, self.accumulation.length
+        """Step an optimizer on the mean of the gradients that it has gathered."""
+        optimizer = manual.optimizer
+        length = self.accumulation.length
         self.engine.unscale(optimizer)
+        # Each loss was divided by the window's length, and fewer have come than that.
         if manual.num_gathered < length:
             self.engine.scale_gradients(optimizer, length / manual.num_gathered)
         manual.begin_window()

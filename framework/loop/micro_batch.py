@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .automatic import AutomaticStep
 
 
+# Runs the step on a part of a batch and adds its gradients; see :meth:`MicroBatches.train_on`.
 _Add = Callable[[Any, int, float, bool], Any]
 
 
@@ -55,25 +56,26 @@ class MicroBatches:
                 whether it is the first.
         """
         try:
-            whole = batch_size_of(batch)
+            num_samples = batch_size_of(batch)
         except ValueError as error:
             raise ValueError(
                 f"micro_batch: a batch is divided along its first dimension, and {error}"
             ) from None
         if not self.auto:
-            size = min(self.state.micro_batch or whole, whole)
-            return self._run(batch, batch_idx, whole, size, add)
+            size = min(self.state.micro_batch or num_samples, num_samples)
+            return self._run(batch, batch_idx, num_samples, size, add)
         while True:
-            size = min(self.state.micro_batch or whole, whole)
+            size = min(self.state.micro_batch or num_samples, num_samples)
             before = StepRollback(
                 self.step.run.module,
                 self.engine.device,
                 self.step.accumulation,
                 self.metrics,
             )
-            failure, outputs = None, None
+            failure = None
+            outputs = None
             try:
-                outputs = self._run(batch, batch_idx, whole, size, add)
+                outputs = self._run(batch, batch_idx, num_samples, size, add)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -94,23 +96,28 @@ class MicroBatches:
                 f'micro_batch="auto": memory does not suffice for a single sample (batch {batch_idx}): '
                 f"{failure or 'in another process'}"
             )
+        # Rounded up, so that two parts of this size hold what has been tried.
         half = -(-size // 2)
         self.state.use_micro_batch(half)
         log.info("Out of memory with %d samples at once: going on with %d", size, half)
 
-    def _run(self, batch: Any, batch_idx: int, whole: int, size: int, add: _Add) -> Any:
+    def _run(
+        self, batch: Any, batch_idx: int, num_samples: int, size: int, add: _Add
+    ) -> Any:
+        """Run the step on one part of the batch after the other; returns what callbacks get of the whole."""
         outputs: list[Any] = []
         fractions: list[float] = []
         try:
-            for start in range(0, whole, size):
-                stop = min(start + size, whole)
-                part, is_first = batch, start == 0
-                if size < whole:
-                    part = slice_batch(batch, start, stop, whole)
-                fraction = (stop - start) / whole
+            for start in range(0, num_samples, size):
+                stop = min(start + size, num_samples)
+                part = batch
+                is_first = start == 0
+                if size < num_samples:
+                    part = slice_batch(batch, start, stop, num_samples)
+                fraction = (stop - start) / num_samples
                 fractions.append(fraction)
                 self.metrics.begin_part(
-                    part, (fraction, is_first) if size < whole else None
+                    part, (fraction, is_first) if size < num_samples else None
                 )
                 outputs.append(add(part, batch_idx, fraction, is_first))
         finally:
@@ -118,12 +125,13 @@ class MicroBatches:
         return outputs[0] if len(outputs) == 1 else _join(outputs, fractions)
 
     def _any(self, failed: bool) -> bool:
+        """Whether this, or another rank, has run out of memory. A collective with several ranks."""
         if self.engine.num_processes == 1:
             return failed
         return bool(self.engine.reduce(torch.tensor(int(failed)), "max").item())
 
     def _largest(self, size: int) -> int:
-        """The largest part that was tried: batches of the ranks may have different sizes."""
+        """The largest part that any rank has tried, as their batches may have different sizes. A collective."""
         if self.engine.num_processes == 1:
             return size
         return int(self.engine.reduce(torch.tensor(size), "max").item())

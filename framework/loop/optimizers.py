@@ -1,4 +1,4 @@
-"""What ``configure_optimizers`` returned: optimizers, as a module gets them, and when schedulers step."""
+"""What ``configure_optimizers`` returned: optimizers, as the user's module gets them, and when schedulers step."""
 
 from __future__ import annotations
 
@@ -71,9 +71,8 @@ def check_schedulers(
     Raises:
         ValueError: if it belongs to an optimizer that is not stepped.
     """
-    inner = [
-        getattr(optimizer, "optimizer", None) for optimizer in optimizers
-    ]  # of what wraps another
+    # An optimizer may wrap another one, to which the scheduler belongs.
+    inner = [getattr(optimizer, "optimizer", None) for optimizer in optimizers]
     for config in schedulers:
         owner = getattr(config.scheduler, "optimizer", None)
         if isinstance(owner, Optimizer) and not any(
@@ -129,7 +128,7 @@ def _is_list_of(value: Any, *kinds: type) -> bool:
 
 
 def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """The optimizer and the scheduler of one dict."""
+    """The optimizer and the scheduler of one dict, as a list each."""
     if unknown := set(returned) - {"optimizer", "lr_scheduler", "monitor"}:
         raise ValueError(
             f"configure_optimizers: the dict has unknown keys {sorted(map(str, unknown))}; "
@@ -140,6 +139,7 @@ def _parse_dict(returned: dict[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
+    """Put a ``monitor`` that stands beside a scheduler into the scheduler's own dict, unless that names one."""
     if monitor is None or scheduler is None:
         return scheduler
     return {
@@ -149,6 +149,7 @@ def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
 
 
 def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
+    """Read a scheduler, or the dict in which it stands with its options."""
     options = (
         dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
     )
@@ -162,6 +163,7 @@ def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
     options.setdefault(
         "reduce_on_plateau", isinstance(options["scheduler"], ReduceLROnPlateau)
     )
+    # A scheduler that steps on no value has none to monitor, whatever its dict says.
     if not options["reduce_on_plateau"]:
         options.pop("monitor", None)
     return LRSchedulerConfig(**options)
@@ -174,7 +176,7 @@ class ManualOptimizer(Wrapper):
 
     Args:
         optimizer: the optimizer.
-        owner: the step of the fit.
+        owner: what trains in this fit, and does the work.
 
     Attributes:
         optimizer: as given.

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Rollback:
-    """What an evaluation is about to change: the states of torchmetrics and of random generators.
+    """Keeps what an evaluation is about to change, to undo it: states of torchmetrics and of random generators.
 
     Args:
         module: whose torchmetrics.
-        device: whose generator, beside those of the CPU.
+        device: whose random generator, beside those of the CPU.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -36,13 +36,13 @@ class Rollback:
 
 
 class StepRollback(Rollback):
-    """What forward and backward of a training step are about to change: gradients and buffers, too.
+    """Keeps what forward and backward of a training step are about to change: gradients and buffers, too.
 
     Gradients of the window's earlier batches are put aside, so that those of a failed attempt can be dropped.
 
     Args:
         module: what is trained.
-        device: where.
+        device: whose random generator, beside those of the CPU.
         window: what has been gathered for the next optimizer step.
         metrics: what has been logged.
     """

@@ -72,7 +72,7 @@ class FitState:
         return self.optimization
 
     def detached(self, optimization: dict[str, Any] | None = None) -> FitState:
-        """The same without what lives in this process; ``optimization`` are its states, if they are at hand."""
+        """The same without what lives in this process; ``optimization`` are the states, if already taken."""
         states = self.states() if optimization is None else optimization
         return FitState(
             self.module, self.configured, None, states, unfinished=self.unfinished
@@ -115,7 +115,7 @@ class Run:
         loaders: where the batches come from.
         signals: notes signals while the loop trains.
         schedule: when what is due.
-        step: trains on a batch; in ``fit`` only, once the optimizers are there.
+        step: trains on a batch. It is set in ``fit`` only, when the optimizers have been made.
         ckpt_path: the checkpoint that was read, if one was asked for.
         resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
@@ -152,7 +152,7 @@ class Run:
         self.trainer.last_fit = FitState(self.module, step.configured, step)
 
     def keep_unfinished(self) -> None:
-        """Keep what the running epoch has gathered: it goes on in another run."""
+        """Keep what the running epoch has gathered, for the run that goes on with it."""
         fit = self.trainer.last_fit
         assert fit is not None
         fit.unfinished = self.gathered()
@@ -216,7 +216,10 @@ class Run:
         return step is not None and step.window_is_open
 
     def progress(self) -> dict[str, Any]:
-        """The counters as a checkpoint keeps them: at the start of an open accumulation window."""
+        """The counters as a checkpoint keeps them; in an open accumulation window, those of its start.
+
+        Its gradients are not saved, so a run that resumes reads the window's batches again.
+        """
         counters = self.state.state_dict()
         step = self.live_step
         if step is not None and step.window_is_open:
@@ -231,10 +234,10 @@ class Run:
             return fit.unfinished
         counters = self.progress()
         position = self.loaders.train_state(counters["batch_idx"])
-        own = None if position is None else position["loader"]
+        loader = None if position is None else position["loader"]
         cursor = None if position is None else position["cursor"]
         return {
-            "loader": loader_state(counters, own, cursor),
+            "loader": loader_state(counters, loader, cursor),
             "logged": {
                 "metrics": self.metrics.state_dict(),
                 "metric_states": metric_states(self.module),

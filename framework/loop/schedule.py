@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Schedule:
-    """The rules of a fit that go by counters, and one alarm for all of them: :attr:`due`.
+    """The rules by which a fit validates, agrees and ends, and one alarm for all of them: :attr:`due`.
 
     Attributes:
         due: batches of the epoch after which anything but training is due, at the earliest: a validation, an agreement
@@ -25,6 +25,7 @@ class Schedule:
         self.length: int | float = INFINITE
         self._max_steps: int | float = INFINITE
         self._validate_every: int | float = INFINITE
+        # Batches after which a validation was due last, and is due next.
         self._last_validation: int | float = 0
         self._next_validation: int | float = INFINITE
         self._first_step: int | None = None
@@ -95,7 +96,7 @@ class Schedule:
         state, consensus = self.run.state, self.run.consensus
         if state.batch_idx >= self._next_validation:
             self._next_validation += self._validate_every
-        # A batch takes one optimizer step at most.
+        # The batch with the last step of the training, at the earliest: a batch takes one optimizer step at most.
         last_step = state.batch_idx + self._max_steps - state.global_step
         self.due = min(self.length, self._next_validation, consensus.due, last_step)
         # Only now, as a signal may come between any two lines. A request that waits for an open window, or for the
@@ -128,8 +129,8 @@ class Schedule:
     def validates_at_end(self) -> bool:
         """Whether to validate at the end of an epoch whose length was not known beforehand.
 
-        The last of the validations that come after each fraction of an estimated length is the one at the epoch's end,
-        unless there has just been one.
+        ``val_check_interval`` is then a fraction of an estimated length. Its last validation comes at the real end of
+        the epoch, unless one has come less than half an interval before.
         """
         state, interval = self.run.state, self.run.trainer.val_check_interval
         if not isinstance(interval, float):
@@ -164,7 +165,7 @@ class Schedule:
         if isinstance(interval, int):
             if trainer.check_val_every_n_epoch is None:
                 return interval, self.run.state.past_batches
-            # An epoch that other ranks began may be shorter here: it has no validation then.
+            # What is left of an epoch that other ranks began may be shorter: it has no validation, and is no mistake.
             if interval > loaders.whole_epoch:
                 raise ValueError(
                     f"val_check_interval={interval} is more than the {loaders.whole_epoch} training batches of an "

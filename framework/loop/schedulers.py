@@ -38,14 +38,14 @@ class Schedulers:
             self._hook = run.module.lr_scheduler_step
 
     def step_after_window(self) -> None:
-        """Step after an optimizer's step, unless that was skipped; those that monitor a value wait for it."""
+        """Step those that step by windows, unless the optimizer's step was skipped; those that monitor a value wait."""
         for config in self.each_step:
             is_due = self.run.state.global_step % config.frequency == 0
             if is_due and not self.run.engine.step_was_skipped:
                 self._step(config, None)
 
     def step_after_batches(self) -> None:
-        """Step at an epoch's end; those that monitor a value wait for it."""
+        """Step those that step by epochs, at an epoch's last batch; those that monitor a value wait for its end."""
         for config in self._each_epoch:
             if not config.reduce_on_plateau and self._is_due_in_epoch(config):
                 self._step(config, None)
@@ -77,8 +77,8 @@ class Schedulers:
     def _step_on_value(self, config: LRSchedulerConfig) -> None:
         logged = self.run.trainer.callback_metrics
         assert config.monitor is not None
-        # A step's value is each rank's own: all take the main one's. A collective.
-        value = self.run.engine.broadcast(logged.get(config.monitor))
+        # A step's value is each rank's own, and all have to step alike: they take the main one's.
+        value = self.run.engine.broadcast(logged.get(config.monitor))  # collective
         if value is not None:
             self._step(config, value)
         elif config.strict:

@@ -1,7 +1,8 @@
-"""What trains on a batch: the parts that automatic and manual optimization share."""
+"""What trains on a batch: what automatic and manual optimization have in common."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -71,7 +72,7 @@ class Step(ABC):
         self._toggled: list[tuple[Tensor, bool]] = []
         self.has_ranks = run.engine.num_processes > 1
         self.call_step = _caller_of(run)
-        # What the module overrides; the rest is done without a call.
+        # None for what the module does not override, which is done without calling it.
         self._backward = override_of(module, "backward")
         self._zero_grad = override_of(module, "optimizer_zero_grad")
         self._clip = override_of(module, "configure_gradient_clipping")
@@ -85,7 +86,7 @@ class Step(ABC):
 
     @property
     def train_on(self) -> Callable[[Any, int], dict[str, Any] | None]:
-        """What the loop calls with a batch and its index: this step, or one without what nobody adds."""
+        """What the loop calls with a batch and its index: this step, or a shorter one if that does the same."""
         return self
 
     @abstractmethod
@@ -113,14 +114,14 @@ class Step(ABC):
         self.accumulation.abandon()
 
     def change_accumulation(self) -> None:
-        """Follow the Trainer, which says another number of batches, from the next window on."""
+        """Take the Trainer's new number of batches, from the next window on."""
         self.accumulation.over(self.run.trainer.accumulate_grad_batches)
 
     def ends_inside_window(self, batches: LookAhead) -> bool:
         """Whether the epoch ends with the next batch, though it does not complete its window.
 
-        Only inside a window is a batch read ahead: at its end, where checkpoints are saved, the loader has given what
-        was trained on, and no more.
+        A batch is read ahead only inside a window. At a window's end, where checkpoints are saved, the loader must not
+        have given more than was trained on.
         """
         return self.accumulation.goes_on(self.state.batch_idx) and batches.at_end
 
@@ -132,7 +133,7 @@ class Step(ABC):
     def end_window_early(self, batch_idx: int) -> None:
         """Step on what was gathered until batch ``batch_idx``: the epoch ended sooner than planned."""
         if self.has_ranks and self.run.trainer.micro_batch is None:
-            # No backward of the window's last batch has averaged them over the ranks.
+            # The backward of a window's last batch averages gradients over the ranks, and there was none.
             for optimizer in self.optimizers:
                 self.engine.sync_gradients_of(optimizer)
         self.stepped = self.end_window(batch_idx)
@@ -146,7 +147,7 @@ class Step(ABC):
 
     @abstractmethod
     def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
-        """``optimizer.update(loss)``."""
+        """Do what ``optimizer.update(loss)`` asks for, for :class:`~.optimizers.ManualOptimizer`."""
 
     @abstractmethod
     def end_window(self, batch_idx: int) -> bool:
@@ -298,10 +299,9 @@ def _caller_of(run: Run) -> Callable[[Any, int], Any]:
 
 def step_arguments(step: Callable[..., Any]) -> int:
     """How many positional arguments a step takes: a batch, its index, and its loader's index."""
-    import inspect
-
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p.kind for p in inspect.signature(step).parameters.values()]
+    # It takes whatever it is given.
     if inspect.Parameter.VAR_POSITIONAL in parameters:
         return 3
     return max(1, sum(kind in kinds for kind in parameters))
