@@ -184,7 +184,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
         if checkpoint is not None:
             run.take_up(Resume(run, checkpoint))
     if fn == "fit":
-        # Before anybody asks a logger for its folder, or for the order of the data: both come from the checkpoint.
+        # Before anybody asks a logger for its folder, or for the order of the data: a checkpoint may hold both.
         run.resume.apply_counters()
     _share_with_ranks(run)
     _prepare_data(run)

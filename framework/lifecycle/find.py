@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def best_checkpoint(run: Run) -> str:
-    """The best checkpoint of the first ``ModelCheckpoint``; of an earlier program's, if this one has not fitted."""
+    """Find the best checkpoint of the first ``ModelCheckpoint``; if this Trainer has not fitted, an earlier program's.
+
+    Raises:
+        ValueError: if there is none.
+    """
     callback = run.trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
     may_look = run.trainer.last_fit is None and not run.trainer.fast_dev_run
     if not best and callback is not None and may_look:
-        best = run.engine.strategy.broadcast(
+        best = run.engine.strategy.broadcast(  # collective
             run.trainer.is_global_zero and _best_of_earlier_programs(run, callback)
         )
         if best:
@@ -44,7 +48,11 @@ def best_checkpoint(run: Run) -> str:
 
 
 def _best_of_earlier_programs(run: Run, callback: Any) -> str:
-    """The pointer to the best checkpoint in the folder where the newest one lies; of several runs there, the last's."""
+    """Find what an earlier program has left as its best checkpoint; an empty string if there is none.
+
+    It is looked for in the callback's folder, or else in that of the newest checkpoint. A ``ModelCheckpoint`` leaves a
+    pointer to its best one there; where several runs have left theirs, the newest checkpoint's counts.
+    """
     newest = newest_checkpoints(run)
     newest_path = newest[0] if newest else ""
     folder = callback.dirpath or newest_path.rpartition("/")[0]
@@ -58,7 +66,7 @@ def _best_of_earlier_programs(run: Run, callback: Any) -> str:
         return newest_first(pointers)[0]
     if callback.monitor is None:
         return newest_path
-    # With ``filename="best"``, what is called so is no pointer.
+    # With ``filename="best"``, what has the name of a pointer is a checkpoint: its monitored value decides.
     values = {}
     for path in newest:
         value = read_manifest(path)["metrics"].get(callback.monitor)
@@ -69,7 +77,8 @@ def _best_of_earlier_programs(run: Run, callback: Any) -> str:
 
 
 def _best_in(folder: str, callback: Any) -> list[str]:
-    """What is called as the best checkpoint is; the callback's name for it may hold the epoch."""
+    """The paths in ``folder`` that have the name of a pointer to the best checkpoint."""
+    # After its beginning, the name may have fields to fill in, such as the epoch.
     beginning = callback.CHECKPOINT_NAME_BEST.partition("{")[0]
     return [
         join(folder, name)
@@ -81,8 +90,9 @@ def _best_in(folder: str, callback: Any) -> list[str]:
 def newest_checkpoints(run: Run) -> list[str]:
     """The complete checkpoints in the folders that the callbacks were given, newest first.
 
-    Of a callback that was given none, in the default ones: those of the loggers, where each run has a folder of its
-    own beside those of earlier runs, and of the Trainer; there, only what a module of this class saved.
+    If a callback was given none, or there is no callback, the default ones are searched, too: those of the loggers,
+    where each run has a folder beside those of earlier runs, and of the Trainer. There, only what a module of this
+    class has saved counts.
 
     Raises:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
@@ -123,11 +133,11 @@ def _manifests_in(folders: set[str]) -> dict[str, Manifest]:
 
 
 def _add_of_class(
-    name: str, there: dict[str, Manifest], manifests: dict[str, Manifest]
+    name: str, candidates: dict[str, Manifest], manifests: dict[str, Manifest]
 ) -> None:
-    """Add to ``manifests`` those that are ``there`` and were saved by a module of this class."""
+    """Add to ``manifests`` those of the candidates that a module of the class ``name`` has saved."""
     others = set()
-    for path, manifest in there.items():
+    for path, manifest in candidates.items():
         if manifest.get("module") == name:
             manifests[path] = manifest
         elif path not in manifests:
@@ -135,22 +145,23 @@ def _add_of_class(
     if others and not manifests:
         log.warning(
             "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
-            "renamed, pass the path of one", len(there), next(iter(there)), ", ".join(sorted(others)), name,
+            "renamed, pass the path of one", len(candidates), next(iter(candidates)), ", ".join(sorted(others)), name,
         )  # fmt: skip
 
 
 def read_last(run: Run, weights_only: bool | None) -> State | None:
-    """Read the newest checkpoint, or the one before where it is damaged; None if there is none."""
-    # All processes go by what the main one finds, and take the same: the first that all of them can read.
+    """Read the newest checkpoint, or the one before where it is damaged; None if there is none. A collective."""
+    # All ranks go by what the main one finds, and take the same: the first that all of them can read.
     strategy = run.engine.strategy
     candidates = strategy.broadcast(strategy.is_global_zero and newest_checkpoints(run))
     for path in candidates:
-        checkpoint, failure = {}, None
+        checkpoint = {}
+        failure = None
         try:
             checkpoint = read_checkpoint(path, weights_only)
         except (CheckpointError, OSError) as error:
             failure = str(error)
-        failures = strategy.gather_objects(failure)
+        failures = strategy.gather_objects(failure)  # collective
         if not any(failures):
             run.resume_from(path)
             return checkpoint
@@ -170,11 +181,12 @@ def read_run(
     ckpt_path: str,
     weights_only: bool | None,
 ) -> State | None:
-    """Find and read the checkpoint for a run; None where there is nothing to resume."""
-    run.engine.saver.wait()  # it may be the one that is being written
+    """Find and read the checkpoint for a run; None if ``"last"`` was asked for and there is none. A collective."""
+    # It may be the one that is still being written.
+    run.engine.saver.wait()
     if ckpt_path == "last":
         return read_last(run, weights_only)
     path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
-    path = resolve(run.engine.strategy.broadcast(path))
+    path = resolve(run.engine.strategy.broadcast(path))  # collective
     run.resume_from(path)
     return read_checkpoint(path, weights_only)

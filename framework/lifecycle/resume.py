@@ -1,4 +1,4 @@
-"""How a run takes a checkpoint up: class :class:`Resume`."""
+"""How a run goes on from a checkpoint: what of it is applied when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Resume(ResumeEpoch):
-    """Takes a checkpoint up, in the five moments at which its parts can be applied.
+    """Applies a checkpoint, each part of it at the moment that :class:`~..loop.resume.NoResume` tells.
 
     Args:
         run: the run.
@@ -35,7 +35,7 @@ class Resume(ResumeEpoch):
         self._checkpoint = checkpoint
 
     def apply_counters(self) -> None:
-        """Set the counters and the seed, and let the loggers go on where they were."""
+        """Set the counters and the seed of the data's order, and let the loggers go on where they were."""
         run, checkpoint = self.run, self._checkpoint
         if "run" in checkpoint:
             run.state.load_state_dict(checkpoint["run"]["state"])
@@ -71,6 +71,7 @@ class Resume(ResumeEpoch):
             self._checkpoint = {}
 
     def _load_callbacks(self, states: State) -> None:
+        """Give callbacks their states, and warn of states that none of them takes."""
         run = self.run
         for callback in run.trainer.callbacks:
             if callback.state_key in states:
@@ -87,7 +88,7 @@ class Resume(ResumeEpoch):
         """Set optimizers, schedulers and counters.
 
         Raises:
-            CheckpointError: if the checkpoint holds no run, or one that does not fit.
+            CheckpointError: if the checkpoint holds no run, or one of other optimizers or schedulers.
         """
         run, checkpoint = self.run, self._checkpoint
         if "run" not in checkpoint or "optimizer_states" not in checkpoint:
@@ -113,7 +114,7 @@ class Resume(ResumeEpoch):
             )
             run.trainer.accumulate_grad_batches = accumulate
         self._gathered = _of_this_rank(run, checkpoint)
-        # It holds all weights once more.
+        # It holds all weights once more, and nothing needs them any longer.
         self._checkpoint = {}
         log.info(
             "Resuming from %s: epoch %d, step %d",
@@ -143,18 +144,19 @@ def _tell_what_changed(
     checkpoint: State,
     configured: State,
 ) -> None:
-    """Say which hyperparameters are other ones than in the checkpoint, and which of them count."""
+    """Warn of hyperparameters that differ from the checkpoint's, and name the options that stay as they were saved."""
     changed = []
     for owner, key in (
         (run.module, "hyper_parameters"),
         (run.datamodule, "datamodule_hyper_parameters"),
     ):
-        saved, now = (
-            checkpoint.get(key, {}),
-            {} if owner is None else owner.portable_hparams(),
-        )
-        for name in {**saved, **now} if saved and isinstance(saved, dict) else ():
-            was, is_now = saved.get(name), now.get(name)
+        saved = checkpoint.get(key)
+        if not saved or not isinstance(saved, dict):
+            continue
+        now = {} if owner is None else owner.portable_hparams()
+        for name in {**saved, **now}:
+            was = saved.get(name)
+            is_now = now.get(name)
             if _written(was) != _written(is_now):
                 changed.append(
                     f"{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}"
@@ -175,7 +177,7 @@ def _tell_what_changed(
 
 
 def _written(value: Any) -> str:
-    """A hyperparameter as a checkpoint holds it: of a not-a-number, too, there are then two that are equal."""
+    """Write a hyperparameter as a checkpoint does: then two not-a-numbers are equal, too."""
     plain = json.loads(
         json.dumps(encode(value, "", {}, {}), default=repr),
         object_hook=_as_loaded,
@@ -184,7 +186,7 @@ def _written(value: Any) -> str:
 
 
 def _as_loaded(written: State) -> Any:
-    """Without the classes that are known only where pickled objects are loaded."""
+    """Leave out the class of a value, which a checkpoint restores only where pickled objects are loaded."""
     items = written.get("$items")
     if items and all(isinstance(key, str) for key, _ in items):
         return dict(items)
@@ -192,15 +194,18 @@ def _as_loaded(written: State) -> Any:
 
 
 def _of_this_rank(run: Run, checkpoint: State) -> State:
-    """What of the ranks' random generators, loaders and logged values goes here.
+    """Pick this rank's random generators, loader position and logged values out of those of all ranks.
 
     With another number of ranks, the main one goes on with all that has been logged in the running epoch, and the
     others with nothing.
     """
-    rank, world_size = run.trainer.global_rank, checkpoint["manifest"]["world_size"]
-    logged, rng = checkpoint["run"]["logged"], checkpoint["rng"]
+    rank = run.trainer.global_rank
+    world_size = checkpoint["manifest"]["world_size"]
+    logged = checkpoint["run"]["logged"]
+    rng = checkpoint["rng"]
     loaders = [states[0] for states in checkpoint["loader_states"]]
     of_this_rank = {"rng": rng[rank % len(rng)] if rng else None}
+    # What the main rank saved alone holds its own values only, whatever the number of ranks.
     if world_size == run.trainer.world_size == len(logged):
         return {
             **of_this_rank,
@@ -213,7 +218,7 @@ def _of_this_rank(run: Run, checkpoint: State) -> State:
     states = [each["metric_states"] for each in logged]
     return {
         **of_this_rank,
-        # The loader's own state is that of the rank that has read furthest.
+        # The ranks read in turn, so the last one has read furthest: the state of its loader counts.
         "loader": {**loaders[0], "loader": loaders[-1]["loader"]},
         "logged": {
             "metrics": merge_logged(metrics, is_main),

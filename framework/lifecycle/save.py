@@ -38,7 +38,7 @@ def save_run(
     on_complete: Callable[[], None] | None = None,
     together: bool = True,
 ) -> Save:
-    """Write a checkpoint of the run as it stands; with several ranks, one writes, and all call this together.
+    """Write a checkpoint of the run as it stands; a collective, unless the main rank saves alone.
 
     Args:
         run: the run.
@@ -50,6 +50,7 @@ def save_run(
 
     Raises:
         RuntimeError: after an exception, where each rank has a part of the state only.
+        OSError: if a hook of the user's raised it on any rank; on all ranks.
     """
     _require_whole_state(run)
     checkpoint: State = {}
@@ -60,7 +61,8 @@ def save_run(
         if not weights_only:
             of_this_rank = {"rng": rng_state(run.engine.device), **run.gathered()}
     except OSError as error:
-        # Of a user's hook, on this rank alone; other errors end it, and so the others.
+        # A hook of the user's may raise it on this rank alone, so the others are told below. Any other error ends this
+        # process, and with it the others.
         failed = error
     by_rank = [of_this_rank]
     if together:
@@ -89,6 +91,7 @@ def save_run(
 
 
 def _require_whole_state(run: Run) -> None:
+    """Raise after an exception where this rank cannot have the whole state, and so cannot save alone."""
     strategy = run.engine.strategy
     is_sharded = strategy.capabilities.shards_state and run.trainer.world_size > 1
     if strategy.group.failed and is_sharded:
@@ -99,6 +102,7 @@ def _require_whole_state(run: Run) -> None:
 
 
 def _warn_incomplete(run: Run) -> None:
+    """Say what a checkpoint lacks that the main rank saves alone."""
     run.engine.warn_incomplete(
         "save_checkpoint",
         "the random states of the others and what they have logged in this epoch",
@@ -119,7 +123,7 @@ def _facts(run: Run, checkpoint: State) -> State:
 
 
 def collect(run: Run, weights_only: bool) -> State:
-    """What all ranks have alike of a run's checkpoint, as the hooks ``on_save_checkpoint`` see it."""
+    """Collect what all ranks have alike of a run's checkpoint, with what the hooks ``on_save_checkpoint`` add to it."""
     trainer, datamodule = run.trainer, run.datamodule
     checkpoint: State = {
         "epoch": run.state.epoch,

@@ -108,7 +108,7 @@ def parse_optimizers(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
 
 
 def _split(returned: Any) -> tuple[list[Any], list[Any]]:
-    """Optimizers and schedulers, as they were given."""
+    """Sort the forms apart: the optimizers and the schedulers, None or in their dicts, as they were given."""
     if isinstance(returned, dict):
         return _parse_dict(returned)
     if not isinstance(returned, (list, tuple)):

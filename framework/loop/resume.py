@@ -1,4 +1,4 @@
-"""What a run takes up from before, in the moments at which that can be applied."""
+"""What a run goes on from: a checkpoint, an epoch that was left, or nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 class NoResume:
-    """A fresh run, which takes nothing up. The methods are called in the order in which they stand here.
+    """A fresh run, which goes on from nothing: each method says when it is called, and what subclasses apply then.
+
+    They stand in the order in which they are called.
 
     Attributes:
-        is_from_checkpoint: whether a checkpoint is taken up.
+        is_from_checkpoint: whether the run goes on from a checkpoint.
         cursor: how far all ranks have come in the running epoch's data, until that is applied.
     """
 
@@ -23,19 +25,19 @@ class NoResume:
     cursor: Any = None
 
     def apply_counters(self) -> None:
-        """Before anybody asks for a folder, or for the order of the data."""
+        """Counters, seed and loggers: before anybody asks for a folder, or for the order of the data."""
 
     def apply_weights(self) -> None:
-        """Once the strategy has taken the module up."""
+        """Weights, data and callbacks: once the strategy has set up the module."""
 
     def apply_optimizers(self) -> None:
-        """After ``on_fit_start``, in which a callback may add parameter groups."""
+        """Optimizers and schedulers: after ``on_fit_start``, in which a callback may add parameter groups."""
 
     def apply_position(self) -> None:
-        """Once the training loader is made."""
+        """The position in the data: once the training loader is made."""
 
     def apply_rng_and_metrics(self) -> None:
-        """Right before the first batch: whatever is made before draws random numbers."""
+        """Random generators and metrics: before the first batch, once nothing else draws random numbers."""
 
 
 class ResumeEpoch(NoResume):
@@ -61,8 +63,9 @@ class ResumeEpoch(NoResume):
             self.run.loaders.restore_train(self._gathered)
 
     def apply_rng_and_metrics(self) -> None:
-        """Set logged values, torchmetrics and random generators, once."""
-        gathered, self._gathered = self._gathered, None
+        """Set logged values, torchmetrics and random generators; further calls do nothing."""
+        gathered = self._gathered
+        self._gathered = None
         if gathered is None:
             return
         self.run.metrics.load_state_dict(gathered["logged"]["metrics"])

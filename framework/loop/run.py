@@ -162,7 +162,7 @@ class Run:
         self.ckpt_path = path
 
     def take_up(self, resume: NoResume) -> None:
-        """Take this up, in the moments at which its parts can be applied."""
+        """Go on from this, whose parts are applied at their moments."""
         self.resume = resume
 
     # What the loop says and logs.
