@@ -81,12 +81,12 @@ def _is_held(lock: str) -> bool:
     Raises:
         FileNotFoundError: if there is no such file any more.
     """
-    found = os.stat(lock)
+    lock_stat = os.stat(lock)
     if not os.path.isdir("/proc/self/fd"):
         return True
     for descriptor in glob("/proc/[0-9]*/fd/*"):
         # It may have been closed meanwhile, or be another user's.
         with suppress(OSError):
-            if os.path.samestat(os.stat(descriptor), found):
+            if os.path.samestat(os.stat(descriptor), lock_stat):
                 return True
     return False

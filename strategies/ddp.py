@@ -101,14 +101,14 @@ class _DDPModule(DistributedDataParallel):
         Raises:
             RuntimeError: if it is that error.
         """
-        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-        if found is None:
+        match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if match is None:
             return
         user_module: Any = self.module.module
         names = {
             id(parameter): name for name, parameter in user_module.named_parameters()
         }
-        numbers = map(int, found[1].split())
+        numbers = map(int, match[1].split())
         unused = [names[id(self.reducer_parameters[number])] for number in numbers]
         others = f" and {len(unused) - 10} others" if len(unused) > 10 else ""
         raise RuntimeError(

@@ -30,10 +30,11 @@ class Pickler(cloudpickle.Pickler):
 
 
 def _has_name(obj: Any) -> bool:
-    found: Any = sys.modules.get(obj.__module__)
-    for part in obj.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is obj
+    """Whether its module and qualified name lead to this very object."""
+    named: Any = sys.modules.get(obj.__module__)
+    for name in obj.__qualname__.split("."):
+        named = getattr(named, name, None)
+    return named is obj
 
 
 def dumps(value: Any) -> bytes:
@@ -66,15 +67,15 @@ class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the class or function of that name."""
         here = script_name()
-        found = module
+        module_now = module
         # Only what is imported already counts: to import the script would run it.
         if module == "__main__" and self.script != here and self.script in sys.modules:
-            found = self.script
+            module_now = self.script
         elif module == here and module not in sys.modules:
-            found = "__main__"
-        if found != module:
+            module_now = "__main__"
+        if module_now != module:
             with suppress(AttributeError):
-                return super().find_class(found, name)
+                return super().find_class(module_now, name)
         return super().find_class(module, name)
 
 

@@ -186,7 +186,7 @@ def _restore_loaders(engine: Engine, checkpoint: State, path: str) -> None:
     # A Trainer's checkpoint ("run" is in it) holds one loader's position; further loaders begin at their beginning.
     if "run" not in checkpoint and len(by_rank[0]) != len(prepared.loaders):
         raise CheckpointError(
-            f"checkpoint {path!r} holds the places of {len(by_rank[0])} loaders, and this engine has prepared "
+            f"checkpoint {path!r} holds the positions of {len(by_rank[0])} loaders, and this engine has prepared "
             f"{len(prepared.loaders)}: prepare the same before load_state"
         )
     seed = checkpoint.get("data_seed")
@@ -202,7 +202,7 @@ def save_model(engine: Engine, model: nn.Module, directory: str, together: bool)
     """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
     module = unwrapped(model)
     strategy = next(
-        (each for each in engine.prepared.strategies if each.module is module), None
+        (item for item in engine.prepared.strategies if item.module is module), None
     )
     state = (
         module.state_dict()

@@ -330,14 +330,10 @@ class Engine(Collectives):
         Args:
             inference_mode: use ``torch.inference_mode`` where the strategy allows it, and not only ``torch.no_grad``.
         """
-        gathers = (
-            self.strategy.capabilities.needs_equal_forwards and self.num_processes > 1
-        )
-        return (
-            torch.inference_mode()
-            if inference_mode and not gathers
-            else torch.no_grad()
-        )
+        gathers = self.strategy.capabilities.needs_equal_forwards
+        if inference_mode and not (gathers and self.num_processes > 1):
+            return torch.inference_mode()
+        return torch.no_grad()
 
     @property
     def step_was_skipped(self) -> bool:
@@ -524,11 +520,9 @@ class Engine(Collectives):
         """The function that is all that :meth:`compute_gradients` would call; None if it does more than that."""
         if self.loss_scaler is not None or self.precision.compute is not None:
             return None
-        return (
-            Tensor.backward
-            if type(self.strategy).backward is Strategy.backward
-            else self.strategy.backward
-        )
+        if type(self.strategy).backward is Strategy.backward:
+            return Tensor.backward
+        return self.strategy.backward
 
     def no_sync(self, *models: nn.Module) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local to the process.

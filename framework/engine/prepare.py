@@ -162,9 +162,9 @@ class Prepared:
         strategy = self._engine.strategy
         self._engine.watch(optimizer)
         owners = [
-            each
-            for each in self.strategies
-            if trains(optimizer, each.module.parameters())
+            owner
+            for owner in self.strategies
+            if trains(optimizer, owner.module.parameters())
         ]
         if not owners and self._replaces_parameters(strategy):
             raise ValueError(

@@ -130,13 +130,13 @@ def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
 
 def first_host(nodes: str) -> str:
     """Return the first machine of a SLURM node list, such as ``gpu[003-007,012],login1``."""
-    # The first entry ends with a comma outside of brackets.
-    found = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)
-    if found is None:
+    # The first entry ends before a comma that is outside of brackets.
+    first_entry = re.match(r"(?:[^\[\],]|\[\d[^\]]*\])+", nodes)
+    if first_entry is None:
         raise ValueError(
             f"SLURM_STEP_NODELIST is no list of machines: {nodes!r}; set MASTER_ADDR"
         )
-    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found.group())
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first_entry.group())
 
 
 def _from_mpi(env: Mapping[str, str]) -> ClusterEnvironment | None:
