@@ -99,13 +99,13 @@ def _step_of(run: Run) -> Callable[[Any, int], Any]:
     if run.engine.num_processes == 1:
         return train_on
 
-    def train_or_take_part(batch: Any, batch_idx: int) -> Any:
+    def train_keeping_metrics(batch: Any, batch_idx: int) -> Any:
         if not run.metrics.is_dummy:
             return train_on(batch, batch_idx)
         with unchanged_metrics(run.module):
             return train_on(batch, batch_idx)
 
-    return train_or_take_part
+    return train_keeping_metrics
 
 
 def _skips_epoch(run: Run, batch: Any, batch_idx: int) -> bool:

@@ -84,6 +84,7 @@ class RunLoaders:
         # Both by stage.
         self._evaluation: dict[str, list[EvaluationLoader]] = {}
         self._loaded_in_epoch: dict[str, int] = {}
+        # The epoch whose training batches were iterated last.
         self._begun_epoch: int | None = None
         # Stages of which the log has said that a loader gives more batches than its length tells.
         self._noted_stages: set[str] = set()
@@ -431,6 +432,7 @@ class EvaluationLoader:
         self._name = name
         self._strategy = trainer.strategy
         self._rank, self._world_size = data_parallel_rank_and_size(trainer.strategy)
+        # With workers of its own, which the run can end without ending those of the user's loader.
         self._copy = own_copy(loader)
         self.source: BatchSource | None
         self._begun: Iterator[Any] | None = None

@@ -28,7 +28,8 @@ class Schedule:
         # Batches after which a validation was due last, and is due next.
         self._last_validation: int | float = 0
         self._next_validation: int | float = INFINITE
-        self._first_step: int | None = None
+        # Optimizer steps when the epoch began; None if another run began it.
+        self._steps_before: int | None = None
 
     # The end of the training.
 
@@ -81,7 +82,7 @@ class Schedule:
         since_validation = (state.batch_idx + offset) % self._validate_every
         self._last_validation = state.batch_idx - since_validation
         self._next_validation = self._last_validation + self._validate_every
-        self._first_step = state.global_step if state.batch_idx == 0 else None
+        self._steps_before = state.global_step if state.batch_idx == 0 else None
 
     def validation_was_due(self) -> bool:
         """Whether the run that is resumed was saved right before a validation."""
@@ -115,7 +116,7 @@ class Schedule:
 
     def took_no_step(self) -> bool:
         """Whether the epoch, which began in this run, has had no optimizer step."""
-        return self.run.state.global_step == self._first_step
+        return self.run.state.global_step == self._steps_before
 
     # Validation.
 
