@@ -50,67 +50,28 @@ ROOMS = (
     "seed",
 )
 
-CONTRACT_LINES = 200  # at most
-ALL_TOKENS = 139_000  # fewer; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way
-TOKENS_A_LINE = 7.6  # at most, of lines with code; reference projects have 6.2 to 7.5
-FUNCTION_LINES = 45  # at most, without its docstring
-BRANCHES = 15  # at most in a function: if, for, while, except, and, or, comprehensions
-ATTRIBUTES = 20  # at most of a class
+# At most so many lines.
+CONTRACT_LINES = 200
+# Fewer tokens than these; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way.
+ALL_TOKENS = 139_000
+# At most so many tokens in a line with code; reference projects have 6.2 to 7.5.
+TOKENS_A_LINE = 7.5
+# At most so many lines in a function, without its docstring.
+FUNCTION_LINES = 45
+# At most so many forks in a function: if, for, while, except, and, or, comprehensions.
+BRANCHES = 15
+# At most so many attributes in a class, beside those that are named as its constructor's arguments.
+ATTRIBUTES = 20
 # At most so many attributes are set by a module on objects of classes of other modules.
-FOREIGN_WRITES = 58
-PRIVATE_READS = 10  # at most: private attributes that a module reads of such objects
-FILES_AT_THE_TOP = 13  # at most, of framework/
+FOREIGN_WRITES = 8
+# At most so many files at the top of framework/.
+FILES_AT_THE_TOP = 12
 
-# What is above these: the Trainer's constructor takes its arguments; the others are to become smaller.
-LONG_FUNCTIONS = {
-    "Engine.__init__",
-    "Engine._prepare_module",
-    "EpochLoader.iterate",
-    "ModelCheckpoint.__init__",
-    "ModelCheckpoint._prepare",
-    "Optimization.__init__",
-    "RunData.load",
-    "Trainer.__init__",
-    "Trainer._prepare",
-    "Trainer._run",
-    "_agent",
-    "_run_batches",
-    "_train_epoch",
-    "load_checkpoint",
-    "newest_checkpoints",
-    "save_run",
-    "summarize",
-}
-BRANCHED_FUNCTIONS = {
-    "Engine._prepare_module",
-    "Engine.prepare",
-    "EpochLoader.iterate",
-    "Metrics.log",
-    "Optimization.__init__",
-    "Optimization._choose_short_ways",
-    "PreparedLoader.iterate",
-    "RunData.load",
-    "SharedLoader._agree",
-    "Trainer.__init__",
-    "Trainer._prepare",
-    "Trainer._run",
-    "_run_batches",
-    "_train_epoch",
-    "fit",
-    "newest_checkpoints",
-    "parse_optimizers",
-    "save_run",
-    "select_devices",
-}
-LARGE_CLASSES = {
-    "DeepSpeedStrategy",
-    "Engine",
-    "EpochLoader",
-    "IndexPlan",
-    "ModelCheckpoint",
-    "Optimization",
-    "Trainer",
-}
+# Constructors that only take their many arguments are long without being hard to read.
+TAKE_ARGUMENTS = {"ModelCheckpoint.__init__", "Trainer.__init__"}
+# Attributes of nn.Module and of autograd's contexts, which classes of ours have, too.
+TORCHS_NAMES = {"training", "_buffers"}
+TORCHS_OBJECTS = {"torch", "ctx"}
 
 # Importing the framework must not import these, unless `import torch` does so already.
 HEAVY = (
@@ -261,13 +222,33 @@ def files_of_names() -> dict[str, set[Path]]:
     return found
 
 
+def is_torchs(node: ast.Attribute) -> bool:
+    """Whether an attribute is one of torch's objects, though a class of ours has one of this name."""
+    root = node.value
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    is_object = isinstance(root, ast.Name) and root.id in TORCHS_OBJECTS
+    return is_object or node.attr in TORCHS_NAMES
+
+
+@cache
+def settable_properties() -> set[str]:
+    """Names of properties with a setter, which is a method like others."""
+    return {
+        name.removesuffix(".setter")
+        for _, function in functions()
+        for name in map(ast.unparse, function.decorator_list)
+        if name.endswith(".setter")
+    }
+
+
 def foreign_attributes() -> Iterator[tuple[str, ast.Attribute]]:
     """What a module touches of objects whose classes are ours and stand in other modules, by `file.py: expression`."""
     for file in sources().values():
         for node in ast.walk(parse(file)):
             if isinstance(node, ast.Attribute) and not is_own(node):
                 homes = files_of_names().get(node.attr, set())
-                if homes and file not in homes:
+                if homes and file not in homes and not is_torchs(node):
                     yield f"{file.relative_to(ROOT)}: {ast.unparse(node)}", node
 
 
@@ -402,33 +383,42 @@ def test_the_text_can_breathe():
 
 
 def test_functions_are_short():
-    long = {
-        name
-        for name, function in functions()
-        if lines_of_code(function) > FUNCTION_LINES
-    }
-    assert long <= LONG_FUNCTIONS, (
-        f"functions of over {FUNCTION_LINES} lines: {sorted(long - LONG_FUNCTIONS)}"
+    lengths = {name: lines_of_code(function) for name, function in functions()}
+    long = {name for name, lines in lengths.items() if lines > FUNCTION_LINES}
+    assert long <= TAKE_ARGUMENTS, (
+        f"functions of over {FUNCTION_LINES} lines: {sorted(long - TAKE_ARGUMENTS)}"
     )
 
 
 def test_functions_have_few_branches():
-    branched = {
-        name for name, function in functions() if branches_of(function) > BRANCHES
-    }
-    difference = sorted(branched - BRANCHED_FUNCTIONS)
-    assert branched <= BRANCHED_FUNCTIONS, (
-        f"functions of over {BRANCHES} branches: {difference}"
+    forks = {name: branches_of(function) for name, function in functions()}
+    branched = {name for name, count in forks.items() if count > BRANCHES}
+    assert branched <= TAKE_ARGUMENTS, (
+        f"functions of over {BRANCHES} branches: {sorted(branched - TAKE_ARGUMENTS)}"
     )
+
+
+def arguments_of(kind: ast.ClassDef) -> set[str]:
+    """The arguments of a class's constructor."""
+    constructors = [
+        node
+        for node in kind.body
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    ]
+    return {
+        argument.arg
+        for constructor in constructors
+        for argument in (*constructor.args.args, *constructor.args.kwonlyargs)
+    }
 
 
 def test_classes_have_few_attributes():
-    large = {
-        kind.name for _, kind in classes() if len(attributes_of(kind)) > ATTRIBUTES
+    counts = {
+        kind.name: len(attributes_of(kind) - arguments_of(kind))
+        for _, kind in classes()
     }
-    assert large <= LARGE_CLASSES, (
-        f"classes of over {ATTRIBUTES} attributes: {sorted(large - LARGE_CLASSES)}"
-    )
+    large = {name: count for name, count in counts.items() if count > ATTRIBUTES}
+    assert not large, f"classes of over {ATTRIBUTES} attributes: {large}"
 
 
 def test_objects_set_their_own_attributes():
@@ -436,6 +426,8 @@ def test_objects_set_their_own_attributes():
         (name, node.attr)
         for name, node in foreign_attributes()
         if isinstance(node.ctx, ast.Store)
+        and node.attr not in settable_properties()
+        and not node.attr.startswith("__")
     }
     names = {attribute for _, attribute in written}
     assert len(names) <= FOREIGN_WRITES, (
@@ -457,7 +449,7 @@ def test_what_is_private_is_read_at_home():
         for alias in node.names
         if alias.name.startswith("_") and not alias.name.startswith("__")
     }
-    assert len(read | imported) <= PRIVATE_READS, sorted(read | imported)
+    assert not read | imported, sorted(read | imported)
 
 
 def test_the_top_of_the_framework_shows_its_plan():
