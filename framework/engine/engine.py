@@ -349,7 +349,13 @@ class Engine(Collectives):
 
     @scaler.setter
     def scaler(self, scaler: torch.amp.GradScaler) -> None:
+        if self.loss_scaler is not None:
+            self.loss_scaler.replace(scaler)
+            return
         self.loss_scaler = LossScaler(scaler, self.precision.name)
+        self._plain_backward = None
+        for prepared in self.prepared.optimizers:
+            self.watch(prepared.optimizer)
 
     @property
     def moves_batches(self) -> bool:

@@ -37,6 +37,10 @@ class LossScaler:
         # The ids of optimizers that have stepped in this window.
         self._stepped: set[int] = set()
 
+    def replace(self, scaler: torch.amp.GradScaler) -> None:
+        """Scale with another one of torch's from the next window on."""
+        self.scaler = scaler
+
     def watch(self, optimizer: Optimizer) -> None:
         """Look from now on whether steps of an optimizer take place.
 

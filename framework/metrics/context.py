@@ -54,6 +54,23 @@ class LogContext:
     empty_loaders: set[int | None] = field(default_factory=set)
     loaders_by_name: dict[str, set[int]] = field(default_factory=dict)
 
+    def enter_scope(self, scope: str | None) -> None:
+        """From now on, values belong to a ``"batch"`` or the ``"epoch"`` by default; None if nothing can be logged."""
+        self.scope = scope
+
+    def enter_loader(self, dataloader_idx: int | None) -> None:
+        """Go on to an evaluation loader; None if there is only one."""
+        self.dataloader_idx = dataloader_idx
+
+    def enter_batch(
+        self, batch: Any, is_dummy: bool, part: tuple[float, bool] | None = None
+    ) -> None:
+        """Go on to a batch, or a part of one."""
+        self.batch = batch
+        self.batch_size = None
+        self.is_dummy = is_dummy
+        self.part = part
+
     def weight_of(
         self,
         entry: LoggedValue,

@@ -118,11 +118,11 @@ class Metrics:
 
     def begin_batches(self) -> None:
         """From now on, values belong to a batch by default."""
-        self._context.scope = "batch"
+        self._context.enter_scope("batch")
 
     def begin_loader(self, index: int | None) -> None:
         """Go on to an evaluation loader; None if there is only one."""
-        self._context.dataloader_idx = index
+        self._context.enter_loader(index)
 
     def begin_batch(
         self,
@@ -135,11 +135,7 @@ class Metrics:
             batch: its first dimension is the weight of what is logged, in an epoch's mean; None if there is no batch.
             is_dummy: it only keeps this rank in step with the others, and what is logged about it does not count.
         """
-        context = self._context
-        context.batch = batch
-        context.batch_size = None
-        context.is_dummy = is_dummy
-        context.part = None
+        self._context.enter_batch(batch, is_dummy)
 
     def begin_part(
         self,
@@ -150,8 +146,7 @@ class Metrics:
 
         After the last part, the whole batch is passed, with None.
         """
-        self.begin_batch(part, self.is_dummy)
-        self._context.part = share
+        self._context.enter_batch(part, self.is_dummy, share)
 
     def note_empty_loader(self) -> None:
         """Take note that the evaluation loader gave this rank no batch: others may log what this one does not."""
@@ -160,8 +155,8 @@ class Metrics:
     def end_batches(self) -> None:
         """From now on, values belong to the epoch by default."""
         self.begin_batch(None)
-        self._context.scope = "epoch"
-        self._context.dataloader_idx = None
+        self._context.enter_loader(None)
+        self._context.enter_scope("epoch")
 
     def log(
         self,
@@ -170,13 +165,8 @@ class Metrics:
         options: LogOptions,
     ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
-        if options.rank_zero_only:
-            if is_metric(value) and self.strategy.world_size > 1:
-                raise ValueError(
-                    f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes"
-                )
-            if self.strategy.global_rank != 0:
-                return
+        if options.rank_zero_only and not self._is_kept_here(name, value):
+            return
         if not self.enabled:
             return
         context = self._context
@@ -188,33 +178,41 @@ class Metrics:
             and context.stage == "train"
             and self.strategy.world_size > 1
         )
+        if entry.metric is not None:
+            if not context.is_dummy or entry.value is None:
+                entry.show(value)
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+            value = as_number(name, value)
         if context.is_dummy:
-            if entry.metric is not None and entry.value is None:
-                entry.value = value
             if is_reduced_now:
                 # The others reduce here, too, and would wait for this rank.
                 # collective
                 self.strategy.reduce(torch.as_tensor(value).detach(), entry.reduction)
             return
-        entry.reduced = False
         if isinstance(value, Tensor):
             value = self._tensor(entry, value, options.enable_graph)
-        elif entry.metric is not None:
-            entry.value = value
-            return
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            value = as_number(name, value)
-        step_value = value
-        if context.part is not None and entry.on_step:
-            step_value = join_part(entry, value, *context.part)
-        if is_reduced_now:
-            # collective
-            step_value = self.strategy.reduce(
-                torch.as_tensor(step_value), entry.reduction
-            )
-        entry.value = step_value
+        entry.show(self._step_value(entry, value, bool(is_reduced_now)))
         if entry.on_epoch:
             entry.add(value, context.weight_of(entry, options.batch_size))
+
+    def _is_kept_here(self, name: str, value: Any) -> bool:
+        """Whether this is the main rank, which alone keeps a value with ``rank_zero_only``."""
+        if is_metric(value) and self.strategy.world_size > 1:
+            raise ValueError(
+                f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes"
+            )
+        return self.strategy.global_rank == 0
+
+    def _step_value(self, entry: LoggedValue, value: Any, is_reduced_now: bool) -> Any:
+        """The value of a step: with those of the batch's earlier parts, and of the other ranks, where asked for."""
+        part = self._context.part
+        if part is not None and entry.on_step:
+            value = join_part(entry, value, *part)
+        if is_reduced_now:
+            # collective
+            value = self.strategy.reduce(torch.as_tensor(value), entry.reduction)
+        return value
 
     def _entry(
         self,
@@ -386,7 +384,7 @@ class Metrics:
         for entry in due:
             if entry.metric is not None and entry.value is not None:
                 self._show(results, entry, entry.value.compute())
-            entry.reduced = True
+            entry.mark_reduced()
         self.results.update(results)
 
     def end_epoch(self) -> Results:
@@ -394,7 +392,7 @@ class Metrics:
         self.reduce_epoch()
         results, self.epoch_results = self.epoch_results, Results()
         self.discard()
-        self._context.scope = None
+        self._context.enter_scope(None)
         return results
 
     def discard(self) -> None:

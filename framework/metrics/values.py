@@ -71,6 +71,15 @@ class LoggedValue:
     reduced: bool = False
     rank_zero_only: bool = False
 
+    def show(self, value: Any) -> None:
+        """Take a new last value, which the epoch's does not show yet."""
+        self.value = value
+        self.reduced = False
+
+    def mark_reduced(self) -> None:
+        """Take note that the epoch's value, with all that has come, has been shown."""
+        self.reduced = True
+
     def add(
         self,
         value: Any,
