@@ -272,6 +272,10 @@ class Trainer:
         self.run: Run = None  # type: ignore[assignment]
         self.last_fit: FitState | None = None
         self._module_callbacks: tuple[Module | None, list[Callback]] = (None, [])
+        # In a copy that has not run: what the original's last run was of.
+        self._of_original: dict[str, Any] = dict.fromkeys(
+            ("module", "datamodule", "ckpt_path")
+        )
 
     # Arguments.
 
@@ -594,7 +598,18 @@ class Trainer:
         last_fit = self.last_fit
         if last_fit is not None and last_fit.step is not None:
             last_fit = last_fit.detached()
-        return {**self.__dict__, "run": None, "last_fit": last_fit, "state": state}
+        of_original = {
+            "module": self.module,
+            "datamodule": self.datamodule,
+            "ckpt_path": self.ckpt_path,
+        }
+        return {
+            **self.__dict__,
+            "run": None,
+            "last_fit": last_fit,
+            "state": state,
+            "_of_original": of_original,
+        }
 
     @property
     def must_end_at_once(self) -> bool:
@@ -635,19 +650,23 @@ class Trainer:
     @property
     def module(self) -> Module:
         """The module of this run, or of the last one; None before the first."""
-        return None if self.run is None else self.run.module  # type: ignore[return-value]
+        return self._of_original["module"] if self.run is None else self.run.module
 
     model = lightning_module = module
 
     @property
     def datamodule(self) -> DataModule | None:
         """The ``DataModule`` of this run, or of the last one."""
-        return None if self.run is None else self.run.datamodule
+        if self.run is None:
+            return self._of_original["datamodule"]
+        return self.run.datamodule
 
     @property
     def ckpt_path(self) -> str | None:
         """The checkpoint that this run, or the last one, has read."""
-        return None if self.run is None else self.run.ckpt_path
+        if self.run is None:
+            return self._of_original["ckpt_path"]
+        return self.run.ckpt_path
 
     @property
     def current_epoch(self) -> int:

@@ -227,6 +227,10 @@ ENGINE = {
 
 # The same of the Engine.
 INSIDE_THE_ENGINE = {
+    "evaluate",
+    "forward",
+    "start_epoch",
+    "start_evaluation",
     "accumulation",
     "all_call",
     "begin_micro_batch",

@@ -321,6 +321,24 @@ class Engine(Collectives):
             )
         return dispatch_model(model, device_map, options)
 
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """Calls a step of the module by name, for training: the strategy's own method, without a frame between."""
+        return self.strategy.forward
+
+    @property
+    def evaluate(self) -> Callable[..., Any]:
+        """Calls a step of the module by name, for evaluation: the strategy's own method, without a frame between."""
+        return self.strategy.evaluate
+
+    def start_epoch(self) -> None:
+        """Begin a training epoch; callbacks may have changed which parameters are trained."""
+        self.strategy.start_epoch()
+
+    def start_evaluation(self) -> None:
+        """Begin to evaluate, on all ranks: make equal what training leaves different. A collective."""
+        self.strategy.start_evaluation()
+
     def without_gradients(self, inference_mode: bool) -> AbstractContextManager[Any]:
         """A context for evaluation.
 

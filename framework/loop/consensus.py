@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -65,6 +65,10 @@ class Consensus:
         if self._is_alone:
             return time.monotonic() - self._began
         return self._agreed_seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no run to wake.
+        return {**self.__dict__, "_wake": _do_nothing}
 
     # Requests.
 

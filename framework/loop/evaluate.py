@@ -71,7 +71,7 @@ class _Evaluation:
         self, index: int, dataloader_idx: int | None, limit: int | float
     ) -> int | None:
         """Evaluate a loader; returns the number of its batches, or None if a signal asks to end before the last."""
-        run, forward = self.run, self.run.engine.strategy.evaluate
+        run, forward = self.run, self.run.engine.evaluate
         more = () if dataloader_idx is None else (dataloader_idx,)
         batch_idx = -1
         for batch, is_dummy in run.loaders.evaluation_batches(self.stage, index, limit):
@@ -105,7 +105,7 @@ class _Evaluation:
         run = self.run
         run.metrics.begin_batch(arguments[0], is_dummy=True)
         with unchanged_metrics(run.module):
-            run.engine.strategy.evaluate(self.step_name, *arguments)
+            run.engine.evaluate(self.step_name, *arguments)
 
     def _note_empty(self, index: int, limit: int | float) -> None:
         """Raise if a loader gave nothing that was to be run; with several ranks, others may have had its batches."""
@@ -192,7 +192,7 @@ def evaluate(
     """
     name, metrics, hooks = _NAMES[stage], run.metrics, run.hooks
     run.remember_training_mode()
-    run.engine.strategy.start_evaluation()
+    run.engine.start_evaluation()
     with _without_gradients(run):
         getattr(run.module, f"on_{name}_model_eval")()
         metrics.enter(name, "epoch")
@@ -230,7 +230,7 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
     """
     outputs: list[list[Any]] = [[] for _ in limits]
     run.remember_training_mode()
-    run.engine.strategy.start_evaluation()
+    run.engine.start_evaluation()
     with _without_gradients(run):
         run.module.on_predict_model_eval()
         run.hooks.call("on_predict_start")

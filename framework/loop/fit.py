@@ -199,7 +199,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         run.resume.apply_rng_and_metrics()
         run.metrics.enter("train", "epoch")
         run.hooks.call("on_train_epoch_start")
-    run.engine.strategy.start_epoch()
+    run.engine.start_epoch()
     batches = iter(()) if state.batches_done else loaders.iterate_train()
     loader = loaders.train
     if loaders.looks_ahead:

@@ -291,7 +291,7 @@ def override_of(module: Module, name: str) -> Callable[..., Any] | None:
 
 def _caller_of(run: Run) -> Callable[[Any, int], Any]:
     """What calls ``training_step`` with a batch and its index, under the run's strategy and precision."""
-    forward = run.engine.strategy.forward
+    forward = run.engine.forward
     if step_arguments(run.module.training_step) > 1:
         return partial(forward, "training_step")
     return lambda batch, batch_idx: forward("training_step", batch)

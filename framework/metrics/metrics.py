@@ -171,13 +171,7 @@ class Metrics:
             return
         context = self._context
         entry = self._entry(name, value, options)
-        is_reduced_now = (
-            options.sync_dist
-            and not options.rank_zero_only
-            and entry.on_step
-            and context.stage == "train"
-            and self.strategy.world_size > 1
-        )
+        is_reduced_now = self._is_reduced_now(entry, options)
         if entry.metric is not None:
             if not context.is_dummy or entry.value is None:
                 entry.show(value)
@@ -192,7 +186,7 @@ class Metrics:
             return
         if isinstance(value, Tensor):
             value = self._tensor(entry, value, options.enable_graph)
-        entry.show(self._step_value(entry, value, bool(is_reduced_now)))
+        entry.show(self._step_value(entry, value, is_reduced_now))
         if entry.on_epoch:
             entry.add(value, context.weight_of(entry, options.batch_size))
 
@@ -203,6 +197,12 @@ class Metrics:
                 f"log({name!r}, rank_zero_only=True): a torchmetrics Metric is computed by all processes"
             )
         return self.strategy.global_rank == 0
+
+    def _is_reduced_now(self, entry: LoggedValue, options: LogOptions) -> bool:
+        """Whether the value of a training step is reduced over the ranks at once, as was asked for."""
+        if not options.sync_dist or options.rank_zero_only or not entry.on_step:
+            return False
+        return self._context.stage == "train" and self.strategy.world_size > 1
 
     def _step_value(self, entry: LoggedValue, value: Any, is_reduced_now: bool) -> Any:
         """The value of a step: with those of the batch's earlier parts, and of the other ranks, where asked for."""

@@ -45,10 +45,12 @@ if TYPE_CHECKING:
     )
     from .strategies import (
         STRATEGIES,
+        Capabilities,
         DDPStrategy,
         DeepSpeedStrategy,
         FSDPStrategy,
         Precision,
+        ProcessGroupOptions,
         SingleDeviceStrategy,
         Strategy,
         create_strategy,
@@ -63,6 +65,7 @@ __all__ = [
     "STRATEGIES",
     "CSVLogger",
     "Callback",
+    "Capabilities",
     "CheckpointError",
     "CombinedLoader",
     "DDPStrategy",
@@ -79,6 +82,7 @@ __all__ = [
     "Module",
     "OnExceptionCheckpoint",
     "Precision",
+    "ProcessGroupOptions",
     "ProgressBar",
     "PyTorchProfiler",
     "RichProgressBar",
