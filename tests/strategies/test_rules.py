@@ -18,7 +18,7 @@ from torch.utils.data import (
     IterableDataset,
     TensorDataset,
 )
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from loopwright.callbacks import Callback, EarlyStopping
 from loopwright.framework import Module
@@ -412,6 +412,7 @@ def test_parameters_that_are_unfrozen_later_stay_equal(told: dict[str, Any]):
 class Plateau(Net):
     def __init__(self) -> None:
         super().__init__()
+        self.metric = SumMetric()
         self.register_buffer(
             "apart", torch.full((2, 3), 1.0 + dist.get_rank())[:, ::2]
         )  # with gaps in memory
@@ -419,6 +420,11 @@ class Plateau(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.log("own", float(self.global_rank * batch_idx), rank_zero_only=False)
         self.log("main", 1.0, rank_zero_only=True, sync_dist=True, on_step=True)
+        # The second process's last batch is a dummy: it takes part in what is reduced at once, and counts nothing.
+        self.log("true", True, sync_dist=True, on_step=True, reduce_fx="sum")
+        if not self.trainer.metrics.is_dummy:
+            self.metric.update(1.0)
+        self.log("metric", self.metric, sync_dist=True, on_step=True, on_epoch=True)
         return super().training_step(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -440,9 +446,16 @@ def plateau() -> Any:
     dist.init_process_group("gloo")
     module: Any = Plateau()
     trainer.fit(module, DataLoader(data(10), 2))
-    batches = float(trainer.callback_metrics["batches"])
+    batches, metric = (
+        float(trainer.callback_metrics[name]) for name in ("batches", "metric_epoch")
+    )
     return trainer.strategy.gather_objects(
-        (trainer.optimizers[0].param_groups[0]["lr"], module.apart.tolist(), batches)
+        (
+            trainer.optimizers[0].param_groups[0]["lr"],
+            module.apart.tolist(),
+            batches,
+            metric,
+        )
     )
 
 
@@ -489,6 +502,7 @@ def test_values_of_one_process_decide_for_all():
     assert first[2] == 5, (
         "the batch that keeps a process in step does not count, in hooks either"
     )
+    assert first[3] == 5, "nor in a metric that is logged of it"
 
 
 def stop_early() -> Any:
