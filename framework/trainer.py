@@ -471,8 +471,8 @@ class Trainer:
             )
         # A DataModule may be passed in the place of the first loaders.
         stage = next(iter(given))
-        if isinstance(given[stage], DataModule):
-            datamodule = datamodule or given[stage]
+        if isinstance(given[stage], DataModule) and datamodule is None:
+            datamodule = given[stage]
             given[stage] = None
         if datamodule is not None and any(
             value is not None for value in given.values()
@@ -486,7 +486,8 @@ class Trainer:
             model = self.module
             # Whoever names no model wants the best one that the last fit has found, and not the last one.
             best = getattr(self.checkpoint_callback, "best_model_path", "")
-            if ckpt_path is None and self.last_fit is not None and best:
+            was_fitted = self.last_fit is not None and self.last_fit.module is model
+            if ckpt_path is None and was_fitted and best:
                 ckpt_path = "best"
         check_run(self, fn, model, datamodule, given)
         return RunRequest(fn, model, datamodule, given, ckpt_path, weights_only, keep)

@@ -111,14 +111,15 @@ class MicroBatches:
             for start in range(0, num_samples, size):
                 stop = min(start + size, num_samples)
                 part = batch
-                is_first = start == 0
                 if size < num_samples:
                     part = slice_batch(batch, start, stop, num_samples)
                 fraction = (stop - start) / num_samples
                 fractions.append(fraction)
                 self.metrics.begin_part(
-                    part, (fraction, is_first) if size < num_samples else None
+                    part, (fraction, start == 0) if size < num_samples else None
                 )
+                # A batch counts once in its window, by the first part that has a loss.
+                is_first = all(output is None for output in outputs)
                 outputs.append(add(part, batch_idx, fraction, is_first))
         finally:
             self.metrics.begin_part(batch, None)
@@ -138,8 +139,10 @@ class MicroBatches:
 
 
 def _join(outputs: list[Any], fractions: list[float]) -> Any:
-    """What the step returned for the parts, as if for the whole batch."""
-    outputs = [output for output in outputs if output is not None]
+    """What the step returned for the parts, as if for the whole batch; parts without a loss are left out."""
+    parts = zip(outputs, fractions, strict=True)
+    parts = [(output, fraction) for output, fraction in parts if output is not None]
+    outputs = [output for output, _ in parts]
     if not outputs:
         return None
     joined: dict[str, Any] = {}
@@ -148,13 +151,9 @@ def _join(outputs: list[Any], fractions: list[float]) -> Any:
         if key == "weight":
             joined[key] = sum(values)
         elif key == "loss":
-            weights = [
-                output.get("weight", fraction)
-                for output, fraction in zip(outputs, fractions, strict=False)
-            ]
-            joined[key] = sum(
-                value * weight for value, weight in zip(values, weights, strict=True)
-            ) / sum(weights)
+            weights = [output.get("weight", fraction) for output, fraction in parts]
+            pairs = zip(values, weights, strict=True)
+            joined[key] = sum(value * weight for value, weight in pairs) / sum(weights)
         elif all(isinstance(value, Tensor) and value.dim() for value in values):
             joined[key] = torch.cat(values)
         else:

@@ -218,6 +218,32 @@ def test_a_resumed_run_goes_on_with_the_parts_that_were_found(tmp_path: Any):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+class Skips(Module):
+    """Leaves the first part of its batch out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.outputs: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        (x,) = batch
+        return None if x[0] == 1 else self.layer(x).sum() * 0 + x.mean()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.outputs.append(float(outputs["loss"]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_part_that_is_left_out_does_not_shift_what_the_others_count():
+    module = Skips()
+    samples = torch.tensor([[1.0], [1.0], [2.0], [2.0], [8.0]])
+    quiet(micro_batch=2).fit(module, DataLoader(TensorDataset(samples), 5))
+    assert module.outputs == [pytest.approx((2 + 2 + 8) / 3)]
+
+
 def test_a_strategy_that_is_used_again_averages_as_ever():
     strategy = DDPStrategy()
     assert quiet(micro_batch=2, strategy=strategy).strategy.keeps_gradients_local

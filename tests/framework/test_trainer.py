@@ -975,6 +975,22 @@ def test_what_a_modules_own_checkpoint_callback_found_is_kept() -> None:
     assert checkpoints.best_model_path == best
 
 
+def test_a_test_without_a_model_takes_no_other_modules_checkpoint() -> None:
+    """After a validation of another module, that one is tested as it is."""
+    trainer, other = quiet(ModelCheckpoint("kept")), Evaluated()
+    trainer.fit(Evaluated(), loader(), loader())
+    before = other.layer.weight.clone()
+    trainer.validate(other, loader(), verbose=False)
+    trainer.test(dataloaders=loader(), verbose=False)
+    assert trainer.ckpt_path is None
+    assert torch.equal(other.layer.weight, before)
+
+
+def test_two_datamodules_are_refused() -> None:
+    with pytest.raises(ValueError, match="loaders or a datamodule, not both"):
+        quiet().fit(Linear(), DataModule(), datamodule=DataModule())
+
+
 def test_a_raising_exception_hook_does_not_hide_the_error() -> None:
     """What ended the run is raised, and loggers are closed."""
 
