@@ -131,8 +131,9 @@ class CSVLogger(FolderLogger):
         path = self.metrics_file_path
         if not exists(path):
             return
+        root, extension = os.path.splitext(path)
         number = 1
-        while exists(aside := path.replace(".csv", f"-{number}.csv")):
+        while exists(aside := f"{root}-{number}{extension}"):
             number += 1
         move = os.rename if is_local(path) else filesystem(path).mv
         move(path, aside)

@@ -136,9 +136,10 @@ def test_a_prefix_and_tensors():
         logger.log_metrics({"name": "x"}, step=2)  # type: ignore[dict-item] # that is the point
 
 
-def test_another_runs_file_is_kept_aside(caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("folder", ["logs", "runs.csv.d"])
+def test_another_runs_file_is_kept_aside(caplog: pytest.LogCaptureFixture, folder: str):
     for value in (1.0, 2.0, 3.0):
-        logger = CSVLogger("logs", version="same")
+        logger = CSVLogger(folder, version="same")
         logger.log_metrics({"loss": value}, step=1)
         logger.finalize("success")
     rows = [
@@ -146,7 +147,7 @@ def test_another_runs_file_is_kept_aside(caplog: pytest.LogCaptureFixture):
         for n in ("-1", "-2", "")
     ]
     assert rows == ["1.0", "2.0", "3.0"]
-    path = os.path.join("logs", "loopwright_logs", "same", "metrics.csv")
+    path = os.path.join(folder, "loopwright_logs", "same", "metrics.csv")
     assert caplog.messages == [
         f"CSVLogger: {path} is another run's, and is kept as metrics-{n}.csv"
         for n in (1, 2)
