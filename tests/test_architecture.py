@@ -53,7 +53,7 @@ ROOMS = (
 # At most so many lines.
 CONTRACT_LINES = 200
 # Fewer tokens than these; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way.
-ALL_TOKENS = 139_000
+ALL_TOKENS = 137_500
 # At most so many tokens in a line with code; reference projects have 6.2 to 7.5.
 TOKENS_A_LINE = 7.5
 # At most so many lines in a function, without its docstring.
