@@ -276,12 +276,13 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         return _one_or_all(step.manual if use_pl_optimizer else step.optimizers)
 
     def _step_of_fit(self) -> Step:
-        fit = self.trainer.last_fit
-        if fit is None or fit.step is None:
+        run = self.trainer.run
+        step = None if run is None else run.live_step
+        if step is None:
             raise RuntimeError(
                 "there are no optimizers before fit has called configure_optimizers"
             )
-        return fit.step
+        return step
 
     def lr_schedulers(self) -> Any:
         """None, the scheduler, or the list of several, for manual optimization."""

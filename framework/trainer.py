@@ -644,7 +644,7 @@ class Trainer:
     @property
     def _step(self) -> Step | None:
         """The optimizers of this fit, or of the last one, if they live in this process."""
-        return None if self.last_fit is None else self.last_fit.step
+        return None if self.run is None else self.run.live_step
 
     # How far the run has come, and where it runs.
 
@@ -687,7 +687,7 @@ class Trainer:
     @property
     def window_is_open(self) -> bool:
         """Whether gradients of micro-batches wait for those that complete their accumulation window."""
-        return self._step is not None and self._step.window_is_open
+        return self.run is not None and self.run.window_is_open
 
     @property
     def is_last_batch(self) -> bool:

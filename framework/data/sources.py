@@ -203,6 +203,13 @@ class BatchSource(ABC):
     def _open(self, source: Any, epoch: int) -> OpenedIteration:
         return OpenedIteration(source, mix_seeds(self.seed, epoch), epoch)
 
+    def _take_opened(self, epoch: int, goes_on: bool) -> OpenedIteration | None:
+        """The iteration that :meth:`peek` has begun, if it is one of ``epoch``, or ``goes_on`` from epoch to epoch."""
+        opened, self._opened = self._opened, None
+        if opened is None or (opened.epoch != epoch and not goes_on):
+            return None
+        return opened
+
     def begun_iteration(self) -> Iterator[Any] | None:
         """The iteration that :meth:`peek` has begun, if any, to be used instead of :meth:`iterate`."""
         opened, self._opened = self._opened, None
@@ -451,9 +458,9 @@ class StreamSource(BatchSource):
         # To its end, so that the next iteration begins at the same batch on all ranks.
         for _ in self._left:
             pass
-        opened, self._opened = self._opened, None
         goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
-        if opened is not None and (opened.epoch == epoch or goes_on):
+        opened = self._take_opened(epoch, goes_on)
+        if opened is not None:
             batches = opened.iterate(is_isolated)
         elif is_isolated:
             seed = mix_seeds(self.seed, epoch)
@@ -710,9 +717,8 @@ class StatefulSource(BatchSource):
     def _begin(self, iteration: _Iteration) -> Iterator[Any]:
         epoch = iteration.epoch
         source = self.loader
-        opened, self._opened = self._opened, None
-        goes_on = isinstance(self.loader, Iterator)
-        if opened is not None and (opened.epoch == epoch or goes_on):
+        opened = self._take_opened(epoch, isinstance(self.loader, Iterator))
+        if opened is not None:
             source = opened.iterate(isolated=False)
         return self._seeded(source, epoch, iteration.numbers())
 
