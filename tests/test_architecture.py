@@ -30,6 +30,8 @@ CONTRACTS = ("callbacks/base.py", "loggers/base.py", "strategies/base.py")
 
 # The framework's rooms and files from top to bottom: each may import those below it.
 ROOMS = (
+    "command_line",
+    "compat",
     "framework",
     "trainer",
     "lifecycle",
@@ -54,6 +56,8 @@ ROOMS = (
 CONTRACT_LINES = 200
 # Fewer tokens than these; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way.
 ALL_TOKENS = 137_500
+# Rooms that do not count towards it: other trainers' names, and commands, which a reader of the trainer needs not open.
+FACES = ("compat", "command_line")
 # At most so many tokens in a line with code; reference projects have 6.2 to 7.5.
 TOKENS_A_LINE = 7.5
 # At most so many lines in a function, without its docstring.
@@ -365,7 +369,9 @@ def test_a_contract_is_read_in_one_sitting(contract: str):
 def test_all_of_it_stays_small():
     tokens = {
         folder: sum(
-            tokens_of(f) for n, f in sources().items() if folder_of(n) == folder
+            tokens_of(file)
+            for name, file in sources().items()
+            if folder_of(name) == folder and room_of(name) not in FACES
         )
         for folder in FOLDERS
     }
