@@ -135,7 +135,7 @@ class EarlyStopping(Callback):
         self.stopping_reason_message = state_dict["stopping_reason_message"]
         self._loaded = True
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         if not self._loaded:
             return
         self._loaded = False
@@ -154,12 +154,12 @@ class EarlyStopping(Callback):
     def _acts_at_epoch_ends(self, trainer: Trainer) -> bool:
         return acts_at_epoch_ends(trainer, self._check_on_train_epoch_end)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         # An epoch that was left before its end is not done: its check comes when the run is resumed.
         if trainer.state.epoch_done and self._acts_at_epoch_ends(trainer):
             self._check(trainer)
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         in_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking
         if in_epoch and not self._acts_at_epoch_ends(trainer):
             self._check(trainer)

@@ -20,7 +20,7 @@ class LambdaCallback(Callback):
 
     Args:
         **hooks: functions by the name of a :class:`Callback` hook, each taking that hook's arguments, as in
-            ``LambdaCallback(on_train_start=lambda trainer, module: print("go"))``.
+            ``LambdaCallback(on_train_start=lambda trainer, pl_module: print("go"))``.
 
     Raises:
         TypeError: if a name is no hook, or a value is no function.

@@ -22,6 +22,7 @@ class LearningRateMonitor(Callback):
     Values are called ``lr-`` and the optimizer's class, as in ``lr-SGD``; a second one of that class is ``lr-SGD-1``.
     A scheduler's ``name`` (from ``configure_optimizers``) takes the place of that. If there are several parameter
     groups, ``/pg1``, ``/pg2``, … follow, or the ``name`` that a group has.
+    They are in ``trainer.callback_metrics`` too, where :class:`~.early_stopping.EarlyStopping` finds them.
 
     Args:
         logging_interval: ``"step"`` logs every ``log_every_n_steps`` steps of the Trainer, ``"epoch"`` at the start of
@@ -52,7 +53,7 @@ class LearningRateMonitor(Callback):
         self._every_n_steps = 0
         self._logged_step = 0
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         if not trainer.loggers and not trainer.fast_dev_run:
             raise RuntimeError(
                 "LearningRateMonitor needs a logger: Trainer(logger=...) must not be False"
@@ -64,7 +65,7 @@ class LearningRateMonitor(Callback):
     def on_train_batch_start(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         batch: Any,
         batch_idx: int,
     ) -> None:
@@ -76,7 +77,7 @@ class LearningRateMonitor(Callback):
         self._logged_step = step
         self._log(trainer, "step", step)
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
         if self.logging_interval != "step":
             self._log(trainer, "epoch", trainer.global_step)
 
@@ -99,6 +100,7 @@ class LearningRateMonitor(Callback):
             return
         for key, rate in rates.items():
             self.lrs.setdefault(key, []).append(rate)
+        trainer.metrics.publish({**rates, **others})
         if trainer.is_global_zero:
             row = {"epoch": trainer.current_epoch, **rates, **others}
             for logger in trainer.loggers:

@@ -257,7 +257,7 @@ class ModelCheckpoint(Callback):
 
     # -- when to save -----------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         # A collective: another process could find another version number free, or have a folder named by the time.
         self.dirpath = trainer.strategy.broadcast(
             self.dirpath or default_dirpath(trainer)
@@ -270,7 +270,7 @@ class ModelCheckpoint(Callback):
             if self.on_save_error == "raise":
                 raise
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         # This is another run than that of the record, such as one of another module.
         if trainer.global_step < self._record.last_global_step_saved:
             self._begin_anew()
@@ -287,7 +287,7 @@ class ModelCheckpoint(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -309,12 +309,12 @@ class ModelCheckpoint(Callback):
         else:
             self._save_due(trainer)
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._schedule.note_validation()
         self._save_for_epoch(trainer, not self._schedule.saves_at_epoch_ends(trainer))
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         # The epoch may have been left inside an accumulation window, which has then ended.
         self._save_for_step(trainer)
         self._save_for_epoch(trainer, self._schedule.saves_at_epoch_ends(trainer))
@@ -329,7 +329,7 @@ class ModelCheckpoint(Callback):
         elif is_moment and self.save_last and not self._schedule.is_within_epochs:
             self._save_unranked(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
         self._finish_save()
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_at_end(trainer)
@@ -353,7 +353,7 @@ class ModelCheckpoint(Callback):
     def on_exception(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         exception: BaseException,
     ) -> None:
         # After an exception, a process hears of its own saves only.

@@ -34,7 +34,7 @@ class ModelSummary(Callback):
         require_int("max_depth", max_depth, -1, _DEPTHS)
         self._max_depth = max_depth
 
-    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         if self._max_depth == 0:
             return
         # A module whose parameters are shards is called by its strategy only.
@@ -43,7 +43,7 @@ class ModelSummary(Callback):
             or trainer.world_size == 1
         )
         # On all processes, as the module's forward may have collectives.
-        summary = summarize(module, self._max_depth, with_sizes)
+        summary = summarize(pl_module, self._max_depth, with_sizes)
         if trainer.is_global_zero:
             self.show(summary)
 
@@ -118,6 +118,21 @@ class Summary:
         return self.trainable + self.frozen
 
     @property
+    def trainable_parameters(self) -> int:
+        """Numbers in the parameters that are trained."""
+        return self.trainable
+
+    @property
+    def model_size(self) -> float:
+        """Memory that the parameters take, in megabytes (10⁶ bytes)."""
+        return self.bytes / 1e6
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers, to the chosen depth."""
+        return [layer.name for layer in self.layers if layer.name != _NO_LAYER]
+
+    @property
     def columns(self) -> list[str]:
         """Headings of the table."""
         sizes = ["In sizes", "Out sizes"] if self.sizes_shown else []
@@ -151,7 +166,7 @@ class Summary:
         lines = [
             f"Trainable params: {_readable(self.trainable)}",
             f"Non-trainable params: {_readable(self.frozen)}",
-            f"Total params: {_readable(self.total_parameters)}{more}, {self.bytes / 1e6:,.3f} MB",
+            f"Total params: {_readable(self.total_parameters)}{more}, {self.model_size:,.3f} MB",
         ]
         return [*lines, self.note] if self.note else lines
 

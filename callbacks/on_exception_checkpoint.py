@@ -55,7 +55,7 @@ class OnExceptionCheckpoint(Callback):
     def on_exception(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         exception: BaseException,
     ) -> None:
         if trainer.state.fn != "fit" or trainer.run.live_step is None:

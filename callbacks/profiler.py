@@ -27,7 +27,9 @@ def _folder(trainer: Trainer) -> str:
 def _ends(section: str, next_section: str = "other") -> Callable[..., None]:
     """A hook of :class:`SimpleProfiler` that ends ``section``."""
 
-    def hook(self: SimpleProfiler, trainer: Trainer, module: Module, *_: Any) -> None:
+    def hook(
+        self: SimpleProfiler, trainer: Trainer, pl_module: Module, *_: Any
+    ) -> None:
         self._end(section, next_section)
 
     return hook
@@ -89,13 +91,13 @@ class SimpleProfiler(Callback):
             )
         return "\n".join([*lines, f"{'total':<28}{total:>10.3f}"])
 
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self.seconds.clear()
         self.counts.clear()
         self._saving = False
         self._last = time.perf_counter()
 
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._end("end of the run")
         folder = _folder(trainer)
         if not trainer.is_global_zero:
@@ -123,7 +125,7 @@ class SimpleProfiler(Callback):
     )
     on_validation_end = on_test_end = on_predict_end = _ends("end of evaluation")
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         before = "start of the run" if trainer.sanity_checking else "before evaluation"
         self._end(before)
 
@@ -132,7 +134,7 @@ class SimpleProfiler(Callback):
     def on_save_checkpoint(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         checkpoint: dict[str, Any],
     ) -> None:
         self._end(self._interrupted, next_section="checkpoint")
@@ -222,7 +224,7 @@ class PyTorchProfiler(Callback):
             self._running = False
             self.profiler.stop()
 
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._stop()
         if self.profiler is None or not trainer.is_global_zero:
             return
@@ -246,15 +248,15 @@ class PyTorchProfiler(Callback):
     def on_exception(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         exception: BaseException,
     ) -> None:
         self._stop()
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._start(trainer)
 
-    def _step(self, trainer: Trainer, module: Module, *_: Any, **__: Any) -> None:
+    def _step(self, trainer: Trainer, pl_module: Module, *_: Any, **__: Any) -> None:
         # Inside fit, training sets the steps.
         is_step = trainer.training or trainer.state.fn != "fit"
         if is_step and self.profiler is not None:
@@ -263,14 +265,14 @@ class PyTorchProfiler(Callback):
     on_train_batch_end = on_validation_batch_end = _step
     on_test_batch_end = on_predict_batch_end = _step
 
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
         self._stop()
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         if trainer.state.fn == "validate":
             self._start(trainer)
 
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._start(trainer)
 
     on_predict_start = on_test_start

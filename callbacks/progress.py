@@ -59,21 +59,21 @@ class ProgressBar(Callback):
         """Draw nothing until :meth:`enable` is called."""
         self._enabled = False
 
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._trainer = trainer
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print without disturbing the bar."""
         print(*args, **kwargs)
 
-    def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Module) -> dict[str, Any]:
         """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
 
         It is called when the bar is about to be drawn. Reading the values may wait for the device.
 
         Args:
             trainer: whose progress is shown.
-            module: that it runs.
+            pl_module: that it runs.
 
         Returns:
             Numbers and texts by name.

@@ -138,12 +138,12 @@ class RichProgressBar(ProgressBar):
             text("{task.fields[metrics]}", theme.metrics, Column(ratio=1)),
         )
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         # Inside an epoch, which had its start before the run was resumed.
         if trainer.batch_idx:
-            self.on_train_epoch_start(trainer, module)
+            self.on_train_epoch_start(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
         if self.leave:
             self._close()
         elif self._display and self._epoch:
@@ -160,32 +160,32 @@ class RichProgressBar(ProgressBar):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         if monotonic() >= self._next_show:
-            self._show(trainer, module, self._epoch, batch_idx + 1)
+            self._show(trainer, pl_module, self._epoch, batch_idx + 1)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self._show(trainer, module, self._epoch, trainer.batch_idx)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        self._show(trainer, pl_module, self._epoch, trainer.batch_idx)
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         if trainer.sanity_checking:
             label = self.sanity_check_description
             self._begin_evaluation(trainer, label, trainer.num_sanity_val_batches)
             return
         if self._display is not None and self._display.is_live:
             # The epoch's bar will not move for a while.
-            self._show(trainer, module, self._epoch, trainer.batch_idx)
+            self._show(trainer, pl_module, self._epoch, trainer.batch_idx)
         label = self.validation_description
         self._begin_evaluation(trainer, label, trainer.num_val_batches)
 
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._begin_evaluation(trainer, self.test_description, trainer.num_test_batches)
 
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: Module) -> None:
         label = self.predict_description
         self._begin_evaluation(trainer, label, trainer.num_predict_batches)
 
@@ -202,7 +202,7 @@ class RichProgressBar(ProgressBar):
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -212,7 +212,7 @@ class RichProgressBar(ProgressBar):
         if monotonic() >= self._next_show:
             self._draw(self._evaluation, self._evaluated)
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         evaluation, display = self._evaluation, self._display
         if evaluation is None or display is None:
             return
@@ -225,7 +225,7 @@ class RichProgressBar(ProgressBar):
             if self._epoch is not None:
                 self._epoch.pause(evaluation.seconds)
         if shows_result:
-            self._show(trainer, module, evaluation, self._evaluated)
+            self._show(trainer, pl_module, evaluation, self._evaluated)
         self._evaluation = None
 
     on_test_end = on_predict_end = on_validation_end
@@ -234,12 +234,12 @@ class RichProgressBar(ProgressBar):
     def on_exception(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         exception: BaseException,
     ) -> None:
         self._close()
 
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class RichProgressBar(ProgressBar):
     def _show(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         task: ProgressTask | None,
         done: int,
     ) -> None:
@@ -272,7 +272,7 @@ class RichProgressBar(ProgressBar):
             return
         theme = self.theme
         metrics = []
-        for name, value in self.get_metrics(trainer, module).items():
+        for name, value in self.get_metrics(trainer, pl_module).items():
             if not isinstance(value, str):
                 value = format(value, theme.metrics_format)
             metrics.append(f"{name}: {value}")

@@ -86,7 +86,7 @@ class Timer(Callback):
         self._start.pop("train", None)
         self._end.pop("train", None)
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._seconds_before_fit = self.time_elapsed()
         self._begin("train")
         if self._duration is not None:
@@ -99,7 +99,7 @@ class Timer(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        module: Module,
+        pl_module: Module,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -109,7 +109,7 @@ class Timer(Callback):
             # In this process; the Trainer lets all of them stop at the same step.
             self._stop(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         if self._interval == "step" or self._duration is None:
             return
         # All processes go by the main one's clock.
@@ -117,7 +117,7 @@ class Timer(Callback):
         if remaining <= 0:
             self._stop(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
         self._end["train"] = time.monotonic()
 
     def _stop(self, trainer: Trainer) -> None:
@@ -126,11 +126,11 @@ class Timer(Callback):
             elapsed = timedelta(seconds=int(self.time_elapsed()))
             log.info("Timer: time is up after %s of training; stopping.", elapsed)
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         for stage in _kinds(trainer):
             self._begin(stage)
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         for stage in _kinds(trainer):
             self._end[stage] = time.monotonic()
 

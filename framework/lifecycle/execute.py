@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...callbacks.logging_module import logging_through
 from ...loggers.dummy import DummyLogger, LoggerFolders
 from ...strategies.launch.failures import clear_failure, record_failure
 from ...strategies.tensor_shards import full_state
@@ -63,7 +64,8 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
     changes_weights = request.fn == "fit" or request.ckpt_path is not None
     with attached(trainer, request.module, request.datamodule, changes_weights):
         run = begin_run(trainer, request)
-        with lifecycle(run, request):
+        through_module = logging_through(run.module, trainer.callbacks)
+        with through_module, lifecycle(run, request):
             if request.fn == "fit":
                 return fit(run)
             return _evaluate_or_predict(run, request.keep)

@@ -19,13 +19,12 @@ from ..subclasses import (
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
-# The contract is the list: a hook is a public method of Callback that is not about its own state.
+# The contract is the list: a hook is a public method of Callback that is not for the callback's own use.
+_NO_HOOKS = ("state_dict", "load_state_dict", "log", "log_dict")
 HOOKS = tuple(
     name
     for name, value in vars(Callback).items()
-    if callable(value)
-    and not name.startswith("_")
-    and name not in ("state_dict", "load_state_dict")
+    if callable(value) and not name.startswith("_") and name not in _NO_HOOKS
 )
 
 PHASES = ("observe", "decide", "persist")

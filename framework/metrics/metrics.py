@@ -83,6 +83,10 @@ class Metrics:
         if not keeps_bar:
             self.results.progress_bar.clear()
 
+    def publish(self, values: dict[str, float]) -> None:
+        """Show values that a callback has found among those that callbacks read, and nowhere else."""
+        self.results.callback.update(values)
+
     def take(self, results: Results) -> None:
         """Take over what was logged in another process, as the results of the stages that have ended."""
         self.results = results

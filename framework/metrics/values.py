@@ -11,8 +11,9 @@ from torch import Tensor
 from .metric_state import State, list_states
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-# Functions that may be passed as ``reduce_fx`` in place of these names.
+# What else may be passed as ``reduce_fx`` in place of these names.
 REDUCTION_FUNCTIONS: dict[Any, str] = {
+    "avg": "mean",
     torch.mean: "mean",
     torch.sum: "sum",
     torch.min: "min",

@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
-from loopwright.callbacks import LearningRateMonitor
+from loopwright.callbacks import EarlyStopping, LearningRateMonitor
 from loopwright.loggers import Logger
 from tests.callbacks.scripted import Scripted, fit
 
@@ -196,3 +196,19 @@ def test_groups_of_one_name_are_an_error():
 def test_an_unknown_interval_is_an_error():
     with pytest.raises(ValueError, match=r"logging_interval must be .*'batch'"):
         LearningRateMonitor("batch")  # type: ignore[arg-type] # that is the point
+
+
+def test_other_callbacks_can_monitor_it():
+    stop = EarlyStopping(
+        "lr-SGD", stopping_threshold=0.2, check_on_train_epoch_end=True
+    )
+    run = fit(
+        LearningRateMonitor("epoch", log_momentum=True),
+        stop,
+        module=Halving("epoch"),
+        logger=Rows(),
+        max_epochs=9,
+    )
+    assert stop.stopped_epoch == 3  # after rates of 1, 0.5, 0.25 and 0.125
+    assert run.callback_metrics["lr-SGD"] == 0.125
+    assert run.callback_metrics["lr-SGD-momentum"] == 0

@@ -54,6 +54,16 @@ def test_the_table_in_full():
     ]
 
 
+def test_what_can_be_read():
+    net = Net()
+    net.head.requires_grad_(False)
+    summary = summarize(net, 2)
+    assert summary.layer_names == ["body", "body.0", "body.1", "body.2", "head"]
+    assert summary.total_parameters == 13_003
+    assert summary.trainable_parameters == 11_003
+    assert summary.model_size == 4 * 13_003 / 1e6
+
+
 def test_depth():
     def names(depth: int) -> list[str]:
         return [

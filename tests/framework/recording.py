@@ -20,7 +20,7 @@ _NO_HOOKS = {
         "toggle_optimizer", "untoggle_optimizer", "toggled_optimizer", "freeze", "unfreeze", "load_from_checkpoint",
     ),
     DataModule: ("from_datasets",),
-    Callback: (),
+    Callback: ("log", "log_dict"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_on_step_in_evaluation() -> None:
 @pytest.mark.parametrize(
     ("reduce_fx", "result"),
     [
-        ("mean", MEAN), (torch.mean, MEAN),
+        ("mean", MEAN), ("avg", MEAN), (torch.mean, MEAN),
         ("sum", 1.5 + 6 + 16), (torch.sum, 1.5 + 6 + 16),
         ("min", 1.5), (min, 1.5), (torch.min, 1.5),
         ("max", 16), (max, 16), (torch.max, 16),
@@ -386,6 +387,43 @@ def test_callbacks_can_log() -> None:
     trainer = quiet(Watches())
     trainer.fit(Logs(), values())
     assert floats(trainer.callback_metrics) == {"from_callback": 7}
+
+
+class Logging(Callback):
+    """Logs by its own methods; it cannot be hashed, as dataclasses cannot."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.log("batch", float(batch_idx), on_step=False, on_epoch=True)
+        self.log_dict({"a": 1, "b": 2.5}, prog_bar=True)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.log("val", 4, True)
+        if trainer.state.fn == "fit":
+            # Another run of the same callback, in between.
+            quiet(self).validate(Logs(None, lambda *_: None), values(), verbose=False)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.log("end", 3)
+
+
+def test_callbacks_log_by_themselves() -> None:
+    """As by the module, in the run in which they take part; outside of runs that is an error."""
+    callback = Logging()
+    trainer = quiet(callback)
+    trainer.fit(Logs(None, lambda *_: None), values(), values())
+    assert floats(trainer.callback_metrics) == {
+        "batch": 0.8, "a": 1, "b": 2.5, "val": 4, "end": 3
+    }  # fmt: skip
+    assert set(trainer.progress_bar_metrics) == {"a", "b", "val"}
+    copy.deepcopy(callback)
+    assert vars(callback) == {}, "what refers to the module would be pickled with it"
+    with pytest.raises(RuntimeError, match="Logging logs while a Trainer runs"):
+        callback.log("x", 1)
 
 
 def test_validate_and_test_do_not_mix() -> None:
