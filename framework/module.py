@@ -198,7 +198,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             logger: send it to the loggers (default: yes).
             on_step: log the value of this step (default: in training batches).
             on_epoch: log the reduction over the epoch (default: everywhere else).
-            reduce_fx: that reduction: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
+            reduce_fx: that reduction: ``"mean"`` or ``"avg"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or
+                ``"max"``.
             enable_graph: keep the value's autograd graph in ``trainer.callback_metrics``.
             sync_dist: reduce step values over processes too (a collective per call). Epoch values always are.
             sync_dist_group: accepted for familiarity; must be None.
@@ -362,13 +363,29 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         """Step ``optimizer``; override to step otherwise.
 
-        It gets no closure: forward and backward have run. An optimizer that calls a closure itself, such as LBFGS,
-        is for manual optimization.
+        An override of three arguments is called when forward and backward have run, gradients are clipped, and
+        ``optimizer.step()`` is all that is left. One that takes ``optimizer_closure``, too, is called before them, and
+        has to call ``optimizer.step(closure=optimizer_closure)``, or ``optimizer_closure()`` by itself.
+
+        Args:
+            epoch: index of the running epoch.
+            batch_idx: index of the batch in it.
+            optimizer: as :meth:`optimizers` gives it; its ``step`` calls the hook before the step, and clips.
+            optimizer_closure: runs ``training_step``, clears gradients, computes them, and returns the loss.
         """
-        optimizer.step()
+        if optimizer_closure is None:
+            optimizer.step()
+        else:
+            optimizer.step(closure=optimizer_closure)
 
     def optimizer_zero_grad(
         self,
@@ -498,7 +515,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         self.eval()
 
     def on_validation_model_train(self) -> None:
-        """Put the module back as it was before validation or testing."""
+        """Put the module back as it was before validation, testing or prediction."""
         self.trainer.run.restore_training_mode()
 
     on_test_start = on_predict_start = on_validation_start
@@ -508,7 +525,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
-    on_test_model_train = on_validation_model_train
+    on_test_model_train = on_predict_model_train = on_validation_model_train
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written; keys may be added to it."""
@@ -549,15 +566,13 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             cls, checkpoint_path, map_location, strict, weights_only, overrides
         )
 
-    def freeze(self) -> None:
-        """Switch gradients off for all parameters, and to evaluation mode."""
-        self.requires_grad_(False)
-        self.eval()
+    def freeze(self) -> Self:
+        """Switch gradients off for all parameters, and to evaluation mode; returns the module."""
+        return self.requires_grad_(False).eval()
 
-    def unfreeze(self) -> None:
-        """Switch gradients on for all parameters, and to training mode."""
-        self.requires_grad_(True)
-        self.train()
+    def unfreeze(self) -> Self:
+        """Switch gradients on for all parameters, and to training mode; returns the module."""
+        return self.requires_grad_(True).train()
 
 
 # What TorchScript leaves alone: properties that tell of the run, or have types that it does not know.

@@ -15,6 +15,7 @@ from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
+from ..loggers.dummy import DummyLogger
 from ..strategies.tensor_shards import full_state
 from .arguments import (
     check_choice,
@@ -26,6 +27,7 @@ from .arguments import (
     names_arguments,
 )
 from .checkpoint.schema import RunState
+from .checkpoint.stages import TrainerStatus
 from .checkpoint.storage import without_local_scheme
 from .checkpoint.weights import export_weights
 from .data.iteration import INFINITE
@@ -35,6 +37,7 @@ from .engine.engine import Engine
 from .errors import on_main_rank
 from .lifecycle.callbacks import default_callbacks, with_module_callbacks
 from .lifecycle.checks import check_run
+from .lifecycle.compile import uncompiled
 from .lifecycle.execute import execute
 from .lifecycle.run_checkpoints import RunCheckpoints
 from .lifecycle.save import can_save_alone, save_run
@@ -65,7 +68,8 @@ class Trainer:
             :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what ``accelerate launch`` says.
         logger: a logger, a list of them, True (TensorBoard under ``default_root_dir``) or False.
         callbacks: a callback or a list of them.
-        fast_dev_run: True or a number: run that many batches of everything, once, without logger and checkpoints.
+        fast_dev_run: True or a number: run that many batches of everything, once, without checkpoints and with a logger
+            that does nothing.
         max_epochs: stop after so many epochs; -1 for no limit. Default: 1000, or none if ``max_steps`` or ``max_time``
             is given.
         min_epochs: train at least so many epochs, whoever asks to stop.
@@ -98,7 +102,7 @@ class Trainer:
         use_distributed_sampler: True shards the batches of each loader over the processes; False leaves them as they
             are, as each process makes a loader for its own part of the data. By default the processes find out, for
             each loader, which of the two it is.
-        profiler: ``"simple"`` or ``"pytorch"``.
+        profiler: ``"simple"``, ``"pytorch"``, or a callback that measures, such as ``SimpleProfiler()``.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
         sync_batchnorm: let batch norms compute their statistics over all processes.
@@ -147,7 +151,7 @@ class Trainer:
         benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool | None = None,
-        profiler: str | None = None,
+        profiler: str | Callback | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
         sync_batchnorm: bool = False,
@@ -172,7 +176,10 @@ class Trainer:
         )
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
-        check_choice("profiler", profiler, (None, "simple", "pytorch"))
+        if not isinstance(profiler, Callback):
+            check_choice("profiler", profiler, (None, "simple", "pytorch"))
+        self.profiler = profiler
+        self.max_time = max_time
         self._accumulate_grad_batches = launched_accumulation(
             "accumulate_grad_batches", accumulate_grad_batches
         )
@@ -252,7 +259,7 @@ class Trainer:
             launch=False,
         )
         self.engine.keep_gradients_local(micro_batch is not None)
-        self.loggers: list[Logger] = self._make_loggers(False if quiet else logger)
+        self.loggers: list[Logger] = self._make_loggers(logger)
         self.callbacks: list[Callback] = default_callbacks(
             callbacks,
             requested={
@@ -291,10 +298,12 @@ class Trainer:
         self.check_val_every_n_epoch = 1
 
     def _make_loggers(self, logger: Any) -> list[Logger]:
+        if logger is False or self.barebones:
+            return []
+        if self.fast_dev_run:
+            return [DummyLogger()]
         if logger is None or logger is True:
             return [builtin_loggers.TensorBoardLogger(self.default_root_dir)]
-        if logger is False:
-            return []
         return check_loggers(logger, "a Logger, a list of them, True or False")
 
     def _default_callbacks(self) -> list[str]:
@@ -461,6 +470,7 @@ class Trainer:
         keep: str = "own",
     ) -> RunRequest:  # fmt: skip
         """Check the arguments of a run, before anything is set up or started; ``given`` are its loaders by stage."""
+        model = uncompiled(model)
         if weights_only not in (None, True, False):
             raise ValueError(
                 f"weights_only must be True, False or None; got {weights_only!r}"
@@ -595,7 +605,9 @@ class Trainer:
         # goes on with the states of optimizers and schedulers.
         state = self.state
         if self.is_running:
-            state = replace(state, fn=None, stage=None, status="initializing")
+            state = replace(
+                state, fn=None, stage=None, status=TrainerStatus.INITIALIZING
+            )
         last_fit = self.last_fit
         if last_fit is not None and last_fit.step is not None:
             last_fit = last_fit.detached()
@@ -718,6 +730,17 @@ class Trainer:
         return 1 if environment is None else environment.num_nodes
 
     @property
+    def num_devices(self) -> int:
+        """Number of devices, and so of processes, on this machine."""
+        return len(self.engine.devices)
+
+    @property
+    def device_ids(self) -> list[int]:
+        """Indices of these devices among those of their kind; of CPUs, those of the processes."""
+        devices = enumerate(self.engine.devices)
+        return [i if device.index is None else device.index for i, device in devices]
+
+    @property
     def strategy(self) -> Strategy:
         """The strategy."""
         return self.engine.strategy
@@ -741,6 +764,11 @@ class Trainer:
     def local_rank(self) -> int:
         """This process's index on its machine."""
         return self.engine.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """This machine's index."""
+        return self.engine.strategy.group.node_rank
 
     @property
     def is_global_zero(self) -> bool:
@@ -794,6 +822,11 @@ class Trainer:
     def sanity_checking(self) -> bool:
         """Whether the sanity check runs."""
         return self.state.stage == "sanity_check"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation, the sanity check, or testing runs."""
+        return self.validating or self.testing or self.sanity_checking
 
     @property
     def interrupted(self) -> bool:

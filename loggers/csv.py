@@ -17,9 +17,10 @@ log = getLogger("loopwright")
 class CSVLogger(FolderLogger):
     """Write ``metrics.csv`` and ``hparams.json`` in a numbered folder for each run.
 
-    There is a row for each call of :meth:`log_metrics`, and a column for each name, in the order in which names came
-    up; ``step`` and ``epoch`` are among them. A resumed run keeps the rows that its checkpoint knew of and drops
-    later ones. A ``metrics.csv`` that another run left in the folder is kept as ``metrics-1.csv``, and so on.
+    There is a row for each call of :meth:`log_metrics`, by default with one step more than the highest before, and a
+    column for each name, in the order in which names came up; ``step`` and ``epoch`` are among them.
+    A resumed run keeps the rows that its checkpoint knew of and drops later ones. A ``metrics.csv`` that another run
+    left in the folder is kept as ``metrics-1.csv``, and so on.
 
     Args:
         save_dir: under which all experiments are kept, a path or an fsspec URL.
@@ -61,7 +62,8 @@ class CSVLogger(FolderLogger):
         """The CSV file."""
         return os.path.join(self.log_dir, self.NAME_METRICS_FILE)
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = self._note_step(step)
         row = {
             f"{self._prefix}{name}": _number(name, value)
             for name, value in metrics.items()
@@ -113,6 +115,7 @@ class CSVLogger(FolderLogger):
         self._num_written = len(rows)
         self._is_ours = True
         self._flushed_step = int(float(rows[-1]["step"])) if rows else 0
+        self._last_step = self._flushed_step if rows else -1
         self._rewrite(rows)
 
     def _read(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What stands for a logger in all processes but the main one."""
+"""What stands for a logger in all processes but the main one, and under ``fast_dev_run``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class LoggerFolders:
         name, version, save_dir, log_dir: as those of :class:`Logger`.
     """
 
-    name: str | None
-    version: int | str | None
-    save_dir: str | None
-    log_dir: str | None
+    name: str | None = None
+    version: int | str | None = None
+    save_dir: str | None = None
+    log_dir: str | None = None
 
     @classmethod
     def of(cls, logger: Logger) -> LoggerFolders:
@@ -63,10 +63,10 @@ class DummyLogger(NullObject, Logger):
     So code that calls ``self.logger.experiment.add_image(...)`` runs in every process and writes once.
 
     Args:
-        folders: those of the main process's logger.
+        folders: those of the main process's logger; by default none.
     """
 
-    def __init__(self, folders: LoggerFolders) -> None:
+    def __init__(self, folders: LoggerFolders = LoggerFolders()) -> None:
         self._folders = folders
 
     @property
@@ -89,5 +89,5 @@ class DummyLogger(NullObject, Logger):
     def experiment(self) -> Any:
         return NullObject()
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         pass

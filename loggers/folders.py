@@ -54,6 +54,8 @@ class FolderLogger(Logger):
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
         self._claimed = version is not None
+        # The highest step logged.
+        self._last_step = -1
 
     @property
     def name(self) -> str:
@@ -101,6 +103,12 @@ class FolderLogger(Logger):
         version = self.version
         folder = version if isinstance(version, str) else f"version_{version}"
         return os.path.join(self.root_dir, folder, self._sub_dir).rstrip("/")
+
+    def _note_step(self, step: int | None) -> int:
+        """The step of a row, which by default is one more than the highest before; takes note of it."""
+        step = self._last_step + 1 if step is None else step
+        self._last_step = max(self._last_step, step)
+        return step
 
     def log_hyperparams(
         self,

@@ -64,8 +64,6 @@ class TensorBoardLogger(FolderLogger):
         self._default_hp_metric = default_hp_metric
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
-        # The highest step logged.
-        self._last_step = -1
         # Values, step and time (seconds since 1970) of rows that are not written yet.
         self._rows: list[tuple[dict[str, Any], int, float]] = []
         # When to write them, on the monotonic clock.
@@ -95,7 +93,8 @@ class TensorBoardLogger(FolderLogger):
             self._write_hparams()
         return self._experiment
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = self._note_step(step)
         row: dict[str, Any] = {}
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
@@ -107,7 +106,6 @@ class TensorBoardLogger(FolderLogger):
             else:
                 row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
-        self._last_step = max(self._last_step, step)
         if monotonic() >= self._write_at:
             self._write_rows()
 

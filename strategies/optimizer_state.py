@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 # What a checkpoint keeps: nested, with tensors, their shards and plain values.
 State = dict[str, Any]
@@ -46,10 +46,12 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: State) 
     """Load what :func:`named_optimizer_state` returned; parameters may stand in another order now.
 
     Raises:
-        ValueError: if the groups hold other parameters than they did.
+        ValueError: if the groups hold other parameters than they did, or, for LBFGS, in another order.
     """
     names = parameter_names(module, optimizer)
     check_same_parameters(state["param_groups"], names)
+    if isinstance(optimizer, LBFGS):
+        _check_same_order(state["param_groups"], names)
     flat = [name for group in names for name in group]
     numbers = {name: number for number, name in enumerate(flat)}
     numbers_by_group = [[numbers[name] for name in group] for group in names]
@@ -59,6 +61,16 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: State) 
         "param_groups": with_params(state["param_groups"], numbers_by_group),
     }
     optimizer.load_state_dict(numbered)
+
+
+def _check_same_order(saved_groups: list[State], names: list[list[str]]) -> None:
+    """Refuse the state of an optimizer that puts all parameters into one vector, if they stand in another order now."""
+    for group, now in zip(saved_groups, names, strict=True):
+        if list(group["params"]) != now:
+            raise ValueError(
+                "the optimizer's state is of all parameters together, which stand in another order now: in the "
+                f"checkpoint {list(group['params'])}, here {now}"
+            )
 
 
 def check_same_parameters(saved_groups: list[State], names: list[list[str]]) -> None:

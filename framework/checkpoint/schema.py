@@ -10,6 +10,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 import torch
 
 from .serialization import State
+from .stages import RunningStage, TrainerFn, TrainerStatus
 
 
 class Checkpoint(TypedDict, total=False):
@@ -183,7 +184,8 @@ class RunState:
         seed: from which the order of the data is drawn.
         micro_batch: samples that a training step takes at once, if batches are run in parts.
         part: what the running epoch's data is for these ranks, if others began it, or with another batch size.
-        fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
+        fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None. These three are texts and, by name and value,
+            items of an enum: ``trainer.state.fn.value``.
         stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
         status: ``"initializing"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"interrupted"``.
     """
@@ -200,9 +202,9 @@ class RunState:
     part: PartOfEpoch | None = None
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
-    fn: str | None = None
-    stage: str | None = None
-    status: str = "initializing"
+    fn: TrainerFn | None = None
+    stage: RunningStage | None = None
+    status: TrainerStatus = TrainerStatus.INITIALIZING
 
     @property
     def total_batches(self) -> int:
@@ -214,24 +216,29 @@ class RunState:
         """How far the run has come, as text for a message."""
         return f"epoch {self.epoch}, batch {self.batch_idx}, global step {self.global_step}"
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last run has come to its end, by no exception."""
+        return self.status == "finished"
+
     # What the Trainer is doing.
 
     def begin(self, fn: str) -> None:
         """Begin ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
-        self.fn = fn
-        self.stage = None if fn == "fit" else fn
+        self.fn = TrainerFn(fn)
+        self.stage = None if fn == "fit" else RunningStage(fn)
 
     def start(self) -> None:
         """What has begun is running from now on."""
-        self.status = "running"
+        self.status = TrainerStatus.RUNNING
 
     def enter(self, stage: str | None) -> None:
         """Begin a stage: ``"train"``, ``"sanity_check"``, ``"validate"`` …, or None between stages."""
-        self.stage = stage
+        self.stage = None if stage is None else RunningStage(stage)
 
     def end(self, status: str) -> None:
         """The run has ended, or is ending: ``"finished"``, ``"failed"`` or ``"interrupted"``."""
-        self.status = status
+        self.status = TrainerStatus(status)
 
     def forget(self) -> None:
         """Count from the beginning, as for another module."""

@@ -199,6 +199,11 @@ class Engine(Collectives):
         return self._devices.environment
 
     @property
+    def devices(self) -> list[torch.device]:
+        """The devices of this machine: one for each of its processes."""
+        return self._devices.local
+
+    @property
     def is_copy(self) -> bool:
         """Whether this process runs all by itself, as others beside it do, and leaves what is shown to rank 0."""
         return self._devices.is_copy
@@ -702,11 +707,16 @@ class Engine(Collectives):
 
     def plain_step(self, optimizer: Optimizer) -> Callable[[], Any] | None:
         """The function that is all that :meth:`step` would call for an optimizer; None if it does more than that."""
+        if self.takes_closures:
+            return optimizer.step
         if self.loss_scaler is not None:
             return None
-        if type(self.strategy).step is Strategy.step:
-            return optimizer.step
         return partial(self.strategy.step, optimizer)
+
+    @property
+    def takes_closures(self) -> bool:
+        """Whether an optimizer may call a closure in :meth:`step`: not if losses are scaled, or the strategy steps."""
+        return self.loss_scaler is None and type(self.strategy).step is Strategy.step
 
     def step_prepared(
         self,
@@ -780,8 +790,9 @@ class Engine(Collectives):
             ValueError: if it is the state of another kind of optimizer, which has other options.
         """
         optimizer = unwrapped(optimizer)
-        self.prepared.strategy_of(optimizer).load_optimizer_state(optimizer, state)
+        # Before the state is loaded, as torch then adds to the defaults what groups of older states lack.
         options = set(getattr(optimizer, "defaults", ()))
+        self.prepared.strategy_of(optimizer).load_optimizer_state(optimizer, state)
         for group in optimizer.param_groups:
             if lacking := options - group.keys():
                 raise ValueError(

@@ -33,7 +33,11 @@ def explain_step(error: Exception, loss: Tensor | None = None) -> None:
             "must be detached"
         )
     elif "closure" in message.lower():
-        why = needs_closure("the optimizer")
+        why = (
+            "the optimizer needs a closure that computes the loss again: define optimizer_step(self, epoch, batch_idx, "
+            "optimizer, optimizer_closure), and call optimizer.step(closure=optimizer_closure) in it; or set "
+            "self.automatic_optimization = False in __init__, and call self.optimizers().step(closure) in training_step"
+        )
     else:
         return
     raise RuntimeError(why) from error
@@ -54,19 +58,6 @@ def explain_evaluation(error: RuntimeError, step_name: str) -> None:
             f"{step_name} computes gradients, and evaluation runs without: compute them inside `with "
             "torch.enable_grad():`, and make the Trainer with inference_mode=False"
         ) from error
-
-
-def needs_closure(optimizer: str) -> str:
-    """The message for an optimizer that computes the loss itself.
-
-    Args:
-        optimizer: what to call it.
-    """
-    return (
-        f"{optimizer} needs a closure that computes the loss again, and automatic optimization computes it once: set "
-        "self.automatic_optimization = False in __init__, and call self.optimizers().step(closure) in training_step, "
-        "with self.manual_backward(loss) in the closure"
-    )
 
 
 def no_gradients(optimizer: object) -> str:

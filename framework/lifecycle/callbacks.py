@@ -26,7 +26,7 @@ def default_callbacks(
     requested: dict[str, bool | None],
     defaults: list[str],
     max_time: Any,
-    profiler: str | None,
+    profiler: Any,
 ) -> list[Callback]:
     """The user's callbacks, and those that the Trainer's arguments ask for.
 
@@ -35,7 +35,7 @@ def default_callbacks(
         requested: by kind of callback, whether the user wants one; None if the user does not say.
         defaults: the kinds of which there is one if the user does not say.
         max_time: after which time to end the training, as the Trainer takes it.
-        profiler: ``"simple"``, ``"pytorch"`` or None.
+        profiler: ``"simple"``, ``"pytorch"``, a callback or None.
 
     Raises:
         TypeError, ValueError: if one is no callback, or is there though its argument says that there is none.
@@ -59,8 +59,11 @@ def default_callbacks(
         callbacks.append(kind())
     if max_time is not None:
         callbacks.append(builtin_callbacks.MaxTime(max_time))
+    if isinstance(profiler, str):
+        profiler = getattr(builtin_callbacks, _PROFILERS[profiler])()
     if profiler is not None:
-        callbacks.append(getattr(builtin_callbacks, _PROFILERS[profiler])())
+        check_callback(profiler)
+        callbacks.append(profiler)
     _check_state_keys(callbacks)
     return order_callbacks(callbacks)
 

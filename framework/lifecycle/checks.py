@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ...strategies.optimizer_state import parameters_of
 from ..datamodule import DataModule
-from ..engine.step_errors import needs_closure
+from ..loop.closure import check_closure
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..messages import log
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from ..loop.optimizers import LRSchedulerConfig
     from ..trainer import Trainer
 
-_POSITIONAL = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-)
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -119,14 +114,6 @@ def _check_training(trainer: Trainer, module: Module) -> None:
             f"{name} has no configure_optimizers: return an optimizer from it, such as "
             "torch.optim.Adam(self.parameters()), or set self.automatic_optimization = False in __init__"
         )
-    if (
-        overrides(module, "optimizer_step", Module)
-        and step_arguments(module.optimizer_step) > 3
-    ):
-        raise ValueError(
-            f"{name}.optimizer_step takes (epoch, batch_idx, optimizer): forward and backward "
-            "have run before it, so there is no closure; leave that argument out and call optimizer.step()"
-        )
     if not automatic and not trainer.strategy.capabilities.manual_optimization:
         raise ValueError(
             f"{name} sets automatic_optimization = False, and strategy={trainer.strategy.name!r} "
@@ -158,6 +145,9 @@ def _check_methods(module: Module, datamodule: DataModule | None) -> None:
                 check_hook_arguments(owner, name, base)
     if overrides(module, "backward", Module):
         check_arguments(module, "backward", ("loss",))
+    if overrides(module, "optimizer_step", Module):
+        arguments = ("epoch", "batch_idx", "optimizer", "optimizer_closure")
+        check_arguments(module, "optimizer_step", arguments, arguments[:3])
     for name in _STEPS:
         arguments = ("batch", "batch_idx", "dataloader_idx")[
             : 2 if name == "training_step" else 3
@@ -252,18 +242,22 @@ def _require_loader(
 
 
 def check_optimizers(
-    module: Module, optimizers: list[Any], schedulers: list[LRSchedulerConfig]
+    trainer: Trainer,
+    module: Module,
+    optimizers: list[Any],
+    schedulers: list[LRSchedulerConfig],
 ) -> None:
     """Raise unless automatic optimization can step what ``configure_optimizers`` returned.
 
     Args:
+        trainer: who trains with them.
         module: the module.
         optimizers: its optimizers.
         schedulers: its schedulers.
 
     Raises:
         ValueError: if a scheduler has no value to monitor, if there is not exactly one optimizer, or if its step
-            needs a closure.
+            needs what the Trainer cannot give.
     """
     # In manual optimization the module steps them itself, as it likes.
     if not module.automatic_optimization:
@@ -280,21 +274,8 @@ def check_optimizers(
             f"configure_optimizers returned {len(optimizers)} optimizers; automatic optimization steps one. Set "
             "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
         )
-    _check_optimizer(module, optimizers[0])
-
-
-def _check_optimizer(module: Module, optimizer: Any) -> None:
-    """Refuse an optimizer whose step needs a closure, and warn of one that has none of the module's parameters."""
-    # The class's method, as a scheduler replaces the object's by a function of its own.
-    signature = inspect.signature(type(optimizer).step)
-    parameters = list(signature.parameters.values())[1:]
-    needs_arguments = any(
-        parameter.default is parameter.empty and parameter.kind in _POSITIONAL
-        for parameter in parameters
-    )
-    if needs_arguments and not overrides(module, "optimizer_step", Module):
-        raise ValueError(needs_closure(type(optimizer).__name__))
-    if set(module.parameters()).isdisjoint(parameters_of(optimizer)):
+    check_closure(trainer, module, optimizers[0])
+    if set(module.parameters()).isdisjoint(parameters_of(optimizers[0])):
         log.warning(
             "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
             type(module).__name__,

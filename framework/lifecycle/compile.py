@@ -1,13 +1,16 @@
-"""Compiling a module's submodules in place, so that parameter names stay as they are."""
+"""Compiling a module's submodules in place, so that parameter names stay as they are; modules that come compiled."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..messages import log
 
 
 def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
@@ -32,6 +35,29 @@ def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
                 )
             else:
                 child.compile(**options)
+
+
+def uncompiled(model: Any) -> Any:
+    """The module in what ``torch.compile(module)`` returned, compiled in place with the same options.
+
+    As with ``module.compile()``, that means calls of the module itself, ``self(...)`` in its steps.
+
+    Args:
+        model: such a thing; anything else is returned as it is.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or not isinstance(model, dynamo.OptimizedModule):
+        return model
+    module: Any = model._orig_mod
+    if type(module).forward is nn.Module.forward:
+        log.warning(
+            "torch.compile(module) compiles the module's forward, and %s has none, so nothing of it is compiled; "
+            "Trainer(compile=True) compiles its parts",
+            type(module).__name__,
+        )
+    elif getattr(module, "_compiled_call_impl", None) is None:
+        module._compiled_call_impl = model.dynamo_ctx(module._call_impl)
+    return module
 
 
 def _is_all_torch(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from ..checkpoint.folder_claims import release_folders
 from ..datamodule import DataModule
 from ..loop.announce import announce_start
 from ..loop.automatic import AutomaticStep
+from ..loop.closure import ClosureStep, takes_closure
 from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
 from ..loop.manual import ManualStep
@@ -262,12 +263,12 @@ def _set_up_fit(run: Run) -> None:
     trainer, module = run.trainer, run.module
     optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
     check_schedulers(optimizers, schedulers)
-    check_optimizers(module, optimizers, schedulers)
+    check_optimizers(trainer, module, optimizers, schedulers)
+    make_step = _choose_step(module, optimizers)
     # Named before the strategy sets them up, as it may replace them by objects of other classes.
     made = [*optimizers, *(config.scheduler for config in schedulers)]
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
-    make_step = AutomaticStep if module.automatic_optimization else ManualStep
     step = make_step(run, optimizers, schedulers, kinds)
     # This fit takes its place at once, and goes on with its states below.
     last_fit = trainer.last_fit
@@ -280,6 +281,13 @@ def _set_up_fit(run: Run) -> None:
     is_fresh = not run.resume.is_from_checkpoint
     if is_fresh and last_fit is not None and last_fit.configured == step.configured:
         step.load_state_dict(last_fit.states())
+
+
+def _choose_step(module: Module, optimizers: list[Any]) -> type[Any]:
+    """What trains on a batch with these optimizers."""
+    if not module.automatic_optimization:
+        return ManualStep
+    return ClosureStep if takes_closure(module, optimizers[0]) else AutomaticStep
 
 
 def _configure_optimizers(module: Module) -> Any:

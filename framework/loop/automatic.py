@@ -17,8 +17,95 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-class AutomaticStep(Step):
-    """Forward, backward and, at the window's end, the optimizer's step."""
+class LossStep(Step):
+    """Trains on the loss that ``training_step`` returns; :class:`AutomaticStep` or :class:`~.closure.ClosureStep`.
+
+    Its arguments are those of :class:`~.step.Step`.
+
+    Attributes:
+        wants_outputs: whether somebody looks at what the step returns.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        optimizers: list[Optimizer],
+        schedulers: list[LRSchedulerConfig],
+        kinds: list[str],
+    ) -> None:
+        super().__init__(run, optimizers, schedulers, kinds)
+        self.wants_outputs = bool(run.hooks.on_train_batch_end)
+
+    def add_gradients(
+        self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None
+    ) -> dict[str, Any] | None:
+        """Add the gradients of a step's output to the window's.
+
+        Args:
+            output: what ``training_step`` returned.
+            batch_idx: the batch's index in the epoch.
+            part: if it was given a part of the batch, that part's fraction, and whether it is the first.
+
+        Returns:
+            What callbacks get of it.
+        """
+        if output is None:
+            self._note_missing_loss(batch_idx)
+            return None
+        window = self.accumulation
+        weight = None
+        outputs = None
+        if isinstance(output, Tensor):
+            loss = output
+            if self.wants_outputs or part is not None:
+                outputs = {"loss": loss.detach()}
+        else:
+            loss, weight, outputs = _unpack(output)
+            if _is_zero(weight) and not self.has_ranks:
+                self.leaves_out = True
+                return None
+        if window.count == 0:
+            self.zero_grad(self.optimizers[0], batch_idx)
+        if part is None:
+            loss = window.add(loss, weight)
+        else:
+            loss = window.add_part(loss, weight, *part)
+        self.backward(loss)
+        return outputs
+
+    def _note_missing_loss(self, batch_idx: int) -> None:
+        """Say that a batch without a loss is left out; raise with several ranks, where the others wait for it."""
+        if self.has_ranks:
+            raise RuntimeError(
+                f"training_step returned None on rank {self.engine.process_index}, batch {batch_idx}: with several "
+                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch "
+                'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
+            )
+        self.run.warn_once(
+            "training_step returned None, so its batch is left out (epoch %d, batch %d): if that is not meant, "
+            "return the loss",
+            self.state.epoch,
+            batch_idx,
+        )
+
+    def count_window(self) -> None:
+        """Count a window that has been stepped on, and step the schedulers that step with it."""
+        self.accumulation.count_step()
+        self.engine.end_window()
+        self.schedulers.step_after_window()
+
+    def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
+        """Refuse ``optimizer.update(loss)``."""
+        raise RuntimeError(
+            "update(loss) is for manual optimization; set self.automatic_optimization = False"
+        )
+
+
+class AutomaticStep(LossStep):
+    """Forward, backward and, at the window's end, the optimizer's step.
+
+    Its arguments and attributes are those of :class:`LossStep`.
+    """
 
     def __init__(
         self,
@@ -29,7 +116,6 @@ class AutomaticStep(Step):
     ) -> None:
         super().__init__(run, optimizers, schedulers, kinds)
         self._optimizer_step = override_of(run.module, "optimizer_step")
-        self.wants_outputs = bool(run.hooks.on_train_batch_end)
         self._plain: PlainStep | None = None
         self._micro_batches: MicroBatches | None = None
         if run.trainer.micro_batch is not None:
@@ -62,10 +148,10 @@ class AutomaticStep(Step):
                 batch, batch_idx, self._train_on_part
             )
         elif window.is_last:
-            outputs = self._add_gradients(self.call_step(batch, batch_idx), batch_idx)
+            outputs = self.add_gradients(self.call_step(batch, batch_idx), batch_idx)
         else:
             with self.engine.no_sync():
-                outputs = self._add_gradients(
+                outputs = self.add_gradients(
                     self.call_step(batch, batch_idx), batch_idx
                 )
         self.stepped = window.is_last and self.end_window(batch_idx)
@@ -76,66 +162,14 @@ class AutomaticStep(Step):
     ) -> dict[str, Any] | None:
         """Add the gradients of a part of a batch, for :class:`~.micro_batch.MicroBatches`."""
         output = self.call_step(part, batch_idx)
-        return self._add_gradients(output, batch_idx, (fraction, is_first))
+        return self.add_gradients(output, batch_idx, (fraction, is_first))
 
     def finish(self, output: Any, batch_idx: int) -> dict[str, Any] | None:
         """Do what is left of a step whose forward has run already, in a window of its own."""
         self.accumulation.begin(batch_idx, 1)
-        outputs = self._add_gradients(output, batch_idx)
+        outputs = self.add_gradients(output, batch_idx)
         self.stepped = self.end_window(batch_idx)
         return outputs
-
-    def _add_gradients(
-        self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None
-    ) -> dict[str, Any] | None:
-        """Add the gradients of a step's output to the window's.
-
-        Args:
-            output: what ``training_step`` returned.
-            batch_idx: the batch's index in the epoch.
-            part: if it was given a part of the batch, that part's fraction, and whether it is the first.
-
-        Returns:
-            What callbacks get of it.
-        """
-        if output is None:
-            self._note_missing_loss(batch_idx)
-            return None
-        window = self.accumulation
-        weight = None
-        outputs = None
-        if isinstance(output, Tensor):
-            loss = output
-            if self.wants_outputs or part is not None:
-                outputs = {"loss": loss.detach()}
-        else:
-            loss, weight, outputs = _unpack(output)
-            if _is_zero(weight) and not self.has_ranks:
-                self.has_zero_weights = True
-                return None
-        if window.count == 0:
-            self.zero_grad(self.optimizers[0], batch_idx)
-        if part is None:
-            loss = window.add(loss, weight)
-        else:
-            loss = window.add_part(loss, weight, *part)
-        self.backward(loss)
-        return outputs
-
-    def _note_missing_loss(self, batch_idx: int) -> None:
-        """Say that a batch without a loss is left out; raise with several ranks, where the others wait for it."""
-        if self.has_ranks:
-            raise RuntimeError(
-                f"training_step returned None on rank {self.engine.process_index}, batch {batch_idx}: with several "
-                "processes each gives a loss for each batch, as the others wait for its gradients. To leave a batch "
-                'out, return {"loss": loss, "weight": 0} for it, and weights for all the others'
-            )
-        self.run.warn_once(
-            "training_step returned None, so its batch is left out (epoch %d, batch %d): if that is not meant, "
-            "return the loss",
-            self.state.epoch,
-            batch_idx,
-        )
 
     def end_window(self, batch_idx: int) -> bool:
         """Step on what the window has gathered; False if it has gathered nothing."""
@@ -154,9 +188,7 @@ class AutomaticStep(Step):
         except Exception as error:
             explain_step(error)
             raise
-        self.accumulation.count_step()
-        self.engine.end_window()
-        self.schedulers.step_after_window()
+        self.count_window()
         return True
 
     def step(
@@ -164,12 +196,6 @@ class AutomaticStep(Step):
     ) -> Any:
         """Step an optimizer, for a module's ``optimizer_step``."""
         return self.engine.step(optimizer, closure)
-
-    def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
-        """Refuse ``optimizer.update(loss)``."""
-        raise RuntimeError(
-            "update(loss) is for manual optimization; set self.automatic_optimization = False"
-        )
 
 
 class PlainStep:

@@ -238,7 +238,7 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
         _Evaluation(run, "predict", outputs if keep else None).evaluate(limits)
         run.hooks.call("on_predict_epoch_end")
         run.hooks.call("on_predict_end")
-    run.restore_training_mode()
+        run.module.on_predict_model_train()
     return outputs
 
 

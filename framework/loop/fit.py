@@ -78,9 +78,12 @@ def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
     for batch in batches:
         batch_idx = state.batch_idx
         run.metrics.begin_batch(batch, is_dummy=loader.batch_weight == 0.0)
-        if hooks.on_train_batch_start and _skips_epoch(run, batch, batch_idx):
-            return Outcome.SKIPPED
-        outputs = step(batch, batch_idx)
+        if batch is None:
+            outputs = run.step.leave_out(batch_idx)
+        else:
+            if hooks.on_train_batch_start and _skips_epoch(run, batch, batch_idx):
+                return Outcome.SKIPPED
+            outputs = step(batch, batch_idx)
         state.batch_idx = batch_idx + 1
         if state.batch_idx >= schedule.length:
             _end_batches(run)
@@ -281,7 +284,7 @@ def _check_that_steps_were_taken(run: Run) -> None:
         RuntimeError: if it had none, in automatic optimization.
     """
     state = run.state
-    if not run.schedule.took_no_step() or run.step.has_zero_weights:
+    if not run.schedule.took_no_step() or run.step.leaves_out:
         return
     if run.module.automatic_optimization:
         raise RuntimeError(

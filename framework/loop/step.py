@@ -42,7 +42,7 @@ class Step(ABC):
         accumulation: the window of micro-batches.
         configured: what ``configure_optimizers`` asked for, before anything was trained or loaded.
         stepped: whether the last batch completed a window.
-        has_zero_weights: whether a batch has been left out by its weight.
+        leaves_out: whether a batch has been left out by its weight, or as None.
         has_ranks: whether there are several ranks.
         call_step: calls ``training_step`` with a batch and its index.
     """
@@ -65,7 +65,7 @@ class Step(ABC):
         self.accumulation.count_in(run.state)
         self.accumulation.over(trainer.accumulate_grad_batches)
         self.stepped = False
-        self.has_zero_weights = False
+        self.leaves_out = False
         groups = [self.engine.optimizer_state(o)["param_groups"] for o in optimizers]
         self.configured = repr(groups)
         self._kinds = kinds
@@ -100,6 +100,27 @@ class Step(ABC):
         Returns:
             What callbacks get of the step's output, without its graph; None if the batch was left out.
         """
+
+    def leave_out(self, batch_idx: int) -> None:
+        """Go on past a batch that is None, as a loader's ``collate_fn`` may return it; its window may end with it.
+
+        Raises:
+            RuntimeError: with several ranks, where the others wait for its gradients.
+        """
+        if self.has_ranks:
+            raise RuntimeError(
+                f"the training loader gave None on rank {self.engine.process_index}, batch {batch_idx}: with several "
+                "processes each trains on each batch, as the others wait for its gradients"
+            )
+        self.run.warn_once(
+            "The training loader gave None, and such batches are left out (epoch %d, batch %d)",
+            self.state.epoch,
+            batch_idx,
+        )
+        self.leaves_out = True
+        self.accumulation.begin(batch_idx, self.run.schedule.length - batch_idx)
+        may_step = self.accumulation.is_last and self.window_is_open
+        self.stepped = may_step and self.end_window(batch_idx)
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""

@@ -55,9 +55,17 @@ class Recorder:
 
 
 def recording(
-    cls: type, base: type, owner: str, recorder: Recorder, without: tuple[str, ...] = ()
+    cls: type,
+    base: type,
+    owner: str,
+    recorder: Recorder,
+    without: tuple[str, ...] = (),
+    closure: bool = False,
 ) -> Any:
-    """A subclass of ``cls`` that overrides each hook of the contract ``base`` and records it."""
+    """A subclass of ``cls`` that overrides each hook of the contract ``base`` and records it.
+
+    Its ``optimizer_step`` takes a closure if ``closure`` says so.
+    """
     names = [
         name
         for contract in (base, DataHooks)
@@ -74,9 +82,11 @@ def recording(
             recorder.note(f"{owner}.{name}", args)
             return getattr(super(recorded, self), name)(*args, **kwargs)
 
-        method.__signature__ = inspect.signature(
-            getattr(cls, name)
-        )  # steps are asked theirs
+        signature = inspect.signature(getattr(cls, name))  # steps are asked theirs
+        if name == "optimizer_step" and not closure:
+            parameters = list(signature.parameters.values())[:4]
+            signature = signature.replace(parameters=parameters)
+        method.__signature__ = signature
         return method
 
     for name in names:

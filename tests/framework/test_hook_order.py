@@ -5,7 +5,8 @@ Where ours differs, it is for one of these reasons; the tests that hold a differ
 ==========================  =========================================================================================
 difference                  reason
 ==========================  =========================================================================================
-optimizer_step              gets no closure, so it fires after configure_gradient_clipping, not before training_step
+optimizer_step              without a closure fires after configure_gradient_clipping, not before training_step; one
+                            that takes a closure fires as in Lightning (test_closures.py)
 callbacks that decide or    run after the module in every hook (Lightning: in on_train_epoch_end only), so that a
 persist                     checkpoint holds what the module did in the same hook
 plateau schedulers          step before the checkpoint of that epoch is saved, so that it holds their new state
@@ -165,7 +166,8 @@ BLOCKS = {
             on_predict_batch_end
         ]
         on_predict_epoch_end
-        on_predict_end""",
+        on_predict_end
+        module.on_predict_model_train""",
     "<END>": """
         on_train_end
         on_fit_end

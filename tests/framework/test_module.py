@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections import UserDict
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pydantic
@@ -395,13 +395,69 @@ def test_the_trainer_is_no_submodule() -> None:
 
 def test_freezing() -> None:
     """freeze switches gradients off and to evaluation mode; unfreeze back."""
-    module = Linear()
-    module.freeze()
+    module = Linear().freeze()
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
-    module.unfreeze()
+    assert module.unfreeze() is module
     assert module.training
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+class Registry(type):
+    """A metaclass with a constructor of its own, as packages have them."""
+
+    made: ClassVar[list[str]] = []
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        Registry.made.append(cls.__name__)
+        return super().__call__(*args, **kwargs)
+
+
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def name(self) -> str: ...
+
+
+def test_metaclasses_of_others() -> None:
+    """A Module mixes with classes of any metaclass: its own is Python's."""
+
+    class Registered(metaclass=Registry):
+        pass
+
+    class Both(Linear, Registered):
+        pass
+
+    class Named(Abstract, Linear):
+        def name(self) -> str:
+            return "named"
+
+    for kind in (Both, Named):
+        module = kind()
+        before = weights(module)
+        quiet().fit(module, loader())
+        assert not any(map(torch.equal, before, weights(module)))
+    assert Registry.made == ["Both"]
+    with pytest.raises(TypeError, match="abstract"):
+        type("Unnamed", (Abstract, Linear), {})()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("example_input_array", torch.ones(1, 2)),
+        ("strict_loading", False),
+        ("hparams", {"width": 3}),
+        ("logger", None),
+        ("current_epoch", 7),
+        ("device", torch.device("cpu")),
+    ],
+)
+def test_properties_that_can_only_be_read(name: str, value: Any) -> None:
+    """Stand for what the Module has: nobody sets it."""
+    kind: Any = type("Fixed", (Linear,), {name: property(lambda self: value)})
+    module = kind()
+    quiet(max_epochs=2).fit(module, loader())
+    assert getattr(module, name) is value
 
 
 def test_modules_inside_modules() -> None:

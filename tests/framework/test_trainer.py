@@ -577,8 +577,160 @@ def test_fast_dev_run(count: bool | int) -> None:
     trainer.fit(Evaluated(), loader(), loader())
     assert [len(watch.values(hook)) for hook in hooks] == [int(count), int(count), 0]
     assert trainer.global_step == int(count)
-    assert trainer.loggers == []
     assert not Path("saved").exists()
+
+
+def test_the_logger_of_a_fast_dev_run() -> None:
+    """Takes every call and does nothing; without a logger, there is none there either."""
+
+    class Draws(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert self.logger is not None
+            figure = self.logger.experiment.figure("x").add(1)[0]
+            self.logger.experiment.add_scalar("x", figure, batch_idx)
+            self.logger.log_metrics({"x": 1.0}, step=3)
+            return super().training_step(batch, batch_idx)
+
+    for logger in (None, True, CSVLogger("logs")):
+        trainer = quiet(fast_dev_run=2, logger=logger)
+        trainer.fit(Draws(), loader())
+        assert trainer.log_dir == str(Path.cwd())
+    assert list(Path.cwd().iterdir()) == []
+    assert quiet(fast_dev_run=True).loggers == []
+
+
+def test_words_for_what_a_trainer_does() -> None:
+    """Are texts, and items of enums with name and value."""
+    watch = Watch(
+        lambda trainer: (
+            trainer.state.fn.value,
+            trainer.state.fn.name,
+            f"{trainer.state.stage}",
+            str(trainer.state.status),
+            trainer.state.stage == "train",
+            trainer.state.finished,
+            trainer.evaluating,
+        ),
+        "on_train_batch_end",
+        "on_validation_start",
+    )
+    trainer = quiet(watch)
+    assert (trainer.state.fn, trainer.state.status.value) == (None, "initializing")
+    trainer.fit(Evaluated(), loader(1), loader(1))
+    assert watch.found == [
+        (
+            "on_train_batch_end",
+            ("fit", "FITTING", "train", "running", True, False, False),
+        ),
+        (
+            "on_validation_start",
+            ("fit", "FITTING", "validate", "running", False, False, True),
+        ),
+    ]
+    assert trainer.state.finished
+    assert trainer.state.status == "finished"
+    twin = pickle.loads(pickle.dumps(trainer.state))
+    assert twin == trainer.state
+    assert twin.fn is trainer.state.fn
+
+
+def test_devices() -> None:
+    """Of this machine, as numbers; and arguments that can be read."""
+    trainer = quiet(devices=1, max_time={"seconds": 9})
+    assert (trainer.num_devices, trainer.device_ids, trainer.node_rank) == (1, [0], 0)
+    assert quiet(devices=3).device_ids == [0, 1, 2]
+    assert trainer.max_time == {"seconds": 9}
+
+
+def test_a_profiler_as_an_object() -> None:
+    """Takes part as a callback."""
+    profiler = SimpleProfiler()
+    trainer = quiet(profiler=profiler)
+    trainer.fit(Linear(), loader(), None)
+    assert trainer.profiler is profiler
+    assert profiler.counts["forward"] == 4
+    for wrong in ("advanced", 3, SimpleProfiler):
+        with pytest.raises((TypeError, ValueError), match="profiler must be"):
+            quiet(profiler=wrong)
+
+
+class Gaps(Linear):
+    """Half of its batches are None, as a collate function may give them."""
+
+    def train_dataloader(self) -> Any:
+        batches: Any = loader()
+
+        def collate(samples: list[Any]) -> Any:
+            is_odd = round(float(samples[0][0][0]) * 10) % 4
+            return None if is_odd else batches.collate_fn(samples)
+
+        return DataLoader(data(8), batch_size=2, collate_fn=collate)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_batches_that_are_none(
+    accumulate: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Are left out, which is said once; a window steps on what it has."""
+    watch = Watch(
+        lambda trainer: trainer.batch_idx, "on_train_batch_start", "on_train_batch_end"
+    )
+    module = Gaps()
+    trainer = quiet(watch, accumulate_grad_batches=accumulate, max_epochs=2)
+    trainer.fit(module)
+    assert watch.values("on_train_batch_start") == [0, 2] * 2
+    assert watch.values("on_train_batch_end") == [1, 2, 3, 4] * 2
+    assert trainer.global_step == 2 * min(2, 4 // accumulate)
+    assert caplog.text.count("The training loader gave None") == 1
+    other = Linear()
+    other.load_state_dict(Gaps().state_dict())
+    nothing = quiet(max_epochs=1)
+    before = weights(other)
+    nothing.fit(
+        other, DataLoader(data(4), batch_size=2, collate_fn=lambda samples: None)
+    )
+    assert nothing.global_step == 0
+    assert all(map(torch.equal, before, weights(other)))
+
+
+class Forward(Linear):
+    """Notes whether its forward is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled: set[bool] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.compiled.add(torch.compiler.is_compiling())
+        return super().forward(x)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+
+def test_a_module_that_comes_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    """Is trained as after ``module.compile()``; one without a forward is not compiled, which is said."""
+    plain, module = Linear(), Forward()
+    plain.load_state_dict(module.state_dict())
+    compiled: Any = torch.compile(module, backend="eager")
+    trainer = quiet()
+    trainer.fit(compiled, loader())
+    quiet().fit(plain, loader())
+    assert trainer.module is module
+    assert module.compiled == {True}
+    torch.testing.assert_close(weights(module), weights(plain))
+    predictions: Any = trainer.predict(compiled, loader(1))
+    torch.testing.assert_close(predictions[0], plain(data(2).tensors[0]).detach())
+
+    class Bare(Linear):
+        forward = nn.Module.forward
+
+        def loss(self, batch: Any) -> Tensor:
+            return self.layer(batch[0]).square().mean()
+
+    bare: Any = torch.compile(Bare(), backend="eager")
+    quiet().fit(bare, loader())
+    assert "Bare has none, so nothing of it is compiled" in caplog.text
 
 
 @pytest.mark.parametrize(

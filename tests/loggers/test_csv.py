@@ -300,3 +300,11 @@ def test_a_store_that_cannot_make_a_file_only_where_none_is():
         fit(logger=logger, enable_checkpointing=False, module=Scripted())
     assert [logger.version for logger in loggers] == [0, 1]
     assert all(exists(logger.metrics_file_path) for logger in loggers)
+
+
+def test_rows_without_a_step_are_numbered():
+    logger = CSVLogger("logs")
+    for values, step in (({"a": 1.0}, None), ({"a": 2.0}, 7), ({"a": 3.0}, None)):
+        logger.log_metrics(values, step)
+    logger.finalize("success")
+    assert [row["step"] for row in read(logger)] == ["0", "7", "8"]

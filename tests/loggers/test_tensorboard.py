@@ -275,3 +275,11 @@ def test_constructing_it_imports_nothing_heavy():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_rows_without_a_step_are_numbered():
+    logger = TensorBoardLogger("logs")
+    for values, step in (({"a": 1.0}, None), ({"a": 2.0}, 7), ({"a": 3.0}, None)):
+        logger.log_metrics(values, step)
+    logger.finalize("success")
+    assert points(logger) == {"a": [(0, 1.0), (7, 2.0), (8, 3.0)]}

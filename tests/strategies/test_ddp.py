@@ -128,6 +128,7 @@ def two(folder: Path) -> dict[str, Any]:
             "sizes": (cases, 8, SIZES),
             "precisions": (cases, 8, PRECISIONS),
             "weighted gradient": (weighted_gradient,),
+            "closures": (closures, 8),
             "cut and resumed": (cut_and_resumed, str(folder)),
             "manual and options": (manual_and_options,),
         },
@@ -185,6 +186,46 @@ def test_mixed_precision_trains_in_several_processes(two: dict[str, Any]):
     for expected, got in zip(cases(16, PRECISIONS), two["precisions"], strict=True):
         assert got["steps"] == expected["steps"]
         assert got["losses"] == pytest.approx(expected["losses"], abs=0.02)
+
+
+class Searches(Net):
+    """Evaluates as often as its loss asks for."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(
+            self.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe"
+        )
+
+
+class Overrides(Net):
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any
+    ) -> None:
+        optimizer.step(closure=optimizer_closure)
+
+
+def closures(batch_size: int) -> list[dict[str, Any]]:
+    # A search magnifies what rounding makes different.
+    exact = {"precision": "64-true"}
+    found = []
+    for kind, weighted, options in (
+        (Searches, False, exact),
+        (Searches, True, exact),
+        (Overrides, True, {"accumulate_grad_batches": 3}),
+    ):
+        torch.manual_seed(0)
+        module, trainer = kind(weighted), quiet(max_epochs=3, **options)
+        trainer.fit(module, DataLoader(data(45), batch_size, shuffle=True))
+        found.append(outcome(module, trainer))
+    return found
+
+
+def test_optimizers_that_evaluate_decide_alike(two: dict[str, Any]):
+    """As one process with the global batch, though the processes' own losses differ; the last rounds are short."""
+    one = closures(16)
+    assert len(one[0]["losses"]) > 2 * one[0]["steps"]
+    for expected, got in zip(one, two["closures"], strict=True):
+        assert_equal(expected, got)
 
 
 @pytest.mark.gpu
