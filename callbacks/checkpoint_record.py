@@ -62,13 +62,15 @@ class CheckpointRecord:
         """The record with the fields of a saved one.
 
         Args:
-            state: what :meth:`state_dict` returned.
+            state: what :meth:`state_dict` returned; another trainer's may have fewer fields.
             same_folder: whether the run goes on in the folder of the saved one; if not, most of it does not hold.
         """
         names = _OF_ANY_FOLDER
         if same_folder:
             names = vars(self)
-        return replace(self, **{name: copy(state[name]) for name in names})
+        return replace(
+            self, **{name: copy(state[name]) for name in names if name in state}
+        )
 
     def ranks(self, score: Tensor, mode: str, top_k: int) -> bool:
         """Whether a checkpoint with this score is among the best.

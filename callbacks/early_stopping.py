@@ -131,8 +131,10 @@ class EarlyStopping(Callback):
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = torch.as_tensor(state_dict["best_score"])
-        self.stopping_reason = EarlyStoppingReason(state_dict["stopping_reason"])
-        self.stopping_reason_message = state_dict["stopping_reason_message"]
+        # Another trainer's has no reasons.
+        reason = state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED)
+        self.stopping_reason = EarlyStoppingReason(reason)
+        self.stopping_reason_message = state_dict.get("stopping_reason_message")
         self._loaded = True
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:

@@ -48,14 +48,14 @@ class _Recorded(Generic[T]):
 class ModelCheckpoint(Callback):
     """Save checkpoints during training, and keep the best or the newest of them.
 
-    A checkpoint is a directory, ``epoch=3-step=400.ckpt`` by default, that is either complete or does not count. It is
-    written while the training goes on: a save holds the loop up for a copy of the state to the host's memory, and for
-    the save before if that is still under way. When training has ended, all are complete.
+    A checkpoint is a directory or a file, ``epoch=3-step=400.ckpt`` by default, that is either complete or does not
+    count. It is written while the training goes on: a save holds the loop up for a copy of the state to the host's
+    memory, and for the save before if that is still under way. When training has ended, all are complete.
 
     ``last.ckpt`` (with ``save_last``) and ``best.ckpt`` (with ``monitor``) are pointers: small files that name a
-    checkpoint, replaced atomically. They can be loaded like what they point to. A checkpoint is removed only after
-    the next one and the pointers are in place, and never while a pointer names it or a fit that was resumed from it
-    is running.
+    checkpoint, or links to a local file that is one, replaced atomically. They can be loaded like what they point to.
+    A checkpoint is removed only after the next one and the pointers are in place, and never while a pointer names it
+    or a fit that was resumed from it is running.
 
     Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``. What is due
     inside an accumulation window is saved at its end.
@@ -91,6 +91,7 @@ class ModelCheckpoint(Callback):
             does something with it after ``_save_checkpoint`` may need that.
         on_save_error: ``"raise"`` ends the training when a checkpoint could not be written: at the next save, or at
             the end. ``"warn"`` says so and goes on; what was saved before is kept, and the next one is tried.
+        save_format: ``"folder"``, or ``"file"``: one file that ``torch.load`` opens. By default the Trainer's.
 
     Attributes:
         best_model_path: the best checkpoint (without ``monitor``: the newest), or "".
@@ -143,6 +144,7 @@ class ModelCheckpoint(Callback):
         enable_version_counter: bool = True,
         async_save: bool = True,
         on_save_error: Literal["raise", "warn"] = "raise",
+        save_format: Literal["folder", "file"] | None = None,
     ) -> None:
         require_choice(
             "mode",
@@ -155,6 +157,13 @@ class ModelCheckpoint(Callback):
             on_save_error,
             "raise",
             "warn",
+        )
+        require_choice(
+            "save_format",
+            save_format,
+            None,
+            "folder",
+            "file",
         )
         require_choice(
             "save_last",
@@ -185,6 +194,7 @@ class ModelCheckpoint(Callback):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.async_save = async_save
         self.on_save_error = on_save_error
+        self.save_format = save_format
         self._schedule = SaveSchedule(
             every_n_train_steps,
             train_time_interval,
@@ -247,7 +257,7 @@ class ModelCheckpoint(Callback):
         """Take back a state; if ``dirpath`` is another one now, of the checkpoints only ``best_model_path``."""
         same_folder = state_dict["dirpath"] == self.dirpath
         self._record = self._record.restored(state_dict, same_folder)
-        self._schedule.resume(state_dict["interval_elapsed"])
+        self._schedule.resume(state_dict.get("interval_elapsed", 0.0))
         if not same_folder:
             warnings.warn(
                 f"ModelCheckpoint's dirpath was {state_dict['dirpath']!r} and is now {self.dirpath!r}: of its state "
@@ -593,6 +603,7 @@ class ModelCheckpoint(Callback):
             self.save_weights_only,
             wait=not self.async_save,
             on_complete=on_complete,
+            save_format=self.save_format,
         )
 
     def _finish_save(self) -> None:

@@ -114,6 +114,9 @@ class Trainer:
         ValueError, TypeError: for arguments that are not as described.
     """
 
+    # What a checkpoint is, unless `save_checkpoint` or a ModelCheckpoint says. Subclasses may have another default.
+    save_format: Literal["folder", "file"] = "folder"
+
     @names_arguments
     def __init__(
         self,
@@ -518,6 +521,7 @@ class Trainer:
         filepath: str | os.PathLike[str],
         weights_only: bool | None = False,
         storage_options: Any = None,
+        save_format: Literal["folder", "file"] | None = None,
     ) -> None:
         """Write a checkpoint; when this returns, it is complete and on disk. All processes call this.
 
@@ -526,9 +530,11 @@ class Trainer:
         is the window's start: a run that resumes reads the window's batches again.
 
         Args:
-            filepath: the directory to make, local or any fsspec URL.
+            filepath: the directory or file to make, local or any fsspec URL.
             weights_only: leave out all that only resuming needs.
             storage_options: accepted for familiarity; must be None (fsspec is configured by its own means).
+            save_format: ``"folder"``: a directory, in which processes may write their own shards; ``"file"``: one file
+                that ``torch.load(weights_only=True)`` opens; None: the Trainer's :attr:`save_format`.
 
         Raises:
             RuntimeError: before the first run; or if some processes call something else, where each has a part of the
@@ -545,7 +551,11 @@ class Trainer:
             "save_checkpoint", alone=can_save_alone(self.run)
         )
         save_run(
-            self.run, os.fspath(filepath), bool(weights_only), together=together
+            self.run,
+            os.fspath(filepath),
+            bool(weights_only),
+            together=together,
+            save_format=save_format,
         ).finish()
 
     def export(

@@ -33,13 +33,7 @@ def named_optimizer_state(
     module: nn.Module, optimizer: Optimizer, state: State
 ) -> State:
     """Return an optimizer's ``state_dict()`` with names in the place of torch's parameter numbers."""
-    names = parameter_names(module, optimizer)
-    flat = [name for group in names for name in group]
-    return {
-        **state,
-        "state": {flat[number]: value for number, value in state["state"].items()},
-        "param_groups": with_params(state["param_groups"], names),
-    }
+    return named(state, parameter_names(module, optimizer))
 
 
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: State) -> None:
@@ -52,15 +46,77 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: State) 
     check_same_parameters(state["param_groups"], names)
     if isinstance(optimizer, LBFGS):
         _check_same_order(state["param_groups"], names)
+    optimizer.load_state_dict(numbered(state, names))
+
+
+def named(state: State, names: list[list[str]]) -> State:
+    """Return an optimizer's state with names in the place of torch's parameter numbers.
+
+    Args:
+        state: as of ``Optimizer.state_dict``.
+        names: of the parameters, by group, in the order of the numbers.
+
+    Raises:
+        ValueError: if it is the state of fewer or more parameters.
+    """
+    saved = [len(group["params"]) for group in state["param_groups"]]
+    now = [len(group) for group in names]
+    if saved != now:
+        raise ValueError(
+            f"the parameter groups of the optimizer's state hold {saved} parameters, and those here {now}"
+        )
+    flat = [name for group in names for name in group]
+    return {
+        **state,
+        "state": {flat[number]: value for number, value in state["state"].items()},
+        "param_groups": with_params(state["param_groups"], names),
+    }
+
+
+def numbered(state: State, names: list[list[str]]) -> State:
+    """Return what :func:`named` returned with torch's numbers, in the order of ``names``, in the place of names."""
     flat = [name for group in names for name in group]
     numbers = {name: number for number, name in enumerate(flat)}
     numbers_by_group = [[numbers[name] for name in group] for group in names]
-    numbered = {
+    return {
         **state,
         "state": {numbers[name]: value for name, value in state["state"].items()},
         "param_groups": with_params(state["param_groups"], numbers_by_group),
     }
-    optimizer.load_state_dict(numbered)
+
+
+def names_in(state: Any) -> list[list[str]] | None:
+    """The names of the parameters in an optimizer's state, by group; None if they have none, as in torch's own."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    names = [group["params"] for group in groups or ()]
+    is_named = all(isinstance(name, str) for group in names for name in group)
+    return names if names and is_named else None
+
+
+def is_numbered(state: Any) -> bool:
+    """Whether it is an optimizer's state as torch has it, with numbers in the place of the parameters' names."""
+    has_groups = isinstance(state, dict) and bool(state.get("param_groups"))
+    return has_groups and names_in(state) is None
+
+
+def number_states(checkpoint: State) -> None:
+    """Give a checkpoint its optimizers' states as torch has them; the names go beside, as ``optimizer_parameters``."""
+    states = checkpoint.get("optimizer_states", ())
+    names = [found for state in states if (found := names_in(state)) is not None]
+    if names and len(names) == len(states):
+        checkpoint["optimizer_parameters"] = names
+        checkpoint["optimizer_states"] = [*map(numbered, states, names)]
+
+
+def name_states(checkpoint: State) -> None:
+    """Undo :func:`number_states`. What was put in the place of the states meanwhile is torch's, too."""
+    by_optimizer = checkpoint.pop("optimizer_parameters", ())
+    states = checkpoint.get("optimizer_states", ())
+    if by_optimizer and len(states) == len(by_optimizer):
+        checkpoint["optimizer_states"] = [
+            named(state, names) if is_numbered(state) else state
+            for state, names in zip(states, by_optimizer, strict=True)
+        ]
 
 
 def _check_same_order(saved_groups: list[State], names: list[list[str]]) -> None:

@@ -141,6 +141,7 @@ TRAINER = {
     "reload_dataloaders_every_n_epochs",
     "sanity_checking",
     "save_checkpoint",
+    "save_format",
     "should_stop",
     "state",
     "strategy",

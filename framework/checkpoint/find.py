@@ -1,4 +1,4 @@
-"""Which checkpoints there are, and what pointers point to: small files that name a checkpoint."""
+"""Which checkpoints there are, and what pointers point to: small files that name a checkpoint, and links to one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .journal import name_of_hidden
 from .manifest import MANIFEST, Manifest, is_complete, read_manifest
 from .storage import is_local, join, storage_of, without_local_scheme
 from .weights import is_weights_file
+from .zip_comment import LONGEST_END, comment_in
 
 # In bytes; a pointer is never longer.
 _LONGEST_POINTER = 1 << 16
 
 
 def resolve(path: str) -> str:
-    """The checkpoint, a directory or a file of weights, that ``path`` is or points to.
+    """The checkpoint, a directory or a file, that ``path`` is or points to.
 
     Raises:
         CheckpointError: if there is none.
@@ -32,6 +33,8 @@ def resolve(path: str) -> str:
         return moved
     if not storage.is_file(path):
         return path.rstrip("/")
+    if storage.is_local and os.path.islink(path):
+        path = os.path.realpath(path)
     if is_weights_file(path):
         return path
     target = pointed_to(path)
@@ -60,6 +63,14 @@ def _moved_aside(path: str) -> str | None:
     return None
 
 
+def is_pointer(path: str) -> bool:
+    """Whether ``path`` names a checkpoint, and is none."""
+    storage = storage_of(path)
+    if storage.is_local and os.path.islink(path):
+        return storage.is_file(path)
+    return storage.is_file(path) and pointed_to(path) is not None
+
+
 def pointed_to(path: str) -> str | None:
     """What the pointer ``path`` names; None if it is another file."""
     content = storage_of(path).read_at_most(path, _LONGEST_POINTER)
@@ -71,7 +82,9 @@ def pointed_to(path: str) -> str | None:
 
 
 def find_manifests(
-    directory: str, on_damage: Callable[[str], Any] = lambda _: None
+    directory: str,
+    on_damage: Callable[[str], Any] = lambda _: None,
+    endings: tuple[str, ...] = (".ckpt",),
 ) -> dict[str, Manifest]:
     """The manifests of the complete checkpoints in a directory and its folders, by path.
 
@@ -79,6 +92,7 @@ def find_manifests(
         directory: where to look, local or any fsspec URL.
         on_damage: called, with what is wrong, for each that has no valid manifest; of other damage, only reading the
             files tells.
+        endings: of the names of checkpoints that are files.
     """
     storage = storage_of(directory)
     manifests = {}
@@ -86,7 +100,7 @@ def find_manifests(
         return manifests
     # A folder with a state and without a manifest is damaged, which is to be told.
     folders = {*storage.folders_with(directory, (MANIFEST, "state.json"))}
-    for path in folders:
+    for path in [*folders, *storage.files_ending(directory, endings)]:
         parent, _, name = path.rpartition("/")
         if parent in folders and not storage.exists(join(path, MANIFEST)):
             # These are the files of the checkpoint around it, whose manifest names this folder.
@@ -97,7 +111,8 @@ def find_manifests(
             if is_replaced or not name.endswith(".old"):
                 continue
         try:
-            manifests[path] = read_manifest(path)
+            if path in folders or _is_archive(path):
+                manifests[path] = read_manifest(path)
         except CheckpointError as error:
             on_damage(str(error))
         except OSError as error:
@@ -106,6 +121,12 @@ def find_manifests(
                 raise
             on_damage(f"checkpoint {path!r} cannot be read: {error}")
     return manifests
+
+
+def _is_archive(path: str) -> bool:
+    """Whether a file is one of ``torch.save``, be it damaged at its beginning or its end."""
+    end = storage_of(path).read_end(path, LONGEST_END)
+    return bool(end) and (comment_in(end) is not None or is_weights_file(path))
 
 
 def newest_first(manifests: dict[str, Manifest]) -> list[str]:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 import uuid
+from contextlib import suppress
 
 from ..errors import CheckpointError
 from .manifest import MANIFEST, name_in, read_manifest
@@ -125,8 +126,14 @@ def sweep(directory: str) -> None:
         match, path = _UNFINISHED.fullmatch(name), join(directory, name)
         if match is None or not _is_abandoned(path, match):
             continue
+        is_file = not os.path.isdir(path)
+        if is_file and match["name"] == os.path.basename(os.path.abspath(directory)):
+            # The folder's journal: whoever saves into the folder needs it.
+            continue
         if name.endswith(".tmp") or os.path.exists(join(directory, match["name"])):
             shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                os.unlink(path)
 
 
 def _is_abandoned(path: str, match: re.Match[str]) -> bool:

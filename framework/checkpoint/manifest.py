@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the file that is written last, and makes the others count."""
+"""The manifest of a checkpoint: the file that is written last, and makes the others count; of one file, its end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any, TypedDict
 
 from ..errors import CheckpointError
 from .storage import join, storage_of
+from .zip_comment import LONGEST_END, comment_in, fits
 
 # The version of the schema that is written; earlier ones are read, too.
 FORMAT = 2
 MANIFEST = "manifest.json"
+# What the manifest of a checkpoint in one file calls all that stands before the manifest.
+ARCHIVE = "archive"
 # In bytes; a file that is larger was made to fill the memory.
 _LARGEST_MANIFEST = 2**28
 
@@ -57,23 +60,58 @@ def seal_manifest(body: Any) -> bytes:
     return _dump({"body": body, "crc32": zlib.crc32(_dump(body))})
 
 
+def seal_in_file(body: Any, size: int, crc32: int) -> bytes:
+    """The manifest that stands at the end of a checkpoint in one file; without logged values if these are too many."""
+    body = {**body, "files": {ARCHIVE: {"size": size, "crc32": crc32}}}
+    sealed = seal_manifest(body)
+    return sealed if fits(sealed) else seal_manifest({**body, "metrics": {}})
+
+
 def _dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
 def read_manifest(path: str) -> Manifest:
-    """The manifest of a checkpoint.
+    """The manifest of a checkpoint, a folder or a file.
 
     Raises:
         CheckpointError: if there is none, or it was altered, or is of a later format.
     """
     file, storage = join(path, MANIFEST), storage_of(path)
+    if storage.is_file(path):
+        manifest = manifest_in(path, storage.read_end(path, LONGEST_END))
+        if manifest is None:
+            raise CheckpointError(
+                f"{path!r} has no manifest: it is no checkpoint of this program; pass its path to resume from it"
+            )
+        return manifest
     # A pipe of that name would block: to open one waits for somebody to write.
     if not storage.is_file(file):
         raise CheckpointError(
             f"{path!r} is no complete checkpoint: {MANIFEST} is missing, or no file"
         )
-    content = storage.read_at_most(file, _LARGEST_MANIFEST)
+    return _unseal(path, storage.read_at_most(file, _LARGEST_MANIFEST))
+
+
+def manifest_in(path: str, end: bytes) -> Manifest | None:
+    """The manifest at the end of a checkpoint in one file; None if another program has written it.
+
+    Args:
+        path: of the file.
+        end: all of it, or its last :data:`~.zip_comment.LONGEST_END` bytes.
+
+    Raises:
+        CheckpointError: as of :func:`read_manifest`.
+    """
+    found = comment_in(end[-LONGEST_END:])
+    if found is None:
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: it was cut off, or its end was altered"
+        )
+    return _unseal(path, found[0]) if found[0] else None
+
+
+def _unseal(path: str, content: bytes) -> Manifest:
     with naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
         body = sealed["body"]
@@ -119,6 +157,8 @@ def is_complete(path: str) -> bool:
     storage = storage_of(path)
     try:
         manifest = read_manifest(path)
+        if storage.is_file(path):
+            return True
         for name, entry in manifest["files"].items():
             if storage.size(path_of(path, name, manifest)) != entry["size"]:
                 return False

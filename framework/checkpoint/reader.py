@@ -11,6 +11,7 @@ from ..errors import CheckpointError
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
 from .serialization import State, UnloadedObject, decode
+from .single_file import OURS, unpack
 from .storage import storage_of, top_of
 from .tensors import join_shards, read_tensors
 from .weights import load_weights_file
@@ -22,7 +23,7 @@ def load_checkpoint(
     """Read and verify a checkpoint. No code runs unless ``weights_only`` is False.
 
     Args:
-        path: the directory, or a pointer to it, local or any fsspec URL; or a file of weights alone, as
+        path: the directory or file, or a pointer to it, local or any fsspec URL; or a file of another program, as
             :mod:`.weights` reads it.
         weights_only: False loads pickled objects too; else a :class:`~.serialization.UnloadedObject` stands for each.
         map_location: the device to load tensors onto (default: the CPU), or a dict or function as of ``torch.load``.
@@ -35,11 +36,7 @@ def load_checkpoint(
     """
     path = resolve(path)
     if storage_of(path).is_file(path):
-        try:
-            weights = load_weights_file(path, map_location)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(str(error)) from error
-        return {**weights, "rng": [], "manifest": {"module": "another program"}}
+        return _load_file(path, weights_only, map_location)
     manifest = read_manifest(path)
     content = {}
     # The files of one folder are read together, as they may hold shards of the same tensors; those of rng/ belong to a
@@ -73,6 +70,21 @@ def load_checkpoint(
         checkpoint["rng"] = [state_in(f"rng/rank-{i}") for i in range(len(ranks))]
     checkpoint["manifest"] = manifest
     return checkpoint
+
+
+def _load_file(path: str, weights_only: bool | None, map_location: Any) -> State:
+    """:func:`load_checkpoint`, of one file."""
+    try:
+        content = load_weights_file(path, map_location, weights_only)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(str(error)) from error
+    if OURS not in content:
+        return {"manifest": {"module": "another program"}, "rng": [], **content}
+    with naming_damage(path, "its state is not as it should be"):
+        objects = None
+        if weights_only is False:
+            objects = unpickle_objects(content[OURS]["objects"])
+        return unpack(content, objects)
 
 
 def _read_tensors(

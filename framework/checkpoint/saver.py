@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import gather_outcomes
 from ..messages import log
 from .serialization import State
-from .writer import ShardedCommit, Snapshot, commit
+from .single_file import FileSnapshot
+from .writer import ShardedCommit, Snapshot, commit, commit_file
 
 if TYPE_CHECKING:
     from ...strategies import Strategy
@@ -133,18 +134,20 @@ class Saver:
         wait: bool = True,
         on_complete: Callable[[], None] | None = None,
         alone: bool = False,
+        save_format: str = "folder",
     ) -> Save:
         """Let the main rank write a checkpoint.
 
         Args:
             strategy: knows the ranks.
             checkpoint: what to save, as of :class:`~.writer.Snapshot`.
-            path: the directory to make.
+            path: the directory or file to make.
             facts: JSON values for the manifest.
             rng: each rank's random generators, by rank.
             wait: write now; otherwise only copy the tensors now, after the save before is done.
             on_complete: called on the main rank when the checkpoint is complete, before the next save begins.
             alone: whether the main rank does so without the others.
+            save_format: ``"folder"``, or ``"file"``, for which no tensor may be sharded.
 
         Returns:
             A handle; its ``finish()`` waits, and raises on every rank what writing raised.
@@ -152,7 +155,12 @@ class Saver:
         self.wait()
         save = self._last = Save(path, strategy, alone)
         shared = None
-        if strategy.capabilities.shards_state and strategy.world_size > 1:
+        is_file = save_format == "file"
+        if (
+            not is_file
+            and strategy.capabilities.shards_state
+            and strategy.world_size > 1
+        ):
             shared = ShardedCommit(strategy)
         elif not strategy.is_global_zero:
             return save
@@ -166,13 +174,19 @@ class Saver:
         rank = strategy.global_rank
 
         def write() -> None:
-            commit(snapshot, path, shared)
+            if isinstance(snapshot, FileSnapshot):
+                commit_file(snapshot.write, path)
+            else:
+                commit(snapshot, path, shared)
             save.written = True
             if on_complete is not None and rank == 0:
                 on_complete()
 
         try:
-            snapshot = Snapshot(checkpoint, facts, rng, copy=not wait, rank=rank)
+            if is_file:
+                snapshot = FileSnapshot(checkpoint, facts, rng, copy=not wait)
+            else:
+                snapshot = Snapshot(checkpoint, facts, rng, not wait, rank)
         except Exception as error:
             if shared is not None:
                 shared.give_up(error)

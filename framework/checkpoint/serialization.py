@@ -29,9 +29,11 @@ from .tensors import is_name, is_storable, printable
 State = dict[str, Any]
 _PLAIN = (bool, int, float, str)
 # Classes of dicts that are kept, by name.
-_DICTS: dict[str, type] = {
+DICTS: dict[str, type] = {
     kind.__name__: kind for kind in (Counter, OrderedDict, AttributeDict)
 }
+# Those of Python's own, which torch loads with ``weights_only=True``.
+PLAIN_DICTS = ("Counter", "OrderedDict")
 
 
 class _Codec(NamedTuple):
@@ -158,7 +160,7 @@ class _Encoder:
         kind = type(value)
         if kind is dict:
             return encoded
-        if kind in _DICTS.values():
+        if kind in DICTS.values():
             return {"$dict": kind.__name__, "$value": encoded}
         # Of a class that is not known here, the keys may be attributes.
         encoded = {"$dict": "AttributeDict", "$value": encoded}
@@ -243,7 +245,7 @@ def decode(
         if tag == "$items":
             return {decoded(key): decoded(item) for key, item in content}
         if tag == "$dict":
-            return _DICTS[content](decoded(value["$value"]))
+            return DICTS[content](decoded(value["$value"]))
         return _FROM_CONTENT[tag](decoded(content))
 
     return decoded(value)

@@ -63,6 +63,16 @@ class LocalStorage:
         """The content of a file that should be small: its first bytes, if it is not."""
         return self.read(path, count)
 
+    def read_end(
+        self,
+        path: str,
+        count: int,
+    ) -> bytes:
+        """The last ``count`` bytes of a file, or all."""
+        with open(path, "rb") as file:
+            file.seek(max(0, self.size(path) - count))
+            return file.read(count)
+
     def files(
         self,
         path: str,
@@ -141,6 +151,17 @@ class LocalStorage:
             if not {*names}.isdisjoint(files)
         ]
 
+    def files_ending(
+        self,
+        path: str,
+        endings: tuple[str, ...],
+    ) -> list[str]:
+        """All files below ``path`` that are no links, and whose names end in one of these ways."""
+        found = []
+        for folder, _, files in os.walk(path):
+            found += [join(folder, name) for name in files if name.endswith(endings)]
+        return [file for file in found if not os.path.islink(file)]
+
 
 def _is_open_folder(entry: Path) -> bool:
     """Whether it is a folder, no link, and has something in it that we may see."""
@@ -183,7 +204,8 @@ class RemoteStorage:
         """The content of a file, or its first ``count`` bytes."""
         if count is None:
             return self.system.cat_file(path)
-        return self.system.cat_file(path, 0, count)
+        # By name, as the second argument of some stores is another.
+        return self.system.cat_file(path, start=0, end=count)
 
     def read_at_most(
         self,
@@ -192,6 +214,18 @@ class RemoteStorage:
     ) -> bytes:
         """The content of a file that should be small; all of it, as a store refuses a part of an empty one."""
         return self.read(path)
+
+    def read_end(
+        self,
+        path: str,
+        count: int,
+    ) -> bytes:
+        """The last ``count`` bytes of a file, or all."""
+        size = self.size(path)
+        # A store refuses a part of an empty file.
+        if not size:
+            return b""
+        return self.system.cat_file(path, start=max(0, size - count), end=size)
 
     def names(self, path: str) -> list[str]:
         """The names of what is in a folder."""
@@ -260,6 +294,14 @@ class RemoteStorage:
             if name in names:
                 folders.add(join(path, folder).rstrip("/"))
         return sorted(folders)
+
+    def files_ending(
+        self,
+        path: str,
+        endings: tuple[str, ...],
+    ) -> list[str]:
+        """All files below ``path`` whose names end in one of these ways."""
+        return [join(path, name) for name in self.files(path) if name.endswith(endings)]
 
 
 def storage_of(path: str) -> LocalStorage | RemoteStorage:

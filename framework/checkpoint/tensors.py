@@ -80,7 +80,7 @@ class StagedTensors:
                 value = value.tensor
             tensor = value.detach()
             if share and tensor.numel():
-                first = name_of.setdefault(_memory_of(tensor), name)
+                first = name_of.setdefault(memory_of(tensor), name)
                 if first != name:
                     self.aliases[name] = first
                     continue
@@ -126,7 +126,7 @@ class StagedTensors:
             yield from _chunks_of(self.tensors[name])
 
 
-def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """A key that is equal for tensors that are the same numbers in the same memory."""
     return (
         tensor.data_ptr(),

@@ -5,32 +5,42 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..messages import log
+from .manifest import ARCHIVE, manifest_in
 from .storage import join, storage_of, without_local_scheme
 from .tensors import StagedTensors, is_storable, read_tensors
-
-_ZIP = b"PK\x03\x04"
+from .zip_comment import ZIP, comment_in, damaged_record
 
 
 def is_weights_file(path: str) -> bool:
     """Whether a file is one that :func:`load_weights_file` reads, by its name or its first bytes."""
     if path.endswith(".safetensors"):
         return True
-    return storage_of(path).read(path, len(_ZIP)) == _ZIP
+    return storage_of(path).read(path, len(ZIP)) == ZIP
 
 
-def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
-    """What of a checkpoint is in a file of weights: ``state_dict``, and the hyperparameters of a Lightning checkpoint.
+def load_weights_file(
+    path: str,
+    map_location: Any = None,
+    weights_only: bool | None = None,
+) -> dict[str, Any]:
+    """What of a checkpoint is in a file: ``state_dict``; all that is in a Lightning checkpoint, and in one of ours.
 
-    Nothing in the file can run code: torch's ``weights_only=True`` applies, whoever asks.
+    Args:
+        path: of the file.
+        map_location: as of ``torch.load``.
+        weights_only: False lets torch unpickle what another program has written, which can run code.
 
     Raises:
-        ValueError: if it is damaged, holds more than that, or no weights.
+        ValueError: if it is damaged, holds objects that are not to be loaded, or no weights.
+        CheckpointError: if it is one of ours, and damaged.
     """
     content = storage_of(path).read(path)
     if path.endswith(".safetensors"):
@@ -41,7 +51,8 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
             raise ValueError(
                 f"{path!r} is no safetensors file, or damaged: {error}"
             ) from error
-    loaded = _load(content, path, map_location)
+    is_ours = _verify(content, path)
+    loaded = _load(content, path, map_location, is_ours or weights_only is not False)
     if not isinstance(loaded, dict):
         loaded = {"state_dict": loaded}
     state = loaded.get("state_dict", loaded)
@@ -56,6 +67,8 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
             f"{path!r} holds no state_dict and no tensors; its keys are {', '.join(map(repr, state))}"
         )
     weights: dict[str, Any] = {"state_dict": state}
+    if "pytorch-lightning_version" in loaded:
+        weights = dict(loaded)
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if key in loaded:
             weights[key] = dict(loaded[key])
@@ -66,19 +79,41 @@ def load_weights_file(path: str, map_location: Any = None) -> dict[str, Any]:
     return weights
 
 
-def _load(
-    content: bytes,
-    path: str,
-    map_location: Any,
-) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain values."""
+def _verify(content: bytes, path: str) -> bool:
+    """Whether a file of ``torch.save`` is a checkpoint of ours, as it was written; False for another program's.
+
+    Raises:
+        CheckpointError: if it was altered, naming the part.
+    """
+    manifest = manifest_in(path, content)
+    if manifest is None:
+        damaged = damaged_record(content)
+        if damaged:
+            raise CheckpointError(f"{path!r} is damaged: {damaged} was altered")
+        return False
+    found = comment_in(content)
+    assert found is not None, "a manifest was found in it"
+    written = manifest["files"][ARCHIVE]
+    archive = memoryview(content)[: -found[1]]
+    if (len(archive), zlib.crc32(archive)) != (written["size"], written["crc32"]):
+        damaged = damaged_record(content) or "what is between its records"
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: {damaged} was altered (its checksum differs)"
+        )
+    return True
+
+
+def _load(content: bytes, path: str, map_location: Any, weights_only: bool) -> Any:
+    """What ``torch.save`` wrote."""
     location = "cpu" if map_location is None else map_location
+    file = io.BytesIO(content)
     try:
-        return torch.load(io.BytesIO(content), map_location=location, weights_only=True)
+        return torch.load(file, map_location=location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
-            f"load it where it was made, and save its state_dict alone. torch says: {error}"
+            "pass weights_only=False if you trust it, or load it where it was made, and save its state_dict alone. "
+            f"torch says: {error}"
         ) from error
     except Exception as error:
         # A file that torch did not write, or that was made to harm, may make it raise anything.

@@ -14,6 +14,8 @@
 A local checkpoint is written under a temporary name, flushed, and renamed. On an object store, and in a local directory
 that holds something else, it is written in its place, the manifest last. So a directory with a valid manifest is a
 whole checkpoint, and one without is none. What the manifest does not list is not ours, and is never touched.
+
+Or a checkpoint is one file, as :mod:`.single_file` tells.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 import torch
 
 from ...strategies.tensor_shards import TensorShard
-from .find import pointed_to
+from .find import is_pointer
 from .journal import (
     hidden_name,
     own_files,
@@ -55,7 +57,9 @@ from .storage import (
     writing,
 )
 from .tensors import StagedTensors, is_name, is_storable
+from .zip_comment import ZIP
 
+OBJECTS = "objects.pkl"
 # Writes all files into the folder that it is given; returns size and checksum of each.
 _Write = Callable[[str], State]
 
@@ -112,7 +116,9 @@ class Snapshot:
                 tensors = {}
                 encoded = encode(generators, "rng", tensors, objects)
                 self._stage(f"rng/rank-{number}", tensors, encoded)
-            _pickle_objects(objects, self.files)
+            pickled = pickle_objects(objects, f"kept in {OBJECTS}")
+            if pickled is not None:
+                self.files[OBJECTS] = pickled
 
     def _stage(
         self,
@@ -137,8 +143,16 @@ class Snapshot:
                 self.files[f"{name}.json"] = json.dumps(encoded).encode()
 
 
-def _pickle_objects(objects: State, files: State) -> None:
-    """Pickle each object by itself, so that one that cannot be pickled does not lose the others."""
+def pickle_objects(objects: State, place: str) -> bytes | None:
+    """Pickle each object by itself, so that one that cannot be pickled does not lose the others.
+
+    Args:
+        objects: by name.
+        place: where they will be, for the line that names them.
+
+    Returns:
+        None if there are none.
+    """
     from ...strategies.pickling import dumps, script_name
 
     pickled = {}
@@ -154,12 +168,9 @@ def _pickle_objects(objects: State, files: State) -> None:
                 )
         else:
             needed += () if has_plain_value(value) else (key,)
-    if pickled:
-        files["objects.pkl"] = pickle.dumps((script_name(), pickled))
     if needed:
-        print(
-            f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, kept in objects.pkl"
-        )
+        print(f"Checkpoint: {', '.join(needed)}: neither tensors nor JSON, {place}")
+    return pickle.dumps((script_name(), pickled)) if pickled else None
 
 
 class ShardedCommit:
@@ -267,19 +278,80 @@ def commit(
                 raise
 
 
-def _commit(
-    snapshot: Snapshot,
-    path: str,
-    write: _Write,
-) -> None:
+def commit_file(write: Callable[[Any], None], path: str) -> None:
+    """Write a checkpoint in one file, which appears all at once; when this returns, it is on disk.
+
+    Args:
+        write: writes it to an open file.
+        path: of the file, local or any fsspec URL. A checkpoint that is there is replaced.
+
+    Raises:
+        OSError: naming ``path``, if that failed; what was there before is untouched.
+    """
+    path = without_local_scheme(path)
+    with _naming(f"checkpoint {path!r}"):
+        path = _target(path, _is_archive_or_empty)
+        if not is_local(path):
+            with writing(path) as file:
+                write(file)
+            return
+        is_folder = os.path.isdir(path)
+        if is_folder and not _is_all_ours(path):
+            raise FileExistsError(
+                "a folder is there that is no checkpoint, or holds other files; save elsewhere"
+            )
+        parent = os.path.dirname(path) or "."
+        os.makedirs(parent, exist_ok=True)
+        sweep(parent)
+        temporary = hidden_name(path, "tmp")
+        try:
+            with writing(temporary) as file:
+                write(file)
+            if is_folder:
+                _move_into_place(temporary, path, replaces=True)
+            else:
+                os.replace(temporary, path)
+                sync_directory(parent)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _target(path: str, is_replaceable: Callable[[str], Any]) -> str:
+    """Where to write a checkpoint, for a path that may be a link to there.
+
+    Args:
+        path: as it was given.
+        is_replaceable: whether a file that is there, and no pointer, may be replaced.
+
+    Raises:
+        FileExistsError: if it may not.
+    """
     storage = storage_of(path)
-    if storage.is_file(path) and pointed_to(path) is None:
+    if storage.is_file(path) and not (is_pointer(path) or is_replaceable(path)):
         raise FileExistsError(
             "a file is there that is no checkpoint; remove it, or save elsewhere"
         )
     if storage.is_local and os.path.islink(path):
         # The link stays, and what it leads to is replaced.
-        path = os.path.realpath(path)
+        return os.path.realpath(path)
+    return path
+
+
+def _is_archive_or_empty(path: str) -> bool:
+    """Whether a file is one of ``torch.save``, be it another program's; of an empty one, only the name is reserved."""
+    storage = storage_of(path)
+    return not storage.size(path) or storage.read(path, len(ZIP)) == ZIP
+
+
+def _commit(
+    snapshot: Snapshot,
+    path: str,
+    write: _Write,
+) -> None:
+    path = _target(path, own_files)
+    storage = storage_of(path)
     if storage.is_local and (not os.path.isdir(path) or _is_all_ours(path)):
         _write_beside(snapshot, path, write)
     else:
@@ -491,13 +563,30 @@ def _can_move(path: str) -> bool:
 
 
 def write_pointer(path: str, target: str) -> None:
-    """Write the small file ``path`` that names the checkpoint ``target``, all at once."""
+    """Make ``path`` name the checkpoint ``target``, all at once: a small file, or a link to a local file.
+
+    The link is for other programs, which can open it.
+    """
     target = target.rstrip("/")
+    is_file = is_local(path) and os.path.isfile(target)
     if os.path.dirname(path) == os.path.dirname(target):
         # By its name alone, so that the folder of both can be moved.
         target = os.path.basename(target)
     with _naming(f"pointer {path!r}"):
-        write_file(path, json.dumps({"checkpoint": target}).encode())
+        if not (is_file and _link(path, target)):
+            write_file(path, json.dumps({"checkpoint": target}).encode())
+
+
+def _link(path: str, target: str) -> bool:
+    """Make ``path`` a link to ``target``, all at once; False if the file system has no links."""
+    temporary = hidden_name(path, "tmp")
+    try:
+        os.symlink(target, temporary)
+    except OSError:
+        return False
+    os.replace(temporary, path)
+    sync_directory(os.path.dirname(path) or ".")
+    return True
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.find import find_manifests, newest_first, resolve
+from ..checkpoint.find import find_manifests, is_pointer, newest_first, resolve
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..checkpoint.serialization import State
 from ..checkpoint.storage import join, storage_of
-from ..checkpoint.weights import is_weights_file
 from ..engine.checkpoint import read_checkpoint
 from ..errors import CheckpointError
 from ..messages import log
+from .from_lightning import adopt, is_of_lightning
 
 if TYPE_CHECKING:
     from ..loop.run import Run
@@ -60,7 +60,7 @@ def _best_of_earlier_programs(run: Run, callback: Any) -> str:
     named = _best_in(folder, callback) if storage.exists(folder) else []
     pointers = {}
     for path in named:
-        if storage.is_file(path) and not is_weights_file(path):
+        if is_pointer(path):
             pointers[path] = read_manifest(resolve(path))
     if pointers:
         return newest_first(pointers)[0]
@@ -99,13 +99,16 @@ def newest_checkpoints(run: Run) -> list[str]:
     """
     callbacks = run.trainer.checkpoint_callbacks
     given = {str(each.dirpath) for each in callbacks if each.dirpath is not None}
-    manifests = _manifests_in(given)
+    endings = {".ckpt", *(each.FILE_EXTENSION for each in callbacks)}
+    manifests = _manifests_in(given, endings)
     if len(given) < len(callbacks) or not given:
         roots = {join(str(run.trainer.default_root_dir), "checkpoints")}
         for logger in run.trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir
             roots |= {str(root)} if root else set()
-        _add_of_class(type(run.module).__qualname__, _manifests_in(roots), manifests)
+        _add_of_class(
+            type(run.module).__qualname__, _manifests_in(roots, endings), manifests
+        )
     usable = manifests
     if run.state.fn == "fit":
         usable = {
@@ -122,12 +125,13 @@ def newest_checkpoints(run: Run) -> list[str]:
     return newest_first(usable)
 
 
-def _manifests_in(folders: set[str]) -> dict[str, Manifest]:
+def _manifests_in(folders: set[str], endings: set[str]) -> dict[str, Manifest]:
     manifests = {}
     for folder in folders:
         manifests |= find_manifests(
             folder,
             lambda message: log.warning("%s; it is left out", message),
+            (*endings,),
         )
     return manifests
 
@@ -189,4 +193,7 @@ def read_run(
     path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
     path = resolve(run.engine.strategy.broadcast(path))  # collective
     run.resume_from(path)
-    return read_checkpoint(path, weights_only)
+    checkpoint = read_checkpoint(path, weights_only)
+    if run.fn == "fit" and is_of_lightning(checkpoint):
+        adopt(run, checkpoint)
+    return checkpoint

@@ -7,6 +7,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks.base import Callback
+from ...strategies.optimizer_state import name_states, number_states
 from ..checkpoint.serialization import State, encode, require_loaded
 from ..errors import CheckpointError
 from ..from_checkpoint import load_weights
@@ -50,6 +51,8 @@ class Resume(ResumeEpoch):
         """Call the hooks for loading, and set weights, and the states of data and callbacks."""
         run, checkpoint = self.run, self._checkpoint
         module, datamodule = run.module, run.datamodule
+        # Hooks get the optimizers' states as torch has them.
+        number_states(checkpoint)
         module.on_load_checkpoint(checkpoint)
         load_weights(
             run.engine.strategy.load_model_state,
@@ -64,6 +67,7 @@ class Resume(ResumeEpoch):
         for callback in run.trainer.callbacks:
             if overrides(callback, "on_load_checkpoint", Callback):
                 callback.on_load_checkpoint(run.trainer, module, checkpoint)
+        name_states(checkpoint)
         if run.fn == "fit":
             self._load_callbacks(checkpoint.get("callbacks", {}))
         else:

@@ -32,20 +32,29 @@ class RunCheckpoints:
         weights_only: bool = False,
         wait: bool = False,
         on_complete: Callable[[], None] | None = None,
+        save_format: str | None = None,
     ) -> Save:
         """Write a checkpoint while the training goes on; this waits for the one before, and copies the tensors.
 
         Args:
-            path: the directory to make, local or any fsspec URL.
+            path: the directory or file to make, local or any fsspec URL.
             weights_only: leave out all that only resuming needs.
             wait: until it is complete, without a copy.
             on_complete: called on the main rank when it is complete, in the thread that writes.
+            save_format: ``"folder"``, ``"file"``, or None for the Trainer's.
 
         Returns:
             A handle: its ``finish()``, which all ranks call, waits, and raises what writing raised. Its ``written``
             then says whether the checkpoint is complete, whatever ``on_complete`` raised.
         """
-        return save_run(self._trainer.run, path, weights_only, wait, on_complete)
+        return save_run(
+            self._trainer.run,
+            path,
+            weights_only,
+            wait,
+            on_complete,
+            save_format=save_format,
+        )
 
     def exists(self, path: str) -> bool:
         """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""
@@ -66,7 +75,7 @@ class RunCheckpoints:
         remove_checkpoint(path, root)
 
     def point(self, path: str, target: str) -> None:
-        """Make the small file ``path`` name the checkpoint ``target``, all at once."""
+        """Make ``path`` name the checkpoint ``target``, all at once: a small file, or a link to a local file."""
         write_pointer(path, target)
 
     def claim_folder(self, path: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ...strategies.optimizer_state import name_states, number_states
+from ...strategies.tensor_shards import full_state
 from ..checkpoint.saver import Save
 from ..checkpoint.serialization import State
 from ..datamodule import DataModule
@@ -37,27 +39,32 @@ def save_run(
     wait: bool = True,
     on_complete: Callable[[], None] | None = None,
     together: bool = True,
+    save_format: str | None = None,
 ) -> Save:
     """Write a checkpoint of the run as it stands; a collective, unless the main rank saves alone.
 
     Args:
         run: the run.
-        path: the directory to make, local or any fsspec URL.
+        path: the directory or file to make, local or any fsspec URL.
         weights_only: leave out all that only resuming needs.
         wait: until it is complete, without a copy of the tensors.
         on_complete: called on the main rank when it is complete, in the thread that writes.
         together: all ranks call this; else the main one does alone.
+        save_format: ``"folder"``, ``"file"`` or None for the Trainer's.
 
     Raises:
+        ValueError: if ``save_format`` is none of these.
         RuntimeError: after an exception, where each rank has a part of the state only.
         OSError: if a hook of the user's raised it on any rank; on all ranks.
     """
     _require_whole_state(run)
+    save_format = save_format or run.trainer.save_format
+    require_save_format(save_format)
     checkpoint: State = {}
     of_this_rank: State = {}
     failed = None
     try:
-        checkpoint = collect(run, weights_only)
+        checkpoint = collect(run, weights_only, save_format == "file")
         if not weights_only:
             of_this_rank = {"rng": rng_state(run.engine.device), **run.gathered()}
     except OSError as error:
@@ -87,7 +94,16 @@ def save_run(
         wait,
         on_complete,
         not together,
+        save_format,
     )
+
+
+def require_save_format(save_format: str) -> None:
+    """Raise a ValueError for a format that there is not."""
+    if save_format not in ("folder", "file"):
+        raise ValueError(
+            f'save_format must be "folder" or "file", or None for the Trainer\'s; got {save_format!r}'
+        )
 
 
 def _require_whole_state(run: Run) -> None:
@@ -122,13 +138,19 @@ def _facts(run: Run, checkpoint: State) -> State:
     }
 
 
-def collect(run: Run, weights_only: bool) -> State:
-    """Collect what all ranks have alike of a run's checkpoint, with what the hooks ``on_save_checkpoint`` add to it."""
-    trainer, datamodule = run.trainer, run.datamodule
+def collect(run: Run, weights_only: bool, whole: bool) -> State:
+    """Collect what all ranks have alike of a run's checkpoint, with what the hooks ``on_save_checkpoint`` add to it.
+
+    Args:
+        run: the run.
+        weights_only: leave out all that only resuming needs.
+        whole: put tensors together that are sharded; then this is a collective.
+    """
+    trainer, datamodule, strategy = run.trainer, run.datamodule, run.engine.strategy
     checkpoint: State = {
         "epoch": run.state.epoch,
         "global_step": run.state.global_step,
-        "state_dict": run.engine.strategy.model_state(),
+        "state_dict": strategy.model_state(),
     }
     for owner, key in (
         (run.module, "hyper_parameters"),
@@ -148,6 +170,11 @@ def collect(run: Run, weights_only: bool) -> State:
         checkpoint["data_seed"] = run.state.seed
         if datamodule is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
+    if whole and strategy.capabilities.shards_state and strategy.world_size > 1:
+        for key in checkpoint.keys() & {"state_dict", "optimizer_states"}:
+            checkpoint[key] = full_state(strategy, checkpoint[key])  # collective
+    number_states(checkpoint)
     for hook in run.hooks.on_save_checkpoint:
         hook(checkpoint)
+    name_states(checkpoint)
     return checkpoint

@@ -719,6 +719,17 @@ def test_resuming_from_a_store(store: Store, async_save: bool) -> None:
     assert keys(store.url) == keys_of(SECOND, THIRD, FOURTH)
 
 
+def test_resuming_from_a_file_at_a_store(store: Store) -> None:
+    """The same with checkpoints in one file: found by their ends, replaced, and cleaned up."""
+    train(store.url, 2, save_top_k=2, save_format="file")
+    trainer, module = train(store.url, 4, resume=True, save_top_k=2, save_format="file")
+    assert trainer.ckpt_path == f"{store.url}/{SECOND}"
+    assert same(module, train(None, 4)[1])
+    kept = [name for name in keys(store.url) if "step" in name]
+    assert sorted(kept) == sorted([SECOND, THIRD, FOURTH])
+    assert same(Scored.load_from_checkpoint(f"{store.url}/{FOURTH}"), module)
+
+
 def large() -> tuple[Trainer, Scored]:
     """A run whose weights take 16 MB, and so more than one part."""
     module, trainer = Scored(width=1_000_000), quiet(max_steps=1)
