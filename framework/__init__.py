@@ -1,15 +1,38 @@
-"""The Trainer, the Engine, and what they run."""
+"""The Trainer, the Engine, and what they run.
 
-from .data.combined import CombinedLoader
-from .datamodule import DataModule
-from .engine.batch_size import find_executable_batch_size
-from .engine.engine import Engine
-from .engine.rank_logger import get_logger
-from .errors import CheckpointError
-from .lifecycle.processes import launch
-from .module import Module
-from .seed import isolated_rng, seed_everything
-from .trainer import Trainer
+Each name is imported when it is first used, so that a command such as ``loopwright --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.combined import CombinedLoader
+    from .datamodule import DataModule
+    from .engine.batch_size import find_executable_batch_size
+    from .engine.engine import Engine
+    from .engine.rank_logger import get_logger
+    from .errors import CheckpointError
+    from .lifecycle.processes import launch
+    from .module import Module
+    from .seed import isolated_rng, seed_everything
+    from .trainer import Trainer
+
+_MODULES = {
+    "CheckpointError": "errors",
+    "CombinedLoader": "data.combined",
+    "DataModule": "datamodule",
+    "Engine": "engine.engine",
+    "Module": "module",
+    "Trainer": "trainer",
+    "find_executable_batch_size": "engine.batch_size",
+    "get_logger": "engine.rank_logger",
+    "isolated_rng": "seed",
+    "launch": "lifecycle.processes",
+    "seed_everything": "seed",
+}
 
 __all__ = [
     "CheckpointError",
@@ -24,6 +47,12 @@ __all__ = [
     "launch",
     "seed_everything",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
