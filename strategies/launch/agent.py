@@ -9,8 +9,9 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,15 +29,40 @@ _FORWARDED = (
 _LOOK_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """The machines whose agents start a job together, in torchelastic's words.
+
+    Attributes:
+        count: how many.
+        backend: of the rendezvous: ``"c10d"``, or ``"static"`` where each machine knows its index.
+        endpoint: where the agents meet, as ``"host:port"``.
+        job: a name that is the same on all machines; empty for one of its own.
+        settings: further ones of the rendezvous.
+    """
+
+    count: int = 1
+    backend: str = "c10d"
+    endpoint: str = "127.0.0.1:0"
+    job: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ONE_NODE = Nodes()
+
+
 @contextmanager
 def agent(
-    processes: int, max_restarts: int = 0
+    processes: int,
+    max_restarts: int = 0,
+    nodes: Nodes = ONE_NODE,
 ) -> Iterator[tuple[Callable[..., Any], str]]:
     """Return a context with the agent, ready to launch; afterwards, the environment and signal handlers are restored.
 
     Args:
-        processes: how many to start.
+        processes: how many to start on this machine.
         max_restarts: how often all are started again when one fails.
+        nodes: the machines of the job.
 
     Returns:
         A function that takes an executable or a function, and returns what runs it in the processes when it is called
@@ -57,7 +83,8 @@ def agent(
     # Processes that are started again must not read the addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
-        yield partial(elastic_launch, _config(processes, max_restarts, folder)), folder
+        config = _config(processes, max_restarts, nodes, folder)
+        yield partial(elastic_launch, config), folder
     finally:
         logger.setLevel(level)
         # Only in the main thread does torchelastic set handlers, and can they be set.
@@ -69,18 +96,19 @@ def agent(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _config(processes: int, max_restarts: int, folder: str) -> Any:
+def _config(processes: int, max_restarts: int, nodes: Nodes, folder: str) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        run_id=nodes.job or uuid.uuid4().hex,
+        rdzv_backend=nodes.backend,
+        rdzv_endpoint=nodes.endpoint,
+        rdzv_configs=dict(nodes.settings),
+        local_addr="127.0.0.1" if nodes.count == 1 else None,
         max_restarts=max_restarts,
         monitor_interval=_LOOK_SECONDS,
         signals_to_handle=",".join(forwarded.name for forwarded in _FORWARDED),

@@ -15,6 +15,9 @@ SWITCH = "LOOPWRIGHT_LAUNCH"
 # A variable in the processes that we start: the id of the process that did, the agent.
 AGENT = "LOOPWRIGHT_AGENT"
 
+# A variable in the processes that a command of ours has started: its name.
+COMMAND = "LOOPWRIGHT_COMMAND"
+
 _MPI_VARIABLES = (
     (
         "OMPI_COMM_WORLD_RANK",
@@ -89,7 +92,9 @@ def _from_variables(env: Mapping[str, str]) -> ClusterEnvironment | None:
     elastic = "TORCHELASTIC_RUN_ID" in env
     launcher = "the environment (RANK, WORLD_SIZE)"
     if elastic:
-        launcher = "this program" if AGENT in env else "torchrun"
+        launcher = "torchrun"
+    if elastic and AGENT in env:
+        launcher = env.get(COMMAND, "this program")
     return ClusterEnvironment(
         launcher=launcher,
         rank=rank,

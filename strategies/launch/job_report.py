@@ -34,19 +34,25 @@ class _RankEnd(NamedTuple):
 
 
 def failure_text(
-    failures: Mapping[int, Any], folder: str, processes: int
+    failures: Mapping[int, Any],
+    folder: str,
+    processes: int,
+    num_nodes: int = 1,
 ) -> JobFailure:
     """Say what failed, in the order of guilt: ranks that merely lost a peer come last.
 
     Args:
         failures: torchelastic's ``ProcessFailure``, by rank.
         folder: where the ranks have written their reports.
-        processes: number of ranks.
+        processes: number of ranks on this machine, of which alone its agent knows.
+        num_nodes: number of machines.
     """
     failures = _without_ended_by_agent(failures)
-    ends, stopped = _read_reports(folder)
+    first_rank = min(failures) // processes * processes
+    world_size = processes * num_nodes
+    ends, stopped = _read_reports(folder, first_rank)
     reported = {end.rank for end in ends}
-    silent = sorted(set(range(processes)) - reported)
+    silent = sorted({first_rank + i for i in range(processes)} - reported)
     for rank in failures.keys() - reported:
         failure = failures[rank]
         how = f"exit code {failure.exitcode}"
@@ -61,7 +67,7 @@ def failure_text(
         hung.update(sorted(stopped.items()))
         lost = [end for end in ends if end.rank not in stopped]
         ends = [_RankEnd(True, 0.0, rank, hung[rank]) for rank in hung] + lost
-    texts = [f"Rank {end.rank} of {processes} {end.text}" for end in ends]
+    texts = [f"Rank {end.rank} of {world_size} {end.text}" for end in ends]
     first = next(end.rank for end in ends if end.rank in failures)
     code = failures[first].exitcode
     # As a shell would say: 128 + the number for a signal, and never success.
@@ -82,8 +88,14 @@ def _without_ended_by_agent(failures: Mapping[int, Any]) -> dict[int, Any]:
     return {first: failures[first]}
 
 
-def _read_reports(folder: str) -> tuple[list[_RankEnd], dict[int, str]]:
+def _read_reports(
+    folder: str, first_rank: int
+) -> tuple[list[_RankEnd], dict[int, str]]:
     """Read what the ranks of the last attempt have written.
+
+    Args:
+        folder: where.
+        first_rank: the first one of this machine.
 
     Returns:
         How they ended; and in words, by rank, where those were that the agent has stopped.
@@ -97,7 +109,8 @@ def _read_reports(folder: str) -> tuple[list[_RankEnd], dict[int, str]]:
     for path in glob(os.path.join(last_attempt, "*", "error.json")):
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        rank = int(os.path.basename(os.path.dirname(path)))
+        local_rank = int(os.path.basename(os.path.dirname(path)))
+        rank = first_rank + local_rank
         message = content["message"]["message"]
         extra = content["message"]["extraInfo"]
         stack = extra["py_callstack"].rstrip()

@@ -17,11 +17,11 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from .agent import agent
+from .agent import ONE_NODE, Nodes, agent
 from .failures import is_loss, join_job, report
 from .job_report import failure_text
 from .rendezvous import RENDEZVOUS
@@ -77,23 +77,44 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
     Raises:
         SystemExit: always.
     """
+    os.chdir(_started_in())
+    command = (sys.executable, "-u", *sys.orig_argv[1:])
+    raise SystemExit(run_in_processes(command, processes, max_restarts))
+
+
+def run_in_processes(
+    command: Sequence[str],
+    processes: int,
+    max_restarts: int = 0,
+    nodes: Nodes = ONE_NODE,
+) -> int:
+    """Run a command in processes that end together, and print which one failed first.
+
+    Args:
+        command: a program and its arguments.
+        processes: how many on this machine.
+        max_restarts: how often all are started again when one fails.
+        nodes: the machines of the job.
+
+    Returns:
+        The job's exit code, as a shell gives it.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     sys.stdout.flush()
     sys.stderr.flush()
-    os.chdir(_started_in())
-    code = 0
-    with agent(processes, max_restarts) as (launch, folder):
+    program, *arguments = command
+    with agent(processes, max_restarts, nodes) as (launch, folder):
         try:
-            launch(sys.executable)("-u", *sys.orig_argv[1:])
+            launch(program)(*arguments)
         except ChildFailedError as error:
-            failure = failure_text(error.failures, folder, processes)
-            code = failure.exit_code
+            failure = failure_text(error.failures, folder, processes, nodes.count)
             print(failure.text, file=sys.stderr)
+            return failure.exit_code
         except SignalException as error:
-            code = 128 + error.sigval
-    raise SystemExit(code)
+            return 128 + error.sigval
+    return 0
 
 
 def call_in_processes(

@@ -1,0 +1,56 @@
+"""The command ``loopwright``: which of its subcommands is asked for."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from importlib.metadata import version
+
+from .unknown import no_such
+
+COMMANDS = {
+    "launch": "start a program in several processes, on one machine or several",
+    "env": "tell what is installed, and on which devices: for reports of bugs",
+    "migrate": "rewrite programs that were written for Lightning or Accelerate",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        arguments: those of the command line. Default: ``sys.argv``'s.
+
+    Returns:
+        The exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, *rest = arguments or ["--help"]
+    # Each is imported when it is asked for, and imports what is heavy where it needs it.
+    if command == "launch":
+        from .launch import main as run
+    elif command == "env":
+        from .environment import main as run
+    elif command == "migrate":
+        from .migrate.main import main as run
+    else:
+        return _without_command(command)
+    return run(rest)
+
+
+def _without_command(argument: str) -> int:
+    """Answer ``--help``, ``--version``, and what is no command."""
+    lines = [f"  {name:<9} {summary}" for name, summary in COMMANDS.items()]
+    parser = ArgumentParser(
+        prog="loopwright",
+        usage="loopwright [--help] [--version] COMMAND ...",
+        description="commands:\n" + "\n".join(lines),
+        epilog="loopwright COMMAND --help tells a command's options.",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("loopwright"))
+    if not argument.startswith("-"):
+        parser.error(no_such("command", argument, list(COMMANDS)))
+    parser.parse_args([argument])
+    # It was neither of the options that end the program.
+    parser.error("name a command")
