@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .accelerate_config import read_config
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     return run_in_processes(job.command, job.processes, job.max_restarts, job.nodes)
 
 
-def read_job(arguments: list[str]) -> Job:
+def read_job(arguments: Sequence[str]) -> Job:
     """Make a job of a command line; ends the program where that asks for nothing that can be served.
 
     Args:

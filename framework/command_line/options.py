@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -203,7 +203,7 @@ def options_by_name() -> dict[str, Option]:
 
 
 def split_arguments(
-    arguments: list[str], fail: Callable[[str], NoReturn]
+    arguments: Sequence[str], fail: Callable[[str], NoReturn]
 ) -> tuple[list[str], list[str]]:
     """Divide a command line into the launcher's options, and the program with its arguments.
 
