@@ -150,6 +150,10 @@ def _accelerators(options: Namespace, asked: str, parser: ArgumentParser) -> int
     count = torch.accelerator.device_count()
     if asked == "gpu" and not count:
         parser.error("--processes gpu: torch finds no accelerator here")
+    if count:
+        _say(f"{count} processes, one for each accelerator")
+    else:
+        _say("one process, as torch finds no accelerator; --processes asks for more")
     return max(1, count)
 
 

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import Any
 
-from ...strategies.launch.environment import detect_environment
+from ...strategies.launch.environment import COMMAND, detect_environment
 from ..messages import log
 
 _PRECISIONS = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -43,11 +43,11 @@ def launched_precision(precision: Any) -> Any:
         return "32-true" if precision is None else precision
     if requested not in _PRECISIONS:
         raise ValueError(
-            f"accelerate launch asks for mixed_precision={requested!r} (ACCELERATE_MIXED_PRECISION): pass a precision= "
+            f"{_launcher()} asks for mixed_precision={requested!r} (ACCELERATE_MIXED_PRECISION): pass a precision= "
             "that there is here"
         )
     _say(
-        f"precision={_PRECISIONS[requested]!r}, as accelerate launch asks for mixed_precision={requested!r} "
+        f"precision={_PRECISIONS[requested]!r}, as {_launcher()} asks for mixed_precision={requested!r} "
         "(ACCELERATE_MIXED_PRECISION)"
     )
     return _PRECISIONS[requested]
@@ -69,7 +69,7 @@ def launched_accumulation(argument: str, steps: int) -> int:
         )
         return steps
     _say(
-        f"{argument}={requested}, as accelerate launch asks for gradient_accumulation_steps={requested} "
+        f"{argument}={requested}, as {_launcher()} asks for gradient_accumulation_steps={requested} "
         "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS)"
     )
     return int(requested)
@@ -88,7 +88,7 @@ def launched_accelerator(accelerator: str) -> str:
         return accelerator
     if accelerator == "auto":
         _say(
-            'accelerator="cpu", as accelerate launch asks for use_cpu (ACCELERATE_USE_CPU)'
+            f'accelerator="cpu", as {_launcher()} asks for use_cpu (ACCELERATE_USE_CPU)'
         )
         return "cpu"
     _say(f"ACCELERATE_USE_CPU is ignored: accelerator={accelerator!r} was passed")
@@ -107,7 +107,7 @@ def check_launched_strategy(strategy: Any) -> None:
     for variable, (what, name) in _STRATEGIES.items():
         if strategy == "auto" and _requested(variable):
             raise ValueError(
-                f'accelerate launch asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
+                f'{_launcher()} asks for {what} ({variable}): pass strategy="{name}" or a Strategy with its '
                 "options, launch without, or unset the variable if something else in this program has set it"
             )
     with_fsdp = _requested("ACCELERATE_USE_FSDP")
@@ -119,8 +119,13 @@ def check_launched_strategy(strategy: Any) -> None:
     ]
     if ignored:
         _say(
-            f"Of what accelerate launch asks for, this has no effect here: {', '.join(ignored)}"
+            f"Of what {_launcher()} asks for, this has no effect here: {', '.join(ignored)}"
         )
+
+
+def _launcher() -> str:
+    """The command that has set the variables, which is Accelerate's unless ours says that it was."""
+    return os.environ.get(COMMAND, "accelerate launch")
 
 
 def _requested(variable: str) -> str:

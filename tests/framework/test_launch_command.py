@@ -229,6 +229,7 @@ def test_a_program_takes_what_the_command_asks_for(program: Path) -> None:
         "program.py", "--flag", "value",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+    assert "precision='bf16-mixed', as loopwright launch asks for" in ended.stderr
     results = [line for line in ended.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == 2
     for result in results:

@@ -15,7 +15,6 @@ from .rewrite import LOOP_SETTINGS, Note
 # Sections of docs/migration.md, by their headings.
 LIGHTNING = ("Lightning", "What behaves otherwise")
 LIGHTNING_MISSING = ("Lightning", "What is not there yet")
-LIGHTNING_WEIGHTS = ("Lightning", "Weights of a Lightning checkpoint")
 ACCELERATE = ("Accelerate, and Lightning Fabric", "What behaves otherwise")
 ACCELERATE_NAMES = ("Accelerate, and Lightning Fabric",)
 
@@ -510,8 +509,9 @@ class _Finder(cst.CSTVisitor):
         if re.search(r"best_model_path|last_model_path|\.ckpt", code):
             self._note(
                 call,
-                "torch.load of a checkpoint: it is a folder; use load_from_checkpoint",
-                LIGHTNING_WEIGHTS,
+                "torch.load of a checkpoint: it is a folder, unless a ModelCheckpoint has "
+                'save_format="file"',
+                LIGHTNING,
             )
 
     def _look_at_import(self, call: cst.Call) -> None:

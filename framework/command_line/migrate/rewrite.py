@@ -257,7 +257,8 @@ class _Rewriter(cst.CSTTransformer):
             (home, aliases), *_ = groups.items()
             return updated_node.with_changes(module=_name(home), names=aliases)
         first, *others = [
-            _import_from(home, aliases) for home, aliases in groups.items()
+            _import_from(original_node, home, aliases)
+            for home, aliases in groups.items()
         ]
         self._split[original_node] = others
         return first
@@ -367,15 +368,61 @@ def _name(path: str) -> Any:
     return cst.parse_expression(path)
 
 
-def _import_from(home: str, aliases: list[cst.ImportAlias]) -> cst.BaseSmallStatement:
-    """Return a statement that imports some names, in one line."""
-    *before, last = aliases
+def _import_from(
+    before: cst.ImportFrom, home: str, aliases: list[cst.ImportAlias]
+) -> cst.BaseSmallStatement:
+    """Return a statement that imports some names of another one.
+
+    Args:
+        before: the other one; what stands in brackets there does so again, with its line breaks and comments.
+        home: from where they are imported; empty for a package itself, which is imported from nowhere.
+        aliases: the names.
+    """
+    *inner, last = aliases
+    if home and before.lpar is not None and before.rpar is not None:
+        return _ended(before.with_changes(module=_name(home), names=aliases), before)
     names = [
-        *(alias.with_changes(comma=_plain_comma()) for alias in before),
+        *(alias.with_changes(comma=_plain_comma()) for alias in inner),
         last.with_changes(comma=cst.MaybeSentinel.DEFAULT),
     ]
-    # The package itself is imported from nowhere.
     return cst.ImportFrom(_name(home), names) if home else cst.Import(names)
+
+
+def _ended(statement: cst.ImportFrom, before: cst.ImportFrom) -> cst.ImportFrom:
+    """Let a statement end as another one, of whose names it has some; comments stay behind their names.
+
+    Args:
+        statement: has brackets.
+        before: the other one.
+    """
+    assert not isinstance(statement.names, cst.ImportStar)
+    assert not isinstance(before.names, cst.ImportStar)
+    assert statement.rpar is not None
+    *inner, last = statement.names
+    comma, old_comma = last.comma, before.names[-1].comma
+    if not isinstance(comma, cst.Comma):
+        return statement
+    if isinstance(old_comma, cst.Comma):
+        space = _with_comment(old_comma.whitespace_after, comma.whitespace_after)
+        last = last.with_changes(comma=comma.with_changes(whitespace_after=space))
+        return statement.with_changes(names=[*inner, last])
+    space = _with_comment(statement.rpar.whitespace_before, comma.whitespace_after)
+    return statement.with_changes(
+        names=[*inner, last.with_changes(comma=cst.MaybeSentinel.DEFAULT)],
+        rpar=statement.rpar.with_changes(whitespace_before=space),
+    )
+
+
+def _with_comment(
+    space: cst.BaseParenthesizableWhitespace,
+    other: cst.BaseParenthesizableWhitespace,
+) -> cst.BaseParenthesizableWhitespace:
+    """Return a line break with the comment of another one."""
+    if not isinstance(other, cst.ParenthesizedWhitespace):
+        return space
+    if not isinstance(space, cst.ParenthesizedWhitespace):
+        return other
+    return space.with_changes(first_line=other.first_line)
 
 
 def _argument(old: cst.Arg, name: str, text: str) -> cst.Arg:
