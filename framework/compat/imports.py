@@ -1,0 +1,126 @@
+"""Answers imports of another package with modules of ours, for programs that were written for that package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+class _Face(ModuleType):
+    """A module under another package's name, whose names are those of a module of ours."""
+
+    def __init__(
+        self, name: str, target: ModuleType, is_part: Callable[[str], Any]
+    ) -> None:
+        super().__init__(name, target.__doc__)
+        self.__target = target
+        self.__is_part = is_part
+        # Python calls only modules with a path packages, and imports from nothing else.
+        self.__path__: list[str] = []
+        self.__file__ = target.__file__
+        self.__all__ = target.__all__
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self.__target, name)
+        except AttributeError:
+            # `import a` is enough to use `a.b.c`, as other packages import their parts themselves.
+            if name.startswith("_") or not self.__is_part(f"{self.__name__}.{name}"):
+                raise
+            return import_module(f"{self.__name__}.{name}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *dir(self.__target)})
+
+
+class ImportedFaces(MetaPathFinder, Loader):
+    """Imports a package's paths as faces of modules of ours; for ``sys.meta_path``.
+
+    Args:
+        faces: by path of the package, or the beginning of one, the module of ours that has its names. A longer path is
+            looked up first: ``"a.b"`` answers ``import a.b.c``, unless there is ``"a.b.c"``.
+        words: what the package's paths consist of; with another word in it, a path is not there.
+    """
+
+    def __init__(self, faces: Mapping[str, str], words: Collection[str]) -> None:
+        self._faces = dict(faces)
+        self._words = words
+
+    def target_of(self, name: str) -> str | None:
+        """The module of ours that answers an import, or None if it is none of the package's."""
+        path = name
+        while path:
+            if path in self._faces:
+                return self._faces[path]
+            path, _, word = path.rpartition(".")
+            if word not in self._words:
+                return None
+        return None
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        """Find a face, for Python's import."""
+        answer = self.target_of(fullname)
+        if answer is None:
+            return None
+        spec = ModuleSpec(fullname, self, is_package=True)
+        spec.origin = import_module(answer).__file__
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Make the face that was found."""
+        answer = self.target_of(spec.name)
+        assert answer is not None
+        return _Face(spec.name, import_module(answer), self.target_of)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing more: the module of ours was imported when the face was made."""
+
+    def is_installed(self) -> bool:
+        """Whether it answers imports already."""
+        return self in sys.meta_path
+
+
+def require_not_imported(packages: Sequence[str], by: str) -> None:
+    """Raise if a package has been imported already, so that its objects and ours would meet in one program.
+
+    Args:
+        packages: names of packages.
+        by: the call that answers their imports from now on.
+
+    Raises:
+        RuntimeError: naming the first one.
+    """
+    for package in packages:
+        module = sys.modules.get(package)
+        if module is not None and not isinstance(module, _Face):
+            raise RuntimeError(
+                f"{package} has been imported before (from {module.__file__}), and a program cannot have both: call "
+                f"{by} before anything imports {package}"
+            )
+
+
+def unserved(name: str, advice: str) -> Any:
+    """A class that stands for one of another package, so that programs can import it though nothing serves it here.
+
+    Args:
+        name: what it is called there.
+        advice: what to use here.
+
+    Returns:
+        A class. No object is one of its instances, and it raises ``NotImplementedError`` where one is to be made.
+    """
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name} is not there in Loopwright: {advice}")
+
+    return type(name, (), {"__new__": refuse, "__doc__": advice})

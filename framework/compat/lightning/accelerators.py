@@ -1,0 +1,144 @@
+"""Lightning's accelerators: names for kinds of devices."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+__all__ = [
+    "Accelerator",
+    "AcceleratorRegistry",
+    "CPUAccelerator",
+    "CUDAAccelerator",
+    "MPSAccelerator",
+    "XLAAccelerator",
+    "find_usable_cuda_devices",
+    "is_cuda_available",
+    "num_cuda_devices",
+]
+
+
+class Accelerator:
+    """A kind of device, for ``Trainer(accelerator=…)``.
+
+    Attributes:
+        device_type: torch's name for it.
+    """
+
+    device_type: ClassVar[str] = ""
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether this machine has such a device."""
+        return cls.auto_device_count() > 0
+
+    @classmethod
+    def auto_device_count(cls) -> int:
+        """How many this machine has."""
+        return 0
+
+    @classmethod
+    def get_parallel_devices(cls, devices: Any) -> list[torch.device]:
+        """The devices with these indices, or the first so many."""
+        indices = range(devices) if isinstance(devices, int) else devices
+        return [torch.device(cls.device_type, index) for index in indices]
+
+    @classmethod
+    def name(cls) -> str:
+        """What ``Trainer(accelerator=…)`` calls it."""
+        return cls.device_type
+
+
+class CPUAccelerator(Accelerator):
+    """The CPU."""
+
+    device_type = "cpu"
+
+    @classmethod
+    def auto_device_count(cls) -> int:
+        """One."""
+        return 1
+
+    @classmethod
+    def get_parallel_devices(cls, devices: Any) -> list[torch.device]:
+        """The CPU, once for each process."""
+        count = devices if isinstance(devices, int) else len(devices)
+        return [torch.device("cpu")] * count
+
+
+class CUDAAccelerator(Accelerator):
+    """CUDA devices."""
+
+    device_type = "cuda"
+
+    @classmethod
+    def auto_device_count(cls) -> int:
+        """How many this machine has."""
+        return torch.cuda.device_count()
+
+
+class MPSAccelerator(Accelerator):
+    """Apple's devices."""
+
+    device_type = "mps"
+
+    @classmethod
+    def auto_device_count(cls) -> int:
+        """One, if there is one."""
+        return int(torch.backends.mps.is_available())
+
+
+class XLAAccelerator(Accelerator):
+    """TPUs, of which Loopwright knows none."""
+
+    device_type = "xla"
+
+
+class _Registry(dict[str, type[Accelerator]]):
+    """Accelerators by name; those that packages add are known by name only."""
+
+    def register(self, name: str, accelerator: Any = None, *_: Any, **__: Any) -> Any:
+        """Add one, or be a decorator that does."""
+
+        def add(kind: Any) -> Any:
+            self[name] = kind
+            return kind
+
+        return add if accelerator is None else add(accelerator)
+
+    def available_accelerators(self) -> set[str]:
+        """All names."""
+        return set(self)
+
+
+AcceleratorRegistry = _Registry(
+    cpu=CPUAccelerator, cuda=CUDAAccelerator, mps=MPSAccelerator
+)
+
+
+def num_cuda_devices() -> int:
+    """How many CUDA devices there are."""
+    return torch.cuda.device_count()
+
+
+def is_cuda_available() -> bool:
+    """Whether there is a CUDA device."""
+    return num_cuda_devices() > 0
+
+
+def find_usable_cuda_devices(num_devices: int = -1) -> list[int]:
+    """The indices of CUDA devices, for ``Trainer(devices=…)``.
+
+    Args:
+        num_devices: how many; -1 for all.
+
+    Raises:
+        RuntimeError: if there are not as many.
+    """
+    present = num_cuda_devices()
+    if num_devices > present:
+        raise RuntimeError(
+            f"num_devices must be at most {present}, the number of CUDA devices; got {num_devices}"
+        )
+    return list(range(present if num_devices == -1 else num_devices))

@@ -1,0 +1,349 @@
+"""Lightning's callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from torch.utils.data import SequentialSampler
+
+from ....callbacks import (
+    Callback,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+    OnExceptionCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    RichProgressBarTheme,
+    Timer,
+)
+from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
+from ....callbacks import ModelSummary as NativeModelSummary
+from ..imports import unserved
+from .states import LightningEnum
+from .utilities import move_data_to_device
+
+__all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
+    "BasePredictionWriter",
+    "BatchSizeFinder",
+    "Callback",
+    "Checkpoint",
+    "CustomProgress",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
+    "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "Interval",
+    "LambdaCallback",
+    "LearningRateFinder",
+    "LearningRateMonitor",
+    "MetricsTextColumn",
+    "ModelCheckpoint",
+    "ModelPruning",
+    "ModelSummary",
+    "OnExceptionCheckpoint",
+    "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "RichProgressBarTheme",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
+    "Timer",
+    "WeightAveraging",
+    "WriteInterval",
+]
+
+
+class Interval(LightningEnum):
+    """After what a Timer looks at the clock."""
+
+    step = "step"
+    epoch = "epoch"
+
+
+class Checkpoint(Callback):
+    """The base of callbacks that save checkpoints. A Trainer that is given one makes no ModelCheckpoint of its own."""
+
+    phase = "persist"
+
+
+class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
+    """A :class:`~loopwright.callbacks.ModelCheckpoint` that writes a checkpoint in one file.
+
+    Args:
+        *args: of :class:`~loopwright.callbacks.ModelCheckpoint`.
+        save_on_exception: save a checkpoint when an exception ends the training.
+        **kwargs: of :class:`~loopwright.callbacks.ModelCheckpoint`.
+    """
+
+    def __init__(
+        self,
+        dirpath: Any = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: Any = None,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            dirpath,
+            filename,
+            monitor,
+            verbose,
+            save_last,
+            save_top_k,
+            save_weights_only,
+            mode,
+            auto_insert_metric_name,
+            every_n_train_steps,
+            train_time_interval,
+            every_n_epochs,
+            save_on_train_epoch_end,
+            enable_version_counter,
+            **kwargs,
+        )
+        self.save_on_exception = save_on_exception
+
+    def on_exception(
+        self, trainer: Any, pl_module: Any, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if self.save_on_exception:
+            self.save_now(trainer)
+
+
+class ModelSummary(NativeModelSummary):
+    """A :class:`~loopwright.callbacks.ModelSummary`.
+
+    Args:
+        max_depth: how deep to go into nested layers.
+        **summarize_kwargs: accepted for familiarity, and not used.
+    """
+
+    def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
+        super().__init__(max_depth)
+
+
+class RichModelSummary(ModelSummary):
+    """The same: the summary is drawn by rich wherever there is a terminal."""
+
+
+class TQDMProgressBar(RichProgressBar):
+    """A :class:`~loopwright.callbacks.RichProgressBar` that takes the arguments of Lightning's bar.
+
+    Args:
+        refresh_rate: 0 shows nothing; any other number shows the bar, at most ten times a second.
+        process_position: accepted for familiarity, and not used.
+        leave: leave each epoch's bar on the screen.
+    """
+
+    def __init__(
+        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
+    ) -> None:
+        super().__init__(refresh_rate=10 if refresh_rate else 0, leave=leave)
+
+
+class WriteInterval(LightningEnum):
+    """When a :class:`BasePredictionWriter` writes."""
+
+    BATCH = "batch"
+    EPOCH = "epoch"
+    BATCH_AND_EPOCH = "batch_and_epoch"
+
+    @property
+    def on_batch(self) -> bool:
+        """Whether it writes after each batch."""
+        return self in (WriteInterval.BATCH, WriteInterval.BATCH_AND_EPOCH)
+
+    @property
+    def on_epoch(self) -> bool:
+        """Whether it writes at the end."""
+        return self in (WriteInterval.EPOCH, WriteInterval.BATCH_AND_EPOCH)
+
+
+class BasePredictionWriter(Callback):
+    """The base of callbacks that write predictions; override the method that ``write_interval`` asks for.
+
+    Args:
+        write_interval: ``"batch"``, ``"epoch"`` or ``"batch_and_epoch"``.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+
+    def __init__(self, write_interval: str = "batch") -> None:
+        self.interval = WriteInterval(write_interval)
+        self._predictions: list[list[Any]] = []
+        self._indices: list[list[Any]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the predictions of a batch.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: what has predicted.
+            prediction: what ``predict_step`` returned.
+            batch_indices: the samples' indices in the dataset; None where they are not known: in several processes, and
+                for a loader with a sampler of its own.
+            batch: the batch.
+            batch_idx: its index.
+            dataloader_idx: index of its loader.
+        """
+        raise NotImplementedError
+
+    def write_on_epoch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write all predictions of this process.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: what has predicted.
+            predictions: what ``predict_step`` returned, by batch; with several loaders, a list of such lists.
+            batch_indices: for each loader, the samples' indices by batch, as in :meth:`write_on_batch_end`.
+        """
+        raise NotImplementedError
+
+    def on_predict_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        loaders = trainer.predict_dataloaders
+        count = len(loaders) if isinstance(loaders, (list, tuple)) else 1
+        self._predictions = [[] for _ in range(count)]
+        self._indices = [[] for _ in range(count)]
+
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        indices = _batch_indices(trainer, batch_idx, dataloader_idx)
+        if self.interval.on_epoch:
+            self._predictions[dataloader_idx].append(
+                move_data_to_device(outputs, "cpu")
+            )
+            self._indices[dataloader_idx].append(indices)
+        if self.interval.on_batch:
+            self.write_on_batch_end(
+                trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx
+            )
+
+    def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self.interval.on_epoch:
+            return
+        predictions: Any = self._predictions
+        if len(predictions) == 1:
+            predictions = predictions[0]
+        self.write_on_epoch_end(trainer, pl_module, predictions, self._indices)
+        self._predictions = []
+        self._indices = []
+
+
+def _batch_indices(
+    trainer: Any, batch_idx: int, dataloader_idx: int
+) -> list[int] | None:
+    """The indices of a batch's samples in the dataset, where the loader reads it in order."""
+    loaders = trainer.predict_dataloaders
+    loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+    sampler = getattr(loader, "sampler", None)
+    batch_size = getattr(loader, "batch_size", None)
+    in_order = isinstance(sampler, SequentialSampler) and batch_size is not None
+    if trainer.world_size > 1 or not in_order:
+        return None
+    begin = batch_idx * batch_size
+    return list(range(begin, min(begin + batch_size, len(loader.dataset))))
+
+
+class GradientAccumulationScheduler(Callback):
+    """Changes the number of batches of an accumulation window from one epoch to another.
+
+    Args:
+        scheduling: the number of batches by the epoch from which it counts.
+
+    Raises:
+        ValueError: if it is empty, or an epoch or number of batches is too small.
+        TypeError: if it is no dict.
+    """
+
+    def __init__(self, scheduling: dict[int, int]) -> None:
+        if not isinstance(scheduling, Mapping):
+            raise TypeError(
+                f"scheduling must be a dict of batches by epoch; got {scheduling!r}"
+            )
+        for epoch, batches in scheduling.items():
+            if not isinstance(epoch, int) or epoch < 0:
+                raise ValueError(f"scheduling: epochs count from 0; got {epoch!r}")
+            if not isinstance(batches, int) or batches < 1:
+                raise ValueError(
+                    f"scheduling: a window has at least 1 batch; got {batches!r}"
+                )
+        if not scheduling:
+            raise ValueError("scheduling must have an entry; got an empty dict")
+        self.scheduling = dict(scheduling)
+        self.epochs = sorted(self.scheduling)
+
+    def get_accumulate_grad_batches(self, epoch: int) -> int:
+        """The number of batches of a window in an epoch; 1 before the first that is named."""
+        begun = [first for first in self.epochs if first <= epoch]
+        return self.scheduling[begun[-1]] if begun else 1
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        batches = self.get_accumulate_grad_batches(trainer.current_epoch)
+        trainer.accumulate_grad_batches = batches
+
+
+_LATER = "it comes in a later version"
+BackboneFinetuning = unserved("BackboneFinetuning", _LATER)
+BaseFinetuning = unserved("BaseFinetuning", _LATER)
+BatchSizeFinder = unserved(
+    "BatchSizeFinder", 'Trainer(micro_batch="auto") divides a batch that does not fit'
+)
+CustomProgress = unserved(
+    "CustomProgress", "override RichProgressBar.configure_columns"
+)
+DeviceStatsMonitor = unserved("DeviceStatsMonitor", _LATER)
+EMAWeightAveraging = unserved("EMAWeightAveraging", _LATER)
+LearningRateFinder = unserved("LearningRateFinder", _LATER)
+MetricsTextColumn = unserved(
+    "MetricsTextColumn", "override RichProgressBar.configure_columns"
+)
+ModelPruning = unserved("ModelPruning", "torch.nn.utils.prune in a callback of yours")
+SpikeDetection = unserved("SpikeDetection", _LATER)
+StochasticWeightAveraging = unserved(
+    "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
+)
+ThroughputMonitor = unserved("ThroughputMonitor", _LATER)
+WeightAveraging = unserved(
+    "WeightAveraging", "torch.optim.swa_utils in a callback of yours"
+)

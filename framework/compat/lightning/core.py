@@ -1,0 +1,140 @@
+"""LightningModule and LightningDataModule."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ...datamodule import DataHooks, DataModule
+from ...hparams import HyperparametersMixin
+from ...loop.optimizers import ManualOptimizer
+from ...module import Module
+from .utilities import get_filesystem, get_init_args
+
+__all__ = [
+    "DataHooks",
+    "HyperparametersMixin",
+    "LightningDataModule",
+    "LightningModule",
+    "LightningOptimizer",
+    "get_filesystem",
+]
+
+LightningOptimizer = ManualOptimizer
+
+
+class _LightningHyperparameters(HyperparametersMixin):
+    """What both classes have of Lightning's names about hyperparameters."""
+
+    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
+
+    # Programs ask for it before there is one.
+    _trainer: Any = None
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Any = None,
+        frame: Any = None,
+        logger: bool = True,
+    ) -> None:
+        """Keep the constructor's arguments in ``hparams``; arguments as of :class:`HyperparametersMixin`.
+
+        Args:
+            *args: names of arguments to keep, or one object.
+            ignore: names of arguments to leave out.
+            frame: take the arguments from the frame of this constructor, which Loopwright otherwise needs no frame for.
+            logger: whether loggers get them.
+        """
+        if frame is not None and not args:
+            ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+            arguments = get_init_args(frame)
+            args = ({k: v for k, v in arguments.items() if k not in ignored},)
+        super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+
+
+class LightningModule(_LightningHyperparameters, Module):
+    """A :class:`~loopwright.framework.Module` under Lightning's name."""
+
+    fabric = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its parameters are on a CUDA device."""
+        return self.device.type == "cuda"
+
+    def to_torchscript(
+        self,
+        file_path: str | os.PathLike[str] | None = None,
+        method: str | None = "script",
+        example_inputs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compile the module's forward for TorchScript, in evaluation mode.
+
+        Args:
+            file_path: where to save it, a path or an fsspec URL. Default: nowhere.
+            method: ``"script"`` or ``"trace"``.
+            example_inputs: what to trace with. Default: ``example_input_array``.
+            **kwargs: of ``torch.jit.script`` or ``torch.jit.trace``.
+
+        Raises:
+            ValueError: for another method, or without an example to trace with.
+        """
+        if method not in ("script", "trace"):
+            raise ValueError(f"method must be 'script' or 'trace'; got {method!r}")
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                if method == "script":
+                    scripted = torch.jit.script(self, **kwargs)
+                else:
+                    scripted = torch.jit.trace(
+                        self, self._example(example_inputs, "trace"), **kwargs
+                    )
+        finally:
+            self.train(was_training)
+        if file_path is not None:
+            with get_filesystem(file_path).open(str(file_path), "wb") as file:
+                torch.jit.save(scripted, file)
+        return scripted
+
+    def to_onnx(self, file_path: Any, input_sample: Any = None, **kwargs: Any) -> Any:
+        """Export the module's forward to ONNX, in evaluation mode, by ``torch.onnx.export``.
+
+        Args:
+            file_path: where to save it.
+            input_sample: an example of what it takes. Default: ``example_input_array``.
+            **kwargs: of ``torch.onnx.export``.
+
+        Raises:
+            ValueError: without an example.
+        """
+        sample = self._example(input_sample, "export")
+        if not isinstance(sample, tuple):
+            sample = (sample,)
+        was_training = self.training
+        self.eval()
+        try:
+            return torch.onnx.export(self, sample, file_path, **kwargs)
+        finally:
+            self.train(was_training)
+
+    def _example(self, given: Any, purpose: str) -> Any:
+        example = self.example_input_array if given is None else given
+        if example is None:
+            raise ValueError(
+                f"to {purpose} {type(self).__name__}, pass an example of what it takes, or set example_input_array"
+            )
+        return self.transfer_batch_to_device(example, self.device, 0)
+
+
+class LightningDataModule(_LightningHyperparameters, DataModule):
+    """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
+
+    name: str | None = None

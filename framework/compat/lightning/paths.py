@@ -1,0 +1,78 @@
+"""The paths that Lightning's names are imported by, and the modules here that have them."""
+
+from __future__ import annotations
+
+PACKAGE = __name__.rpartition(".")[0]
+
+# By path below `lightning.pytorch`, the module here. It answers for all paths below it, too.
+PYTORCH = {
+    "": "",
+    "accelerators": ".accelerators",
+    "callbacks": ".callbacks",
+    "cli": ".cli",
+    "core": ".core",
+    "demos": ".demos",
+    "loggers": ".loggers",
+    "loops": ".loops",
+    "plugins": ".plugins",
+    "profilers": ".profilers",
+    "strategies": ".strategies",
+    "trainer": ".trainer",
+    "trainer.states": ".states",
+    "tuner": ".tuner",
+    "utilities": ".utilities",
+    "utilities.cli": ".cli",
+    "utilities.model_summary": ".model_summary",
+    "utilities.types": ".types",
+}
+# The same below `lightning.fabric`.
+FABRIC = {
+    "": ".fabric",
+    "accelerators": ".accelerators",
+    "loggers": ".loggers",
+    "plugins": ".plugins",
+    "strategies": ".strategies",
+    "utilities": ".utilities",
+    "utilities.logger": ".loggers",
+    "utilities.types": ".types",
+}
+
+# All words of such paths, so that a path which Lightning does not have is none here.
+WORDS = frozenset(
+    """
+    accelerator accelerator_connector accelerators advanced apply_func argparse automatic
+    batch_size_finder batch_size_scaling bitsandbytes boring_classes callback callback_connector
+    callbacks checkpoint checkpoint_connector checkpoint_io cli closure cloud_io cluster_environment
+    collective collectives combined_loader comet compile configuration_validator connectors core cpu
+    csv_logs cuda data data_connector datamodule ddp deepspeed demos device_dtype_mixin device_parser
+    device_stats_monitor distributed double early_stopping enums environments evaluation_loop exceptions
+    fetchers finetuning fit_loop fsdp gradient_accumulation_scheduler grads half hooks hparams_mixin
+    imports init io kubeflow lambda_function launchers layer_sync lightning load logger logger_connector
+    loggers loop loops lr_finder lr_monitor lsf manual memory migration mixins mlflow model_checkpoint
+    model_helpers model_parallel model_summary module mpi mps neptune on_exception_checkpoint
+    optimization optimizer overrides parallel parameter_tying parsing plugins precision prediction_loop
+    prediction_writer profiler profilers progress progress_bar pruning pytorch rank_zero registry result
+    rich_model_summary rich_progress saving seed signature_utils simple single_device single_xla slurm
+    states stochastic_weight_avg strategies strategy tensorboard throughput throughput_monitor timer
+    torch_collective torch_io torchelastic tqdm_progress trainer training_epoch_loop transformer_engine
+    tuner tuning types utilities utils wandb warnings weight_averaging wrapper xla
+    """.split()  # noqa: SIM905 # a hundred quoted words would hide them
+)
+
+
+def faces_of(pytorch: tuple[str, ...], fabric: tuple[str, ...]) -> dict[str, str]:
+    """The modules that answer imports of packages.
+
+    Args:
+        pytorch: packages that have the names of ``lightning.pytorch``.
+        fabric: packages that have the names of ``lightning.fabric``.
+
+    Returns:
+        Names of modules here, by path.
+    """
+    faces = {}
+    for packages, paths in ((pytorch, PYTORCH), (fabric, FABRIC)):
+        for package in packages:
+            for path, face in paths.items():
+                faces[f"{package}.{path}".rstrip(".")] = PACKAGE + face
+    return faces

@@ -1,0 +1,350 @@
+"""Lightning's Trainer: its arguments and attributes, on Loopwright's."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ....callbacks import Callback
+from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
+from ....callbacks import ModelSummary as NativeModelSummary
+from ....strategies import Precision
+from ... import trainer as native
+from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
+from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary
+from .loggers import TensorBoardLogger
+from .plugins import CheckpointIO, ClusterEnvironment, LayerSync
+from .strategies import SingleDeviceStrategy, StrategyRegistry
+
+__all__ = ["Trainer"]
+
+log = logging.getLogger("loopwright")
+
+# Names of strategies that are another one's here.
+_STRATEGY_NAMES = {
+    "ddp_find_unused_parameters_false": "ddp",
+    "ddp_fork": "ddp",
+    "ddp_fork_find_unused_parameters_false": "ddp",
+    "ddp_fork_find_unused_parameters_true": "ddp_find_unused_parameters_true",
+    "ddp_notebook": "ddp",
+    "ddp_notebook_find_unused_parameters_false": "ddp",
+    "ddp_notebook_find_unused_parameters_true": "ddp_find_unused_parameters_true",
+    "ddp_spawn": "ddp",
+    "ddp_spawn_find_unused_parameters_false": "ddp",
+    "ddp_spawn_find_unused_parameters_true": "ddp_find_unused_parameters_true",
+    "single_device": "single",
+}
+
+
+def _also_takes(init: Callable[..., None]) -> Callable[[Any], Any]:
+    """Give a constructor the signature of another one beside its own, as programs read which arguments there are."""
+
+    def decorate(own: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(inspect.signature(init).parameters)
+        for name, parameter in inspect.signature(own).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                parameters[name] = parameter
+        own.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        return own
+
+    return decorate
+
+
+class Trainer(native.Trainer):
+    """A :class:`~loopwright.framework.Trainer` that takes the arguments of Lightning's.
+
+    Those that both have mean the same. Logs go to ``lightning_logs``, and a checkpoint is one file. Beside them:
+
+    Args:
+        plugins: a precision, or objects that name what Loopwright finds by itself, such as a launcher's environment.
+        profiler: also an object.
+        enable_autolog_hparams: whether the loggers get the hyperparameters.
+        model_registry: must be None.
+
+    Raises:
+        NotImplementedError: for what Loopwright does not have, with what to use instead.
+    """
+
+    @_also_takes(native.Trainer.__init__)
+    def __init__(
+        self,
+        *,
+        plugins: Any = None,
+        profiler: Any = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        if model_registry is not None:
+            raise NotImplementedError(
+                f"model_registry must be None: there is no registry here; got {model_registry!r}"
+            )
+        callbacks = _as_list(arguments.get("callbacks"))
+        if isinstance(profiler, Callback):
+            callbacks.append(profiler)
+            profiler = None
+        arguments = {**arguments, "profiler": profiler, "callbacks": callbacks}
+        _use_plugins(arguments, _as_list(plugins))
+        _use_strategy(arguments)
+        _use_devices(arguments)
+        _add_defaults(arguments)
+        super().__init__(**arguments)
+        self._autolog_hparams = enable_autolog_hparams
+        self.fit_loop = FitLoop(self)
+        self.predict_loop = PredictLoop(self)
+
+    def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
+        if not self._autolog_hparams:
+            model.logs_hparams = False
+        super().fit(model, *args, **kwargs)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The kind of device."""
+        kind = AcceleratorRegistry.get(self.strategy.device.type, CPUAccelerator)
+        return kind()
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether a validation or test runs."""
+        return self.validating or self.testing or self.sanity_checking
+
+    @property
+    def node_rank(self) -> int:
+        """This machine's index."""
+        return self.strategy.node_rank
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """The precision."""
+        return self.engine.precision
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of ``"16-mixed"``, or None."""
+        return self.engine.scaler
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether a signal has asked the training to end."""
+        return bool(self.consensus.signal_requested)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """This process's index and the number of processes, for a ``DistributedSampler``."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Make a module on the device, in the run's precision, inside a ``with`` block.
+
+        Args:
+            empty_init: leave parameters without values, for a checkpoint that is loaded afterwards.
+        """
+        dtype = torch.get_default_dtype()
+        with ExitStack() as stack:
+            stack.enter_context(torch.device(self.strategy.device))
+            if empty_init:
+                stack.enter_context(_NoInit())
+            torch.set_default_dtype(self.engine.precision.parameters or dtype)
+            stack.callback(torch.set_default_dtype, dtype)
+            yield
+
+
+class _NoInit(torch.overrides.TorchFunctionMode):
+    """Leaves tensors alone that the functions of ``torch.nn.init`` are called with."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+class FitLoop:
+    """What programs read and set of Lightning's ``trainer.fit_loop``.
+
+    Args:
+        trainer: whose training it is.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The Trainer's argument."""
+        return self._trainer.max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, epochs: int | None) -> None:
+        self._trainer.max_epochs = epochs
+
+    @property
+    def min_epochs(self) -> int | None:
+        """The Trainer's argument."""
+        return self._trainer.min_epochs
+
+    @property
+    def max_steps(self) -> int:
+        """The Trainer's argument."""
+        return self._trainer.max_steps
+
+    @property
+    def max_batches(self) -> int | float:
+        """Training batches in an epoch."""
+        return self._trainer.num_training_batches
+
+    @property
+    def batch_idx(self) -> int:
+        """Index of the running batch."""
+        return self._trainer.batch_idx
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Batches since the beginning, but for the running one."""
+        return self._trainer.state.total_batches
+
+    @property
+    def epoch_loop(self) -> FitLoop:
+        """The same object: the counters of an epoch."""
+        return self
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps so far."""
+        return self._trainer.global_step
+
+    @property
+    def epoch_progress(self) -> Any:
+        """The epoch's index, as ``epoch_progress.current.completed`` and its siblings."""
+        return _progress(self._trainer.current_epoch)
+
+    @property
+    def batch_progress(self) -> Any:
+        """The batch's index, as ``batch_progress.current.ready`` and its siblings."""
+        return _progress(self._trainer.batch_idx)
+
+
+class PredictLoop:
+    """What programs read of Lightning's ``trainer.predict_loop``.
+
+    Args:
+        trainer: which predicts.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def num_dataloaders(self) -> int:
+        """How many loaders are predicted."""
+        loaders = self._trainer.predict_dataloaders
+        return len(loaders) if isinstance(loaders, (list, tuple)) else 1
+
+    @property
+    def max_batches(self) -> list[int | float]:
+        """Batches of each loader."""
+        return self._trainer.num_predict_batches
+
+
+def _progress(count: int) -> Any:
+    current = SimpleNamespace(
+        ready=count, started=count, processed=count, completed=count
+    )
+    return SimpleNamespace(current=current, total=current)
+
+
+def _as_list(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _use_plugins(arguments: dict[str, Any], plugins: list[Any]) -> None:
+    """Turn plugins into the arguments that ask for the same.
+
+    Raises:
+        NotImplementedError: for one whose work nothing does here.
+        TypeError: for what is no plugin.
+    """
+    for plugin in plugins:
+        if isinstance(plugin, Precision):
+            arguments["precision"] = plugin
+        elif isinstance(plugin, LayerSync):
+            arguments["sync_batchnorm"] = True
+        elif isinstance(plugin, ClusterEnvironment):
+            log.info(
+                "plugins: %s changes nothing, as a launcher is found without it",
+                type(plugin).__name__,
+            )
+        elif isinstance(plugin, CheckpointIO):
+            raise NotImplementedError(
+                f"plugins: {type(plugin).__name__} writes no checkpoint here; for another store, pass an fsspec URL "
+                "as ModelCheckpoint(dirpath=…)"
+            )
+        else:
+            raise TypeError(
+                f"plugins must hold a Precision, a LayerSync or a ClusterEnvironment; got {plugin!r}"
+            )
+
+
+def _use_strategy(arguments: dict[str, Any]) -> None:
+    """Make a strategy of a name that only Lightning knows, or that a package has registered."""
+    strategy = arguments.get("strategy", "auto")
+    if not isinstance(strategy, str):
+        return
+    name = _STRATEGY_NAMES.get(strategy, strategy)
+    if name != strategy:
+        log.info("strategy=%r is %r here", strategy, name)
+    arguments["strategy"] = StrategyRegistry.get(name, name)
+
+
+def _use_devices(arguments: dict[str, Any]) -> None:
+    """Name the accelerator, and the device that a SingleDeviceStrategy was given."""
+    accelerator = arguments.get("accelerator", "auto")
+    if isinstance(accelerator, Accelerator):
+        accelerator = accelerator.name()
+    strategy = arguments.get("strategy")
+    if isinstance(strategy, SingleDeviceStrategy) and accelerator == "auto":
+        device = torch.device(strategy.requested_device)
+        accelerator = device.type
+        if device.index is not None:
+            arguments.setdefault("devices", [device.index])
+    if isinstance(strategy, SingleDeviceStrategy):
+        arguments.setdefault("devices", 1)
+    arguments["accelerator"] = accelerator
+    # True is what everybody gets who does not say: the processes find out for each loader.
+    if arguments.get("use_distributed_sampler") is True:
+        arguments["use_distributed_sampler"] = None
+
+
+def _add_defaults(arguments: dict[str, Any]) -> None:
+    """Add the callbacks and the logger that a Trainer makes by itself, of the classes that programs look for."""
+    if arguments.get("fast_dev_run") or arguments.get("barebones"):
+        return
+    callbacks = arguments["callbacks"]
+    if arguments.get("logger") in (None, True):
+        folder = arguments.get("default_root_dir") or os.getcwd()
+        arguments["logger"] = TensorBoardLogger(folder)
+    if arguments.get("enable_checkpointing") is not False:
+        if not any(
+            isinstance(c, NativeModelCheckpoint | Checkpoint) for c in callbacks
+        ):
+            callbacks.append(ModelCheckpoint())
+        elif not any(isinstance(c, NativeModelCheckpoint) for c in callbacks):
+            # A Checkpoint of another kind saves: no ModelCheckpoint is made beside it.
+            arguments["enable_checkpointing"] = False
+    if arguments.get("enable_model_summary") is not False and not any(
+        isinstance(c, NativeModelSummary) for c in callbacks
+    ):
+        callbacks.append(ModelSummary())
