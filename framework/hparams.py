@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -37,7 +38,8 @@ class HyperparametersMixin:
         """Keep the constructor's arguments in :attr:`hparams`, in checkpoints and in the loggers.
 
         Call it in ``__init__``, of the class or of a base class: what subclasses pass to their bases counts too, the
-        outermost value of a name first. Arguments taken by ``**kwargs`` count one by one.
+        outermost value of a name first. An argument that ``__init__`` has given another value
+        counts with that. Arguments taken by ``**kwargs`` count one by one.
 
         Args:
             *args: names of arguments to keep (default: all); or one object to keep the fields of instead: any mapping,
@@ -154,7 +156,10 @@ class HyperparametersMixin:
             signature = inspect.signature(init)
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
+            # A constructor may have given an argument another value, such as an empty dict for None.
+            changed = _locals_of(init, self)
             for name, value in list(bound.arguments.items())[1:]:
+                value = changed.get(name, value)
                 kind = signature.parameters[name].kind
                 if kind is inspect.Parameter.VAR_KEYWORD:
                     arguments.update(value)
@@ -171,8 +176,21 @@ class HyperparametersMixin:
         return state
 
 
+def _locals_of(init: Any, instance: object) -> Mapping[str, Any]:
+    """The local variables of a constructor that is running for an object; none if it runs no more."""
+    code = getattr(inspect.unwrap(init), "__code__", None)
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            names = frame.f_code.co_varnames
+            if names and frame.f_locals.get(names[0]) is instance:
+                return frame.f_locals
+        frame = frame.f_back
+    return {}
+
+
 def _record_constructors(cls: type[Any]) -> None:
-    """Let constructors of ``cls`` record what they are called with; so nothing is ever guessed from a frame.
+    """Let constructors of ``cls`` record what they are called with; so no frame has to be guessed.
 
     These are the constructors of its bases that derive from this mixin, those of other bases that call
     ``save_hyperparameters``, and in any case the one that is called first.

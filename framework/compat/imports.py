@@ -26,13 +26,13 @@ class _Face(ModuleType):
         self.__all__ = target.__all__
 
     def __getattr__(self, name: str) -> Any:
-        try:
+        is_dunder = name.startswith("__")
+        if name in self.__all__ or is_dunder:
             return getattr(self.__target, name)
-        except AttributeError:
-            # `import a` is enough to use `a.b.c`, as other packages import their parts themselves.
-            if name.startswith("_") or not self.__is_part(f"{self.__name__}.{name}"):
-                raise
+        # `import a` is enough to use `a.b.c`, as other packages import their parts themselves.
+        if self.__is_part(f"{self.__name__}.{name}"):
             return import_module(f"{self.__name__}.{name}")
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __dir__(self) -> list[str]:
         return sorted({*vars(self), *dir(self.__target)})

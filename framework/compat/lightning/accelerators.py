@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 import torch
 
+from ....strategies.accelerator import select_devices
+
 __all__ = [
+    "_IS_INTERACTIVE",
     "Accelerator",
     "AcceleratorRegistry",
     "CPUAccelerator",
     "CUDAAccelerator",
     "MPSAccelerator",
     "XLAAccelerator",
+    "_AcceleratorConnector",
     "find_usable_cuda_devices",
     "is_cuda_available",
     "num_cuda_devices",
 ]
+
+
+_IS_INTERACTIVE = hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 class Accelerator:
@@ -115,6 +123,40 @@ class _Registry(dict[str, type[Accelerator]]):
 AcceleratorRegistry = _Registry(
     cpu=CPUAccelerator, cuda=CUDAAccelerator, mps=MPSAccelerator
 )
+
+
+class _AcceleratorConnector:
+    """Answers what packages ask of the object that chooses Lightning's devices: which kind, and how many.
+
+    Args:
+        devices: as the Trainer takes it.
+        accelerator: as the Trainer takes it.
+        **others: the Trainer's other arguments, which do not matter here.
+    """
+
+    def __init__(
+        self, devices: Any = "auto", accelerator: Any = "auto", **others: Any
+    ) -> None:
+        if isinstance(accelerator, Accelerator):
+            accelerator = accelerator.name()
+        self._parallel_devices = select_devices(accelerator, devices)
+        self._accelerator_flag = self._parallel_devices[0].type
+        self._devices_flag: Any = len(self._parallel_devices)
+        if self._accelerator_flag != "cpu":
+            self._devices_flag = [device.index for device in self._parallel_devices]
+
+    @staticmethod
+    def _choose_auto_accelerator(*_: Any) -> str:
+        """The kind of device that ``accelerator="auto"`` means on this machine."""
+        return select_devices("auto", "auto")[0].type
+
+    def _choose_strategy(self) -> str:
+        """The name of a strategy. Packages replace it for devices that Loopwright chooses by itself."""
+        return "auto"
+
+    def _check_and_init_precision(self) -> str:
+        """The name of a precision. Packages replace it like :meth:`_choose_strategy`."""
+        return "32-true"
 
 
 def num_cuda_devices() -> int:

@@ -19,6 +19,7 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "LightningOptimizer",
+    "_load_from_checkpoint",
     "get_filesystem",
 ]
 
@@ -138,3 +139,28 @@ class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
 
     name: str | None = None
+
+
+def _load_from_checkpoint(
+    cls: Any,
+    checkpoint_path: Any,
+    map_location: Any = None,
+    hparams_file: Any = None,
+    strict: bool | None = None,
+    weights_only: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Construct a module of a class from a checkpoint, for packages whose class overrides ``load_from_checkpoint``."""
+    load = LightningModule.load_from_checkpoint.__func__  # type: ignore[attr-defined] # of the classmethod
+    if issubclass(cls, LightningDataModule):
+        load = LightningDataModule.load_from_checkpoint.__func__  # type: ignore[attr-defined]
+        return load(cls, checkpoint_path, weights_only, **kwargs)
+    return load(
+        cls,
+        checkpoint_path,
+        map_location,
+        hparams_file,
+        strict,
+        weights_only,
+        **kwargs,
+    )

@@ -18,6 +18,7 @@ PYTORCH = {
     "profilers": ".profilers",
     "strategies": ".strategies",
     "trainer": ".trainer",
+    "trainer.connectors.accelerator_connector": ".accelerators",
     "trainer.states": ".states",
     "tuner": ".tuner",
     "utilities": ".utilities",
@@ -52,7 +53,8 @@ WORDS = frozenset(
     model_helpers model_parallel model_summary module mpi mps neptune on_exception_checkpoint
     optimization optimizer overrides parallel parameter_tying parsing plugins precision prediction_loop
     prediction_writer profiler profilers progress progress_bar pruning pytorch rank_zero registry result
-    rich_model_summary rich_progress saving seed signature_utils simple single_device single_xla slurm
+    rich_model_summary rich_progress saving seed setup
+    signature_utils simple single_device single_xla slurm
     states stochastic_weight_avg strategies strategy tensorboard throughput throughput_monitor timer
     torch_collective torch_io torchelastic tqdm_progress trainer training_epoch_loop transformer_engine
     tuner tuning types utilities utils wandb warnings weight_averaging wrapper xla

@@ -17,10 +17,16 @@ from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....strategies import Precision
 from ... import trainer as native
+from ...subclasses import overrides
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
 from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary
 from .loggers import TensorBoardLogger
-from .plugins import CheckpointIO, ClusterEnvironment, LayerSync
+from .plugins import (
+    CheckpointIO,
+    ClusterEnvironment,
+    LayerSync,
+    TorchCheckpointIO,
+)
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 
 __all__ = ["Trainer"]
@@ -111,6 +117,16 @@ class Trainer(native.Trainer):
         """The kind of device."""
         kind = AcceleratorRegistry.get(self.strategy.device.type, CPUAccelerator)
         return kind()
+
+    @property
+    def _accelerator_connector(self) -> Any:
+        """What packages ask of the object that chooses Lightning's devices."""
+        return SimpleNamespace(
+            strategy=self.strategy,
+            accelerator=self.accelerator,
+            is_distributed=self.world_size > 1,
+            _parallel_devices=[self.strategy.device],
+        )
 
     @property
     def evaluating(self) -> bool:
@@ -288,14 +304,28 @@ def _use_plugins(arguments: dict[str, Any], plugins: list[Any]) -> None:
                 type(plugin).__name__,
             )
         elif isinstance(plugin, CheckpointIO):
-            raise NotImplementedError(
-                f"plugins: {type(plugin).__name__} writes no checkpoint here; for another store, pass an fsspec URL "
-                "as ModelCheckpoint(dirpath=…)"
-            )
+            _require_own_writing(plugin)
         else:
             raise TypeError(
                 f"plugins must hold a Precision, a LayerSync or a ClusterEnvironment; got {plugin!r}"
             )
+
+
+def _require_own_writing(plugin: CheckpointIO) -> None:
+    """Leave a CheckpointIO out that only reads in another way.
+
+    Raises:
+        NotImplementedError: for one that writes.
+    """
+    if overrides(plugin, "save_checkpoint", TorchCheckpointIO):
+        raise NotImplementedError(
+            f"plugins: {type(plugin).__name__} writes no checkpoint here; for another store, pass an fsspec URL "
+            "as ModelCheckpoint(dirpath=…)"
+        )
+    log.info(
+        "plugins: %s reads no checkpoint here, where reading runs no code unless weights_only=False",
+        type(plugin).__name__,
+    )
 
 
 def _use_strategy(arguments: dict[str, Any]) -> None:

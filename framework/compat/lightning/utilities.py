@@ -33,9 +33,13 @@ __all__ = [
     "MisconfigurationException",
     "PossibleUserWarning",
     "ReduceOp",
+    "_check_data_type",
+    "_check_unique",
     "_distributed_is_initialized",
     "_jit_is_scripting",
     "_load",
+    "_normalize_parse_gpu_string_input",
+    "_register_classes",
     "apply_to_collection",
     "disable_possible_user_warnings",
     "extract_batch_size",
@@ -531,3 +535,39 @@ def get_a_var(obj: Any) -> Tensor | None:
         values = obj
     found = (get_a_var(value) for value in values)
     return next((tensor for tensor in found if tensor is not None), None)
+
+
+# What packages use to tell Lightning of their own kinds of devices.
+
+
+def _check_data_type(devices: Any) -> None:
+    """Raise unless this can be the Trainer's ``devices``."""
+    listed = devices if isinstance(devices, (list, tuple)) else [devices]
+    for device in listed:
+        is_index = isinstance(device, (int, str)) and not isinstance(device, bool)
+        if device is not None and not is_index:
+            raise TypeError(
+                f"devices must be a count, indices or a text; got {devices!r}"
+            )
+
+
+def _check_unique(device_ids: list[int]) -> None:
+    """Raise if a device is named twice."""
+    if len(set(device_ids)) < len(device_ids):
+        raise MisconfigurationException(f"devices={device_ids} names a device twice")
+
+
+def _normalize_parse_gpu_string_input(devices: Any) -> Any:
+    """The count or the indices in a text such as ``"2"`` or ``"0,2"``; anything else as it is."""
+    if not isinstance(devices, str):
+        return devices
+    numbers = [int(number) for number in devices.split(",") if number.strip()]
+    return numbers if "," in devices else numbers[0]
+
+
+def _register_classes(registry: Any, method: str, module: Any, parent: type) -> None:
+    """Let all classes of a module that derive from ``parent`` register themselves."""
+    for value in vars(module).values():
+        is_kind = isinstance(value, type) and issubclass(value, parent)
+        if is_kind and hasattr(value, method):
+            getattr(value, method)(registry)
