@@ -286,7 +286,7 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
     Raises:
         TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
     """
-    listed = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
+    listed = list(loggers) if isinstance(loggers, Sequence) else [loggers]
     for logger in listed:
         if not isinstance(logger, Logger):
             raise TypeError(

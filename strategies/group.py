@@ -135,6 +135,8 @@ class GroupMember:
         """This process's device."""
         return self.group.device
 
+    root_device = device
+
     @property
     def world_size(self) -> int:
         """Number of processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ... import callbacks as builtin_callbacks
@@ -42,7 +43,7 @@ def default_callbacks(
     """
     if given is None:
         given = []
-    callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
+    callbacks = list(given) if isinstance(given, Sequence) else [given]
     for callback in callbacks:
         check_callback(callback)
     for name, wanted in requested.items():
@@ -83,7 +84,7 @@ def with_module_callbacks(
         All callbacks in the order of their phases, and the module's alone.
     """
     returned = module.configure_callbacks()
-    configured = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    configured = list(returned) if isinstance(returned, Sequence) else [returned]
     for callback in configured:
         check_callback(callback)
     if is_same:

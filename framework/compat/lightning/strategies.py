@@ -57,20 +57,34 @@ def _without_lightnings(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-class DDPStrategy(NativeDDPStrategy):
+class _StandsFor:
+    """A strategy that was made by name is one of these classes, too, when a program asks ``isinstance``."""
+
+    @classmethod
+    def __subclasshook__(cls, kind: type) -> Any:
+        native = vars(cls).get("stands_for")
+        # Not by issubclass, which would ask here again.
+        return NotImplemented if native is None else native in kind.__mro__
+
+
+class DDPStrategy(_StandsFor, NativeDDPStrategy):
     """A :class:`~loopwright.strategies.DDPStrategy` that takes Lightning's arguments."""
+
+    stands_for = NativeDDPStrategy
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**_without_lightnings("DDPStrategy", kwargs))
 
 
-class SingleDeviceStrategy(NativeSingleDeviceStrategy):
+class SingleDeviceStrategy(_StandsFor, NativeSingleDeviceStrategy):
     """A :class:`~loopwright.strategies.SingleDeviceStrategy`; the Trainer's arguments choose the device.
 
     Args:
         device: accepted for familiarity, where the Trainer chooses the same.
         **kwargs: of :class:`~loopwright.strategies.SingleDeviceStrategy`.
     """
+
+    stands_for = NativeSingleDeviceStrategy
 
     def __init__(self, device: Any = "cpu", **kwargs: Any) -> None:
         super().__init__(**_without_lightnings("SingleDeviceStrategy", kwargs))
@@ -84,7 +98,7 @@ _SHARDING = {
 }
 
 
-class FSDPStrategy(NativeFSDPStrategy):
+class FSDPStrategy(_StandsFor, NativeFSDPStrategy):
     """A :class:`~loopwright.strategies.FSDPStrategy` that takes Lightning's arguments.
 
     Args:
@@ -96,6 +110,8 @@ class FSDPStrategy(NativeFSDPStrategy):
     Raises:
         NotImplementedError: for another sharding strategy, or an argument that is not there.
     """
+
+    stands_for = NativeFSDPStrategy
 
     def __init__(
         self,
@@ -117,7 +133,7 @@ class FSDPStrategy(NativeFSDPStrategy):
         super().__init__(**_SHARDING[name], **arguments)
 
 
-class DeepSpeedStrategy(NativeDeepSpeedStrategy):
+class DeepSpeedStrategy(_StandsFor, NativeDeepSpeedStrategy):
     """A :class:`~loopwright.strategies.DeepSpeedStrategy` that takes Lightning's arguments.
 
     Args:
@@ -129,6 +145,8 @@ class DeepSpeedStrategy(NativeDeepSpeedStrategy):
         **kwargs: keys of the configuration's section ``"zero_optimization"``, and arguments of
             :class:`~loopwright.strategies.DeepSpeedStrategy`.
     """
+
+    stands_for = NativeDeepSpeedStrategy
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -222,7 +222,7 @@ class FitLoop:
 
     @property
     def batch_idx(self) -> int:
-        """Index of the running batch."""
+        """Batches of this epoch that are finished: the running one's index, until its step has ended."""
         return self._trainer.batch_idx
 
     @property
@@ -283,7 +283,8 @@ def _progress(count: int) -> Any:
 def _as_list(given: Any) -> list[Any]:
     if given is None:
         return []
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+    # Also a list of another library, such as OmegaConf's.
+    return list(given) if isinstance(given, Sequence) else [given]
 
 
 def _use_plugins(arguments: dict[str, Any], plugins: list[Any]) -> None:

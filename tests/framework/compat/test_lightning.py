@@ -1,0 +1,392 @@
+"""Programs that were written for Lightning run on Loopwright, and what they cannot have is said by name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from loopwright.callbacks import RichProgressBar
+from loopwright.framework import Trainer as NativeTrainer
+from loopwright.framework.compat.imports import ImportedFaces, unserved
+from loopwright.lightning import LightningModule, Trainer, seed_everything
+from loopwright.lightning.callbacks import (  # type: ignore[import-not-found] # found when it is imported
+    BasePredictionWriter,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from loopwright.lightning.demos.boring_classes import (  # type: ignore[import-not-found]
+    BoringModel,
+    RandomDataset,
+)
+from tests.programs import run_program
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "max_epochs": 1,
+}
+
+# In the style of Lightning's users. The order of its data is its own, as the two trainers shuffle otherwise.
+PROGRAM = """
+import json, sys
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks.early_stopping import EarlyStopping
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
+
+
+class Model(pl.LightningModule):
+    def __init__(self, width=4, sizes=None):
+        super().__init__()
+        sizes = sizes or {"in": 32}
+        self.save_hyperparameters()
+        self.body = torch.nn.Sequential(torch.nn.Linear(sizes["in"], width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+
+    def training_step(self, batch, batch_idx) -> STEP_OUTPUT:
+        loss = self.body(batch).square().mean()
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"val_loss": self.body(batch).square().mean()})
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+
+class Collects(pl.Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+pl.seed_everything(3, verbose=False)
+data = DataLoader(RandomDataset(32, 64), batch_size=8)
+model, collects = Model(), Collects()
+trainer = pl.Trainer(
+    accelerator="cpu", max_epochs=3, gradient_clip_val=0.5, accumulate_grad_batches=2, enable_progress_bar=False,
+    enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    callbacks=[collects, EarlyStopping("val_loss"), LearningRateMonitor(), ModelCheckpoint(monitor="val_loss")],
+)
+trainer.fit(model, data, data)
+results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+results["tested"] = trainer.test(model, data, verbose=False)[0]["val_loss"]
+results["losses"] = collects.losses
+results["saved"] = bool(trainer.checkpoint_callback.best_model_path)
+results["hparams"] = dict(model.hparams)
+if rank_zero_only.rank == 0:
+    print("RESULTS", json.dumps(results))
+"""
+
+
+def results_of(output: str) -> dict[str, Any]:
+    line = next(line for line in output.splitlines() if line.startswith("RESULTS "))
+    return json.loads(line.removeprefix("RESULTS "))
+
+
+def test_a_program_written_for_lightning_has_the_results_that_it_has_there(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    here = run_program("-m", "loopwright.lightning", program, cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    assert "answered by Loopwright" in here.stderr
+    there = run_program(program, cwd=tmp_path)
+    ours, theirs = results_of(here.stdout), results_of(there.stdout)
+    assert ours.keys() == theirs.keys()
+    assert ours["hparams"] == theirs["hparams"] == {"width": 4, "sizes": {"in": 32}}
+    assert ours["losses"] == theirs["losses"]
+    for name, value in theirs.items():
+        if isinstance(value, float):
+            assert ours[name] == pytest.approx(value, rel=1e-6), name
+    assert (tmp_path / "lightning_logs" / "version_0").is_dir()
+
+
+@pytest.mark.slow
+def test_a_program_runs_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    program = PROGRAM.replace(
+        'accelerator="cpu"', 'accelerator="cpu", devices=2, strategy="ddp_spawn"'
+    )
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "train.py").write_text(program)
+    run = run_program(
+        "-m",
+        "loopwright.lightning",
+        "-m",
+        "package.train",
+        "--flag",
+        cwd=tmp_path,
+        timeout=170,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "strategy='ddp_spawn' is 'ddp' here" in run.stderr
+    assert "2 processes" in run.stderr
+    # One line, of the main process, with half of the batches.
+    assert run.stdout.count("RESULTS") == 1
+    assert len(results_of(run.stdout)["losses"]) == 12
+
+
+def test_install_answers_lightnings_paths_and_no_others(tmp_path: Path) -> None:
+    program = """
+import loopwright.lightning
+loopwright.lightning.install()
+loopwright.lightning.install()
+import lightning, lightning.fabric, pytorch_lightning as pl
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.trainer.states import TrainerFn
+assert lightning.LightningModule is pl.LightningModule is loopwright.lightning.LightningModule
+assert pl.utilities.rank_zero.rank_zero_only is not None and pl.utilities.types.STEP_OUTPUT is not None
+assert TrainerFn.FITTING == "fit"
+for statement in ("import lightning.pytorch.nothing", "from lightning.pytorch.callbacks import Nothing"):
+    try:
+        exec(statement)
+    except ImportError as error:
+        print(error)
+    else:
+        raise SystemExit(statement)
+"""
+    run = run_program("-c", program, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("answered by Loopwright") == 1
+    assert "No module named 'lightning.pytorch.nothing'" in run.stdout
+    assert "cannot import name 'Nothing'" in run.stdout
+
+
+def test_install_refuses_a_lightning_that_is_there_already(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lightning.py").write_text("")
+    program = (
+        "import pytorch_lightning, loopwright.lightning\nloopwright.lightning.install()"
+    )
+    run = run_program("-c", program, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "pytorch_lightning has been imported before (from " in run.stderr
+    assert "call loopwright.lightning.install() before" in run.stderr
+
+
+def test_a_path_belongs_to_its_longest_face() -> None:
+    faces = ImportedFaces({"a": "one", "a.b": "two"}, {"b", "c"})
+    assert faces.target_of("a") == "one"
+    assert faces.target_of("a.c") == "one"
+    assert faces.target_of("a.b.c") == "two"
+    assert faces.target_of("a.d") is None
+    assert faces.target_of("b") is None
+
+
+def test_the_trainer_shows_all_its_arguments() -> None:
+    names = set(inspect.signature(Trainer.__init__).parameters)
+    assert names >= set(inspect.signature(NativeTrainer.__init__).parameters)
+    assert names >= {"plugins", "enable_autolog_hparams", "model_registry"}
+    with pytest.raises(TypeError, match="here that is devices="):
+        Trainer(gpus=1)
+
+
+def test_default_callbacks_and_logger_are_of_the_classes_that_programs_look_for(
+    tmp_path: Path,
+) -> None:
+    from loopwright.lightning.loggers import TensorBoardLogger  # type: ignore[import-not-found]
+
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path)
+    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    assert trainer.logger.name == "lightning_logs"
+
+    class Own(Checkpoint):
+        pass
+
+    # Whoever saves in a way of their own gets no ModelCheckpoint beside it.
+    assert Trainer(accelerator="cpu", callbacks=Own()).checkpoint_callbacks == []
+
+
+def test_a_strategy_made_by_name_is_of_the_class_that_programs_ask_for() -> None:
+    from loopwright.lightning.strategies import (  # type: ignore[import-not-found]
+        DDPStrategy,
+        FSDPStrategy,
+        SingleDeviceStrategy,
+        StrategyRegistry,
+    )
+
+    strategy = Trainer(strategy="ddp", devices=2, **QUIET).strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert not isinstance(strategy, FSDPStrategy)
+    StrategyRegistry.register("mine", DDPStrategy, find_unused_parameters=True)
+    try:
+        mine = Trainer(strategy="mine", devices=2, **QUIET).strategy
+        assert mine.options["find_unused_parameters"]
+    finally:
+        StrategyRegistry.remove("mine")
+    single = Trainer(strategy=SingleDeviceStrategy(device="cpu"), **QUIET)
+    assert single.strategy.root_device == torch.device("cpu")
+    with pytest.raises(NotImplementedError, match=r"'parallel_devices' here: use dev"):
+        DDPStrategy(parallel_devices=[torch.device("cpu")])
+
+
+def test_plugins_are_taken_or_refused_by_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from loopwright.lightning.plugins import (  # type: ignore[import-not-found]
+        MixedPrecision,
+        SLURMEnvironment,
+        TorchCheckpointIO,
+    )
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with caplog.at_level("INFO", "loopwright"):
+        trainer = Trainer(
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler), SLURMEnvironment()],
+            **QUIET,
+        )
+    assert trainer.precision == "16-mixed"
+    assert trainer.precision_plugin.init_scale == 8.0
+    assert "SLURMEnvironment changes nothing" in caplog.text
+
+    class Writes(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None: ...  # fmt: skip
+
+    with pytest.raises(NotImplementedError, match="Writes writes no checkpoint here"):
+        Trainer(plugins=Writes(), **QUIET)
+    with pytest.raises(TypeError, match="plugins must hold"):
+        Trainer(plugins=["16-mixed"], **QUIET)
+
+
+def test_what_is_not_there_can_be_imported_and_says_so_when_it_is_used() -> None:
+    from loopwright.lightning.loggers import WandbLogger  # type: ignore[import-not-found]
+
+    assert not isinstance(object(), WandbLogger)
+    with pytest.raises(NotImplementedError, match="WandbLogger is not there"):
+        WandbLogger(project="x")
+    kind = unserved("Old", "use New")
+
+    class Derived(kind): ...
+
+    with pytest.raises(NotImplementedError, match="Old is not there.*use New"):
+        Derived()
+
+
+class Writer(BasePredictionWriter):
+    def __init__(self, interval: str) -> None:
+        super().__init__(interval)
+        self.written: list[Any] = []
+
+    def write_on_batch_end(self, trainer: Any, pl_module: Any, prediction: Any, batch_indices: Any, *rest: Any) -> None:  # fmt: skip
+        self.written.append(("batch", batch_indices, len(prediction)))
+
+    def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:  # fmt: skip
+        self.written.append(("epoch", batch_indices, [len(p) for p in predictions]))
+
+
+def test_a_prediction_writer_gets_predictions_and_the_samples_indices() -> None:
+    writer = Writer("batch_and_epoch")
+    data = DataLoader(RandomDataset(32, 5), batch_size=2)
+    Trainer(callbacks=writer, **QUIET).predict(
+        BoringModel(), data, return_predictions=False
+    )
+    indices = [[0, 1], [2, 3], [4]]
+    assert writer.written == [
+        *(("batch", each, len(each)) for each in indices),
+        ("epoch", [indices], [2, 2, 1]),
+    ]
+    with pytest.raises(ValueError, match="never"):
+        Writer("never")
+
+
+def test_windows_of_accumulation_change_with_the_epoch() -> None:
+    scheduler = GradientAccumulationScheduler({0: 4, 2: 1})
+    trainer = Trainer(callbacks=scheduler, **{**QUIET, "max_epochs": 3})
+    trainer.fit(BoringModel(), DataLoader(RandomDataset(32, 8)))
+    assert trainer.global_step == 2 + 2 + 8
+    for wrong, message in (({}, "an entry"), ({-1: 2}, "from 0"), ({0: 0}, "at least 1")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            GradientAccumulationScheduler(wrong)
+
+
+def test_a_bar_takes_lightnings_arguments() -> None:
+    assert isinstance(TQDMProgressBar(refresh_rate=20), RichProgressBar)
+    assert not TQDMProgressBar(refresh_rate=0).is_enabled
+
+
+def test_hyperparameters_of_another_frame_and_none_for_the_loggers(
+    tmp_path: Path,
+) -> None:
+    class Model(BoringModel):
+        def __init__(self, width: int = 3, secret: str = "x") -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore="secret", frame=inspect.currentframe())
+
+    model = Model()
+    assert model.hparams == {"width": 3}
+    from loopwright.lightning.loggers import CSVLogger  # type: ignore[import-not-found]
+
+    logger = CSVLogger(tmp_path)
+    trainer = Trainer(
+        **{**QUIET, "logger": logger, "limit_train_batches": 1},
+        enable_autolog_hparams=False,
+    )
+    trainer.fit(model)
+    assert not Path(logger.log_dir, "hparams.json").exists()
+
+
+def test_a_module_is_made_on_the_device_in_the_runs_precision() -> None:
+    trainer = Trainer(precision="bf16-true", **QUIET)
+    with trainer.init_module():
+        layer = torch.nn.Linear(2, 2)
+    assert layer.weight.dtype == torch.bfloat16
+    assert torch.get_default_dtype() == torch.float32
+    with trainer.init_module(empty_init=True):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        torch.nn.Linear(2, 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_fit_loop_tells_and_takes_what_programs_read_and_set() -> None:
+    trainer = Trainer(**QUIET)
+    seen = []
+
+    class Model(BoringModel):
+        def on_train_batch_start(self, *_: Any) -> None:
+            loop = self.trainer.fit_loop
+            seen.append((loop.epoch_loop.batch_idx, loop.epoch_progress.current.completed))  # fmt: skip
+
+    trainer.fit(Model(), DataLoader(RandomDataset(32, 2)))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(trainer.lightning_module, DataLoader(RandomDataset(32, 2)))
+    assert seen == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert trainer.current_epoch == 2
+
+
+def test_a_module_becomes_torchscript(tmp_path: Path) -> None:
+    model = BoringModel()
+    path = tmp_path / "model.pt"
+    model.to_torchscript(path, method="trace", example_inputs=torch.ones(1, 32))
+    assert torch.equal(torch.jit.load(path)(torch.ones(1, 32)), model(torch.ones(1, 32)))  # fmt: skip
+    with pytest.raises(ValueError, match="example_input_array"):
+        model.to_torchscript(method="trace")
+    assert model.training
+
+
+def test_a_seed_is_taken() -> None:
+    assert seed_everything(7, workers=True, verbose=False) == 7
+    assert issubclass(BoringModel, LightningModule)
