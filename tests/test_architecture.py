@@ -55,7 +55,7 @@ ROOMS = (
 # At most so many lines.
 CONTRACT_LINES = 200
 # Fewer tokens than these; Lightning's pytorch/ and fabric/ have 221,000, counted in the same way.
-ALL_TOKENS = 144_550
+ALL_TOKENS = 144_650
 # Rooms that do not count towards it: other trainers' names, and commands, which a reader of the trainer needs not open.
 FACES = ("compat", "command_line")
 # At most so many tokens in a line with code; reference projects have 6.2 to 7.5.
@@ -487,10 +487,12 @@ def test_names_say_what_a_thing_is():
     ]
     classes = [
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
-        for file in sources().values()
+        for name, file in sources().items()
         for node in ast.walk(parse(file))
         if isinstance(node, ast.ClassDef)
         and any(vague in node.name for vague in VAGUE_CLASS_NAMES)
+        # What other trainers call their classes is theirs to say.
+        and room_of(name) not in FACES
     ]
     assert not files + classes, (
         f"nothing called utils, and no class called {VAGUE_CLASS_NAMES}: {files + classes}"

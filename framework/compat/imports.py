@@ -21,7 +21,7 @@ class _Face(ModuleType):
         self.__target = target
         self.__is_part = is_part
         # Python calls only modules with a path packages, and imports from nothing else.
-        self.__path__: list[str] = []
+        self.__path__ = []
         self.__file__ = target.__file__
         self.__all__ = target.__all__
 

@@ -278,8 +278,8 @@ def _batch_indices(
     loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
     sampler = getattr(loader, "sampler", None)
     batch_size = getattr(loader, "batch_size", None)
-    in_order = isinstance(sampler, SequentialSampler) and batch_size is not None
-    if trainer.world_size > 1 or not in_order:
+    in_order = isinstance(sampler, SequentialSampler)
+    if trainer.world_size > 1 or not in_order or batch_size is None:
         return None
     begin = batch_idx * batch_size
     return list(range(begin, min(begin + batch_size, len(loader.dataset))))

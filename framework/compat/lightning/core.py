@@ -34,7 +34,7 @@ class _LightningHyperparameters(HyperparametersMixin):
     CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
 
     # Programs ask for it before there is one.
-    _trainer: Any = None
+    _trainer = None
 
     def save_hyperparameters(
         self,
@@ -56,6 +56,10 @@ class _LightningHyperparameters(HyperparametersMixin):
             arguments = get_init_args(frame)
             args = ({k: v for k, v in arguments.items() if k not in ignored},)
         super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+
+    def keep_hyperparameters_from_loggers(self) -> None:
+        """Let no logger get them."""
+        self.logs_hparams = False
 
 
 class LightningModule(_LightningHyperparameters, Module):
@@ -135,6 +139,12 @@ class LightningModule(_LightningHyperparameters, Module):
         return self.transfer_batch_to_device(example, self.device, 0)
 
 
+LightningModule.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIssue] # torch reads it
+    *Module.__jit_unused_properties__,  # pyright: ignore[reportAttributeAccessIssue] # as above
+    "on_gpu",
+]
+
+
 class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
 
@@ -151,9 +161,9 @@ def _load_from_checkpoint(
     **kwargs: Any,
 ) -> Any:
     """Construct a module of a class from a checkpoint, for packages whose class overrides ``load_from_checkpoint``."""
-    load = LightningModule.load_from_checkpoint.__func__  # type: ignore[attr-defined] # of the classmethod
+    load = LightningModule.load_from_checkpoint.__func__
     if issubclass(cls, LightningDataModule):
-        load = LightningDataModule.load_from_checkpoint.__func__  # type: ignore[attr-defined]
+        load = LightningDataModule.load_from_checkpoint.__func__
         return load(cls, checkpoint_path, weights_only, **kwargs)
     return load(
         cls,

@@ -218,7 +218,7 @@ class _Registry(dict[str, dict[str, Any]]):
 
         return add if strategy is None else add(strategy)
 
-    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, name: str, default: Any = None) -> Any:
         """A new strategy of this name; None or ``default`` if there is none."""
         entry = dict.get(self, name)
         if entry is None:

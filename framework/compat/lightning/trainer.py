@@ -57,7 +57,7 @@ def _also_takes(init: Callable[..., None]) -> Callable[[Any], Any]:
         for name, parameter in inspect.signature(own).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 parameters[name] = parameter
-        own.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        own.__signature__ = inspect.Signature(list(parameters.values()))
         return own
 
     return decorate
@@ -109,7 +109,7 @@ class Trainer(native.Trainer):
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
         if not self._autolog_hparams:
-            model.logs_hparams = False
+            model.keep_hyperparameters_from_loggers()
         super().fit(model, *args, **kwargs)
 
     @property

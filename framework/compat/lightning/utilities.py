@@ -25,7 +25,6 @@ from ...subclasses import overrides
 from .states import LightningEnum
 
 __all__ = [
-    "AllGatherGrad",
     "AttributeDict",
     "CombinedLoader",
     "GradClipAlgorithmType",
@@ -262,26 +261,6 @@ def extract_batch_size(batch: Any) -> int:
     return batch_size_of(batch)
 
 
-class AllGatherGrad(torch.autograd.Function):
-    """Gathers a tensor from all processes; its gradient flows back to each."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Any = None) -> Tensor:
-        ctx.group = group
-        gathered = [
-            torch.zeros_like(tensor)
-            for _ in range(torch.distributed.get_world_size(group))
-        ]
-        torch.distributed.all_gather(gathered, tensor.contiguous(), group=group)
-        return torch.stack(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
-        torch.distributed.all_reduce(gradient, group=ctx.group)
-        return gradient[torch.distributed.get_rank(ctx.group)], None
-
-
 # Models.
 
 
@@ -406,7 +385,7 @@ def is_param_in_hook_signature(
 
 
 def _jit_is_scripting() -> bool:
-    return torch.jit.is_scripting()
+    return torch.jit.is_scripting()  # type: ignore[attr-defined] # public, though torch does not list it
 
 
 def get_init_args(frame: Any) -> dict[str, Any]:

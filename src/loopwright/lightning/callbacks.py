@@ -1,0 +1,6 @@
+"""Lightning's callbacks."""
+
+from ..framework.compat.lightning.callbacks import *  # noqa: F403 # all that it lists
+
+# So that the paths below it are imported, too.
+__path__: list[str] = []
