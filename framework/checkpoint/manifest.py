@@ -82,7 +82,7 @@ def read_manifest(path: str) -> Manifest:
         manifest = manifest_in(path, storage.read_end(path, LONGEST_END))
         if manifest is None:
             raise CheckpointError(
-                f"{path!r} has no manifest: it is no checkpoint of this program; pass its path to resume from it"
+                f"{path!r} has no manifest: another program has written it, or torch.save anew; pass its path to use it"
             )
         return manifest
     # A pipe of that name would block: to open one waits for somebody to write.

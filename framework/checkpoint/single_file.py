@@ -85,6 +85,10 @@ class FileSnapshot:
             "tensors": plain.left,
             "objects": pickle_objects(objects, "kept in the file as a pickle"),
         }
+        call = checkpoint.get("hyper_parameters_call")
+        if call and call["whole"]:
+            # Lightning asks for the argument that holds all of them.
+            content["hparams_name"] = call["whole"][0]
         self._content = {**_LIKE, **content, OURS: ours}
 
     def write(self, file: Any) -> None:

@@ -16,7 +16,12 @@ from torch.optim import Optimizer
 
 from ...strategies import Precision, Strategy, create_strategy
 from ...strategies.launch.launcher import can_rerun, rerun_script
-from ...strategies.optimizer_state import parameters_of
+from ...strategies.optimizer_state import (
+    is_numbered,
+    named,
+    names_in,
+    parameters_of,
+)
 from ...strategies.precision import create_precision
 from ..arguments import check_count, names_arguments
 from ..checkpoint.saver import Save, Saver
@@ -780,11 +785,11 @@ class Engine(Collectives):
         return self.prepared.strategy_of(optimizer).optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Load what :meth:`optimizer_state` returned.
+        """Load what :meth:`optimizer_state` returned, or what torch's ``state_dict`` did.
 
         Args:
             optimizer: prepared, or not.
-            state: the state.
+            state: the state; torch's, which has no names, is that of the same parameters in the same order.
 
         Raises:
             ValueError: if it is the state of another kind of optimizer, which has other options.
@@ -792,6 +797,8 @@ class Engine(Collectives):
         optimizer = unwrapped(optimizer)
         # Before the state is loaded, as torch then adds to the defaults what groups of older states lack.
         options = set(getattr(optimizer, "defaults", ()))
+        if is_numbered(state):
+            state = named(state, names_in(self.optimizer_state(optimizer)) or [])
         self.prepared.strategy_of(optimizer).load_optimizer_state(optimizer, state)
         for group in optimizer.param_groups:
             if lacking := options - group.keys():

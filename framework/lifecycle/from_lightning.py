@@ -40,7 +40,7 @@ def adopt(run: Run, checkpoint: State) -> None:
     # Its loaders' states are those of its main process.
     states = fit_loop.get("state_dict", {}).get("combined_loader", [])
     loader = states[0] if len(states) == 1 else None
-    if loader is not None and (counters["batches_done"] or not counters["batch_idx"]):
+    if loader is not None and not counters["batch_idx"]:
         # It had given all batches, and nobody had asked for one more: the loader is still inside the epoch.
         is_inside = not (isinstance(loader, dict) and loader.get("_iterator_finished"))
         loader = {"state": loader, "batches": 0, "left": is_inside}
@@ -72,16 +72,19 @@ def _counters(fit_loop: State, global_step: int, run: Run) -> State:
     batches = fit_loop["epoch_loop.batch_progress"]
     current = batches["current"]
     counters = RunState().state_dict()
-    # An epoch counts as processed right before the hooks of its end, and a batch before those of its own.
-    is_inside = epochs["started"] > epochs["processed"]
+    # An epoch counts as processed right before the hooks of its end, and a batch before those of its own. Once its last
+    # batch is processed, an epoch is over for a run that is resumed: what its end needs, such as values, is not saved.
     counters["epoch"] = epochs["processed"]
     counters["past_batches"] = batches["total"]["processed"]
-    if is_inside:
-        done = counters["batch_idx"] = current["processed"]
-        counters["past_batches"] -= done
-        counters["batches_done"] = batches["is_last_batch"] and done == current["ready"]
-        # What is saved after a batch's own hooks is saved by a validation.
-        counters["validated"] = done if current["completed"] == done else -1
+    if epochs["started"] > epochs["processed"]:
+        done = current["processed"]
+        if batches["is_last_batch"] and done == current["ready"]:
+            counters["epoch"] += 1
+        else:
+            counters["batch_idx"] = done
+            counters["past_batches"] -= done
+            # What is saved after a batch's own hooks is saved by a validation.
+            counters["validated"] = done if current["completed"] == done else -1
     # Lightning counts the steps of each optimizer, and here a batch takes one step at most.
     counters["global_step"] = min(global_step, batches["total"]["processed"])
     if counters["global_step"] < global_step:

@@ -170,7 +170,7 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
         checkpoint["data_seed"] = run.state.seed
         if datamodule is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
-    if whole and strategy.capabilities.shards_state and strategy.world_size > 1:
+    if whole and strategy.capabilities.shards_state:
         for key in checkpoint.keys() & {"state_dict", "optimizer_states"}:
             checkpoint[key] = full_state(strategy, checkpoint[key])  # collective
     number_states(checkpoint)

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...strategies.optimizer_state import (
-    is_numbered,
-    named,
-    names_in,
-    parameters_of,
-)
+from ...strategies.optimizer_state import parameters_of
 from ..checkpoint.serialization import fill_unloaded
 from ..engine.step_errors import explain_step
 from ..messages import log
@@ -302,10 +297,6 @@ class Step(ABC):
     def _load(self, state: dict[str, Any]) -> None:
         states = zip(self.optimizers, state["optimizer_states"], strict=True)
         for optimizer, saved in states:
-            if is_numbered(saved):
-                # Another program's, which may have its parameters in this order only.
-                configured = names_in(self.engine.optimizer_state(optimizer))
-                saved = named(saved, configured or [])
             self.engine.load_optimizer_state(optimizer, saved)
         states = zip(self.schedulers.configs, state["lr_schedulers"], strict=True)
         for config, saved in states:

@@ -212,6 +212,38 @@ def test_from_validations_inside_an_epoch() -> None:
         assert counts.validations == 6 - step // 2
 
 
+class Plateau(Regression):
+    """A learning rate that falls when a validated value does not."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.3)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, factor=0.3, threshold=0.9
+        )
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"}
+
+
+class LightningPlateau(Plateau, lightning.LightningModule):
+    pass
+
+
+class OurPlateau(Plateau, Module):
+    pass
+
+
+def test_what_lightning_itself_leaves_out_at_an_epochs_end() -> None:
+    """What steps by a value after the save is not made up for; the run goes on as Lightning's own does."""
+    callback = saving(monitor="val_loss", save_on_train_epoch_end=False)
+    trainer = lightning_trainer(callback, max_epochs=5)
+    trainer.fit(seeded(LightningPlateau), in_order(), in_order())
+    path = [*files()][2]
+    theirs, mine = seeded(LightningPlateau), seeded(OurPlateau)
+    lightning_trainer(max_epochs=5).fit(theirs, in_order(), in_order(), ckpt_path=path)
+    quiet(max_epochs=5).fit(mine, in_order(), in_order(), ckpt_path=path)
+    assert len(mine.losses) == 8
+    assert mine.losses == pytest.approx(theirs.losses, rel=1e-6)
+
+
 class Numbers(DataModule):
     """Data with a state."""
 
@@ -331,8 +363,36 @@ def test_other_optimizers_than_here() -> None:
         quiet(max_epochs=2).fit(OneGroup(), in_order(), ckpt_path=path)
 
 
+class Configured:
+    """Takes all hyperparameters as one argument."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)  # type: ignore[attr-defined] # of the base beside this one
+        self.net = nn.Linear(config["width"], 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), 0.1)
+
+
+class LightningConfigured(Configured, lightning.LightningModule):
+    pass
+
+
+class OurConfigured(Configured, Module):
+    pass
+
+
 def test_our_file_for_lightnings_module() -> None:
     """Lightning loads a module from a file of ours."""
+    configured = quiet()
+    configured.fit(OurConfigured({"width": 2}), in_order())
+    configured.save_checkpoint("c.ckpt", save_format="file")
+    assert LightningConfigured.load_from_checkpoint("c.ckpt").net.in_features == 2
+    assert OurConfigured.load_from_checkpoint("c.ckpt").net.in_features == 2
     module = seeded(OurRegression)
     trainer = quiet()
     trainer.fit(module, in_order())

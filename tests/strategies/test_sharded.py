@@ -322,6 +322,8 @@ def test_weighted_batches_are_those_of_ddp(two: dict[str, Any]):
 # By how it was saved, or is resumed: the strategy, and the number of processes.
 ONE = {f"{name} at 1": name for name in ("single", "fsdp", *ZERO[1:])}
 TWO = {f"{name} at 2": name for name in ("ddp", "fsdp", *ZERO[1:])}
+# Saved in one file, too, whose resuming is tried.
+FILES = ["fsdp at 2", "deepspeed_stage_2 at 2", "deepspeed_stage_3 at 2"]
 SAMPLES = 48  # three steps an epoch: step 5 is in the middle of the second
 
 
@@ -336,6 +338,8 @@ class SaveNow(Callback):
     ) -> None:
         if trainer.global_step == 5:
             trainer.save_checkpoint(self.path)
+            file = self.path.with_name("file.ckpt")
+            trainer.save_checkpoint(file, save_format="file")
 
 
 def begin(folder: Path, kind: str, strategy: str) -> dict[str, Any]:
@@ -358,15 +362,11 @@ def begin(folder: Path, kind: str, strategy: str) -> dict[str, Any]:
     return {"losses": losses(module, trainer)}
 
 
-def go_on(folder: Path, saved: str, strategy: str) -> list[float]:
-    return losses(
-        *fit(
-            strategy,
-            samples=SAMPLES,
-            max_steps=10,
-            ckpt_path=folder / saved / "step=5.ckpt",
-        )
-    )
+def go_on(
+    folder: Path, saved: str, strategy: str, name: str = "step=5.ckpt"
+) -> list[float]:
+    path = folder / saved / name
+    return losses(*fit(strategy, samples=SAMPLES, max_steps=10, ckpt_path=path))
 
 
 def begin_all(folder: Path, kinds: dict[str, str]) -> dict[str, Any]:
@@ -375,12 +375,33 @@ def begin_all(folder: Path, kinds: dict[str, str]) -> dict[str, Any]:
 
 def go_on_all(
     folder: Path, kinds: dict[str, str]
-) -> dict[tuple[str, str], list[float]]:
+) -> dict[tuple[str, ...], list[float]]:
     return {
         (saved, kind): go_on(folder, saved, strategy)
         for saved in (*ONE, *TWO)
         for kind, strategy in kinds.items()
+    } | {
+        ("file", saved, kind): go_on(folder, saved, strategy, "file.ckpt")
+        for saved in FILES
+        for kind, strategy in kinds.items()
     }
+
+
+@pytest.mark.parametrize("saved", FILES)
+@pytest.mark.parametrize("resumed", [*ONE, *TWO])
+def test_a_file_with_all_of_a_sharded_state_is_resumed_by_any_strategy(
+    runs: dict[str, Any], folder: Path, saved: str, resumed: str
+):
+    content = torch.load(folder / saved / "file.ckpt", weights_only=True)
+    assert content["state_dict"].keys() == Net().state_dict().keys()
+    whole, rest = (
+        runs["begun"][saved]["losses"],
+        runs["resumed"]["file", saved, resumed],
+    )
+    if resumed in TWO:
+        assert rest == whole[5:]
+    else:
+        assert rest == pytest.approx(whole[5:], rel=1e-6)
 
 
 @pytest.mark.parametrize("saved", [*ONE, *TWO])
@@ -404,6 +425,7 @@ def test_checkpoints_hold_the_same_whatever_the_strategy(
     for name, expected in (
         ("step=5", same),
         ("now", same),
+        ("file", same),
         ("step=10", same),
         ("step=5", "single at 1"),
     ):
@@ -510,6 +532,7 @@ def test_a_damaged_part_is_noticed_and_the_checkpoint_before_used(
     harm, words = DAMAGES[damage]
     shutil.copytree(folder / saved, tmp_path / "ckpt")
     shutil.rmtree(tmp_path / "ckpt" / "now.ckpt")
+    (tmp_path / "ckpt" / "file.ckpt").unlink()
     harm(tmp_path / "ckpt" / "step=10.ckpt" / "model" / "rank-1.safetensors")
     with pytest.raises(
         CheckpointError, match=rf"step=10\.ckpt.*model/rank-1\.safetensors .*{words}"
