@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import random
 import sys
@@ -34,12 +35,13 @@ def seed_everything(
         The seed.
 
     Raises:
-        ValueError: if the seed is out of range.
+        ValueError: if the seed is no integer in this range.
     """
     value = seed if seed is not None else os.environ.get(SEED_VARIABLE, 0)
     try:
-        number = int(value)
-    except ValueError:
+        # A text is that of the environment's variable, or as good as that.
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
         number = -1
     if not 0 <= number < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {value!r}")

@@ -36,7 +36,7 @@ from .engine.accelerate_launch import launched_accumulation
 from .engine.engine import Engine
 from .errors import on_main_rank
 from .lifecycle.callbacks import default_callbacks, with_module_callbacks
-from .lifecycle.checks import check_run
+from .lifecycle.checks import check_new_optimizers, check_run
 from .lifecycle.compile import uncompiled
 from .lifecycle.execute import execute
 from .lifecycle.run_checkpoints import RunCheckpoints
@@ -796,6 +796,7 @@ class Trainer:
             raise RuntimeError(
                 "optimizers can be replaced once fit has called configure_optimizers"
             )
+        check_new_optimizers(self, optimizers)
         self._step.replace_optimizers(self.engine.setup_optimizers(optimizers))
 
     @property

@@ -170,7 +170,9 @@ class TensorBoardLogger(FolderLogger):
         metrics, step = self._hp_metrics
         self._hp_metrics = None
         shown = {name: _showable(value) for name, value in _flat(self.hparams)}
-        for summary in hparams(shown, dict(metrics)):
+        # The page finds metrics by the names of their curves.
+        curves = {f"{self._prefix}{name}": value for name, value in metrics.items()}
+        for summary in hparams(shown, curves):
             self._add(summary, step)
         self.log_metrics(dict(metrics), step)
 

@@ -105,9 +105,10 @@ def find_manifests(
         if parent in folders and not storage.exists(join(path, MANIFEST)):
             # These are the files of the checkpoint around it, whose manifest names this folder.
             continue
-        if name.startswith("."):
+        replaced = name_of_hidden(name)
+        if replaced is not None:
             # One that was moved aside counts only while nothing has taken its place.
-            is_replaced = storage.exists(join(parent, name_of_hidden(name)))
+            is_replaced = storage.exists(join(parent, replaced))
             if is_replaced or not name.endswith(".old"):
                 continue
         try:

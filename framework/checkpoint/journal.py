@@ -41,9 +41,10 @@ def hidden_name(path: str, kind: str) -> str:
     return join(parent, f".{name}.{_this_process()}.{uuid.uuid4().hex[:8]}.{kind}")
 
 
-def name_of_hidden(hidden: str) -> str:
-    """``name`` of ``.name.process.number.tmp`` or ``.old``."""
-    return hidden[1:].rsplit(".", 3)[0]
+def name_of_hidden(hidden: str) -> str | None:
+    """``name`` of ``.name.process.number.tmp`` or ``.old``; None for other names, which may begin with a dot, too."""
+    match = _UNFINISHED.fullmatch(hidden)
+    return None if match is None else match["name"]
 
 
 def _this_machine() -> str:

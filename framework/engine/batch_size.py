@@ -85,7 +85,7 @@ def find_executable_batch_size(
             if not attempt.failed:
                 return result
             for engine in list(Engine.instances):
-                engine.forget()
+                engine.forget(interrupted=True)
             attempt.leave()
             rollback.apply()
             smaller = reduce_size(size)

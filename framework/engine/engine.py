@@ -951,9 +951,9 @@ class Engine(Collectives):
 
     clear = free_memory
 
-    def forget(self) -> None:
-        """Forget everything that was prepared or registered."""
-        self.prepared.release()
+    def forget(self, interrupted: bool = False) -> None:
+        """Forget everything that was prepared or registered; without collectives if an error has ``interrupted``."""
+        self.prepared.release(interrupted)
         self.prepared = Prepared(self, self.prepared.data_seed)
         self._micro_batch = MicroBatch(self)
         self.end_window()

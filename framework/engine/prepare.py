@@ -230,13 +230,18 @@ class Prepared:
             for loader in self.loaders:
                 loader.read_in_order_of(seed)
 
-    def release(self) -> None:
-        """Undo what the strategies have done to the modules, and end the loaders' workers."""
+    def release(self, interrupted: bool) -> None:
+        """Undo what the strategies have done to the modules, and end the loaders' workers.
+
+        Args:
+            interrupted: whether other ranks may not come to collectives.
+        """
         for strategy in self.strategies:
             # The user may have left a step half done, as when memory ran out in a backward. So a module's own copy of
             # the strategy neither checks its gradients nor calls a collective. The engine's strategy itself serves
             # where there can be one module only; that one gives back what it has trained, which takes all ranks.
-            strategy.teardown(interrupted=strategy is not self._engine.strategy)
+            is_copy = strategy is not self._engine.strategy
+            strategy.teardown(interrupted=interrupted or is_copy)
         for loader in self.loaders:
             loader.close()
 

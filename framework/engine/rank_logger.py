@@ -6,13 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
-
-# What this class adds to ``stacklevel``, so that a record names its caller's line. Before Python 3.11, logging counted
-# frames of its own, too.
-_OWN_FRAMES = 1 if sys.version_info >= (3, 11) else 3
 
 # What ``warning_once`` has said.
 _said: set[str] = set()
@@ -37,7 +34,7 @@ class RankLogger(logging.LoggerAdapter):
     ) -> None:
         """As ``logging.Logger.log``."""
         rank, world_size = _rank_and_world_size()
-        kwargs["stacklevel"] = stacklevel + _OWN_FRAMES
+        kwargs["stacklevel"] = stacklevel + _own_frames(sys._getframe(1))
         if in_order and world_size > 1:
             for turn in range(world_size):
                 if turn == rank:
@@ -67,6 +64,14 @@ class RankLogger(logging.LoggerAdapter):
         """Put the rank before messages of several processes."""
         rank, world_size = _rank_and_world_size()
         return (f"[rank {rank}] {msg}" if world_size > 1 else msg), kwargs
+
+
+def _own_frames(caller: FrameType) -> int:
+    """What is to be added to ``stacklevel``, so that a record names the line of ``log``'s caller, or of ``info``'s."""
+    if sys.version_info >= (3, 11):
+        return 1
+    # Before, logging counted frames of its own: one in any case, and that of its ``info``, which calls ``log``.
+    return 3 if caller.f_globals.get("__name__") == "logging" else 2
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from ...strategies.optimizer_state import parameters_of
 from ..datamodule import DataModule
-from ..loop.closure import check_closure
+from ..loop.closure import check_closure, takes_closure
 from ..loop.loaders import LOADER_METHODS
 from ..loop.step import step_arguments
 from ..messages import log
@@ -279,4 +280,32 @@ def check_optimizers(
         log.warning(
             "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
             type(module).__name__,
+        )
+
+
+def check_new_optimizers(trainer: Trainer, optimizers: Any) -> None:
+    """Raise unless these can take the place of the optimizers of a fit.
+
+    Args:
+        trainer: whose fit it is.
+        optimizers: what is set as ``trainer.optimizers``.
+
+    Raises:
+        TypeError: if they are no list of optimizers.
+        ValueError: as :func:`check_optimizers`; also if they cannot step as the fit does, with a closure or without.
+    """
+    is_list = isinstance(optimizers, (list, tuple))
+    if not is_list or not all(isinstance(each, Optimizer) for each in optimizers):
+        raise TypeError(
+            f"trainer.optimizers must be a list of optimizers; got {optimizers!r}"
+        )
+    module = trainer.module
+    check_optimizers(trainer, module, list(optimizers), [])
+    if not module.automatic_optimization:
+        return
+    before = trainer.optimizers[0]
+    if takes_closure(module, optimizers[0]) is not takes_closure(module, before):
+        raise ValueError(
+            f"trainer.optimizers: a {type(optimizers[0]).__name__} cannot take the place of a {type(before).__name__} "
+            "during a fit, as only one of them steps by a closure: return it from configure_optimizers"
         )

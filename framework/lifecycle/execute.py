@@ -115,8 +115,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         _take_down(run)
         state.end("finished")
         state.enter(None)
-        for logger in trainer.loggers:
-            logger.finalize("success")
+        _finalize(trainer, "success")
     except BaseException as error:
         if not run.consensus.signal:
             # First of all, while signals are only noted: later, one may end this process at once. An end by signal
@@ -379,5 +378,17 @@ def _fail(run: Run, error: BaseException) -> None:
     run.engine.saver.wait()
     strategy.teardown(interrupted=True)
     strategy.group.failed = False
+    _finalize(trainer, run.state.status)
+
+
+def _finalize(trainer: Trainer, status: str) -> None:
+    """Let all loggers end. What one of them raises ends neither the others nor a run that has come to its end."""
     for logger in trainer.loggers:
-        logger.finalize(run.state.status)
+        try:
+            logger.finalize(status)
+        except Exception:
+            log.exception(
+                "%s could not finish (%s): what it had not written is lost",
+                type(logger).__name__,
+                status,
+            )

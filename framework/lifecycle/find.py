@@ -98,10 +98,11 @@ def newest_checkpoints(run: Run) -> list[str]:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
     """
     callbacks = run.trainer.checkpoint_callbacks
-    given = {str(each.dirpath) for each in callbacks if each.dirpath is not None}
+    dirpaths = [each.dirpath for each in callbacks]
+    given = {str(path) for path in dirpaths if path is not None}
     endings = {".ckpt", *(each.FILE_EXTENSION for each in callbacks)}
     manifests = _manifests_in(given, endings)
-    if len(given) < len(callbacks) or not given:
+    if None in dirpaths or not dirpaths:
         roots = {join(str(run.trainer.default_root_dir), "checkpoints")}
         for logger in run.trainer.loggers:
             root = getattr(logger, "root_dir", None) or logger.log_dir

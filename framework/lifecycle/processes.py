@@ -82,13 +82,16 @@ def run_in_processes(
     """
     num_processes = trainer.world_size
     # This does not return: it leaves with the exit code of the job.
+    max_restarts = trainer.strategy.group.max_restarts
     if can_rerun():
-        rerun_script(num_processes, trainer.strategy.group.max_restarts)
+        rerun_script(num_processes, max_restarts)
     # Drawn here, in the process that the user has seeded.
     trainer.state.draw_seed()
     trainer.use_callbacks_of(request.module)
     arguments = (execute, trainer, request, rng_state())
-    result: RunResult = call_in_processes(_run_here, arguments, num_processes)
+    result: RunResult = call_in_processes(
+        _run_here, arguments, num_processes, max_restarts
+    )
     result.apply(trainer, request)
     return result.returned
 

@@ -76,7 +76,8 @@ class Consensus:
         """Ask to end the training, or take that back."""
         self.stop_requested = stop
         if self._is_alone:
-            self.stop = stop
+            # A signal's stop is not for a hook to take back.
+            self.stop = stop or bool(self.signal)
             self._wake()
 
     def request_skip(self) -> bool:

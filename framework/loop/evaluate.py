@@ -78,7 +78,9 @@ class _Evaluation:
             if self.transfer is not None:
                 batch = self.transfer(batch, index)
             if is_dummy:
-                self._run_dummy((batch, batch_idx, *more)[: self.num_arguments])
+                # Also where no batch of its own has come before.
+                arguments = (batch, max(batch_idx, 0), *more)[: self.num_arguments]
+                self._run_dummy(arguments)
                 continue
             batch_idx += 1
             run.metrics.begin_batch(batch)

@@ -113,6 +113,20 @@ def _from_slurm(env: Mapping[str, str]) -> ClusterEnvironment | None:
     if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
         return None
     # Tasks on each machine: "4(x2),3" means 4, 4, 3.
+    needed = (
+        "SLURM_STEP_TASKS_PER_NODE",
+        "SLURM_NODEID",
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
+        "SLURM_LOCALID",
+    )
+    if not env.get("MASTER_ADDR"):
+        needed += ("SLURM_STEP_NODELIST",)
+    if missing := [name for name in needed if name not in env]:
+        raise ValueError(
+            f"SLURM's srun has started this process, and {', '.join(missing)} is not set, as in a container that does "
+            f"not get it: pass it on, or set {SWITCH}=off to ignore SLURM"
+        )
     tasks: list[int] = []
     for count, _, times in re.findall(
         r"(\d+)(\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"]

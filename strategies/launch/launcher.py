@@ -121,6 +121,7 @@ def call_in_processes(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     processes: int,
+    max_restarts: int = 0,
 ) -> Any:
     """Call ``function(*args)`` in ``processes`` fresh processes; returns what it returns in rank 0.
 
@@ -128,6 +129,7 @@ def call_in_processes(
         function: sent by cloudpickle, as its arguments are, so what a notebook defines may be in them.
         args: its arguments.
         processes: how many.
+        max_restarts: how often all are started again when one fails, to call the function again.
 
     Raises:
         TypeError: if they cannot be pickled.
@@ -137,7 +139,7 @@ def call_in_processes(
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    with agent(processes) as (launch, folder):
+    with agent(processes, max_restarts) as (launch, folder):
         payload = os.path.join(folder, "call.pkl")
         result = os.path.join(folder, "result.pkl")
         try:
@@ -153,7 +155,7 @@ def call_in_processes(
         except ChildFailedError as error:
             job = failure_text(error.failures, folder, processes)
             failure = RuntimeError(f"a process failed\n\n{job.text}")
-            raised = _load_error(f"{result}.{job.rank}")
+            raised = _load_error(f"{result}.{job.rank}.{max_restarts}")
             if raised is None:
                 raise failure from None
             if not isinstance(raised, Exception):
@@ -201,7 +203,8 @@ def _call(payload: str, result: str) -> None:
     except BaseException as error:
         report(error)
         with suppress(Exception):
-            _save_error(error, f"{result}.{os.environ['RANK']}")
+            restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
+            _save_error(error, f"{result}.{os.environ['RANK']}.{restart}")
         sys.stdout.flush()
         sys.stderr.flush()
         # The usual end of the interpreter would wait for threads, which may wait for peers.

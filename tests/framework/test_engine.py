@@ -32,6 +32,7 @@ from loopwright.framework import (
 )
 from loopwright.framework.data.iteration import INFINITE, loader_length
 from loopwright.loggers import CSVLogger, Logger, TensorBoardLogger
+from loopwright.strategies import Capabilities, SingleDeviceStrategy
 from tests.strategies.distributed import all_in_processes, in_processes, quiet, told_by
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -1045,3 +1046,66 @@ def test_a_model_is_spread_over_cpu_and_disk(tmp_path: Path):
     assert next(spread[3].parameters()).device.type == "meta"
     with torch.no_grad():
         assert torch.equal(spread(x), expected)
+
+
+class Whole(SingleDeviceStrategy):
+    """Prepares one module only, as DeepSpeed does; notes how it is torn down."""
+
+    capabilities = Capabilities(single_module=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[bool] = []
+
+    def teardown(self, interrupted: bool = False) -> None:
+        self.ends.append(interrupted)
+
+
+def test_forgetting_after_memory_ran_out_meets_nobody() -> None:
+    """The other processes may be anywhere; else the strategy gives back what it has trained, with all of them."""
+    engine = Engine(accelerator="cpu", devices=1, strategy=(strategy := Whole()))
+
+    @find_executable_batch_size(starting_batch_size=2)
+    def train(batch_size: int) -> int:
+        module = nn.Linear(2, 1)
+        engine.prepare(module, torch.optim.SGD(module.parameters(), lr=0.1))
+        if batch_size == 2:
+            raise torch.OutOfMemoryError
+        return batch_size
+
+    assert train() == 1
+    assert strategy.ends == [True]
+    engine.free_memory()
+    assert strategy.ends == [True, False]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize("prepares_first", [True, False])
+def test_a_loss_scaler_of_ones_own(precision: str, prepares_first: bool) -> None:
+    """Scales from then on, and the optimizers step on gradients of their true size."""
+    engine = make(devices=1, precision=precision)
+    model: Any = nn.Linear(2, 1)
+    weight = model.weight.detach().clone()
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+    if prepares_first:
+        model, optimizer = engine.prepare(model, optimizer)
+        engine.scaler = scaler
+    else:
+        engine.scaler = scaler
+        model, optimizer = engine.prepare(model, optimizer)
+    assert engine.scaler is scaler
+    for scale in (4.0, 8.0):
+        optimizer.zero_grad()
+        with engine.accumulate(model):
+            engine.backward(model(torch.ones(1, 2)).sum())
+            assert model.weight.grad.tolist() == [[scale, scale]]
+            optimizer.step()
+        assert not engine.step_was_skipped
+        weight -= 1
+        torch.testing.assert_close(model.weight.detach(), weight)
+    optimizer.zero_grad()
+    with engine.accumulate(model):
+        engine.backward(model(torch.full((1, 2), torch.inf)).sum())
+        optimizer.step()
+    assert engine.step_was_skipped

@@ -461,6 +461,28 @@ def test_after_a_failed_evaluation() -> None:
     ]
 
 
+def test_after_an_evaluation_that_failed_in_its_second_loader() -> None:
+    """What is logged before the first batch of the next one belongs to no loader."""
+
+    class Fails(Logs):
+        fails = True
+
+        def on_validation_epoch_start(self) -> None:
+            self.log("start", 1.0)
+
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
+            if self.fails and dataloader_idx == 1:
+                raise RuntimeError("once")
+
+    trainer, module = quiet(), Fails()
+    with pytest.raises(RuntimeError, match="once"):
+        trainer.validate(module, [values(), values()], verbose=False)
+    module.fails = False
+    assert trainer.validate(module, values(), verbose=False) == [{"start": 1}]
+
+
 # -- torchmetrics ---------------------------------------------------------------------------------------------------
 
 

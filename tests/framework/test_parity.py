@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -281,3 +282,13 @@ def test_a_second_step_in_a_batch_leaves_other_gradients_scaled_once() -> None:
         trainer(max_epochs=1, precision=precision).fit(module, loader(1))
         weights.append(module.critic.weight.detach())
     torch.testing.assert_close(*weights, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 2**32, "one", "1.0", [1]])
+def test_what_is_no_seed(seed: Any) -> None:
+    """Is an error, and is not rounded."""
+    with pytest.raises(ValueError, match=r"seed must be an integer from 0 to .*; got"):
+        seed_everything(seed)
+    numbers: list[Any] = [np.int64(3), "3", torch.tensor(3)]
+    for number in numbers:
+        assert seed_everything(number, verbose=False) == 3

@@ -235,6 +235,43 @@ def test_a_signal_saves_though_the_save_before_failed(monkeypatch: pytest.Monkey
         )
 
 
+def test_a_signal_is_not_taken_back():
+    """By a hook that sets should_stop to False: the run ends with the step."""
+
+    class Goes(Linear):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.trainer.should_stop = False
+
+    trainer = quiet(ModelCheckpoint("kept"))
+    with pytest.raises(SystemExit):
+        trainer.fit(Goes(), loader(6))
+    assert trainer.global_step == 2
+
+
+def test_last_looks_where_the_callbacks_save():
+    """Two in one folder: the default folders, with other runs' checkpoints, are not searched."""
+    quiet(ModelCheckpoint(), max_epochs=3).fit(Linear(), loader(4))
+    both = [ModelCheckpoint("kept", every_n_epochs=n) for n in (1, 2)]
+    trainer = quiet(*both)
+    trainer.fit(Linear(), loader(4), ckpt_path="last")
+    assert trainer.global_step == 4
+    assert trainer.ckpt_path is None
+
+
+def test_a_checkpoint_with_a_dot_in_front_is_found():
+    callback = ModelCheckpoint("kept", filename=".{epoch}")
+    quiet(callback).fit(Linear(), loader(4))
+    assert Path(callback.best_model_path).name == ".epoch=0.ckpt"
+    trainer = quiet(ModelCheckpoint("kept", filename=".{epoch}"), max_epochs=2)
+    trainer.fit(Linear(), loader(4), ckpt_path="last")
+    assert trainer.ckpt_path == callback.best_model_path
+    assert trainer.global_step == 8
+
+
 @pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
 def test_a_signal_that_comes_while_workers_start(
     monkeypatch: pytest.MonkeyPatch, kind: Any

@@ -1071,6 +1071,67 @@ def test_settable_attributes() -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("optimizers", "words"),
+    [
+        (lambda p: [], "returned no optimizer"),
+        (lambda p: torch.optim.SGD(p, 0.1), "must be a list of optimizers; got SGD"),
+        (lambda p: [torch.optim.SGD(p, 0.1)] * 2, "returned 2 optimizers"),
+        (lambda p: [None], r"must be a list of optimizers; got \[None\]"),
+        (lambda p: [torch.optim.LBFGS(p)], "LBFGS cannot take the place of a SGD"),
+    ],
+)
+def test_optimizers_that_cannot_be_set(optimizers: Any, words: str) -> None:
+    """Are refused as those of configure_optimizers are, and the old ones stay."""
+
+    class Sets(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+            before = trainer.optimizers
+            with pytest.raises((TypeError, ValueError), match=words):
+                trainer.optimizers = optimizers(list(pl_module.parameters()))
+            assert trainer.optimizers == before
+
+    trainer = quiet(Sets())
+    trainer.fit(Linear(), loader())
+    assert trainer.global_step == 4
+
+
+class Fails(Rows):
+    """Cannot write its last rows."""
+
+    def finalize(self, status: str) -> None:
+        raise OSError(28, "No space left on device")
+
+
+class Ends(Rows):
+    status = ""
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+def test_a_logger_that_cannot_finish(caplog: pytest.LogCaptureFixture) -> None:
+    """Is told of; the others finish, the run has come to its end, and its results are there."""
+    ends = Ends()
+    watch = Watch(lambda trainer: trainer.state.status, "teardown", "on_exception")
+    trainer = quiet(watch, logger=[Fails(), ends])
+    assert trainer.test(Evaluated(), loader(), verbose=False)[0]["test_loss"] > 0
+    assert [name for name, _ in watch.found] == ["teardown"]
+    assert trainer.state.finished
+    assert ends.status == "success"
+    assert "Fails could not finish (success)" in caplog.text
+    assert "No space left on device" in caplog.text
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    module: Any = Linear()
+    module.training_step = fail
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(module, loader())
+    assert ends.status == "failed"
+
+
 def test_configure_callbacks_of_the_module() -> None:
     """They join for the run, replace those of their type, and are gone afterwards."""
 

@@ -155,6 +155,21 @@ def test_hyperparameters_with_results():
     assert "hparams.json" in os.listdir(silent.log_dir)
 
 
+def test_results_beside_hyperparameters_have_their_curves_names():
+    from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
+    from tensorboard.plugins.hparams.plugin_data_pb2 import (
+        HParamsPluginData,  # type: ignore[attr-defined] # protobuf makes it at run time
+    )
+
+    logger = TensorBoardLogger("logs", prefix="run")
+    logger.log_hyperparams({"lr": 0.1}, {"accuracy": 0.5})
+    logger.finalize("success")
+    content = accumulator(logger).SummaryMetadata(EXPERIMENT_TAG).plugin_data.content
+    shown = HParamsPluginData.FromString(content).experiment.metric_infos
+    assert [info.name.tag for info in shown] == ["run-accuracy"]
+    assert points(logger) == {"run-accuracy": [(0, 0.5)]}
+
+
 @pytest.mark.parametrize("saved_at", ["epoch=0-step=3", "epoch=1-step=6"])
 def test_a_resumed_run_shows_each_point_once(saved_at: str):
     class Tuned(Scripted):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy
 from loopwright.strategies.launch import failures, job_report, launcher
@@ -46,6 +47,7 @@ DEFINITIONS = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Module, Trainer
 
 
@@ -1037,6 +1039,56 @@ def test_no_launcher_is_imagined(variables: dict[str, str], launched_by: Any) ->
 )
 def test_the_first_of_slurms_nodes(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NODELIST", "SLURM_LOCALID"])
+def test_a_variable_that_slurm_has_not_set_is_named(
+    name: str, launched_by: Any
+) -> None:
+    launched_by({key: value for key, value in SLURM.items() if key != name})
+    with pytest.raises(
+        ValueError, match=f"SLURM's srun has started this process, and {name} is not"
+    ):
+        detect_environment()
+
+
+def trains_at_the_second_start(folder: str) -> tuple[int, int]:
+    """Runs as in a notebook, whose processes die once."""
+
+    class Dies(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+            if is_first and trainer.current_epoch == 2:
+                trainer.engine.saver.wait()
+                raise RuntimeError("the first time")
+
+    class Net(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+            self.epochs: list[int] = []
+
+        def on_train_epoch_start(self) -> None:
+            self.epochs.append(self.current_epoch)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.layer(batch).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Net()
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy=DDPStrategy(max_restarts=1), max_epochs=3, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Dies(), ModelCheckpoint(folder)],
+    )  # fmt: skip
+    trainer.fit(module, [torch.ones(2, 2)] * 2, ckpt_path="last")
+    return trainer.global_step, module.epochs[0]
+
+
+def test_a_notebooks_processes_are_started_again(tmp_path: Path) -> None:
+    """As those of a script, ``max_restarts`` times; the run goes on."""
+    assert trains_at_the_second_start(str(tmp_path / "saved")) == (3, 2)
 
 
 def test_mpi_over_machines_needs_an_address(launched_by: Any) -> None:

@@ -679,6 +679,7 @@ class Judged(Net):
         )
 
     def judge(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert batch_idx >= 0, "a rank that has had no batch runs one as its first"
         logits, targets = self(batch[0][:, :-1])[:, -1], batch[0][:, -1]
         self.log("loss", self.loss(batch[0]), batch_size=len(targets), sync_dist=True)
         self.log("lowest", logits.min(), reduce_fx="min")
