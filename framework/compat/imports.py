@@ -90,6 +90,25 @@ class ImportedFaces(MetaPathFinder, Loader):
         return self in sys.meta_path
 
 
+def import_parts_of(package: str) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__`` that imports its parts: ``import a`` is enough to use ``a.b.c``.
+
+    Args:
+        package: its name.
+    """
+
+    def getattr_of_package(name: str) -> Any:
+        path = f"{package}.{name}"
+        try:
+            return import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path:
+                raise
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return getattr_of_package
+
+
 def require_not_imported(packages: Sequence[str], by: str) -> None:
     """Raise if a package has been imported already, so that its objects and ours would meet in one program.
 

@@ -1,5 +1,6 @@
 """Lightning's names, answered by Loopwright; see :mod:`loopwright.framework.compat.lightning`."""
 
+from ..framework.compat.imports import import_parts_of
 from ..framework.compat.lightning import (
     Callback,
     Fabric,
@@ -21,3 +22,6 @@ __all__ = [
     "install",
     "seed_everything",
 ]
+
+# `import loopwright.lightning as pl` is enough to use `pl.callbacks`, as Lightning imports its parts itself.
+__getattr__ = import_parts_of(__name__)

@@ -401,3 +401,14 @@ def test_a_module_becomes_torchscript(tmp_path: Path) -> None:
 def test_a_seed_is_taken() -> None:
     assert seed_everything(7, workers=True, verbose=False) == 7
     assert issubclass(BoringModel, LightningModule)
+
+
+def test_parts_need_no_import_of_their_own():
+    program = (
+        "import loopwright.lightning as pl\n"
+        "assert pl.callbacks.EarlyStopping is pl.callbacks.early_stopping.EarlyStopping\n"
+        "assert pl.pytorch.Trainer is pl.Trainer and pl.fabric.utilities and pl.utilities.types\n"
+        "assert not hasattr(pl, 'no_part') and not hasattr(pl.utilities, 'no_part')\n"
+    )
+    ended = run_program("-c", program)
+    assert ended.returncode == 0, ended.stderr
