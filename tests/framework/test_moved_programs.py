@@ -1,0 +1,56 @@
+"""Programs for Lightning and Accelerate run after `loopwright migrate --write`, and nothing else.
+
+They are in `elsewhere/`, written with the calls of those projects' public examples; as they stand there, they run on
+Lightning and Accelerate. Each ends with assertions of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loopwright.framework.command_line.migrate.main import main
+from tests.programs import run_program
+
+PROGRAMS = Path(__file__).with_name("elsewhere")
+
+# Runs programs one after the other, each as the main one.
+RUNNER = """
+import runpy
+import sys
+
+for program in {programs!r}:
+    sys.argv = [program]
+    runpy.run_path(program, run_name="__main__")
+    sys.stdout.write(f"RAN {{program}}\\n")
+    sys.stdout.flush()
+"""
+
+
+def moved(family: str, folder: Path, *options: str) -> list[str]:
+    """Copy programs to a folder and rewrite them there; returns their names."""
+    shutil.copytree(PROGRAMS / family, folder, dirs_exist_ok=True)
+    assert main([str(folder), "--write", *options]) == 0
+    names = sorted(file.name for file in folder.glob("*.py"))
+    for name in names:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert not re.search(
+            r"^\s*(from|import) (lightning|pytorch_lightning|accelerate)", text, re.M
+        )
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_programs_for_lightning(processes: int, tmp_path: Path) -> None:
+    names = moved("lightning", tmp_path)
+    (tmp_path / "runner.py").write_text(RUNNER.format(programs=names))
+    launch = ["-m", "loopwright", "launch", "--processes", str(processes)]
+    command = launch if processes > 1 else []
+    ended = run_program(*command, "runner.py", cwd=tmp_path, timeout=200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for name in names:
+        assert ended.stdout.count(f"RAN {name}") == processes
