@@ -573,10 +573,13 @@ class ModelCheckpoint(Callback):
     def _replaced_by_the_next(self) -> str:
         """The checkpoint that the next one among the best will replace, or ""."""
         record = self._record
-        if self.monitor is None:
-            return record.best_model_path if self.save_top_k == 1 else ""
-        is_full = len(record.best_k_models) == self.save_top_k
-        return record.kth_best_model_path if is_full else ""
+        replaced = ""
+        if self.monitor is None and self.save_top_k == 1:
+            replaced = record.best_model_path
+        elif self.monitor and len(record.best_k_models) == self.save_top_k:
+            replaced = record.kth_best_model_path
+        # Not one of another program's, from which this run was resumed.
+        return replaced if replaced in record.removable else ""
 
     def _best_pointer(self, trainer: Trainer, values: dict[str, Any]) -> str:
         """The path of the pointer to the best checkpoint; "" if a checkpoint has that name."""

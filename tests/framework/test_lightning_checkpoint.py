@@ -323,6 +323,23 @@ def test_states_of_callbacks_and_data(caplog: pytest.LogCaptureFixture) -> None:
     assert "lacks" not in caplog.text
 
 
+@pytest.mark.parametrize("save_format", ["file", "folder"])
+def test_its_checkpoints_are_not_replaced(save_format: Any) -> None:
+    """Though the next one would have the same name."""
+    named: dict[str, Any] = {"dirpath": "lightning", "filename": "model"}
+    theirs = lightning.callbacks.ModelCheckpoint(**named)
+    lightning_trainer(theirs, max_epochs=1).fit(LightningRegression(), in_order())
+    path = Path("lightning/model.ckpt")
+    before = path.read_bytes()
+    callback = ours.ModelCheckpoint(**named, save_format=save_format)
+    again = quiet(callback, max_epochs=3)
+    again.fit(OurRegression(), in_order(), ckpt_path=path)
+    assert path.read_bytes() == before
+    assert Path(callback.best_model_path).name == "model-v1.ckpt"
+    assert load_checkpoint(callback.best_model_path)["global_step"] == 12
+    assert len([*Path("lightning").iterdir()]) == 2
+
+
 def test_what_is_not_opened_unasked_and_what_is_damaged() -> None:
     """Objects are loaded with weights_only=False; a flipped byte is named."""
 
