@@ -400,12 +400,14 @@ class CombinedSource(BatchSource):
         states = []
         for source in self._sources:
             reading = source.reading
-            number = reading.first + (self._begin + following) * reading.every
+            number = self._begin + following
+            is_ahead = False
             if self.loader.mode == "max_size_cycle" and source.stateful:
+                # Rounds have this rank's batches.
                 round_, number = _round_of(number, _round_length(source))
-                if source.iterated_epoch != _epoch_of(self._epoch, round_):
-                    # It has begun the next round, so its state is ahead: a resume finds that, and refuses.
-                    number = None
+                is_ahead = source.iterated_epoch != _epoch_of(self._epoch, round_)
+            # It has begun the next round, so its state is ahead: a resume finds that, and refuses.
+            number = None if is_ahead else reading.first + number * reading.every
             states.append(source.state_dict(number, done))
         return states
 
