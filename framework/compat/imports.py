@@ -10,6 +10,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+# The attribute of a class that nothing serves: what to use.
+UNSERVED = "unserved_advice"
+
 
 class _Face(ModuleType):
     """A module under another package's name, whose names are those of a module of ours."""
@@ -142,4 +145,4 @@ def unserved(name: str, advice: str) -> Any:
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{name} is not there in Loopwright: {advice}")
 
-    return type(name, (), {"__new__": refuse, "__doc__": advice})
+    return type(name, (), {"__new__": refuse, "__doc__": advice, UNSERVED: advice})

@@ -505,6 +505,25 @@ def test_what_behaves_otherwise_is_told_by_line(
         assert len(found) == 1, (words, lines)
 
 
+def test_names_that_are_not_there_are_told(migrate: Migrate) -> None:
+    text = (
+        "import pytorch_lightning as pl\n"
+        "from lightning.pytorch.callbacks import EarlyStopping, StopsEarly, WeightAveraging\n"
+        "from pytorch_lightning.somewhere import X\n"
+        "pl.callbacks.EarlyStopping.check_on_train_epoch_end\n"
+        "pl.callbacks.NoCallback()\n"
+    )
+    migrate(text)
+    told = re.findall(r"^program.py:(.*)$", migrate.told, re.M)  # type: ignore[attr-defined] # set by the fixture
+    start = "2: loopwright.lightning.callbacks.WeightAveraging can be imported, and does nothing: "
+    assert told[1].startswith(start)
+    assert told[:1] + told[2:] == [
+        "2: loopwright.lightning.callbacks has no StopsEarly",
+        "3: loopwright.lightning has no somewhere",
+        "5: loopwright.lightning.callbacks has no NoCallback",
+    ]
+
+
 def test_a_plain_program_is_told_nothing(migrate: Migrate) -> None:
     text = "import torch\n\nscheduler.step()\ntrainer.fit_loop\nx = 'lightning'\n"
     assert migrate(text, "--to", "native") == text

@@ -174,13 +174,16 @@ def _rewritten(source: bytes | str, options: Namespace) -> tuple[str, str, list[
     from .bindings import read_program
     from .findings import find_notes
     from .rewrite import rewrite
+    from .served import find_missing
 
     families = set(FAMILIES.values())
     if options.family != "auto":
         families = {options.family}
     program = read_program(source, families)
     module, notes = rewrite(program, options.target)
-    notes = sorted({*notes, *find_notes(program, options.target)})
+    notes += find_notes(program, options.target)
+    notes += find_missing(program, options.target)
+    notes = sorted(set(notes))
     return module.code, module.encoding, notes
 
 
