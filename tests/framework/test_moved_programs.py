@@ -44,9 +44,11 @@ def moved(family: str, folder: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_programs_for_lightning(processes: int, tmp_path: Path) -> None:
-    names = moved("lightning", tmp_path)
+@pytest.mark.parametrize(
+    ("target", "processes"), [("face", 1), ("face", 2), ("native", 1)]
+)
+def test_programs_for_lightning(target: str, processes: int, tmp_path: Path) -> None:
+    names = moved("lightning", tmp_path, "--to", target)
     (tmp_path / "runner.py").write_text(RUNNER.format(programs=names))
     launch = ["-m", "loopwright", "launch", "--processes", str(processes)]
     command = launch if processes > 1 else []

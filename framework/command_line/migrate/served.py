@@ -48,7 +48,10 @@ def _problem(path: str) -> str:
     root = f"{package}.{face}"
     if face not in ("lightning", "accelerate"):
         return ""
-    found: Any = import_module(root)
+    try:
+        found: Any = import_module(root)
+    except ModuleNotFoundError:
+        return f"there is no {root}"
     walked = root
     for part in filter(None, rest):
         # What a class has is its own business.
