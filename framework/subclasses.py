@@ -218,12 +218,14 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     except ValueError:
         # A function without a signature, such as one written in C.
         return
-    for arguments in accepted:
+    # With a default, it would take another argument's place, or its default for an index.
+    is_of_lightning_1 = "optimizer_idx" in signature.parameters
+    for arguments in () if is_of_lightning_1 else accepted:
         # A decorator may give the function more than it is given itself.
         if _takes(signature, arguments) or _takes(decorated, arguments):
             return
     advice = ""
-    if "optimizer_idx" in signature.parameters:
+    if is_of_lightning_1:
         advice = (
             "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
             "opt.update(loss) for each in training_step"
@@ -286,7 +288,8 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
     Raises:
         TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
     """
-    listed = list(loggers) if isinstance(loggers, Sequence) else [loggers]
+    is_list = isinstance(loggers, Sequence) and not isinstance(loggers, str)
+    listed = list(loggers) if is_list else [loggers]
     for logger in listed:
         if not isinstance(logger, Logger):
             raise TypeError(

@@ -416,11 +416,18 @@ def test_arguments_of_an_override() -> None:
             self, epoch: Any, batch_idx: Any, optimizer: Any, optimizer_idx: Any, optimizer_closure: Any
         ) -> None: ...  # fmt: skip
 
-    with pytest.raises(
-        TypeError,
-        match=r"Old.optimizer_step.*called with \(epoch, batch_idx, optimizer, optimizer_closure\); with several",
-    ):
-        quiet().fit(Old(adam), loader())
+    class Optional(Curve):
+        def optimizer_step(
+            self, epoch: Any = None, batch_idx: Any = None, optimizer: Any = None, optimizer_idx: Any = None,
+            optimizer_closure: Any = None, on_tpu: Any = None,
+        ) -> None: ...  # fmt: skip
+
+    for kind in (Old, Optional):
+        with pytest.raises(
+            TypeError,
+            match=r"optimizer_step.*called with \(epoch, batch_idx, optimizer, optimizer_closure\); with several",
+        ):
+            quiet().fit(kind(adam), loader())
 
     class Wants(torch.optim.SGD):
         def step(self, model: Any, loss: Any) -> None: ...
