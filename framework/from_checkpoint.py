@@ -6,6 +6,7 @@ import inspect
 import os
 from typing import Any
 
+from ..strategies.optimizer_state import number_states
 from .checkpoint.configs import rebuild
 from .checkpoint.find import resolve
 from .checkpoint.manifest import naming_damage
@@ -137,6 +138,7 @@ def module_from_checkpoint(
     if map_location is not None:
         module.to(device_of(map_location))
     module.configure_model()
+    number_states(checkpoint)
     module.on_load_checkpoint(checkpoint)
     exact = module.strict_loading if strict is None else strict
     load_weights(

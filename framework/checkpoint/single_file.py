@@ -19,7 +19,7 @@ from .configs import AttributeDict
 from .manifest import FORMAT, seal_in_file
 from .schema import Checkpoint
 from .serialization import DICTS, PLAIN_DICTS, State, decode, encode
-from .tensors import memory_of
+from .tensors import is_usual, memory_of
 from .writer import pickle_objects
 from .zip_comment import save_commented
 
@@ -73,7 +73,7 @@ class FileSnapshot:
             key: encode(value, str(key), tensors, objects)
             for key, value in {**whole, "rng": rng or []}.items()
         }
-        plain = _Plain(_staged(tensors, copy))
+        plain = _Plain(tensors, copy)
         content = {
             key: plain.of(_through_json(value), (key,))
             for key, value in encoded.items()
@@ -115,7 +115,9 @@ def _staged(tensors: Mapping[str, Tensor], copy: bool) -> dict[str, Tensor]:
     staged = {}
     by_memory: dict[Any, Tensor] = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach()
+        tensor = tensor.detach().as_subclass(Tensor)
+        if not is_usual(tensor.dtype):
+            tensor = tensor.resolve_conj().unsqueeze(-1).view(torch.uint8)
         key = memory_of(tensor) if tensor.numel() else name
         if key not in by_memory:
             size = tensor.numel() * tensor.element_size()
@@ -133,14 +135,21 @@ class _Plain:
 
     Args:
         tensors: by the names that they have in the JSON.
+        copy: whether to copy them.
 
     Attributes:
+        tensors: as they are written.
         types: by place, what :class:`_Typed` is to do with a plain value, in this order: a tag, and an object's name.
         left: the tensors of what stays JSON.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: dict[str, Tensor], copy: bool) -> None:
+        self.tensors = _staged(tensors, copy)
+        self._unusual = {
+            name: str(tensor.dtype).removeprefix("torch.")
+            for name, tensor in tensors.items()
+            if not is_usual(tensor.dtype)
+        }
         self.types: dict[_Place, list[tuple[str, str]]] = {}
         self.left: dict[str, Tensor] = {}
 
@@ -153,8 +162,13 @@ class _Plain:
         tag = next(iter(value), "")
         if not tag.startswith("$"):
             return {key: self.of(item, (*place, key)) for key, item in value.items()}
+        return self._tagged(value, tag, place)
+
+    def _tagged(self, value: State, tag: str, place: _Place) -> Any:
+        """The plain value of JSON with a tag, which is that of a type that torch opens, or is noted."""
         content = value[tag]
-        if tag in ("$tensor", "$size", "$dtype", "$device"):
+        is_usual_tensor = tag == "$tensor" and content not in self._unusual
+        if is_usual_tensor or tag in ("$size", "$dtype", "$device"):
             return decode(value, self.tensors, None)
         if tag == "$tuple":
             return tuple(self.of(content, place))
@@ -169,8 +183,8 @@ class _Plain:
     def _typed(self, value: State, tag: str, place: _Place) -> Any:
         """The plain value of what has a type of its own, which is noted."""
         content, key = value[tag], ""
-        if tag == "$array":
-            plain = self.tensors[content]
+        if tag in ("$array", "$tensor"):
+            plain, key = self.tensors[content], self._unusual.get(content, "")
         elif tag == "$dict":
             plain = self.of(value["$value"], place)
         elif tag == "$object" and "$plain" in value:
@@ -253,6 +267,8 @@ class _Typed:
     def _typed(self, value: Any, tag: str, key: str) -> Any:
         if tag == "$array":
             return value.cpu().numpy()
+        if tag == "$tensor":
+            return value.view(getattr(torch, key)).squeeze(-1)
         if tag == "$dict":
             return AttributeDict(value)
         if tag == "$object":

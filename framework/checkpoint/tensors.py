@@ -44,6 +44,11 @@ def is_storable(value: Any) -> bool:
     return has_memory and value.layout == torch.strided and not value.is_quantized
 
 
+def is_usual(dtype: torch.dtype) -> bool:
+    """Whether other programs know a type, such as torch.save itself; all others are bytes to them."""
+    return dtype in _NAMES or dtype == torch.complex128
+
+
 def printable(name: str) -> str:
     """``name`` without lone surrogates, which can neither be printed nor read by the library."""
     return name.encode(errors="backslashreplace").decode()

@@ -181,6 +181,42 @@ def test_tensors_are_written_once_and_alone() -> None:
         assert back["a"].data_ptr() == back["b"].data_ptr()
 
 
+class Image(Tensor):
+    """A kind of tensor of another library."""
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_each_kind_of_tensor_comes_back(copy: bool) -> None:
+    """Bit by bit: all types, turned and empty ones, views that negate or conjugate, and subclasses as plain tensors."""
+    types = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    made = {
+        str(d): torch.arange(6 * d.itemsize, dtype=torch.uint8).view(d).view(2, 3).mT
+        for d in types
+        if not str(d).startswith("torch.q")
+    }
+    made |= {
+        "torch.bool": torch.eye(2) > 0,
+        "empty": torch.empty(0, 2),
+        "conj": torch.tensor([[1, 2j]]).mH,
+        "neg": torch.tensor([2j]).conj().imag,
+        "image": torch.ones(2, 2).as_subclass(Image),
+        "parameter": nn.Parameter(torch.ones(2)),
+    }
+    snapshot = FileSnapshot({"state_dict": made, "more": made}, {}, None, copy)
+    commit_file(snapshot.write, "a.ckpt")
+    loaded = load_checkpoint("a.ckpt")
+    for back in (loaded["state_dict"], loaded["more"]):
+        for name, tensor in made.items():
+            assert type(back[name]) is Tensor
+            assert (back[name].dtype, back[name].shape) == (tensor.dtype, tensor.shape)
+            assert bits(back[name]) == bits(tensor.detach()), name
+
+
+def bits(tensor: Tensor) -> list[int]:
+    tensor = tensor.resolve_conj().resolve_neg().unsqueeze(-1)
+    return tensor.view(torch.uint8).flatten().tolist()
+
+
 # -- going on with it -------------------------------------------------------------------------------------------------
 
 
@@ -444,6 +480,8 @@ class WithHooks(Net):
     def on_load_checkpoint(self, checkpoint: Any) -> None:
         self.vocabulary = checkpoint["vocabulary"]
         self.moments = checkpoint["moments"]
+        [state] = checkpoint["optimizer_states"]
+        assert state["state"].keys() == self.moments.keys()
 
 
 @pytest.mark.parametrize("save_format", ["file", "folder"])
