@@ -108,6 +108,8 @@ class HyperparametersMixin:
         running = self.__dict__.get("_constructor_calls")
         if not running:
             return
+        # All hyperparameters are fields of one argument, and not an argument each.
+        is_object = kept is not None and not isinstance(kept, str)
         arguments = self._constructor_arguments(running[:1])
         kinds = {}
         whole = None
@@ -115,7 +117,7 @@ class HyperparametersMixin:
             kind = kind_of(type(self), name, value)
             if kind:
                 kinds[name] = kind
-            if whole is None and value is kept and not isinstance(value, str):
+            if whole is None and is_object and value is kept:
                 whole = [name, kind or type(kept).__name__]
         self.__dict__["_hparams_call"] = {
             "arguments": list(arguments),

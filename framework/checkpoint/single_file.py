@@ -223,17 +223,22 @@ def unpack(content: State, objects: State | None) -> State:
         content: what torch has read.
         objects: those that were pickled, by name, if they are to be loaded.
     """
+    checkpoint = with_types(content, objects)
+    name_states(checkpoint)
+    return {**checkpoint, "manifest": content[OURS]["manifest"]}
+
+
+def with_types(content: State, objects: State | None) -> State:
+    """All values of a file by their keys, with their types and objects; arguments as of :func:`unpack`."""
     ours = content[OURS]
     typed = _Typed(ours["types"], ours["tensors"], objects)
     apart = ("types", "tensors", "objects", "manifest")
     whole = {**content, **ours}
-    checkpoint = {
+    return {
         key: typed.of(value, (key,))
         for key, value in whole.items()
         if key not in (OURS, *apart)
     }
-    name_states(checkpoint)
-    return {**checkpoint, "manifest": ours["manifest"]}
 
 
 class _Typed:

@@ -289,6 +289,37 @@ def test_a_subclass_with_kwargs(saved: tuple[Sized, str]) -> None:
     assert Fewer.load_from_checkpoint(saved[1]).hparams["size"] == 5
 
 
+class Optional(Module):
+    """Has arguments that are None by default."""
+
+    def __init__(self, width: int = 3, other: Any = None, sizes: Any = None) -> None:
+        super().__init__()
+        sizes = sizes or {"out": 2}
+        self.save_hyperparameters()
+        self.layer = nn.Linear(width, sizes["out"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_arguments_that_are_none_are_arguments_like_others(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.ckpt")
+    trainer = quiet()
+    trainer.predict(Optional(5), [torch.ones(1, 5)])
+    trainer.save_checkpoint(path)
+    assert Optional.load_from_checkpoint(path).layer.in_features == 5
+
+
+def test_an_argument_counts_with_the_value_that_the_constructor_gave_it() -> None:
+    class Outer(Optional):
+        def __init__(self, sizes: Any = None) -> None:
+            super().__init__(sizes=sizes)
+
+    assert Optional().hparams == {"width": 3, "other": None, "sizes": {"out": 2}}
+    # The outermost constructor has the last word, as in what it passes on.
+    assert Outer().hparams["sizes"] is None
+
+
 def test_missing_hyperparameters() -> None:
     """Are named, with the two ways out."""
 

@@ -16,6 +16,7 @@ from . import cli, demos, loops, model_summary, plugins, profilers, tuner, types
 from .callbacks import Callback
 from .core import LightningDataModule, LightningModule
 from .fabric import Fabric
+from .files import open_objects_in_torch_load
 from .paths import WORDS, faces_of
 from .trainer import Trainer
 
@@ -78,6 +79,7 @@ def install() -> None:
     configure()
     # Before the finder of installed packages, as Lightning itself may be installed.
     sys.meta_path.insert(0, _LIGHTNINGS)
+    open_objects_in_torch_load()
     log.info(
         "Imports of %s are answered by Loopwright in this process", ", ".join(_PACKAGES)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,11 @@ from ...datamodule import DataHooks, DataModule
 from ...hparams import HyperparametersMixin
 from ...loop.optimizers import ManualOptimizer
 from ...module import Module
+from .files import as_path
 from .utilities import get_filesystem, get_init_args
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "DataHooks",
@@ -66,6 +70,31 @@ class LightningModule(_LightningHyperparameters, Module):
     """A :class:`~loopwright.framework.Module` under Lightning's name."""
 
     fabric = None
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Construct the module from a checkpoint; arguments as of :meth:`loopwright.framework.Module.load_from_checkpoint`.
+
+        Args:
+            checkpoint_path: also an open file.
+            map_location: as there.
+            hparams_file: as there.
+            strict: as there.
+            weights_only: as there.
+            **overrides: as there.
+        """
+        with as_path(checkpoint_path) as path:
+            return super().load_from_checkpoint(
+                path, map_location, hparams_file, strict, weights_only, **overrides
+            )
 
     @property
     def on_gpu(self) -> bool:

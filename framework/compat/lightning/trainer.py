@@ -78,6 +78,8 @@ class Trainer(native.Trainer):
         NotImplementedError: for what Loopwright does not have, with what to use instead.
     """
 
+    save_format = "file"
+
     @_also_takes(native.Trainer.__init__)
     def __init__(
         self,
@@ -229,6 +231,13 @@ class FitLoop:
     def total_batch_idx(self) -> int:
         """Batches since the beginning, but for the running one."""
         return self._trainer.state.total_batches
+
+    @property
+    def val_loop(self) -> Any:
+        """Whether there is data to validate on, as ``val_loop._data_source.is_defined()``."""
+        trainer = self._trainer
+        source = SimpleNamespace(is_defined=lambda: trainer.enable_validation)
+        return SimpleNamespace(_data_source=source)
 
     @property
     def epoch_loop(self) -> FitLoop:
