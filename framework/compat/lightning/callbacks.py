@@ -23,6 +23,7 @@ from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ..imports import unserved
 from .states import LightningEnum
+from .tqdm_progress import Tqdm, TQDMProgressBar
 from .utilities import move_data_to_device
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",
+    "Tqdm",
     "WeightAveraging",
     "WriteInterval",
 ]
@@ -142,21 +144,6 @@ class ModelSummary(NativeModelSummary):
 
 class RichModelSummary(ModelSummary):
     """The same: the summary is drawn by rich wherever there is a terminal."""
-
-
-class TQDMProgressBar(RichProgressBar):
-    """A :class:`~loopwright.callbacks.RichProgressBar` that takes the arguments of Lightning's bar.
-
-    Args:
-        refresh_rate: 0 shows nothing; any other number shows the bar, at most ten times a second.
-        process_position: accepted for familiarity, and not used.
-        leave: leave each epoch's bar on the screen.
-    """
-
-    def __init__(
-        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
-    ) -> None:
-        super().__init__(refresh_rate=10 if refresh_rate else 0, leave=leave)
 
 
 class WriteInterval(LightningEnum):

@@ -81,7 +81,7 @@ class LightningModule(_LightningHyperparameters, Module):
         weights_only: bool | None = None,
         **overrides: Any,
     ) -> Self:
-        """Construct the module from a checkpoint; arguments as of :meth:`loopwright.framework.Module.load_from_checkpoint`.
+        """Construct the module from a checkpoint; as :meth:`loopwright.framework.Module.load_from_checkpoint`.
 
         Args:
             checkpoint_path: also an open file.

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from loopwright.callbacks import RichProgressBar
 from loopwright.framework import Trainer as NativeTrainer
 from loopwright.framework.compat.imports import ImportedFaces, unserved
 from loopwright.lightning import LightningModule, Trainer, seed_everything
@@ -333,9 +332,36 @@ def test_windows_of_accumulation_change_with_the_epoch() -> None:
             GradientAccumulationScheduler(wrong)
 
 
-def test_a_bar_takes_lightnings_arguments() -> None:
-    assert isinstance(TQDMProgressBar(refresh_rate=20), RichProgressBar)
-    assert not TQDMProgressBar(refresh_rate=0).is_enabled
+def test_bars_of_tqdm_tell_how_far_the_run_is_and_can_be_overridden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Bar(TQDMProgressBar):
+        def init_validation_tqdm(self) -> Any:
+            bar = super().init_validation_tqdm()
+            bar.set_description("running validation")
+            return bar
+
+        def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
+            return {**super().get_metrics(trainer, pl_module), "mine": 5}
+
+    class Model(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.step(batch)
+            self.log("shown", loss.detach() * 0 + 0.5, prog_bar=True)
+            return loss
+
+    data = DataLoader(RandomDataset(32, 4))
+    quiet = {**QUIET, "enable_progress_bar": True}
+    trainer = Trainer(callbacks=Bar(refresh_rate=2), **quiet)
+    trainer.fit(Model(), data, data)
+    trainer.predict(Model(), data)
+    shown = capsys.readouterr().out
+    for text in ("Epoch 0: 100%", "4/4", "shown=0.5", "mine=5", "Prediction: 100%"):
+        assert text in shown
+    assert "running validation: 100%" in shown
+    trainer = Trainer(callbacks=TQDMProgressBar(refresh_rate=0), **quiet)
+    trainer.fit(Model(), data)
+    assert "%" not in capsys.readouterr().out
 
 
 def test_hyperparameters_of_another_frame_and_none_for_the_loggers(

@@ -1,0 +1,269 @@
+"""Progress bars of tqdm, with the methods that programs override."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ....callbacks import ProgressBar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["TQDMProgressBar", "Tqdm", "convert_inf"]
+
+
+def convert_inf(count: Any) -> int | None:
+    """A number of batches for tqdm, which takes None for one that is not known."""
+    if count is None or count in (float("inf"), float("nan")):
+        return None
+    return int(count)
+
+
+def Tqdm(**options: Any) -> tqdm[Any]:  # noqa: N802 # Lightning's name
+    """A bar of tqdm, in a notebook one of its widgets; arguments as of ``tqdm.tqdm``.
+
+    Raises:
+        ImportError: if tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "TQDMProgressBar needs tqdm: pip install tqdm; or use RichProgressBar"
+        ) from error
+    return tqdm(**options)
+
+
+class TQDMProgressBar(ProgressBar):
+    """Show how far a run is by bars of tqdm: one for the epoch, and one for an evaluation.
+
+    Override :meth:`init_train_tqdm` and its siblings for bars of your own.
+
+    Args:
+        refresh_rate: after how many batches to draw; 0 shows nothing.
+        process_position: how many lines below the first bars are drawn.
+        leave: leave each epoch's bar on the screen.
+
+    Attributes:
+        train_progress_bar, val_progress_bar, test_progress_bar, predict_progress_bar: the bars, while they are there.
+        val_sanity_check_bar: that of the sanity check.
+    """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+    def __init__(
+        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
+    ) -> None:
+        super().__init__()
+        self._refresh_rate = refresh_rate
+        self._process_position = process_position
+        self._leave = leave
+        self._bars: dict[str, Any] = {}
+        self._evaluated = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Bars belong to a terminal.
+        return {**vars(self), "_bars": {}, "_trainer": None}
+
+    @property
+    def refresh_rate(self) -> int:
+        """After how many batches to draw."""
+        return self._refresh_rate
+
+    @property
+    def process_position(self) -> int:
+        """How many lines below the first bars are drawn."""
+        return self._process_position
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether bars are drawn."""
+        return super().is_enabled and self._refresh_rate > 0
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether no bars are drawn."""
+        return not self.is_enabled
+
+    def _bar(self, stage: str) -> Any:
+        if stage not in self._bars:
+            raise TypeError(f"{type(self).__name__} has no bar of {stage} yet")
+        return self._bars[stage]
+
+    @property
+    def train_progress_bar(self) -> Any:
+        """The epoch's bar."""
+        return self._bar("train")
+
+    @property
+    def val_sanity_check_bar(self) -> Any:
+        """The bar of the sanity check."""
+        return self._bar("sanity_check")
+
+    @property
+    def val_progress_bar(self) -> Any:
+        """The bar of a validation."""
+        return self._bar("validate")
+
+    @property
+    def test_progress_bar(self) -> Any:
+        """The bar of a test."""
+        return self._bar("test")
+
+    @property
+    def predict_progress_bar(self) -> Any:
+        """The bar of a prediction."""
+        return self._bar("predict")
+
+    # The bars.
+
+    def init_sanity_tqdm(self) -> Any:
+        """Make the bar of the sanity check."""
+        return self._made(self.sanity_check_description, leave=False)
+
+    def init_train_tqdm(self) -> Any:
+        """Make the bar of an epoch."""
+        return self._made(self.train_description, leave=True, smoothing=0)
+
+    def init_validation_tqdm(self) -> Any:
+        """Make the bar of a validation."""
+        # Inside fit, it is drawn below the epoch's.
+        inside = self.trainer.state.fn == "fit"
+        description = self.validation_description
+        return self._made(description, leave=not inside, lines=int(inside))
+
+    def init_test_tqdm(self) -> Any:
+        """Make the bar of a test."""
+        return self._made(self.test_description, leave=True)
+
+    def init_predict_tqdm(self) -> Any:
+        """Make the bar of a prediction."""
+        return self._made(self.predict_description, leave=True, smoothing=0)
+
+    def _made(self, description: str, lines: int = 0, **options: Any) -> Any:
+        return Tqdm(
+            desc=description,
+            position=2 * self.process_position + lines,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            bar_format=self.BAR_FORMAT,
+            **options,
+        )
+
+    # The run.
+
+    def _begin(self, stage: str, make: Callable[[], Any]) -> None:
+        if self.is_enabled:
+            self._bars[stage] = make()
+
+    def _show(self, stage: str, done: int) -> None:
+        """Let a bar show how many batches are done, if it is due."""
+        bar = self._bars.get(stage)
+        if bar is None or bar.disable:
+            return
+        is_due = done % self._refresh_rate == 0 or done == bar.total
+        if is_due:
+            bar.n = done
+            bar.refresh()
+
+    def _end(self, stage: str) -> None:
+        bar = self._bars.pop(stage, None)
+        if bar is not None:
+            bar.close()
+
+    def _restart(self, stage: str, total: Any, description: str) -> None:
+        bar = self._bars.get(stage)
+        if bar is not None:
+            bar.reset(convert_inf(total))
+            bar.initial = 0
+            bar.set_description(description)
+
+    def on_sanity_check_start(self, *_: Any) -> None:
+        self._begin("sanity_check", self.init_sanity_tqdm)
+
+    def on_sanity_check_end(self, *_: Any) -> None:
+        self._end("sanity_check")
+
+    def on_train_start(self, *_: Any) -> None:
+        self._begin("train", self.init_train_tqdm)
+
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        if self._leave and trainer.current_epoch > 0:
+            self._end("train")
+            self._begin("train", self.init_train_tqdm)
+        description = f"Epoch {trainer.current_epoch}"
+        self._restart("train", trainer.num_training_batches, description)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._show("train", batch_idx + 1)
+        bar = self._bars.get("train")
+        if bar is not None and (batch_idx + 1) % self._refresh_rate == 0:
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        bar = self._bars.get("train")
+        if bar is not None:
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_end(self, *_: Any) -> None:
+        self._end("train")
+
+    def _begin_evaluation(self, trainer: Any, stage: str, batches: list[Any]) -> None:
+        self._evaluated = 0
+        bar = self._bars.get(stage)
+        if bar is not None:
+            bar.reset(convert_inf(sum(batches)))
+
+    def on_validation_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.sanity_checking:
+            batches = trainer.num_sanity_val_batches
+            self._begin_evaluation(trainer, "sanity_check", batches)
+            return
+        self._begin("validate", self.init_validation_tqdm)
+        self._begin_evaluation(trainer, "validate", trainer.num_val_batches)
+
+    def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
+        self._evaluated += 1
+        stage = "sanity_check" if trainer.sanity_checking else "validate"
+        self._show(stage, self._evaluated)
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._end("validate")
+
+    def on_test_start(self, trainer: Any, *_: Any) -> None:
+        self._begin("test", self.init_test_tqdm)
+        self._begin_evaluation(trainer, "test", trainer.num_test_batches)
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._evaluated += 1
+        self._show("test", self._evaluated)
+
+    def on_test_end(self, *_: Any) -> None:
+        self._end("test")
+
+    def on_predict_start(self, trainer: Any, *_: Any) -> None:
+        self._begin("predict", self.init_predict_tqdm)
+        self._begin_evaluation(trainer, "predict", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._evaluated += 1
+        self._show("predict", self._evaluated)
+
+    def on_predict_end(self, *_: Any) -> None:
+        self._end("predict")
+
+    def on_exception(self, *_: Any) -> None:
+        for stage in list(self._bars):
+            self._end(stage)
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bars."""
+        for bar in self._bars.values():
+            bar.write(sep.join(map(str, args)), **kwargs)
+            return
+        print(*args, sep=sep, **kwargs)
