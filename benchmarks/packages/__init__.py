@@ -1,0 +1,1 @@
+"""Published packages that are built on Lightning, run unedited on Loopwright and on Lightning itself."""
