@@ -1,4 +1,4 @@
-"""What is on disk: checkpoints as folders of tensors and JSON."""
+"""What is on disk: checkpoints as folders of tensors and JSON, or as single files."""
 
 from ..errors import CheckpointError
 from .find import find_checkpoints, resolve

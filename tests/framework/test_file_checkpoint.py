@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import CheckpointError, Module, Trainer
 from loopwright.framework.checkpoint import writer as writer_module
+from loopwright.framework.checkpoint.manifest import read_manifest
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.single_file import FileSnapshot
 from loopwright.framework.checkpoint.writer import commit_file
@@ -303,6 +304,15 @@ def test_at_a_store() -> None:
         assert torch.load(file, weights_only=True)["global_step"] == 2
     assert Net.load_from_checkpoint(f"{url}/last.ckpt").hparams.width == 4
     fsspec.filesystem("memory").rm("runs", recursive=True)
+
+
+def test_more_logged_values_than_the_end_of_a_file_has_room_for() -> None:
+    """They are in the file all the same."""
+    metrics = {f"a_value_with_a_long_name_{i}": i / 7 for i in range(2000)}
+    facts = {"created": 1.0, "metrics": metrics, "epoch": 3}
+    commit_file(FileSnapshot({"state_dict": {}}, facts, None, False).write, "a.ckpt")
+    assert read_manifest("a.ckpt")["epoch"] == 3
+    assert load_checkpoint("a.ckpt")["manifest"]["metrics"] == metrics
 
 
 # -- damage and failures ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright import callbacks as ours
-from loopwright.framework import CheckpointError, DataModule, Module
+from loopwright.framework import CheckpointError, DataModule, Engine, Module
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from tests.framework.models import data, quiet
 
@@ -229,6 +229,21 @@ class LightningPlateau(Plateau, lightning.LightningModule):
 
 class OurPlateau(Plateau, Module):
     pass
+
+
+def test_an_engine_takes_its_state() -> None:
+    """Weights, optimizer, schedulers and the count of steps, into what was prepared in the same order."""
+    theirs, mine = seeded(LightningRegression), OurRegression()
+    lightning_trainer(saving(), max_epochs=1).fit(theirs, in_order())
+    [optimizer], [step, epoch] = mine.configure_optimizers()
+    engine = Engine(accelerator="cpu")
+    prepared = engine.prepare(mine, optimizer, step["scheduler"], epoch)
+    engine.load_state(next(files()))
+    assert engine.global_step == 4
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], value)
+    assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
+    assert prepared[2].get_last_lr()[0] == pytest.approx(0.05 * 0.97**4)
 
 
 def test_what_lightning_itself_leaves_out_at_an_epochs_end() -> None:
