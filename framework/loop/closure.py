@@ -143,7 +143,9 @@ class ClosureStep(LossStep):
         self._num_calls = 0
         closure = partial(self._train_on, batch, batch_idx)
         self.stepped = self._step_by(closure, batch_idx)
-        return self._outputs
+        # What the step has returned is not held until the next one.
+        outputs, self._outputs = self._outputs, None
+        return outputs
 
     def end_window(self, batch_idx: int) -> bool:
         """Step on what the window has gathered; False if it has gathered nothing."""

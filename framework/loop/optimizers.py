@@ -172,7 +172,7 @@ def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
 class ManualOptimizer(Wrapper):
     """What ``self.optimizers()`` gives: an optimizer whose steps honour hooks, precision and accumulation.
 
-    Attributes of the optimizer itself can be read through it.
+    Attributes of the optimizer itself can be read through it, and it passes for one of that class.
 
     Args:
         optimizer: the optimizer.
@@ -191,6 +191,11 @@ class ManualOptimizer(Wrapper):
         self.num_gathered = 0
         self.last_update: int | None = None
         self._owner = owner
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override] # it is read by isinstance
+        """The optimizer's, so that schedulers, say, take this in its place."""
+        return type(self.optimizer)
 
     def count(self, batch: int) -> None:
         """Count the gradients of a batch, by its number in the run."""

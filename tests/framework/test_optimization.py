@@ -834,6 +834,28 @@ def test_schedulers_in_manual_optimization() -> None:
     assert callback.rates == [1, 1, 0.5, 0.5]
 
 
+def test_it_passes_for_an_optimizer_of_its_class() -> None:
+    """For torch's schedulers, too."""
+
+    class Own(Updates):
+        def on_train_start(self) -> None:
+            optimizer: Any = self.optimizers()
+            assert isinstance(optimizer, torch.optim.SGD)
+            assert not isinstance(optimizer, torch.optim.Adam)
+            self.schedule = step_lr(optimizer)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            self.schedule.step()
+
+    callback = Rates()
+    quiet(callback).fit(Own(), loader())
+    assert callback.rates == [1, 0.5, 0.25, 0.125]
+
+
 def test_lbfgs() -> None:
     """An optimizer with a closure works in manual optimization."""
 
