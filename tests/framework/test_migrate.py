@@ -318,6 +318,9 @@ from pytorch_lightning.callbacks import (
 from lightning import pytorch, Fabric
 
 
+fabric = Fabric()
+
+
 @pl.utilities.rank_zero_only
 def f():
     return pytorch.Trainer
@@ -335,6 +338,9 @@ from loopwright.callbacks import (
 )
 import loopwright
 from loopwright.lightning import Fabric
+
+
+fabric = Fabric()
 
 
 @loopwright.lightning.utilities.rank_zero_only

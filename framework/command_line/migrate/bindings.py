@@ -113,6 +113,12 @@ class _Imports(cst.CSTVisitor):
         self.bindings: list[Binding] = []
         self.families: set[str] = set()
 
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        """Look at statements only: a tree is large."""
+        if isinstance(node, cst.BaseExpression):
+            return False
+        return bool(super().on_visit(node))
+
     def visit_Import(self, node: cst.Import) -> None:  # noqa: N802 # libcst's name
         for alias in node.names:
             path = dotted(alias.name)

@@ -153,7 +153,7 @@ def translate(path: str, target: Target) -> str:
 
 def is_native(path: str) -> bool:
     """Whether there is a name of Loopwright's own for a path."""
-    return bool(_native(path))
+    return not is_face(path) and bool(_native(path))
 
 
 def _native(path: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import libcst as cst
-from libcst import matchers as m
 
 from .bindings import Binding, Program, Use, dotted
 from .keywords import METHODS, advice, convert
@@ -73,8 +73,6 @@ class _Plan:
         self.replaced: dict[cst.CSTNode, str] = {}
         self.added: dict[cst.CSTNode, list[str]] = {}
         self.notes: list[Note] = []
-        self._taken = _names_in(program.wrapper.module)
-        self._in_strings = _words_in_strings(program.wrapper.module)
         self._locals = {
             binding: self.local_name(binding) for binding in program.bindings
         }
@@ -93,10 +91,19 @@ class _Plan:
         if binding.is_plain or binding.alias.asname or is_face(binding.path):
             return binding.local
         name = self.new_path(binding).rpartition(".")[2]
-        # The new name may be somebody else's in this program, or the old one stand in a string.
-        if name == binding.local or name in self._taken or self._is_module(binding):
+        if name == binding.local or self._is_module(binding):
             return binding.local
-        return binding.local if binding.local in self._in_strings else name
+        # The new name may be somebody else's in this program, or the old one stand in a string.
+        is_free = name not in self._words.names
+        if is_free and binding.local not in self._words.in_strings:
+            return name
+        return binding.local
+
+    @cached_property
+    def _words(self) -> _Words:
+        words = _Words()
+        self.program.wrapper.module.visit(words)
+        return words
 
     def _note_faces(self) -> None:
         """Tell which names have none of Loopwright's own, each once."""
@@ -151,30 +158,30 @@ def _module_of(path: str) -> str:
     return ".".join(parts[:-1])
 
 
-def _names_in(module: cst.Module) -> set[str]:
-    """Return all names that a program has, of whatever kind, but for what stands behind a dot."""
-    found = m.findall(module, m.Name())
-    behind_dots = {
-        id(node.attr)
-        for node in m.findall(module, m.Attribute())
-        if isinstance(node, cst.Attribute)
-    }
-    return {
-        node.value
-        for node in found
-        if isinstance(node, cst.Name) and id(node) not in behind_dots
-    }
+class _Words(cst.CSTVisitor):
+    """Collects the words that a program has, so that a new name is not one that is taken.
 
+    Attributes:
+        names: of whatever kind, but for what stands behind a dot.
+        in_strings: those in strings that may name classes, such as annotations.
+    """
 
-def _words_in_strings(module: cst.Module) -> set[str]:
-    """Return the words of strings that may name classes, such as annotations."""
-    words: set[str] = set()
-    for node in m.findall(module, m.SimpleString()):
-        assert isinstance(node, cst.SimpleString)
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.in_strings: set[str] = set()
+
+    def visit_Attribute(self, node: cst.Attribute) -> bool:  # noqa: N802 # libcst's name
+        node.value.visit(self)
+        return False
+
+    def visit_Name(self, node: cst.Name) -> None:  # noqa: N802 # libcst's name
+        self.names.add(node.value)
+
+    def visit_SimpleString(self, node: cst.SimpleString) -> None:  # noqa: N802 # libcst's name
         text = node.evaluated_value
         if isinstance(text, str) and _NAMING_STRING.fullmatch(text):
-            words.update(re.findall(r"\w+", text))
-    return words
+            self.in_strings.update(re.findall(r"\w+", text))
 
 
 class _Rewriter(cst.CSTTransformer):
