@@ -98,6 +98,24 @@ def names_arguments(init: Initializer) -> Initializer:
     return checked  # type: ignore[return-value] # it has the constructor's signature
 
 
+def formerly(**names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a method to take arguments under former names, too.
+
+    Args:
+        **names: the present name of each former one.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            renamed = {names.get(name, name): kwargs[name] for name in kwargs}
+            return method(*args, **renamed)
+
+        return call
+
+    return decorate
+
+
 def _plain(value: Any) -> Any:
     """Python's own number for one of NumPy's, such as a computed count of steps; any other value as it is."""
     is_scalar = (

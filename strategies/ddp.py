@@ -252,6 +252,11 @@ class DDPStrategy(Strategy):
         if self.comm_hook is not None:
             self._ddp.register_comm_hook(self.comm_state, self.comm_hook)
 
+    @property
+    def joinable(self) -> DistributedDataParallel | None:
+        """What torch's ``Join`` takes; None where nothing communicates."""
+        return self._ddp
+
     def teardown(self, interrupted: bool = False) -> None:
         ddp = self._ddp
         self._ddp = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,6 +28,18 @@ _HONOURED = (
 )
 # Values that ask for nothing: `accelerate launch` sets variables of what was not chosen, too.
 _NOTHING = ("", "0", "1.0", "no", "false", "none", "default")
+# How many callers in a row have read these variables themselves.
+_read_by_caller = [0]
+
+
+@contextmanager
+def reads_itself() -> Iterator[None]:
+    """A context in which nothing is asked for: the caller has read what there is, and passes it on."""
+    _read_by_caller[0] += 1
+    try:
+        yield
+    finally:
+        _read_by_caller[0] -= 1
 
 
 def launched_precision(precision: Any) -> Any:
@@ -130,6 +144,8 @@ def _launcher() -> str:
 
 def _requested(variable: str) -> str:
     """A variable's value in small letters; empty if it asks for nothing."""
+    if _read_by_caller[0]:
+        return ""
     value = os.environ.get(variable, "").lower()
     return "" if value in _NOTHING else value
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.find import resolve
@@ -59,8 +60,18 @@ def is_whole(engine: Engine) -> bool:
 
 def can_save_alone(engine: Engine) -> bool:
     """Whether this process can write a checkpoint without the others: it has all that differs beside random states."""
-    stateful = any(loader.stateful for loader in engine.prepared.loaders)
+    stateful = any(loader.stateful for loader in engine.prepared.positioned_loaders)
     return engine.is_main_process and is_whole(engine) and not stateful
+
+
+def _model_states(engine: Engine, path: str) -> list[State]:
+    """The models' states that the hooks before a save leave to it."""
+    states = [strategy.model_state() for strategy in engine.prepared.strategies]
+    if engine.save_state_pre_hooks:
+        os.makedirs(path, exist_ok=True)
+    for hook in list(engine.save_state_pre_hooks.values()):
+        hook(list(engine.prepared.modules.values()), states, path)
+    return states
 
 
 def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
@@ -69,8 +80,8 @@ def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Sa
     engine.end_stepped_window()
     prepared = engine.prepared
     strategies = prepared.strategies
-    states = [strategy.model_state() for strategy in strategies]
-    loader_states = [loader.state_dict() for loader in prepared.loaders]
+    states = _model_states(engine, path)
+    loader_states = [loader.state_dict() for loader in prepared.positioned_loaders]
     of_this_rank = loader_states, rng_state(engine.device)
     # Alone, a checkpoint says of all processes what it knows of this one.
     by_rank = [of_this_rank] * engine.num_processes
@@ -117,14 +128,15 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     """Load a checkpoint into what was prepared and registered, as ``Engine.load_state``."""
     prepared = engine.prepared
     path = resolve(path)
+    strategies = _to_load(engine, path)
     checkpoint = read_checkpoint(path, weights_only)
-    _check_counts(engine, checkpoint, path)
+    _check_counts(engine, checkpoint, len(strategies), path)
     engine.end_window()
     engine.accumulation.abandon()
     for optimizer in prepared.optimizers:
         optimizer.optimizer.zero_grad()
     states = [checkpoint["state_dict"], *checkpoint.get("more_state_dicts", [])]
-    for strategy, state in zip(prepared.strategies, states, strict=False):
+    for strategy, state in zip(strategies, states, strict=False):
         load_weights(
             strategy.load_model_state,
             strategy.module,
@@ -154,21 +166,36 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
         set_rng_state(rng[engine.process_index % len(rng)], engine.device)
 
 
-def _check_counts(engine: Engine, checkpoint: State, path: str) -> None:
+def _to_load(engine: Engine, path: str) -> list[Any]:
+    """The strategies of those models that the hooks before a load leave to it."""
+    models = list(engine.prepared.modules.values())
+    left = list(models)
+    for hook in list(engine.load_state_pre_hooks.values()):
+        hook(left, path)
+    return [
+        strategy
+        for strategy, model in zip(engine.prepared.strategies, models, strict=True)
+        if any(model is other for other in left)
+    ]
+
+
+def _check_counts(
+    engine: Engine, checkpoint: State, num_models: int, path: str
+) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
     prepared = engine.prepared
     # A Trainer's checkpoint has one model, and does not count it.
     models = checkpoint.get("models", 1)
     for name, key, now in (
-        ("models", "", prepared.strategies),
-        ("optimizers", "optimizer_states", prepared.optimizers),
-        ("schedulers", "lr_schedulers", prepared.schedulers),
-        ("registered objects", "registered", prepared.registered),
+        ("models", "", num_models),
+        ("optimizers", "optimizer_states", len(prepared.optimizers)),
+        ("schedulers", "lr_schedulers", len(prepared.schedulers)),
+        ("registered objects", "registered", len(prepared.registered)),
     ):
         saved = len(checkpoint.get(key, ())) if key else models
-        if saved != len(now):
+        if saved != now:
             raise CheckpointError(
-                f"checkpoint {path!r} holds {saved} {name}, and this engine has {len(now)}: prepare and register the "
+                f"checkpoint {path!r} holds {saved} {name}, and this engine has {now}: prepare and register the "
                 "same, in the same order, before load_state"
             )
 
@@ -184,31 +211,35 @@ def _restore_loaders(engine: Engine, checkpoint: State, path: str) -> None:
     if by_rank is None:
         return
     # A Trainer's checkpoint ("run" is in it) holds one loader's position; further loaders begin at their beginning.
-    if "run" not in checkpoint and len(by_rank[0]) != len(prepared.loaders):
+    loaders = prepared.positioned_loaders
+    if "run" not in checkpoint and len(by_rank[0]) != len(loaders):
         raise CheckpointError(
             f"checkpoint {path!r} holds the positions of {len(by_rank[0])} loaders, and this engine has prepared "
-            f"{len(prepared.loaders)}: prepare the same before load_state"
+            f"{len(loaders)}: prepare the same before load_state"
         )
     seed = checkpoint.get("data_seed")
     if seed is not None:
         prepared.set_data_seed(seed)
     # With another number of ranks, the last one's: it has read furthest.
     rank = engine.process_index if len(by_rank) == engine.num_processes else -1
-    for loader, state in zip(prepared.loaders, by_rank[rank], strict=False):
+    for loader, state in zip(loaders, by_rank[rank], strict=False):
         loader.load_state_dict(state, saved_by=len(by_rank))
 
 
-def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
-    """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
+def whole_state(engine: Engine, model: nn.Module) -> State:
+    """A model's parameters and buffers, as ``Engine.get_state_dict``."""
     module = unwrapped(model)
     strategy = next(
         (item for item in engine.prepared.strategies if item.module is module), None
     )
-    state = (
-        module.state_dict()
-        if strategy is None
-        else full_state(strategy, strategy.model_state())
-    )
+    if strategy is None:
+        return module.state_dict()
+    return full_state(strategy, strategy.model_state())
+
+
+def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
+    """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
+    state = whole_state(engine, model)
     path = join(directory, "model.safetensors")
     on_main_rank(
         engine.strategy,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import formerly
 from ..data.batches import move_batch
 from . import tensor_collectives
 from .gather import Results
@@ -192,8 +193,9 @@ class Collectives:
 
         return gather(data)
 
-    def gather(self, data: Any) -> Any:
-        """Gather the tensors in ``data`` from all processes, concatenated along the first dimension by rank.
+    @formerly(data="tensor")
+    def gather(self, tensor: Any) -> Any:
+        """Gather the tensors in ``tensor`` from all processes, concatenated along the first dimension by rank.
 
         Numbers (0-dim tensors, and Python's) become one dimension. Other shapes must be alike: see
         :meth:`pad_across_processes`.
@@ -202,21 +204,24 @@ class Collectives:
             TypeError: for anything else.
             RuntimeError: for dicts of different keys.
         """
-        self._check("gather", data)
+        self._check("gather", tensor)
         concatenate = partial(tensor_collectives.concatenate, self.strategy)
-        return tensor_collectives.map_values(data, concatenate, "gather")
+        return tensor_collectives.map_values(tensor, concatenate, "gather")
 
-    def gather_for_metrics(self, data: Any, use_gather_object: bool = False) -> Any:
+    @formerly(data="input_data")
+    def gather_for_metrics(
+        self, input_data: Any, use_gather_object: bool = False
+    ) -> Any:
         """Gather a step's results from all processes, in the order of the data and without a batch counted twice.
 
         Batches of different sizes are gathered as they are; results of a batch that only kept a process in step with
         the others are left out.
 
         Args:
-            data: tensors, the first dimension being the batch's, or 0-dim ones, are joined to one; lists, one item for
-                each sample, to one list; in tuples and dicts, each by itself. A list of the batch's columns (tensors
-                with as many rows as the loader's ``batch_size``) is treated as a tuple. Anything else, such as a
-                number, and a dict that holds tensors beside other things, becomes a list of those of all processes.
+            input_data: tensors, the first dimension being the batch's, or 0-dim ones, are joined to one; lists, one
+                item for each sample, to one list; in tuples and dicts, each by itself. A list of the batch's columns
+                (tensors with as many rows as the loader's ``batch_size``) is treated as a tuple. Anything else, such as
+                a number, and a dict that holds tensors beside other things, becomes a list of those of all processes.
             use_gather_object: gather by pickling, whatever it is, and join lists and tuples.
 
         Raises:
@@ -224,12 +229,14 @@ class Collectives:
         """
         self._check(
             "gather_for_metrics",
-            data if isinstance(data, Tensor) else None,
+            input_data if isinstance(input_data, Tensor) else None,
             sizes=False,
         )
         results = Results(self.strategy, self.running_loader)
         return (
-            results.gather_objects(data) if use_gather_object else results.gather(data)
+            results.gather_objects(input_data)
+            if use_gather_object
+            else results.gather(input_data)
         )
 
     def gather_object(self, value: Any) -> list[Any]:
@@ -237,27 +244,28 @@ class Collectives:
         self._check("gather_object")
         return tensor_collectives.exchange(self.strategy, value)
 
-    def reduce(self, data: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
-        """Reduce the tensors and Python numbers in ``data`` over all processes.
+    @formerly(data="tensor")
+    def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        """Reduce the tensors and Python numbers in ``tensor`` over all processes.
 
         Args:
-            data: tensors of the same shapes everywhere, and numbers.
+            tensor: tensors of the same shapes everywhere, and numbers.
             reduction: ``"sum"``, ``"mean"``, ``"min"``, ``"max"`` or ``"none"``.
             scale: what to multiply the result with.
 
         Raises:
-            TypeError: for anything else in ``data``.
+            TypeError: for anything else in ``tensor``.
             RuntimeError: for dicts of different keys.
         """
         if reduction not in ("sum", "mean", "min", "max", "none"):
             raise ValueError(
                 f'reduction must be "sum", "mean", "min", "max" or "none"; got {reduction!r}'
             )
-        self._check("reduce", data)
+        self._check("reduce", tensor)
         reduce_value = partial(
             tensor_collectives.reduce, self.strategy, reduction=reduction, scale=scale
         )
-        return tensor_collectives.map_values(data, reduce_value, "reduce")
+        return tensor_collectives.map_values(tensor, reduce_value, "reduce")
 
     def broadcast(self, value: Any, from_process: int = 0) -> Any:
         """Give the value of one process to all; its tensors come to each one's device.
@@ -279,21 +287,22 @@ class Collectives:
         received = self.strategy.broadcast(None, from_process)
         return move_batch(received, self.device)
 
+    @formerly(data="tensor")
     def pad_across_processes(
-        self, data: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False
+        self, tensor: Any, dim: int = 0, pad_index: Any = 0, pad_first: bool = False
     ) -> Any:
         """Pad tensors along a dimension to the largest size of all processes, so that they can be gathered.
 
         Args:
-            data: a tensor, or a nesting of dicts, lists and tuples of tensors.
+            tensor: a tensor, or a nesting of dicts, lists and tuples of tensors.
             dim: the dimension.
             pad_index: the value to pad with.
             pad_first: pad at the beginning instead of the end.
 
         Returns:
-            ``data`` with padded tensors.
+            ``tensor`` with padded tensors.
         """
-        self._check("pad_across_processes", data, sizes=False)
+        self._check("pad_across_processes", tensor, sizes=False)
 
         def pad(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -302,7 +311,7 @@ class Collectives:
                 )
             return tensor_collectives.rebuild_in_key_order(value, pad)
 
-        return pad(data)
+        return pad(tensor)
 
     @contextmanager
     def split_between_processes(

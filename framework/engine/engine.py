@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -13,6 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ...strategies import Precision, Strategy, create_strategy
 from ...strategies.launch.launcher import can_rerun, rerun_script
@@ -101,6 +103,8 @@ class Engine(Collectives):
         global_step: number of windows in which an optimizer has stepped.
         loggers: the loggers, as a list.
         prepared: what :meth:`prepare` has prepared.
+        prepared_type: the class of that record.
+        save_state_pre_hooks, load_state_pre_hooks: what :meth:`save_state` and :meth:`load_state` call first.
         saver: writes checkpoints.
         instances: all engines of this process.
 
@@ -110,6 +114,7 @@ class Engine(Collectives):
     """
 
     instances: ClassVar[WeakSet[Engine]] = WeakSet()
+    prepared_type: ClassVar[type[Prepared]] = Prepared
 
     @names_arguments
     def __init__(
@@ -146,7 +151,9 @@ class Engine(Collectives):
         # The checkpoint that save_state(wait=False) has begun, until somebody waits for it.
         self._save: Save | None = None
         self._warned_incomplete = False
-        self.prepared = Prepared(self)
+        self.save_state_pre_hooks: OrderedDict[int, Any] = OrderedDict()
+        self.load_state_pre_hooks: OrderedDict[int, Any] = OrderedDict()
+        self.prepared = self.prepared_type(self)
         self.running_loader = None
         self.loss_scaler = self._create_loss_scaler()
         self.accumulation = GradientAccumulation(
@@ -558,12 +565,17 @@ class Engine(Collectives):
             return Tensor.backward
         return self.strategy.backward
 
-    def no_sync(self, *models: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(
+        self, *models: nn.Module, model: nn.Module | None = None
+    ) -> AbstractContextManager[Any]:
         """A context around forward and backward in which gradients stay local to the process.
 
         Args:
             *models: prepared models (default: all).
+            model: the same, for one.
         """
+        if model is not None:
+            models = (*models, model)
         strategies = self.prepared.strategies or [self.strategy]
         if len(strategies) == 1:
             return strategies[0].no_sync()
@@ -574,8 +586,14 @@ class Engine(Collectives):
                 stack.enter_context(strategy.no_sync())
         return stack
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """A context that computes in the engine's precision, for what is done outside of a prepared model."""
+    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:
+        """A context that computes in the engine's precision, for what is done outside of a prepared model.
+
+        Args:
+            autocast_handler: an object that switches it off, if its ``enabled`` is false.
+        """
+        if autocast_handler is not None and not autocast_handler.enabled:
+            return nullcontext()
         return self.precision.forward_context(self.device) or nullcontext()
 
     def keep_gradients_local(self, local: bool) -> None:
@@ -758,6 +776,23 @@ class Engine(Collectives):
             self.loss_scaler.end_window()
         self.accumulation.close()
 
+    def get_tracker(self, name: str, unwrap: bool = False) -> Any:
+        """One of the loggers.
+
+        Args:
+            name: its name, or what its class's begins with, such as ``"tensorboard"``.
+            unwrap: return its ``experiment``, the object of the library behind it.
+
+        Raises:
+            ValueError: if there is none of that name.
+        """
+        for logger in self.loggers:
+            kind = type(logger).__name__.lower()
+            if name == logger.name or kind.startswith(name.lower()):
+                return logger.experiment if unwrap else logger
+        names = [type(logger).__name__ for logger in self.loggers]
+        raise ValueError(f"get_tracker: no logger {name!r}; there are {names}")
+
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """Write one row to the loggers, from the main process.
 
@@ -822,6 +857,32 @@ class Engine(Collectives):
                     f"register_for_checkpointing takes objects with state_dict and load_state_dict; got {item!r}"
                 )
         self.prepared.registered.extend(objects)
+
+    def register_save_state_pre_hook(
+        self, hook: Callable[[list[Any], list[Any], str], Any]
+    ) -> RemovableHandle:
+        """Let :meth:`save_state` first call ``hook(models, weights, output_dir)``.
+
+        Args:
+            hook: may write files of its own to the directory, and take out of ``weights`` what is then not saved.
+
+        Returns:
+            A handle with ``remove()``.
+        """
+        return _hooked(self.save_state_pre_hooks, hook)
+
+    def register_load_state_pre_hook(
+        self, hook: Callable[[list[Any], str], Any]
+    ) -> RemovableHandle:
+        """Let :meth:`load_state` first call ``hook(models, input_dir)``.
+
+        Args:
+            hook: may take out of ``models`` what it loads itself.
+
+        Returns:
+            A handle with ``remove()``.
+        """
+        return _hooked(self.load_state_pre_hooks, hook)
 
     def save_state(self, output_dir: str | os.PathLike[str], wait: bool = True) -> str:
         """Write a checkpoint of everything that was prepared or registered, and of the random generators.
@@ -912,6 +973,17 @@ class Engine(Collectives):
         self._finish_save()
         load_state(self, os.fspath(input_dir), weights_only)
 
+    def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
+        """A model's parameters and buffers by name, whole under any strategy. All processes call this.
+
+        Args:
+            model: a module, prepared or not.
+            unwrap: looked at by Accelerate; names are those of the module itself in any case.
+        """
+        from .checkpoint import whole_state
+
+        return whole_state(self, model)
+
     def save_model(
         self,
         model: nn.Module,
@@ -954,7 +1026,7 @@ class Engine(Collectives):
     def forget(self, interrupted: bool = False) -> None:
         """Forget everything that was prepared or registered; without collectives if an error has ``interrupted``."""
         self.prepared.release(interrupted)
-        self.prepared = Prepared(self, self.prepared.data_seed)
+        self.prepared = self.prepared_type(self, self.prepared.data_seed)
         self._micro_batch = MicroBatch(self)
         self.end_window()
         self.running_loader = None
@@ -975,6 +1047,13 @@ class Engine(Collectives):
         self.free_memory()
         self.strategy.disconnect()
         self._calls = self._every_call = None
+
+
+def _hooked(hooks: OrderedDict[int, Any], hook: Any) -> RemovableHandle:
+    """Add a hook; returns what takes it out again."""
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
 
 
 class _Counter:

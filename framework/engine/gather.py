@@ -127,7 +127,7 @@ def _are_columns(kinds: tuple[tuple[str, int], ...]) -> bool:
         warnings.warn(
             f"gather_for_metrics: a list of {kinds[0][1]}, which may be the batch's columns, is taken for one of "
             "samples: pass columns as a dict",
-            stacklevel=5,
+            stacklevel=6,
         )
     return (
         "columns" in names

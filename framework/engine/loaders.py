@@ -34,9 +34,11 @@ class PreparedLoader(Wrapper):
         end_of_dataloader: whether the running batch is the epoch's last. Where the length is not certain and the
             loader keeps a state of its own, it tells so only inside a window of several batches.
         batch: the running batch.
+        keeps_position: whether checkpoints hold its position.
     """
 
     _wraps = "loader"
+    keeps_position = True
 
     def __init__(self, loader: Any, engine: Engine, index: int = 0) -> None:
         self.loader = loader

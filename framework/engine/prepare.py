@@ -51,6 +51,11 @@ class Prepared:
         self.registered: list[Any] = []
         self._reported_streams: set[type] = set()
 
+    @property
+    def positioned_loaders(self) -> list[PreparedLoader]:
+        """Those loaders whose positions checkpoints hold."""
+        return [loader for loader in self.loaders if loader.keeps_position]
+
     def find_module(self, module: nn.Module) -> nn.Module | None:
         """The prepared module for one of the user's, or for itself; None if it is not prepared."""
         return self.modules.get(unwrapped(module))
@@ -125,12 +130,12 @@ class Prepared:
         prepared = []
         for optimizer in strategy.setup_optimizers(trained):
             engine.watch(optimizer)
-            prepared.append(PreparedOptimizer(optimizer, engine, strategy))
+            prepared.append(self.new_optimizer(optimizer, strategy))
         self.strategies.append(strategy)
         self.optimizers += prepared
         self.modules[module] = module
         if not strategy.is_transparent:
-            self.modules[module] = prepare_module(module, strategy, engine.precision)
+            self.modules[module] = self.new_module(module, strategy)
 
     def _check_optimizers(
         self,
@@ -173,7 +178,17 @@ class Prepared:
                 "in one call of prepare, or make the optimizer afterwards"
             )
         owner = owners[0] if owners else strategy
-        self.optimizers.append(PreparedOptimizer(optimizer, self._engine, owner))
+        self.optimizers.append(self.new_optimizer(optimizer, owner))
+
+    def new_module(self, module: nn.Module, strategy: Strategy) -> Any:
+        """What stands for a module from now on."""
+        return prepare_module(module, strategy, self._engine.precision)
+
+    def new_optimizer(
+        self, optimizer: Optimizer, strategy: Strategy
+    ) -> PreparedOptimizer:
+        """What stands for an optimizer from now on."""
+        return PreparedOptimizer(optimizer, self._engine, strategy)
 
     def _find_or_add(self, item: Any) -> Any:
         """What ``prepare`` returns for an object."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..data.batches import map_tensors
+from ..messages import log
 from .loaders import PreparedLoader
 from .wrapper import Wrapper
 
@@ -236,11 +237,19 @@ class PreparedScheduler(Wrapper):
     def __init__(self, scheduler: Any, engine: Engine) -> None:
         self.scheduler = scheduler
         self.engine = engine
+        # Whether to say at the first step what it counts, as other libraries count otherwise.
+        self._explains = engine.num_processes > 1 and engine.is_main_process
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step, with the scheduler's own arguments; inside a window, nothing is done."""
         if not self.engine.accumulation.is_last:
             return
+        if self._explains:
+            self._explains = False
+            log.info(
+                "scheduler.step() counts one step, not one for each of the %d processes as Accelerate does: a schedule "
+                "counts optimizer steps", self.engine.num_processes
+            )  # fmt: skip
         optimizer = getattr(self.scheduler, "optimizer", None)
         prepared = self.engine.prepared.find_optimizer(optimizer)
         if prepared is None or not prepared.step_was_skipped:

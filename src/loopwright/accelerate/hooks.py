@@ -1,0 +1,31 @@
+"""Accelerate's names for hooks around the parts of a model."""
+
+from __future__ import annotations
+
+from ..framework.compat.accelerate.big_models import (
+    AlignDevicesHook,
+    CpuOffload,
+    LayerwiseCastingHook,
+    ModelHook,
+    SequentialHook,
+    UserCpuOffloadHook,
+    add_hook_to_module,
+    attach_align_device_hook,
+    attach_align_device_hook_on_blocks,
+    remove_hook_from_module,
+    remove_hook_from_submodules,
+)
+
+__all__ = [
+    "AlignDevicesHook",
+    "CpuOffload",
+    "LayerwiseCastingHook",
+    "ModelHook",
+    "SequentialHook",
+    "UserCpuOffloadHook",
+    "add_hook_to_module",
+    "attach_align_device_hook",
+    "attach_align_device_hook_on_blocks",
+    "remove_hook_from_module",
+    "remove_hook_from_submodules",
+]

@@ -1,0 +1,13 @@
+"""Accelerate's launchers."""
+
+from __future__ import annotations
+
+from ..framework.compat.accelerate.launchers import (
+    debug_launcher,
+    notebook_launcher,
+)
+
+__all__ = [
+    "debug_launcher",
+    "notebook_launcher",
+]

@@ -1,0 +1,13 @@
+"""Accelerate's logging."""
+
+from __future__ import annotations
+
+from ..framework.compat.accelerate.logging import (
+    MultiProcessAdapter,
+    get_logger,
+)
+
+__all__ = [
+    "MultiProcessAdapter",
+    "get_logger",
+]

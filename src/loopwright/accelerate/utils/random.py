@@ -1,0 +1,15 @@
+"""Accelerate's random numbers."""
+
+from __future__ import annotations
+
+from ...framework.compat.accelerate.random import (
+    set_seed,
+    synchronize_rng_state,
+    synchronize_rng_states,
+)
+
+__all__ = [
+    "set_seed",
+    "synchronize_rng_state",
+    "synchronize_rng_states",
+]
