@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -76,6 +77,6 @@ def install(quiet: bool = False) -> None:
             f"both: call {_OURS}.install() before anything imports {_THEIRS}"
         )
     sys.meta_path.insert(0, _Aliases())
-    if not quiet:
+    if not quiet and os.environ.get("RANK", "0") == "0":
         configure()
         log.info("Imports of %s are answered by %s from now on", _THEIRS, _OURS)
