@@ -33,7 +33,7 @@ def module_of(callback: Callback) -> Module:
 @contextmanager
 def logging_through(module: Module, callbacks: Iterable[Callback]) -> Iterator[None]:
     """Let callbacks log through a module, for one run; then again through that of a run around it."""
-    ids = [id(callback) for callback in callbacks]
+    ids = {id(callback) for callback in callbacks}
     outer = {key: _MODULES[key] for key in ids if key in _MODULES}
     _MODULES.update(dict.fromkeys(ids, module))
     try:
