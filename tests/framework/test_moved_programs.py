@@ -23,6 +23,7 @@ import runpy
 import sys
 
 for program in {programs!r}:
+    {between}
     sys.argv = [program]
     runpy.run_path(program, run_name="__main__")
     sys.stdout.write(f"RAN {{program}}\\n")
@@ -43,16 +44,34 @@ def moved(family: str, folder: Path, *options: str) -> list[str]:
     return names
 
 
+def run_all(names: list[str], folder: Path, processes: int, between: str = "") -> None:
+    """Run programs in a folder, in one process or several."""
+    runner = RUNNER.format(programs=names, between=between)
+    (folder / "runner.py").write_text(runner)
+    launch = ["-m", "loopwright", "launch", "--processes", str(processes)]
+    command = launch if processes > 1 else []
+    ended = run_program(*command, "runner.py", cwd=folder, timeout=200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for name in names:
+        assert ended.stdout.count(f"RAN {name}") == processes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "processes"), [("face", 1), ("face", 2), ("native", 1)]
 )
 def test_programs_for_lightning(target: str, processes: int, tmp_path: Path) -> None:
     names = moved("lightning", tmp_path, "--to", target)
-    (tmp_path / "runner.py").write_text(RUNNER.format(programs=names))
-    launch = ["-m", "loopwright", "launch", "--processes", str(processes)]
-    command = launch if processes > 1 else []
-    ended = run_program(*command, "runner.py", cwd=tmp_path, timeout=200)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    for name in names:
-        assert ended.stdout.count(f"RAN {name}") == processes
+    run_all(names, tmp_path, processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_programs_for_accelerate(processes: int, tmp_path: Path) -> None:
+    names = moved("accelerate", tmp_path)
+    # What processes share of Accelerate's state is one program's.
+    between = (
+        "from loopwright.accelerate.state import AcceleratorState\n"
+        "    AcceleratorState._reset_state(True)"
+    )
+    run_all(names, tmp_path, processes, between)
