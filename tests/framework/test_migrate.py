@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from loopwright.framework.command_line.migrate import findings
+from loopwright.framework import Engine, Trainer
+from loopwright.framework.command_line.migrate import findings, keywords
 from loopwright.framework.command_line.migrate.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -461,6 +463,7 @@ lr_scheduler.step()
 accelerator.init_trackers("x")
 stage = accelerator.state.deepspeed_plugin.zero_stage
 trainer.fit_loop.epoch_loop.batch_progress
+accelerator.split_batches, accelerator.num_processes
 """
 
 
@@ -495,6 +498,7 @@ trainer.fit_loop.epoch_loop.batch_progress
                 "31: log_with=: here that is logger=",
                 "32: scheduler.step(): ",
                 "33: accelerator.init_trackers(): ",
+                "36: accelerator.split_batches: the Engine has no split_batches",
                 "34: state.deepspeed_plugin: ",
                 "35: fit_loop: ",
             ],
@@ -528,6 +532,21 @@ def test_names_that_are_not_there_are_told(migrate: Migrate) -> None:
         "3: loopwright.lightning has no somewhere",
         "5: loopwright.lightning.callbacks has no NoCallback",
     ]
+
+
+@pytest.mark.parametrize(
+    ("callee", "ours"), [("Trainer", Trainer), ("Accelerator", Engine)]
+)
+def test_arguments_become_such_as_there_are(callee: str, ours: type) -> None:
+    taken = set(inspect.signature(ours).parameters)
+    for name, keyword in keywords.TABLES[callee].items():
+        values = ("0", "True", "None", '"top"', '"ddp"', '"ddp_spawn"', '"fp16"')
+        made = [keyword.make(value) or {} for value in values]
+        new = {argument for arguments in made for argument in arguments}
+        assert new, name
+        assert new <= taken, name
+    gone = keywords.GONE[callee]
+    assert not taken & set(gone), "these are taken now: no advice is needed"
 
 
 def test_a_plain_program_is_told_nothing(migrate: Migrate) -> None:

@@ -127,10 +127,10 @@ FIT = {
 TEST = {"test_dataloaders": Keyword(_renamed("dataloaders"))}
 VALIDATE = {"val_dataloaders": Keyword(_renamed("dataloaders"))}
 METHODS = {"fit": FIT, "test": TEST, "validate": VALIDATE}
-_TABLES = {"Trainer": TRAINER, "Accelerator": ENGINE, **METHODS}
+TABLES = {"Trainer": TRAINER, "Accelerator": ENGINE, **METHODS}
 
 # Arguments of Lightning 2's Trainer and of Accelerate's Accelerator that the native ones have not.
-_GONE = {
+GONE = {
     "Trainer": ("plugins", "model_registry"),
     "Accelerator": (
         "dataloader_config",
@@ -156,7 +156,7 @@ _GONE = {
     ),
 }
 # Arguments of Lightning 1's Trainer that its second version has not either.
-_GONE_BEFORE = (
+GONE_BEFORE = (
     "amp_backend",
     "amp_level",
     "auto_lr_find",
@@ -202,7 +202,7 @@ def convert(callee: str, keyword: str, value: str, target: Target) -> Arguments 
     Returns:
         Arguments that take its place; None if it stays as it is.
     """
-    entry = _TABLES.get(callee, {}).get(keyword)
+    entry = TABLES.get(callee, {}).get(keyword)
     if entry is None or entry.target not in ("", target):
         return None
     return entry.make(value)
@@ -210,10 +210,10 @@ def convert(callee: str, keyword: str, value: str, target: Target) -> Arguments 
 
 def advice(callee: str, keyword: str, target: Target) -> str:
     """Return what to do about an argument that stays as it is, and that is not taken here; else an empty text."""
-    table = _TABLES.get(callee, {})
-    gone = _GONE_BEFORE if callee == "Trainer" else ()
+    table = TABLES.get(callee, {})
+    gone = GONE_BEFORE if callee == "Trainer" else ()
     if target == "native":
-        gone += _GONE.get(callee, ())
+        gone += GONE.get(callee, ())
     # Such an accelerator or strategy is one of ours by name.
     own = ("accelerator", "strategy")
     in_table = (

@@ -11,9 +11,15 @@ from typing import Any
 import libcst as cst
 
 from ...compat.imports import UNSERVED
-from .bindings import Program
+from .bindings import Program, dotted
+from .findings import PATTERNS
 from .names import Target, is_face, translate
 from .rewrite import Note
+
+# What the table of patterns tells, and what is renamed.
+_TOLD = {pattern.text for pattern in PATTERNS} | {
+    "accelerator.optimizer_step_was_skipped"
+}
 
 
 def find_missing(program: Program, target: Target) -> list[Note]:
@@ -30,7 +36,54 @@ def find_missing(program: Program, target: Target) -> list[Note]:
         if problem:
             note = Note(program.line_of(node), problem)
             notes.setdefault(problem, note)
+    if target == "native":
+        finder = _FaceOnly(program)
+        program.wrapper.module.visit(finder)
+        return [*notes.values(), *finder.notes]
     return list(notes.values())
+
+
+class _FaceOnly(cst.CSTVisitor):
+    """Looks for what an Accelerator or Lightning's Trainer has, and ours has not; by the names that they mostly get."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.notes: list[Note] = []
+        self._missing = {
+            name: missing
+            for family, name, missing in _missing_attributes()
+            if family in program.families
+        }
+
+    def visit_Attribute(self, node: cst.Attribute) -> None:  # noqa: N802 # libcst's name
+        owner = dotted(node.value).rpartition(".")[2]
+        name = node.attr.value
+        kind, names = self._missing.get(owner, ("", frozenset()))
+        if name in names and f"{owner}.{name}" not in _TOLD:
+            text = f"{owner}.{name}: {kind} has no {name}"
+            self.notes.append(Note(self.program.line_of(node), text))
+
+
+@cache
+def _missing_attributes() -> list[tuple[str, str, tuple[str, frozenset[str]]]]:
+    """Return, for each kind of object: whose it is, its usual name, and what ours has not."""
+    from ...compat.accelerate.accelerator import Accelerator
+    from ...compat.lightning.trainer import Trainer as LightningTrainer
+    from ...engine.engine import Engine
+    from ...trainer import Trainer
+
+    return [
+        (
+            family,
+            name,
+            (f"the {ours.__name__}", frozenset(set(dir(face)) - set(dir(ours)))),
+        )
+        for family, name, face, ours in (
+            ("accelerate", "accelerator", Accelerator, Engine),
+            ("lightning", "trainer", LightningTrainer, Trainer),
+        )
+    ]
 
 
 def _names_of(program: Program) -> Iterator[tuple[str, cst.CSTNode]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..imports import UNSERVED
+
 
 def unserved(name: str, advice: str) -> Any:
     """A class that stands for something of Accelerate's, so that programs can import it and maybe not use it.
@@ -21,4 +23,4 @@ def unserved(name: str, advice: str) -> Any:
             f"{name} of Accelerate is not served by loopwright.accelerate: {advice}"
         )
 
-    return type(name, (), {"__new__": refuse, "__doc__": advice})
+    return type(name, (), {"__new__": refuse, "__doc__": advice, UNSERVED: advice})
