@@ -92,8 +92,8 @@ def find_executable_batch_size(
             log.info("Out of memory with a batch size of %d: trying %d", size, smaller)
             size = smaller
         raise RuntimeError(
-            f"{function.__name__} runs out of memory with the smallest batch size that was tried (it began with "
-            f"{starting_batch_size})"
+            f"No executable batch size found, reached zero: {function.__name__} runs out of memory with the smallest "
+            f"batch size that was tried (it began with {starting_batch_size})"
         )
 
     return call

@@ -285,6 +285,29 @@ def load_checkpoint_in_model(
         model.to(torch.device(devices.pop()))
 
 
+def load_checkpoint_and_dispatch(
+    model: nn.Module,
+    checkpoint: str | os.PathLike[str],
+    device_map: Any = None,
+    **options: Any,
+) -> nn.Module:
+    """Load weights into a model, as :func:`load_checkpoint_in_model`, and return it.
+
+    Args:
+        model: the model.
+        checkpoint: the file, the folder, or the JSON index of parts.
+        device_map: None, or one device for all of the model.
+        **options: of :func:`load_checkpoint_in_model`, and those for a model that is spread, which are not looked at.
+
+    Raises:
+        NotImplementedError: to spread the model over devices.
+    """
+    names = ("dtype", "strict", "keep_in_fp32_modules")
+    given = {name: options[name] for name in names if name in options}
+    load_checkpoint_in_model(model, checkpoint, device_map, **given)
+    return model
+
+
 def _files_of(path: str) -> list[str]:
     """The files that hold a checkpoint's weights.
 

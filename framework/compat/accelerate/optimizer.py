@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ....strategies import DDPStrategy
 from ...engine.accumulation import GradientAccumulation, StepCounter
 from ...engine.prepare import Prepared
 from ...engine.prepared import PreparedOptimizer, PreparedScheduler
@@ -93,6 +94,15 @@ class AcceleratedOptimizer(PreparedOptimizer):
     _is_accelerate_prepared = True
     engine: Accelerator
 
+    @property
+    def _is_overflow(self) -> bool:
+        """Accelerate's own name of ``step_was_skipped``."""
+        return self.step_was_skipped
+
+    @_is_overflow.setter
+    def _is_overflow(self, value: bool) -> None:
+        self.step_was_skipped = value
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; inside a window, nothing is done."""
         if self.engine.sync_gradients:
@@ -157,11 +167,13 @@ class AcceleratorsPrepared(Prepared):
     """What an Accelerator has prepared."""
 
     def new_module(self, module: nn.Module, strategy: Strategy) -> Any:
-        """What stands for a module: with several processes it also has ``module`` and ``no_sync``, as DDP has."""
+        """What stands for a module: with several processes it also has what DDP has, such as ``module``."""
         prepared = super().new_module(module, strategy)
         if strategy.world_size > 1:
             _give(prepared, "module", property(lambda _: module))
             _give(prepared, "no_sync", lambda _: self.accelerator.no_sync(prepared))
+            if isinstance(strategy, DDPStrategy):
+                _fall_back(prepared, strategy)
         return prepared
 
     def new_optimizer(
@@ -174,6 +186,22 @@ class AcceleratorsPrepared(Prepared):
     def accelerator(self) -> Any:
         """The Accelerator."""
         return self._engine
+
+
+def _fall_back(prepared: nn.Module, strategy: DDPStrategy) -> None:
+    """Let a prepared module give what it lacks, and DDP around the module has."""
+    kind = type(prepared)
+    of_module = kind.__getattr__
+
+    def find(self: nn.Module, name: str) -> Any:
+        try:
+            return of_module(self, name)
+        except AttributeError:
+            if name.startswith("_") or not hasattr(strategy.joinable, name):
+                raise
+            return getattr(strategy.joinable, name)
+
+    setattr(kind, "__getattr__", find)  # noqa: B010 # of the class that was made for this module
 
 
 def mark(module: nn.Module) -> None:

@@ -33,9 +33,20 @@ def asks_for(variable: str) -> bool:
     return is_true(os.environ.get(variable) or "no")
 
 
-def devices_of_processes() -> str | int:
+def devices_of_processes() -> str | int | list[int]:
     """The ``devices`` of an Engine that starts no processes: without a launcher, one."""
-    return 1 if detect_environment() is None else "auto"
+    if detect_environment() is not None:
+        return "auto"
+    chosen = _chosen_device()
+    if chosen is None or chosen.type == "cpu" or chosen.index is None:
+        return 1
+    return [chosen.index] if chosen.index < torch.accelerator.device_count() else 1
+
+
+def _chosen_device() -> torch.device | None:
+    """The device that ``ACCELERATE_TORCH_DEVICE`` names."""
+    name = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    return torch.device(name) if name else None
 
 
 def _engine_for(accelerator: str, **options: Any) -> Engine:
@@ -102,7 +113,7 @@ class PartialState:
         engine = _engine_for(self._accelerator, **given)
         self.debug = asks_for("ACCELERATE_DEBUG_MODE")
         self.fork_launched = asks_for("FORK_LAUNCHED")
-        self.device = engine.device
+        self.device = _chosen_device() or engine.device
         self.num_processes = engine.num_processes
         self.process_index = engine.process_index
         self.local_process_index = engine.local_process_index

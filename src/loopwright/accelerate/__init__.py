@@ -19,7 +19,6 @@ from ..framework.compat.accelerate.big_models import (
     infer_auto_device_map,
     init_empty_weights,
     init_on_device,
-    load_checkpoint_and_dispatch,
     prepare_pippy,
 )
 from ..framework.compat.accelerate.checkpoints import (

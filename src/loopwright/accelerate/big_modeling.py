@@ -9,8 +9,8 @@ from ..framework.compat.accelerate.big_models import (
     dispatch_model,
     init_empty_weights,
     init_on_device,
-    load_checkpoint_and_dispatch,
 )
+from ..framework.compat.accelerate.checkpoints import load_checkpoint_and_dispatch
 
 __all__ = [
     "cpu_offload",

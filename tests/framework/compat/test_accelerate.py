@@ -29,6 +29,7 @@ from loopwright.accelerate.tracking import GeneralTracker
 from loopwright.accelerate.utils import (
     AutocastKwargs,
     DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
     GradScalerKwargs,
     ProjectConfiguration,
@@ -384,8 +385,23 @@ def _pace() -> list[Any]:
         optimizer.step()
         schedule.step()
     said = [text for text in records if "counts one step" in text]
-    return [schedule.get_last_lr(), len(said)]
+    return [schedule.get_last_lr(), len(said), *_pace_of_an_accelerator()]
 
 
-def test_an_engine_says_once_what_a_schedule_counts():
-    assert launch(_pace, num_processes=2) == [[0.25], 1]
+def _pace_of_an_accelerator() -> list[Any]:
+    handler = DistributedDataParallelKwargs(bucket_cap_mb=15)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[handler])
+    model: Any = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    accelerator.backward(model(torch.ones(1, 1)).sum())
+    optimizer.step()
+    schedule.step()
+    is_module = model.module is accelerator.unwrap_model(model)
+    return [schedule.get_last_lr(), model.bucket_bytes_cap // 2**20, is_module]
+
+
+def test_what_a_schedule_counts_is_said_by_an_engine_and_is_accelerates_under_its_names():
+    found = launch(_pace, num_processes=2)
+    assert found == [[0.25], 1, [0.25], 15, True]
