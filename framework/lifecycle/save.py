@@ -171,8 +171,10 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
         if datamodule is not None and overrides(datamodule, "state_dict", DataModule):
             checkpoint["datamodule"] = datamodule.state_dict()
     if whole and strategy.capabilities.shards_state:
-        for key in checkpoint.keys() & {"state_dict", "optimizer_states"}:
-            checkpoint[key] = full_state(strategy, checkpoint[key])  # collective
+        # In one order on all ranks, which that of a set is not.
+        for key in ("state_dict", "optimizer_states"):
+            if key in checkpoint:
+                checkpoint[key] = full_state(strategy, checkpoint[key])  # collective
     number_states(checkpoint)
     for hook in run.hooks.on_save_checkpoint:
         hook(checkpoint)
