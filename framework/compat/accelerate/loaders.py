@@ -256,6 +256,23 @@ class DataLoaderShard(Wrapper, DataLoader):
 _NOTHING = object()
 
 
+class _Apart:
+    """The batches of one round that cannot be joined to one, as they hold texts, or tensors of different shapes."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+
+def _joined(batches: list[Any]) -> Any:
+    """The batches of one round as one, whose rows the processes divide; if that cannot be, each gets one of them."""
+    try:
+        joined = concatenate(batches)
+        find_batch_size(joined)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return _Apart(batches)
+    return joined
+
+
 class DataLoaderDispatcher(DataLoaderShard):
     """A loader that only the main process reads; the others get their parts of its batches from there.
 
@@ -302,7 +319,7 @@ class DataLoaderDispatcher(DataLoaderShard):
             following = list(islice(batches, count))
             is_short = len(given) < count and self.base_dataloader.drop_last
             if not is_short:
-                yield concatenate(given), not following, state
+                yield _joined(given), not following, state
             given = following
 
     def _read(self) -> Iterator[Any]:
@@ -316,9 +333,10 @@ class DataLoaderDispatcher(DataLoaderShard):
             if whole is None:
                 return
             first = whole if first is None else first
-            if self.device is not None:
-                whole = move_batch(whole, self.device)
-            part = self._part(whole, first, state)
+            if isinstance(whole, _Apart):
+                part = self._turn(whole, first, state)
+            else:
+                part = self._part(whole, first, state)
             self.end_of_dataloader = is_last
             if skipped >= self.skip_batches:
                 yield part
@@ -326,12 +344,26 @@ class DataLoaderDispatcher(DataLoaderShard):
             if is_last:
                 return
 
+    def _turn(self, whole: _Apart, first: Any, state: PartialState) -> Any:
+        """The batch of a round whose turn it is: those of a process without one are the first ones again."""
+        batches = whole.batches
+        if len(batches) < state.num_processes and isinstance(first, _Apart):
+            batches = [*batches, *first.batches, *batches * state.num_processes]
+        # Nobody can tell how many samples a batch without tensors has.
+        self.remainder = 0 if len(whole.batches) == state.num_processes else -1
+        batch = batches[state.process_index % len(batches)]
+        return batch if self.device is None else move_batch(batch, self.device)
+
     def _part(self, whole: Any, first: Any, state: PartialState) -> Any:
+        if self.device is not None:
+            whole = move_batch(whole, self.device)
         count = state.num_processes
         size = find_batch_size(whole) or 0
         share = -(-size // count)
         self.remainder = size % count and size
         missing = share * count - size
+        if isinstance(first, _Apart):
+            first = whole
         if missing:
             while (find_batch_size(first) or 0) < missing:
                 first = concatenate([first, first])

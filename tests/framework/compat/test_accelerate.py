@@ -14,7 +14,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard as TheirShard
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 from loopwright.accelerate import (
     Accelerator,
@@ -399,9 +399,24 @@ def _pace_of_an_accelerator() -> list[Any]:
     optimizer.step()
     schedule.step()
     is_module = model.module is accelerator.unwrap_model(model)
-    return [schedule.get_last_lr(), model.bucket_bytes_cap // 2**20, is_module]
+    # Accelerate refuses texts among what the main process reads for all.
+    loader = accelerator.prepare(DataLoader(Texts(), batch_size=2))
+    texts = accelerator.gather_for_metrics([batch["text"] for batch in loader])
+    return [
+        schedule.get_last_lr(),
+        model.bucket_bytes_cap // 2**20,
+        is_module,
+        texts,
+    ]
+
+
+class Texts(IterableDataset):
+    def __iter__(self) -> Iterator[Any]:
+        for letter in "abcdefgh":
+            yield {"number": torch.ones(1), "text": letter}
 
 
 def test_what_a_schedule_counts_is_said_by_an_engine_and_is_accelerates_under_its_names():
     found = launch(_pace, num_processes=2)
-    assert found == [[0.25], 1, [0.25], 15, True]
+    texts = [["a", "b"], ["e", "f"], ["c", "d"], ["g", "h"]]
+    assert found == [[0.25], 1, [0.25], 15, True, texts]
