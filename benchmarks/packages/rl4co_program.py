@@ -7,7 +7,9 @@ from rl4co.utils import RL4COTrainer
 
 seed()
 environment = TSPEnv(generator_params={"num_loc": 6})
-policy = AttentionModelPolicy("tsp", embed_dim=16, num_encoder_layers=1, num_heads=2)
+policy = AttentionModelPolicy(
+    env_name="tsp", embed_dim=16, num_encoder_layers=1, num_heads=2
+)
 model = REINFORCE(
     environment,
     policy,
