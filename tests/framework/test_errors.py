@@ -1002,10 +1002,11 @@ def test_checkpoints_that_are_none(tmp_path) -> None:
     """A missing path, a file of something else, a directory without a manifest, one of a later format."""
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "nowhere.ckpt")
-    (tmp_path / "foreign.ckpt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read as a file of torch\.save"
-    ):
+    (tmp_path / "begun.ckpt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"begun\.ckpt' is damaged: it was cut"):
+        trainer().fit(Net(), batches(), ckpt_path=tmp_path / "begun.ckpt")
+    (tmp_path / "foreign.ckpt").write_bytes(b"epoch: 3")
+    with pytest.raises(CheckpointError, match=r"foreign\.ckpt"):
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "foreign.ckpt")
     (tmp_path / "half.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"manifest.json is missing"):

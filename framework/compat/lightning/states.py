@@ -53,11 +53,18 @@ class TrainerStatus(LightningEnum):
     RUNNING = "running"
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
+    # By an exception, which Lightning does not tell from an interruption.
+    FAILED = "failed"
 
     @property
     def stopped(self) -> bool:
         """Whether the run has ended."""
-        return self in (TrainerStatus.FINISHED, TrainerStatus.INTERRUPTED)
+        ended = (
+            TrainerStatus.FINISHED,
+            TrainerStatus.INTERRUPTED,
+            TrainerStatus.FAILED,
+        )
+        return self in ended
 
 
 class TrainerFn(LightningEnum):
