@@ -84,6 +84,34 @@ loopwright.lightning.Trainer(callbacks=loopwright.lightning.callbacks.Timer())
 loopwright.lightning.fabric.utilities.move_data_to_device([], "cpu")
 """,
     ),
+    "parts of a package": (
+        """
+import lightning.pytorch
+import pytorch_lightning.callbacks
+
+
+def f(lightning):
+    return lightning.Trainer
+
+
+lightning.fabric.seed_everything(1)
+lightning.LightningModule().to("cpu")
+pytorch_lightning.Trainer(callbacks=pytorch_lightning.callbacks.Timer())
+""",
+        """
+import loopwright.lightning
+import loopwright.lightning.callbacks
+
+
+def f(lightning):
+    return lightning.Trainer
+
+
+loopwright.lightning.fabric.seed_everything(1)
+loopwright.lightning.LightningModule().to("cpu")
+loopwright.lightning.Trainer(callbacks=loopwright.lightning.callbacks.Timer())
+""",
+    ),
     "names in brackets": (
         """
 from pytorch_lightning.callbacks import (

@@ -159,6 +159,10 @@ def _find_uses(program: Program) -> None:
     scopes: Any = set(program.wrapper.resolve(ScopeProvider).values())
     parents: Any = program.wrapper.resolve(ParentNodeProvider)
     by_place: dict[Any, Binding] = {(b.statement, b.local): b for b in program.bindings}
+    for binding in program.bindings:
+        # `import a.b` makes the name a, so that a.c may be written after it.
+        root = binding.local.partition(".")[0]
+        by_place.setdefault((binding.statement, root), binding)
     for scope in scopes:
         for assignment in scope.assignments if scope else ():
             if not isinstance(assignment, ImportAssignment):

@@ -143,7 +143,9 @@ class _Plan:
             text = path
             module = _module_of(path)
             modules = self.added.setdefault(binding.statement, [])
-            if module not in modules:
+            # With a part of a package, the package is imported.
+            is_there = binding.is_plain and base.startswith(f"{module}.")
+            if module not in modules and not is_there:
                 modules.append(module)
         if text != dotted(use.node):
             self.replaced[use.node] = text
