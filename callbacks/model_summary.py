@@ -133,6 +133,16 @@ class Summary:
         return [layer.name for layer in self.layers if layer.name != _NO_LAYER]
 
     @property
+    def layer_types(self) -> list[str]:
+        """Their classes' names."""
+        return [layer.type for layer in self.layers if layer.name != _NO_LAYER]
+
+    @property
+    def param_nums(self) -> list[int]:
+        """Numbers in their parameters, without those that an earlier layer counts."""
+        return [layer.parameters for layer in self.layers if layer.name != _NO_LAYER]
+
+    @property
     def columns(self) -> list[str]:
         """Headings of the table."""
         sizes = ["In sizes", "Out sizes"] if self.sizes_shown else []

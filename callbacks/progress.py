@@ -32,6 +32,8 @@ class ProgressBar(Callback):
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
         self._enabled = True
+        # The index of the loader that an evaluation reads; None before its first batch.
+        self._loader_idx: int | None = None
 
     @property
     def trainer(self) -> Trainer:
@@ -50,6 +52,51 @@ class ProgressBar(Callback):
     def is_enabled(self) -> bool:
         """Whether to draw: in the main process, unless it was switched off."""
         return self._enabled and (self._trainer is None or self._trainer.is_global_zero)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of a training epoch."""
+        return self.trainer.num_training_batches
+
+    @property
+    def total_val_batches_current_epoch(self) -> int | float:
+        """Batches of all loaders of a validation, or of the sanity check while that runs."""
+        return sum(self._val_batches)
+
+    @property
+    def total_val_batches_current_dataloader(self) -> int | float:
+        """The same, of the loader that :meth:`has_dataloader_changed` was told last."""
+        return self._val_batches[self._loader_idx or 0]
+
+    @property
+    def total_test_batches_current_dataloader(self) -> int | float:
+        """Batches of the loader that :meth:`has_dataloader_changed` was told last."""
+        return self.trainer.num_test_batches[self._loader_idx or 0]
+
+    @property
+    def total_predict_batches_current_dataloader(self) -> int | float:
+        """Batches of the loader that :meth:`has_dataloader_changed` was told last."""
+        return self.trainer.num_predict_batches[self._loader_idx or 0]
+
+    @property
+    def _val_batches(self) -> list[Any]:
+        if self.trainer.sanity_checking:
+            return self.trainer.num_sanity_val_batches
+        return self.trainer.num_val_batches
+
+    def has_dataloader_changed(self, dataloader_idx: int) -> bool:
+        """Whether this loader is another one than in the call before.
+
+        Args:
+            dataloader_idx: its index, as a batch's hooks are given it.
+        """
+        changed = dataloader_idx != self._loader_idx
+        self._loader_idx = dataloader_idx
+        return changed
+
+    def reset_dataloader_idx_tracker(self) -> None:
+        """Take the next loader for a new one, whatever its index."""
+        self._loader_idx = None
 
     def enable(self) -> None:
         """Draw again."""

@@ -125,9 +125,13 @@ class FolderLogger(Logger):
         self.claim()
         if self._hparams_written:
             return
-        text = json.dumps(_as_json(self.hparams), indent=2) + "\n"
+        text = self.hparams_text(_as_json(self.hparams))
         write_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
         self._hparams_written = True
+
+    def hparams_text(self, hparams: Any) -> str:
+        """What the file of hyperparameters holds, of plain values; override it for another format."""
+        return json.dumps(hparams, indent=2) + "\n"
 
     def state_dict(self) -> dict[str, Any]:
         return {"root_dir": absolute(self.root_dir), "version": self.version}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -22,9 +23,10 @@ from ....callbacks import (
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ..imports import unserved
+from .files import yaml_of
 from .states import LightningEnum
 from .tqdm_progress import Tqdm, TQDMProgressBar
-from .utilities import move_data_to_device
+from .utilities import get_filesystem, move_data_to_device
 
 __all__ = [
     "BackboneFinetuning",
@@ -128,6 +130,18 @@ class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
         super().on_exception(trainer, pl_module, exception)
         if self.save_on_exception:
             self.save_now(trainer)
+
+    def to_yaml(self, filepath: Any = None) -> None:
+        """Write the paths of the best checkpoints, with their values.
+
+        Args:
+            filepath: the file. Default: ``best_k_models.yaml`` beside the checkpoints.
+        """
+        scores = {path: float(score) for path, score in self.best_k_models.items()}
+        if filepath is None:
+            filepath = os.path.join(self.dirpath or "", "best_k_models.yaml")
+        with get_filesystem(filepath).open(str(filepath), "w") as file:
+            file.write(yaml_of(scores))
 
 
 class ModelSummary(NativeModelSummary):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,6 +42,22 @@ def opening_objects(load: Callable[..., Any]) -> Callable[..., Any]:
 def open_objects_in_torch_load() -> None:
     """Let ``torch.load(weights_only=False)`` give packages the objects of checkpoints, as it does of Lightning's."""
     torch.load = opening_objects(torch.load)
+
+
+# In JSON: a text, which is left alone, or a number that YAML writes otherwise.
+_JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*"|(-?\d+)(e[+-]?\d+)|NaN|-?Infinity')
+_YAML_NUMBERS = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}
+
+
+def yaml_of(value: Any) -> str:
+    """Plain values as YAML: JSON is nearly that, but readers of YAML take 1e-05 and NaN for texts."""
+
+    def in_yaml(part: re.Match[str]) -> str:
+        if part[2]:
+            return f"{part[1]}.0{part[2]}"
+        return _YAML_NUMBERS.get(part[0], part[0])
+
+    return _JSON_PART.sub(in_yaml, json.dumps(value, indent=2)) + "\n"
 
 
 @contextmanager

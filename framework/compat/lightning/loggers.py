@@ -12,6 +12,7 @@ from ....loggers import Logger
 from ....loggers import TensorBoardLogger as NativeTensorBoardLogger
 from ....loggers.dummy import DummyLogger, NullObject
 from ..imports import unserved
+from .files import yaml_of
 from .utilities import rank_zero_only
 
 __all__ = [
@@ -35,7 +36,17 @@ __all__ = [
 DummyExperiment = NullObject
 
 
-class TensorBoardLogger(NativeTensorBoardLogger):
+class _HyperparametersInYAML:
+    """Names and writes the file of hyperparameters as Lightning's programs read it."""
+
+    NAME_HPARAMS_FILE = "hparams.yaml"
+
+    def hparams_text(self, hparams: Any) -> str:
+        """What the file holds."""
+        return yaml_of(hparams)
+
+
+class TensorBoardLogger(_HyperparametersInYAML, NativeTensorBoardLogger):
     """A :class:`~loopwright.loggers.TensorBoardLogger` in Lightning's folder, ``lightning_logs``."""
 
     def __init__(
@@ -61,7 +72,7 @@ class TensorBoardLogger(NativeTensorBoardLogger):
         )
 
 
-class CSVLogger(NativeCSVLogger):
+class CSVLogger(_HyperparametersInYAML, NativeCSVLogger):
     """A :class:`~loopwright.loggers.CSVLogger` in Lightning's folder, ``lightning_logs``."""
 
     def __init__(

@@ -181,16 +181,16 @@ class TQDMProgressBar(ProgressBar):
             bar.initial = 0
             bar.set_description(description)
 
-    def on_sanity_check_start(self, *_: Any) -> None:
+    def on_sanity_check_start(self, *_: Any, **__: Any) -> None:
         self._begin("sanity_check", self.init_sanity_tqdm)
 
-    def on_sanity_check_end(self, *_: Any) -> None:
+    def on_sanity_check_end(self, *_: Any, **__: Any) -> None:
         self._end("sanity_check")
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, *_: Any, **__: Any) -> None:
         self._begin("train", self.init_train_tqdm)
 
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         if self._leave and trainer.current_epoch > 0:
             self._end("train")
             self._begin("train", self.init_train_tqdm)
@@ -210,7 +210,7 @@ class TQDMProgressBar(ProgressBar):
         if bar is not None:
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end("train")
 
     def _begin_evaluation(self, trainer: Any, stage: str, batches: list[Any]) -> None:
@@ -219,7 +219,7 @@ class TQDMProgressBar(ProgressBar):
         if bar is not None:
             bar.reset(convert_inf(sum(batches)))
 
-    def on_validation_start(self, trainer: Any, *_: Any) -> None:
+    def on_validation_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         if trainer.sanity_checking:
             batches = trainer.num_sanity_val_batches
             self._begin_evaluation(trainer, "sanity_check", batches)
@@ -227,37 +227,37 @@ class TQDMProgressBar(ProgressBar):
         self._begin("validate", self.init_validation_tqdm)
         self._begin_evaluation(trainer, "validate", trainer.num_val_batches)
 
-    def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._evaluated += 1
         stage = "sanity_check" if trainer.sanity_checking else "validate"
         self._show(stage, self._evaluated)
 
-    def on_validation_end(self, *_: Any) -> None:
+    def on_validation_end(self, *_: Any, **__: Any) -> None:
         self._end("validate")
 
-    def on_test_start(self, trainer: Any, *_: Any) -> None:
+    def on_test_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("test", self.init_test_tqdm)
         self._begin_evaluation(trainer, "test", trainer.num_test_batches)
 
-    def on_test_batch_end(self, *_: Any) -> None:
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self._evaluated += 1
         self._show("test", self._evaluated)
 
-    def on_test_end(self, *_: Any) -> None:
+    def on_test_end(self, *_: Any, **__: Any) -> None:
         self._end("test")
 
-    def on_predict_start(self, trainer: Any, *_: Any) -> None:
+    def on_predict_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("predict", self.init_predict_tqdm)
         self._begin_evaluation(trainer, "predict", trainer.num_predict_batches)
 
-    def on_predict_batch_end(self, *_: Any) -> None:
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
         self._evaluated += 1
         self._show("predict", self._evaluated)
 
-    def on_predict_end(self, *_: Any) -> None:
+    def on_predict_end(self, *_: Any, **__: Any) -> None:
         self._end("predict")
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(self, *_: Any, **__: Any) -> None:
         for stage in list(self._bars):
             self._end(stage)
 

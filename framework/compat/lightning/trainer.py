@@ -27,6 +27,7 @@ from .plugins import (
     LayerSync,
     TorchCheckpointIO,
 )
+from .profilers import PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 
 __all__ = ["Trainer"]
@@ -95,15 +96,16 @@ class Trainer(native.Trainer):
                 f"model_registry must be None: there is no registry here; got {model_registry!r}"
             )
         callbacks = _as_list(arguments.get("callbacks"))
+        profiler = _profiler(profiler)
         if isinstance(profiler, Callback):
             callbacks.append(profiler)
-            profiler = None
-        arguments = {**arguments, "profiler": profiler, "callbacks": callbacks}
+        arguments = {**arguments, "callbacks": callbacks}
         _use_plugins(arguments, _as_list(plugins))
         _use_strategy(arguments)
         _use_devices(arguments)
         _add_defaults(arguments)
         super().__init__(**arguments)
+        self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
@@ -154,6 +156,14 @@ class Trainer(native.Trainer):
     def received_sigterm(self) -> bool:
         """Whether a signal has asked the training to end."""
         return bool(self.consensus.signal_requested)
+
+    @property
+    def val_check_batch(self) -> int | float:
+        """After how many training batches a validation is due; infinite if an epoch's end cannot be foreseen."""
+        interval, batches = self.val_check_interval, self.num_training_batches
+        if isinstance(interval, int) or batches == float("inf"):
+            return interval if isinstance(interval, int) else batches
+        return max(1, int(batches * interval))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
@@ -296,6 +306,26 @@ def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) else [given]
 
 
+def _profiler(given: Any) -> Any:
+    """The object that programs call as ``trainer.profiler``, which measures nothing where none was asked for.
+
+    Raises:
+        ValueError: for another name.
+    """
+    kinds = {
+        None: PassThroughProfiler,
+        "pytorch": PyTorchProfiler,
+        "simple": SimpleProfiler,
+    }
+    if given is not None and not isinstance(given, str):
+        return given
+    if given not in kinds:
+        raise ValueError(
+            f"profiler must be None, 'simple', 'pytorch' or an object; got {given!r}"
+        )
+    return kinds[given]()
+
+
 def _use_plugins(arguments: dict[str, Any], plugins: list[Any]) -> None:
     """Turn plugins into the arguments that ask for the same.
 
@@ -370,21 +400,29 @@ def _use_devices(arguments: dict[str, Any]) -> None:
 
 def _add_defaults(arguments: dict[str, Any]) -> None:
     """Add the callbacks and the logger that a Trainer makes by itself, of the classes that programs look for."""
-    if arguments.get("fast_dev_run") or arguments.get("barebones"):
+    if arguments.get("barebones"):
         return
     callbacks = arguments["callbacks"]
+    if arguments.get("fast_dev_run"):
+        # It saves nothing then. Programs ask it for its path nevertheless.
+        if arguments.get("enable_checkpointing") is not False:
+            _add_checkpoint(arguments, callbacks)
+        return
     if arguments.get("logger") in (None, True):
         folder = arguments.get("default_root_dir") or os.getcwd()
         arguments["logger"] = TensorBoardLogger(folder)
     if arguments.get("enable_checkpointing") is not False:
-        if not any(
-            isinstance(c, NativeModelCheckpoint | Checkpoint) for c in callbacks
-        ):
-            callbacks.append(ModelCheckpoint())
-        elif not any(isinstance(c, NativeModelCheckpoint) for c in callbacks):
-            # A Checkpoint of another kind saves: no ModelCheckpoint is made beside it.
-            arguments["enable_checkpointing"] = False
+        _add_checkpoint(arguments, callbacks)
     if arguments.get("enable_model_summary") is not False and not any(
         isinstance(c, NativeModelSummary) for c in callbacks
     ):
         callbacks.append(ModelSummary())
+
+
+def _add_checkpoint(arguments: dict[str, Any], callbacks: list[Any]) -> None:
+    """Add a ModelCheckpoint, unless something saves already."""
+    if not any(isinstance(c, NativeModelCheckpoint | Checkpoint) for c in callbacks):
+        callbacks.append(ModelCheckpoint())
+    elif not any(isinstance(c, NativeModelCheckpoint) for c in callbacks):
+        # A Checkpoint of another kind saves: no ModelCheckpoint is made beside it.
+        arguments["enable_checkpointing"] = False

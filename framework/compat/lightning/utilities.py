@@ -10,7 +10,7 @@ import os
 import pickle
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...checkpoint.configs import AttributeDict
 from ...data.batches import batch_size_of, move_batch
-from ...data.combined import CombinedLoader
+from ...data.combined import CombinedLoader as NativeCombinedLoader
 from ...seed import isolated_rng, seed_everything
 from ...subclasses import overrides
 from .states import LightningEnum
@@ -73,6 +73,21 @@ log = logging.getLogger("loopwright")
 
 isolate_rng = isolated_rng
 ReduceOp = torch.distributed.ReduceOp
+
+
+class CombinedLoader(NativeCombinedLoader):
+    """A :class:`~loopwright.framework.CombinedLoader` that gives, read by hand, each batch with two indices.
+
+    They are the batch's and, with ``mode="sequential"``, its loader's; otherwise that is 0. A run gets batches alone.
+    """
+
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        loaders = [super().__iter__()]
+        if self.mode == "sequential":
+            loaders = self.flattened
+        for loader_idx, loader in enumerate(loaders):
+            for batch_idx, batch in enumerate(loader):
+                yield batch, batch_idx, loader_idx
 
 
 class MisconfigurationException(Exception):

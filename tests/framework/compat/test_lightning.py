@@ -13,18 +13,23 @@ from torch.utils.data import DataLoader
 
 from loopwright.framework import Trainer as NativeTrainer
 from loopwright.framework.compat.imports import ImportedFaces, unserved
+from loopwright.framework.compat.lightning.model_summary import ModelSummary
 from loopwright.lightning import LightningModule, Trainer, seed_everything
 from loopwright.lightning.callbacks import (
     BasePredictionWriter,
     Checkpoint,
     GradientAccumulationScheduler,
     ModelCheckpoint,
+    ProgressBar,
     TQDMProgressBar,
 )
 from loopwright.lightning.demos import (
     BoringModel,
     RandomDataset,
 )
+from loopwright.lightning.loggers import CSVLogger
+from loopwright.lightning.profilers import Profiler, SimpleProfiler
+from loopwright.lightning.utilities import CombinedLoader
 from tests.programs import run_program
 
 QUIET: dict[str, Any] = {
@@ -382,7 +387,7 @@ def test_hyperparameters_of_another_frame_and_none_for_the_loggers(
         enable_autolog_hparams=False,
     )
     trainer.fit(model)
-    assert not Path(logger.log_dir, "hparams.json").exists()
+    assert not Path(logger.log_dir, "hparams.yaml").exists()
 
 
 def test_a_module_is_made_on_the_device_in_the_runs_precision() -> None:
@@ -438,3 +443,135 @@ def test_parts_need_no_import_of_their_own():
     )
     ended = run_program("-c", program)
     assert ended.returncode == 0, ended.stderr
+
+
+class MeasuresItself(BoringModel):
+    def training_step(self, batch, batch_idx):
+        profiler: Any = self.trainer.profiler
+        with profiler.profile("mine"):
+            return super().training_step(batch, batch_idx)
+
+
+class Names(Profiler):
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended = [], []
+
+    def start(self, action_name):
+        self.begun.append(action_name)
+
+    def stop(self, action_name):
+        self.ended.append(action_name)
+
+
+def test_programs_measure_sections_of_their_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = {**QUIET, "limit_train_batches": 2, "limit_val_batches": 1}
+    Trainer(**settings).fit(MeasuresItself())
+
+    simple = SimpleProfiler()
+    trainer = Trainer(**settings, profiler=simple, default_root_dir=tmp_path)
+    trainer.fit(MeasuresItself())
+    assert trainer.profiler is simple
+    assert len(simple.recorded_durations["mine"]) == 2
+    assert "mine" in capsys.readouterr().out
+
+    names = Names()
+    Trainer(**settings, profiler=names).fit(MeasuresItself())
+    assert sorted(names.begun) == sorted(names.ended)
+    assert names.begun.count("mine") == names.begun.count("run_training_batch") == 2
+    assert names.begun.count("validate_step") == 1
+
+
+class Counts(ProgressBar):
+    def __init__(self):
+        super().__init__()
+        self.train, self.val, self.test = set(), set(), []
+
+    def on_train_batch_end(self, *_):
+        self.train.add(self.total_train_batches)
+        self.val.add(self.total_val_batches_current_epoch)
+
+    def on_test_batch_start(
+        self, trainer, pl_module, batch, batch_idx, dataloader_idx=0
+    ):
+        if self.has_dataloader_changed(dataloader_idx):
+            self.test.append(self.total_test_batches_current_dataloader)
+
+
+class TwoLoaders(BoringModel):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        return super().test_step(batch, batch_idx)
+
+
+def test_a_progress_bar_tells_how_many_batches_there_are() -> None:
+    bar = Counts()
+    settings = {**QUIET, "enable_progress_bar": True, "limit_val_batches": 3}
+    trainer = Trainer(**settings, limit_train_batches=2, callbacks=[bar])
+    trainer.fit(BoringModel())
+    assert (bar.train, bar.val) == ({2}, {3})
+    loaders = [DataLoader(RandomDataset(32, length)) for length in (4, 5)]
+    trainer.test(TwoLoaders(), loaders, verbose=False)
+    assert bar.test == [4, 5]
+
+
+def test_loaders_that_are_combined_give_indices_when_read_by_hand() -> None:
+    loaders = [DataLoader(RandomDataset(32, length)) for length in (1, 2)]
+    read = CombinedLoader(loaders, "max_size")
+    assert [indices for _, *indices in read] == [[0, 0], [1, 0]]
+    read = CombinedLoader(loaders, "sequential")
+    assert [indices for _, *indices in read] == [[0, 0], [0, 1], [1, 1]]
+    # A run does not see them.
+    Trainer(**QUIET).test(TwoLoaders(), read, verbose=False)
+
+
+def test_a_trial_run_has_a_model_checkpoint_that_saves_nothing(
+    tmp_path: Path,
+) -> None:
+    trainer = Trainer(
+        **{**QUIET, "enable_checkpointing": True},
+        fast_dev_run=True,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(BoringModel())
+    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
+    assert trainer.checkpoint_callback.best_model_path == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+HPARAMS = {"lr": 1e-05, "name": '1e-05 "NaN"', "most": float("inf"), "layers": [1, 2]}
+
+
+def test_values_and_hyperparameters_are_in_files_that_yaml_reads(
+    tmp_path: Path,
+) -> None:
+    yaml = pytest.importorskip("yaml")
+    logger = CSVLogger(tmp_path)
+    checkpoint = ModelCheckpoint(tmp_path, monitor="valid_loss")
+    settings = {**QUIET, "enable_checkpointing": True, "logger": logger}
+    trainer = Trainer(**settings, callbacks=[checkpoint], limit_train_batches=1)
+    logger.log_hyperparams(HPARAMS)
+
+    class Logs(BoringModel):
+        def validation_step(self, batch, batch_idx):
+            self.log("valid_loss", 0.5)
+
+    trainer.fit(Logs())
+    text = Path(logger.log_dir, "hparams.yaml").read_text()
+    assert yaml.safe_load(text) == HPARAMS
+    checkpoint.to_yaml()
+    text = (tmp_path / "best_k_models.yaml").read_text()
+    assert yaml.safe_load(text) == {checkpoint.best_model_path: 0.5}
+
+
+def test_a_summary_counts_each_layer() -> None:
+    summary = ModelSummary(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()))
+    assert summary.layer_types == ["Linear", "ReLU"]
+    assert summary.param_nums == [9, 0]
+
+
+def test_when_a_validation_is_due_is_told_in_batches() -> None:
+    trainer = Trainer(**QUIET, val_check_interval=0.5)
+    trainer.fit(BoringModel())
+    assert trainer.val_check_batch == 32
