@@ -112,6 +112,7 @@ class Trainer(native.Trainer):
 
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
+        _require_batches(model)
         if not self._autolog_hparams:
             model.keep_hyperparameters_from_loggers()
         super().fit(model, *args, **kwargs)
@@ -304,6 +305,16 @@ def _as_list(given: Any) -> list[Any]:
         return []
     # Also a list of another library, such as OmegaConf's.
     return list(given) if isinstance(given, Sequence) else [given]
+
+
+def _require_batches(model: Any) -> None:
+    """Raise a NotImplementedError for a ``training_step`` that wants to read the loader itself."""
+    step = getattr(model, "training_step", None)
+    if step is not None and "dataloader_iter" in inspect.signature(step).parameters:
+        raise NotImplementedError(
+            f"{type(model).__name__}.training_step takes dataloader_iter, and a step is given a batch here: define "
+            "training_step(batch, batch_idx)"
+        )
 
 
 def _profiler(given: Any) -> Any:

@@ -575,3 +575,13 @@ def test_when_a_validation_is_due_is_told_in_batches() -> None:
     trainer = Trainer(**QUIET, val_check_interval=0.5)
     trainer.fit(BoringModel())
     assert trainer.val_check_batch == 32
+
+
+class ReadsItself(BoringModel):
+    def training_step(self, dataloader_iter):
+        return self.step(next(dataloader_iter))
+
+
+def test_a_step_that_reads_the_loader_itself_is_refused_by_name() -> None:
+    with pytest.raises(NotImplementedError, match="takes dataloader_iter"):
+        Trainer(**QUIET).fit(ReadsItself())
