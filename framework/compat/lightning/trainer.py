@@ -414,6 +414,10 @@ def _add_defaults(arguments: dict[str, Any]) -> None:
     if arguments.get("barebones"):
         return
     callbacks = arguments["callbacks"]
+    has_summary = any(isinstance(c, NativeModelSummary) for c in callbacks)
+    if has_summary:
+        # False asks for none beside it.
+        arguments.pop("enable_model_summary", None)
     if arguments.get("fast_dev_run"):
         # It saves nothing then. Programs ask it for its path nevertheless.
         if arguments.get("enable_checkpointing") is not False:
@@ -424,9 +428,7 @@ def _add_defaults(arguments: dict[str, Any]) -> None:
         arguments["logger"] = TensorBoardLogger(folder)
     if arguments.get("enable_checkpointing") is not False:
         _add_checkpoint(arguments, callbacks)
-    if arguments.get("enable_model_summary") is not False and not any(
-        isinstance(c, NativeModelSummary) for c in callbacks
-    ):
+    if not has_summary and arguments.get("enable_model_summary") is not False:
         callbacks.append(ModelSummary())
 
 

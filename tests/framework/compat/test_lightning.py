@@ -23,6 +23,7 @@ from loopwright.lightning.callbacks import (
     ProgressBar,
     TQDMProgressBar,
 )
+from loopwright.lightning.callbacks import ModelSummary as SummaryOfLayers
 from loopwright.lightning.demos import (
     BoringModel,
     RandomDataset,
@@ -585,3 +586,11 @@ class ReadsItself(BoringModel):
 def test_a_step_that_reads_the_loader_itself_is_refused_by_name() -> None:
     with pytest.raises(NotImplementedError, match="takes dataloader_iter"):
         Trainer(**QUIET).fit(ReadsItself())
+
+
+def test_a_summary_that_is_given_is_shown_although_none_is_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer = Trainer(**QUIET, callbacks=[SummaryOfLayers(max_depth=2)])
+    trainer.fit(BoringModel())
+    assert "Linear" in capsys.readouterr().out
