@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -51,6 +51,26 @@ class _Aliases(MetaPathFinder, Loader):
         assert module.__spec__ is not None
         state: Any = module.__spec__.loader_state
         module.__spec__ = state[1]
+
+
+def names_of_others(module: str) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that finds what other modules of ours have.
+
+    Accelerate's modules import from each other, and programs take a name from whichever has it.
+
+    Args:
+        module: the module's name.
+    """
+
+    def getattr_of_module(name: str) -> Any:
+        if not name.startswith("__"):
+            for place in (f"{_OURS}.utils", _OURS):
+                found = vars(import_module(place)).get(name)
+                if found is not None:
+                    return found
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return getattr_of_module
 
 
 def is_installed() -> bool:

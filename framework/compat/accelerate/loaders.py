@@ -39,12 +39,14 @@ class DataLoaderShard(Wrapper, DataLoader):
     It has all attributes of the DataLoader that it reads.
 
     Args:
-        base_dataloader: a DataLoader with this process's batches.
+        dataset: a DataLoader with this process's batches; or a dataset, of which one is made.
         device: where its batches are moved; None leaves them.
         rng_types: the generators that are made equal in all processes before each iteration.
         synchronized_generator: that of the sampler, for ``"generator"`` among them.
         skip_batches: how many to leave out at the beginning, though they are loaded.
         non_blocking: do not wait for batches to reach the device.
+        use_stateful_dataloader: keep the position, by torchdata's loader.
+        **options: of the DataLoader that is made.
 
     Attributes:
         engine: the Accelerator that has prepared it, if one has.
@@ -62,14 +64,16 @@ class DataLoaderShard(Wrapper, DataLoader):
 
     def __init__(
         self,
-        base_dataloader: Any,
+        dataset: Any,
         device: torch.device | None = None,
         rng_types: list[Any] | None = None,
         synchronized_generator: torch.Generator | None = None,
         skip_batches: int = 0,
         non_blocking: bool = False,
+        use_stateful_dataloader: bool = False,
+        **options: Any,
     ) -> None:
-        self.base_dataloader = base_dataloader
+        self.base_dataloader = _loader_of(dataset, use_stateful_dataloader, options)
         self.device: torch.device | None = device
         self.rng_types = rng_types
         self.synchronized_generator = synchronized_generator
@@ -256,6 +260,16 @@ class DataLoaderShard(Wrapper, DataLoader):
 _NOTHING = object()
 
 
+def _loader_of(given: Any, keeps_position: bool, options: dict[str, Any]) -> Any:
+    """A DataLoader as it was given, or one of a dataset."""
+    loader = given
+    if options or not (
+        isinstance(given, DataLoader) or hasattr(given, "batch_sampler")
+    ):
+        loader = DataLoader(given, **options)
+    return _as_stateful(loader) if keeps_position else loader
+
+
 class _Apart:
     """The batches of one round that cannot be joined to one, as they hold texts, or tensors of different shapes."""
 
@@ -277,7 +291,7 @@ class DataLoaderDispatcher(DataLoaderShard):
     """A loader that only the main process reads; the others get their parts of its batches from there.
 
     Args:
-        base_dataloader: the loader, with the batches of all processes.
+        dataset: the loader, with the batches of all processes; or a dataset, of which one is made.
         split_batches: divide each batch; otherwise as many are read at once as there are processes.
         slice_fn: takes a batch, a slice, and the index and number of processes, and gives a part of the batch.
         **kwargs: as of :class:`DataLoaderShard`.
@@ -285,12 +299,12 @@ class DataLoaderDispatcher(DataLoaderShard):
 
     def __init__(
         self,
-        base_dataloader: Any,
+        dataset: Any,
         split_batches: bool = False,
         slice_fn: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(base_dataloader, **kwargs)
+        super().__init__(dataset, **kwargs)
         self.split_batches = split_batches
         self.slice_fn = slice_fn or slice_tensors
 
@@ -621,7 +635,7 @@ def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
             skipped.base_dataloader = _without_first(base, num_batches)
         return skipped
     if _is_stream(dataloader):
-        return SkipDataLoader(dataloader, num_batches)
+        return _Skipped(dataloader, num_batches)
     return _without_first(dataloader, num_batches)
 
 
@@ -639,7 +653,7 @@ def _without_first(dataloader: DataLoader[Any], num_batches: int) -> DataLoader[
     return fresh_copy(dataloader, **{place: sampler})
 
 
-class SkipDataLoader(Wrapper):
+class _Skipped(Wrapper):
     """A stream of batches without its first ones, which are read all the same.
 
     Args:
@@ -658,6 +672,31 @@ class SkipDataLoader(Wrapper):
 
     def __iter__(self) -> Iterator[Any]:
         return islice(self.base_dataloader, self.skip_batches, None)
+
+
+class SkipDataLoader(DataLoaderShard):
+    """A loader without its first batches, which are read all the same.
+
+    Args:
+        dataset: a DataLoader with them; or a dataset, of which one is made.
+        skip_batches: how many are left out.
+        use_stateful_dataloader: keep the position, by torchdata's loader.
+        **options: of the DataLoader that is made.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        skip_batches: int = 0,
+        use_stateful_dataloader: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            dataset,
+            skip_batches=skip_batches,
+            use_stateful_dataloader=use_stateful_dataloader,
+            **options,
+        )
 
 
 # What Accelerate calls the parts of which its prepared loaders consist.

@@ -399,6 +399,37 @@ LOGGER_TYPE_TO_CLASS: dict[str, type[GeneralTracker]] = {
 }
 
 
+_BUILT_IN = frozenset(LOGGER_TYPE_TO_CLASS)
+
+
+def register_tracker_class(tracker_class: type[GeneralTracker]) -> None:
+    """Let ``log_with`` find a tracker of your own by its name.
+
+    Args:
+        tracker_class: made with the project's name, and with the logging directory if it requires one.
+
+    Raises:
+        ValueError: if it is no GeneralTracker, or does not tell its name or whether it requires a directory.
+    """
+    is_tracker = isinstance(tracker_class, type) and issubclass(
+        tracker_class, GeneralTracker
+    )
+    if not is_tracker:
+        raise ValueError(
+            f"tracker_class must be a subclass of GeneralTracker; got {tracker_class!r}"
+        )
+    # What the base declares does not count.
+    own = [vars(kind) for kind in tracker_class.__mro__ if kind is not GeneralTracker]
+    for name in ("name", "requires_logging_directory"):
+        if not any(name in attributes for attributes in own):
+            raise ValueError(
+                f"{tracker_class.__name__} must have an attribute {name!r}"
+            )
+    if tracker_class.name in LOGGER_TYPE_TO_CLASS:
+        log.warning("The tracker %r is replaced", tracker_class.name)
+    LOGGER_TYPE_TO_CLASS[tracker_class.name] = tracker_class
+
+
 def get_available_trackers() -> list[LoggerType]:
     """Those trackers whose libraries are installed."""
     return [LoggerType(name) for name in LOGGER_TYPE_TO_CLASS if find_spec(name)]
@@ -433,6 +464,8 @@ def _served(item: Any, logging_dir: Any) -> Any:
     if isinstance(item, GeneralTracker) or is_class:
         return item
     name = str(item)
+    if name in LOGGER_TYPE_TO_CLASS and name not in _BUILT_IN:
+        return LOGGER_TYPE_TO_CLASS[name]
     if name not in LoggerType.list():
         raise ValueError(
             f"Unsupported logging capability: {item}. Choose between {LoggerType.list()}"

@@ -22,6 +22,7 @@ from ..framework.compat.accelerate.big_models import (
     prepare_pippy,
 )
 from ..framework.compat.accelerate.checkpoints import (
+    load_checkpoint_and_dispatch,
     load_checkpoint_in_model,
 )
 from ..framework.compat.accelerate.imports import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..framework.compat.accelerate.accelerator import (
     Accelerator,
 )
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.options import (
     AutocastKwargs,
     DataLoaderConfiguration,
@@ -21,3 +22,5 @@ __all__ = [
     "GradientAccumulationPlugin",
     "ProjectConfiguration",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -11,6 +11,7 @@ from ..framework.compat.accelerate.big_models import (
     init_on_device,
 )
 from ..framework.compat.accelerate.checkpoints import load_checkpoint_and_dispatch
+from ..framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "cpu_offload",
@@ -21,3 +22,5 @@ __all__ = [
     "init_on_device",
     "load_checkpoint_and_dispatch",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.loaders import (
     DataLoaderAdapter,
     DataLoaderDispatcher,
@@ -31,3 +32,5 @@ __all__ = [
     "prepare_data_loader",
     "skip_first_batches",
 ]
+
+__getattr__ = names_of_others(__name__)

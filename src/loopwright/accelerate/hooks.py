@@ -15,6 +15,7 @@ from ..framework.compat.accelerate.big_models import (
     remove_hook_from_module,
     remove_hook_from_submodules,
 )
+from ..framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "AlignDevicesHook",
@@ -29,3 +30,5 @@ __all__ = [
     "remove_hook_from_module",
     "remove_hook_from_submodules",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.memory import (
     find_executable_batch_size,
 )
@@ -9,3 +10,5 @@ from ..framework.compat.accelerate.memory import (
 __all__ = [
     "find_executable_batch_size",
 ]
+
+__getattr__ = names_of_others(__name__)

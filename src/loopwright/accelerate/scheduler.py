@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.optimizer import (
     AcceleratedScheduler,
 )
@@ -9,3 +10,5 @@ from ..framework.compat.accelerate.optimizer import (
 __all__ = [
     "AcceleratedScheduler",
 ]
+
+__getattr__ = names_of_others(__name__)

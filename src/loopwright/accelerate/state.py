@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.options import (
     DistributedType,
 )
@@ -19,3 +20,5 @@ __all__ = [
     "PartialState",
     "is_initialized",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -10,6 +10,7 @@ from ..framework.compat.accelerate.big_models import (
     SwanLabTracker,
     TrackioTracker,
 )
+from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.tracking import (
     LOGGER_TYPE_TO_CLASS,
     GeneralTracker,
@@ -19,6 +20,7 @@ from ..framework.compat.accelerate.tracking import (
     filter_trackers,
     get_available_trackers,
     on_main_process,
+    register_tracker_class,
 )
 
 __all__ = [
@@ -36,4 +38,7 @@ __all__ = [
     "filter_trackers",
     "get_available_trackers",
     "on_main_process",
+    "register_tracker_class",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -14,6 +14,7 @@ from ...framework.compat.accelerate.big_models import (
     TorchTensorParallelConfig,
     TorchTensorParallelPlugin,
 )
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.options import (
     AutocastKwargs,
     BaseEnum,
@@ -77,3 +78,5 @@ __all__ = [
     "TorchTensorParallelConfig",
     "TorchTensorParallelPlugin",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -7,6 +7,7 @@ from ...framework.compat.accelerate.big_models import (
     DeepSpeedOptimizerWrapper,
     DeepSpeedSchedulerWrapper,
 )
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.plugins import (
     DummyOptim,
     DummyScheduler,
@@ -21,3 +22,5 @@ __all__ = [
     "DummyScheduler",
     "HfDeepSpeedConfig",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -15,6 +15,7 @@ from ...framework.compat.accelerate.environment import (
     set_numa_affinity,
     str_to_bool,
 )
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.options import (
     clear_environment,
 )
@@ -37,3 +38,5 @@ __all__ = [
     "set_numa_affinity",
     "str_to_bool",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -12,6 +12,7 @@ from ...framework.compat.accelerate.big_models import (
     save_fsdp_model,
     save_fsdp_optimizer,
 )
+from ...framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "disable_fsdp_ram_efficient_loading",
@@ -23,3 +24,5 @@ __all__ = [
     "save_fsdp_model",
     "save_fsdp_optimizer",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.memory import (
     clear_device_cache,
     find_executable_batch_size,
@@ -15,3 +16,5 @@ __all__ = [
     "release_memory",
     "should_reduce_batch_size",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -25,6 +25,12 @@ from ...framework.compat.accelerate.checkpoints import (
     load_checkpoint_in_model,
     load_state_dict,
 )
+from ...framework.compat.accelerate.imports import names_of_others
+from ...framework.compat.accelerate.unserved import unserved
+
+get_state_dict_from_offload = unserved(
+    "get_state_dict_from_offload", "model.state_dict() of a model that is not offloaded"
+)
 
 __all__ = [
     "align_module_device",
@@ -37,6 +43,7 @@ __all__ = [
     "get_balanced_memory",
     "get_max_layer_size",
     "get_max_memory",
+    "get_state_dict_from_offload",
     "has_offloaded_params",
     "id_tensor_storage",
     "infer_auto_device_map",
@@ -47,3 +54,5 @@ __all__ = [
     "retie_parameters",
     "set_module_tensor_to_device",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -10,6 +10,7 @@ from ...framework.compat.accelerate.big_models import (
     offload_weight,
     save_offload_index,
 )
+from ...framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "OffloadedWeightsLoader",
@@ -19,3 +20,5 @@ __all__ = [
     "offload_weight",
     "save_offload_index",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.operations import (
     CannotPadNestedTensorWarning,
     ConvertOutputsToFp32,
@@ -63,3 +64,5 @@ __all__ = [
     "send_to_device",
     "slice_tensors",
 ]
+
+__getattr__ = names_of_others(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.other import (
     check_os_kernel,
     clean_state_dict_for_safetensors,
@@ -37,3 +38,5 @@ __all__ = [
     "save",
     "wait_for_everyone",
 ]
+
+__getattr__ = names_of_others(__name__)
