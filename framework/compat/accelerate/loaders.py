@@ -74,6 +74,7 @@ class DataLoaderShard(Wrapper, DataLoader):
         **options: Any,
     ) -> None:
         self.base_dataloader = _loader_of(dataset, use_stateful_dataloader, options)
+        self.use_stateful_dataloader = use_stateful_dataloader
         self.device: torch.device | None = device
         self.rng_types = rng_types
         self.synchronized_generator = synchronized_generator
@@ -88,6 +89,12 @@ class DataLoaderShard(Wrapper, DataLoader):
         self.batch: Any = None
         # The loader's own state after the running batch, if it keeps one: it is read one batch ahead.
         self._state: Any = None
+
+    @property  # type: ignore[override]
+    def __class__(self) -> type:
+        """The loader's class, which ``isinstance`` asks for beside the one of this object."""
+        base = self.__dict__.get("base_dataloader")
+        return type(self) if base is None else type(base)
 
     def belong_to(self, engine: Accelerator) -> None:
         """Tell an Accelerator, from now on, when it is iterated."""
@@ -454,7 +461,8 @@ def prepare_data_loader(
             _shard(dataloader, changes, count, index, split_batches, even_batches)
     base: Any = fresh_copy(dataloader, **changes)
     options: dict[str, Any] = {
-        "base_dataloader": _as_stateful(base) if use_stateful_dataloader else base,
+        "dataset": base,
+        "use_stateful_dataloader": use_stateful_dataloader,
         "device": device if put_on_device else None,
         "rng_types": rng_types,
         "synchronized_generator": generator,

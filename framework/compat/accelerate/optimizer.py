@@ -155,11 +155,13 @@ class AcceleratedScheduler(PreparedScheduler):
             return
         if any(getattr(item, "step_was_skipped", False) for item in self.optimizers):
             return
-        times = 1 if self.split_batches else PartialState().num_processes
-        for _ in range(times):
+        if self.split_batches:
+            scheduler.step(*args, **kwargs)
+            return
+        for _ in range(PartialState().num_processes):
             # A schedule of a fixed length, such as OneCycleLR, refuses steps after its end.
             total = getattr(scheduler, "total_steps", None)
-            if times == 1 or total is None or scheduler._step_count <= total:
+            if total is None or scheduler._step_count <= total:
                 scheduler.step(*args, **kwargs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -426,7 +427,7 @@ def register_tracker_class(tracker_class: type[GeneralTracker]) -> None:
                 f"{tracker_class.__name__} must have an attribute {name!r}"
             )
     if tracker_class.name in LOGGER_TYPE_TO_CLASS:
-        log.warning("The tracker %r is replaced", tracker_class.name)
+        warnings.warn(f"the tracker {tracker_class.name!r} is replaced", stacklevel=2)
     LOGGER_TYPE_TO_CLASS[tracker_class.name] = tracker_class
 
 
@@ -464,9 +465,8 @@ def _served(item: Any, logging_dir: Any) -> Any:
     if isinstance(item, GeneralTracker) or is_class:
         return item
     name = str(item)
-    if name in LOGGER_TYPE_TO_CLASS and name not in _BUILT_IN:
-        return LOGGER_TYPE_TO_CLASS[name]
-    if name not in LoggerType.list():
+    is_registered = name in LOGGER_TYPE_TO_CLASS and name not in _BUILT_IN
+    if not is_registered and name not in LoggerType.list():
         raise ValueError(
             f"Unsupported logging capability: {item}. Choose between {LoggerType.list()}"
         )
@@ -475,14 +475,14 @@ def _served(item: Any, logging_dir: Any) -> Any:
             f"log_with={name!r} is not served here: {', '.join(LOGGER_TYPE_TO_CLASS)} are, and any GeneralTracker of "
             "your own"
         )
-    if find_spec(name) is None:
+    if not is_registered and find_spec(name) is None:
         log.warning("log_with=%r: it is not installed, and left out", name)
         return None
     if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and logging_dir is None:
         raise ValueError(
             f"Logging with `{name}` requires a `logging_dir` to be passed in."
         )
-    return LoggerType(name)
+    return name if is_registered else LoggerType(name)
 
 
 class Trackers:
@@ -512,16 +512,9 @@ class Trackers:
         """
         for item in self.log_with:
             tracker = item
-            if isinstance(item, LoggerType):
-                kind: Any = LOGGER_TYPE_TO_CLASS[item.value]
-                options = dict((init_kwargs or {}).get(item.value, {}))
-                if kind.requires_logging_directory:
-                    options.setdefault("logging_dir", self.logging_dir)
-                if kind is MLflowTracker:
-                    options.setdefault("experiment_name", project_name)
-                    tracker = kind(**options)
-                else:
-                    tracker = kind(project_name, **options)
+            if isinstance(item, (str, LoggerType)):
+                options = dict((init_kwargs or {}).get(str(item), {}))
+                tracker = self._made(str(item), project_name, options)
             if not PartialState().is_main_process and tracker.main_process_only:
                 # It stands for the one of the main process.
                 self.trackers.append(tracker)
@@ -531,6 +524,18 @@ class Trackers:
         if config is not None:
             for tracker in self._trackers_here():
                 tracker.store_init_configuration(config)
+
+    def _made(
+        self, name: str, project_name: str, options: dict[str, Any]
+    ) -> GeneralTracker:
+        """The tracker of a name, which was not begun yet."""
+        kind: Any = LOGGER_TYPE_TO_CLASS[name]
+        if kind is MLflowTracker:
+            return kind(**{"experiment_name": project_name, **options})
+        arguments = [project_name]
+        if kind.requires_logging_directory and "logging_dir" not in options:
+            arguments.append(self.logging_dir)
+        return kind(*arguments, **options)
 
     def _trackers_here(self) -> list[GeneralTracker]:
         """The trackers that are called in this process."""

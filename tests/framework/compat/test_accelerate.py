@@ -420,3 +420,94 @@ def test_what_a_schedule_counts_is_said_by_an_engine_and_is_accelerates_under_it
     found = launch(_pace, num_processes=2)
     texts = [["a", "b"], ["e", "f"], ["c", "d"], ["g", "h"]]
     assert found == [[0.25], 1, [0.25], 15, True, texts]
+
+
+@pytest.mark.parametrize("keeps_position", [False, True])
+def test_loaders_are_made_of_a_dataset_and_are_torchs(keeps_position: bool):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from loopwright.accelerate.data_loader import (
+        DataLoaderDispatcher,
+        DataLoaderShard,
+        SkipDataLoader,
+    )
+
+    options: dict[str, Any] = {
+        "batch_size": 4,
+        "use_stateful_dataloader": keeps_position,
+    }
+    for kind in (DataLoaderShard, DataLoaderDispatcher):
+        loader = kind(list(range(16)), **options)
+        assert [len(batch) for batch in loader] == [4] * 4
+        assert isinstance(loader, DataLoader)
+        assert isinstance(loader, StatefulDataLoader) == keeps_position
+        assert loader.end_of_dataloader
+    skipping = SkipDataLoader(list(range(16)), skip_batches=3, **options)
+    assert [batch.tolist() for batch in skipping] == [[12, 13, 14, 15]]
+
+
+def test_a_tracker_of_ones_own_is_found_by_its_name():
+    from loopwright.accelerate.tracking import (
+        LOGGER_TYPE_TO_CLASS,
+        register_tracker_class,
+    )
+
+    class Mine(GeneralTracker):
+        name = "mine"
+        requires_logging_directory = False
+
+        def __init__(self, project: str) -> None:
+            super().__init__()
+            self.project = project
+            self.values: dict[str, Any] = {}
+
+        @property
+        def tracker(self) -> Any:
+            return self
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            self.values |= values
+
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:  # fmt: skip
+            self.values |= values
+
+    register_tracker_class(Mine)
+    try:
+        accelerator = Accelerator(log_with="mine")
+        accelerator.init_trackers("project", {"lr": 0.1})
+        accelerator.log({"loss": 1.0})
+        tracker: Any = accelerator.get_tracker("mine")
+        assert (tracker.project, tracker.values) == ("project", {"lr": 0.1, "loss": 1.0})  # fmt: skip
+        with pytest.warns(UserWarning, match="'mine' is replaced"):
+            register_tracker_class(Mine)
+        with pytest.raises(ValueError, match="subclass of GeneralTracker"):
+            register_tracker_class(dict)  # type: ignore[arg-type]
+    finally:
+        del LOGGER_TYPE_TO_CLASS["mine"]
+
+
+def test_a_schedule_of_a_fixed_length_stays_at_its_end():
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=2)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    for _ in range(4):
+        accelerator.backward(model(torch.ones(1, 1)).sum())
+        optimizer.step()
+        schedule.step()
+    # Another step raises, of torch's own.
+    assert schedule.scheduler.last_epoch == 2
+
+
+def test_a_name_is_found_in_whichever_module_it_is_asked_of():
+    from loopwright.accelerate.data_loader import (
+        DistributedType,
+        broadcast,
+    )
+    from loopwright.accelerate.utils import DistributedType as Same
+
+    assert DistributedType is Same
+    assert callable(broadcast)
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from loopwright.accelerate.data_loader import nothing  # noqa: F401
