@@ -90,8 +90,8 @@ class DataLoaderShard(Wrapper, DataLoader):
         # The loader's own state after the running batch, if it keeps one: it is read one batch ahead.
         self._state: Any = None
 
-    @property  # type: ignore[override]
-    def __class__(self) -> type:
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride] # nobody sets it
         """The loader's class, which ``isinstance`` asks for beside the one of this object."""
         base = self.__dict__.get("base_dataloader")
         return type(self) if base is None else type(base)
