@@ -289,7 +289,7 @@ def check_loggers(loggers: Any, accepted: str) -> list[Logger]:
         TypeError: if one of them is no :class:`~loopwright.loggers.Logger`.
     """
     is_list = isinstance(loggers, Sequence) and not isinstance(loggers, str)
-    listed = list(loggers) if is_list else [loggers]
+    listed: list[Any] = list(loggers) if is_list else [loggers]
     for logger in listed:
         if not isinstance(logger, Logger):
             raise TypeError(

@@ -27,6 +27,11 @@ class RunningStage(_Word):
     TESTING = "test"
     PREDICTING = "predict"
 
+    @property
+    def evaluating(self) -> bool:
+        """Whether it is a validation or a test."""
+        return self in ("validate", "sanity_check", "test")
+
 
 class TrainerStatus(_Word):
     """How far it is with that."""
@@ -36,3 +41,8 @@ class TrainerStatus(_Word):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has ended."""
+        return self not in ("initializing", "running")

@@ -8,6 +8,7 @@ import pytest
 
 from loopwright.framework.checkpoint.format_1 import upgrade
 from loopwright.framework.checkpoint.schema import RunState, check_shape
+from loopwright.framework.checkpoint.stages import TrainerFn
 
 
 class Inner(TypedDict):
@@ -55,7 +56,7 @@ def test_what_has_not(value: Any, error: type[Exception], message: str):
 
 
 def test_counters_come_back():
-    state, again = RunState(epoch=2, batch_idx=3, fn="fit"), RunState()
+    state, again = RunState(epoch=2, batch_idx=3, fn=TrainerFn.FITTING), RunState()
     again.load_state_dict(state.state_dict())
     assert (again.epoch, again.batch_idx, again.fn) == (2, 3, None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from ...checkpoint.schema import RunState as TrainerState
+from ...checkpoint.stages import RunningStage, TrainerFn, TrainerStatus
 
 __all__ = [
     "LightningEnum",
@@ -44,59 +45,3 @@ class LightningEnum(str, Enum):
 
     def __hash__(self) -> int:
         return hash(self.value.lower())
-
-
-class TrainerStatus(LightningEnum):
-    """How a run stands."""
-
-    INITIALIZING = "initializing"
-    RUNNING = "running"
-    FINISHED = "finished"
-    INTERRUPTED = "interrupted"
-    # By an exception, which Lightning does not tell from an interruption.
-    FAILED = "failed"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the run has ended."""
-        ended = (
-            TrainerStatus.FINISHED,
-            TrainerStatus.INTERRUPTED,
-            TrainerStatus.FAILED,
-        )
-        return self in ended
-
-
-class TrainerFn(LightningEnum):
-    """Which of the Trainer's methods runs."""
-
-    FITTING = "fit"
-    VALIDATING = "validate"
-    TESTING = "test"
-    PREDICTING = "predict"
-
-
-class RunningStage(LightningEnum):
-    """Which part of a run goes on."""
-
-    TRAINING = "train"
-    SANITY_CHECKING = "sanity_check"
-    VALIDATING = "validate"
-    TESTING = "test"
-    PREDICTING = "predict"
-
-    @property
-    def evaluating(self) -> bool:
-        """Whether it is a validation or test."""
-        return self in (
-            RunningStage.VALIDATING,
-            RunningStage.TESTING,
-            RunningStage.SANITY_CHECKING,
-        )
-
-    @property
-    def dataloader_prefix(self) -> str | None:
-        """How the names of its loaders begin."""
-        if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING):
-            return "val"
-        return self.value
