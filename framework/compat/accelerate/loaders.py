@@ -468,7 +468,7 @@ def prepare_data_loader(
         "synchronized_generator": generator,
         "non_blocking": non_blocking,
     }
-    if not dispatch_batches or count == 1:
+    if not dispatch_batches:
         return DataLoaderShard(**options)
     return DataLoaderDispatcher(
         split_batches=split_batches, slice_fn=slice_fn_for_dispatch, **options

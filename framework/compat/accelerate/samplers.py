@@ -74,15 +74,15 @@ class BatchSamplerShard(BatchSampler):
         self.even_batches = even_batches
         self.batch_size: Any = getattr(batch_sampler, "batch_size", None)
         self.drop_last = getattr(batch_sampler, "drop_last", False)
-        if split_batches and (self.batch_size or 0) % num_processes:
+        if split_batches and self.batch_size is None:
+            raise ValueError(
+                "split_batches=True needs a batch sampler with a batch_size, as its batches are divided; got "
+                f"{batch_sampler!r}"
+            )
+        if split_batches and self.batch_size % num_processes:
             raise ValueError(
                 f"To use `BatchSamplerShard` in `split_batches` mode, the batch size ({self.batch_size}) needs to be a "
                 f"round multiple of the number of processes ({num_processes})."
-            )
-        if self.batch_size is None and even_batches:
-            raise ValueError(
-                "You need to use `even_batches=False` when the batch sampler has no batch size. If you are not "
-                "calling this method directly, set `accelerator.even_batches=False` instead."
             )
 
     @property
@@ -125,8 +125,7 @@ class BatchSamplerShard(BatchSampler):
         batches = iter(self.batch_sampler)
         first: list[Any] = []
         while given := list(islice(batches, count)):
-            if not first:
-                first = [index for batch in given for index in batch]
+            first = first or given
             is_complete = len(given) == count
             is_full = self.batch_size is None or len(given[-1]) == self.batch_size
             if is_complete and (is_full or not (self.drop_last or self.even_batches)):
@@ -139,9 +138,14 @@ class BatchSamplerShard(BatchSampler):
             yield from given[self.process_index : self.process_index + 1]
             return
         size = self.batch_size
+        if size is None:
+            # Batches of any size: what is missing of the round are the first ones again.
+            yield _filled(given, first, self.num_processes)[self.process_index]
+            return
         begin = size * self.process_index
         rest = [index for batch in given for index in batch]
-        yield _filled(rest, first, size * self.num_processes)[begin : begin + size]
+        beginning = [index for batch in first for index in batch]
+        yield _filled(rest, beginning, size * self.num_processes)[begin : begin + size]
 
 
 def _filled(batch: Any, first: list[Any], size: int) -> list[Any]:

@@ -511,3 +511,13 @@ def test_a_name_is_found_in_whichever_module_it_is_asked_of():
     assert callable(broadcast)
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from loopwright.accelerate.data_loader import nothing  # noqa: F401
+
+
+def test_batches_of_any_size_are_dealt_out_and_the_last_round_is_filled_with_whole_ones():
+    batches = [[0], [1, 2], [3, 4, 5], [6], [7, 8], [9, 10, 11], [12, 13]]
+    shards: list[Any] = [BatchSamplerShard(batches, 3, index) for index in range(3)]
+    theirs: list[Any] = [TheirShard(batches, 3, index) for index in range(3)]
+    assert [list(shard) for shard in shards] == [list(shard) for shard in theirs]
+    assert list(shards[2]) == [[3, 4, 5], [9, 10, 11], [1, 2]]
+    with pytest.raises(ValueError, match="split_batches=True needs a batch sampler"):
+        BatchSamplerShard(batches, 3, 0, split_batches=True)
