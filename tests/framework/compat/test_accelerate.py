@@ -514,7 +514,7 @@ def test_a_name_is_found_in_whichever_module_it_is_asked_of():
 
 
 def test_batches_of_any_size_are_dealt_out_and_the_last_round_is_filled_with_whole_ones():
-    batches = [[0], [1, 2], [3, 4, 5], [6], [7, 8], [9, 10, 11], [12, 13]]
+    batches: Any = [[0], [1, 2], [3, 4, 5], [6], [7, 8], [9, 10, 11], [12, 13]]
     shards: list[Any] = [BatchSamplerShard(batches, 3, index) for index in range(3)]
     theirs: list[Any] = [TheirShard(batches, 3, index) for index in range(3)]
     assert [list(shard) for shard in shards] == [list(shard) for shard in theirs]
