@@ -131,18 +131,21 @@ def require_not_imported(packages: Sequence[str], by: str) -> None:
             )
 
 
-def unserved(name: str, advice: str) -> Any:
+def unserved(
+    name: str, advice: str, problem: str = "is not there in Loopwright"
+) -> Any:
     """A class that stands for one of another package, so that programs can import it though nothing serves it here.
 
     Args:
         name: what it is called there.
         advice: what to use here.
+        problem: what the error says of it.
 
     Returns:
         A class. No object is one of its instances, and it raises ``NotImplementedError`` where one is to be made.
     """
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{name} is not there in Loopwright: {advice}")
+        raise NotImplementedError(f"{name} {problem}: {advice}")
 
     return type(name, (), {"__new__": refuse, "__doc__": advice, UNSERVED: advice})

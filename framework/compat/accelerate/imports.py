@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ...messages import configure, log
+from ..imports import require_not_imported
 
 _THEIRS = "accelerate"
 _OURS = "loopwright.accelerate"
@@ -91,11 +92,7 @@ def install(quiet: bool = False) -> None:
     """
     if is_installed():
         return
-    if _THEIRS in sys.modules:
-        raise RuntimeError(
-            f"{_THEIRS} has been imported before (from {sys.modules[_THEIRS].__file__}), and a program cannot have "
-            f"both: call {_OURS}.install() before anything imports {_THEIRS}"
-        )
+    require_not_imported([_THEIRS], f"{_OURS}.install()")
     sys.meta_path.insert(0, _Aliases())
     if not quiet and os.environ.get("RANK", "0") == "0":
         configure()

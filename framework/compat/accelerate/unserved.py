@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from ..imports import UNSERVED
+from ..imports import unserved as unserved_by
 
-
-def unserved(name: str, advice: str) -> Any:
-    """A class that stands for something of Accelerate's, so that programs can import it and maybe not use it.
-
-    Args:
-        name: what it is called there.
-        advice: what to use here.
-
-    Returns:
-        A class that raises ``NotImplementedError`` when it is called.
-    """
-
-    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(
-            f"{name} of Accelerate is not served by loopwright.accelerate: {advice}"
-        )
-
-    return type(name, (), {"__new__": refuse, "__doc__": advice, UNSERVED: advice})
+unserved = partial(
+    unserved_by, problem="of Accelerate is not served by loopwright.accelerate"
+)

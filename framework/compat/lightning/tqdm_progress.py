@@ -213,7 +213,7 @@ class TQDMProgressBar(ProgressBar):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end("train")
 
-    def _begin_evaluation(self, trainer: Any, stage: str, batches: list[Any]) -> None:
+    def _begin_evaluation(self, stage: str, batches: list[Any]) -> None:
         self._evaluated = 0
         bar = self._bars.get(stage)
         if bar is not None:
@@ -222,10 +222,10 @@ class TQDMProgressBar(ProgressBar):
     def on_validation_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         if trainer.sanity_checking:
             batches = trainer.num_sanity_val_batches
-            self._begin_evaluation(trainer, "sanity_check", batches)
+            self._begin_evaluation("sanity_check", batches)
             return
         self._begin("validate", self.init_validation_tqdm)
-        self._begin_evaluation(trainer, "validate", trainer.num_val_batches)
+        self._begin_evaluation("validate", trainer.num_val_batches)
 
     def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._evaluated += 1
@@ -237,7 +237,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_test_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("test", self.init_test_tqdm)
-        self._begin_evaluation(trainer, "test", trainer.num_test_batches)
+        self._begin_evaluation("test", trainer.num_test_batches)
 
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self._evaluated += 1
@@ -248,7 +248,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_predict_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("predict", self.init_predict_tqdm)
-        self._begin_evaluation(trainer, "predict", trainer.num_predict_batches)
+        self._begin_evaluation("predict", trainer.num_predict_batches)
 
     def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
         self._evaluated += 1

@@ -134,16 +134,6 @@ class Trainer(native.Trainer):
         )
 
     @property
-    def evaluating(self) -> bool:
-        """Whether a validation or test runs."""
-        return self.validating or self.testing or self.sanity_checking
-
-    @property
-    def node_rank(self) -> int:
-        """This machine's index."""
-        return self.strategy.node_rank
-
-    @property
     def precision_plugin(self) -> Precision:
         """The precision."""
         return self.engine.precision
