@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import random
 import signal
@@ -117,8 +118,11 @@ def leaves_nothing_running() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Seed, and run in an empty directory; put RNG states and the environment back."""
+    """Seed, and run in an empty directory; put RNG states, the environment and what is logged back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    log = logging.getLogger("loopwright")
+    levels = logging.root.level, log.level
+    handlers = list(log.handlers)
     environment = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     random.seed(0)
@@ -130,3 +134,6 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_rng_state(states[2])
     os.environ.clear()
     os.environ.update(environment)
+    logging.root.setLevel(levels[0])
+    log.setLevel(levels[1])
+    log.handlers[:] = handlers

@@ -955,13 +955,13 @@ def test_other_hyperparameters_are_named_and_which_count(tmp_path, caplog) -> No
 
     fit(Rated(), 1, False)
     fit(Rated(), 2, True)
-    assert "hyperparameters" not in caplog.text
+    assert "other hyperparameters" not in caplog.text
     trainer = fit(Rated(lr=0.5), 3, True)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
     [message] = [
         record.getMessage()
         for record in caplog.records
-        if "hyperparameters" in record.getMessage()
+        if "other hyperparameters" in record.getMessage()
     ]
     assert "lr was 0.1 and is 0.5" in message
     assert "go on with the checkpoint's (lr of parameter group 0 = 0.1)" in message
