@@ -86,9 +86,9 @@ class FileSnapshot:
             "objects": pickle_objects(objects, "kept in the file as a pickle"),
         }
         call = checkpoint.get("hyper_parameters_call")
-        if call and call["whole"]:
-            # Lightning asks for the argument that holds all of them.
-            content["hparams_name"] = call["whole"][0]
+        if call:
+            # Lightning asks for the argument that holds all of them; this word says that each is an argument.
+            content["hparams_name"] = call["whole"][0] if call["whole"] else "kwargs"
         self._content = {**_LIKE, **content, OURS: ours}
 
     def write(self, file: Any) -> None:

@@ -177,7 +177,12 @@ class Prepared:
                 f"strategy={strategy.name!r} replaces parameters, so prepare the module and its optimizer "
                 "in one call of prepare, or make the optimizer afterwards"
             )
-        owner = owners[0] if owners else strategy
+        if owners:
+            owner = owners[0]
+        else:
+            # Of no prepared module: its state is saved all the same, with positions in the place of names.
+            owner = copy.copy(strategy)
+            owner.module = nn.Module()
         self.optimizers.append(self.new_optimizer(optimizer, owner))
 
     def new_module(self, module: nn.Module, strategy: Strategy) -> Any:

@@ -633,6 +633,27 @@ def test_what_a_loop_saved_is_loaded_as_a_module(tmp_path: Path):
     assert torch.equal(load_file(path)["network.0.weight"], weight)
 
 
+def test_the_state_of_an_optimizer_of_no_prepared_model_is_saved(tmp_path: Path):
+    """As that of a model which a program moves and runs itself."""
+
+    def prepared() -> tuple[Engine, nn.Module, Any]:
+        engine = make()
+        other = nn.Linear(1, 1)
+        adam = torch.optim.Adam(other.parameters(), lr=0.1)
+        _, optimizer = engine.prepare(nn.Linear(1, 1), adam)
+        return engine, other, optimizer
+
+    engine, other, optimizer = prepared()
+    other(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    engine.save_state(tmp_path / "state")
+    resumed, _, optimizer_2 = prepared()
+    resumed.load_state(tmp_path / "state")
+    saved, loaded = optimizer.state_dict(), optimizer_2.state_dict()
+    assert saved["state"][0]["step"] == 1
+    assert loaded == saved
+
+
 def test_other_weights_and_objects_without_state_are_refused(tmp_path: Path):
     engine = make()
     with pytest.raises(ValueError, match="state_dict and load_state_dict"):

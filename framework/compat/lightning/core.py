@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,23 +13,27 @@ from ...datamodule import DataHooks, DataModule
 from ...hparams import HyperparametersMixin
 from ...loop.optimizers import ManualOptimizer
 from ...module import Module
-from .files import as_path
+from .files import as_path, read_hparams
 from .utilities import get_filesystem, get_init_args
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "CheckpointHooks",
     "DataHooks",
     "HyperparametersMixin",
     "LightningDataModule",
     "LightningModule",
     "LightningOptimizer",
+    "ModelHooks",
     "_load_from_checkpoint",
     "get_filesystem",
 ]
 
 LightningOptimizer = ManualOptimizer
+# Bases of mixins with hooks, which have no class of their own here.
+CheckpointHooks = ModelHooks = Module
 
 
 class _LightningHyperparameters(HyperparametersMixin):
@@ -86,14 +92,20 @@ class LightningModule(_LightningHyperparameters, Module):
         Args:
             checkpoint_path: also an open file.
             map_location: as there.
-            hparams_file: as there.
+            hparams_file: a file of hyperparameters, ``.yaml`` or ``.csv``, that go before those of the checkpoint.
             strict: as there.
             weights_only: as there.
-            **overrides: as there.
+            **overrides: as there; they go before the file's.
+
+        Raises:
+            ValueError: for a file of hyperparameters of another kind.
         """
+        if hparams_file is not None:
+            saved = read_hparams(hparams_file)
+            overrides = {**_taken_by(cls.__init__, saved), **overrides}
         with as_path(checkpoint_path) as path:
             return super().load_from_checkpoint(
-                path, map_location, hparams_file, strict, weights_only, **overrides
+                path, map_location, None, strict, weights_only, **overrides
             )
 
     @property
@@ -178,6 +190,14 @@ class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
 
     name: str | None = None
+
+
+def _taken_by(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values by name that a function takes as arguments."""
+    parameters = inspect.signature(function).parameters
+    if any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
+        return values
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def _load_from_checkpoint(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import csv
 import functools
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -15,6 +18,7 @@ import torch
 
 from ...checkpoint.reader import unpickle_objects
 from ...checkpoint.single_file import OURS, with_types
+from .utilities import get_filesystem
 
 
 def whole(content: Any) -> Any:
@@ -58,6 +62,49 @@ def yaml_of(value: Any) -> str:
         return _YAML_NUMBERS.get(part[0], part[0])
 
     return _JSON_PART.sub(in_yaml, json.dumps(value, indent=2)) + "\n"
+
+
+def read_hparams(path: Any) -> dict[str, Any]:
+    """The hyperparameters in a file that a logger has written.
+
+    Args:
+        path: of a YAML file (``.yaml``, ``.yml``), or of a CSV file with the columns ``key`` and ``value``.
+
+    Raises:
+        ValueError: for another suffix, or if the file holds something else.
+        ModuleNotFoundError: for YAML without PyYAML.
+    """
+    suffix = os.path.splitext(str(path))[1]
+    if suffix not in (".yaml", ".yml", ".csv"):
+        raise ValueError(f"hparams_file is a .yaml, .yml or .csv; got {str(path)!r}")
+    with get_filesystem(path).open(str(path), "r") as file:
+        if suffix == ".csv":
+            rows = csv.DictReader(file)
+            return {row["key"]: _literal(row["value"]) for row in rows}
+        hparams = _yaml().safe_load(file)
+    if not isinstance(hparams, dict):
+        raise ValueError(
+            f"hparams_file {str(path)!r} holds no values by name; got {hparams!r}"
+        )
+    return hparams
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "hparams_file needs PyYAML to read YAML: pip install pyyaml"
+        ) from None
+    return yaml
+
+
+def _literal(text: str) -> Any:
+    """The Python value that a text writes, or else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 @contextmanager

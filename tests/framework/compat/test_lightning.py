@@ -391,6 +391,34 @@ def test_hyperparameters_of_another_frame_and_none_for_the_loggers(
     assert not Path(logger.log_dir, "hparams.yaml").exists()
 
 
+def test_hyperparameters_of_a_file_go_before_the_checkpoints(tmp_path: Path) -> None:
+    """Those that the class takes; what the caller passes goes before both."""
+
+    class Wide(BoringModel):
+        def __init__(self, width: int = 1, rate: float = 0.1, name: str = "a") -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    trainer = Trainer(**{**QUIET, "limit_train_batches": 1})
+    trainer.fit(Wide(width=2, rate=0.2, name="b"))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    files = {
+        "hparams.yaml": "width: 3\nrate: 1e-3\nunknown: 1\n",
+        "meta.csv": "key,value\nwidth,3\nrate,0.001\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        loaded = Wide.load_from_checkpoint(
+            tmp_path / "a.ckpt", hparams_file=tmp_path / name, width=4
+        )
+        assert (loaded.hparams.width, loaded.hparams.name) == (4, "b")
+        assert float(loaded.hparams.rate) == 0.001
+    with pytest.raises(ValueError, match=r"hparams_file is a \.yaml.*notes\.txt"):
+        Wide.load_from_checkpoint(tmp_path / "a.ckpt", hparams_file="notes.txt")
+    whole = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert whole["hparams_name"] == "kwargs"
+
+
 def test_a_module_is_made_on_the_device_in_the_runs_precision() -> None:
     trainer = Trainer(precision="bf16-true", **QUIET)
     with trainer.init_module():
