@@ -31,7 +31,7 @@ class Strategy(GroupMember, ABC):
     Attributes:
         name: what it is called in messages and checkpoints.
         group: the processes, made by :meth:`setup_environment` with ``group_options``.
-        module, optimizers: set by :meth:`setup` and :meth:`setup_optimizers`; callbacks may set the latter.
+        module, optimizers: set by :meth:`setup` (before it, one without parameters) and :meth:`setup_optimizers`.
         activation_checkpointing: the submodules that compute their activations again in the backward pass, if any.
         sync_batchnorm: batch norms compute their statistics over all processes.
         device_mesh: the processes, if the strategy arranges them in dimensions.
@@ -45,7 +45,7 @@ class Strategy(GroupMember, ABC):
     name = "strategy"
     capabilities = Capabilities()
     group_options = ProcessGroupOptions()
-    module: nn.Module
+    module = nn.Module()
     optimizers: list[Optimizer]
     activation_checkpointing: Policy | None = None
     sync_batchnorm = False

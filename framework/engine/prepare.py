@@ -177,12 +177,8 @@ class Prepared:
                 f"strategy={strategy.name!r} replaces parameters, so prepare the module and its optimizer "
                 "in one call of prepare, or make the optimizer afterwards"
             )
-        if owners:
-            owner = owners[0]
-        else:
-            # Of no prepared module: its state is saved all the same, with positions in the place of names.
-            owner = copy.copy(strategy)
-            owner.module = nn.Module()
+        # An optimizer of no prepared module has a state to save as well, with positions in the place of names.
+        owner = owners[0] if owners else strategy
         self.optimizers.append(self.new_optimizer(optimizer, owner))
 
     def new_module(self, module: nn.Module, strategy: Strategy) -> Any:
