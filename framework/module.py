@@ -255,9 +255,10 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         """Return the optimizers, and their schedulers.
 
         One of: an optimizer; a list of optimizers; ``(optimizers, schedulers)``, two lists; a dict
-        ``{"optimizer": …, "lr_scheduler": …}``; a list of such dicts; None with manual optimization. A scheduler is
-        given as such or as a dict ``{"scheduler": …, "interval": "epoch" | "step", "frequency": 1, "monitor": name,
-        "strict": True, "name": name}``.
+        ``{"optimizer": …, "lr_scheduler": …}``; a list of such dicts; None for no optimizer. A scheduler is given as
+        such or as a dict ``{"scheduler": …, "interval": "epoch" | "step", "frequency": 1, "monitor": name, "strict":
+        True, "name": name}``. In automatic optimization, several optimizers step on the same loss, each with its own
+        parameters.
         """
         return None
 

@@ -227,8 +227,8 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     advice = ""
     if is_of_lightning_1:
         advice = (
-            "; with several optimizers, set self.automatic_optimization = False in __init__, and call "
-            "opt.update(loss) for each in training_step"
+            "; with several optimizers of one loss, leave optimizer_idx out; with several losses, set "
+            "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
         )
     given = ", ".join(accepted[0])
     raise TypeError(

@@ -35,6 +35,9 @@ from .step_module import StepModule
 # cannot be undone.
 _ROOT = "_fsdp_root"
 
+# Optimizers of torch that compute what its distributed tensors do not support, as of torch 2.13.
+_UNSHARDED_OPTIMIZERS = ("Adafactor", "Rprop", "SparseAdam")
+
 # These containers have no forward of their own, before which their parameters could be gathered.
 _WITHOUT_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -215,6 +218,12 @@ class FSDPStrategy(Strategy):
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
+            name = type(optimizer).__name__
+            if self._root is not None and name in _UNSHARDED_OPTIMIZERS:
+                raise ValueError(
+                    f"strategy={self.name!r} shards parameters, and torch has no such arithmetic for {name} (it has "
+                    'for AdamW, SGD, Muon and most others): take one of these, or strategy="ddp"'
+                )
             for group in optimizer.param_groups:
                 # An optimizer that was made before the sharding holds the parameters of then.
                 group["params"] = [

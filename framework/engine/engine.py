@@ -619,20 +619,30 @@ class Engine(Collectives):
         if self.loss_scaler is not None:
             self.loss_scaler.unscale(optimizer)
 
-    def complete_gradients(self, optimizer: Optimizer) -> None:
-        """Make an optimizer's gradients those of its step, once: unscaled, and the mean over the window."""
+    def complete_gradients(self, *optimizers: Optimizer) -> None:
+        """Make the gradients of optimizers those of their steps, once: unscaled, and the mean over the window.
+
+        Under loss scaling, those that are given together step together, or none of them if a gradient overflowed.
+
+        Args:
+            *optimizers: whose gradients.
+        """
         window = self.accumulation
-        if id(optimizer) in window.completed:
-            return
-        prepared = self.prepared.find_optimizer(optimizer)
-        if prepared is not None and self.num_processes > 1:
-            prepared.sync_missed_gradients()
-        self.unscale(optimizer)
-        window.completed.add(id(optimizer))
-        if window.is_complete:
+        missing = [each for each in optimizers if id(each) not in window.completed]
+        for optimizer in missing:
+            prepared = self.prepared.find_optimizer(optimizer)
+            if prepared is not None and self.num_processes > 1:
+                prepared.sync_missed_gradients()
+            self.unscale(optimizer)
+            window.completed.add(id(optimizer))
+        if self.loss_scaler is not None and len(missing) > 1:
+            self.loss_scaler.share_overflow(missing)
+        if window.is_complete or not missing:
             return
         factor = window.factor()
-        if factor is not None:
+        if factor is None:
+            return
+        for optimizer in missing:
             self.scale_gradients(optimizer, factor)
 
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:

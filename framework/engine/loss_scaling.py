@@ -85,6 +85,19 @@ class LossScaler:
             raise RuntimeError(no_gradients(optimizer)) from error
         self._unscaled.add(id(optimizer))
 
+    def share_overflow(self, optimizers: list[Optimizer]) -> None:
+        """Let none of these step if a gradient of any overflowed; their gradients are unscaled already.
+
+        Otherwise a common norm, to which all are clipped, would carry the overflow into those that are sound.
+        """
+        flags = []
+        for optimizer in optimizers:
+            flags += self.scaler._found_inf_per_device(optimizer).values()
+        if flags:
+            overflow = torch.stack([flag.to(flags[0].device) for flag in flags]).amax(0)
+            for flag in flags:
+                flag.copy_(overflow)
+
     def step(
         self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
     ) -> Any:

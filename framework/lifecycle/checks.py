@@ -6,6 +6,7 @@ import reprlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -257,7 +258,7 @@ def check_optimizers(
         schedulers: its schedulers.
 
     Raises:
-        ValueError: if a scheduler has no value to monitor, if there is not exactly one optimizer, or if its step
+        ValueError: if a scheduler has no value to monitor, if two optimizers train the same parameter, or if a step
             needs what the Trainer cannot give.
     """
     # In manual optimization the module steps them itself, as it likes.
@@ -266,21 +267,49 @@ def check_optimizers(
     for config in schedulers:
         config.require_monitor()
     if not optimizers:
-        raise ValueError(
-            "configure_optimizers returned no optimizer, so there is nothing to train with; return one, or set "
-            "self.automatic_optimization = False in __init__ and do the steps in training_step"
+        _warn(
+            trainer,
+            "configure_optimizers returned no optimizer, so this fit will run with no optimizer: losses and gradients "
+            "are computed, and nothing is trained",
         )
     if len(optimizers) > 1:
-        raise ValueError(
-            f"configure_optimizers returned {len(optimizers)} optimizers; automatic optimization steps one. Set "
-            "self.automatic_optimization = False in __init__ and call opt.update(loss) for each in training_step"
-        )
-    check_closure(trainer, module, optimizers[0])
-    if set(module.parameters()).isdisjoint(parameters_of(optimizers[0])):
-        log.warning(
-            "configure_optimizers returned an optimizer of none of %s's parameters: nothing of it is trained",
-            type(module).__name__,
-        )
+        _check_several(module, optimizers)
+    for optimizer in optimizers:
+        check_closure(trainer, module, optimizer)
+        if set(module.parameters()).isdisjoint(parameters_of(optimizer)):
+            _warn(
+                trainer,
+                f"configure_optimizers returned an optimizer of none of {type(module).__name__}'s parameters "
+                f"({type(optimizer).__name__}): nothing of it is trained",
+            )
+
+
+def _check_several(module: Module, optimizers: list[Optimizer]) -> None:
+    """Raise unless these can step on the gradients of one loss, one after the other.
+
+    Raises:
+        ValueError: if two of them train the same parameter, or one of them needs a closure.
+    """
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    owners: dict[Tensor, Optimizer] = {}
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        if takes_closure(module, optimizer):
+            raise ValueError(
+                f"configure_optimizers returned {len(optimizers)} optimizers, and {kind}'s step, or "
+                f"{type(module).__name__}.optimizer_step, takes a closure, which would run the batch once for each: "
+                "return one optimizer, let optimizer_step take (epoch, batch_idx, optimizer), or set "
+                "self.automatic_optimization = False"
+            )
+        for parameter in parameters_of(optimizer):
+            if parameter in owners:
+                owner = type(owners[parameter]).__name__
+                raise ValueError(
+                    f"configure_optimizers: {names.get(parameter, 'a parameter')} is in {owner} and in "
+                    f"{kind}; in automatic optimization each parameter is trained by one optimizer. For several "
+                    "losses, set self.automatic_optimization = False in __init__ and call opt.update(loss) for each"
+                )
+            owners[parameter] = optimizer
 
 
 def check_new_optimizers(trainer: Trainer, optimizers: Any) -> None:
@@ -300,12 +329,18 @@ def check_new_optimizers(trainer: Trainer, optimizers: Any) -> None:
             f"trainer.optimizers must be a list of optimizers; got {optimizers!r}"
         )
     module = trainer.module
+    before = trainer.optimizers
+    if module.automatic_optimization and len(before) != len(optimizers):
+        raise ValueError(
+            f"trainer.optimizers: this fit began with {len(before)} and cannot go on with {len(optimizers)}: return "
+            "them from configure_optimizers"
+        )
     check_optimizers(trainer, module, list(optimizers), [])
     if not module.automatic_optimization:
         return
-    before = trainer.optimizers[0]
-    if takes_closure(module, optimizers[0]) is not takes_closure(module, before):
-        raise ValueError(
-            f"trainer.optimizers: a {type(optimizers[0]).__name__} cannot take the place of a {type(before).__name__} "
-            "during a fit, as only one of them steps by a closure: return it from configure_optimizers"
-        )
+    for old, new in zip(before, optimizers, strict=True):
+        if takes_closure(module, new) is not takes_closure(module, old):
+            raise ValueError(
+                f"trainer.optimizers: a {type(new).__name__} cannot take the place of a {type(old).__name__} "
+                "during a fit, as only one of them steps by a closure: return it from configure_optimizers"
+            )

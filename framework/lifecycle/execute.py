@@ -286,7 +286,9 @@ def _choose_step(module: Module, optimizers: list[Any]) -> type[Any]:
     """What trains on a batch with these optimizers."""
     if not module.automatic_optimization:
         return ManualStep
-    return ClosureStep if takes_closure(module, optimizers[0]) else AutomaticStep
+    # Several step without a closure, as was checked.
+    by_closure = len(optimizers) == 1 and takes_closure(module, optimizers[0])
+    return ClosureStep if by_closure else AutomaticStep
 
 
 def _configure_optimizers(module: Module) -> Any:

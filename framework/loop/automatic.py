@@ -65,13 +65,20 @@ class LossStep(Step):
                 self.leaves_out = True
                 return None
         if window.count == 0:
-            self.zero_grad(self.optimizers[0], batch_idx)
+            self._begin_window(batch_idx)
         if part is None:
             loss = window.add(loss, weight)
         else:
             loss = window.add_part(loss, weight, *part)
         self.backward(loss)
         return outputs
+
+    def _begin_window(self, batch_idx: int) -> None:
+        """Clear the gradients of the last window."""
+        for optimizer in self.optimizers:
+            self.zero_grad(optimizer, batch_idx)
+        if not self.optimizers:
+            self.run.module.zero_grad()
 
     def _note_missing_loss(self, batch_idx: int) -> None:
         """Say that a batch without a loss is left out; raise with several ranks, where the others wait for it."""
@@ -102,7 +109,7 @@ class LossStep(Step):
 
 
 class AutomaticStep(LossStep):
-    """Forward, backward and, at the window's end, the optimizer's step.
+    """Forward, backward and, at the window's end, the steps of the optimizers: usually one, of the same loss.
 
     Its arguments and attributes are those of :class:`LossStep`.
     """
@@ -129,7 +136,7 @@ class AutomaticStep(LossStep):
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
         super().replace_optimizers(optimizers)
-        if self._plain is not None:
+        if self._plain is not None and optimizers:
             self._plain.use(optimizers[0])
 
     @property
@@ -175,21 +182,27 @@ class AutomaticStep(LossStep):
         """Step on what the window has gathered; False if it has gathered nothing."""
         if not self.accumulation.count:
             return False
-        optimizer = self.optimizers[0]
-        if self._micro_batches is not None and self.has_ranks:
-            self.engine.sync_gradients_of(optimizer)
         try:
-            self.engine.complete_gradients(optimizer)
-            self.prepare_step(optimizer)
-            if self._optimizer_step is not None:
-                self._optimizer_step(self.state.epoch, batch_idx, self.manual[0])
-            else:
-                self.engine.step(optimizer)
+            if self._micro_batches is not None and self.has_ranks:
+                for optimizer in self.optimizers:
+                    self.engine.sync_gradients_of(optimizer)
+            self.engine.complete_gradients(*self.optimizers)
+            self.prepare_step(*self.optimizers)
+            self._step_all(batch_idx)
         except Exception as error:
             explain_step(error)
             raise
         self.count_window()
         return True
+
+    def _step_all(self, batch_idx: int) -> None:
+        """Step all optimizers, their gradients complete and clipped."""
+        if self._optimizer_step is not None:
+            for manual in self.manual:
+                self._optimizer_step(self.state.epoch, batch_idx, manual)
+            return
+        for optimizer in self.optimizers:
+            self.engine.step(optimizer)
 
     def step(
         self, optimizer: Optimizer, closure: Callable[[], Any] | None = None
@@ -218,6 +231,7 @@ class PlainStep:
         """Whether nothing else is to be done: by hooks, module, precision, strategy or the Trainer's arguments."""
         hooks, trainer = step.run.hooks, step.run.trainer
         added = (
+            len(step.optimizers) != 1,
             hooks.on_before_zero_grad,
             hooks.on_before_backward,
             hooks.on_after_backward,

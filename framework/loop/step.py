@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +77,7 @@ class Step(ABC):
         self._backward = override_of(module, "backward")
         self._zero_grad = override_of(module, "optimizer_zero_grad")
         self._clip = override_of(module, "configure_gradient_clipping")
+        self._clips_each = self._clip is not None
         if self._clip is None and trainer.gradient_clip_val:
             self._clip = module.configure_gradient_clipping
 
@@ -216,17 +218,37 @@ class Step(ABC):
                 "(detect_anomaly=True)"
             )
 
-    def prepare_step(self, optimizer: Optimizer) -> None:
-        """Call the hooks before an optimizer's step, and clip its gradients, which are those of the step."""
-        for hook in self.run.hooks.on_before_optimizer_step:
-            hook(optimizer)
-        if self._clip is not None:
-            trainer = self.run.trainer
+    def prepare_step(self, *optimizers: Optimizer) -> None:
+        """Call the hooks before optimizers step, and clip their gradients, which are those of the step.
+
+        Args:
+            *optimizers: those that step now. Their gradients are clipped together, as those of a single one would be;
+                the module's own ``configure_gradient_clipping`` is called for each.
+        """
+        for optimizer in optimizers:
+            for hook in self.run.hooks.on_before_optimizer_step:
+                hook(optimizer)
+        if self._clip is None:
+            return
+        trainer = self.run.trainer
+        value = trainer.gradient_clip_val
+        algorithm = trainer.gradient_clip_algorithm
+        if value and len(optimizers) > 1 and not self._clips_each:
+            parameters = self._in_order_of_module(optimizers)
+            self.engine.strategy.clip_gradients(parameters, value, algorithm)
+            return
+        for optimizer in optimizers:
             self._clip(
                 optimizer,
-                gradient_clip_val=trainer.gradient_clip_val,
-                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+                gradient_clip_val=value,
+                gradient_clip_algorithm=algorithm,
             )
+
+    def _in_order_of_module(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """The parameters of optimizers, in the order in which the module has them: a norm depends on it."""
+        parameters = dict.fromkeys(chain.from_iterable(map(parameters_of, optimizers)))
+        ordered = [p for p in self.run.module.parameters() if p in parameters]
+        return [*dict.fromkeys(chain(ordered, parameters))]
 
     # Which parameters are trained.
 

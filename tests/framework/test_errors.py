@@ -190,7 +190,7 @@ def test_no_training_step() -> None:
 
 
 def test_no_optimizer() -> None:
-    """Whether configure_optimizers is missing or returns none."""
+    """If configure_optimizers is missing; one that returns None is a choice."""
 
     class Bare(Module):
         training_step = Net.training_step
@@ -199,23 +199,6 @@ def test_no_optimizer() -> None:
         ValueError, match=r"no configure_optimizers.*automatic_optimization = False"
     ):
         trainer().fit(Bare(), batches())
-    module: Any = Net()
-    module.configure_optimizers = lambda: None
-    with pytest.raises(
-        ValueError, match=r"returned no optimizer.*automatic_optimization = False"
-    ):
-        trainer().fit(module, batches())
-    assert module.steps == 0
-
-
-def test_several_optimizers_need_manual_mode() -> None:
-    """Automatic optimization steps one."""
-    module: Any = Net()
-    module.configure_optimizers = lambda: [
-        torch.optim.SGD(module.parameters(), 0.1) for _ in range(2)
-    ]
-    with pytest.raises(ValueError, match=r"2 optimizers.*opt.update"):
-        trainer().fit(module, batches())
 
 
 @pytest.mark.parametrize(

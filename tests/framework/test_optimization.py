@@ -144,12 +144,6 @@ def test_several_optimizers_and_schedulers() -> None:
             TypeError,
             r"must have step\(\); got 3",
         ),
-        (
-            lambda m: [sgd(m), sgd(m)],
-            ValueError,
-            "returned 2 optimizers; automatic optimization steps one",
-        ),
-        (lambda m: None, ValueError, "returned no optimizer"),
     ],
 )
 def test_other_forms_are_refused(

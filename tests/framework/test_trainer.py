@@ -1074,9 +1074,12 @@ def test_settable_attributes() -> None:
 @pytest.mark.parametrize(
     ("optimizers", "words"),
     [
-        (lambda p: [], "returned no optimizer"),
+        (lambda p: [], "began with 1 and cannot go on with 0"),
         (lambda p: torch.optim.SGD(p, 0.1), "must be a list of optimizers; got SGD"),
-        (lambda p: [torch.optim.SGD(p, 0.1)] * 2, "returned 2 optimizers"),
+        (
+            lambda p: [torch.optim.SGD(p, 0.1)] * 2,
+            "began with 1 and cannot go on with 2",
+        ),
         (lambda p: [None], r"must be a list of optimizers; got \[None\]"),
         (lambda p: [torch.optim.LBFGS(p)], "LBFGS cannot take the place of a SGD"),
     ],

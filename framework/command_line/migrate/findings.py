@@ -69,7 +69,7 @@ PATTERNS = (
         "lightning",
         PARAMETER,
         "training_step.optimizer_idx",
-        "several optimizers are for manual optimization",
+        "optimizers of one loss are stepped together, and several losses are for manual optimization",
         LIGHTNING,
     ),
     Pattern(
