@@ -9,6 +9,7 @@ from .base import Callback
 
 if TYPE_CHECKING:
     from .early_stopping import EarlyStopping
+    from .finetuning import BackboneFinetuning, BaseFinetuning
     from .lambda_callback import LambdaCallback
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .timer import Timer
 
 _MODULES = {
+    "BackboneFinetuning": "finetuning",
+    "BaseFinetuning": "finetuning",
     "EarlyStopping": "early_stopping",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
@@ -37,6 +40,8 @@ _MODULES = {
 }
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "Callback",
     "EarlyStopping",
     "LambdaCallback",

@@ -26,6 +26,8 @@ PUBLIC = {
         "seed_everything",
     },
     "loopwright.callbacks": {
+        "BackboneFinetuning",
+        "BaseFinetuning",
         "Callback",
         "EarlyStopping",
         "LambdaCallback",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callbacks import (
+        BackboneFinetuning,
+        BaseFinetuning,
         Callback,
         EarlyStopping,
         LambdaCallback,
@@ -63,6 +65,8 @@ _PACKAGES = ("callbacks", "loggers", "strategies", "framework")
 
 __all__ = [
     "STRATEGIES",
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "CSVLogger",
     "Callback",
     "Capabilities",

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import SequentialSampler
 
+from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
+from ....callbacks import BaseFinetuning as NativeBaseFinetuning
 from ....callbacks import (
     Callback,
     EarlyStopping,
@@ -26,7 +28,11 @@ from ..imports import unserved
 from .files import yaml_of
 from .states import LightningEnum
 from .tqdm_progress import Tqdm, TQDMProgressBar
-from .utilities import get_filesystem, move_data_to_device
+from .utilities import (
+    MisconfigurationException,
+    get_filesystem,
+    move_data_to_device,
+)
 
 __all__ = [
     "BackboneFinetuning",
@@ -324,9 +330,25 @@ class GradientAccumulationScheduler(Callback):
         trainer.accumulate_grad_batches = batches
 
 
+class BaseFinetuning(NativeBaseFinetuning):
+    """A :class:`~loopwright.callbacks.BaseFinetuning` whose groups can be read under Lightning's name for them."""
+
+    @property
+    def _internal_optimizer_metadata(self) -> dict[int, list[dict[str, Any]]]:
+        return self.param_groups
+
+
+class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
+    """A :class:`~loopwright.callbacks.BackboneFinetuning`."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        try:
+            super().freeze_before_training(pl_module)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from None
+
+
 _LATER = "it comes in a later version"
-BackboneFinetuning = unserved("BackboneFinetuning", _LATER)
-BaseFinetuning = unserved("BaseFinetuning", _LATER)
 BatchSizeFinder = unserved(
     "BatchSizeFinder", 'Trainer(micro_batch="auto") divides a batch that does not fit'
 )
