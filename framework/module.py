@@ -251,6 +251,77 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         for name, value in dictionary.items(**options):
             self.log(name, value, **kwargs)
 
+    # What loggers show besides numbers. They get it with the global step; the main process writes it.
+
+    def log_image(self, name: str, value: Any, caption: Any = None) -> None:
+        """Log an image, or a list of them; a logger that cannot show it leaves it out, and says so once.
+
+        Args:
+            name: under which it appears.
+            value: a tensor or array (channels, height, width), (height, width, channels) or (height, width), of floats
+                from 0 to 1 or of bytes; a PIL image; a figure of matplotlib; the path of a file; a list of these.
+            caption: a text, or one for each image.
+
+        Raises:
+            TypeError, ValueError: if it is none of these.
+        """
+        self._log_media("image", name, value, caption=caption)
+
+    def log_text(self, name: str, value: str) -> None:
+        """Log a text, as :meth:`log_image` does images.
+
+        Args:
+            name: under which it appears.
+            value: the text.
+        """
+        self._log_media("text", name, value)
+
+    def log_table(self, name: str, value: Any, columns: Any = None) -> None:
+        """Log a table, as :meth:`log_image` does images.
+
+        Args:
+            name: under which it appears.
+            value: a dict of columns, a list of dicts, a data frame, or a list of rows.
+            columns: names of the columns, where ``value`` has none.
+
+        Raises:
+            TypeError, ValueError: if it is none of these, or has rows of different lengths.
+        """
+        self._log_media("table", name, value, columns=columns)
+
+    def log_histogram(self, name: str, value: Any, bins: int = 64) -> None:
+        """Log how numbers are distributed, as :meth:`log_image` does images.
+
+        Args:
+            name: under which it appears.
+            value: a tensor or array; what is not finite is left out.
+            bins: number of intervals.
+        """
+        self._log_media("histogram", name, value, bins=bins)
+
+    def log_audio(self, name: str, value: Any, sample_rate: int = 44100) -> None:
+        """Log a sound, as :meth:`log_image` does images.
+
+        Args:
+            name: under which it appears.
+            value: a tensor or array (samples,) or (channels, samples), of floats from -1 to 1 or of 16-bit integers; or
+                the path of a WAV file.
+            sample_rate: samples a second.
+
+        Raises:
+            TypeError, ValueError: if it is none of these.
+        """
+        self._log_media("audio", name, value, sample_rate=sample_rate)
+
+    def _log_media(self, kind: str, name: str, value: Any, **options: Any) -> None:
+        trainer = self.__dict__.get("_trainer")
+        if trainer is None:
+            warnings.warn(
+                f"log_{kind}({name!r}, …) without a Trainer has no effect", stacklevel=3
+            )
+            return
+        trainer.log_media(kind, name, value, **options)
+
     def configure_optimizers(self) -> Any:
         """Return the optimizers, and their schedulers.
 

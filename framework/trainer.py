@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
 from ..loggers.base import Logger
 from ..loggers.dummy import DummyLogger
+from ..loggers.media import as_media
 from ..strategies.tensor_shards import full_state
 from .arguments import (
     check_choice,
@@ -66,7 +68,8 @@ class Trainer:
         num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or a
             :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what ``accelerate launch`` says.
-        logger: a logger, a list of them, True (TensorBoard under ``default_root_dir``) or False.
+        logger: a logger or its name (``"tensorboard"``, ``"csv"``, ``"jsonl"``), which writes under
+            ``default_root_dir``; a list of them; True (``"tensorboard"``) or False.
         callbacks: a callback or a list of them.
         fast_dev_run: True or a number: run that many batches of everything, once, without checkpoints and with a logger
             that does nothing.
@@ -126,7 +129,7 @@ class Trainer:
         devices: int | str | list[int] = "auto",
         num_nodes: int | str = "auto",
         precision: int | str | Precision | None = None,
-        logger: Logger | list[Logger] | bool | None = None,
+        logger: Logger | str | Sequence[Logger | str] | bool | None = None,
         callbacks: Callback | list[Callback] | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
@@ -306,8 +309,17 @@ class Trainer:
         if self.fast_dev_run:
             return [DummyLogger()]
         if logger is None or logger is True:
-            return [builtin_loggers.TensorBoardLogger(self.default_root_dir)]
-        return check_loggers(logger, "a Logger, a list of them, True or False")
+            logger = "tensorboard"
+        is_list = isinstance(logger, Sequence) and not isinstance(logger, str)
+        loggers = [
+            builtin_loggers.named_logger(each, self.default_root_dir)
+            if isinstance(each, str)
+            else each
+            for each in (logger if is_list else [logger])
+        ]
+        return check_loggers(
+            loggers, "a Logger, the name of one, a list of them, True or False"
+        )
 
     def _default_callbacks(self) -> list[str]:
         """The kinds of callbacks that take part unless the user says otherwise."""
@@ -595,6 +607,21 @@ class Trainer:
         row = {"epoch": self.state.epoch, **as_floats(values)}
         for logger in self.loggers:
             logger.log_metrics(row, step=self.state.global_step)
+
+    def log_media(self, kind: str, name: str, value: Any, **options: Any) -> None:
+        """Give an image, text, table, histogram or sound to the loggers, with the global step; the main process does.
+
+        Args:
+            kind: ``"image"``, ``"text"``, ``"table"``, ``"histogram"`` or ``"audio"``.
+            name: under which it appears.
+            value: as ``log_image`` and its siblings of :class:`~loopwright.framework.Module` describe it.
+            **options: as of these.
+        """
+        if not self.loggers or not self.is_global_zero or self.sanity_checking:
+            return
+        media = as_media(kind, name, value, **options)
+        for logger in self.loggers:
+            logger.log_media(kind, name, media, step=self.state.global_step)
 
     @property
     def enable_validation(self) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..callbacks.base import Callback
+
+log = getLogger("loopwright")
 
 
 class Logger:
@@ -71,6 +74,25 @@ class Logger:
             model: the module.
             input_array: an example of what it takes; by default its ``example_input_array``.
         """
+
+    def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
+        """Record an image, a text, a table, a histogram or a sound; here, say once that it is left out.
+
+        Args:
+            kind: ``"image"``, ``"text"``, ``"table"``, ``"histogram"`` or ``"audio"``.
+            name: what it is called.
+            media: its plain values, see ``Media`` in ``loggers/media.py``.
+            step: completed optimizer steps.
+        """
+        said = self.__dict__.setdefault("_left_out", set())
+        if kind not in said:
+            said.add(kind)
+            log.warning(
+                "%s cannot log %s, and leaves it out: %s",
+                type(self).__name__,
+                "audio" if kind == "audio" else f"{kind}s",
+                name,
+            )
 
     def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
         """A checkpoint was committed by ``checkpoint_callback``."""

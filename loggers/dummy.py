@@ -91,3 +91,6 @@ class DummyLogger(NullObject, Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         pass
+
+    def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
+        pass

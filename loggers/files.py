@@ -44,6 +44,16 @@ def write_text(path: str, text: str) -> None:
     os.replace(f"{path}.tmp", path)
 
 
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a whole file of bytes."""
+    if not is_local(path):
+        filesystem(path).pipe_file(path, data)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def make_folder(path: str) -> bool:
     """Make a folder; return False if it exists already."""
     try:

@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from logging import getLogger
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .folders import FolderLogger
+from .media import markdown, png_size, wav_format
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -196,6 +198,57 @@ class TensorBoardLogger(FolderLogger):
         )
         with torch.random.fork_rng(devices=[]):
             self.experiment.add_graph(model, moved)
+
+    def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
+        writer, tag = self.experiment, f"{self._prefix}{name}"
+        if kind == "text":
+            writer.add_text(tag, media["text"], step)
+        elif kind == "table":
+            writer.add_text(tag, markdown(media), step)
+        elif kind == "histogram":
+            self._add_histogram(tag, media, step)
+        else:
+            self._add_files(tag, kind, media, step)
+
+    def _add_histogram(self, tag: str, media: dict[str, Any], step: int) -> None:
+        edges, counts = media["edges"], media["counts"]
+        total = sum(counts)
+        # Of values, a histogram knows no more than the middles of their bins.
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        pairs = list(zip(middles, counts, strict=True))
+        self.experiment.add_histogram_raw(
+            tag,
+            min=edges[0],
+            max=edges[-1],
+            num=total,
+            sum=sum(middle * count for middle, count in pairs),
+            sum_squares=sum(middle**2 * count for middle, count in pairs),
+            bucket_limits=edges[1:],
+            bucket_counts=counts,
+            global_step=step,
+        )
+
+    def _add_files(self, tag: str, kind: str, media: dict[str, Any], step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore # made at run time
+
+        if kind == "audio":
+            rate, channels, frames = wav_format(media["wav"])
+            sound = Summary.Audio(
+                sample_rate=rate,
+                num_channels=channels,
+                length_frames=frames,
+                encoded_audio_string=media["wav"],
+                content_type="audio/wav",
+            )
+            self._add(Summary(value=[Summary.Value(tag=tag, audio=sound)]), step)
+            return
+        values = []
+        for number, png in enumerate(media["png"]):
+            height, width = png_size(png)
+            image = Summary.Image(height=height, width=width, encoded_image_string=png)
+            tag_of_image = tag if len(media["png"]) == 1 else f"{tag}/{number}"
+            values.append(Summary.Value(tag=tag_of_image, image=image))
+        self._add(Summary(value=values), step)
 
     def save(self) -> None:
         if self._rows:

@@ -44,6 +44,7 @@ PUBLIC = {
     },
     "loopwright.loggers": {
         "CSVLogger",
+        "JSONLinesLogger",
         "Logger",
         "TensorBoardLogger",
     },

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from .loggers import (
         CSVLogger,
+        JSONLinesLogger,
         Logger,
         TensorBoardLogger,
     )
@@ -78,6 +79,7 @@ __all__ = [
     "EarlyStopping",
     "Engine",
     "FSDPStrategy",
+    "JSONLinesLogger",
     "LambdaCallback",
     "LearningRateMonitor",
     "Logger",
