@@ -167,6 +167,7 @@ INSIDE_THE_TRAINER = {
     "checkpoints",
     "consensus",
     "last_fit",
+    "log_media",
     "log_row",
     "metrics",
     "must_end_at_once",
