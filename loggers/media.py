@@ -56,26 +56,30 @@ def _text(value: Any) -> Media:
 
 
 def _table(value: Any, columns: Sequence[str] | None = None) -> Media:
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):
-        # Data frames of pandas and polars.
-        columns = [str(column) for column in value.columns]
-        value = {column: list(value[column]) for column in value.columns}
-    if isinstance(value, Mapping):
-        columns = columns or [str(column) for column in value]
-        rows = [list(row) for row in zip(*value.values(), strict=True)]
-    else:
-        rows = list(value)
-        if rows and isinstance(rows[0], Mapping):
-            columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-            rows = [[row.get(column) for column in columns] for row in rows]
+    names, rows = _rows_of(value)
+    columns = columns or names
     if columns is None:
         raise ValueError(
             "a table takes a dict of columns, a list of dicts, a data frame, or rows and columns=[names]"
         )
-    rows = [[_plain(cell) for cell in row] for row in rows]
-    if any(len(row) != len(columns) for row in rows):
+    plain = [[_plain(cell) for cell in row] for row in rows]
+    if any(len(row) != len(columns) for row in plain):
         raise ValueError(f"each row must have {len(columns)} values: {columns}")
-    return {"columns": list(columns), "rows": rows}
+    return {"columns": list(columns), "rows": plain}
+
+
+def _rows_of(value: Any) -> tuple[list[str] | None, list[Any]]:
+    """The names of a table's columns, if it has names, and its rows."""
+    if isinstance(value, Mapping) or hasattr(value, "columns"):
+        # A dict of columns, or a data frame of pandas or polars.
+        names = value if isinstance(value, Mapping) else value.columns
+        columns = [value[name] for name in names]
+        return [str(name) for name in names], list(zip(*columns, strict=True))
+    rows = list(value)
+    if rows and isinstance(rows[0], Mapping):
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        return names, [[row.get(name) for name in names] for row in rows]
+    return None, rows
 
 
 def _histogram(value: Any, bins: int = 64) -> Media:
