@@ -10,6 +10,7 @@ from .base import Callback
 if TYPE_CHECKING:
     from .early_stopping import EarlyStopping
     from .finetuning import BackboneFinetuning, BaseFinetuning
+    from .gradient_accumulation_scheduler import GradientAccumulationScheduler
     from .lambda_callback import LambdaCallback
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
@@ -24,6 +25,7 @@ _MODULES = {
     "BackboneFinetuning": "finetuning",
     "BaseFinetuning": "finetuning",
     "EarlyStopping": "early_stopping",
+    "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
     # Not public: the Trainer makes one for its argument max_time.
@@ -44,6 +46,7 @@ __all__ = [
     "BaseFinetuning",
     "Callback",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",

@@ -984,8 +984,19 @@ class Trainer:
         batches = self.num_training_batches
         if self.max_epochs in (None, -1) or batches == INFINITE:
             return self.max_steps if self.max_steps != -1 else INFINITE
-        total = math.ceil(batches / self.accumulate_grad_batches) * self.max_epochs
+        total = sum(
+            math.ceil(batches / self._accumulation_in(epoch))
+            for epoch in range(self.max_epochs)
+        )
         return total if self.max_steps == -1 else min(total, self.max_steps)
+
+    def _accumulation_in(self, epoch: int) -> int:
+        """Micro-batches per optimizer step in an epoch, by a ``GradientAccumulationScheduler`` if there is one."""
+        kind = builtin_callbacks.GradientAccumulationScheduler
+        for callback in self.callbacks:
+            if isinstance(callback, kind):
+                return callback.get_accumulate_grad_batches(epoch)
+        return self.accumulate_grad_batches
 
     @property
     def train_dataloader(self) -> Any:

@@ -30,6 +30,7 @@ PUBLIC = {
         "BaseFinetuning",
         "Callback",
         "EarlyStopping",
+        "GradientAccumulationScheduler",
         "LambdaCallback",
         "LearningRateMonitor",
         "ModelCheckpoint",

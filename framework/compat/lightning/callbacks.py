@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from ....callbacks import BaseFinetuning as NativeBaseFinetuning
 from ....callbacks import (
     Callback,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
     OnExceptionCheckpoint,
@@ -290,44 +291,6 @@ def _batch_indices(
         return None
     begin = batch_idx * batch_size
     return list(range(begin, min(begin + batch_size, len(loader.dataset))))
-
-
-class GradientAccumulationScheduler(Callback):
-    """Changes the number of batches of an accumulation window from one epoch to another.
-
-    Args:
-        scheduling: the number of batches by the epoch from which it counts.
-
-    Raises:
-        ValueError: if it is empty, or an epoch or number of batches is too small.
-        TypeError: if it is no dict.
-    """
-
-    def __init__(self, scheduling: dict[int, int]) -> None:
-        if not isinstance(scheduling, Mapping):
-            raise TypeError(
-                f"scheduling must be a dict of batches by epoch; got {scheduling!r}"
-            )
-        for epoch, batches in scheduling.items():
-            if not isinstance(epoch, int) or epoch < 0:
-                raise ValueError(f"scheduling: epochs count from 0; got {epoch!r}")
-            if not isinstance(batches, int) or batches < 1:
-                raise ValueError(
-                    f"scheduling: a window has at least 1 batch; got {batches!r}"
-                )
-        if not scheduling:
-            raise ValueError("scheduling must have an entry; got an empty dict")
-        self.scheduling = dict(scheduling)
-        self.epochs = sorted(self.scheduling)
-
-    def get_accumulate_grad_batches(self, epoch: int) -> int:
-        """The number of batches of a window in an epoch; 1 before the first that is named."""
-        begun = [first for first in self.epochs if first <= epoch]
-        return self.scheduling[begun[-1]] if begun else 1
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        batches = self.get_accumulate_grad_batches(trainer.current_epoch)
-        trainer.accumulate_grad_batches = batches
 
 
 class BaseFinetuning(NativeBaseFinetuning):
