@@ -8,24 +8,30 @@ from typing import TYPE_CHECKING, Any
 from .base import Callback
 
 if TYPE_CHECKING:
+    from .device_stats_monitor import DeviceStatsMonitor
     from .early_stopping import EarlyStopping
     from .finetuning import BackboneFinetuning, BaseFinetuning
+    from .garbage_collection import GarbageCollection
     from .gradient_accumulation_scheduler import GradientAccumulationScheduler
     from .lambda_callback import LambdaCallback
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
-    from .model_summary import ModelSummary
+    from .model_summary import ModelSummary, RichModelSummary
     from .on_exception_checkpoint import OnExceptionCheckpoint
     from .profiler import PyTorchProfiler, SimpleProfiler
     from .progress import ProgressBar
     from .rich_progress import RichProgressBar, RichProgressBarTheme
+    from .throughput_monitor import ThroughputMonitor
     from .timer import Timer
+    from .tqdm_progress import TQDMProgressBar
 
 _MODULES = {
     "BackboneFinetuning": "finetuning",
     "BaseFinetuning": "finetuning",
+    "DeviceStatsMonitor": "device_stats_monitor",
     "EarlyStopping": "early_stopping",
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
+    "GarbageCollection": "garbage_collection",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
     # Not public: the Trainer makes one for its argument max_time.
@@ -35,9 +41,12 @@ _MODULES = {
     "OnExceptionCheckpoint": "on_exception_checkpoint",
     "ProgressBar": "progress",
     "PyTorchProfiler": "profiler",
+    "RichModelSummary": "model_summary",
     "RichProgressBar": "rich_progress",
     "RichProgressBarTheme": "rich_progress",
     "SimpleProfiler": "profiler",
+    "TQDMProgressBar": "tqdm_progress",
+    "ThroughputMonitor": "throughput_monitor",
     "Timer": "timer",
 }
 
@@ -45,7 +54,9 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "Callback",
+    "DeviceStatsMonitor",
     "EarlyStopping",
+    "GarbageCollection",
     "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
@@ -54,9 +65,12 @@ __all__ = [
     "OnExceptionCheckpoint",
     "ProgressBar",
     "PyTorchProfiler",
+    "RichModelSummary",
     "RichProgressBar",
     "RichProgressBarTheme",
     "SimpleProfiler",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
 ]
 

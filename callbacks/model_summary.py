@@ -13,6 +13,8 @@ from .base import Callback
 from .layer_sizes import is_lazy, record_sizes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..framework import Module, Trainer
 
 _DEPTHS = "-1 (all), 0 (nothing) or a positive int"
@@ -50,21 +52,47 @@ class ModelSummary(Callback):
     def show(self, summary: Summary) -> None:
         """Print the summary, as a rich table if there is a terminal or notebook to print to."""
         from rich.console import Console
-        from rich.table import Table
 
         console = Console()
-        if not (console.is_terminal or console.is_jupyter):
+        if console.is_terminal or console.is_jupyter:
+            _draw(summary, console, "bold")
+        else:
             # Unlike a rich table, it is not cut at some width.
             print(summary, flush=True)
-            return
-        table = Table(header_style="bold")
-        for heading in summary.columns:
-            justify = "right" if heading == "Params" else "left"
-            table.add_column(heading, justify=justify, no_wrap=heading == "Name")
-        for row in summary.rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print("\n".join(summary.totals), highlight=False)
+
+
+class RichModelSummary(ModelSummary):
+    """The same, drawn by rich wherever it is printed to, a file too.
+
+    Args:
+        max_depth: how deep to go into nested layers; -1 shows all, 0 prints nothing.
+        header_style: rich's style of the headings.
+
+    Raises:
+        ValueError: if ``max_depth`` is less than -1.
+    """
+
+    def __init__(self, max_depth: int = 1, header_style: str = "bold magenta") -> None:
+        super().__init__(max_depth)
+        self._header_style = header_style
+
+    def show(self, summary: Summary) -> None:
+        from rich.console import Console
+
+        _draw(summary, Console(), self._header_style)
+
+
+def _draw(summary: Summary, console: Console, header_style: str) -> None:
+    from rich.table import Table
+
+    table = Table(header_style=header_style)
+    for heading in summary.columns:
+        justify = "right" if heading == "Params" else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading == "Name")
+    for row in summary.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print("\n".join(summary.totals), highlight=False)
 
 
 @dataclass

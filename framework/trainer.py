@@ -32,6 +32,7 @@ from .checkpoint.schema import RunState
 from .checkpoint.stages import TrainerStatus
 from .checkpoint.storage import without_local_scheme
 from .checkpoint.weights import export_weights
+from .data.batches import batch_size_of
 from .data.iteration import INFINITE
 from .datamodule import DataModule
 from .engine.accelerate_launch import launched_accumulation
@@ -932,6 +933,17 @@ class Trainer:
         return as_floats(self.metrics.current().progress_bar)
 
     # Data.
+
+    def batch_size_of(self, batch: Any) -> int:
+        """How many samples a batch holds: the first dimension of its tensors.
+
+        Args:
+            batch: of any nesting.
+
+        Raises:
+            ValueError: if it does not show one size.
+        """
+        return batch_size_of(batch)
 
     @property
     def num_training_batches(self) -> int | float:

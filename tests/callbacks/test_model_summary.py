@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loopwright.callbacks import ModelSummary
+from loopwright.callbacks import ModelSummary, RichModelSummary
 from loopwright.callbacks.model_summary import summarize
-from tests.callbacks.scripted import Scripted, fit
+from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 
 def state_of_numpy() -> list[int]:
@@ -212,3 +212,12 @@ def test_parts_in_torchscript():
     }
     assert sizes["layer.0"] == ([4, 2], [4, 3])
     assert sizes["layer.1"] == (None, None)
+
+
+def test_rich_draws_into_files_too(capsys: pytest.CaptureFixture[str]):
+    trainer(RichModelSummary(header_style="red"), max_epochs=1).fit(
+        Scripted(), loader()
+    )
+    printed = capsys.readouterr().out
+    assert "┃ Name" in printed
+    assert "Total params: 3" in printed

@@ -286,7 +286,7 @@ trainer.fit_loop.max_epochs = 3
         """
 import loopwright as pl
 from loopwright import DataModule, Module, Trainer
-from loopwright.callbacks import ModelCheckpoint, RichProgressBar
+from loopwright.callbacks import ModelCheckpoint, TQDMProgressBar
 
 
 class Net(Module):
@@ -298,7 +298,7 @@ class Data(pl.DataModule):
         super().on_train_start(trainer, pl_module=pl_module)
 
 
-trainer = Trainer(strategy="ddp", callbacks=[pl.callbacks.Timer(), RichProgressBar()])
+trainer = Trainer(strategy="ddp", callbacks=[pl.callbacks.Timer(), TQDMProgressBar()])
 trainer.max_epochs = 3
 """,
     ),
@@ -343,7 +343,7 @@ from pytorch_lightning.callbacks import (
     BackboneFinetuning,  # slow
     EarlyStopping,  # soon
     ModelCheckpoint as Saver,
-    DeviceStatsMonitor
+    MetricsTextColumn
 )
 from lightning import pytorch, Fabric
 
@@ -360,7 +360,7 @@ import loopwright as pl
 import loopwright.lightning.utilities
 from loopwright.lightning.callbacks import (
     BackboneFinetuning,  # slow
-    DeviceStatsMonitor
+    MetricsTextColumn
 )
 from loopwright.callbacks import (
     EarlyStopping,  # soon

@@ -265,22 +265,6 @@ PATTERNS = (
     Pattern(
         "lightning",
         ARGUMENT,
-        "TQDMProgressBar.process_position",
-        "there is one bar",
-        LIGHTNING,
-        "native",
-    ),
-    Pattern(
-        "lightning",
-        ARGUMENT,
-        "TQDMProgressBar.refresh_rate",
-        "counts drawings in a second, not batches between them",
-        LIGHTNING,
-        "native",
-    ),
-    Pattern(
-        "lightning",
-        ARGUMENT,
         "RichProgressBar.refresh_rate",
         "counts drawings in a second, not batches between them",
         LIGHTNING,

@@ -48,6 +48,7 @@ MOVED = {
 # callbacks.model_checkpoint.ModelCheckpoint, is left out before the look-up.
 _CALLBACKS = (
     "Callback",
+    "DeviceStatsMonitor",
     "EarlyStopping",
     "LambdaCallback",
     "LearningRateMonitor",
@@ -55,7 +56,10 @@ _CALLBACKS = (
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",
+    "RichModelSummary",
     "RichProgressBar",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
 )
 _STRATEGIES = (
@@ -84,8 +88,6 @@ _NATIVE_LIGHTNING = {
     "utilities.CombinedLoader": "loopwright.CombinedLoader",
     "utilities.seed_everything": "loopwright.seed_everything",
     "utilities.isolate_rng": "loopwright.isolated_rng",
-    "callbacks.RichModelSummary": "loopwright.callbacks.ModelSummary",
-    "callbacks.TQDMProgressBar": "loopwright.callbacks.RichProgressBar",
     "callbacks.RichProgressBarTheme": "loopwright.callbacks.RichProgressBarTheme",
     **{f"callbacks.{name}": f"loopwright.callbacks.{name}" for name in _CALLBACKS},
     **{f"strategies.{name}": f"loopwright.strategies.{name}" for name in _STRATEGIES},

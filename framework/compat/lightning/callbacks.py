@@ -13,6 +13,7 @@ from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
 from ....callbacks import (
     Callback,
+    DeviceStatsMonitor,
     EarlyStopping,
     GradientAccumulationScheduler,
     LambdaCallback,
@@ -21,14 +22,17 @@ from ....callbacks import (
     ProgressBar,
     RichProgressBar,
     RichProgressBarTheme,
+    ThroughputMonitor,
     Timer,
+    TQDMProgressBar,
 )
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
+from ....callbacks import RichModelSummary as NativeRichModelSummary
+from ....callbacks.tqdm_progress import Tqdm
 from ..imports import unserved
 from .files import yaml_of
 from .states import LightningEnum
-from .tqdm_progress import Tqdm, TQDMProgressBar
 from .utilities import (
     MisconfigurationException,
     get_filesystem,
@@ -163,8 +167,17 @@ class ModelSummary(NativeModelSummary):
         super().__init__(max_depth)
 
 
-class RichModelSummary(ModelSummary):
-    """The same: the summary is drawn by rich wherever there is a terminal."""
+class RichModelSummary(NativeRichModelSummary, ModelSummary):
+    """A :class:`~loopwright.callbacks.RichModelSummary`.
+
+    Args:
+        max_depth: how deep to go into nested layers.
+        **summarize_kwargs: ``header_style`` is rich's style of the headings; others are not used.
+    """
+
+    def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
+        style = summarize_kwargs.get("header_style", "bold magenta")
+        NativeRichModelSummary.__init__(self, max_depth, style)
 
 
 class WriteInterval(LightningEnum):
@@ -318,7 +331,6 @@ BatchSizeFinder = unserved(
 CustomProgress = unserved(
     "CustomProgress", "override RichProgressBar.configure_columns"
 )
-DeviceStatsMonitor = unserved("DeviceStatsMonitor", _LATER)
 EMAWeightAveraging = unserved("EMAWeightAveraging", _LATER)
 LearningRateFinder = unserved("LearningRateFinder", _LATER)
 MetricsTextColumn = unserved(
@@ -329,7 +341,6 @@ SpikeDetection = unserved("SpikeDetection", _LATER)
 StochasticWeightAveraging = unserved(
     "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
 )
-ThroughputMonitor = unserved("ThroughputMonitor", _LATER)
 WeightAveraging = unserved(
     "WeightAveraging", "torch.optim.swa_utils in a callback of yours"
 )

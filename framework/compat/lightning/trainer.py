@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from ....callbacks import Callback
+from ....callbacks import Callback, RichProgressBar
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....strategies import Precision
 from ... import trainer as native
 from ...subclasses import overrides
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
-from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary
+from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -419,7 +419,8 @@ def _add_defaults(arguments: dict[str, Any]) -> None:
     if arguments.get("enable_checkpointing") is not False:
         _add_checkpoint(arguments, callbacks)
     if not has_summary and arguments.get("enable_model_summary") is not False:
-        callbacks.append(ModelSummary())
+        is_rich = any(isinstance(c, RichProgressBar) for c in callbacks)
+        callbacks.append(RichModelSummary() if is_rich else ModelSummary())
 
 
 def _add_checkpoint(arguments: dict[str, Any], callbacks: list[Any]) -> None:

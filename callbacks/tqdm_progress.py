@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ....callbacks import ProgressBar
+from .progress import ProgressBar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["TQDMProgressBar", "Tqdm", "convert_inf"]
+# Seconds from one drawing to the next, at least.
+_INTERVAL = 0.1
 
 
 def convert_inf(count: Any) -> int | None:
@@ -31,7 +33,7 @@ def Tqdm(**options: Any) -> tqdm[Any]:  # noqa: N802 # Lightning's name
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError(
-            "TQDMProgressBar needs tqdm: pip install tqdm; or use RichProgressBar"
+            "TQDMProgressBar needs tqdm: pip install 'loopwright[tqdm]'; or use RichProgressBar"
         ) from error
     return tqdm(**options)
 
@@ -39,16 +41,20 @@ def Tqdm(**options: Any) -> tqdm[Any]:  # noqa: N802 # Lightning's name
 class TQDMProgressBar(ProgressBar):
     """Show how far a run is by bars of tqdm: one for the epoch, and one for an evaluation.
 
-    Override :meth:`init_train_tqdm` and its siblings for bars of your own.
+    Override :meth:`init_train_tqdm` and its siblings for bars of your own. Needs tqdm
+    (``pip install 'loopwright[tqdm]'``).
 
     Args:
-        refresh_rate: after how many batches to draw; 0 shows nothing.
+        refresh_rate: after how many batches to draw, though not more often than ten times a second; 0 shows nothing.
         process_position: how many lines below the first bars are drawn.
         leave: leave each epoch's bar on the screen.
 
     Attributes:
         train_progress_bar, val_progress_bar, test_progress_bar, predict_progress_bar: the bars, while they are there.
         val_sanity_check_bar: that of the sanity check.
+
+    Raises:
+        ImportError: when the first bar is made, if tqdm is not installed.
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -62,10 +68,12 @@ class TQDMProgressBar(ProgressBar):
         self._leave = leave
         self._bars: dict[str, Any] = {}
         self._evaluated = 0
+        # When bars may be drawn again, on the monotonic clock.
+        self._next_drawing = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         # Bars belong to a terminal.
-        return {**vars(self), "_bars": {}, "_trainer": None}
+        return {**super().__getstate__(), "_bars": {}}
 
     @property
     def refresh_rate(self) -> int:
@@ -159,14 +167,25 @@ class TQDMProgressBar(ProgressBar):
         if self.is_enabled:
             self._bars[stage] = make()
 
-    def _show(self, stage: str, done: int) -> None:
-        """Let a bar show how many batches are done, if it is due."""
+    def _show(self, stage: str, done: int) -> Any:
+        """Let a bar tell how many batches are done, if it is due; returns the bar if it is to be drawn, too."""
         bar = self._bars.get(stage)
         if bar is None or bar.disable:
-            return
-        is_due = done % self._refresh_rate == 0 or done == bar.total
-        if is_due:
-            bar.n = done
+            return None
+        is_last = done == bar.total
+        if done % self._refresh_rate and not is_last:
+            return None
+        bar.n = done
+        now = time.monotonic()
+        if now < self._next_drawing and not is_last:
+            return None
+        self._next_drawing = now + _INTERVAL
+        return bar
+
+    def _show_evaluation(self, stage: str) -> None:
+        self._evaluated += 1
+        bar = self._show(stage, self._evaluated)
+        if bar is not None:
             bar.refresh()
 
     def _end(self, stage: str) -> None:
@@ -174,35 +193,37 @@ class TQDMProgressBar(ProgressBar):
         if bar is not None:
             bar.close()
 
-    def _restart(self, stage: str, total: Any, description: str) -> None:
-        bar = self._bars.get(stage)
-        if bar is not None:
-            bar.reset(convert_inf(total))
-            bar.initial = 0
-            bar.set_description(description)
-
     def on_sanity_check_start(self, *_: Any, **__: Any) -> None:
         self._begin("sanity_check", self.init_sanity_tqdm)
 
     def on_sanity_check_end(self, *_: Any, **__: Any) -> None:
         self._end("sanity_check")
 
-    def on_train_start(self, *_: Any, **__: Any) -> None:
+    def on_train_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("train", self.init_train_tqdm)
+        # An epoch that a resumed run goes on with has no start of its own.
+        self._begin_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         if self._leave and trainer.current_epoch > 0:
             self._end("train")
             self._begin("train", self.init_train_tqdm)
-        description = f"Epoch {trainer.current_epoch}"
-        self._restart("train", trainer.num_training_batches, description)
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: Any) -> None:
+        bar = self._bars.get("train")
+        if bar is not None:
+            bar.reset(convert_inf(trainer.num_training_batches))
+            # The speed is that of the batches from here on.
+            bar.initial = trainer.batch_idx
+            bar.set_description(f"{self.train_description} {trainer.current_epoch}")
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._show("train", batch_idx + 1)
-        bar = self._bars.get("train")
-        if bar is not None and (batch_idx + 1) % self._refresh_rate == 0:
+        bar = self._show("train", batch_idx + 1)
+        if bar is not None:
+            # A host–device sync, and the drawing.
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -228,9 +249,7 @@ class TQDMProgressBar(ProgressBar):
         self._begin_evaluation("validate", trainer.num_val_batches)
 
     def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self._evaluated += 1
-        stage = "sanity_check" if trainer.sanity_checking else "validate"
-        self._show(stage, self._evaluated)
+        self._show_evaluation("sanity_check" if trainer.sanity_checking else "validate")
 
     def on_validation_end(self, *_: Any, **__: Any) -> None:
         self._end("validate")
@@ -240,8 +259,7 @@ class TQDMProgressBar(ProgressBar):
         self._begin_evaluation("test", trainer.num_test_batches)
 
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:
-        self._evaluated += 1
-        self._show("test", self._evaluated)
+        self._show_evaluation("test")
 
     def on_test_end(self, *_: Any, **__: Any) -> None:
         self._end("test")
@@ -251,8 +269,7 @@ class TQDMProgressBar(ProgressBar):
         self._begin_evaluation("predict", trainer.num_predict_batches)
 
     def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
-        self._evaluated += 1
-        self._show("predict", self._evaluated)
+        self._show_evaluation("predict")
 
     def on_predict_end(self, *_: Any, **__: Any) -> None:
         self._end("predict")
