@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .errors import CheckpointError
     from .lifecycle.processes import launch
     from .module import Module
+    from .optimization.parameter_groups import parameter_groups
+    from .optimization.schedules import cosine_schedule, linear_schedule, wsd_schedule
     from .seed import isolated_rng, seed_everything
     from .trainer import Trainer
 
@@ -27,11 +29,15 @@ _MODULES = {
     "Engine": "engine.engine",
     "Module": "module",
     "Trainer": "trainer",
+    "cosine_schedule": "optimization.schedules",
     "find_executable_batch_size": "engine.batch_size",
     "get_logger": "engine.rank_logger",
     "isolated_rng": "seed",
     "launch": "lifecycle.processes",
+    "linear_schedule": "optimization.schedules",
+    "parameter_groups": "optimization.parameter_groups",
     "seed_everything": "seed",
+    "wsd_schedule": "optimization.schedules",
 }
 
 __all__ = [
@@ -41,11 +47,15 @@ __all__ = [
     "Engine",
     "Module",
     "Trainer",
+    "cosine_schedule",
     "find_executable_batch_size",
     "get_logger",
     "isolated_rng",
     "launch",
+    "linear_schedule",
+    "parameter_groups",
     "seed_everything",
+    "wsd_schedule",
 ]
 
 

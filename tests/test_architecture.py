@@ -42,6 +42,7 @@ ROOMS = (
     "metrics",
     "datamodule",
     "from_checkpoint",
+    "optimization",
     "data",
     "hparams",
     "checkpoint",

@@ -160,6 +160,9 @@ def _scheduler_config(scheduler: Any) -> LRSchedulerConfig:
         )
     if options.get("scheduler") is None:
         raise ValueError('lr_scheduler: the dict has no "scheduler"')
+    # A schedule may say itself that it counts steps.
+    if getattr(options["scheduler"], "interval", None) == "step":
+        options.setdefault("interval", "step")
     options.setdefault(
         "reduce_on_plateau", isinstance(options["scheduler"], ReduceLROnPlateau)
     )

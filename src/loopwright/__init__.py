@@ -40,11 +40,15 @@ if TYPE_CHECKING:
         Engine,
         Module,
         Trainer,
+        cosine_schedule,
         find_executable_batch_size,
         get_logger,
         isolated_rng,
         launch,
+        linear_schedule,
+        parameter_groups,
         seed_everything,
+        wsd_schedule,
     )
     from .loggers import (
         CSVLogger,
@@ -112,12 +116,16 @@ __all__ = [
     "Timer",
     "Trainer",
     "__version__",
+    "cosine_schedule",
     "create_strategy",
     "find_executable_batch_size",
     "get_logger",
     "isolated_rng",
     "launch",
+    "linear_schedule",
+    "parameter_groups",
     "seed_everything",
+    "wsd_schedule",
 ]
 
 
