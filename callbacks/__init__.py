@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .model_checkpoint import ModelCheckpoint
     from .model_summary import ModelSummary, RichModelSummary
     from .on_exception_checkpoint import OnExceptionCheckpoint
+    from .prediction_files import PredictionWriter
+    from .prediction_writer import BasePredictionWriter
     from .profiler import PyTorchProfiler, SimpleProfiler
     from .progress import ProgressBar
     from .rich_progress import RichProgressBar, RichProgressBarTheme
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BackboneFinetuning": "finetuning",
     "BaseFinetuning": "finetuning",
+    "BasePredictionWriter": "prediction_writer",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EarlyStopping": "early_stopping",
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
@@ -39,6 +42,7 @@ _MODULES = {
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",
+    "PredictionWriter": "prediction_files",
     "ProgressBar": "progress",
     "PyTorchProfiler": "profiler",
     "RichModelSummary": "model_summary",
@@ -53,6 +57,7 @@ _MODULES = {
 __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
+    "BasePredictionWriter",
     "Callback",
     "DeviceStatsMonitor",
     "EarlyStopping",
@@ -63,6 +68,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "PredictionWriter",
     "ProgressBar",
     "PyTorchProfiler",
     "RichModelSummary",

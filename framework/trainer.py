@@ -1011,6 +1011,14 @@ class Trainer:
         return self.accumulate_grad_batches
 
     @property
+    def predict_batch_indices(self) -> list[Any] | None:
+        """Indices in the dataset of the samples of the batch that is predicted; None where the loader does not tell.
+
+        A ``DataLoader`` over a dataset with ``__getitem__`` tells, with any sampler and any number of processes.
+        """
+        return None if self.run is None else self.run.loaders.batch_indices
+
+    @property
     def train_dataloader(self) -> Any:
         """The training loader, as the user gave it."""
         return None if self.run is None else self.run.loaders.loaders.get("train")

@@ -32,6 +32,7 @@ PUBLIC = {
     "loopwright.callbacks": {
         "BackboneFinetuning",
         "BaseFinetuning",
+        "BasePredictionWriter",
         "Callback",
         "DeviceStatsMonitor",
         "EarlyStopping",
@@ -42,6 +43,7 @@ PUBLIC = {
         "ModelCheckpoint",
         "ModelSummary",
         "OnExceptionCheckpoint",
+        "PredictionWriter",
         "ProgressBar",
         "PyTorchProfiler",
         "RichModelSummary",
@@ -146,6 +148,7 @@ TRAINER = {
     "overfit_batches",
     "precision",
     "predict",
+    "predict_batch_indices",
     "predict_dataloaders",
     "predicting",
     "print",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count, islice, tee
 from typing import Any
@@ -16,6 +17,8 @@ from ..seed import mix_seeds, seed_batch
 from .iteration import (
     INFINITE,
     NO_BATCH,
+    has_own_iteration,
+    is_map_style,
     isolated_iteration,
     loader_length,
     set_epoch,
@@ -254,6 +257,34 @@ class Look:
                 return
 
 
+class NotedIndices:
+    """Stands in for the sampler of a loader's copy, and notes the indices that it gives for each batch.
+
+    Args:
+        sampler: gives the indices of a batch, or of a sample where the loader makes no batches.
+
+    Attributes:
+        given: the indices of batches, in their order, for those who take them out as the batches come.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.given: deque[list[Any]] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.given.clear()
+        for indices in self._sampler:
+            plain: Any = indices
+            if isinstance(indices, _SeededIndices):
+                plain = indices.indices
+            is_one = not hasattr(plain, "__iter__")
+            self.given.append([plain] if is_one else [*plain])
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
 class _SeededIndices:
     """Indices on their way to a worker: unpickling them there seeds its generators and gives the plain indices.
 
@@ -305,3 +336,16 @@ def own_copy(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
     return fresh_copy(loader)
+
+
+def noting_indices(loader: Any) -> tuple[Any, NotedIndices | None]:
+    """A copy of a loader, and what notes the indices of its batches; as of :func:`own_copy`, and None, for others.
+
+    Others are streams, and what reads its batches in a way of its own.
+    """
+    is_plain = is_map_style(loader) and not has_own_iteration(loader)
+    if not is_plain or not getattr(loader, "in_order", True):
+        return own_copy(loader), None
+    replaces = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    noted = NotedIndices(getattr(loader, replaces))
+    return fresh_copy(loader, **{replaces: noted}), noted

@@ -36,7 +36,13 @@ from .iteration import (
     up_to,
 )
 from .position import WHOLE_EPOCH, Segment
-from .sampler import IndexPlan, SamplerWasAsked, fresh_copy, replace_sampler
+from .sampler import (
+    IndexPlan,
+    NotedIndices,
+    SamplerWasAsked,
+    fresh_copy,
+    replace_sampler,
+)
 from .workers import iterate_protected, workers_protected
 
 Watch = Callable[[Iterator[Any]], Iterator[Any]]
@@ -151,6 +157,10 @@ class BatchSource(ABC):
 
     def mark_sharded(self) -> None:
         """Take note that the loader gives each rank another part of the data by itself."""
+
+    def note_indices(self) -> NotedIndices | None:
+        """Note from now on of which samples each batch is made; None where nobody can tell."""
+        return None
 
     def reseed(self, seed: int) -> None:
         """Draw from another seed, as if nothing had been read; a source that keeps its iterator goes on with it."""
@@ -393,6 +403,13 @@ class SampledSource(IndexedSource):
 
     def plan_steps(self) -> None:
         self.indices.plan_steps()
+
+    def note_indices(self) -> NotedIndices | None:
+        if not getattr(self.loader, "in_order", True):
+            return None
+        noted = NotedIndices(self.indices)
+        self.copy.__dict__[self.indices.replaces] = noted
+        return noted
 
     def _peek(self, epoch: int) -> Any:
         self.indices.seek(epoch)

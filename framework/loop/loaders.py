@@ -21,7 +21,7 @@ from ..data.combined import (
 )
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
 from ..data.position import WHOLE_EPOCH, Segment
-from ..data.sampler import own_copy
+from ..data.sampler import NotedIndices, noting_indices, own_copy
 from ..data.shard_detection import data_parallel_rank_and_size, is_sharded
 from ..data.sharding import (
     ShardedLoader,
@@ -61,6 +61,7 @@ class RunLoaders:
         whole_epoch: batches of a full training epoch at most; an epoch resumed on other ranks may be shorter.
         looks_ahead: whether the number of training batches is not certain, so that their end has to be looked for.
         others_have_ended: whether the running evaluation step is one that other ranks have no batch for.
+        batch_indices: indices in the dataset of the samples of the batch that is predicted, if they are known.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class RunLoaders:
         self.looks_ahead = False
         self.train: ShardedLoader | None = None
         self.others_have_ended = False
+        self.batch_indices: list[Any] | None = None
         # Both by stage.
         self._evaluation: dict[str, list[EvaluationLoader]] = {}
         self._loaded_in_epoch: dict[str, int] = {}
@@ -299,7 +301,9 @@ class RunLoaders:
                 f"the processes have different numbers of {stage} loaders, by rank: {counts}"
             )
         self._evaluation[stage] = [
-            EvaluationLoader(loader, f"{stage} loader {index}", self.trainer)
+            EvaluationLoader(
+                loader, f"{stage} loader {index}", self.trainer, stage == "predict"
+            )
             for index, loader in enumerate(loaders)
         ]
 
@@ -338,9 +342,12 @@ class RunLoaders:
         try:
             for number, pair in enumerate(pairs):
                 self.others_have_ended = number >= loader.batches_on_all
+                _, is_dummy = pair
+                self.batch_indices = None if is_dummy else loader.next_indices()
                 yield pair
         finally:
             self.others_have_ended = False
+            self.batch_indices = None
 
     def check_streams(self) -> None:
         """See whether streams that were sharded have been the same on all ranks, to the end.
@@ -413,6 +420,7 @@ class EvaluationLoader:
         loader: the user's loader.
         name: what to call it in messages.
         trainer: has the ranks, and the seed.
+        notes_indices: note of which samples each batch is made.
 
     Attributes:
         source: what gives the batches where it is not the loader itself.
@@ -427,6 +435,7 @@ class EvaluationLoader:
         loader: Any,
         name: str,
         trainer: Trainer,
+        notes_indices: bool = False,
     ) -> None:
         self._loader = loader
         self._name = name
@@ -437,11 +446,14 @@ class EvaluationLoader:
         self.source: BatchSource | None
         self._begun: Iterator[Any] | None = None
         self._compares_ends = False
+        self._noted_indices: NotedIndices | None = None
         if trainer.world_size == 1:
             self.source = kept_iterator_source(loader)
         else:
             requested = trainer.use_distributed_sampler
             self.source = source_of(loader, trainer.state.draw_seed())
+            if notes_indices:
+                self._noted_indices = self.source.note_indices()
             self._compares_ends = requested is None
             if is_sharded(
                 self.source, trainer.strategy, requested, 0, name, mixed=False
@@ -449,6 +461,8 @@ class EvaluationLoader:
                 # The source was begun to find that out, and what it has read is not to be lost.
                 self._begun = self.source.begun_iteration()
                 self.source = None
+        if notes_indices and self.source is None and self._begun is None:
+            self._copy, self._noted_indices = noting_indices(loader)
         self._noted: set[Any] = set()
         self.ends: dict[str, list[tuple[int, str]]] = {}
         self.max_batches = INFINITE
@@ -525,6 +539,11 @@ class EvaluationLoader:
                 length = int(exact)
                 return up_to(self._copy, batches, length, length, self._noted)
         return batches
+
+    def next_indices(self) -> list[Any] | None:
+        """The indices in the dataset of the samples of the batch that comes next; None if they are not known."""
+        noted = self._noted_indices
+        return noted.given.popleft() if noted is not None and noted.given else None
 
     def with_dummies(self, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         """Each batch and False; then, for each that other ranks still have, a dummy and True."""

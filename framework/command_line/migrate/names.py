@@ -47,6 +47,7 @@ MOVED = {
 # Names below the root of Lightning, and what they are called here. A module between the folder and the class, such as
 # callbacks.model_checkpoint.ModelCheckpoint, is left out before the look-up.
 _CALLBACKS = (
+    "BasePredictionWriter",
     "Callback",
     "DeviceStatsMonitor",
     "EarlyStopping",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.utils.data import SequentialSampler
-
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
+from ....callbacks import BasePredictionWriter as NativeBasePredictionWriter
 from ....callbacks import (
     Callback,
-    DeviceStatsMonitor,
     EarlyStopping,
     GradientAccumulationScheduler,
     LambdaCallback,
@@ -26,9 +25,11 @@ from ....callbacks import (
     Timer,
     TQDMProgressBar,
 )
+from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
+from ....callbacks.prediction_writer import WriteInterval
 from ....callbacks.tqdm_progress import Tqdm
 from ..imports import unserved
 from .files import yaml_of
@@ -36,7 +37,6 @@ from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
     get_filesystem,
-    move_data_to_device,
 )
 
 __all__ = [
@@ -180,130 +180,29 @@ class RichModelSummary(NativeRichModelSummary, ModelSummary):
         NativeRichModelSummary.__init__(self, max_depth, style)
 
 
-class WriteInterval(LightningEnum):
-    """When a :class:`BasePredictionWriter` writes."""
-
-    BATCH = "batch"
-    EPOCH = "epoch"
-    BATCH_AND_EPOCH = "batch_and_epoch"
-
-    @property
-    def on_batch(self) -> bool:
-        """Whether it writes after each batch."""
-        return self in (WriteInterval.BATCH, WriteInterval.BATCH_AND_EPOCH)
-
-    @property
-    def on_epoch(self) -> bool:
-        """Whether it writes at the end."""
-        return self in (WriteInterval.EPOCH, WriteInterval.BATCH_AND_EPOCH)
+@contextmanager
+def _misconfigured() -> Iterator[None]:
+    """Raise what Lightning's programs expect of arguments that do not fit."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise MisconfigurationException(str(error)) from None
 
 
-class BasePredictionWriter(Callback):
-    """The base of callbacks that write predictions; override the method that ``write_interval`` asks for.
-
-    Args:
-        write_interval: ``"batch"``, ``"epoch"`` or ``"batch_and_epoch"``.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
+class BasePredictionWriter(NativeBasePredictionWriter):
+    """A :class:`~loopwright.callbacks.BasePredictionWriter`."""
 
     def __init__(self, write_interval: str = "batch") -> None:
-        self.interval = WriteInterval(write_interval)
-        self._predictions: list[list[Any]] = []
-        self._indices: list[list[Any]] = []
-
-    def write_on_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Write the predictions of a batch.
-
-        Args:
-            trainer: the Trainer.
-            pl_module: what has predicted.
-            prediction: what ``predict_step`` returned.
-            batch_indices: the samples' indices in the dataset; None where they are not known: in several processes, and
-                for a loader with a sampler of its own.
-            batch: the batch.
-            batch_idx: its index.
-            dataloader_idx: index of its loader.
-        """
-        raise NotImplementedError
-
-    def write_on_epoch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
-    ) -> None:
-        """Write all predictions of this process.
-
-        Args:
-            trainer: the Trainer.
-            pl_module: what has predicted.
-            predictions: what ``predict_step`` returned, by batch; with several loaders, a list of such lists.
-            batch_indices: for each loader, the samples' indices by batch, as in :meth:`write_on_batch_end`.
-        """
-        raise NotImplementedError
-
-    def on_predict_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        loaders = trainer.predict_dataloaders
-        count = len(loaders) if isinstance(loaders, (list, tuple)) else 1
-        self._predictions = [[] for _ in range(count)]
-        self._indices = [[] for _ in range(count)]
-
-    def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        indices = _batch_indices(trainer, batch_idx, dataloader_idx)
-        if self.interval.on_epoch:
-            self._predictions[dataloader_idx].append(
-                move_data_to_device(outputs, "cpu")
-            )
-            self._indices[dataloader_idx].append(indices)
-        if self.interval.on_batch:
-            self.write_on_batch_end(
-                trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx
-            )
-
-    def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self.interval.on_epoch:
-            return
-        predictions: Any = self._predictions
-        if len(predictions) == 1:
-            predictions = predictions[0]
-        self.write_on_epoch_end(trainer, pl_module, predictions, self._indices)
-        self._predictions = []
-        self._indices = []
+        with _misconfigured():
+            super().__init__(write_interval)
 
 
-def _batch_indices(
-    trainer: Any, batch_idx: int, dataloader_idx: int
-) -> list[int] | None:
-    """The indices of a batch's samples in the dataset, where the loader reads it in order."""
-    loaders = trainer.predict_dataloaders
-    loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
-    sampler = getattr(loader, "sampler", None)
-    batch_size = getattr(loader, "batch_size", None)
-    in_order = isinstance(sampler, SequentialSampler)
-    if trainer.world_size > 1 or not in_order or batch_size is None:
-        return None
-    begin = batch_idx * batch_size
-    return list(range(begin, min(begin + batch_size, len(loader.dataset))))
+class DeviceStatsMonitor(NativeDeviceStatsMonitor):
+    """A :class:`~loopwright.callbacks.DeviceStatsMonitor`."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        with _misconfigured():
+            super().setup(trainer, pl_module, stage)
 
 
 class BaseFinetuning(NativeBaseFinetuning):
@@ -318,10 +217,8 @@ class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
     """A :class:`~loopwright.callbacks.BackboneFinetuning`."""
 
     def freeze_before_training(self, pl_module: Any) -> None:
-        try:
+        with _misconfigured():
             super().freeze_before_training(pl_module)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from None
 
 
 _LATER = "it comes in a later version"

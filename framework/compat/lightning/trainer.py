@@ -282,6 +282,11 @@ class PredictLoop:
         """Batches of each loader."""
         return self._trainer.num_predict_batches
 
+    @property
+    def current_batch_indices(self) -> list[Any]:
+        """Indices of the running batch's samples in the dataset, as far as they are known."""
+        return self._trainer.predict_batch_indices or []
+
 
 def _progress(count: int) -> Any:
     current = SimpleNamespace(

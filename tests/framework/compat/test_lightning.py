@@ -30,7 +30,7 @@ from loopwright.lightning.demos import (
 )
 from loopwright.lightning.loggers import CSVLogger
 from loopwright.lightning.profilers import Profiler, SimpleProfiler
-from loopwright.lightning.utilities import CombinedLoader
+from loopwright.lightning.utilities import CombinedLoader, MisconfigurationException
 from tests.programs import run_program
 
 QUIET: dict[str, Any] = {
@@ -324,7 +324,7 @@ def test_a_prediction_writer_gets_predictions_and_the_samples_indices() -> None:
         *(("batch", each, len(each)) for each in indices),
         ("epoch", [indices], [2, 2, 1]),
     ]
-    with pytest.raises(ValueError, match="never"):
+    with pytest.raises(MisconfigurationException, match="never"):
         Writer("never")
 
 
