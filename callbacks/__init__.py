@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .profiler import PyTorchProfiler, SimpleProfiler
     from .progress import ProgressBar
     from .rich_progress import RichProgressBar, RichProgressBarTheme
+    from .spike_detector import SpikeDetector, SpikeError
     from .throughput_monitor import ThroughputMonitor
     from .timer import Timer
     from .tqdm_progress import TQDMProgressBar
@@ -49,8 +50,10 @@ _MODULES = {
     "RichProgressBar": "rich_progress",
     "RichProgressBarTheme": "rich_progress",
     "SimpleProfiler": "profiler",
-    "TQDMProgressBar": "tqdm_progress",
+    "SpikeDetector": "spike_detector",
+    "SpikeError": "spike_detector",
     "ThroughputMonitor": "throughput_monitor",
+    "TQDMProgressBar": "tqdm_progress",
     "Timer": "timer",
 }
 
@@ -75,6 +78,8 @@ __all__ = [
     "RichProgressBar",
     "RichProgressBarTheme",
     "SimpleProfiler",
+    "SpikeDetector",
+    "SpikeError",
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",

@@ -281,6 +281,8 @@ class ModelCheckpoint(Callback):
                 raise
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        # A run that goes back to a checkpoint begins again at a window's end.
+        self._waits_for_window = False
         # This is another run than that of the record, such as one of another module.
         if trainer.global_step < self._record.last_global_step_saved:
             self._begin_anew()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,8 +42,10 @@ from .lifecycle.callbacks import default_callbacks, with_module_callbacks
 from .lifecycle.checks import check_new_optimizers, check_run
 from .lifecycle.compile import uncompiled
 from .lifecycle.execute import execute
+from .lifecycle.rewind import rewind
 from .lifecycle.run_checkpoints import RunCheckpoints
 from .lifecycle.save import can_save_alone, save_run
+from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure
@@ -526,6 +528,84 @@ class Trainer:
         )
         self.callbacks = merged
         self._module_callbacks = (module, configured)
+
+    # Going back, and leaving data out.
+
+    def rewind(self, batches: Iterable[tuple[int, int]]) -> NoReturn:
+        """Go back to the newest checkpoint before these batches, and on from there without them.
+
+        For training hooks of ``fit``, in all processes; it does not return. The run goes on as one that resumes from
+        the checkpoint does, in the order of the data that it had: weights, optimizers, counters, random generators,
+        callbacks and the loggers' rows are those of the checkpoint, and ``on_train_start`` is called again. It must be
+        one that a callback has saved in this fit, or that the fit was resumed from; later ones are removed.
+
+        Args:
+            batches: what to leave out, each batch by its epoch and its ``batch_idx``, in each process.
+
+        Raises:
+            CheckpointError: if no such checkpoint is left.
+            RuntimeError: outside of training; or if the training loader can be read once only.
+        """
+        if self.state.fn != "fit" or not self.is_running:
+            raise RuntimeError("rewind is for hooks of fit")
+        rewind(self.run, batches)
+
+    def skip_step(self) -> None:
+        """Drop the accumulation window that is about to end: no step of optimizers, schedulers or the loss scale.
+
+        For ``on_before_optimizer_step``, in all processes. ``global_step`` does not count it.
+
+        Raises:
+            RuntimeError: where :attr:`can_skip_step` is False.
+        """
+        if not self.can_skip_step:
+            raise RuntimeError(
+                "skip_step is for fit with automatic optimization, an optimizer that takes no closure, and a strategy "
+                f"other than DeepSpeed's; this is {self.strategy.name!r}"
+            )
+        step: Any = self._step
+        step.drop_window()
+
+    @property
+    def can_skip_step(self) -> bool:
+        """Whether :meth:`skip_step` can be called in this fit."""
+        is_automatic = isinstance(self._step, AutomaticStep)
+        return is_automatic and not self.strategy.capabilities.owns_loss_scale
+
+    def skip_batches(self, batches: Iterable[int], epoch: int | None = None) -> None:
+        """Leave batches of an epoch out: nothing is trained on them, and nothing else changes.
+
+        For hooks of ``fit`` before the epoch's first batch, as ``on_train_start``, in all processes. They are a part of
+        the data's position in checkpoints, so a run that resumes leaves them out, too, with any number of processes.
+        ``on_train_batch_end`` gets None for such a batch and its outputs.
+
+        Args:
+            batches: their ``batch_idx``, in each process.
+            epoch: of which epoch (default: the running one).
+
+        Raises:
+            RuntimeError: outside of ``fit``.
+        """
+        if self.state.fn != "fit" or not self.is_running:
+            raise RuntimeError("skip_batches is for hooks of fit")
+        epoch = self.state.epoch if epoch is None else epoch
+        self.run.loaders.load_train()
+        self.run.loaders.leave_out((epoch, batch_idx) for batch_idx in batches)
+
+    def samples_of(self, batch_idx: int, epoch: int | None = None) -> list[Any] | None:
+        """The indices in the dataset of the samples that this process has in a training batch.
+
+        Args:
+            batch_idx: the batch's index.
+            epoch: its epoch (default: the running one).
+
+        Returns:
+            The indices; None for loaders without indices, such as streams and lists of batches.
+        """
+        if self.run is None or self.run.loaders.train is None:
+            return None
+        epoch = self.state.epoch if epoch is None else epoch
+        return self.run.loaders.train.samples_of(epoch, batch_idx)
 
     # Checkpoints and logging.
 

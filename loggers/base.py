@@ -102,7 +102,10 @@ class Logger:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned; called before the first row of a resumed run."""
+        """Take back what :meth:`state_dict` returned: before the first row of a resumed run, which goes on after it.
+
+        Also in a run that goes back to a checkpoint, after ``finalize("interrupted")``: rows after it are to be hidden.
+        """
 
     def save(self) -> None:
         """Write out what is buffered."""

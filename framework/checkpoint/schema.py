@@ -107,6 +107,22 @@ class PartOfEpoch(TypedDict):
     end: int | None
 
 
+class LeftOut(TypedDict):
+    """Data of an epoch that no rank trains on.
+
+    Attributes:
+        epoch: index of the epoch.
+        begin: where it begins, in the units of :class:`Cursor`.
+        end: where it ends.
+        in_samples: which of the two units.
+    """
+
+    epoch: int
+    begin: int
+    end: int
+    in_samples: bool
+
+
 class _Cursor(TypedDict):
     position: int
     end: int | None
@@ -184,6 +200,7 @@ class RunState:
         seed: from which the order of the data is drawn.
         micro_batch: samples that a training step takes at once, if batches are run in parts.
         part: what the running epoch's data is for these ranks, if others began it, or with another batch size.
+        left_out: data that is not trained on, of any epoch.
         fn: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None. These three are texts and, by name and value,
             items of an enum: ``trainer.state.fn.value``.
         stage: ``"train"``, ``"sanity_check"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
@@ -200,6 +217,7 @@ class RunState:
     seed: int | None = None
     micro_batch: int | None = None
     part: PartOfEpoch | None = None
+    left_out: list[LeftOut] | None = None
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
     fn: TrainerFn | None = None
@@ -265,6 +283,13 @@ class RunState:
     def use_part(self, part: PartOfEpoch | None) -> None:
         """Let the running epoch have this part of the data."""
         self.part = part
+
+    def leave_out(self, data: list[LeftOut]) -> None:
+        """Do not train on this data, beside what is left out already."""
+        known = self.left_out or []
+        new = [item for item in data if item not in known]
+        if new:
+            self.left_out = [*known, *new]
 
     def use_micro_batch(self, size: int) -> None:
         """Take so many samples at once."""

@@ -204,6 +204,22 @@ class IndexPlan:
         drawn, self.kept[self.epoch] = tee(self._drawn())
         return drawn
 
+    def apart(self, loader: DataLoader[Any]) -> IndexPlan:
+        """A plan of the same indices that can be iterated while this one is; ``loader`` is the one that it is of.
+
+        Raises:
+            Exception: whatever keeps a user's own sampler from being copied.
+        """
+        if self.is_planned:
+            plan = copy.copy(self)
+        else:
+            dataset = loader.dataset
+            sampler = copy.deepcopy(self.sampler, {id(dataset): dataset})
+            copied = fresh_copy(loader, **{self.replaces: sampler})
+            plan = IndexPlan(copied, self._seed, self._random is not None)
+        plan.in_workers = False
+        return plan
+
     def for_a_look(self, is_trap: bool = False) -> tuple[IndexPlan, Look]:
         """A copy of the plan, to be put into a loader for a :class:`Look`, and that look; no worker is used."""
         plan = copy.copy(self)

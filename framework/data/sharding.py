@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.schema import Cursor, LoaderState
+from ..checkpoint.schema import Cursor, LeftOut, LoaderState
 from ..errors import CheckpointError
 from ..seed import isolated_rng
 from .combined import exact_length_of, source_of
@@ -156,6 +156,47 @@ class ShardedLoader:
             return step
         return step * self.world_size + (0 if self.length == INFINITE else self.rank)
 
+    @property
+    def _unit(self) -> int:
+        """By how much a step moves the position of all ranks."""
+        return self.source.unit * (self.world_size if self.shards_batches else 1)
+
+    def place_of(self, epoch: int, batch_idx: int) -> LeftOut:
+        """Which of an epoch's data all ranks read in a step; of another epoch than the running one, if it is whole."""
+        segment = self.segment if epoch == self.epoch else WHOLE_EPOCH
+        begin = segment.begin + (batch_idx - segment.first_batch) * self._unit
+        return {
+            "epoch": epoch,
+            "begin": begin,
+            "end": begin + self._unit,
+            "in_samples": self.source.counts_samples,
+        }
+
+    def steps_with(self, data: LeftOut) -> range:
+        """The steps of the running epoch in which any rank reads some of this data.
+
+        Raises:
+            CheckpointError: if it is counted in other units than this loader's.
+        """
+        if data["epoch"] != self.epoch:
+            return range(0)
+        if data["in_samples"] != self.source.counts_samples:
+            raise CheckpointError(
+                "the checkpoint leaves some of the epoch's data out, and the loader's sampler has been changed for one "
+                "of another kind: resume with the same loader, or from a checkpoint of an epoch's end"
+            )
+        first = max(0, data["begin"] - self.segment.begin) // self._unit
+        stop = -(-max(0, data["end"] - self.segment.begin) // self._unit)
+        return range(self.segment.first_batch + first, self.segment.first_batch + stop)
+
+    def samples_of(self, epoch: int, batch_idx: int) -> list[Any] | None:
+        """The indices in the dataset of the samples that this rank reads in a step; None where they are not known."""
+        segment = self.segment if epoch == self.epoch else WHOLE_EPOCH
+        number = batch_idx - segment.first_batch
+        if self.shards_batches:
+            number = number * self.world_size + self.rank
+        return self.source.samples_of(epoch, number, segment)
+
     def state_dict(
         self,
         batch_idx: int,
@@ -170,7 +211,7 @@ class ShardedLoader:
             limit: how many batches of a whole epoch each rank is to be given, if not all.
         """
         segment = self.segment
-        unit = self.source.unit * (self.world_size if self.shards_batches else 1)
+        unit = self._unit
         end: Any = segment.end
         if limit is not None and segment == WHOLE_EPOCH:
             end = limit * unit

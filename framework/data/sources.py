@@ -225,6 +225,18 @@ class BatchSource(ABC):
         opened, self._opened = self._opened, None
         return None if opened is None else opened.iterate(isolated=False)
 
+    def samples_of(
+        self, epoch: int, number: int, segment: Segment = WHOLE_EPOCH
+    ) -> list[Any] | None:
+        """The indices in the dataset of the samples of a batch; None where nobody can tell them.
+
+        Args:
+            epoch: the epoch.
+            number: of the batch among all of the segment's.
+            segment: the part of the epoch.
+        """
+        return None
+
     def close(self) -> None:
         """End the workers of our copy of the loader, which it may keep from epoch to epoch."""
         self._opened = None
@@ -385,6 +397,17 @@ class IndexedSource(BatchSource):
         if not self.reading.is_ahead or self.indices.in_workers:
             return iterate_protected(self.copy)
         return self._seeded(self.copy, epoch, count(start, step), segment.seeds)
+
+    def samples_of(
+        self, epoch: int, number: int, segment: Segment = WHOLE_EPOCH
+    ) -> list[Any] | None:
+        # A sampler that is going on in the running epoch is not asked, but a copy, if it can be copied.
+        with suppress(Exception):
+            plan = self.indices.apart(self.loader)
+            plan.seek(epoch, number, 1, segment)
+            batch = next(iter(plan), [])
+            return list(batch) if isinstance(batch, Iterable) else [batch]
+        return None
 
     def begun_iteration(self) -> Iterator[Any] | None:
         # The epochs of which `peek` has drawn indices.
@@ -628,6 +651,13 @@ class OwnIterationSource(IndexedSource):
             return self._open(self._probe(indices), epoch).first
         finally:
             look.ended.set()
+
+    def samples_of(
+        self, epoch: int, number: int, segment: Segment = WHOLE_EPOCH
+    ) -> list[Any] | None:
+        if self._stream is not None:
+            return None
+        return super().samples_of(epoch, number, segment)
 
     def begun_iteration(self) -> Iterator[Any] | None:
         if self._stream is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.find import find_manifests, is_pointer, newest_first, resolve
@@ -159,18 +160,9 @@ def read_last(run: Run, weights_only: bool | None) -> State | None:
     # All ranks go by what the main one finds, and take the same: the first that all of them can read.
     strategy = run.engine.strategy
     candidates = strategy.broadcast(strategy.is_global_zero and newest_checkpoints(run))
-    for path in candidates:
-        checkpoint = {}
-        failure = None
-        try:
-            checkpoint = read_checkpoint(path, weights_only)
-        except (CheckpointError, OSError) as error:
-            failure = str(error)
-        failures = strategy.gather_objects(failure)  # collective
-        if not any(failures):
-            run.resume_from(path)
-            return checkpoint
-        log.warning("%s; trying the one before", next(filter(None, failures)))
+    checkpoint = read_first(run, candidates, weights_only)
+    if checkpoint is not None:
+        return checkpoint
     if candidates:
         raise CheckpointError(
             f'ckpt_path="last": all {len(candidates)} checkpoints that were found are damaged'
@@ -178,6 +170,25 @@ def read_last(run: Run, weights_only: bool | None) -> State | None:
     log.info(
         'ckpt_path="last": there is no checkpoint yet; starting from the beginning'
     )
+    return None
+
+
+def read_first(
+    run: Run, paths: Iterable[str], weights_only: bool | None
+) -> State | None:
+    """Read the first of these checkpoints that all ranks can read; None if there is none. A collective."""
+    for path in paths:
+        checkpoint = {}
+        failure = None
+        try:
+            checkpoint = read_checkpoint(path, weights_only)
+        except (CheckpointError, OSError) as error:
+            failure = str(error)
+        failures = run.engine.strategy.gather_objects(failure)  # collective
+        if not any(failures):
+            run.resume_from(path)
+            return checkpoint
+        log.warning("%s; trying the one before", next(filter(None, failures)))
     return None
 
 

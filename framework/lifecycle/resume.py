@@ -118,6 +118,8 @@ class Resume(ResumeEpoch):
             )
             run.trainer.accumulate_grad_batches = accumulate
         self._gathered = _of_this_rank(run, checkpoint)
+        if run.ckpt_path not in run.checkpoints:
+            run.note_checkpoint(str(run.ckpt_path), is_own=False)
         # It holds all weights once more, and nothing needs them any longer.
         self._checkpoint = {}
         log.info(

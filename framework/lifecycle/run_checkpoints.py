@@ -21,10 +21,15 @@ class RunCheckpoints:
 
     Args:
         trainer: the Trainer.
+
+    Attributes:
+        before_save: functions that all processes call before each checkpoint that they save together; what one of
+            them raises keeps it from being saved. A callback that looks at the run now and then looks once more here.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self.before_save: list[Callable[[], None]] = []
 
     def save(
         self,
@@ -47,14 +52,18 @@ class RunCheckpoints:
             A handle: its ``finish()``, which all ranks call, waits, and raises what writing raised. Its ``written``
             then says whether the checkpoint is complete, whatever ``on_complete`` raised.
         """
-        return save_run(
-            self._trainer.run,
+        run = self._trainer.run
+        save = save_run(
+            run,
             path,
             weights_only,
             wait,
             on_complete,
             save_format=save_format,
         )
+        if not weights_only and run.fn == "fit":
+            run.note_checkpoint(path, is_own=True)
+        return save
 
     def exists(self, path: str) -> bool:
         """Whether a checkpoint, or anything else that must not be overwritten, is at ``path``."""

@@ -57,6 +57,9 @@ def save_run(
         RuntimeError: after an exception, where each rank has a part of the state only.
         OSError: if a hook of the user's raised it on any rank; on all ranks.
     """
+    if together:
+        for check in run.trainer.checkpoints.before_save:
+            check()
     _require_whole_state(run)
     save_format = save_format or run.trainer.save_format
     require_save_format(save_format)

@@ -123,6 +123,7 @@ class AutomaticStep(LossStep):
     ) -> None:
         super().__init__(run, optimizers, schedulers, kinds)
         self._optimizer_step = override_of(run.module, "optimizer_step")
+        self._is_dropped = False
         self._plain: PlainStep | None = None
         self._micro_batches: MicroBatches | None = None
         if run.trainer.micro_batch is not None:
@@ -188,12 +189,25 @@ class AutomaticStep(LossStep):
                     self.engine.sync_gradients_of(optimizer)
             self.engine.complete_gradients(*self.optimizers)
             self.prepare_step(*self.optimizers)
+            if self._is_dropped:
+                return self._drop_window()
             self._step_all(batch_idx)
         except Exception as error:
             explain_step(error)
             raise
         self.count_window()
         return True
+
+    def drop_window(self) -> None:
+        """Take no step with the gradients of this window, if a hook before the step asks for that."""
+        self._is_dropped = True
+
+    def _drop_window(self) -> bool:
+        """Forget the window, without a step of optimizers, schedulers or the loss scale; returns False."""
+        self._is_dropped = False
+        self.leaves_out = True
+        self.engine.end_window()
+        return False
 
     def _step_all(self, batch_idx: int) -> None:
         """Step all optimizers, their gradients complete and clipped."""

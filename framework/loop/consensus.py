@@ -80,6 +80,11 @@ class Consensus:
             self.stop = stop or bool(self.signal)
             self._wake()
 
+    def withdraw_stop(self) -> None:
+        """Go on, whatever was asked for and agreed on, unless a signal asks to end. All ranks call it."""
+        self.stop_requested = False
+        self.stop = bool(self.signal)
+
     def request_skip(self) -> bool:
         """Ask to skip the rest of the epoch; returns whether that is agreed already, as on a single rank."""
         self.skip_requested = True

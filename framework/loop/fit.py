@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from enum import Enum, auto
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from ..data.iteration import LookAhead
+from ..data.iteration import NO_BATCH, LookAhead
 from ..metrics.metric_state import unchanged_metrics
+from ..seed import isolated_rng
 from .announce import announce_batches, announce_nothing_to_train, announce_surprises
 from .evaluate import sanity_check, validate
+from .rewind import Rewind
 
 if TYPE_CHECKING:
     from .run import Run
@@ -59,8 +62,12 @@ def fit(run: Run) -> None:
             run.end_by_signal()
         if run.schedule.may_stop():
             break
-        outcome = train_batches(run, begin_epoch(run))
-        end_epoch(run, outcome)
+        try:
+            outcome = train_batches(run, begin_epoch(run))
+            end_epoch(run, outcome)
+        except Rewind as rewind:
+            go_back(run, rewind)
+            continue
         if outcome is Outcome.INTERRUPTED:
             break
         run.state.next_epoch()
@@ -153,9 +160,9 @@ def do_what_is_due(run: Run) -> Outcome | None:
 # The training's beginning and end.
 
 
-def _load_data(run: Run) -> None:
+def _load_data(run: Run, again: bool = False) -> None:
     """Make the training loader, and put it where the run begins."""
-    run.loaders.load_train()
+    run.loaders.load_train(again)
     if run.state.epoch_done:
         run.state.next_epoch()
         run.loaders.begin_epoch()
@@ -189,6 +196,28 @@ def _end_training(run: Run) -> None:
         run.end_by_signal()
 
 
+def go_back(run: Run, rewind: Rewind) -> None:
+    """Go back to a checkpoint of the run, as a fit that resumes from it begins, and leave batches out from there on."""
+    # Of a validation that was left.
+    run.restore_training_mode()
+    run.metrics.forget()
+    run.forget_unfinished()
+    run.step.abandon()
+    run.consensus.withdraw_stop()
+    # The checkpoint may be older than what was left out before.
+    left_out = run.state.left_out or []
+    run.take_up(rewind.resume)
+    rewind.resume.apply_counters()
+    rewind.resume.apply_weights()
+    rewind.resume.apply_optimizers()
+    _load_data(run, again=True)
+    run.state.leave_out(left_out)
+    run.loaders.leave_out(rewind.batches)
+    run.state.enter("train")
+    run.metrics.enter("train", "epoch")
+    run.hooks.call("on_train_start")
+
+
 # An epoch's beginning and end.
 
 
@@ -219,7 +248,29 @@ def begin_epoch(run: Run) -> Iterator[Any]:
     run.consensus.begin_epoch(state.batch_idx, schedule.wake)
     schedule.plan()
     transfer = loaders.transfer()
+    if left_out := loaders.left_out():
+        return _leaving_out(run, batches, transfer, left_out)
     return batches if transfer is None else map(transfer, batches, repeat(0))
+
+
+def _leaving_out(
+    run: Run,
+    batches: Iterator[Any],
+    transfer: Callable[[Any, int], Any] | None,
+    left_out: set[int],
+) -> Iterator[Any]:
+    """Give the same batches, and None for those that are left out; reading these draws nothing at random."""
+    while True:
+        is_left_out = run.state.batch_idx in left_out
+        with isolated_rng() if is_left_out else nullcontext():
+            batch = next(batches, NO_BATCH)
+        if batch is NO_BATCH:
+            return
+        if is_left_out:
+            batch = None
+        elif transfer is not None:
+            batch = transfer(batch, 0)
+        yield batch
 
 
 def _ending_windows(run: Run, batches: LookAhead) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain, count, islice, repeat, zip_longest
@@ -149,6 +149,7 @@ class RunLoaders:
             )
         loaders = self.loaders["train"] = source()
         self._loaded_in_epoch["train"] = state.epoch
+        self._begun_epoch = None
         if _is_collection(loaders):
             loaders = CombinedLoader(loaders, "max_size_cycle")
         self.train = ShardedLoader(
@@ -197,6 +198,20 @@ class RunLoaders:
             return batches
         reported = self.train.reported_length
         return self._noting_more(batches, reported - state.batch_idx, "train", reported)
+
+    def leave_out(self, batches: Iterable[tuple[int, int]]) -> None:
+        """Do not train on these batches, each given by its epoch and its index: from the next time on they are read."""
+        assert self.train is not None
+        places = [self.train.place_of(*batch) for batch in batches]
+        self.trainer.state.leave_out(places)
+
+    def left_out(self) -> set[int]:
+        """The indices of the running epoch's batches that are not trained on."""
+        data = self.trainer.state.left_out
+        if not data:
+            return set()
+        assert self.train is not None
+        return set(chain.from_iterable(map(self.train.steps_with, data)))
 
     def train_state(self, batch_idx: int) -> LoaderState | None:
         """The training loader's position after ``batch_idx`` batches of the running epoch; None if there is none."""

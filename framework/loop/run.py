@@ -14,6 +14,7 @@ from ..metrics.metric_state import metric_states
 from .hooks import CallbackBus
 from .loaders import RunLoaders
 from .resume import NoResume
+from .rewind import RewindPoint
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Run:
         ckpt_path: the checkpoint that was read, if one was asked for.
         resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
+        checkpoints: those that the fit can go back to, by path.
     """
 
     step: Step
@@ -143,6 +145,7 @@ class Run:
         self.ckpt_path: str | None = None
         self.resume = NoResume()
         self.in_eval_mode: set[nn.Module] = set()
+        self.checkpoints: dict[str, RewindPoint] = {}
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
 
@@ -157,9 +160,23 @@ class Run:
         assert fit is not None
         fit.unfinished = self.gathered()
 
+    def forget_unfinished(self) -> None:
+        """Forget what an epoch has gathered that the run does not go on with."""
+        fit = self.trainer.last_fit
+        assert fit is not None
+        fit.unfinished = None
+
     def resume_from(self, path: str) -> None:
         """Note which checkpoint was read."""
         self.ckpt_path = path
+
+    def note_checkpoint(self, path: str, is_own: bool) -> None:
+        """Note that the fit, as it stands now, can be gone back to; ``is_own`` says whether it has saved ``path``."""
+        counters = self.progress()
+        position = (counters["epoch"], counters["batch_idx"])
+        if counters["epoch_done"]:
+            position = (counters["epoch"] + 1, 0)
+        self.checkpoints[path] = RewindPoint(position, is_own)
 
     def take_up(self, resume: NoResume) -> None:
         """Go on from this, whose parts are applied at their moments."""

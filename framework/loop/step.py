@@ -104,11 +104,23 @@ class Step(ABC):
         """
 
     def leave_out(self, batch_idx: int) -> None:
-        """Go on past a batch that is None, as a loader's ``collate_fn`` may return it; its window may end with it.
+        """Go on past a batch that is None: the run leaves it out, or a ``collate_fn`` has returned that.
+
+        Its window may end with it.
 
         Raises:
-            RuntimeError: with several ranks, where the others wait for its gradients.
+            RuntimeError: if the loader gave it with several ranks, where the others wait for its gradients.
         """
+        if batch_idx not in self.run.loaders.left_out():
+            self._note_missing_batch(batch_idx)
+        self.leaves_out = True
+        self.accumulation.begin(batch_idx, self.run.schedule.length - batch_idx)
+        self.stepped = False
+        if self.accumulation.is_last and self.window_is_open:
+            self.end_window_early(batch_idx)
+
+    def _note_missing_batch(self, batch_idx: int) -> None:
+        """Say that the loader gave None; raise with several ranks."""
         if self.has_ranks:
             raise RuntimeError(
                 f"the training loader gave None on rank {self.engine.process_index}, batch {batch_idx}: with several "
@@ -119,10 +131,17 @@ class Step(ABC):
             self.state.epoch,
             batch_idx,
         )
-        self.leaves_out = True
-        self.accumulation.begin(batch_idx, self.run.schedule.length - batch_idx)
-        may_step = self.accumulation.is_last and self.window_is_open
-        self.stepped = may_step and self.end_window(batch_idx)
+
+    def abandon(self) -> None:
+        """Forget the open window and its gradients, as the run goes back to where these were not there."""
+        self.untoggle()
+        for manual in self.manual:
+            manual.begin_window()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.engine.end_window()
+        self.accumulation.abandon()
+        self.stepped = False
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""

@@ -476,6 +476,7 @@ class Metrics:
     def forget(self) -> None:
         """Drop everything, as after a sanity check."""
         self.results = Results()
+        self.epoch_results = Results()
         self.stages.clear()
         self.enter(None, None)
 
