@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .base import Callback
 
 if TYPE_CHECKING:
+    from .advanced_profiler import AdvancedProfiler
     from .device_stats_monitor import DeviceStatsMonitor
     from .early_stopping import EarlyStopping
     from .finetuning import BackboneFinetuning, BaseFinetuning
@@ -20,22 +21,25 @@ if TYPE_CHECKING:
     from .on_exception_checkpoint import OnExceptionCheckpoint
     from .prediction_files import PredictionWriter
     from .prediction_writer import BasePredictionWriter
-    from .profiler import PyTorchProfiler, SimpleProfiler
+    from .profiler import Profiler
     from .progress import ProgressBar
+    from .pytorch_profiler import PyTorchProfiler
     from .rich_progress import RichProgressBar, RichProgressBarTheme
+    from .simple_profiler import SimpleProfiler
     from .spike_detector import SpikeDetector, SpikeError
     from .throughput_monitor import ThroughputMonitor
     from .timer import Timer
     from .tqdm_progress import TQDMProgressBar
 
 _MODULES = {
+    "AdvancedProfiler": "advanced_profiler",
     "BackboneFinetuning": "finetuning",
     "BaseFinetuning": "finetuning",
     "BasePredictionWriter": "prediction_writer",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EarlyStopping": "early_stopping",
-    "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "GarbageCollection": "garbage_collection",
+    "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "lr_monitor",
     # Not public: the Trainer makes one for its argument max_time.
@@ -44,20 +48,22 @@ _MODULES = {
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",
     "PredictionWriter": "prediction_files",
+    "Profiler": "profiler",
     "ProgressBar": "progress",
-    "PyTorchProfiler": "profiler",
+    "PyTorchProfiler": "pytorch_profiler",
     "RichModelSummary": "model_summary",
     "RichProgressBar": "rich_progress",
     "RichProgressBarTheme": "rich_progress",
-    "SimpleProfiler": "profiler",
+    "SimpleProfiler": "simple_profiler",
     "SpikeDetector": "spike_detector",
     "SpikeError": "spike_detector",
-    "ThroughputMonitor": "throughput_monitor",
     "TQDMProgressBar": "tqdm_progress",
+    "ThroughputMonitor": "throughput_monitor",
     "Timer": "timer",
 }
 
 __all__ = [
+    "AdvancedProfiler",
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
@@ -72,6 +78,7 @@ __all__ = [
     "ModelSummary",
     "OnExceptionCheckpoint",
     "PredictionWriter",
+    "Profiler",
     "ProgressBar",
     "PyTorchProfiler",
     "RichModelSummary",

@@ -38,7 +38,11 @@ from .datamodule import DataModule
 from .engine.accelerate_launch import launched_accumulation
 from .engine.engine import Engine
 from .errors import on_main_rank
-from .lifecycle.callbacks import default_callbacks, with_module_callbacks
+from .lifecycle.callbacks import (
+    default_callbacks,
+    make_profiler,
+    with_module_callbacks,
+)
 from .lifecycle.checks import check_new_optimizers, check_run
 from .lifecycle.compile import uncompiled
 from .lifecycle.execute import execute
@@ -108,7 +112,8 @@ class Trainer:
         use_distributed_sampler: True shards the batches of each loader over the processes; False leaves them as they
             are, as each process makes a loader for its own part of the data. By default the processes find out, for
             each loader, which of the two it is.
-        profiler: ``"simple"``, ``"pytorch"``, or a callback that measures, such as ``SimpleProfiler()``.
+        profiler: ``"simple"``, ``"advanced"``, ``"pytorch"``, or a callback that measures, such as
+            ``SimpleProfiler(dirpath=…)``. It is also what ``trainer.profiler`` is.
         detect_anomaly: raise at the first loss that is not finite, and let autograd name the operation.
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
         sync_batchnorm: let batch norms compute their statistics over all processes.
@@ -185,9 +190,7 @@ class Trainer:
         )
         check_max_time(max_time)
         check_choice("deterministic", deterministic, (None, True, False, "warn"))
-        if not isinstance(profiler, Callback):
-            check_choice("profiler", profiler, (None, "simple", "pytorch"))
-        self.profiler = profiler
+        self.profiler = make_profiler(profiler)
         self.max_time = max_time
         self._accumulate_grad_batches = launched_accumulation(
             "accumulate_grad_batches", accumulate_grad_batches
@@ -278,7 +281,7 @@ class Trainer:
             },
             defaults=self._default_callbacks(),
             max_time=max_time,
-            profiler=profiler,
+            profiler=self.profiler,
         )
         self.state = RunState()
         self.consensus = Consensus(self.engine.strategy)

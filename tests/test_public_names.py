@@ -30,6 +30,7 @@ PUBLIC = {
         "wsd_schedule",
     },
     "loopwright.callbacks": {
+        "AdvancedProfiler",
         "BackboneFinetuning",
         "BaseFinetuning",
         "BasePredictionWriter",
@@ -44,6 +45,7 @@ PUBLIC = {
         "ModelSummary",
         "OnExceptionCheckpoint",
         "PredictionWriter",
+        "Profiler",
         "ProgressBar",
         "PyTorchProfiler",
         "RichModelSummary",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import callbacks as builtin_callbacks
 from ...callbacks.base import Callback
+from ..arguments import check_choice
 from ..loop.hooks import check_callback, order_callbacks
 from ..subclasses import overrides
 
@@ -19,7 +20,11 @@ _ARGUMENTS = {
     "ProgressBar": "enable_progress_bar",
     "ModelSummary": "enable_model_summary",
 }
-_PROFILERS = {"simple": "SimpleProfiler", "pytorch": "PyTorchProfiler"}
+PROFILERS = {
+    "advanced": "AdvancedProfiler",
+    "pytorch": "PyTorchProfiler",
+    "simple": "SimpleProfiler",
+}
 
 
 def default_callbacks(
@@ -36,7 +41,7 @@ def default_callbacks(
         requested: by kind of callback, whether the user wants one; None if the user does not say.
         defaults: the kinds of which there is one if the user does not say.
         max_time: after which time to end the training, as the Trainer takes it.
-        profiler: ``"simple"``, ``"pytorch"``, a callback or None.
+        profiler: a callback that measures, or None.
 
     Raises:
         TypeError, ValueError: if one is no callback, or is there though its argument says that there is none.
@@ -60,13 +65,23 @@ def default_callbacks(
         callbacks.append(kind())
     if max_time is not None:
         callbacks.append(builtin_callbacks.MaxTime(max_time))
-    if isinstance(profiler, str):
-        profiler = getattr(builtin_callbacks, _PROFILERS[profiler])()
     if profiler is not None:
         check_callback(profiler)
         callbacks.append(profiler)
     _check_state_keys(callbacks)
     return order_callbacks(callbacks)
+
+
+def make_profiler(profiler: Any) -> Callback | None:
+    """The Trainer's profiler, which it takes by name, too.
+
+    Raises:
+        ValueError: if it is neither a callback, a name that there is, nor None.
+    """
+    if isinstance(profiler, Callback):
+        return profiler
+    check_choice("profiler", profiler, (None, *PROFILERS))
+    return getattr(builtin_callbacks, PROFILERS[profiler])() if profiler else None
 
 
 def with_module_callbacks(

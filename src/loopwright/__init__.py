@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callbacks import (
+        AdvancedProfiler,
         BackboneFinetuning,
         BaseFinetuning,
         BasePredictionWriter,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         ModelSummary,
         OnExceptionCheckpoint,
         PredictionWriter,
+        Profiler,
         ProgressBar,
         PyTorchProfiler,
         RichModelSummary,
@@ -80,6 +82,7 @@ _PACKAGES = ("callbacks", "loggers", "strategies", "framework")
 
 __all__ = [
     "STRATEGIES",
+    "AdvancedProfiler",
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
@@ -108,6 +111,7 @@ __all__ = [
     "Precision",
     "PredictionWriter",
     "ProcessGroupOptions",
+    "Profiler",
     "ProgressBar",
     "PyTorchProfiler",
     "RichModelSummary",

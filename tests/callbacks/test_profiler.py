@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pstats
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from loopwright.callbacks import ModelCheckpoint, PyTorchProfiler, SimpleProfiler
+from loopwright.callbacks import (
+    AdvancedProfiler,
+    ModelCheckpoint,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from loopwright.loggers import CSVLogger
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
@@ -37,19 +47,132 @@ def test_the_table_is_printed_and_written(
 ):
     profiler = SimpleProfiler()
     run = fit(profiler, logger=CSVLogger(tmp_path, "logs"))
-    text = (tmp_path / "logs" / "version_0" / "profile-fit.txt").read_text()
+    text = (tmp_path / "logs" / "version_0" / "fit-profile.txt").read_text()
     assert text.startswith("section")
     assert "data loading" in text
     assert text in capsys.readouterr().out
     run.test(Scripted(), loader(), verbose=False)
-    test_text = (tmp_path / "logs" / "version_0" / "profile-test.txt").read_text()
+    test_text = (tmp_path / "logs" / "version_0" / "test-profile.txt").read_text()
     assert "evaluation step" in test_text
     assert "backward" not in test_text
 
 
-def test_the_trainer_makes_one_by_name():
-    run = trainer(profiler="simple")
-    assert any(isinstance(callback, SimpleProfiler) for callback in run.callbacks)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("simple", SimpleProfiler),
+        ("advanced", AdvancedProfiler),
+        ("pytorch", PyTorchProfiler),
+    ],
+)
+def test_the_trainer_makes_one_by_name(name: str, kind: type):
+    run = trainer(profiler=name)
+    assert isinstance(run.profiler, kind)
+    assert run.profiler in run.callbacks
+
+
+class MeasuresItself(Scripted):
+    """Measures a section of its own in each training step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        profiler: Any = self.trainer.profiler
+        with profiler.profile("mine"):
+            return super().training_step(batch, batch_idx)
+
+
+def test_results_go_to_the_folder_that_is_named(tmp_path: Path):
+    folder = tmp_path / "new" / "profiles"
+    for profiler in (
+        SimpleProfiler(folder, "simple"),
+        AdvancedProfiler(str(folder), "advanced", dump_stats=True),
+        PyTorchProfiler(
+            dirpath=folder, filename="torch", activities=[ProfilerActivity.CPU]
+        ),
+    ):
+        trainer(profiler=profiler).fit(MeasuresItself(), loader())
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "fit-simple.txt",
+        "fit-advanced.txt",
+        "fit-advanced-mine.prof",
+        "fit-advanced-run_training_epoch.prof",
+        "fit-advanced-run_training_batch.prof",
+        "fit-advanced-backward.prof",
+        "fit-torch.txt",
+        "trace-fit-rank0-0.json",
+    }
+    assert "mine" in (folder / "fit-simple.txt").read_text()
+    assert "mine" in (folder / "trace-fit-rank0-0.json").read_text()
+    assert "Self CPU" in (folder / "fit-torch.txt").read_text()
+    stats = pstats.Stats(str(folder / "fit-advanced-mine.prof"))
+    functions = {name for _, _, name in stats.stats}  # type: ignore[attr-defined] # as pstats documents it
+    assert "training_step" in functions
+
+
+def test_functions_count_for_the_innermost_section(capsys: pytest.CaptureFixture[str]):
+    def outside() -> None: ...
+    def inside() -> None: ...
+
+    profiler = AdvancedProfiler(filename=None)
+    with profiler.profile("outer"):
+        outside()
+        with profiler.profile("inner"):
+            inside()
+        outside()
+    profiler.describe()
+    outer, inner = capsys.readouterr().out.split("inner:\n")
+    assert re.search(r"\n +2 .*\(outside\)", outer)
+    assert "(inside)" not in outer
+    assert re.search(r"\n +1 .*\(inside\)", inner)
+    for wrong in (AdvancedProfiler(), SimpleProfiler(), PyTorchProfiler()):
+        with pytest.raises(ValueError, match="'x' was never started"):
+            copy.deepcopy(wrong).stop("x")
+    simple = SimpleProfiler()
+    simple.start("x")
+    with pytest.raises(ValueError, match="has not ended"):
+        simple.start("x")
+
+
+def test_what_was_measured_before_an_exception_is_told(tmp_path: Path):
+    class Fails(MeasuresItself):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            if batch_idx == 2:
+                raise RuntimeError("on purpose")
+            return loss
+
+    for profiler in (SimpleProfiler(tmp_path), AdvancedProfiler(tmp_path, "calls")):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            trainer(profiler=profiler).fit(Fails(), loader())
+    assert "forward" in (tmp_path / "fit-profile.txt").read_text()
+    assert "mine:" in (tmp_path / "fit-calls.txt").read_text()
+    assert sys.getprofile() is None
+
+
+def test_a_profiler_of_ones_own_is_told_the_sections():
+    class Names(Profiler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun: list[str] = []
+            self.ended: list[str] = []
+
+        def start(self, action_name: str) -> None:
+            self.begun.append(action_name)
+
+        def stop(self, action_name: str) -> None:
+            self.ended.append(action_name)
+
+    names = Names()
+    trainer(profiler=names, max_epochs=1).fit(MeasuresItself(), loader(), loader(2))
+    assert sorted(names.begun) == sorted(names.ended)
+    assert {name: names.begun.count(name) for name in {*names.begun}} == {
+        "run_training_epoch": 1,
+        "run_training_batch": 4,
+        "mine": 4,
+        "backward": 4,
+        "validate_step": 2,
+        "sanity_check_step": 2,
+    }
 
 
 def test_a_trace_of_the_asked_for_batches(capsys: pytest.CaptureFixture[str]):

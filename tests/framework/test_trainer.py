@@ -649,7 +649,7 @@ def test_a_profiler_as_an_object() -> None:
     trainer.fit(Linear(), loader(), None)
     assert trainer.profiler is profiler
     assert profiler.counts["forward"] == 4
-    for wrong in ("advanced", 3, SimpleProfiler):
+    for wrong in ("quick", 3, SimpleProfiler):
         with pytest.raises((TypeError, ValueError), match="profiler must be"):
             quiet(profiler=wrong)
 

@@ -27,7 +27,12 @@ from .plugins import (
     LayerSync,
     TorchCheckpointIO,
 )
-from .profilers import PassThroughProfiler, PyTorchProfiler, SimpleProfiler
+from .profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 
 __all__ = ["Trainer"]
@@ -97,7 +102,8 @@ class Trainer(native.Trainer):
             )
         callbacks = _as_list(arguments.get("callbacks"))
         profiler = _profiler(profiler)
-        if isinstance(profiler, Callback):
+        measures = not isinstance(profiler, PassThroughProfiler)
+        if measures and isinstance(profiler, Callback):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
         _use_plugins(arguments, _as_list(plugins))
@@ -320,6 +326,7 @@ def _profiler(given: Any) -> Any:
     """
     kinds = {
         None: PassThroughProfiler,
+        "advanced": AdvancedProfiler,
         "pytorch": PyTorchProfiler,
         "simple": SimpleProfiler,
     }
@@ -327,7 +334,7 @@ def _profiler(given: Any) -> Any:
         return given
     if given not in kinds:
         raise ValueError(
-            f"profiler must be None, 'simple', 'pytorch' or an object; got {given!r}"
+            f"profiler must be None, 'simple', 'advanced', 'pytorch' or an object; got {given!r}"
         )
     return kinds[given]()
 
