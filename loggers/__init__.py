@@ -8,24 +8,45 @@ from typing import TYPE_CHECKING, Any
 from .base import Logger
 
 if TYPE_CHECKING:
+    from .comet import CometLogger
     from .csv import CSVLogger
     from .json_lines import JSONLinesLogger
+    from .mlflow import MLFlowLogger
     from .tensorboard import TensorBoardLogger
+    from .trackio import TrackioLogger
+    from .wandb import WandbLogger
 
 _MODULES = {
     "CSVLogger": "csv",
+    "CometLogger": "comet",
     "JSONLinesLogger": "json_lines",
+    "MLFlowLogger": "mlflow",
     "TensorBoardLogger": "tensorboard",
+    "TrackioLogger": "trackio",
+    "WandbLogger": "wandb",
 }
 
 BY_NAME = {
+    "comet": "CometLogger",
     "csv": "CSVLogger",
     "jsonl": "JSONLinesLogger",
+    "mlflow": "MLFlowLogger",
     "tensorboard": "TensorBoardLogger",
+    "trackio": "TrackioLogger",
+    "wandb": "WandbLogger",
 }
 """The loggers by the names that ``Trainer(logger=...)`` takes."""
 
-__all__ = ["CSVLogger", "JSONLinesLogger", "Logger", "TensorBoardLogger"]
+__all__ = [
+    "CSVLogger",
+    "CometLogger",
+    "JSONLinesLogger",
+    "Logger",
+    "MLFlowLogger",
+    "TensorBoardLogger",
+    "TrackioLogger",
+    "WandbLogger",
+]
 
 
 def named_logger(name: str, save_dir: str) -> Logger:

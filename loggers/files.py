@@ -100,3 +100,11 @@ def next_version(root: str) -> int:
         if numbered:
             versions.append(int(numbered[1]))
     return max(versions) + 1
+
+
+def move_aside(paths: list[str]) -> None:
+    """Move local files or folders into the folder ``replaced`` beside them."""
+    for path in paths:
+        folder, name = os.path.split(path)
+        os.makedirs(os.path.join(folder, "replaced"), exist_ok=True)
+        os.replace(path, os.path.join(folder, "replaced", name))

@@ -125,7 +125,7 @@ class FolderLogger(Logger):
         self.claim()
         if self._hparams_written:
             return
-        text = self.hparams_text(_as_json(self.hparams))
+        text = self.hparams_text(as_json(self.hparams))
         write_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
         self._hparams_written = True
 
@@ -147,17 +147,17 @@ class FolderLogger(Logger):
         return True
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value as JSON can hold it: what it has no type for becomes its ``str``, keys of dicts too."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
         entries = {}
         for key, item in value.items():
-            entries[key if _is_plain(key) else str(key)] = _as_json(item)
+            entries[key if _is_plain(key) else str(key)] = as_json(item)
         return entries
     if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     return value if _is_plain(value) else str(value)
@@ -165,3 +165,16 @@ def _as_json(value: Any) -> Any:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float))
+
+
+def flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
+    """The values in nested dicts, each with its path such as ``outer/inner``."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in params.items():
+        if isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{path}{name}/")
+        else:
+            pairs.append((f"{path}{name}", value))
+    return pairs

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .folders import FolderLogger
+from .folders import FolderLogger, flat
 from .media import markdown, png_size, wav_format
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class TensorBoardLogger(FolderLogger):
 
         metrics, step = self._hp_metrics
         self._hp_metrics = None
-        shown = {name: _showable(value) for name, value in _flat(self.hparams)}
+        shown = {name: _showable(value) for name, value in flat(self.hparams)}
         # The page finds metrics by the names of their curves.
         curves = {f"{self._prefix}{name}": value for name, value in metrics.items()}
         for summary in hparams(shown, curves):
@@ -307,19 +307,6 @@ def _number(tag: str, value: Any) -> float:
         raise ValueError(
             f"TensorBoardLogger takes numbers and dicts of numbers; {tag!r} is {value!r}"
         ) from None
-
-
-def _flat(params: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
-    """The values in nested dicts, each with its path such as ``outer/inner``."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in params.items():
-        if isinstance(value, Namespace):
-            value = vars(value)
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{path}{name}/")
-        else:
-            pairs.append((f"{path}{name}", value))
-    return pairs
 
 
 def _showable(value: Any) -> bool | int | float | str:

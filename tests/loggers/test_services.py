@@ -1,0 +1,138 @@
+"""The services' loggers, read back by the services' own libraries."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import zipfile
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loopwright.loggers import CSVLogger
+from tests.callbacks.scripted import loader, trainer
+from tests.loggers import services_program
+from tests.programs import run_program
+
+Points = dict[str, list[tuple[int, float]]]
+"""Steps and values, by name."""
+
+
+def of_rows(rows: Iterator[dict[str, Any]], step: str = "step") -> Points:
+    points: Points = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.endswith("_loss") and value not in (None, ""):
+                points.setdefault(name, []).append((int(row[step]), float(value)))
+    return points
+
+
+def wandb_rows() -> Iterator[dict[str, Any]]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    for path in glob("wandb_here/wandb/offline-run-*/*.wandb"):
+        store = DataStore()
+        store.open_for_scan(path)
+        while (data := store.scan_data()) is not None:
+            record = Record()
+            record.ParseFromString(data)
+            items = record.history.item
+            if items:
+                keys = [item.key or "/".join(item.nested_key) for item in items]
+                values = [json.loads(item.value_json) for item in items]
+                yield dict(zip(keys, values, strict=True))
+
+
+def comet_messages() -> list[dict[str, Any]]:
+    (archive,) = glob("comet_here/*.zip")
+    with zipfile.ZipFile(archive) as file:
+        lines = file.read("messages.json").decode().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def comet_rows() -> Iterator[dict[str, Any]]:
+    for message in comet_messages():
+        if message["type"] == "metric_msg":
+            metric = message["payload"]["metric"]
+            yield {metric["metricName"]: metric["metricValue"], "step": metric["step"]}
+
+
+def mlflow_points() -> tuple[Points, Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient("sqlite:///mlflow_here/mlflow.db")
+    experiment = client.get_experiment_by_name("loopwright_logs")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    points = {
+        name: [
+            (point.step, point.value)
+            for point in client.get_metric_history(run.info.run_id, name)
+        ]
+        for name in run.data.metrics
+        if name.endswith("_loss")
+    }
+    return points, run
+
+
+def trackio_rows() -> list[dict[str, Any]]:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = SQLiteStorage.get_run_records("all")
+    return SQLiteStorage.get_logs("all", run["name"], run_id=run["id"])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
+    """With the steps and values of one that was not killed, each once."""
+    monkeypatch.setenv("TRACKIO_DIR", os.path.abspath("trackio_here"))
+    reference = CSVLogger("reference")
+    made = trainer(logger=reference)
+    torch.manual_seed(0)
+    made.fit(services_program.Showing(), loader(), loader(2))
+    made.test(dataloaders=loader(2), verbose=False)
+    with open(reference.metrics_file_path) as file:
+        expected = of_rows(csv.DictReader(file))
+    assert [step for step, _ in expected["train_loss"]] == [*range(1, 13)]
+
+    program = ("-m", "tests.loggers.services_program")
+    root = str(Path(services_program.__file__).parents[2])
+    path = os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "COMET_LOGGING_CONSOLE": "ERROR"}
+    step = random.randint(5, 11)
+    killed = run_program(*program, env={**environment, "KILL": str(step)})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = run_program(*program, env=environment)
+    assert whole.returncode == 0, whole.stderr
+
+    assert of_rows(wandb_rows(), "trainer/global_step") == expected
+    assert of_rows(comet_rows()) == expected
+    assert of_rows(iter(trackio_rows())) == expected
+    points, run = mlflow_points()
+    assert points == expected
+    (path,) = glob("csv/*/*/metrics.csv")
+    with open(path) as file:
+        assert of_rows(csv.DictReader(file)) == expected
+    (path,) = glob("lines/*/*/metrics.jsonl")
+    with open(path) as file:
+        assert of_rows(map(json.loads, file)) == expected
+
+    # Hyperparameters, and what was shown.
+    assert run.data.params == {"lr": "0.1", "nested/name": "sgd"}
+    assert run.info.status == "FINISHED"
+    shown = {name for row in wandb_rows() for name in row if "/_type" in name}
+    assert shown == {
+        f"{each}/_type" for each in ("image", "text", "table", "histogram")
+    }
+    shown = {name for row in trackio_rows() for name in row}
+    assert shown >= {"image", "text", "table", "histogram"}
+    kinds = {message["type"] for message in comet_messages()}
+    assert kinds >= {"parameter_msg", "file_upload", "graph"}
