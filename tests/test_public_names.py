@@ -60,9 +60,13 @@ PUBLIC = {
     },
     "loopwright.loggers": {
         "CSVLogger",
+        "CometLogger",
         "JSONLinesLogger",
         "Logger",
+        "MLFlowLogger",
         "TensorBoardLogger",
+        "TrackioLogger",
+        "WandbLogger",
     },
     "loopwright.strategies": {
         "STRATEGIES",

@@ -57,10 +57,14 @@ if TYPE_CHECKING:
         wsd_schedule,
     )
     from .loggers import (
+        CometLogger,
         CSVLogger,
         JSONLinesLogger,
         Logger,
+        MLFlowLogger,
         TensorBoardLogger,
+        TrackioLogger,
+        WandbLogger,
     )
     from .strategies import (
         STRATEGIES,
@@ -91,6 +95,7 @@ __all__ = [
     "Capabilities",
     "CheckpointError",
     "CombinedLoader",
+    "CometLogger",
     "DDPStrategy",
     "DataModule",
     "DeepSpeedStrategy",
@@ -104,6 +109,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "Logger",
+    "MLFlowLogger",
     "ModelCheckpoint",
     "ModelSummary",
     "Module",
@@ -126,7 +132,9 @@ __all__ = [
     "TensorBoardLogger",
     "ThroughputMonitor",
     "Timer",
+    "TrackioLogger",
     "Trainer",
+    "WandbLogger",
     "__version__",
     "cosine_schedule",
     "create_strategy",

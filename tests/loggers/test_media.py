@@ -80,9 +80,8 @@ def test_images_of_any_kind(tmp_path: Path):
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert decoded(tmp_path / "grey.png").shape == (3, 4, 4)
 
-    from matplotlib.figure import Figure
-
-    assert decoded(Figure(figsize=(1, 1), dpi=20)).shape == (20, 20, 4)
+    figures = pytest.importorskip("matplotlib.figure")
+    assert decoded(figures.Figure(figsize=(1, 1), dpi=20)).shape == (20, 20, 4)
 
 
 @pytest.mark.parametrize(

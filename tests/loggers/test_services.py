@@ -108,9 +108,9 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     path = os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": path, "COMET_LOGGING_CONSOLE": "ERROR"}
     step = random.randint(5, 11)
-    killed = run_program(*program, env={**environment, "KILL": str(step)})
+    killed = run_program(*program, env={**environment, "KILL": str(step)}, timeout=180)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    whole = run_program(*program, env=environment)
+    whole = run_program(*program, env=environment, timeout=180)
     assert whole.returncode == 0, whole.stderr
 
     assert of_rows(wandb_rows(), "trainer/global_step") == expected
