@@ -75,8 +75,8 @@ class Trainer:
         num_nodes: number of machines, or ``"auto"``: as many as a launcher says, else 1.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or a
             :class:`~loopwright.strategies.Precision`. Default: ``"32-true"``, or what ``accelerate launch`` says.
-        logger: a logger, or its name (``"tensorboard"``, ``"csv"``, ``"jsonl"``, ``"wandb"``, ``"mlflow"``, ``"comet"``,
-            ``"trackio"``), which writes under ``default_root_dir``; a list of them; True (``"tensorboard"``) or False.
+        logger: a logger; its name (``"tensorboard"``, ``"csv"``, ``"jsonl"``, ``"wandb"``, ``"mlflow"``, ``"comet"``,
+            ``"trackio"``) for one under ``default_root_dir``; a list of these; True (``"tensorboard"``) or False.
         callbacks: a callback or a list of them.
         fast_dev_run: True or a number: run that many batches of everything, once, without checkpoints and with a logger
             that does nothing.

@@ -109,7 +109,12 @@ class ServiceLogger(Logger):
         raise NotImplementedError
 
     def send_checkpoint(self, path: str, row: Row) -> None:
-        """Upload a checkpoint, with ``aliases`` and ``metadata``."""
+        """Upload a checkpoint.
+
+        Args:
+            path: a file or a folder.
+            row: its ``aliases`` and ``metadata``.
+        """
         raise NotImplementedError
 
     def send_graph(self, text: str) -> None:
@@ -120,7 +125,13 @@ class ServiceLogger(Logger):
         raise NotImplementedError
 
     def recall(self, earlier: list[Row], sent: int, dropped: list[Row]) -> list[Row]:
-        """As of :class:`~.sender.Service`: by how many rows were sent. A service that can be asked knows better."""
+        """Say which rows of before the service lacks; a service that can be asked knows it better than this.
+
+        Args:
+            earlier: all rows that were kept.
+            sent: how many of them, and then of ``dropped``, were sent.
+            dropped: rows after the checkpoint from which the run was resumed.
+        """
         self._known = {
             (name, row["step"])
             for row in dropped[: max(0, sent - len(earlier))]

@@ -203,7 +203,15 @@ class WandbLogger(ServiceLogger):
         dataframe: Any = None,
         step: int | None = None,
     ) -> None:
-        """Log a ``wandb.Table``, whose cells may be W&B's media; given by columns and rows, or as a data frame."""
+        """Log a ``wandb.Table``.
+
+        Args:
+            key: under which it appears.
+            columns: their names.
+            data: rows, whose cells may be W&B's media.
+            dataframe: instead of both.
+            step: completed optimizer steps.
+        """
         import wandb
 
         table: Any = wandb.Table(columns=columns, data=data, dataframe=dataframe)
@@ -231,13 +239,27 @@ class WandbLogger(ServiceLogger):
     def log_audio(
         self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any
     ) -> None:
-        """Log ``wandb.Audio``s; arguments as for :meth:`log_image`, such as ``sample_rate`` and ``caption``."""
+        """Log ``wandb.Audio``s.
+
+        Args:
+            key: under which they appear.
+            audios: what ``wandb.Audio`` takes.
+            step: completed optimizer steps.
+            **kwargs: lists with an argument of ``wandb.Audio`` for each, such as ``sample_rate``.
+        """
         self._log_objects("Audio", "audios", key, audios, step, kwargs)
 
     def log_video(
         self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any
     ) -> None:
-        """Log ``wandb.Video``s; arguments as for :meth:`log_image`, such as ``fps`` and ``format``."""
+        """Log ``wandb.Video``s.
+
+        Args:
+            key: under which they appear.
+            videos: what ``wandb.Video`` takes.
+            step: completed optimizer steps.
+            **kwargs: lists with an argument of ``wandb.Video`` for each, such as ``fps``.
+        """
         self._log_objects("Video", "videos", key, videos, step, kwargs)
 
     def _log_objects(
@@ -283,5 +305,10 @@ class WandbLogger(ServiceLogger):
         return found.download(root=None if save_dir is None else os.fspath(save_dir))
 
     def use_artifact(self, artifact: str, artifact_type: str | None = None) -> Any:
-        """Say that the run uses an artifact; returns it."""
+        """Say that the run uses an artifact; returns it.
+
+        Args:
+            artifact: its path at W&B.
+            artifact_type: of which type it is.
+        """
         return self.experiment.use_artifact(artifact, type=artifact_type)
