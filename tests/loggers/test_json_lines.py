@@ -61,5 +61,5 @@ def test_loggers_by_name():
     ]
     assert made.loggers[0].save_dir == made.default_root_dir
     assert type(trainer(logger="jsonl").logger) is JSONLinesLogger
-    with pytest.raises(ValueError, match=r"one of csv, .*; got 'tensorbord'"):
+    with pytest.raises(ValueError, match=r"one of comet, csv, .*; got 'tensorbord'"):
         trainer(logger="tensorbord")
