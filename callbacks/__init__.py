@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .throughput_monitor import ThroughputMonitor
     from .timer import Timer
     from .tqdm_progress import TQDMProgressBar
+    from .weight_averaging import EMAWeightAveraging, WeightAveraging
 
 _MODULES = {
     "AdvancedProfiler": "advanced_profiler",
@@ -37,6 +38,7 @@ _MODULES = {
     "BaseFinetuning": "finetuning",
     "BasePredictionWriter": "prediction_writer",
     "DeviceStatsMonitor": "device_stats_monitor",
+    "EMAWeightAveraging": "weight_averaging",
     "EarlyStopping": "early_stopping",
     "GarbageCollection": "garbage_collection",
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
@@ -60,6 +62,7 @@ _MODULES = {
     "TQDMProgressBar": "tqdm_progress",
     "ThroughputMonitor": "throughput_monitor",
     "Timer": "timer",
+    "WeightAveraging": "weight_averaging",
 }
 
 __all__ = [
@@ -69,6 +72,7 @@ __all__ = [
     "BasePredictionWriter",
     "Callback",
     "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GarbageCollection",
     "GradientAccumulationScheduler",
@@ -90,6 +94,7 @@ __all__ = [
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",
+    "WeightAveraging",
 ]
 
 

@@ -25,6 +25,8 @@ class Callback:
     """
 
     phase: ClassVar[Literal["observe", "decide", "persist"]] = "observe"
+    # A WeightSet: weights beside the module's, which checkpoints hold, and evaluations may run on.
+    weight_set: Any = None
 
     @property
     def state_key(self) -> str:
@@ -49,18 +51,12 @@ class Callback:
         """Take back what :meth:`state_dict` returned when the checkpoint was saved."""
 
     def on_save_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]
     ) -> None:
         """A checkpoint is about to be written; keys may be added to it."""
 
     def on_load_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]
     ) -> None:
         """A checkpoint was read and is about to be applied."""
 
@@ -73,10 +69,7 @@ class Callback:
         """A run ended normally; after an exception, :meth:`on_exception` is called instead."""
 
     def on_exception(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        exception: BaseException,
+        self, trainer: Trainer, pl_module: Module, exception: BaseException
     ) -> None:
         """An exception ends the run; it is raised again afterwards."""
 

@@ -10,6 +10,7 @@ import torch
 from .checkpoint.reader import load_checkpoint
 from .checkpoint.weights import export_weights
 from .errors import CheckpointError
+from .from_checkpoint import with_weight_set
 from .messages import configure
 
 _DTYPES = {
@@ -31,10 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="convert floating-point tensors"
     )
+    parser.add_argument(
+        "--weight-set", help='write other weights that it holds, such as "ema"'
+    )
     options = parser.parse_args(arguments)
     configure()
     try:
-        state = load_checkpoint(options.checkpoint)["state_dict"]
+        checkpoint = load_checkpoint(options.checkpoint)
+        state = with_weight_set(checkpoint, options.weight_set, options.checkpoint)
         count = export_weights(state, options.file, _DTYPES.get(options.dtype))
     except (CheckpointError, OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

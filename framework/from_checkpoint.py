@@ -46,6 +46,30 @@ def load_weights(
         ) from error
 
 
+def with_weight_set(
+    checkpoint: dict[str, Any], name: str | None, path: Any
+) -> dict[str, Any]:
+    """The weights that a checkpoint holds, or other ones that it holds beside them.
+
+    Args:
+        checkpoint: what was read.
+        name: of the other ones; None for the module's own.
+        path: of the checkpoint, for the error.
+
+    Raises:
+        CheckpointError: if it does not hold them.
+    """
+    if name is None:
+        return checkpoint["state_dict"]
+    saved = checkpoint.get("weight_sets", {})
+    if name not in saved:
+        names = ", ".join(map(repr, saved)) or "none"
+        raise CheckpointError(
+            f"checkpoint {path!r} holds no weight_set {name!r}; those that it holds: {names}"
+        )
+    return {**checkpoint["state_dict"], **saved[name]}
+
+
 def construct(
     cls: type[Any],
     path: str,
@@ -129,11 +153,13 @@ def module_from_checkpoint(
     map_location: Any,
     strict: bool | None,
     weights_only: bool | None,
+    weight_set: str | None,
     overrides: Any,
 ) -> Any:
     """Do what ``Module.load_from_checkpoint`` says."""
     path = resolve(os.fspath(path))
     checkpoint = load_checkpoint(path, weights_only, map_location)
+    checkpoint["state_dict"] = with_weight_set(checkpoint, weight_set, path)
     module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
     if map_location is not None:
         module.to(device_of(map_location))

@@ -613,6 +613,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         hparams_file: Any = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        weight_set: str | None = None,
         **overrides: Any,
     ) -> Self:
         """Construct the module from a checkpoint's hyperparameters and load its weights.
@@ -623,10 +624,12 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             hparams_file: accepted for familiarity; must be None (a checkpoint holds its hyperparameters).
             strict: whether the parameters must be exactly the module's (default: its ``strict_loading``).
             weights_only: False lets the checkpoint's pickled objects be loaded, which can run code.
+            weight_set: load other weights that the checkpoint holds by this name, such as ``"ema"``.
             **overrides: constructor arguments instead of the checkpoint's, or beside them.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, or is for another module.
+            CheckpointError: if the checkpoint is damaged, needs ``weights_only=False``, is for another module, or holds
+                no such ``weight_set``.
         """
         from .from_checkpoint import module_from_checkpoint
 
@@ -635,7 +638,13 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
                 "hparams_file must be None: a checkpoint holds its hyperparameters; pass overrides"
             )
         return module_from_checkpoint(
-            cls, checkpoint_path, map_location, strict, weights_only, overrides
+            cls,
+            checkpoint_path,
+            map_location,
+            strict,
+            weights_only,
+            weight_set,
+            overrides,
         )
 
     def freeze(self) -> Self:

@@ -49,6 +49,7 @@ from .lifecycle.execute import execute
 from .lifecycle.rewind import rewind
 from .lifecycle.run_checkpoints import RunCheckpoints
 from .lifecycle.save import can_save_alone, save_run
+from .loop import weight_sets
 from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
 from .loop.run import FitState, Run, RunRequest
@@ -655,7 +656,10 @@ class Trainer:
         ).finish()
 
     def export(
-        self, path: str | os.PathLike[str], dtype: torch.dtype | None = None
+        self,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        weight_set: str | None = None,
     ) -> None:
         """Write the module's weights, and nothing else, to one safetensors file.
 
@@ -664,10 +668,12 @@ class Trainer:
         Args:
             path: the file, local or any fsspec URL; an existing file stays as it is until the new one is complete.
             dtype: to convert floating-point weights to, such as ``torch.bfloat16``.
+            weight_set: write those that a callback keeps by this name, such as ``"ema"``, and not those that are
+                trained.
 
         Raises:
             RuntimeError: before the first run.
-            ValueError: if ``path`` is a folder.
+            ValueError: if ``path`` is a folder, or no callback keeps such a ``weight_set``.
             OSError: if it cannot be written.
         """
         if self.module is None:
@@ -679,10 +685,14 @@ class Trainer:
             alone=self.is_global_zero and not self.strategy.capabilities.shards_state,
         )
         file = os.fspath(path)
-        state = full_state(self.strategy, self.strategy.model_state())
-        on_main_rank(
-            self.strategy, file, lambda: export_weights(state, file, dtype), together
-        )
+        with weight_sets.saving(self.run):
+            state = full_state(self.strategy, weight_sets.state(self.run, weight_set))
+            on_main_rank(
+                self.strategy,
+                file,
+                lambda: export_weights(state, file, dtype),
+                together,
+            )
 
     def log_row(self, values: dict[str, Any]) -> None:
         """Write one row to the loggers, with the epoch in it and the global step as its step."""

@@ -16,13 +16,13 @@ from .capabilities import Capabilities
 from .group import GroupMember
 from .launch.environment import ClusterEnvironment
 from .module_policy import Policy, checkpoint_activations
-from .optimizer_state import State, load_optimizer_state, named_optimizer_state
+from .module_states import ModuleStates
 from .precision import Precision
 from .process_group import ProcessGroupOptions, create_group
 
 
-class Strategy(GroupMember, ABC):
-    """Where a module runs. A subclass implements :meth:`forward`, and overrides what else differs.
+class Strategy(GroupMember, ModuleStates, ABC):
+    """Where a module runs. A subclass implements :meth:`forward`, and overrides what else differs; also of the states.
 
     The order of calls: :meth:`setup_environment` when the Trainer is made; then, in each run, :meth:`connect`,
     :meth:`setup`, :meth:`load_model_state` (with a checkpoint), :meth:`setup_optimizers` (in ``fit``), the optimizers'
@@ -182,19 +182,3 @@ class Strategy(GroupMember, ABC):
     def step(self, optimizer: Optimizer) -> Any:
         """Update the parameters."""
         return optimizer.step()
-
-    def model_state(self) -> State:
-        """Parameters and buffers by name; the tensors may be the module's own, which the next step changes."""
-        return self.module.state_dict()
-
-    def load_model_state(self, state: State, strict: bool) -> Any:
-        """Load what :meth:`model_state` returned; the result is that of ``nn.Module.load_state_dict``."""
-        return self.module.load_state_dict(state, strict=strict)
-
-    def optimizer_state(self, optimizer: Optimizer) -> State:
-        """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``, for any strategy."""
-        return named_optimizer_state(self.module, optimizer, optimizer.state_dict())
-
-    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
-        """Load what :meth:`optimizer_state` returned, matching parameters by name."""
-        load_optimizer_state(self.module, optimizer, state)

@@ -22,7 +22,7 @@ from .optimizer_state import State, parameter_names
 from .precision import Precision
 from .process_group import ProcessGroupOptions
 from .step_module import StepModule
-from .tensor_shards import full_state
+from .tensor_shards import TensorPairs, full_state
 from .zero_states import ZeroStates
 
 # Optimizers that treat each number of a parameter by itself, whatever its shape: DeepSpeed hands them flat tensors.
@@ -360,6 +360,12 @@ class DeepSpeedStrategy(Strategy):
 
     def load_model_state(self, state: State, strict: bool) -> Any:
         return self._states.load_model_state(state, strict)
+
+    def local_part(self, tensor: Tensor) -> Tensor:
+        return self._states.local_part(tensor)
+
+    def evaluated_part(self, tensor: Tensor, value: Tensor) -> TensorPairs:
+        return self._states.evaluated_part(tensor, value, self)
 
     def optimizer_state(self, optimizer: Optimizer) -> State:
         return self._states.optimizer_state(optimizer)

@@ -67,3 +67,9 @@ def distribute(whole: Tensor, like: DTensor) -> DTensor:
 def full_tensor(value: Any) -> Any:
     """Return all numbers of a distributed tensor, in each process; anything else as it is. A collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this process's part of a distributed tensor, or all of another one; a view."""
+    data: Any = tensor.detach()
+    return data.to_local() if isinstance(tensor, DTensor) else data

@@ -24,7 +24,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .base import Strategy
 from .capabilities import Capabilities
-from .distributed_tensors import distribute, full_tensor, to_shards
+from .distributed_tensors import (
+    distribute,
+    full_tensor,
+    local_tensor,
+    to_shards,
+)
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
@@ -331,6 +336,9 @@ class FSDPStrategy(Strategy):
             for name, value in state.items()
         }
         return self._root.module.load_state_dict(distributed, strict=strict)
+
+    def local_part(self, tensor: Tensor) -> Tensor:
+        return local_tensor(tensor)
 
     def optimizer_state(self, optimizer: Optimizer) -> State:
         if self._root is None:

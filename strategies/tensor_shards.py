@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from .base import Strategy
 
 
+# Tensors, each with one to be copied into it.
+TensorPairs = list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class TensorShard:
     """What this process has of a sharded tensor.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .optimizer_state import State, check_same_parameters, with_params
-from .tensor_shards import TensorShard
+from .tensor_shards import TensorPairs, TensorShard, full_state
+
+if TYPE_CHECKING:
+    from .base import Strategy
 
 # What DeepSpeed's dynamic loss scale goes by, and changes.
 _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -81,6 +84,36 @@ class ZeroStates:
                 self._load_shard(parameter, state[name], name)
                 for_torch[name] = parameter.detach()
         return self.module.load_state_dict(for_torch, strict=strict)
+
+    def local_part(self, tensor: Any) -> Tensor:
+        """Return this process's shard of a parameter; all of what is not sharded."""
+        shard = self._shard_of(tensor)
+        return tensor.data if shard is None else shard.tensor
+
+    def evaluated_part(
+        self, tensor: Any, value: Tensor, strategy: Strategy
+    ) -> TensorPairs:
+        """Return what a forward reads of a parameter, and ``value``, a shard of another one, in its form.
+
+        That is not the shard that is trained: a forward reads a rounded copy of it. A collective.
+
+        Args:
+            tensor: the parameter or buffer.
+            value: a new value of :meth:`local_part`.
+            strategy: to put the shards of all processes together.
+        """
+        shard = self._shard_of(tensor)
+        if shard is None:
+            return [(tensor.data, value)]
+        is_partitioned = hasattr(tensor, "ds_id")
+        pairs = []
+        if is_partitioned:
+            pairs.append((tensor.ds_tensor.data[: value.numel()], value))
+        # DeepSpeed leaves small parameters together.
+        if not is_partitioned or tensor.data.shape == shard.shape:
+            whole = full_state(strategy, replace(shard, tensor=value))
+            pairs.append((tensor.data, whole))
+        return pairs
 
     def _update_fragments(self) -> None:
         parameter: Any

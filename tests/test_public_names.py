@@ -36,6 +36,7 @@ PUBLIC = {
         "BasePredictionWriter",
         "Callback",
         "DeviceStatsMonitor",
+        "EMAWeightAveraging",
         "EarlyStopping",
         "GradientAccumulationScheduler",
         "GarbageCollection",
@@ -57,6 +58,7 @@ PUBLIC = {
         "TQDMProgressBar",
         "ThroughputMonitor",
         "Timer",
+        "WeightAveraging",
     },
     "loopwright.loggers": {
         "CSVLogger",

@@ -15,6 +15,7 @@ from .single_file import OURS, unpack
 from .storage import storage_of, top_of
 from .tensors import join_shards, read_tensors
 from .weights import load_weights_file
+from .writer import weight_set_folder
 
 
 def load_checkpoint(
@@ -66,6 +67,12 @@ def load_checkpoint(
         checkpoint: State = {**state_in("state", "optimizer")}
         extra = checkpoint.pop("model_extra_state", {})
         checkpoint["state_dict"] = {**tensors.get("model", {}), **extra}
+        prefix = weight_set_folder("")
+        checkpoint["weight_sets"] = {
+            group.removeprefix(prefix): tensors[group]
+            for group in tensors
+            if group.startswith(prefix)
+        }
         ranks = [name for name in content if name.startswith("rng/")]
         checkpoint["rng"] = [state_in(f"rng/rank-{i}") for i in range(len(ranks))]
     checkpoint["manifest"] = manifest

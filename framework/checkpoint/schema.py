@@ -21,6 +21,8 @@ class Checkpoint(TypedDict, total=False):
     global_step: int
     state_dict: State
     more_state_dicts: list[Any]
+    # Other weights of the first model, such as their average, by name.
+    weight_sets: dict[str, State]
     optimizer_states: list[Any]
     lr_schedulers: list[Any]
     scaler: State

@@ -30,6 +30,7 @@ _SHARED = (
     "epoch",
     "global_step",
     "state_dict",
+    "weight_sets",
     "optimizer_states",
     "lr_schedulers",
     "callbacks",

@@ -5,6 +5,7 @@
     epoch=3-step=400.ckpt/
       model/model.safetensors          parameters and buffers by name
       model/rank-0.safetensors, …      each rank's shards of tensors that are sharded
+      model-ema/…                      other weights, such as their average, by name: one folder for each set
       optimizer/optimizer.safetensors  optimizer_states.<index>.state.<parameter>.<state>
       state.json, state.safetensors    counters, data cursor, schedulers, scaler, callbacks, hyperparameters
       rng/rank-0.json, .safetensors    random generators, one pair per rank
@@ -64,6 +65,11 @@ OBJECTS = "objects.pkl"
 _Write = Callable[[str], State]
 
 
+def weight_set_folder(name: str) -> str:
+    """The folder in a checkpoint that holds the weights of this name."""
+    return f"model-{name}"
+
+
 class Snapshot:
     """A checkpoint's content, ready to be written: plain data.
 
@@ -101,6 +107,8 @@ class Snapshot:
         if extra:
             rest["model_extra_state"] = extra
         self._stage("model/model", weights)
+        for name, other_weights in rest.pop("weight_sets", {}).items():
+            self._stage(f"{weight_set_folder(name)}/model", other_weights)
 
         tensors = {}
         optimizer_tensors = {}

@@ -17,6 +17,7 @@ from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
 from ..datamodule import DataModule
+from ..loop import weight_sets
 from ..loop.announce import announce_start
 from ..loop.automatic import AutomaticStep
 from ..loop.closure import ClosureStep, takes_closure
@@ -193,6 +194,8 @@ def _set_up(run: Run, request: RunRequest) -> None:
     run.hooks.call("setup", fn)
     _configure_model(run)
     _detach_last_fit(run)
+    if fn == "fit":
+        weight_sets.begin(run)
     run.engine.strategy.setup(module, run.engine.precision)
     run.resume.apply_weights()
     if fn == "fit":
@@ -355,6 +358,8 @@ def _take_down(run: Run) -> None:
     run.hooks.call("teardown", run.fn)
     run.engine.saver.wait()
     run.engine.strategy.teardown()
+    if run.fn == "fit":
+        weight_sets.end(run)
     # Whatever follows, on any rank, finds the last checkpoint complete. Also, gloo's threads must not hold the last
     # tensors of a run when the interpreter ends, as that aborts the process.
     run.engine.strategy.barrier()  # collective

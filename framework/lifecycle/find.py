@@ -14,7 +14,7 @@ from ..checkpoint.storage import join, storage_of
 from ..engine.checkpoint import read_checkpoint
 from ..errors import CheckpointError
 from ..messages import log
-from .from_lightning import adopt, is_of_lightning
+from .from_lightning import adopt, adopt_average, is_of_lightning
 
 if TYPE_CHECKING:
     from ..loop.run import Run
@@ -187,6 +187,7 @@ def read_first(
         failures = run.engine.strategy.gather_objects(failure)  # collective
         if not any(failures):
             run.resume_from(path)
+            adopt_average(run, checkpoint)
             return checkpoint
         log.warning("%s; trying the one before", next(filter(None, failures)))
     return None
@@ -208,4 +209,5 @@ def read_run(
     checkpoint = read_checkpoint(path, weights_only)
     if run.fn == "fit" and is_of_lightning(checkpoint):
         adopt(run, checkpoint)
+    adopt_average(run, checkpoint)
     return checkpoint

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.schema import RunState, loader_state
 from ..checkpoint.serialization import State
 from ..errors import CheckpointError
+from ..loop.weight_sets import evaluated_name, weight_sets
 from ..messages import log
 
 if TYPE_CHECKING:
@@ -114,3 +115,21 @@ def _adopt_callbacks(run: Run, states: State, counters: State) -> None:
 def _rename(checkpoint: dict[str, Any], key: str, ours: str) -> None:
     if key in checkpoint:
         checkpoint.setdefault(ours, checkpoint.pop(key))
+
+
+def adopt_average(run: Run, checkpoint: State) -> None:
+    """Tell the weights that are trained from their average, which Lightning saves in their place."""
+    if "current_model_state" not in checkpoint:
+        return
+    average = checkpoint["state_dict"]
+    checkpoint["state_dict"] = checkpoint.pop("current_model_state")
+    state = checkpoint.pop("averaging_state", {})
+    names = [weights.name for weights in weight_sets(run.trainer)]
+    name = evaluated_name(run.trainer) or next(iter(names), "average")
+    checkpoint.setdefault("weight_sets", {})[name] = average
+    for callback in run.trainer.callbacks:
+        if callback.weight_set is not None and callback.weight_set.name == name:
+            states = checkpoint.setdefault("callbacks", {})
+            own = states.pop(type(callback).__qualname__, {})
+            own = states.setdefault(callback.state_key, own)
+            own["n_averaged"] = int(state.get("n_averaged", 0))

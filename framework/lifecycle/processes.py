@@ -20,6 +20,7 @@ from ..arguments import check_count
 from ..data.batches import move_batch
 from ..datamodule import DataHooks
 from ..engine.engine import Engine
+from ..loop import weight_sets
 from ..loop.run import FitState, Run, RunRequest
 from ..messages import configure
 from ..seed import rng_state, set_rng_state
@@ -144,6 +145,7 @@ class RunResult:
     def of(cls, trainer: Trainer, returned: Any) -> RunResult | None:
         """What the run has changed here, its tensors on the CPU; None but on the main rank. A collective."""
         strategy, module = trainer.strategy, trainer.module
+        weight_sets.gather(trainer.run)
         weights = full_state(strategy, strategy.model_state())
         fit = None
         last = trainer.last_fit
@@ -198,6 +200,7 @@ class RunResult:
             run.resume_from(self.ckpt_path)
         if self.fit is not None:
             trainer.last_fit = FitState(module, **self.fit)
+        weight_sets.put_back(run)
         set_rng_state(self.rng)
 
 

@@ -10,7 +10,8 @@ from ...callbacks.base import Callback
 from ...strategies.optimizer_state import name_states, number_states
 from ..checkpoint.serialization import State, encode, require_loaded
 from ..errors import CheckpointError
-from ..from_checkpoint import load_weights
+from ..from_checkpoint import load_weights, with_weight_set
+from ..loop import weight_sets
 from ..loop.resume import ResumeEpoch
 from ..messages import log
 from ..metrics.metric_state import merge_metric_states
@@ -51,6 +52,15 @@ class Resume(ResumeEpoch):
         """Call the hooks for loading, and set weights, and the states of data and callbacks."""
         run, checkpoint = self.run, self._checkpoint
         module, datamodule = run.module, run.datamodule
+        name = weight_sets.evaluated_name(run.trainer)
+        if run.fn != "fit" and name is not None:
+            if name in checkpoint.get("weight_sets", {}):
+                weights = with_weight_set(checkpoint, name, run.ckpt_path)
+                checkpoint["state_dict"] = weights
+            else:
+                run.warn_once(
+                    "The checkpoint holds no weights %r: this runs on those that were trained", name
+                )  # fmt: skip
         # Hooks get the optimizers' states as torch has them.
         number_states(checkpoint)
         module.on_load_checkpoint(checkpoint)
@@ -100,6 +110,7 @@ class Resume(ResumeEpoch):
                 f"checkpoint {run.ckpt_path!r} was saved with weights_only=True, or without a fit: it cannot resume "
                 "a run; load its weights with Module.load_from_checkpoint"
             )
+        weight_sets.load(run, checkpoint)
         configured = _options(run)
         try:
             run.step.load_state_dict(checkpoint)

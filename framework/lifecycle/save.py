@@ -11,6 +11,7 @@ from ..checkpoint.saver import Save
 from ..checkpoint.serialization import State
 from ..datamodule import DataModule
 from ..errors import gather_outcomes
+from ..loop import weight_sets
 from ..metrics.values import as_floats
 from ..seed import rng_state
 from ..subclasses import overrides
@@ -63,6 +64,20 @@ def save_run(
     _require_whole_state(run)
     save_format = save_format or run.trainer.save_format
     require_save_format(save_format)
+    with weight_sets.saving(run):
+        return _save(run, path, weights_only, wait, on_complete, together, save_format)
+
+
+def _save(
+    run: Run,
+    path: str,
+    weights_only: bool,
+    wait: bool,
+    on_complete: Callable[[], None] | None,
+    together: bool,
+    save_format: str,
+) -> Save:
+    """:func:`save_run`, when the module has the weights that are trained."""
     checkpoint: State = {}
     of_this_rank: State = {}
     failed = None
@@ -155,6 +170,8 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
         "global_step": run.state.global_step,
         "state_dict": strategy.model_state(),
     }
+    if other_weights := weight_sets.states(run):
+        checkpoint["weight_sets"] = other_weights
     for owner, key in (
         (run.module, "hyper_parameters"),
         (datamodule, "datamodule_hyper_parameters"),
@@ -175,7 +192,7 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
             checkpoint["datamodule"] = datamodule.state_dict()
     if whole and strategy.capabilities.shards_state:
         # In one order on all ranks, which that of a set is not.
-        for key in ("state_dict", "optimizer_states"):
+        for key in ("state_dict", "weight_sets", "optimizer_states"):
             if key in checkpoint:
                 checkpoint[key] = full_state(strategy, checkpoint[key])  # collective
     number_states(checkpoint)

@@ -12,6 +12,7 @@ from ..data.iteration import INFINITE
 from ..engine.step_errors import explain_evaluation
 from ..metrics.metric_state import unchanged_metrics
 from ..seed import isolated_rng
+from . import weight_sets
 from .rollback import Rollback
 from .step import step_arguments
 
@@ -201,14 +202,15 @@ def evaluate(
         # What an evaluation has left that an exception ended.
         metrics.discard()
         hooks.call(f"on_{name}_start")
-        hooks.call(f"on_{name}_epoch_start")
-        metrics.begin_batches()
-        if not _Evaluation(run, name, None).evaluate(limits):
-            metrics.discard()
-            return None
-        metrics.end_batches()
-        metrics.reduce_epoch()
-        hooks.call(f"on_{name}_epoch_end")
+        with weight_sets.evaluating(run):
+            hooks.call(f"on_{name}_epoch_start")
+            metrics.begin_batches()
+            if not _Evaluation(run, name, None).evaluate(limits):
+                metrics.discard()
+                return None
+            metrics.end_batches()
+            metrics.reduce_epoch()
+            hooks.call(f"on_{name}_epoch_end")
         results = metrics.end_epoch()
         if stage != "sanity_check":
             run.trainer.log_row(results.logged)
@@ -236,9 +238,10 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
     with _without_gradients(run):
         run.module.on_predict_model_eval()
         run.hooks.call("on_predict_start")
-        run.hooks.call("on_predict_epoch_start")
-        _Evaluation(run, "predict", outputs if keep else None).evaluate(limits)
-        run.hooks.call("on_predict_epoch_end")
+        with weight_sets.evaluating(run):
+            run.hooks.call("on_predict_epoch_start")
+            _Evaluation(run, "predict", outputs if keep else None).evaluate(limits)
+            run.hooks.call("on_predict_epoch_end")
         run.hooks.call("on_predict_end")
         run.module.on_predict_model_train()
     return outputs

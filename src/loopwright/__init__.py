@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Callback,
         DeviceStatsMonitor,
         EarlyStopping,
+        EMAWeightAveraging,
         GarbageCollection,
         GradientAccumulationScheduler,
         LambdaCallback,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         ThroughputMonitor,
         Timer,
         TQDMProgressBar,
+        WeightAveraging,
     )
     from .framework import (
         CheckpointError,
@@ -100,6 +102,7 @@ __all__ = [
     "DataModule",
     "DeepSpeedStrategy",
     "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "Engine",
     "FSDPStrategy",
@@ -135,6 +138,7 @@ __all__ = [
     "TrackioLogger",
     "Trainer",
     "WandbLogger",
+    "WeightAveraging",
     "__version__",
     "cosine_schedule",
     "create_strategy",

@@ -546,14 +546,14 @@ def test_what_behaves_otherwise_is_told_by_line(
 def test_names_that_are_not_there_are_told(migrate: Migrate) -> None:
     text = (
         "import pytorch_lightning as pl\n"
-        "from lightning.pytorch.callbacks import EarlyStopping, StopsEarly, WeightAveraging\n"
+        "from lightning.pytorch.callbacks import CustomProgress, EarlyStopping, StopsEarly\n"
         "from pytorch_lightning.somewhere import X\n"
         "pl.callbacks.EarlyStopping.check_on_train_epoch_end\n"
         "pl.callbacks.NoCallback()\n"
     )
     migrate(text)
     told = re.findall(r"^program.py:(.*)$", migrate.told, re.M)  # type: ignore[attr-defined] # set by the fixture
-    start = "2: loopwright.lightning.callbacks.WeightAveraging can be imported, and does nothing: "
+    start = "2: loopwright.lightning.callbacks.CustomProgress can be imported, and does nothing: "
     assert told[1].startswith(start)
     assert told[:1] + told[2:] == [
         "2: loopwright.lightning.callbacks has no StopsEarly",

@@ -38,6 +38,7 @@ from .utilities import (
     MisconfigurationException,
     get_filesystem,
 )
+from .weight_averaging import EMAWeightAveraging, WeightAveraging
 
 __all__ = [
     "BackboneFinetuning",
@@ -228,7 +229,6 @@ BatchSizeFinder = unserved(
 CustomProgress = unserved(
     "CustomProgress", "override RichProgressBar.configure_columns"
 )
-EMAWeightAveraging = unserved("EMAWeightAveraging", _LATER)
 LearningRateFinder = unserved("LearningRateFinder", _LATER)
 MetricsTextColumn = unserved(
     "MetricsTextColumn", "override RichProgressBar.configure_columns"
@@ -237,7 +237,4 @@ ModelPruning = unserved("ModelPruning", "torch.nn.utils.prune in a callback of y
 SpikeDetection = unserved("SpikeDetection", _LATER)
 StochasticWeightAveraging = unserved(
     "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
-)
-WeightAveraging = unserved(
-    "WeightAveraging", "torch.optim.swa_utils in a callback of yours"
 )

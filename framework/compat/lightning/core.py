@@ -85,6 +85,7 @@ class LightningModule(_LightningHyperparameters, Module):
         hparams_file: Any = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        weight_set: str | None = None,
         **overrides: Any,
     ) -> Self:
         """Construct the module from a checkpoint; as :meth:`loopwright.framework.Module.load_from_checkpoint`.
@@ -95,6 +96,7 @@ class LightningModule(_LightningHyperparameters, Module):
             hparams_file: a file of hyperparameters, ``.yaml`` or ``.csv``, that go before those of the checkpoint.
             strict: as there.
             weights_only: as there.
+            weight_set: as there.
             **overrides: as there; they go before the file's.
 
         Raises:
@@ -105,7 +107,7 @@ class LightningModule(_LightningHyperparameters, Module):
             overrides = {**_taken_by(cls.__init__, saved), **overrides}
         with as_path(checkpoint_path) as path:
             return super().load_from_checkpoint(
-                path, map_location, None, strict, weights_only, **overrides
+                path, map_location, None, strict, weights_only, weight_set, **overrides
             )
 
     @property

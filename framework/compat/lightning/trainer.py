@@ -225,6 +225,11 @@ class FitLoop:
         return self._trainer.max_steps
 
     @property
+    def restarting(self) -> bool:
+        """Whether a run that resumes repeats the end of an epoch first, which none does here."""
+        return False
+
+    @property
     def max_batches(self) -> int | float:
         """Training batches in an epoch."""
         return self._trainer.num_training_batches

@@ -1,0 +1,213 @@
+"""Averages of a module's weights over the steps of a training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import (
+    get_ema_multi_avg_fn,
+    get_swa_avg_fn,
+    get_swa_multi_avg_fn,
+)
+
+from .arguments import require, require_int
+from .base import Callback
+from .weight_set import Average, WeightSet
+
+if TYPE_CHECKING:
+    from ..framework import Module, Trainer
+
+
+class WeightAveraging(Callback):
+    """Keeps an average of the weights beside those that are trained; override :meth:`should_update` to say of which.
+
+    Checkpoints hold it beside the weights, and a run that resumes goes on with both. Validation, test and prediction
+    run on it, or on that of a checkpoint if they are given one; before the first update there is none, and they run on
+    the module's weights. After the training the module has it. A further ``fit`` goes on with the weights that were
+    trained, and a checkpoint that is saved after a fit holds both, too.
+
+    ``Module.load_from_checkpoint(path, weight_set="average")``, ``Trainer.export(path, weight_set="average")`` and
+    ``python -m loopwright.framework.export CHECKPOINT FILE --weight-set average`` take the average.
+
+    Where parameters are sharded over processes, each one averages its shards.
+
+    Args:
+        device: where to keep the average. Default: where the weights are.
+        use_buffers: average buffers as the parameters; otherwise they are those of the module at the last update.
+        avg_fn: as of ``torch.optim.swa_utils.AveragedModel``: returns the new average, given it, the weights and the
+            number of updates before, each a tensor. Default: all updates weigh the same.
+        multi_avg_fn: the same for lists of tensors, which it changes.
+        evaluate: run validation, test and prediction on the average.
+        name: of the average in checkpoints. Callbacks of one class need different ones.
+
+    Raises:
+        ValueError: if ``avg_fn`` and ``multi_avg_fn`` are both given, or ``name`` is no word.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+        *,
+        avg_fn: Any = None,
+        multi_avg_fn: Any = None,
+        evaluate: bool = True,
+        name: str = "average",
+    ) -> None:
+        self.weight_set = WeightSet(name, device, use_buffers, evaluate)
+        self._average = _average_by(avg_fn, multi_avg_fn)
+        # The number of steps, and the epoch, at the last update.
+        self._latest_update_step = 0
+        self._latest_update_epoch = -1
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__qualname__}[{self.weight_set.name}]"
+
+    def should_update(
+        self, step_idx: int | None = None, epoch_idx: int | None = None
+    ) -> bool:
+        """Whether to update the average now; one of the arguments is given.
+
+        Args:
+            step_idx: index of the optimizer step that was just taken.
+            epoch_idx: index of the epoch that has just ended.
+        """
+        return step_idx is not None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        self.weight_set.begin(pl_module, trainer.strategy)
+        if trainer.global_step == 0:
+            self._latest_update_step = 0
+            self._latest_update_epoch = -1
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Module,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        if step > self._latest_update_step and self.should_update(step_idx=step - 1):
+            self._update(trainer, pl_module)
+            self._latest_update_step = step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        epoch = trainer.current_epoch
+        is_next = epoch > self._latest_update_epoch
+        if is_next and self.should_update(epoch_idx=epoch):
+            self._update(trainer, pl_module)
+            self._latest_update_epoch = epoch
+
+    def _update(self, trainer: Trainer, module: Module) -> None:
+        self.weight_set.update(module, trainer.strategy, self._average)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "latest_update_step": self._latest_update_step,
+            "latest_update_epoch": self._latest_update_epoch,
+            "n_averaged": self.weight_set.num_updates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._latest_update_step = state_dict["latest_update_step"]
+        self._latest_update_epoch = state_dict.get("latest_update_epoch", -1)
+        self.weight_set.count_from(state_dict.get("n_averaged", 0))
+
+
+class EMAWeightAveraging(WeightAveraging):
+    """Keeps an exponential moving average of the weights: ``decay * average + (1 - decay) * weights`` at each update.
+
+    It is a :class:`WeightAveraging`, called ``"ema"`` in checkpoints. Its arguments are Lightning's.
+
+    Args:
+        device: where to keep the average. Default: where the weights are.
+        use_buffers: average buffers as the parameters; otherwise they are those of the module at the last update.
+        decay: from 0 to 1; about ``1 / (1 - decay)`` updates count.
+        update_every_n_steps: update after so many optimizer steps, those whose index is a multiple of it.
+        update_starting_at_step: index of the first optimizer step after which to update. Default: all.
+        update_starting_at_epoch: from this epoch on, update after each epoch, too. Default: never.
+        **kwargs: as of :class:`WeightAveraging`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+        decay: float = 0.999,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require(0 <= decay <= 1, "decay", "a number from 0 to 1", decay)
+        require_int("update_every_n_steps", update_every_n_steps, 1)
+        ema = get_ema_multi_avg_fn(decay)
+        kwargs = {"name": "ema", "multi_avg_fn": ema, **kwargs}
+        super().__init__(device, use_buffers, **kwargs)
+        self.decay = decay
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = update_starting_at_step
+        self.update_starting_at_epoch = update_starting_at_epoch
+
+    def should_update(
+        self, step_idx: int | None = None, epoch_idx: int | None = None
+    ) -> bool:
+        if step_idx is not None:
+            first = self.update_starting_at_step or 0
+            return step_idx >= first and step_idx % self.update_every_n_steps == 0
+        first = self.update_starting_at_epoch
+        return first is not None and epoch_idx is not None and epoch_idx >= first
+
+
+def _average_by(avg_fn: Any, multi_avg_fn: Any) -> Average:
+    """What averages lists of tensors by one of torch's two kinds of functions.
+
+    Raises:
+        ValueError: if there are two.
+    """
+    if avg_fn is not None and multi_avg_fn is not None:
+        raise ValueError("avg_fn and multi_avg_fn cannot both be given")
+    if multi_avg_fn is not None:
+        return _ByLists(multi_avg_fn)
+    return _average_equally if avg_fn is None else _OneByOne(avg_fn)
+
+
+class _ByLists:
+    """Averages by a function of lists, which changes the first one."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, own: list[Tensor], others: list[Tensor], updates: int) -> None:
+        self.function(own, others, torch.tensor(updates, device=own[0].device))
+
+
+class _OneByOne:
+    """Averages by a function that returns each average."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, own: list[Tensor], others: list[Tensor], updates: int) -> None:
+        number = torch.tensor(updates, device=own[0].device)
+        for average, weights in zip(own, others, strict=True):
+            average.copy_(self.function(average, weights, number))
+
+
+def _average_equally(own: list[Tensor], others: list[Tensor], updates: int) -> None:
+    """Average so that all updates weigh the same."""
+    # torch's function of lists takes whole numbers on some devices only.
+    if own[0].is_floating_point() or own[0].is_complex():
+        get_swa_multi_avg_fn()(own, others, updates)
+        return
+    average_one = get_swa_avg_fn()
+    for average, weights in zip(own, others, strict=True):
+        average.copy_(average_one(average, weights, updates))
