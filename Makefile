@@ -12,7 +12,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # What is installed besides loopwright itself, for each target.
 EXTRAS_demo := examples
 EXTRAS_docs := docs
-EXTRAS_test := test,cli,comet,deepspeed,mlflow,monitors,parquet,s3,tqdm,trackio,wandb
+EXTRAS_test := test,cli,comet,deepspeed,mlflow,monitors,parquet,s3,tqdm,trackio,tune,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
 # Without what they depend on: litdata wants torchvision, whose build on PyPI is for CUDA alone and cannot be imported

@@ -9,12 +9,14 @@ from .base import Callback
 
 if TYPE_CHECKING:
     from .advanced_profiler import AdvancedProfiler
+    from .batch_size_finder import BatchSizeFinder
     from .device_stats_monitor import DeviceStatsMonitor
     from .early_stopping import EarlyStopping
     from .finetuning import BackboneFinetuning, BaseFinetuning
     from .garbage_collection import GarbageCollection
     from .gradient_accumulation_scheduler import GradientAccumulationScheduler
     from .lambda_callback import LambdaCallback
+    from .lr_finder import LearningRateFinder
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
     from .model_summary import ModelSummary, RichModelSummary
@@ -39,10 +41,12 @@ _MODULES = {
     "BasePredictionWriter": "prediction_writer",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EMAWeightAveraging": "weight_averaging",
+    "BatchSizeFinder": "batch_size_finder",
     "EarlyStopping": "early_stopping",
     "GarbageCollection": "garbage_collection",
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "LambdaCallback": "lambda_callback",
+    "LearningRateFinder": "lr_finder",
     "LearningRateMonitor": "lr_monitor",
     # Not public: the Trainer makes one for its argument max_time.
     "MaxTime": "timer",
@@ -70,6 +74,7 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "Callback",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
@@ -77,6 +82,7 @@ __all__ = [
     "GarbageCollection",
     "GradientAccumulationScheduler",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",

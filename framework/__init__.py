@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .module import Module
     from .optimization.parameter_groups import parameter_groups
     from .optimization.schedules import cosine_schedule, linear_schedule, wsd_schedule
+    from .optimization.tuner import Tuner
     from .seed import isolated_rng, seed_everything
     from .trainer import Trainer
 
@@ -30,6 +31,7 @@ _MODULES = {
     "Module": "module",
     "Trainer": "trainer",
     "cosine_schedule": "optimization.schedules",
+    "Tuner": "optimization.tuner",
     "find_executable_batch_size": "engine.batch_size",
     "get_logger": "engine.rank_logger",
     "isolated_rng": "seed",
@@ -47,6 +49,7 @@ __all__ = [
     "Engine",
     "Module",
     "Trainer",
+    "Tuner",
     "cosine_schedule",
     "find_executable_batch_size",
     "get_logger",

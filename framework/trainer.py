@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -45,7 +46,8 @@ from .lifecycle.callbacks import (
 )
 from .lifecycle.checks import check_new_optimizers, check_run
 from .lifecycle.compile import uncompiled
-from .lifecycle.execute import execute
+from .lifecycle.execute import begin_step, execute
+from .lifecycle.rehearsal import rehearse
 from .lifecycle.rewind import rewind
 from .lifecycle.run_checkpoints import RunCheckpoints
 from .lifecycle.save import can_save_alone, save_run
@@ -57,6 +59,7 @@ from .messages import configure
 from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
+from .seed import isolated_rng
 from .subclasses import check_loggers, overrides
 
 if TYPE_CHECKING:
@@ -610,6 +613,132 @@ class Trainer:
             return None
         epoch = self.state.epoch if epoch is None else epoch
         return self.run.loaders.train.samples_of(epoch, batch_idx)
+
+    # Trying something out.
+
+    def rehearse(
+        self,
+        steps: int,
+        callbacks: Callback | list[Callback] | None = None,
+        together: bool = False,
+    ) -> Trainer:
+        """Take some optimizer steps of a running fit, or run some batches of an evaluation, and undo all of it.
+
+        Afterwards, the weights, buffers, gradients and plain attributes of the module, optimizers, the loss scale,
+        random generators, loaders, counters and logged values are as before. The steps are those of an epoch, without
+        validation, schedulers, loggers and other callbacks. For callbacks that look for something, in a hook before
+        an epoch's first batch. All processes call this.
+
+        Args:
+            steps: how many optimizer steps; of an evaluation, batches of each loader.
+            callbacks: those that take part. They set ``should_stop`` in all processes after the same batch, if at all.
+            together: with several processes, let all leave if memory runs out in one of them.
+
+        Returns:
+            A copy of the Trainer, which has run them, and has their loaders.
+
+        Raises:
+            RuntimeError: if nothing is running, or an epoch's batches are.
+            NotImplementedError: under DeepSpeed, whose steps cannot be undone.
+            torch.OutOfMemoryError: if memory ran out, for which all is as before, too.
+            ValueError: if the training loader can be read once only, or if the strategy or the step does not allow
+                ``together``.
+        """
+        if not self.is_running or (self.training and self.batch_idx):
+            raise RuntimeError(
+                "rehearse is called in a hook, before an epoch's first batch, such as on_fit_start or "
+                f"on_train_epoch_start; this Trainer is at {self.state.where}, {self.state.status}"
+            )
+        if not self.strategy.capabilities.undoes_steps and self.run.fn == "fit":
+            raise NotImplementedError(
+                f"steps of strategy={self.strategy.name!r} cannot be undone: look for what you look for with "
+                'strategy="ddp" or "fsdp", and set it'
+            )
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        trial = self._copy_with([each for each in listed if each is not None])
+        # From an epoch's begin, with all else as it is.
+        trial.state = RunState(
+            self.current_epoch, global_step=self.global_step, seed=self.state.seed
+        )
+        trial.state.begin(self.run.fn)
+        trial.state.start()
+        trial.barebones = True
+        trial.max_epochs = -1
+        trial.max_steps = self.global_step + steps
+        trial.min_epochs = trial.min_steps = None
+        trial.num_sanity_val_steps = 0
+        if self.run.fn == "fit":
+            trial.limit_val_batches = 0
+        rehearse(self.run, trial, steps, together)
+        return trial
+
+    def call_in_run(
+        self,
+        search: Callable[[Trainer, Module], Any],
+        model: Module,
+        dataloaders: dict[str, Any],
+        datamodule: DataModule | None = None,
+        method: str = "fit",
+    ) -> Any:
+        """Set a run up, call a function in the place of its loop, and end it; the Trainer stays as it was.
+
+        Of its callbacks, those take part that only observe, but for the progress bar and the summary.
+
+        Args:
+            search: called with a copy of the Trainer and the module. It may call :meth:`rehearse`.
+            model: the module.
+            dataloaders: the loaders by stage: ``"train"`` and ``"validate"``, ``"test"`` or ``"predict"``.
+            datamodule: a ``DataModule`` instead of the loaders.
+            method: which run to set up: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+
+        Returns:
+            What the function returned, in the main process where processes are started for it.
+        """
+        if self.last_fit is not None and self.last_fit.step is not None:
+            # Its optimizers do not outlive another run of their strategy.
+            states = full_state(self.strategy, self.last_fit.states())
+            self.last_fit = self.last_fit.detached(states)
+        shown = (builtin_callbacks.ProgressBar, builtin_callbacks.ModelSummary)
+        observers = [
+            callback
+            for callback in self.callbacks
+            if callback.phase == "observe" and not isinstance(callback, shown)
+        ]
+        other = self._copy_with(observers)
+        other.state = RunState(seed=self.state.seed)
+        other.last_fit = None
+        request = other._request(method, model, datamodule, dataloaders, None, None)
+        with isolated_rng(None if self.engine.must_launch else self.engine.device):
+            try:
+                return execute(other, replace(request, search=search))
+            finally:
+                request.module.trainer = self
+
+    def _copy_with(self, callbacks: list[Callback]) -> Trainer:
+        """A copy that runs on the same engine, with other callbacks, and with requests and logged values of its own."""
+        other = copy.copy(self)
+        other.callbacks = callbacks
+        other.loggers = [DummyLogger() for _ in self.loggers[:1]]
+        other.consensus = Consensus(self.strategy, alike=True)
+        other.metrics = Metrics(self.strategy, enabled=self.metrics.enabled)
+        other.checkpoints = RunCheckpoints(other)
+        return other
+
+    def reconfigure_optimizers(self) -> None:
+        """Call ``configure_optimizers`` again, as with another learning rate, before the first step of a fit.
+
+        Raises:
+            RuntimeError: at any other time.
+        """
+        if not self.is_running or self._step is None or self.global_step:
+            raise RuntimeError(
+                "reconfigure_optimizers is called before the first optimizer step of a fit, such as in on_fit_start"
+            )
+        begin_step(self.run)
+
+    def reload_dataloaders(self) -> None:
+        """Make the loaders of the run again, as with another batch size, before an epoch's first batch."""
+        self.run.loaders.reload()
 
     # Checkpoints and logging.
 

@@ -18,6 +18,7 @@ class Capabilities:
         replaces_parameters: ``setup`` gives the module other parameters; ``setup_optimizers`` puts them into optimizers
             that were made before.
         single_module: an Engine can prepare one module only.
+        undoes_steps: a step is undone by giving parameters, buffers and optimizers their values of before.
         can_delay_sync: ``keeps_gradients_local`` may be set; then only ``sync_gradients`` averages gradients.
     """
 
@@ -27,4 +28,5 @@ class Capabilities:
     shards_state: bool = False
     replaces_parameters: bool = False
     single_module: bool = False
+    undoes_steps: bool = True
     can_delay_sync: bool = False

@@ -101,6 +101,7 @@ class DeepSpeedStrategy(Strategy):
             owns_loss_scale=True,
             manual_optimization=False,
             single_module=True,
+            undoes_steps=False,
         )
         # The configuration with what follows from the Trainer's arguments.
         self._complete_config: dict[str, Any] = {}

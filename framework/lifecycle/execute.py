@@ -23,6 +23,7 @@ from ..loop.automatic import AutomaticStep
 from ..loop.closure import ClosureStep, takes_closure
 from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
+from ..loop.loaders import limit_name
 from ..loop.manual import ManualStep
 from ..loop.optimizers import check_schedulers, parse_optimizers
 from ..loop.resume import ResumeEpoch
@@ -68,6 +69,8 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
         run = begin_run(trainer, request)
         through_module = logging_through(run.module, trainer.callbacks)
         with through_module, lifecycle(run, request):
+            if request.search is not None:
+                return request.search(trainer, run.module)
             if request.fn == "fit":
                 return fit(run)
             return _evaluate_or_predict(run, request.keep)
@@ -138,12 +141,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
 def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
     """Make the loaders, and run the loop of validation, test or prediction on them."""
     trainer, fn = run.trainer, run.fn
-    limits = {
-        "validate": trainer.limit_val_batches,
-        "test": trainer.limit_test_batches,
-        "predict": trainer.limit_predict_batches,
-    }
-    limit = limits[fn]
+    limit = getattr(trainer, limit_name(fn))
     if not run.loaders.load(fn, limit):
         if limit:
             _note_no_loader(run)
@@ -262,6 +260,21 @@ def _detach_last_fit(run: Run) -> None:
 
 def _set_up_fit(run: Run) -> None:
     """Make the optimizers and schedulers, with the states that they go on with."""
+    # This fit takes the last one's place at once, and goes on with its states below.
+    last_fit = run.trainer.last_fit
+    begin_step(run)
+    announce_start(run)
+    _log_hyperparameters(run)
+    run.note_eval_mode()
+    run.hooks.call("on_fit_start")
+    run.resume.apply_optimizers()
+    is_fresh = not run.resume.is_from_checkpoint
+    if is_fresh and last_fit is not None and last_fit.configured == run.step.configured:
+        run.step.load_state_dict(last_fit.states())
+
+
+def begin_step(run: Run) -> None:
+    """Call ``configure_optimizers``, and train with what it returns from now on."""
     trainer, module = run.trainer, run.module
     optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
     check_schedulers(optimizers, schedulers)
@@ -271,18 +284,7 @@ def _set_up_fit(run: Run) -> None:
     made = [*optimizers, *(config.scheduler for config in schedulers)]
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
-    step = make_step(run, optimizers, schedulers, kinds)
-    # This fit takes its place at once, and goes on with its states below.
-    last_fit = trainer.last_fit
-    run.begin_fit(step)
-    announce_start(run)
-    _log_hyperparameters(run)
-    run.note_eval_mode()
-    run.hooks.call("on_fit_start")
-    run.resume.apply_optimizers()
-    is_fresh = not run.resume.is_from_checkpoint
-    if is_fresh and last_fit is not None and last_fit.configured == step.configured:
-        step.load_state_dict(last_fit.states())
+    run.begin_fit(make_step(run, optimizers, schedulers, kinds))
 
 
 def _choose_step(module: Module, optimizers: list[Any]) -> type[Any]:

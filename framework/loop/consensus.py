@@ -27,6 +27,10 @@ class Consensus:
     Several ranks agree about once a second, in one all-reduce of five numbers. All of them do so after the same batch,
     as each agreement also says when the next one is due: after more batches where steps are quick.
 
+    Args:
+        strategy: has the ranks.
+        alike: all ranks request the same after the same batch, so that a request is an agreement.
+
     Attributes:
         stop_requested, skip_requested: this rank asks to end the training, or to skip the rest of the epoch.
         stop, skip: all ranks do so.
@@ -36,8 +40,9 @@ class Consensus:
         due: batches of the epoch after which the next agreement is due; infinite on a single rank.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, alike: bool = False) -> None:
         self.strategy = strategy
+        self._alike = alike
         self.stop_requested = False
         self.stop = False
         self.skip_requested = False
@@ -58,7 +63,7 @@ class Consensus:
     @property
     def _is_alone(self) -> bool:
         """Whether there is a single rank, which need not ask others."""
-        return self.strategy.world_size == 1
+        return self._alike or self.strategy.world_size == 1
 
     def clock(self) -> float:
         """Seconds since the run began; with several ranks, until the last agreement, which is the same on all."""

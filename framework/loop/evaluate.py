@@ -13,8 +13,10 @@ from ..engine.step_errors import explain_evaluation
 from ..metrics.metric_state import unchanged_metrics
 from ..seed import isolated_rng
 from . import weight_sets
+from .loaders import limit_name
 from .rollback import Rollback
 from .step import step_arguments
+from .together import leaving_together
 
 if TYPE_CHECKING:
     from .run import Run
@@ -245,6 +247,35 @@ def predict(run: Run, limits: list[int | float], keep: bool) -> list[list[Any]]:
         run.hooks.call("on_predict_end")
         run.module.on_predict_model_train()
     return outputs
+
+
+def try_batches(run: Run, num_batches: int) -> None:
+    """Run some batches of each loader, as :func:`evaluate` and :func:`predict` do, without what follows the last.
+
+    Args:
+        run: an evaluation.
+        num_batches: how many of each loader.
+
+    Raises:
+        torch.OutOfMemoryError: in all processes, if memory runs out in one.
+    """
+    hooks, metrics = run.hooks, run.metrics
+    if not run.loaders.load(run.fn, getattr(run.trainer, limit_name(run.fn))):
+        return
+    limits: list[int | float] = [
+        min(num_batches, most) for most in run.loaders.max_batches[run.fn]
+    ]
+    name = _NAMES[run.fn]
+    run.engine.start_evaluation()
+    with _without_gradients(run):
+        getattr(run.module, f"on_{name}_model_eval")()
+        if name != "predict":
+            metrics.enter(name, "epoch")
+        hooks.call(f"on_{name}_start")
+        hooks.call(f"on_{name}_epoch_start")
+        metrics.begin_batches()
+        with leaving_together(run.engine):
+            _Evaluation(run, name, None).evaluate(limits)
 
 
 def _without_gradients(run: Run) -> AbstractContextManager[Any]:

@@ -266,7 +266,7 @@ class RunLoaders:
                 self._noted_stages.add(stage)
                 log.info(
                     "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To "
-                    "end there, set %s=%d", stage, reported, _limit_of(stage), reported,
+                    "end there, set %s=%d", stage, reported, limit_name(stage), reported,
                 )  # fmt: skip
                 yield batch
         yield from batches
@@ -287,7 +287,7 @@ class RunLoaders:
         if stage not in self.loaders or again:
             self._make(stage)
         loaders = self._evaluation[stage]
-        lengths = [loader.limit_to(limit, _limit_of(stage)) for loader in loaders]
+        lengths = [loader.limit_to(limit, limit_name(stage)) for loader in loaders]
         by_rank = self.trainer.strategy.gather_objects(lengths)  # collective
         for number, loader in enumerate(loaders):
             loader.compare([counts[number] for counts in by_rank])
@@ -403,6 +403,17 @@ class RunLoaders:
                 in_order = chain.from_iterable(in_turn)
             merged.append([output for output in in_order if output is not NO_BATCH])
         return merged
+
+    def reload(self) -> None:
+        """Make those loaders again that have been made, as with another batch size. All ranks call this."""
+        for stage in [*self.loaders]:
+            if stage == "train":
+                self.load_train(again=True)
+            else:
+                limits = self.max_batches[stage]
+                self.load(stage, getattr(self.trainer, limit_name(stage)), again=True)
+                # An evaluation that has begun has been given this list.
+                limits[:] = self.max_batches[stage]
 
     # Moving batches.
 
@@ -605,7 +616,7 @@ class EvaluationLoader:
             self._copy.__dict__["_iterator"] = None
 
 
-def _limit_of(stage: str) -> str:
+def limit_name(stage: str) -> str:
     """The Trainer's argument that limits the batches of a stage."""
     return f"limit_{'val' if stage == 'validate' else stage}_batches"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -36,6 +37,7 @@ class RunRequest:
         ckpt_path: as passed.
         weights_only: as passed.
         keep: which predictions to return: ``"own"``, ``"all"`` or ``"none"``.
+        search: what to call in the place of the loop, with the Trainer and the module.
     """
 
     fn: str
@@ -45,6 +47,7 @@ class RunRequest:
     ckpt_path: Any = None
     weights_only: bool | None = None
     keep: str = "own"
+    search: Callable[[Trainer, Module], Any] | None = None
 
 
 @dataclass

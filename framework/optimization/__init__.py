@@ -1,1 +1,1 @@
-"""What ``configure_optimizers`` is made of: schedules of the learning rate, and groups of parameters."""
+"""What ``configure_optimizers`` is made of: schedules of the learning rate, groups of parameters, and the Tuner."""

@@ -340,7 +340,7 @@ __all__ = ["LightningModule"]
         """
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
-    BackboneFinetuning,  # slow
+    CustomProgress,  # slow
     EarlyStopping,  # soon
     ModelCheckpoint as Saver,
     MetricsTextColumn
@@ -359,7 +359,7 @@ def f():
 import loopwright as pl
 import loopwright.lightning.utilities
 from loopwright.lightning.callbacks import (
-    BackboneFinetuning,  # slow
+    CustomProgress,  # slow
     MetricsTextColumn
 )
 from loopwright.callbacks import (

@@ -47,11 +47,15 @@ MOVED = {
 # Names below the root of Lightning, and what they are called here. A module between the folder and the class, such as
 # callbacks.model_checkpoint.ModelCheckpoint, is left out before the look-up.
 _CALLBACKS = (
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "Callback",
     "DeviceStatsMonitor",
     "EarlyStopping",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
@@ -86,6 +90,7 @@ _NATIVE_LIGHTNING = {
     "seed_everything": "loopwright.seed_everything",
     "strategies": "loopwright.strategies",
     "trainer.Trainer": "loopwright.Trainer",
+    "tuner.Tuner": "loopwright.Tuner",
     "utilities.CombinedLoader": "loopwright.CombinedLoader",
     "utilities.seed_everything": "loopwright.seed_everything",
     "utilities.isolate_rng": "loopwright.isolated_rng",

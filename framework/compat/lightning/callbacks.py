@@ -11,6 +11,7 @@ from typing import Any
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
 from ....callbacks import BasePredictionWriter as NativeBasePredictionWriter
+from ....callbacks import BatchSizeFinder as NativeBatchSizeFinder
 from ....callbacks import (
     Callback,
     EarlyStopping,
@@ -26,6 +27,7 @@ from ....callbacks import (
     TQDMProgressBar,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
+from ....callbacks import LearningRateFinder as NativeLearningRateFinder
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
@@ -36,7 +38,9 @@ from .files import yaml_of
 from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
+    MisconfiguredValue,
     get_filesystem,
+    rank_zero_warn,
 )
 from .weight_averaging import EMAWeightAveraging, WeightAveraging
 
@@ -222,14 +226,30 @@ class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
             super().freeze_before_training(pl_module)
 
 
+class LearningRateFinder(NativeLearningRateFinder):
+    """A :class:`~loopwright.callbacks.LearningRateFinder`."""
+
+    error = MisconfiguredValue
+
+
+class BatchSizeFinder(NativeBatchSizeFinder):
+    """A :class:`~loopwright.callbacks.BatchSizeFinder`."""
+
+    error = MisconfiguredValue
+
+    def scale_batch_size(self, trainer: Any, pl_module: Any) -> int | None:
+        name = self.batch_arg_name
+        if hasattr(pl_module, name) and name in pl_module.hparams:
+            rank_zero_warn(
+                f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
+            )
+        return super().scale_batch_size(trainer, pl_module)
+
+
 _LATER = "it comes in a later version"
-BatchSizeFinder = unserved(
-    "BatchSizeFinder", 'Trainer(micro_batch="auto") divides a batch that does not fit'
-)
 CustomProgress = unserved(
     "CustomProgress", "override RichProgressBar.configure_columns"
 )
-LearningRateFinder = unserved("LearningRateFinder", _LATER)
 MetricsTextColumn = unserved(
     "MetricsTextColumn", "override RichProgressBar.configure_columns"
 )

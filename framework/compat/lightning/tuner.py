@@ -1,12 +1,20 @@
-"""Lightning's tuner, which is not there yet."""
+"""Lightning's tuner."""
 
 from __future__ import annotations
 
-from ..imports import unserved
+from ....callbacks.lr_finder import LearningRateResult
+from ...optimization.tuner import Tuner as NativeTuner
+from .callbacks import BatchSizeFinder, LearningRateFinder
+from .utilities import MisconfiguredValue
 
-__all__ = ["Tuner"]
+__all__ = ["Tuner", "_LRFinder"]
 
-Tuner = unserved(
-    "Tuner",
-    'it comes in a later version; Trainer(micro_batch="auto") divides a batch that does not fit',
-)
+_LRFinder = LearningRateResult
+
+
+class Tuner(NativeTuner):
+    """A :class:`~loopwright.framework.Tuner`."""
+
+    error = MisconfiguredValue
+    learning_rate_finder = LearningRateFinder
+    batch_size_finder = BatchSizeFinder

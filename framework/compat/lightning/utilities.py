@@ -94,6 +94,10 @@ class MisconfigurationException(Exception):
     """Programs raise it where their arguments do not fit together."""
 
 
+class MisconfiguredValue(MisconfigurationException, ValueError):
+    """The same where Loopwright raises a ValueError."""
+
+
 class PossibleUserWarning(UserWarning):
     """A warning about what a user may not have meant."""
 
