@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .lr_finder import LearningRateFinder
     from .lr_monitor import LearningRateMonitor
     from .model_checkpoint import ModelCheckpoint
+    from .model_pruning import ModelPruning
     from .model_summary import ModelSummary, RichModelSummary
     from .on_exception_checkpoint import OnExceptionCheckpoint
     from .prediction_files import PredictionWriter
@@ -51,6 +52,7 @@ _MODULES = {
     # Not public: the Trainer makes one for its argument max_time.
     "MaxTime": "timer",
     "ModelCheckpoint": "model_checkpoint",
+    "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",
     "PredictionWriter": "prediction_files",
@@ -85,6 +87,7 @@ __all__ = [
     "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
     "PredictionWriter",

@@ -46,6 +46,7 @@ PUBLIC = {
         "LearningRateFinder",
         "LearningRateMonitor",
         "ModelCheckpoint",
+        "ModelPruning",
         "ModelSummary",
         "OnExceptionCheckpoint",
         "PredictionWriter",

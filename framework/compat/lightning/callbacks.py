@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+
+from torch.nn.utils.prune import BasePruningMethod
 
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
@@ -29,6 +32,7 @@ from ....callbacks import (
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
 from ....callbacks import LearningRateFinder as NativeLearningRateFinder
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
+from ....callbacks import ModelPruning as NativeModelPruning
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
 from ....callbacks.prediction_writer import WriteInterval
@@ -210,6 +214,23 @@ class DeviceStatsMonitor(NativeDeviceStatsMonitor):
             super().setup(trainer, pl_module, stage)
 
 
+class ModelPruning(NativeModelPruning):
+    """A :class:`~loopwright.callbacks.ModelPruning`, with the same arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _misconfigured():
+            super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def sanitize_parameters_to_prune(*args: Any, **kwargs: Any) -> Any:
+        with _misconfigured():
+            return NativeModelPruning.sanitize_parameters_to_prune(*args, **kwargs)
+
+    @staticmethod
+    def _is_pruning_method(method: Any) -> bool:
+        return inspect.isclass(method) and issubclass(method, BasePruningMethod)
+
+
 class BaseFinetuning(NativeBaseFinetuning):
     """A :class:`~loopwright.callbacks.BaseFinetuning` whose groups can be read under Lightning's name for them."""
 
@@ -253,7 +274,6 @@ CustomProgress = unserved(
 MetricsTextColumn = unserved(
     "MetricsTextColumn", "override RichProgressBar.configure_columns"
 )
-ModelPruning = unserved("ModelPruning", "torch.nn.utils.prune in a callback of yours")
 SpikeDetection = unserved("SpikeDetection", _LATER)
 StochasticWeightAveraging = unserved(
     "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
