@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .lambda_callback import LambdaCallback
     from .lr_finder import LearningRateFinder
     from .lr_monitor import LearningRateMonitor
+    from .memory_snapshot import MemorySnapshot
     from .model_checkpoint import ModelCheckpoint
     from .model_pruning import ModelPruning
     from .model_summary import ModelSummary, RichModelSummary
@@ -51,6 +52,7 @@ _MODULES = {
     "LearningRateMonitor": "lr_monitor",
     # Not public: the Trainer makes one for its argument max_time.
     "MaxTime": "timer",
+    "MemorySnapshot": "memory_snapshot",
     "ModelCheckpoint": "model_checkpoint",
     "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
@@ -86,6 +88,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateFinder",
     "LearningRateMonitor",
+    "MemorySnapshot",
     "ModelCheckpoint",
     "ModelPruning",
     "ModelSummary",

@@ -45,6 +45,7 @@ PUBLIC = {
         "LambdaCallback",
         "LearningRateFinder",
         "LearningRateMonitor",
+        "MemorySnapshot",
         "ModelCheckpoint",
         "ModelPruning",
         "ModelSummary",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gc
+import logging
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from loopwright.callbacks import (
+    AdvancedProfiler,
     Callback,
     DeviceStatsMonitor,
     GarbageCollection,
+    MemorySnapshot,
     ModelCheckpoint,
     ThroughputMonitor,
+    TQDMProgressBar,
 )
 from loopwright.callbacks.peak_flops import peak_of
 from loopwright.framework import Module
 from loopwright.loggers import CSVLogger
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
+from tests.strategies.distributed import in_processes
 
 
 def rows_of(logger: CSVLogger) -> list[dict[str, float]]:
@@ -307,3 +313,69 @@ def test_peaks_of_32_bit_floats_go_by_what_torch_may_round():
         assert peak_of("Tesla V100-SXM2-16GB", torch.float32) == 15.7e12
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_memory_of_a_cpu_is_not_recorded_which_a_line_says(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    class Fails(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+    snapshot = MemorySnapshot(tmp_path)
+    with (
+        caplog.at_level(logging.INFO, "loopwright"),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        fit(snapshot, module=Fails())
+    assert "CUDA devices only; on cpu nothing is recorded" in caplog.text
+    assert snapshot.path == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_snapshot_tells_what_has_asked_for_memory(tmp_path: Path):
+    class Greedy(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.kept = torch.empty(2**20, device=self.device)
+            return torch.empty(2**50, device=self.device)
+
+    snapshot = MemorySnapshot(tmp_path)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(snapshot, module=Greedy(), accelerator="gpu", devices=1, validate=False)
+    assert snapshot.path == str(tmp_path / "memory-fit-rank0.pickle")
+    written = pickle.loads(Path(snapshot.path).read_bytes())
+    frames = {
+        frame["name"]
+        for events in written["device_traces"]
+        for event in events
+        for frame in event.get("frames", ())
+    }
+    assert "training_step" in frames
+
+
+def scenes(folder: Path) -> None:
+    """Run all monitors in two processes."""
+    logger = CSVLogger(folder)
+    callbacks = [
+        ThroughputMonitor(window_size=2),
+        DeviceStatsMonitor(),
+        GarbageCollection(every_n_train_steps=1),
+        TQDMProgressBar(),
+    ]
+    profiler = AdvancedProfiler(folder / "profiles", "calls", line_count_restriction=5)
+    fit(*callbacks, logger=logger, profiler=profiler, devices=2, strategy="ddp")
+
+
+@pytest.mark.slow
+def test_several_processes_are_measured_together(tmp_path: Path):
+    in_processes(2, scenes, tmp_path)
+    (metrics,) = tmp_path.glob("*/*/metrics.csv")
+    with metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/samples_per_sec"]]
+    assert [row["step"] for row in rows] == [*map(str, range(2, 7))]
+    for row in rows:
+        one = float(row["train/device/samples_per_sec"])
+        assert float(row["train/samples_per_sec"]) == pytest.approx(2 * one)
+    names = {path.name for path in (tmp_path / "profiles").iterdir()}
+    assert names == {"fit-calls-0.txt", "fit-calls-1.txt"}
