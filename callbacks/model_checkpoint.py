@@ -235,6 +235,11 @@ class ModelCheckpoint(Callback):
         )
 
     @property
+    def every_n_train_steps(self) -> int:
+        """After how many optimizer steps a checkpoint is due; 0: steps make none due."""
+        return self._schedule.every_n_train_steps
+
+    @property
     def every_n_epochs(self) -> int:
         """After how many epochs a checkpoint is due; 0: epochs make none due."""
         return self._schedule.every_n_epochs

@@ -108,7 +108,8 @@ class MLFlowLogger(ServiceLogger):
         else:
             self._experiment_id = self._find_experiment(client)
             run = client.create_run(
-                experiment_id=self._experiment_id, tags=self._resolved_tags()
+                experiment_id=self._experiment_id,
+                tags=self.resolved_tags(self._tags_with_name()),
             )
         self._initialized = True
         return client, run.info.run_id
@@ -121,16 +122,19 @@ class MLFlowLogger(ServiceLogger):
             name=self._project, artifact_location=self._artifact_location
         )
 
-    def _resolved_tags(self) -> dict[str, Any]:
-        """The run's tags, with those that MLflow finds, such as the user's and the program's name."""
+    def resolved_tags(self, tags: dict[str, Any] | None) -> dict[str, Any]:
+        """Tags with those that MLflow finds, such as the user's and the program's name."""
         from mlflow.tracking.context.registry import resolve_tags
 
+        return resolve_tags(tags)
+
+    def _tags_with_name(self) -> dict[str, Any] | None:
         if self._run_name is not None:
             name = "mlflow.runName"
             if self.tags and name in self.tags:
                 log.warning("run_name=%r overrides the tag %s", self._run_name, name)
             self.tags = {**(self.tags or {}), name: self._run_name}
-        return resolve_tags(self.tags)
+        return self.tags
 
     def recall(self, earlier: list[Row], sent: int, dropped: list[Row]) -> list[Row]:
         if not earlier and not dropped:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from time import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from .base import Logger
@@ -176,16 +177,19 @@ class ServiceLogger(Logger):
 
     def open(self) -> None:
         """Begin or go on; the sender calls it."""
-        self._experiment, self._run_id = self.begin()
+        self._experiment, run_id = self.begin()
+        self._run_id = str(run_id)
 
     def folder(self) -> str:
         """Where rows are kept."""
         if self._folder is None:
-            parts = (self._save_dir or ".", self._project, self._run_id)
-            names = [str(part) for part in parts if part is not None]
-            if self._run_id is None:
-                names.append(f"{UNNAMED}{int(time() * 1000):x}")
-            self._folder = absolute(os.path.join(*names))
+            name = self._run_id or f"{UNNAMED}{int(time() * 1000):x}"
+            parts = (self._save_dir or ".", self._project or "", name)
+            folder = absolute(os.path.join(*parts))
+            if self._given_id is None and exists(os.path.join(folder, "rows.jsonl")):
+                # Another logger's of the same run, or of another service's run of that name.
+                folder += f"-{int(time() * 1000):x}"
+            self._folder = folder
         return self._folder
 
     # What is logged.
@@ -198,8 +202,7 @@ class ServiceLogger(Logger):
         plain, special = {}, {}
         values: dict[str, Any] = metrics
         for name, value in values.items():
-            if hasattr(value, "tolist"):
-                # Tensors and NumPy's numbers, among others.
+            if isinstance(value, (Tensor, np.generic)):
                 value = value.tolist()
             group = plain if _is_plain(value) else special
             group[self.prefixed(name)] = value

@@ -101,20 +101,27 @@ class WandbLogger(ServiceLogger):
             run = self._init_run(wandb)
         return run, run.id
 
+    def init_options(self) -> Row:
+        """The arguments of ``wandb.init``."""
+        mode = {"mode": "offline"} if self._offline else {}
+        return {**self._wandb_init, "id": self._run_id, **mode}
+
     def _init_run(self, wandb: Any) -> Any:
-        options = {**self._wandb_init, "id": self._run_id}
-        if self._offline:
-            options["mode"] = "offline"
+        options = self.init_options()
         run = wandb.init(**options)
-        if options.get("sync_tensorboard"):
-            run.define_metric("*", step_metric="global_step")
-        else:
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP, step_sync=True)
+        # What wandb gives for a run that is disabled has no x-axis.
+        define = getattr(run, "define_metric", None)
+        if define is not None and options.get("sync_tensorboard"):
+            define("*", step_metric="global_step")
+        elif define is not None:
+            define(STEP)
+            define("*", step_metric=STEP, step_sync=True)
         return run
 
     def recall(self, earlier: list[Row], sent: int, dropped: list[Row]) -> list[Row]:
         run = self._experiment
+        if not earlier and not dropped:
+            return []
         if self._is_joined or run.resumed is True:
             return super().recall(earlier, sent, dropped)
         # The service has nothing of this run.

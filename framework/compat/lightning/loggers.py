@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
+from ....loggers import CometLogger as NativeCometLogger
 from ....loggers import CSVLogger as NativeCSVLogger
 from ....loggers import Logger
+from ....loggers import MLFlowLogger as NativeMLFlowLogger
 from ....loggers import TensorBoardLogger as NativeTensorBoardLogger
+from ....loggers import WandbLogger as NativeWandbLogger
 from ....loggers.dummy import DummyLogger, NullObject
 from ..imports import unserved
 from .files import yaml_of
-from .utilities import rank_zero_only
+from .utilities import MisconfigurationException, rank_zero_only
 
 __all__ = [
+    "_COMET_AVAILABLE",
+    "_MLFLOW_AVAILABLE",
+    "_MLFLOW_SYNCHRONOUS_AVAILABLE",
+    "_WANDB_AVAILABLE",
     "CSVLogger",
     "CometLogger",
     "DummyExperiment",
@@ -29,11 +39,19 @@ __all__ = [
     "_add_prefix",
     "_convert_params",
     "_flatten_dict",
+    "_get_resolve_tags",
     "_sanitize_callable_params",
     "rank_zero_experiment",
 ]
 
 DummyExperiment = NullObject
+
+
+log = logging.getLogger("loopwright")
+
+
+def _is_installed(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 class _HyperparametersInYAML:
@@ -84,6 +102,199 @@ class CSVLogger(_HyperparametersInYAML, NativeCSVLogger):
         flush_logs_every_n_steps: int = 100,
     ) -> None:
         super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
+
+
+# Loggers of services. As Lightning's, they wait until the service's library has taken a row, though not for a service
+# that does not answer.
+
+_ANSWER_SECONDS = 2.0
+_WANDB_AVAILABLE = _is_installed("wandb")
+_MLFLOW_AVAILABLE = _is_installed("mlflow")
+_MLFLOW_SYNCHRONOUS_AVAILABLE = _MLFLOW_AVAILABLE
+_COMET_AVAILABLE = _is_installed("comet_ml")
+
+
+class WandbLogger(NativeWandbLogger):
+    """A :class:`~loopwright.loggers.WandbLogger` whose project is ``lightning_logs`` by default."""
+
+    answer_seconds = _ANSWER_SECONDS
+    default_project = "lightning_logs"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        save_dir: Any = ".",
+        version: str | None = None,
+        offline: bool = False,
+        dir: Any = None,
+        id: str | None = None,
+        anonymous: bool | None = None,
+        project: str | None = None,
+        log_model: Literal["all"] | bool = False,
+        experiment: Any = None,
+        prefix: str = "",
+        checkpoint_name: str | None = None,
+        add_file_policy: Literal["mutable", "immutable"] = "mutable",
+        **kwargs: Any,
+    ) -> None:
+        if offline and log_model:
+            raise MisconfigurationException(
+                f"log_model={log_model} and offline={offline}: checkpoints cannot be uploaded in offline mode"
+            )
+        super().__init__(
+            name,
+            save_dir,
+            version,
+            offline,
+            dir,
+            id,
+            anonymous,
+            project,
+            log_model,
+            experiment,
+            prefix,
+            checkpoint_name,
+            add_file_policy,
+            **kwargs,
+        )
+        self._wandb_init.setdefault("anonymous", None)
+
+    def begin(self) -> tuple[Any, str]:
+        if self._offline:
+            os.environ["WANDB_MODE"] = "dryrun"
+        return super().begin()
+
+    def init_options(self) -> dict[str, Any]:
+        return {**self._wandb_init, "id": self._run_id}
+
+    @property
+    def version(self) -> str | None:
+        if self._experiment is not None:
+            return self._experiment.id
+        return super().version
+
+    def describe(self, callback: Any) -> dict[str, Any]:
+        return {**super().describe(callback), **_schedule_of(callback)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The run belongs to the process that has made the logger; others join it.
+        self.claim()
+        return super().__getstate__()
+
+
+def _schedule_of(callback: Any) -> dict[str, Any]:
+    """How often a callback saves, as Lightning's metadata have it."""
+    return {"_every_n_train_steps": callback.every_n_train_steps}
+
+
+class MLFlowLogger(NativeMLFlowLogger):
+    """A :class:`~loopwright.loggers.MLFlowLogger` in the experiment ``lightning_logs``, in a store of files."""
+
+    answer_seconds = _ANSWER_SECONDS
+
+    def __init__(
+        self,
+        experiment_name: str = "lightning_logs",
+        run_name: str | None = None,
+        tracking_uri: str | None = os.environ.get("MLFLOW_TRACKING_URI"),
+        tags: dict[str, Any] | None = None,
+        save_dir: str | None = "./mlruns",
+        log_model: Literal["all"] | bool = False,
+        prefix: str = "",
+        artifact_location: str | None = None,
+        run_id: str | None = None,
+        synchronous: bool | None = None,
+    ) -> None:
+        super().__init__(
+            experiment_name,
+            run_name,
+            tracking_uri,
+            tags,
+            save_dir,
+            log_model,
+            prefix,
+            artifact_location,
+            run_id,
+            synchronous,
+        )
+
+    def default_store(self, folder: str) -> str:
+        uri = f"file:{self._save_dir}"
+        try:
+            from mlflow.tracking import MlflowClient
+
+            MlflowClient(uri)
+        except Exception as error:
+            log.warning("MLFlowLogger uses SQLite in %s: %s", folder, error)
+            return super().default_store(folder)
+        return uri
+
+    @property
+    def save_dir(self) -> str | None:
+        uri = self._tracking_uri
+        if uri.startswith("file:"):
+            return uri.removeprefix("file:")
+        return self._save_dir if uri.startswith("sqlite:") else None
+
+    def resolved_tags(self, tags: dict[str, Any] | None) -> dict[str, Any]:
+        return _get_resolve_tags()(tags)
+
+    def describe(self, callback: Any) -> dict[str, Any]:
+        return {**super().describe(callback), **_schedule_of(callback)}
+
+
+def _get_resolve_tags() -> Callable[..., Any]:
+    """What adds the tags to a run's that MLflow finds."""
+    try:
+        from mlflow.tracking.context.registry import resolve_tags
+    except ImportError:
+        return lambda tags: tags
+    return resolve_tags
+
+
+class CometLogger(NativeCometLogger):
+    """A :class:`~loopwright.loggers.CometLogger` that begins its experiment at once, and knows older arguments."""
+
+    answer_seconds = _ANSWER_SECONDS
+    _framework = "pytorch-lightning"
+
+    def __init__(self, **kwargs: Any) -> None:
+        for older, name in (("experiment_name", "name"), ("project_name", "project")):
+            if older in kwargs:
+                log.warning("CometLogger: use %s instead of %s", name, older)
+                kwargs.setdefault(name, kwargs.pop(older))
+        if "offline" in kwargs:
+            log.warning("CometLogger: use online instead of offline")
+            kwargs.setdefault("online", not kwargs.pop("offline"))
+        super().__init__(**kwargs)
+        if rank_zero_only.rank == 0:
+            self.claim()
+
+    @property
+    def version(self) -> str | None:
+        return None if self._experiment is None else self._experiment.get_key()
+
+    def _log(self, values: dict[str, Any], step: Any, epoch: Any) -> None:
+        self._experiment.__internal_api__log_metrics__(
+            values,
+            step=step,
+            epoch=epoch,
+            prefix=self._prefix,
+            framework=self._framework,
+        )
+
+    def send_hparams(self, values: dict[str, Any]) -> None:
+        self._experiment.__internal_api__log_parameters__(
+            parameters=values,
+            framework=self._framework,
+            flatten_nested=True,
+            source="manual",
+        )
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        self.experiment.__internal_api__set_model_graph__(
+            graph=model, framework=self._framework
+        )
 
 
 def rank_zero_experiment(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,9 +352,6 @@ def _add_prefix(
     return {f"{prefix}{separator}{name}": value for name, value in metrics.items()}
 
 
-_OTHERS = "use CSVLogger or TensorBoardLogger, or a Logger of your own; this one comes in a later version"
-CometLogger = unserved("CometLogger", _OTHERS)
+_OTHERS = "use one of loopwright.loggers, such as WandbLogger or MLFlowLogger, or a Logger of your own"
 LitLogger = unserved("LitLogger", _OTHERS)
-MLFlowLogger = unserved("MLFlowLogger", _OTHERS)
 NeptuneLogger = unserved("NeptuneLogger", _OTHERS)
-WandbLogger = unserved("WandbLogger", _OTHERS)

@@ -150,6 +150,14 @@ class Trainer(native.Trainer):
         return self.engine.scaler
 
     @property
+    def log_dir(self) -> Any:
+        """The first logger's folder of this run; of a logger that has none, where it keeps all of them."""
+        logger = self.logger
+        if logger is None or logger.log_dir is not None:
+            return super().log_dir
+        return logger.save_dir
+
+    @property
     def received_sigterm(self) -> bool:
         """Whether a signal has asked the training to end."""
         return bool(self.consensus.signal_requested)
