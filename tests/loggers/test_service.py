@@ -133,7 +133,8 @@ def test_a_service_that_comes_back(caplog: pytest.LogCaptureFixture):
 def test_a_row_that_the_service_refuses(caplog: pytest.LogCaptureFixture):
     logger = ListLogger()
     for step, bad in enumerate((False, True, False, True)):
-        logger.log_metrics({"train_loss": torch.tensor(1.0), "bad": bad}, step)
+        row: dict[str, Any] = {"train_loss": torch.tensor(1.0), "bad": bad}
+        logger.log_metrics(row, step)
     logger.finalize("success")
     assert losses("run0") == [0, 2]
     (said,) = [r.message for r in caplog.records]

@@ -35,7 +35,7 @@ def of_rows(rows: Iterator[dict[str, Any]], step: str = "step") -> Points:
 
 
 def wandb_rows() -> Iterator[dict[str, Any]]:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore # made at run time
     from wandb.sdk.internal.datastore import DataStore
 
     for path in glob("wandb_here/wandb/offline-run-*/*.wandb"):

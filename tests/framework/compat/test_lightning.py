@@ -279,11 +279,11 @@ def test_plugins_are_taken_or_refused_by_name(
 
 
 def test_what_is_not_there_can_be_imported_and_says_so_when_it_is_used() -> None:
-    from loopwright.lightning.loggers import WandbLogger
+    from loopwright.lightning.loggers import NeptuneLogger
 
-    assert not isinstance(object(), WandbLogger)
-    with pytest.raises(NotImplementedError, match="WandbLogger is not there"):
-        WandbLogger(project="x")
+    assert not isinstance(object(), NeptuneLogger)
+    with pytest.raises(NotImplementedError, match="NeptuneLogger is not there"):
+        NeptuneLogger(project="x")
     kind = unserved("Old", "use New")
 
     class Derived(kind): ...
