@@ -75,17 +75,39 @@ def run_raw(work: Work) -> None:
         optimizer.step()
 
 
-def run_loopwright(work: Work) -> None:
+def run_loopwright(work: Work, callbacks: list[Any] | None = None) -> None:
     from loopwright.framework import Module, Trainer
 
     class Ours(Steps, Module):
         pass
 
     options: dict[str, Any] = (
-        {"default_root_dir": work.folder} if work.full else {"barebones": True}
+        {"default_root_dir": work.folder, "callbacks": callbacks}
+        if work.full
+        else {"barebones": True}
     )
     Trainer(accelerator="cpu", devices=1, max_epochs=1, **options).fit(
         Ours(work), work.loader()
+    )
+
+
+def run_monitored(work: Work) -> None:
+    """All that measures a run, beside what is there by default."""
+    from loopwright.callbacks import (
+        DeviceStatsMonitor,
+        GarbageCollection,
+        LearningRateMonitor,
+        ThroughputMonitor,
+    )
+
+    run_loopwright(
+        work,
+        [
+            DeviceStatsMonitor(),
+            GarbageCollection(),
+            LearningRateMonitor(),
+            ThroughputMonitor(),
+        ],
     )
 
 
@@ -193,12 +215,15 @@ def run_ignite(work: Work) -> None:
 RUN: dict[str, Callable[[Work], None]] = {
     "raw": run_raw,
     "loopwright": run_loopwright,
+    "monitored": run_monitored,
     "engine": run_engine,
     "lightning": run_lightning,
     "accelerate": run_accelerate,
     "ignite": run_ignite,
 }
-OURS = ("raw", "loopwright", "engine")
+OURS = ("raw", "loopwright", "monitored", "engine")
+# What differs from another contender only where nothing is switched off.
+FULL_ONLY = ("monitored",)
 DISTRIBUTIONS = {
     "lightning": "lightning",
     "accelerate": "accelerate",
@@ -206,13 +231,18 @@ DISTRIBUTIONS = {
 }
 
 
-def installed() -> list[str]:
+def installed(full: bool = False) -> list[str]:
     """The contenders that can run here."""
-    return [name for name in RUN if name in OURS or find_spec(name) is not None]
+    return [
+        name
+        for name in RUN
+        if (name in OURS or find_spec(name) is not None)
+        and (full or name not in FULL_ONLY)
+    ]
 
 
 def missing() -> list[str]:
-    return [name for name in RUN if name not in installed()]
+    return [name for name in RUN if name not in installed(full=True)]
 
 
 def title(name: str) -> str:
@@ -222,6 +252,7 @@ def title(name: str) -> str:
     return {
         "raw": "raw loop",
         "loopwright": "Loopwright",
+        "monitored": "Loopwright, with all monitors",
         "engine": "Loopwright's Engine",
     }[name]
 

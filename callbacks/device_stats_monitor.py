@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,10 @@ from .base import Callback
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
+
+
+# Seconds.
+_CPU_INTERVAL = 0.1
 
 
 class DeviceStatsMonitor(Callback):
@@ -23,7 +29,8 @@ class DeviceStatsMonitor(Callback):
 
     Of an accelerator they are what torch's allocator counts (``torch.cuda.memory_stats``, in bytes). Of the CPU they
     are ``cpu_percent``, ``cpu_vm_percent`` and ``cpu_swap_percent``, of the whole machine, for which psutil must be
-    installed (``pip install 'loopwright[monitors]'``).
+    installed (``pip install 'loopwright[monitors]'``). They are read ten times a second at most, as how busy a CPU is
+    in a shorter time says little.
 
     Args:
         cpu_stats: whether to log the CPU's values; None does so where the run is on the CPU.
@@ -37,6 +44,9 @@ class DeviceStatsMonitor(Callback):
     def __init__(self, cpu_stats: bool | None = None) -> None:
         require_choice("cpu_stats", cpu_stats, True, False, None)
         self._cpu_stats = cpu_stats
+        # What was read of the CPU last, and when, on the monotonic clock.
+        self._cpu: dict[str, float] = {}
+        self._cpu_time = -math.inf
 
     def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         if stage == "predict":
@@ -59,7 +69,11 @@ class DeviceStatsMonitor(Callback):
         device = trainer.strategy.device
         stats = accelerator_stats(device)
         if self._reads_cpu(device):
-            stats |= cpu_stats()
+            now = time.monotonic()
+            if now - self._cpu_time >= _CPU_INTERVAL:
+                self._cpu = cpu_stats()
+                self._cpu_time = now
+            stats = {**stats, **self._cpu}
         if not stats:
             return
         prefix = f"{type(self).__qualname__}.{hook}/"

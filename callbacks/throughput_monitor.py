@@ -38,13 +38,21 @@ class _Stage:
     """A stage that is measured.
 
     Attributes:
+        name: what it is called.
         start: when it began, on the clock of ``perf_counter``; later by what interrupted it.
+        must_measure: its operations are to be counted in its next batch.
+        tells_flops: the module tells them.
+        flops_per_sample: as measured.
         counts: until now.
         marks: copies of ``counts``, taken when the device had done all of it.
         logged_step: the optimizer step of the last row.
     """
 
+    name: str
     start: float
+    must_measure: bool
+    tells_flops: bool
+    flops_per_sample: float = 0.0
     counts: _Counts = field(default_factory=_Counts)
     marks: deque[_Counts] = field(default_factory=deque)
     logged_step: int = 0
@@ -115,7 +123,9 @@ class ThroughputMonitor(Callback):
         self.separator = separator
         self.measure_flops = measure_flops
         self.available_flops: float | None = None
-        self._stages: dict[str, _Stage] = {}
+        # The stage that runs, and the training, which a validation interrupts.
+        self._stage: _Stage | None = None
+        self._training: _Stage | None = None
         self._counter: _FlopCount | None = None
         # By stage, as measured.
         self._flops_per_sample: dict[str, float] = {}
@@ -130,7 +140,7 @@ class ThroughputMonitor(Callback):
         precision = trainer.engine.precision
         dtype = precision.compute or precision.parameters or torch.float32
         self.available_flops = available_flops(trainer.strategy.device, dtype)
-        self._stages = {}
+        self._stage = self._training = None
         self._flops_per_sample = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,41 +153,47 @@ class ThroughputMonitor(Callback):
     # Counting.
 
     def _start(self, trainer: Trainer, pl_module: Module) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            stage = _Stage(perf_counter())
-            stage.logged_step = trainer.global_step
-            self._stages[str(trainer.state.stage)] = stage
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        name = str(trainer.state.stage)
+        measured = self._flops_per_sample.get(name)
+        tells = hasattr(pl_module, "flops_per_batch")
+        must_measure = self.measure_flops and not tells and measured is None
+        stage = _Stage(name, perf_counter(), must_measure, tells, measured or 0.0)
+        stage.logged_step = trainer.global_step
+        self._stage = stage
 
     def _batch_start(
         self, trainer: Trainer, pl_module: Module, *_: Any, **__: Any
     ) -> None:
-        name = str(trainer.state.stage)
-        if name in self._flops_per_sample or name not in self._stages:
-            return
-        may_count = self.measure_flops and self._counter is None
-        if may_count and not hasattr(pl_module, "flops_per_batch"):
+        stage = self._stage
+        if stage is not None and stage.must_measure and self._counter is None:
             self._counter = _FlopCount()
 
-    def _stop_counting(self) -> float:
-        """Take the counter off, if there is one; returns how many operations it has seen."""
+    def _stop_counting(self) -> float | None:
+        """Take the counter off; returns how many operations it has seen, or None if there was none."""
         counter, self._counter = self._counter, None
-        return 0.0 if counter is None else counter.close()
+        return None if counter is None else counter.close()
 
     def _add(
         self, trainer: Trainer, pl_module: Module, stage: _Stage, batch: Any
     ) -> None:
         """Count a batch that has just been run."""
-        flops = self._stop_counting()
         samples = self._samples_in(trainer, batch)
+        if stage.must_measure:
+            flops = self._stop_counting() or 0.0
+            stage.must_measure = False
+            stage.flops_per_sample = flops / float(samples)
+            self._flops_per_sample[stage.name] = stage.flops_per_sample
         counts = stage.counts
         counts.batches += 1
         counts.samples += samples
         counts.items += self._items_in(batch)
-        name = str(trainer.state.stage)
-        if flops:
-            self._flops_per_sample[name] = flops / float(samples)
-        counts.flops += self._flops_per_sample.get(name, 0.0) * samples
-        counts.flops += getattr(pl_module, "flops_per_batch", None) or 0.0
+        counts.flops += stage.flops_per_sample * samples
+        if stage.tells_flops:
+            # An attribute that a user defines; it may change.
+            told: Any = pl_module.flops_per_batch
+            counts.flops += told or 0.0
         if counts.batches == 1:
             # Rates are taken from here on: the first batch is slower.
             self._mark(trainer, stage)
@@ -221,7 +237,7 @@ class ThroughputMonitor(Callback):
 
     def _log(self, trainer: Trainer, stage: _Stage) -> None:
         self._mark(trainer, stage)
-        begin = f"{trainer.state.stage}{self.separator}"
+        begin = f"{stage.name}{self.separator}"
         values = self._values(trainer, stage)
         trainer.log_row({f"{begin}{name}": value for name, value in values.items()})
 
@@ -261,8 +277,11 @@ class ThroughputMonitor(Callback):
 
     # Training.
 
-    on_train_start = _start
     on_train_batch_start = _batch_start
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        self._start(trainer, pl_module)
+        self._training = self._stage
 
     def on_train_batch_end(
         self,
@@ -272,7 +291,7 @@ class ThroughputMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        stage = self._stages.get("train")
+        stage = self._stage
         if stage is None:
             return
         self._add(trainer, pl_module, stage, batch)
@@ -311,20 +330,19 @@ class ThroughputMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        stage = self._stages.get(str(trainer.state.stage))
-        if stage is not None:
-            self._add(trainer, pl_module, stage, batch)
+        if self._stage is not None:
+            self._add(trainer, pl_module, self._stage, batch)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _batch_end
 
     def _end(self, trainer: Trainer, pl_module: Module) -> None:
-        stage = self._stages.get(str(trainer.state.stage))
-        if stage is not None and stage.counts.batches:
-            self._log(trainer, stage)
+        if self._stage is not None and self._stage.counts.batches:
+            self._log(trainer, self._stage)
 
     on_test_end = on_predict_end = _end
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         self._end(trainer, pl_module)
-        if "train" in self._stages:
-            self._stages["train"].start += perf_counter() - self._validation_start
+        self._stage = self._training
+        if self._training is not None:
+            self._training.start += perf_counter() - self._validation_start
