@@ -49,8 +49,8 @@ class SpikeDetector(Callback):
     processes, takes a collective. After a spike, the run goes back to the newest checkpoint from before the batch that
     a callback of this fit has saved, or to the fit's beginning, which this callback saves. It goes on from there as a
     resumed run does, without the batches of the spike's accumulation window, and ends with the weights of a run whose
-    data never had them. Later checkpoints hold what is left out. If the loss spikes again right after it, the damage
-    was done before, and the window before is left out, too.
+    data never had them. Later checkpoints hold what is left out. If the loss spikes right after two windows that
+    were left out, the damage was done before, and the window before is left out, too.
 
     With ``action="skip"``, losses and the gradients' norm are read before each optimizer step, which waits for the
     device and, with several processes, takes a collective. After a spike, neither optimizers nor schedulers nor the
@@ -307,16 +307,14 @@ class SpikeDetector(Callback):
         ranks: list[int],
     ) -> None:
         """Go back to before these batches, and on without them."""
-        first = batches[0]
-        is_after_incident = any(
-            (first.epoch, first.batch_idx - 1)
-            == (incident["epoch"], incident["batches"][-1])
-            for incident in self.incidents
-        )
-        before = self._before_incident if is_after_incident else []
-        self._before_incident = [] if before else self._last
+        before: list[_Batch] = []
+        num_between = self._num_left_out_before(batches[0])
+        if num_between == 0:
+            self._before_incident = self._last
+        elif num_between > 1:
+            before, self._before_incident = self._before_incident, []
         if before:
-            why = "the batch after it spikes, too, and those between are left out"
+            why = f"those after it spike, of which {num_between} were left out"
             self._note(trainer, before, why, [])
         self._note(trainer, batches, reason, ranks)
         if self.rollbacks >= self.max_rollbacks:
@@ -329,6 +327,18 @@ class SpikeDetector(Callback):
                 "SpikeDetector: %s; going back, and on without it", self._told()
             )
         trainer.rewind([batch[:2] for batch in (*before, *batches)])
+
+    def _num_left_out_before(self, batch: _Batch) -> int:
+        """How many windows right before a batch were left out as incidents."""
+        left_out = {
+            (each["epoch"], each["batches"][-1]): each for each in self.incidents
+        }
+        count = 0
+        place = batch.epoch, batch.batch_idx - 1
+        while place in left_out:
+            count += 1
+            place = batch.epoch, left_out[place]["batches"][0] - 1
+        return count
 
     # -- skip -------------------------------------------------------------------------------------------------
 

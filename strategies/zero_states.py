@@ -76,6 +76,10 @@ class ZeroStates:
             if self.zero is not None:
                 self._update_fragments()
             return result
+        # Small ones that have been gathered once stay so: let the next forward gather what is loaded now.
+        gathered = getattr(self.zero, "persistent_parameters", ())
+        if gathered:
+            gathered[0].partition(gathered)
         # Partitioned parameters look empty to torch. They are loaded here; torch gets them as they are, loads the rest,
         # and says what is missing.
         for_torch = dict(state)
@@ -171,6 +175,7 @@ class ZeroStates:
         # A parameter that was never stepped has no state. In the flat tensors, zeros stand for it.
         stepped = [(p, values) for p, values in by_parameter.items() if values]
         if not stepped:
+            self.zero.optimizer.state.pop(flat, None)
             return
         like, shared = stepped[0]
         self._check_alike(by_parameter, shared)

@@ -33,8 +33,9 @@ def rewind(run: Run, batches: Iterable[tuple[int, int]]) -> NoReturn:
     """
     batches = sorted(batches)
     _require_rereadable(run)
-    # The newest may still be on its way.
+    # The newest may still be on its way, on any rank.
     run.engine.saver.wait()
+    run.engine.strategy.barrier()  # collective
     checkpoint = _read_before(run, batches[0])
     target = str(run.ckpt_path)
     position = run.checkpoints[target].position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,13 @@ def fitted(
     folder: Any,
     loader: Any,
     *callbacks: Callback,
-    module: Module | None = None,
+    module: Callable[[], Module] = Net,
     ckpt_path: Any = None,
     **options: Any,
 ) -> list[Tensor]:
     """The weights and buffers that a fit ends with."""
     seed_everything(1, verbose=False)
-    net = module or Net()
+    net = module()
     made(folder, *callbacks, **options).fit(net, loader, ckpt_path=ckpt_path)
     return [value.clone() for value in net.state_dict().values()]
 
@@ -154,11 +154,16 @@ def in_order(trainer: Trainer, epoch: int) -> list[list[int]]:
 
 def test_the_samples_of_a_shuffled_loader_are_named(tmp_path: Path):
     detector = SpikeDetector()
-    net = Net()
+    nets: list[Net] = []
+
+    def module() -> Net:
+        nets.append(Net())
+        return nets[0]
+
     loader = DataLoader(Samples(29), BATCH, shuffle=True)
-    found = fitted(tmp_path / "a", loader, detector, module=net, max_epochs=2)
+    found = fitted(tmp_path / "a", loader, detector, module=module, max_epochs=2)
     assert [incident["epoch"] for incident in detector.incidents] == [0, 1]
-    order = [in_order(net.trainer, epoch) for epoch in (0, 1)]
+    order = [in_order(nets[0].trainer, epoch) for epoch in (0, 1)]
     for incident in detector.incidents:
         batch = order[incident["epoch"]][incident["batches"][0]]
         assert incident["samples"] == batch
@@ -166,8 +171,7 @@ def test_the_samples_of_a_shuffled_loader_are_named(tmp_path: Path):
     left = [batch for epoch in order for batch in epoch if 29 not in batch]
     reference = DataLoader(Samples(), batch_sampler=left)  # type: ignore[arg-type]
     # Batch norm, dropout and augmentation draw as they would without these batches.
-    expected = fitted(tmp_path / "b", reference)
-    assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
+    assert same(found, fitted(tmp_path / "b", reference))
 
 
 def test_a_run_that_is_killed_after_it_leaves_the_batch_out_too(tmp_path: Path):
