@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from loopwright.callbacks import Callback, ModelCheckpoint, SpikeDetector
+from loopwright.callbacks import Callback, ModelCheckpoint, SpikeDetector, SpikeError
+from loopwright.callbacks.spike_baseline import Baseline
 from loopwright.framework import Module, Trainer, seed_everything
 from loopwright.loggers import CSVLogger
-from tests.strategies.distributed import in_processes
+from loopwright.strategies.tensor_shards import full_state
+from tests.strategies.distributed import call_all, in_processes
 
 BATCH = 4
 SAMPLES = 48
@@ -135,7 +137,7 @@ def test_goes_back_and_ends_as_if_the_batch_had_not_been_there(
     tmp_path: Path, accumulate: int, caplog: pytest.LogCaptureFixture
 ):
     detector = SpikeDetector(every_n_steps=3)
-    options = {"accumulate_grad_batches": accumulate}
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     found = fitted(tmp_path / "a", DataLoader(Samples(29), BATCH), detector, **options)
     (incident,) = detector.incidents
     window = [7] if accumulate == 1 else [6, 7]
@@ -148,10 +150,6 @@ def test_goes_back_and_ends_as_if_the_batch_had_not_been_there(
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
-def in_order(trainer: Trainer, epoch: int) -> list[list[int]]:
-    return [trainer.samples_of(i, epoch) or [] for i in range(SAMPLES // BATCH)]
-
-
 def test_the_samples_of_a_shuffled_loader_are_named(tmp_path: Path):
     detector = SpikeDetector()
     nets: list[Net] = []
@@ -160,16 +158,15 @@ def test_the_samples_of_a_shuffled_loader_are_named(tmp_path: Path):
         nets.append(Net())
         return nets[0]
 
-    loader = DataLoader(Samples(29), BATCH, shuffle=True)
-    found = fitted(tmp_path / "a", loader, detector, module=module, max_epochs=2)
-    assert [incident["epoch"] for incident in detector.incidents] == [0, 1]
-    order = [in_order(nets[0].trainer, epoch) for epoch in (0, 1)]
-    for incident in detector.incidents:
-        batch = order[incident["epoch"]][incident["batches"][0]]
-        assert incident["samples"] == batch
-        assert 29 in batch
-    left = [batch for epoch in order for batch in epoch if 29 not in batch]
-    reference = DataLoader(Samples(), batch_sampler=left)  # type: ignore[arg-type]
+    loader = DataLoader(Samples(29, 5), BATCH, shuffle=True)
+    found = fitted(tmp_path / "a", loader, detector, module=module)
+    trainer = nets[0].trainer
+    order = [trainer.samples_of(i, 0) or [] for i in range(SAMPLES // BATCH)]
+    assert sorted(sum(order, [])) == list(range(SAMPLES))  # noqa: RUF017 # a dozen lists
+    poisoned = [batch for batch in order if 29 in batch or 5 in batch]
+    assert [incident["samples"] for incident in detector.incidents] == poisoned
+    left = [batch for batch in order if batch not in poisoned]
+    reference = DataLoader(Samples(), batch_sampler=left)
     # Batch norm, dropout and augmentation draw as they would without these batches.
     assert same(found, fitted(tmp_path / "b", reference))
 
@@ -210,6 +207,178 @@ def test_streams_are_named_by_position(tmp_path: Path, caplog: Any):
     assert "batch 7" in caplog.text
 
 
+class Fixed(Samples):
+    """Nothing is drawn at random."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        y = torch.randn((), generator=torch.Generator().manual_seed(index))
+        x = torch.arange(4.0) * index / SAMPLES - y
+        return (x * self.factor if index in self.poisoned else x), y
+
+
+class Sharded(Net):
+    """For strategies that shard: no batch norm, whose statistics each process has for itself, and no dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(normalizes=False)
+        self.net[2] = nn.Identity()
+
+
+def ends_without_the_window(
+    folder: Path, strategy: str, action: Any, accumulate: int = 1
+) -> None:
+    """In two processes, the second of which has the poisoned batch."""
+    options = {
+        "strategy": strategy,
+        "devices": 2,
+        "accumulate_grad_batches": accumulate,
+    }
+
+    def weights(name: str, loader: Any, *callbacks: Callback) -> dict[str, Tensor]:
+        seed_everything(1, verbose=False)
+        trainer = made(folder / name, *callbacks, **options)
+        trainer.fit(Sharded(), loader)
+        return full_state(trainer.strategy, trainer.strategy.model_state())
+
+    detector = SpikeDetector(action)
+    found = weights("a", DataLoader(Fixed(21), BATCH), detector)
+    (incident,) = detector.incidents
+    assert set(range(20, 24)) <= {*incident["samples"]}
+    left = [
+        i for i in range(SAMPLES) if i // BATCH // 2 // accumulate != 2 // accumulate
+    ]
+    expected = weights("b", DataLoader(Subset(Fixed(), left), BATCH))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path):
-    in_processes(2, killed_after_it_went_back, tmp_path)
+def test_strategies_go_back_and_skip(tmp_path: Path):
+    scenes = [
+        ("ddp", "skip", 2),
+        ("fsdp", "skip"),
+        ("fsdp", "rollback", 2),
+        ("deepspeed_stage_3", "rollback"),
+    ]
+    calls: dict[str, tuple[Any, ...]] = {
+        "killed": (killed_after_it_went_back, tmp_path / "killed")
+    }
+    for number, scene in enumerate(scenes):
+        calls[str(scene)] = (ends_without_the_window, tmp_path / str(number), *scene)
+    in_processes(2, call_all, calls)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_skipped_step_leaves_nothing_behind(tmp_path: Path, precision: str):
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "precision": precision}
+
+    def module() -> Net:
+        net = Net()
+        net.net[2] = nn.Identity()
+        return net
+
+    detector = SpikeDetector("skip")
+    poisoned = DataLoader(Fixed(29), BATCH)
+    found = fitted(tmp_path / "a", poisoned, detector, module=module, **options)
+    assert [incident["batches"] for incident in detector.incidents] == [[6, 7]]
+    left = [index for index in range(SAMPLES) if index // BATCH not in (6, 7)]
+    clean = DataLoader(Subset(Fixed(), left), BATCH)
+    assert same(found, fitted(tmp_path / "b", clean, module=module, **options))
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+class Rooted(Net):
+    """The gradient of a poisoned sample is not finite, though its loss is."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if batch[0].eq(0).all(1).any():
+            return next(self.parameters()).sum().mul(0).abs().sqrt() + 1
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("watches", [False, True])
+def test_a_broken_step_is_found_by_its_gradients_or_by_what_follows(
+    tmp_path: Path, watches: bool
+):
+    detector = SpikeDetector(watch_gradients=watches)
+    loader = DataLoader(Fixed(29, factor=0.0), BATCH)
+    found = fitted(tmp_path / "a", loader, detector, module=Rooted)
+    batches = sorted(each["batches"][0] for each in detector.incidents)
+    assert batches == ([7] if watches else [7, 8, 9, 10])
+    left = [index for index in range(SAMPLES) if index // BATCH not in batches]
+    clean = DataLoader(Subset(Fixed(), left), BATCH)
+    assert same(found, fitted(tmp_path / "b", clean, module=Rooted))
+
+
+def test_a_loss_too_high_and_one_spike_too_many(tmp_path: Path):
+    loader = DataLoader(Fixed(29, factor=1e4), BATCH)
+    detector = SpikeDetector(max_rollbacks=1)
+    with pytest.raises(
+        SpikeError, match=r"epoch 1, batch 7: its loss is .* samples 28"
+    ):
+        fitted(tmp_path, loader, detector, module=Sharded, max_epochs=2)
+    assert "is the limit" in detector.incidents[0]["reason"]
+
+
+def test_it_begins_anew_where_there_is_no_checkpoint(tmp_path: Path):
+    detector = SpikeDetector()
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=detector,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        logger=False,
+        max_epochs=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Net(), DataLoader(Samples(13), BATCH))
+    assert (detector.rollbacks, trainer.global_step) == (1, SAMPLES // BATCH - 1)
+    assert os.listdir(tmp_path) == [], "the checkpoint of the beginning goes at the end"
+
+
+class Manual(Net):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss
+
+
+def test_manual_optimization_goes_back_and_does_not_skip(tmp_path: Path):
+    poisoned = DataLoader(Samples(29), BATCH)
+    found = fitted(tmp_path / "a", poisoned, SpikeDetector(), module=Manual)
+    assert same(found, fitted(tmp_path / "b", without([7]), module=Manual))
+    with pytest.raises(ValueError, match="takes automatic optimization"):
+        fitted(tmp_path / "c", poisoned, SpikeDetector("skip"), module=Manual)
+
+
+def test_an_iterator_is_refused(tmp_path: Path):
+    batches = iter([*DataLoader(Samples(29), BATCH)])
+    with pytest.raises(RuntimeError, match=r"list_iterator.* can be read once only"):
+        fitted(tmp_path, batches, SpikeDetector())
+
+
+def limits(values: list[float]) -> float:
+    baseline = Baseline(window=100, warmup=50, threshold=10.0)
+    baseline.add(values)
+    return baseline.limit()
+
+
+def test_what_is_ordinary():
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(1000, generator=draw)
+    normal = (2.5 + 0.05 * noise).tolist()
+    assert 2.8 < limits(normal) < 3.3, "of a steady loss, ten deviations are little"
+    near_zero = (0.01 * noise.exp()).tolist()
+    assert max(near_zero) < limits(near_zero), "and near zero they are much"
+    decay = [10 * math.exp(-i / 200) + float(noise[i]) / 10 for i in range(1000)]
+    for begin in range(0, 1000, 10):
+        assert max(decay[begin : begin + 10]) < limits(decay[:begin])
+    assert limits([3.0] * 4) == math.inf
+    assert limits([3.0] * 10) == 30.0
+    negative = (-100 + noise).tolist()
+    assert -95 < limits(negative) < 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from loopwright.framework import CombinedLoader, Engine
+from loopwright.framework import CheckpointError, CombinedLoader, Engine
 from loopwright.framework.data.combined import source_of
 from loopwright.framework.data.iteration import INFINITE
 from loopwright.framework.data.position import WHOLE_EPOCH, Segment
@@ -79,6 +79,26 @@ def test_a_loader_of_other_batches_reads_the_rest_as_a_segment():
     again = sharded(batch_size=3)
     again.load_state_dict(resumed.state_dict(3))
     assert plain(again.iterate(3)) == [order[7:]]
+
+
+def test_what_is_left_out_is_found_again_by_loaders_of_other_batches():
+    whole = sharded(batch_size=2)
+    whole.begin_epoch(3)
+    place = whole.place_of(3, 2)
+    assert place == {"epoch": 3, "begin": 4, "end": 6, "in_samples": True}
+    other = sharded(batch_size=3)
+    other.begin_epoch(3)
+    assert [*other.steps_with(place)] == [1], "samples 3 to 5 of the order"
+    # A segment that begins with sample 2, after one batch of the epoch.
+    other.begin_epoch(3, Segment(first_batch=1, begin=2))
+    assert [*other.steps_with(place)] == [1, 2]
+    other.begin_epoch(3, Segment(first_batch=1, begin=6))
+    assert [*other.steps_with(place)] == []
+    other.begin_epoch(4)
+    assert [*other.steps_with(place)] == []
+    stream = ShardedLoader([[0]], SingleDeviceStrategy(), 1, epoch=3)
+    with pytest.raises(CheckpointError, match="sampler has been changed"):
+        stream.steps_with(place)
 
 
 def test_what_checkpoints_hold_of_a_position():

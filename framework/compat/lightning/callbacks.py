@@ -39,6 +39,7 @@ from ....callbacks.prediction_writer import WriteInterval
 from ....callbacks.tqdm_progress import Tqdm
 from ..imports import unserved
 from .files import yaml_of
+from .spike import SpikeDetection
 from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
@@ -274,7 +275,6 @@ CustomProgress = unserved(
 MetricsTextColumn = unserved(
     "MetricsTextColumn", "override RichProgressBar.configure_columns"
 )
-SpikeDetection = unserved("SpikeDetection", _LATER)
 StochasticWeightAveraging = unserved(
     "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
 )

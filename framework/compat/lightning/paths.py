@@ -9,6 +9,7 @@ PYTORCH = {
     "": "",
     "accelerators": ".accelerators",
     "callbacks": ".callbacks",
+    "callbacks.spike": ".spike",
     "cli": ".cli",
     "core": ".core",
     "demos": ".demos",
@@ -35,6 +36,7 @@ FABRIC = {
     "strategies": ".strategies",
     "utilities": ".utilities",
     "utilities.logger": ".loggers",
+    "utilities.spike": ".spike",
     "utilities.types": ".types",
 }
 
@@ -54,7 +56,7 @@ WORDS = frozenset(
     optimization optimizer overrides parallel parameter_tying parsing plugins precision prediction_loop
     prediction_writer profiler profilers progress progress_bar pruning pytorch rank_zero registry result
     rich_model_summary rich_progress saving seed setup
-    signature_utils simple single_device single_xla slurm
+    signature_utils simple single_device single_xla slurm spike
     states stochastic_weight_avg strategies strategy tensorboard throughput throughput_monitor timer
     torch_collective torch_io torchelastic tqdm_progress trainer training_epoch_loop transformer_engine
     tuner tuning types utilities utils wandb warnings weight_averaging wrapper xla

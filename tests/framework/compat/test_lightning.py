@@ -21,6 +21,7 @@ from loopwright.lightning.callbacks import (
     GradientAccumulationScheduler,
     ModelCheckpoint,
     ProgressBar,
+    SpikeDetection,
     TQDMProgressBar,
 )
 from loopwright.lightning.callbacks import ModelSummary as SummaryOfLayers
@@ -619,3 +620,47 @@ def test_a_summary_that_is_given_is_shown_although_none_is_made(
     trainer = Trainer(**QUIET, callbacks=[SummaryOfLayers(max_depth=2)])
     trainer.fit(BoringModel())
     assert "Linear" in capsys.readouterr().out
+
+
+class Spiking(BoringModel):
+    """The loss of batch 4 is a given one, and those of the others fall."""
+
+    spike = 3.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        level = self.spike if batch_idx == 4 else 1 / (batch_idx + 1)
+        return {"loss": 0 * self.layer(batch).sum() + level}
+
+
+@pytest.mark.parametrize(
+    ("spike", "finite_only", "is_found"),
+    [
+        (3.0, True, True),
+        (0.5, True, False),
+        (float("nan"), True, True),
+        (float("nan"), False, False),
+    ],
+)
+def test_spike_detection_names_the_batches_and_ends(
+    tmp_path: Path, spike: float, finite_only: bool, is_found: bool
+):
+    from loopwright.lightning.fabric.utilities.spike import TrainingSpikeException
+
+    detection = SpikeDetection(exclude_batches_path=tmp_path, finite_only=finite_only)
+    model = Spiking()
+    model.spike = spike
+    trainer = Trainer(
+        callbacks=[detection], limit_train_batches=10, limit_val_batches=0, **QUIET
+    )
+    if not is_found:
+        trainer.fit(model)
+        assert detection.bad_batches == []
+        return
+    with pytest.raises(
+        TrainingSpikeException, match="Training spike detected in batch 4"
+    ):
+        trainer.fit(model)
+    assert json.loads((tmp_path / "skip_batches.json").read_text()) == [3, 4]
+    again = SpikeDetection()
+    again.load_state_dict(detection.state_dict())
+    assert (again.bad_batches, again.last_val) == ([3, 4], 0.25)
