@@ -11,7 +11,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 # What is installed besides loopwright itself, for each target.
 EXTRAS_demo := examples
-EXTRAS_docs := docs
+EXTRAS_docs := docs,cli
 EXTRAS_test := test,cli,comet,deepspeed,mlflow,monitors,parquet,s3,tqdm,trackio,tune,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cli import LoopwrightCLI as LoopwrightCLI
     from .data.combined import CombinedLoader
     from .datamodule import DataModule
     from .engine.batch_size import find_executable_batch_size
@@ -28,6 +29,7 @@ _MODULES = {
     "CombinedLoader": "data.combined",
     "DataModule": "datamodule",
     "Engine": "engine.engine",
+    "LoopwrightCLI": "cli",
     "Module": "module",
     "Trainer": "trainer",
     "cosine_schedule": "optimization.schedules",
@@ -42,6 +44,7 @@ _MODULES = {
     "wsd_schedule": "optimization.schedules",
 }
 
+# Without those of `cli`, which need an extra: a star imports what everybody has.
 __all__ = [
     "CheckpointError",
     "CombinedLoader",

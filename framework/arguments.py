@@ -90,7 +90,7 @@ def names_arguments(init: Initializer) -> Initializer:
         for name in kwargs:
             if name not in known:
                 raise TypeError(
-                    f"{owner} has no argument {name!r}{_advice(name, known)}"
+                    f"{owner} has no argument {name!r}{advice_on(name, known)}"
                 )
         plain = {name: _plain(value) for name, value in kwargs.items()}
         init(self, *map(_plain, args), **plain)
@@ -124,7 +124,13 @@ def _plain(value: Any) -> Any:
     return value.item() if is_scalar else value
 
 
-def _advice(name: str, known: list[str]) -> str:
+def advice_on(name: str, known: list[str]) -> str:
+    """What to use instead of an argument that there is not: the end of a sentence that says so.
+
+    Args:
+        name: the argument.
+        known: the arguments that there are.
+    """
     if name in ELSEWHERE:
         return f": here that is {ELSEWHERE[name]}"
     close = get_close_matches(name, known, n=1)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..strategies.optimizer_state import number_states
+from .checkpoint.class_paths import INSTANTIATOR, instantiate_module
 from .checkpoint.configs import rebuild
 from .checkpoint.find import resolve
 from .checkpoint.manifest import naming_damage
@@ -92,6 +93,8 @@ def construct(
     parameters = inspect.signature(cls.__init__).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     saved = checkpoint.get(key, {})
+    if INSTANTIATOR in saved:
+        return instantiate_module(cls, {**saved, **overrides})
     with naming_damage(path, "its hyperparameters are not as they should be"):
         call = checkpoint.get(f"{key}_call") or {
             "arguments": list(saved),

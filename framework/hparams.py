@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .checkpoint.class_paths import CLASS_PATH, INSTANTIATOR
 from .checkpoint.configs import AttributeDict, fields_of, kind_of, portable
 
 if TYPE_CHECKING:
@@ -94,14 +95,16 @@ class HyperparametersMixin:
                 "save_hyperparameters takes names of arguments, or one dict or other mapping, Namespace, dataclass, "
                 f"attrs or pydantic object; got {args!r}"
             )
-        recorded = self._constructor_arguments()
+        config = self.__dict__.get("_hparams_config", {})
+        recorded = {**self._constructor_arguments(), **config}
         unknown = [name for name in args if name not in recorded]
         if unknown:
             raise ValueError(
                 f"save_hyperparameters: {', '.join(unknown)} is no argument of {type(self).__name__}; "
                 f"its arguments are: {', '.join(recorded) or 'none'}"
             )
-        return {name: recorded[name] for name in args} if args else recorded
+        kept = (*args, INSTANTIATOR, CLASS_PATH)
+        return {k: v for k, v in recorded.items() if not args or k in kept}
 
     def _note_call(self, kept: Any) -> None:
         """Note how to construct the object again: with which of its hyperparameters, or with all of them as one."""

@@ -12,7 +12,7 @@ import sys
 from ...messages import configure
 from ...seed import seed_everything
 from ..imports import ImportedFaces, require_not_imported
-from . import cli, demos, loops, model_summary, plugins, profilers, tuner, types
+from . import demos, loops, model_summary, plugins, profilers, tuner, types
 from .callbacks import Callback
 from .core import LightningDataModule, LightningModule
 from .fabric import Fabric
@@ -27,7 +27,6 @@ __all__ = [
     "LightningModule",
     "Trainer",
     "__version__",
-    "cli",
     "demos",
     "install",
     "loops",

@@ -1,19 +1,30 @@
-"""Lightning's command line, which is not there yet."""
+"""Lightning's command line: its names, on Loopwright's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Union
+from collections.abc import Callable, Iterable
+from typing import Any, Optional, Union
 
-import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from jsonargparse import Namespace
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..imports import unserved
-from .types import LRSchedulerTypeTuple, LRSchedulerTypeUnion
+from ... import cli as native
+from ...cli import (
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+    instantiate_class,
+    instantiate_module,
+)
+from .core import LightningDataModule, LightningModule
+from .trainer import Trainer
+from .utilities import MisconfigurationException
 
 __all__ = [
+    "_JSONARGPARSE_SIGNATURES_AVAILABLE",
     "ArgsType",
     "LRSchedulerCallable",
+    "LRSchedulerType",
     "LRSchedulerTypeTuple",
     "LRSchedulerTypeUnion",
     "LightningArgumentParser",
@@ -22,28 +33,50 @@ __all__ = [
     "ReduceLROnPlateau",
     "SaveConfigCallback",
     "instantiate_class",
+    "instantiate_module",
 ]
 
-ArgsType = Any
-OptimizerCallable = Callable[..., torch.optim.Optimizer]
-LRSchedulerCallable = Callable[..., Union[LRScheduler, ReduceLROnPlateau]]  # noqa: UP007
+# Without it, this module cannot be imported.
+_JSONARGPARSE_SIGNATURES_AVAILABLE = True
 
-_LATER = "it comes in a later version; read the arguments with argparse or jsonargparse, and call the Trainer"
-LightningArgumentParser = unserved("LightningArgumentParser", _LATER)
-LightningCLI = unserved("LightningCLI", _LATER)
-SaveConfigCallback = unserved("SaveConfigCallback", _LATER)
+# Programs evaluate these in annotations at run time.
+ArgsType = Optional[Union[list[str], dict[str, Any], Namespace]]  # noqa: UP007, UP045
+OptimizerCallable = Callable[[Iterable], Optimizer]
+LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)
+LRSchedulerTypeUnion = Union[LRScheduler, ReduceLROnPlateau]  # noqa: UP007
+LRSchedulerType = Union[type[LRScheduler], type[ReduceLROnPlateau]]  # noqa: UP007
+LRSchedulerCallable = Callable[
+    [Optimizer],
+    Union[LRScheduler, ReduceLROnPlateau],  # noqa: UP007
+]
 
 
-def instantiate_class(args: Any, init: dict[str, Any]) -> Any:
-    """Make an object of ``{"class_path": …, "init_args": {…}}``.
+class LightningArgumentParser(native.LoopwrightArgumentParser):
+    """A :class:`~loopwright.framework.cli.LoopwrightArgumentParser` that reads variables which begin with ``PL_``."""
 
-    Args:
-        args: positional arguments before those; one value or a tuple.
-        init: the class's path and arguments.
-    """
-    from importlib import import_module
+    misconfigured = MisconfigurationException
 
-    module, _, name = init["class_path"].rpartition(".")
-    positional = args if isinstance(args, tuple) else (args,)
-    kind = getattr(import_module(module), name)
-    return kind(*positional, **init.get("init_args", {}))
+    def __init__(self, *args: Any, env_prefix: str = "PL", **kwargs: Any) -> None:
+        super().__init__(*args, env_prefix=env_prefix, **kwargs)
+
+    def add_lightning_class_args(
+        self,
+        lightning_class: Any,
+        nested_key: str,
+        subclass_mode: bool = False,
+        required: bool = True,
+    ) -> list[str]:
+        return self.add_loopwright_class_args(
+            lightning_class, nested_key, subclass_mode, required
+        )
+
+
+class LightningCLI(native.LoopwrightCLI):
+    """A :class:`~loopwright.framework.LoopwrightCLI` of Lightning's classes."""
+
+    trainer_type = Trainer
+    module_type = LightningModule
+    datamodule_type = LightningDataModule
+    parser_type = LightningArgumentParser
+    misconfigured = MisconfigurationException
+    instantiator = "lightning.pytorch.cli.instantiate_module"

@@ -84,6 +84,11 @@ class LightningEnvironment(ClusterEnvironment):
 class SLURMEnvironment(ClusterEnvironment):
     """Processes that ``srun`` has started."""
 
+    def __init__(self, auto_requeue: bool = True, requeue_signal: Any = None) -> None:
+        super().__init__(auto_requeue=auto_requeue, requeue_signal=requeue_signal)
+        self.auto_requeue = auto_requeue
+        self.requeue_signal = requeue_signal
+
 
 class TorchElasticEnvironment(ClusterEnvironment):
     """Processes that torchrun has started."""

@@ -11,6 +11,7 @@ from ....strategies import DeepSpeedStrategy as NativeDeepSpeedStrategy
 from ....strategies import FSDPStrategy as NativeFSDPStrategy
 from ....strategies import SingleDeviceStrategy as NativeSingleDeviceStrategy
 from ..imports import unserved
+from .signatures import also_takes
 
 __all__ = [
     "DDPStrategy",
@@ -72,6 +73,7 @@ class DDPStrategy(_StandsFor, NativeDDPStrategy):
 
     stands_for = NativeDDPStrategy
 
+    @also_takes(NativeDDPStrategy.__init__)
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**_without_lightnings("DDPStrategy", kwargs))
 
@@ -86,6 +88,7 @@ class SingleDeviceStrategy(_StandsFor, NativeSingleDeviceStrategy):
 
     stands_for = NativeSingleDeviceStrategy
 
+    @also_takes(NativeSingleDeviceStrategy.__init__)
     def __init__(self, device: Any = "cpu", **kwargs: Any) -> None:
         super().__init__(**_without_lightnings("SingleDeviceStrategy", kwargs))
         self.requested_device = device
@@ -113,6 +116,7 @@ class FSDPStrategy(_StandsFor, NativeFSDPStrategy):
 
     stands_for = NativeFSDPStrategy
 
+    @also_takes(NativeFSDPStrategy.__init__)
     def __init__(
         self,
         *,
@@ -148,6 +152,7 @@ class DeepSpeedStrategy(_StandsFor, NativeDeepSpeedStrategy):
 
     stands_for = NativeDeepSpeedStrategy
 
+    @also_takes(NativeDeepSpeedStrategy.__init__)
     def __init__(
         self,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 from ....callbacks import Callback, RichProgressBar
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
-from ....strategies import Precision
+from ....loggers import Logger
+from ....strategies import Precision, Strategy
 from ... import trainer as native
 from ...subclasses import overrides
+from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
 from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
 from .loggers import TensorBoardLogger
@@ -30,9 +32,11 @@ from .plugins import (
 from .profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
+    Profiler,
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 
 __all__ = ["Trainer"]
@@ -55,18 +59,15 @@ _STRATEGY_NAMES = {
 }
 
 
-def _also_takes(init: Callable[..., None]) -> Callable[[Any], Any]:
-    """Give a constructor the signature of another one beside its own, as programs read which arguments there are."""
+_Plugin = Precision | LayerSync | ClusterEnvironment | CheckpointIO
 
-    def decorate(own: Callable[..., None]) -> Callable[..., None]:
-        parameters = dict(inspect.signature(init).parameters)
-        for name, parameter in inspect.signature(own).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                parameters[name] = parameter
-        own.__signature__ = inspect.Signature(list(parameters.values()))
-        return own
 
-    return decorate
+# In the types of arguments, by class.
+_FACES = {
+    Callback: faces_of(Callback, callbacks, profilers),
+    Logger: faces_of(Logger, loggers),
+    Strategy: faces_of(Strategy, strategies),
+}
 
 
 class Trainer(native.Trainer):
@@ -86,12 +87,17 @@ class Trainer(native.Trainer):
 
     save_format = "file"
 
-    @_also_takes(native.Trainer.__init__)
+    @also_takes(
+        native.Trainer.__init__,
+        names={"Precision": Precision, "Strategy": Strategy},
+        types={"accelerator": str | Accelerator},
+        faces=_FACES,
+    )
     def __init__(
         self,
         *,
-        plugins: Any = None,
-        profiler: Any = None,
+        plugins: _Plugin | list[_Plugin] | None = None,
+        profiler: Profiler | Callback | str | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
         **arguments: Any,
