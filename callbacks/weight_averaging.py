@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -176,30 +177,24 @@ def _average_by(avg_fn: Any, multi_avg_fn: Any) -> Average:
     if avg_fn is not None and multi_avg_fn is not None:
         raise ValueError("avg_fn and multi_avg_fn cannot both be given")
     if multi_avg_fn is not None:
-        return _ByLists(multi_avg_fn)
-    return _average_equally if avg_fn is None else _OneByOne(avg_fn)
+        return partial(_average_lists, multi_avg_fn)
+    return _average_equally if avg_fn is None else partial(_average_each, avg_fn)
 
 
-class _ByLists:
-    """Averages by a function of lists, which changes the first one."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __call__(self, own: list[Tensor], others: list[Tensor], updates: int) -> None:
-        self.function(own, others, torch.tensor(updates, device=own[0].device))
+def _average_lists(
+    function: Any, own: list[Tensor], others: list[Tensor], updates: int
+) -> None:
+    """Average by a function of lists, which changes the first one."""
+    function(own, others, torch.tensor(updates, device=own[0].device))
 
 
-class _OneByOne:
-    """Averages by a function that returns each average."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __call__(self, own: list[Tensor], others: list[Tensor], updates: int) -> None:
-        number = torch.tensor(updates, device=own[0].device)
-        for average, weights in zip(own, others, strict=True):
-            average.copy_(self.function(average, weights, number))
+def _average_each(
+    function: Any, own: list[Tensor], others: list[Tensor], updates: int
+) -> None:
+    """Average by a function that returns each average."""
+    number = torch.tensor(updates, device=own[0].device)
+    for average, weights in zip(own, others, strict=True):
+        average.copy_(function(average, weights, number))
 
 
 def _average_equally(own: list[Tensor], others: list[Tensor], updates: int) -> None:

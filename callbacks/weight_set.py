@@ -238,10 +238,11 @@ class WeightSet:
 
 
 def _getters_of(module: nn.Module) -> dict[str, Callable[[Any], Tensor]]:
-    """What finds each parameter and each buffer of a module's state, by its first name."""
+    """What finds each parameter, and each buffer of a module's state, by its first name."""
     state = module.state_dict(keep_vars=True)
-    named = (*module.named_parameters(), *module.named_buffers())
-    return {name: attrgetter(name) for name, _ in named if name in state}
+    names = [name for name, _ in module.named_parameters()]
+    names += [name for name, _ in module.named_buffers() if name in state]
+    return {name: attrgetter(name) for name in names}
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:

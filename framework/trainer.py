@@ -682,7 +682,7 @@ class Trainer:
     ) -> Any:
         """Set a run up, call a function in the place of its loop, and end it; the Trainer stays as it was.
 
-        Of its callbacks, those take part that only observe, but for the progress bar and the summary.
+        Of its callbacks, those take part that only observe, but for the progress bar, the summary and averages.
 
         Args:
             search: called with a copy of the Trainer and the module. It may call :meth:`rehearse`.
@@ -702,7 +702,9 @@ class Trainer:
         observers = [
             callback
             for callback in self.callbacks
-            if callback.phase == "observe" and not isinstance(callback, shown)
+            if callback.phase == "observe"
+            and callback.weight_set is None
+            and not isinstance(callback, shown)
         ]
         other = self._copy_with(observers)
         other.state = RunState(seed=self.state.seed)

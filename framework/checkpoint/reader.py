@@ -68,11 +68,10 @@ def load_checkpoint(
         extra = checkpoint.pop("model_extra_state", {})
         checkpoint["state_dict"] = {**tensors.get("model", {}), **extra}
         prefix = weight_set_folder("")
-        checkpoint["weight_sets"] = {
-            group.removeprefix(prefix): tensors[group]
-            for group in tensors
-            if group.startswith(prefix)
-        }
+        for group in tensors:
+            if group.startswith(prefix):
+                sets = checkpoint.setdefault("weight_sets", {})
+                sets[group.removeprefix(prefix)] = tensors[group]
         ranks = [name for name in content if name.startswith("rng/")]
         checkpoint["rng"] = [state_in(f"rng/rank-{i}") for i in range(len(ranks))]
     checkpoint["manifest"] = manifest

@@ -118,14 +118,14 @@ def _rename(checkpoint: dict[str, Any], key: str, ours: str) -> None:
 
 
 def adopt_average(run: Run, checkpoint: State) -> None:
-    """Tell the weights that are trained from their average, which Lightning saves in their place."""
-    if "current_model_state" not in checkpoint:
+    """Tell the weights that are trained from their average, which Lightning saves in their place, for a callback."""
+    names = [weights.name for weights in weight_sets(run.trainer)]
+    if not names or not {"current_model_state", "averaging_state"} <= set(checkpoint):
         return
     average = checkpoint["state_dict"]
     checkpoint["state_dict"] = checkpoint.pop("current_model_state")
-    state = checkpoint.pop("averaging_state", {})
-    names = [weights.name for weights in weight_sets(run.trainer)]
-    name = evaluated_name(run.trainer) or next(iter(names), "average")
+    state = checkpoint.pop("averaging_state")
+    name = evaluated_name(run.trainer) or names[0]
     checkpoint.setdefault("weight_sets", {})[name] = average
     for callback in run.trainer.callbacks:
         if callback.weight_set is not None and callback.weight_set.name == name:
