@@ -215,13 +215,7 @@ class ModelPruning(Callback):
             return [
                 (m, name) for name in names for m in modules if has_parameter(m, name)
             ]
-        are_pairs = isinstance(parameters_to_prune, (list, tuple)) and all(
-            len(pair) == 2
-            and isinstance(pair[0], nn.Module)
-            and isinstance(pair[1], str)
-            for pair in parameters_to_prune
-        )
-        if not are_pairs:
+        if not _are_pairs(parameters_to_prune):
             raise ValueError(
                 "parameters_to_prune should either be list of tuple (module, name of a parameter), or empty; got "
                 f"{parameters_to_prune!r}"
@@ -422,6 +416,16 @@ class ModelPruning(Callback):
             self._kept[full_name] = {"mask": mask.bool(), "pruned": hidden}
         if hasattr(module, f"{name}_orig"):
             prune.remove(module, name)
+
+
+def _are_pairs(given: Any) -> bool:
+    """Whether it is a list of modules with names of their parameters."""
+    return isinstance(given, (list, tuple)) and all(
+        isinstance(pair, (list, tuple))
+        and [*map(type, pair[1:])] == [str]
+        and isinstance(pair[0], nn.Module)
+        for pair in given
+    )
 
 
 def _decided(choice: bool | Callable[[int], bool], epoch: int) -> bool:

@@ -51,6 +51,7 @@ def default_callbacks(
     callbacks = list(given) if isinstance(given, Sequence) else [given]
     for callback in callbacks:
         check_callback(callback)
+    _check_bars(callbacks)
     for name, wanted in requested.items():
         kind = getattr(builtin_callbacks, name)
         is_given = any(isinstance(callback, kind) for callback in callbacks)
@@ -113,6 +114,16 @@ def with_module_callbacks(
     merged += configured
     _check_state_keys(merged)
     return order_callbacks(merged), configured
+
+
+def _check_bars(callbacks: list[Callback]) -> None:
+    """Refuse several progress bars."""
+    bars = [c for c in callbacks if isinstance(c, builtin_callbacks.ProgressBar)]
+    if len(bars) > 1:
+        kinds = ", ".join(type(bar).__name__ for bar in bars)
+        raise ValueError(
+            f"callbacks holds {len(bars)} progress bars ({kinds}), which would draw over each other; keep one"
+        )
 
 
 def _check_state_keys(callbacks: list[Callback]) -> None:

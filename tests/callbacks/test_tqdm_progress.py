@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loopwright.callbacks import ModelCheckpoint, TQDMProgressBar
+from loopwright.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from tests.callbacks.scripted import Scripted, fit, loader, trainer
 
 
@@ -56,6 +56,13 @@ def test_a_resumed_epoch_goes_on_where_it_was(
     fit(bar, ckpt_path=saves.best_model_path, max_epochs=1, validate=False)
     assert bar.told == [4]
     assert "Epoch 0: 100%" in capsys.readouterr().out
+
+
+def test_two_bars_are_one_too_many():
+    with pytest.raises(
+        ValueError, match=r"2 progress bars \(TQDMProgressBar, RichProg"
+    ):
+        trainer(TQDMProgressBar(), RichProgressBar())
 
 
 def test_there_is_no_bar_outside_of_runs_nor_without_tqdm(
