@@ -12,6 +12,14 @@ from .progress import ProgressBar
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+# By the stage of an evaluation: the method that makes its bar, and the Trainer's number of its batches.
+_EVALUATIONS = {
+    "sanity_check": ("init_sanity_tqdm", "num_sanity_val_batches"),
+    "validate": ("init_validation_tqdm", "num_val_batches"),
+    "test": ("init_test_tqdm", "num_test_batches"),
+    "predict": ("init_predict_tqdm", "num_predict_batches"),
+}
+
 # Seconds from one drawing to the next, at least.
 _INTERVAL = 0.1
 
@@ -182,22 +190,10 @@ class TQDMProgressBar(ProgressBar):
         self._next_drawing = now + _INTERVAL
         return bar
 
-    def _show_evaluation(self, stage: str) -> None:
-        self._evaluated += 1
-        bar = self._show(stage, self._evaluated)
-        if bar is not None:
-            bar.refresh()
-
     def _end(self, stage: str) -> None:
         bar = self._bars.pop(stage, None)
         if bar is not None:
             bar.close()
-
-    def on_sanity_check_start(self, *_: Any, **__: Any) -> None:
-        self._begin("sanity_check", self.init_sanity_tqdm)
-
-    def on_sanity_check_end(self, *_: Any, **__: Any) -> None:
-        self._end("sanity_check")
 
     def on_train_start(self, trainer: Any, *_: Any, **__: Any) -> None:
         self._begin("train", self.init_train_tqdm)
@@ -234,45 +230,29 @@ class TQDMProgressBar(ProgressBar):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end("train")
 
-    def _begin_evaluation(self, stage: str, batches: list[Any]) -> None:
+    def _on_evaluation_start(self, trainer: Any, *_: Any, **__: Any) -> None:
+        stage = str(trainer.state.stage)
+        make, batches = _EVALUATIONS[stage]
         self._evaluated = 0
+        self._begin(stage, getattr(self, make))
         bar = self._bars.get(stage)
         if bar is not None:
-            bar.reset(convert_inf(sum(batches)))
+            bar.reset(convert_inf(sum(getattr(trainer, batches))))
 
-    def on_validation_start(self, trainer: Any, *_: Any, **__: Any) -> None:
-        if trainer.sanity_checking:
-            batches = trainer.num_sanity_val_batches
-            self._begin_evaluation("sanity_check", batches)
-            return
-        self._begin("validate", self.init_validation_tqdm)
-        self._begin_evaluation("validate", trainer.num_val_batches)
+    def _on_evaluation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        self._evaluated += 1
+        bar = self._show(str(trainer.state.stage), self._evaluated)
+        if bar is not None:
+            bar.refresh()
 
-    def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self._show_evaluation("sanity_check" if trainer.sanity_checking else "validate")
+    def _on_evaluation_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        self._end(str(trainer.state.stage))
 
-    def on_validation_end(self, *_: Any, **__: Any) -> None:
-        self._end("validate")
-
-    def on_test_start(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self._begin("test", self.init_test_tqdm)
-        self._begin_evaluation("test", trainer.num_test_batches)
-
-    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
-        self._show_evaluation("test")
-
-    def on_test_end(self, *_: Any, **__: Any) -> None:
-        self._end("test")
-
-    def on_predict_start(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self._begin("predict", self.init_predict_tqdm)
-        self._begin_evaluation("predict", trainer.num_predict_batches)
-
-    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
-        self._show_evaluation("predict")
-
-    def on_predict_end(self, *_: Any, **__: Any) -> None:
-        self._end("predict")
+    on_validation_start = on_test_start = on_predict_start = _on_evaluation_start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = (
+        _on_evaluation_batch_end
+    )
+    on_validation_end = on_test_end = on_predict_end = _on_evaluation_end
 
     def on_exception(self, *_: Any, **__: Any) -> None:
         for stage in list(self._bars):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
-
-from torch.nn.utils.prune import BasePruningMethod
 
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
@@ -226,10 +223,6 @@ class ModelPruning(NativeModelPruning):
     def sanitize_parameters_to_prune(*args: Any, **kwargs: Any) -> Any:
         with _misconfigured():
             return NativeModelPruning.sanitize_parameters_to_prune(*args, **kwargs)
-
-    @staticmethod
-    def _is_pruning_method(method: Any) -> bool:
-        return inspect.isclass(method) and issubclass(method, BasePruningMethod)
 
 
 class BaseFinetuning(NativeBaseFinetuning):
