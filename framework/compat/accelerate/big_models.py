@@ -172,13 +172,11 @@ TorchTensorParallelPlugin = unserved("TorchTensorParallelPlugin", _SHARDS)
 load_and_quantize_model = unserved("load_and_quantize_model", _ELSEWHERE)
 prepare_pippy = unserved("prepare_pippy", _ELSEWHERE)
 
-_TRACKS = "write a GeneralTracker of your own; tensorboard, wandb and mlflow are served"
+_TRACKS = "write a GeneralTracker of your own; tensorboard, wandb, mlflow, trackio and comet_ml are served"
 AimTracker = unserved("AimTracker", _TRACKS)
 ClearMLTracker = unserved("ClearMLTracker", _TRACKS)
-CometMLTracker = unserved("CometMLTracker", _TRACKS)
 DVCLiveTracker = unserved("DVCLiveTracker", _TRACKS)
 SwanLabTracker = unserved("SwanLabTracker", _TRACKS)
-TrackioTracker = unserved("TrackioTracker", _TRACKS)
 
 
 # Further names of its utilities, which programs seldom import.

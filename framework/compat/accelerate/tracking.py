@@ -243,6 +243,127 @@ class WandBTracker(GeneralTracker):
         self.run.finish()
 
 
+class TrackioTracker(GeneralTracker):
+    """Writes to Trackio, in the main process.
+
+    Args:
+        run_name: the project's name.
+        **kwargs: of ``trackio.init``.
+    """
+
+    name = "trackio"
+    requires_logging_directory = False
+
+    def __init__(self, run_name: str, **kwargs: Any) -> None:
+        super().__init__()
+        self.run_name = run_name
+        self.init_kwargs = kwargs
+
+    @on_main_process
+    def start(self) -> None:
+        """Begin."""
+        import trackio
+
+        self.run = trackio.init(project=self.run_name, **self.init_kwargs)
+
+    @property
+    def tracker(self) -> Any:
+        """The run."""
+        return self.run
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Record hyperparameters."""
+        self.run.config.update(values)
+
+    @on_main_process
+    def log(
+        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Write one row."""
+        self.run.log(values, step=step, **kwargs)
+
+    @on_main_process
+    def log_images(
+        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Write images."""
+        import trackio
+
+        for name, images in values.items():
+            for number, image in enumerate(images):
+                shown = trackio.Image(image)
+                self.run.log({f"{name}/{number}": shown}, step=step, **kwargs)
+
+    @on_main_process
+    def finish(self) -> None:
+        """Close it."""
+        self.run.finish()
+
+
+class CometMLTracker(GeneralTracker):
+    """Writes to Comet.
+
+    Args:
+        run_name: the project's name.
+        **kwargs: of ``comet_ml.start``.
+    """
+
+    name = "comet_ml"
+    requires_logging_directory = False
+
+    def __init__(self, run_name: str, **kwargs: Any) -> None:
+        super().__init__()
+        self.run_name = run_name
+        self.init_kwargs = kwargs
+
+    @on_main_process
+    def start(self) -> None:
+        """Begin."""
+        import comet_ml
+
+        self.writer = comet_ml.start(project_name=self.run_name, **self.init_kwargs)
+
+    @property
+    def tracker(self) -> Any:
+        """The experiment."""
+        return self.writer
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Record hyperparameters."""
+        self.writer.log_parameters(values)
+
+    @on_main_process
+    def log(
+        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Write one row."""
+        if step is not None:
+            self.writer.set_step(step)
+        for name, value in values.items():
+            if isinstance(value, str):
+                self.writer.log_other(name, value, **kwargs)
+            elif isinstance(value, dict):
+                self.writer.log_metrics(value, step=step, **kwargs)
+            elif isinstance(value, (int, float)):
+                self.writer.log_metric(name, value, step=step, **kwargs)
+
+    @on_main_process
+    def log_images(
+        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Write images."""
+        for name, images in values.items():
+            for image in images:
+                self.writer.log_image(image, name=name, step=step, **kwargs)
+
+    @on_main_process
+    def finish(self) -> None:
+        """Close it."""
+        self.writer.end()
+
+
 class MLflowTracker(GeneralTracker):
     """Writes to MLflow.
 
@@ -396,6 +517,8 @@ class MLflowTracker(GeneralTracker):
 LOGGER_TYPE_TO_CLASS: dict[str, type[GeneralTracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandBTracker,
+    "trackio": TrackioTracker,
+    "comet_ml": CometMLTracker,
     "mlflow": MLflowTracker,
 }
 

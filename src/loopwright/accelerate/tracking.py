@@ -5,17 +5,17 @@ from __future__ import annotations
 from ..framework.compat.accelerate.big_models import (
     AimTracker,
     ClearMLTracker,
-    CometMLTracker,
     DVCLiveTracker,
     SwanLabTracker,
-    TrackioTracker,
 )
 from ..framework.compat.accelerate.imports import names_of_others
 from ..framework.compat.accelerate.tracking import (
     LOGGER_TYPE_TO_CLASS,
+    CometMLTracker,
     GeneralTracker,
     MLflowTracker,
     TensorBoardTracker,
+    TrackioTracker,
     WandBTracker,
     filter_trackers,
     get_available_trackers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_options_of_precision():
     [
         ({"mixed_precision": "fp8"}, 'use "bf16"'),
         ({"megatron_lm_plugin": object()}, "megatron_lm_plugin"),
-        ({"log_with": "comet_ml"}, "GeneralTracker of your own"),
+        ({"log_with": "aim"}, "GeneralTracker of your own"),
     ],
 )
 def test_what_is_not_served_is_said_by_name(arguments: dict[str, Any], words: str):
@@ -325,6 +326,42 @@ def test_trackers(tmp_path: Path):
     with pytest.raises(ValueError, match="wandb is not an available tracker"):
         accelerator.get_tracker("wandb")
     accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_trackio_and_comet_get_what_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("COMET_OFFLINE_DIRECTORY", str(tmp_path / "comet"))
+    monkeypatch.setenv("COMET_LOGGING_CONSOLE", "ERROR")
+    accelerator = Accelerator(log_with=["trackio", "comet_ml"])
+    quiet = {"auto_log_cpu": False, "auto_log_gpu": False}
+    accelerator.init_trackers(
+        "project", {"lr": 1}, {"trackio": quiet, "comet_ml": {"online": False}}
+    )
+    for step in (1, 2):
+        accelerator.log({"loss": step / 2, "parts": {"a": 1.0}}, step=step)
+    accelerator.end_training()
+
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = SQLiteStorage.get_run_records("project")
+    rows = SQLiteStorage.get_logs("project", run["name"])
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 0.5), (2, 1.0)]
+    (archive,) = (tmp_path / "comet").glob("*.zip")
+    with zipfile.ZipFile(archive) as file:
+        lines = file.read("messages.json").decode().splitlines()
+    points = [
+        (found["step"], found["metricName"], found["metricValue"])
+        for line in lines
+        if (found := json.loads(line)["payload"].get("metric"))
+        # Comet adds what it measures of the machine.
+        and not found["metricName"].startswith("sys.")
+    ]
+    assert points == [
+        (1, "loss", 0.5), (1, "a", 1.0), (2, "loss", 1.0), (2, "a", 1.0),
+    ]  # fmt: skip
 
 
 def test_checkpoints_are_named_by_their_number(tmp_path: Path):
