@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 from logging import getLogger
+from time import monotonic
 from typing import Any, Protocol
 
 from .files import exists, read_text, write_text
@@ -23,7 +24,7 @@ MAX_RETRY_SECONDS = 60.0
 FINISH_SECONDS = 30.0
 FAILING_SECONDS = 5.0
 # How long a run's beginning waits for the service.
-OPEN_SECONDS = 30.0
+OPEN_SECONDS = 20.0
 
 
 Entry = tuple[Row | None, Any]
@@ -97,6 +98,8 @@ class Sender:
         # What was said of rows that are refused, and of how many are not sent.
         self._refused: set[str] = set()
         self._num_said = 0
+        # Until when the service may take to open, on the monotonic clock.
+        self._open_by = 0.0
         self._is_finishing = False
         self._thread: threading.Thread | None = None
         self._writing = threading.RLock()
@@ -166,6 +169,10 @@ class Sender:
         if is_done() or threading.current_thread() is self._thread:
             return True
         self.start()
+        if not self._is_open:
+            # All who wait for the service to open wait so long together.
+            self._open_by = self._open_by or monotonic() + OPEN_SECONDS
+            seconds = min(seconds, max(self._open_by - monotonic(), 0))
         failures = self._num_failures
         self._wake.set()
         with self._changed:
@@ -207,7 +214,7 @@ class Sender:
 
     def _end(self) -> None:
         # At the program's end: there may be rows of a run that nobody has finished.
-        if self._unsent or self._incoming:
+        if len(self._unsent) + len(self._incoming) != self._num_said:
             self.finish()
         if self._is_open:
             self._service.close()
