@@ -264,7 +264,7 @@ class TrackioTracker(GeneralTracker):
         """Begin."""
         import trackio
 
-        self.run = trackio.init(project=self.run_name, **self.init_kwargs)
+        self.run: Any = trackio.init(project=self.run_name, **self.init_kwargs)
 
     @property
     def tracker(self) -> Any:
