@@ -7,14 +7,16 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
 from itertools import islice
 from logging import getLogger
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .files import exists, read_text, write_text
 from .journal import Journal, Row
+
+if TYPE_CHECKING:
+    from .service import ServiceLogger
 
 log = getLogger("loopwright")
 
@@ -31,47 +33,6 @@ Entry = tuple[Row | None, Any]
 """A row; or None, and a value that no file can hold."""
 
 
-class Service(Protocol):
-    """What the sender works on; :class:`~.service.ServiceLogger` is one."""
-
-    def open(self) -> None:
-        """Begin the run of the service, or go on with it. It is called once, until it returns."""
-        ...
-
-    def folder(self) -> str:
-        """Where what is to be sent is kept."""
-        ...
-
-    def recall(
-        self, earlier: list[Row], sent: int, dropped: list[Row]
-    ) -> Iterable[Row]:
-        """Once it is open: which of the rows of before it still lacks.
-
-        Args:
-            earlier: all rows that the folder holds.
-            sent: how many of them, and then of ``dropped``, the service was given.
-            dropped: rows after the checkpoint from which the run was resumed.
-        """
-        ...
-
-    @property
-    def rows_at_once(self) -> int:
-        """How many rows one call of :meth:`send` may have; more than one only if it takes all of them or none."""
-        ...
-
-    def send(self, entries: list[Entry]) -> None:
-        """Give rows to the service, or values that only it knows."""
-        ...
-
-    def close(self) -> None:
-        """The program ends, and all is sent."""
-        ...
-
-    def is_refused(self, error: Exception) -> bool:
-        """Whether an error says that the service is there, but will never take this row."""
-        ...
-
-
 class Sender:
     """Keeps rows in a file, and sends each as soon as the service takes it.
 
@@ -83,7 +44,7 @@ class Sender:
         name: of the logger, for messages.
     """
 
-    def __init__(self, service: Service, name: str) -> None:
+    def __init__(self, service: ServiceLogger, name: str) -> None:
         self._service = service
         self._name = name
         # What was logged and is not in the file yet, and what is, but was not sent.

@@ -59,6 +59,7 @@ class ServiceLogger(Logger):
     """
 
     LOGGER_JOIN_CHAR = "-"
+    # How many rows `send_metrics` may have; more than one only if the service takes all of them or none.
     rows_at_once = 1
     # How long each row waits for the service. Lightning's loggers wait.
     answer_seconds = 0.0
@@ -141,10 +142,11 @@ class ServiceLogger(Logger):
         return earlier[sent:]
 
     def is_refused(self, error: Exception) -> bool:
+        """Whether an error says that the service is there, but will never take this row."""
         return isinstance(error, (TypeError, ValueError, FileNotFoundError))
 
     def close(self) -> None:
-        """The program ends."""
+        """The program ends, and all is sent."""
 
     # The run.
 

@@ -181,6 +181,64 @@ class WandbLogger(NativeWandbLogger):
         self.claim()
         return super().__getstate__()
 
+    def log_audio(
+        self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Log ``wandb.Audio``s.
+
+        Args:
+            key: under which they appear.
+            audios: what ``wandb.Audio`` takes.
+            step: completed optimizer steps.
+            **kwargs: lists with an argument of ``wandb.Audio`` for each, such as ``sample_rate``.
+        """
+        self._log_objects("Audio", "audios", key, audios, step, kwargs)
+
+    def log_video(
+        self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Log ``wandb.Video``s.
+
+        Args:
+            key: under which they appear.
+            videos: what ``wandb.Video`` takes.
+            step: completed optimizer steps.
+            **kwargs: lists with an argument of ``wandb.Video`` for each, such as ``fps``.
+        """
+        self._log_objects("Video", "videos", key, videos, step, kwargs)
+
+    @staticmethod
+    def download_artifact(
+        artifact: str,
+        save_dir: str | os.PathLike[str] | None = None,
+        artifact_type: str | None = None,
+        use_artifact: bool | None = True,
+    ) -> str:
+        """Download an artifact; returns the folder.
+
+        Args:
+            artifact: its path at W&B.
+            save_dir: where to.
+            artifact_type: of which type it is.
+            use_artifact: let the run that is in progress say that it uses it.
+        """
+        import wandb
+
+        if wandb.run is not None and use_artifact:
+            found = wandb.run.use_artifact(artifact)
+        else:
+            found = wandb.Api().artifact(artifact, type=artifact_type)
+        return found.download(root=None if save_dir is None else os.fspath(save_dir))
+
+    def use_artifact(self, artifact: str, artifact_type: str | None = None) -> Any:
+        """Say that the run uses an artifact; returns it.
+
+        Args:
+            artifact: its path at W&B.
+            artifact_type: of which type it is.
+        """
+        return self.experiment.use_artifact(artifact, type=artifact_type)
+
 
 def _schedule_of(callback: Any) -> dict[str, Any]:
     """How often a callback saves, as Lightning's metadata have it."""
