@@ -103,6 +103,22 @@ class Sender:
             if exists(state):
                 self._num_sent = json.loads(read_text(state))["sent"]
 
+    @property
+    def last_step(self) -> int:
+        """The highest step in the file, or -1."""
+        rows = [] if self._journal is None else self._journal.read()
+        return max(
+            (row["step"] for row in rows if row.get("step") is not None), default=-1
+        )
+
+    def forget_unsent(self, num_rows: int) -> None:
+        """Go back to so many rows of the file, and open the service again before anything else is sent."""
+        self.write()
+        with self._writing:
+            self._unsent.clear()
+            self._is_open = False
+        self.go_on(self._service.folder(), num_rows)
+
     def write(self) -> None:
         """Put what was logged into the file."""
         with self._writing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -87,6 +88,8 @@ class ServiceLogger(Logger):
         self._folder: str | None = None
         # What the service has of steps after the checkpoint: names and steps.
         self._known: set[tuple[str, int]] = set()
+        # From which step on it has other values of them, of what the run has taken back.
+        self._other_from = math.inf
         self._uploaded: dict[str, float] = {}
         self._checkpoint_callbacks: list[ModelCheckpoint] = []
         self._answers = True
@@ -246,13 +249,17 @@ class ServiceLogger(Logger):
                 self.send_value(value)
             elif row["kind"] == "metrics":
                 values, step = row["values"], row["step"]
-                left = {n: v for n, v in values.items() if (n, step) not in self._known}
+                left = {n: v for n, v in values.items() if not self._has(n, step)}
                 if left:
                     metrics.append({**row, "values": left})
             else:
                 self._send_other(row)
         if metrics:
             self.send_metrics(metrics)
+
+    def _has(self, name: str, step: int) -> bool:
+        """Whether the service has this value already."""
+        return step < self._other_from and (name, step) in self._known
 
     def _send_other(self, row: Row) -> None:
         kind = row["kind"]
@@ -262,7 +269,7 @@ class ServiceLogger(Logger):
             self.send_graph(row["text"])
         elif kind == "checkpoint":
             self.send_checkpoint(row["path"], row)
-        elif (row["name"], row["step"]) not in self._known:
+        elif not self._has(row["name"], row["step"]):
             self.send_media(kind, row["name"], row["media"], row["step"])
 
     # Checkpoints.
@@ -329,9 +336,13 @@ class ServiceLogger(Logger):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._experiment is not None or state_dict.get("project") != self._project:
+        if state_dict.get("project") != self._project:
             return
         if self._given_id not in (None, state_dict["run_id"]):
+            return
+        if self._experiment is not None:
+            if state_dict["run_id"] == self._run_id:
+                self._go_back(state_dict["rows"])
             return
         self._run_id = state_dict["run_id"]
         folder: str = state_dict["folder"]
@@ -341,6 +352,13 @@ class ServiceLogger(Logger):
             folder = absolute(os.path.join(*parts, os.path.basename(folder)))
         self._folder = folder
         self._sender.go_on(folder, state_dict["rows"])
+
+    def _go_back(self, num_rows: int) -> None:
+        """Go on after so many rows, as another program would: the run goes back to its checkpoint."""
+        self._sender.forget_unsent(num_rows)
+        self._other_from = self._sender.last_step + 1
+        self.close()
+        self._experiment = None
 
     def send_rows(self, folder: str | os.PathLike[str]) -> bool:
         """Send what another program has kept in a folder, and could not send; returns whether that is done now.

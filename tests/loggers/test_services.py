@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from loopwright.loggers import CSVLogger
-from tests.callbacks.scripted import loader, trainer
+from loopwright.callbacks import Callback, ModelCheckpoint
+from loopwright.loggers import CSVLogger, MLFlowLogger
+from tests.callbacks.scripted import BATCHES, fit, loader, trainer
 from tests.loggers import services_program
 from tests.programs import run_program
 
@@ -136,3 +137,27 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     assert shown >= {"image", "text", "table", "histogram"}
     kinds = {message["type"] for message in comet_messages()}
     assert kinds >= {"parameter_msg", "file_upload", "graph"}
+
+
+class GoesBack(Callback):
+    """Once, from the last batch of the first epoch to before the third."""
+
+    phase = "decide"
+    has_gone = False
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == BATCHES - 1 and not self.has_gone:
+            self.has_gone = True
+            trainer.rewind([(0, 2)])
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_goes_on_at_the_service():
+    saves = ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)
+    logger = MLFlowLogger(save_dir="mlflow_here")
+    fit(GoesBack(), saves, logger=logger, max_epochs=1, validate=False)
+    points, _ = mlflow_points()
+    # MLflow removes nothing: what was taken back stays beside what the run has in its place.
+    assert sorted(step for step, _ in points["train_loss"]) == [1, 2, 3, 3, 4]
