@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -116,8 +117,6 @@ class SpikeDetector(Callback):
         self._before_incident: list[_Batch] = []
         # The optimizer step that was looked at last.
         self._step = 0
-        # What is done before a checkpoint.
-        self._guard: Any = None
         # With "skip": buffers and logged values at the window's begin, and steps skipped one after the other.
         self._kept: tuple[list[tuple[Tensor, Tensor]], Any] = ([], None)
         self._num_skipped = 0
@@ -125,15 +124,13 @@ class SpikeDetector(Callback):
 
     def _switch_off_hooks(self, watch_gradients: bool | None) -> None:
         """Set the hooks that this action does not need to None: then they are not called."""
-        if self.action == "skip":
-            unused = ["on_train_batch_end", "on_train_epoch_end", "on_validation_start"]
-            if watch_gradients is None:
-                watch_gradients = True
-        else:
+        unused = ["on_train_batch_end", "on_train_epoch_end", "on_validation_start"]
+        self._watches_gradients = watch_gradients is not False
+        if self.action == "rollback":
             unused = ["on_train_batch_start", "on_before_backward"]
+            self._watches_gradients = bool(watch_gradients)
             if not watch_gradients:
                 unused.append("on_before_optimizer_step")
-        self._watches_gradients = bool(watch_gradients)
         vars(self).update(dict.fromkeys(unused))
 
     # -- the run ----------------------------------------------------------------------------------------------
@@ -145,15 +142,9 @@ class SpikeDetector(Callback):
         self._check(trainer)
         if self.action == "skip":
             return
-        self._stop_guarding(trainer)
         if trainer.ckpt_path is None and not trainer.fast_dev_run:
             trainer.checkpoints.save(_start_path(trainer), wait=True).finish()
-
-        def guard() -> None:
-            self._look(trainer)
-
-        self._guard = guard
-        trainer.checkpoints.before_save.append(guard)
+        trainer.checkpoints.before_save[self] = partial(self._look, trainer)
 
     def _check(self, trainer: Trainer) -> None:
         """Raise for what the Trainer cannot do."""
@@ -169,26 +160,9 @@ class SpikeDetector(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
-        self._stop_guarding(trainer)
-        if self.action == "skip" or trainer.fast_dev_run:
-            return
         path = _start_path(trainer)
         if trainer.is_global_zero and trainer.checkpoints.exists(path):
             trainer.checkpoints.remove(path)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: Module, exception: BaseException
-    ) -> None:
-        self._stop_guarding(trainer)
-
-    def _stop_guarding(self, trainer: Trainer) -> None:
-        if self._guard in trainer.checkpoints.before_save:
-            trainer.checkpoints.before_save.remove(self._guard)
-        self._guard = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy guards nothing.
-        return {**self.__dict__, "_guard": None}
 
     def state_dict(self) -> dict[str, Any]:
         return {

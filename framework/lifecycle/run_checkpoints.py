@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.find import is_taken
 from ..checkpoint.folder_claims import claim_folder
@@ -23,13 +23,13 @@ class RunCheckpoints:
         trainer: the Trainer.
 
     Attributes:
-        before_save: functions that all processes call before each checkpoint that they save together; what one of
-            them raises keeps it from being saved. A callback that looks at the run now and then looks once more here.
+        before_save: by callback, a function that all processes call before each checkpoint that they save together;
+            what it raises keeps it from being saved. So a callback that looks at the run now and then looks once more.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self.before_save: list[Callable[[], None]] = []
+        self.before_save: dict[Any, Callable[[], None]] = {}
 
     def save(
         self,

@@ -59,7 +59,7 @@ def save_run(
         OSError: if a hook of the user's raised it on any rank; on all ranks.
     """
     if together:
-        for check in run.trainer.checkpoints.before_save:
+        for check in run.trainer.checkpoints.before_save.values():
             check()
     _require_whole_state(run)
     save_format = save_format or run.trainer.save_format
