@@ -146,7 +146,7 @@ class Sender:
         if is_done() or threading.current_thread() is self._thread:
             return True
         self.start()
-        if not self._is_open:
+        if not self._is_open and not again:
             # All who wait for the service to open wait so long together.
             self._open_by = self._open_by or monotonic() + OPEN_SECONDS
             seconds = min(seconds, max(self._open_by - monotonic(), 0))
@@ -168,8 +168,10 @@ class Sender:
         if self._thread is None:
             return
         self._is_finishing = True
-        seconds = FINISH_SECONDS if self._failing is None else FAILING_SECONDS
-        if self.wait(seconds, again=True):
+        # A service that was waited for in vain is not waited for so long again.
+        is_lost = self._failing is not None or self._num_said
+        if self.wait(FAILING_SECONDS if is_lost else FINISH_SECONDS, again=True):
+            self._num_said = 0
             return
         self.write()
         if len(self._unsent) == self._num_said:
