@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .model_pruning import ModelPruning
     from .model_summary import ModelSummary, RichModelSummary
     from .on_exception_checkpoint import OnExceptionCheckpoint
+    from .optuna_pruning import OptunaPruningCallback
     from .prediction_files import PredictionWriter
     from .prediction_writer import BasePredictionWriter
     from .profiler import Profiler
@@ -57,6 +58,7 @@ _MODULES = {
     "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
     "OnExceptionCheckpoint": "on_exception_checkpoint",
+    "OptunaPruningCallback": "optuna_pruning",
     "PredictionWriter": "prediction_files",
     "Profiler": "profiler",
     "ProgressBar": "progress",
@@ -93,6 +95,7 @@ __all__ = [
     "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "OptunaPruningCallback",
     "PredictionWriter",
     "Profiler",
     "ProgressBar",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .arguments import require, require_int
+from .arguments import require, require_choice, require_int
 from .base import Callback
-from .tuned_attributes import find_attribute, get_attribute, set_attribute
+from .tuned_attributes import find_attribute, set_attribute
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -46,10 +46,6 @@ class BatchSizeFinder(Callback):
             ``micro_batch``, which divides batches.
     """
 
-    SUPPORTED_MODES = ("power", "binsearch")
-    # What wrong use raises; a subclass may have another one.
-    error: type[Exception] = ValueError
-
     def __init__(
         self,
         mode: str = "power",
@@ -61,8 +57,7 @@ class BatchSizeFinder(Callback):
         max_val: int = 8192,
     ) -> None:
         mode = mode.lower()
-        modes = self.SUPPORTED_MODES
-        require(mode in modes, "`mode`", f"either of {modes}", mode)
+        require_choice("mode", mode, "power", "binsearch")
         require(0.0 <= margin < 1.0, "`margin`", "between 0 and 1", margin)
         require_int("steps_per_trial", steps_per_trial, 1)
         require_int("init_val", init_val, 1)
@@ -109,12 +104,7 @@ class BatchSizeFinder(Callback):
             log.warning("fast_dev_run: no batch size is looked for")
             return None
         self._check(trainer, pl_module)
-        before = get_attribute(trainer, pl_module, self.batch_arg_name)
-        try:
-            size = self._search(trainer, pl_module)
-        except BaseException:
-            set_attribute(trainer, pl_module, self.batch_arg_name, before)
-            raise
+        size = self._search(trainer, pl_module)
         if self.mode == "binsearch":
             size = max(1, int(size * (1 - self.margin)))
         set_attribute(trainer, pl_module, self.batch_arg_name, size)
@@ -169,17 +159,17 @@ class BatchSizeFinder(Callback):
         name = self.batch_arg_name
         stage = "train" if trainer.state.fn == "fit" else trainer.state.fn
         if trainer.run.loaders.given.get(str(stage)) is not None:
-            raise self.error(
+            raise ValueError(
                 f"The Batch size finder cannot be used with dataloaders passed directly to `.{trainer.state.fn}()`, as "
                 "they are never made anew: make them in the module or in a DataModule"
             )
         if trainer.micro_batch is not None:
-            raise self.error(
+            raise ValueError(
                 f"the batch size finder and micro_batch={trainer.micro_batch!r} exclude each other: with parts of a "
                 "batch, any batch size fits"
             )
         if find_attribute(trainer, module, (name,)) is None:
-            raise self.error(
+            raise ValueError(
                 f"Field {name} not found in `model`, `datamodule`, nor their `hparams` attributes."
             )
 
@@ -189,36 +179,25 @@ class BatchSizeFinder(Callback):
         Raises:
             ValueError: if there are several loaders of an evaluation.
         """
-        loaders = {
-            "fit": trial.train_dataloader,
-            "validate": trial.val_dataloaders,
-            "test": trial.test_dataloaders,
-            "predict": trial.predict_dataloaders,
-        }[fn]
+        names = {"fit": "train_dataloader", "validate": "val_dataloaders"}
+        loaders = getattr(trial, names.get(fn, f"{fn}_dataloaders"))
         if isinstance(loaders, dict):
-            loaders = list(loaders.values())
+            loaders = [*loaders.values()]
         if not isinstance(loaders, (list, tuple)):
             loaders = [loaders]
         if fn != "fit" and len(loaders) > 1:
-            raise self.error(
+            raise ValueError(
                 f"The Batch size finder cannot be used with multiple {fn} dataloaders; there are {len(loaders)}"
             )
-        counts = [float("inf")] if not loaders else []
-        for loader in loaders:
-            try:
-                counts.append(len(loader.dataset))
-            except (AttributeError, TypeError):
-                counts.append(float("inf"))
-        return max(counts)
+        try:
+            return max(len(loader.dataset) for loader in loaders)
+        except (AttributeError, TypeError):
+            return float("inf")
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch_size": self.optimal_batch_size}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.optimal_batch_size = state_dict["batch_size"]
-        self._goes_on = True
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]
@@ -226,5 +205,6 @@ class BatchSizeFinder(Callback):
         # Before the loaders are made.
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state and trainer.state.fn == "fit":
-            name, size = self.batch_arg_name, state["batch_size"]
-            set_attribute(trainer, pl_module, name, size)
+            self._goes_on = True
+            self.optimal_batch_size = size = state["batch_size"]
+            set_attribute(trainer, pl_module, self.batch_arg_name, size)

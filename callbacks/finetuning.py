@@ -42,7 +42,6 @@ class BaseFinetuning(Callback):
         self.param_groups: dict[int, list[dict[str, Any]]] = {}
         # Names of frozen parameters, and of batch norms that keep no statistics.
         self._frozen: list[str] = []
-        self._untracked: list[str] = []
 
     def freeze_before_training(self, pl_module: Module) -> None:
         """Freeze what is not trained at first. It is called before ``configure_optimizers``; to be overridden.
@@ -87,11 +86,9 @@ class BaseFinetuning(Callback):
             return
         if not self.param_groups:
             return
+        for name, owner, switch in _switches(pl_module):
+            setattr(owner, switch, name not in self._frozen)
         parameters = dict(pl_module.named_parameters())
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name not in self._frozen)
-        for name, part in _batch_norms(pl_module):
-            part.track_running_stats = name not in self._untracked
         for index, optimizer in enumerate(trainer.optimizers):
             present = len(optimizer.param_groups)
             for saved in self.param_groups.get(index, [])[present:]:
@@ -110,25 +107,20 @@ class BaseFinetuning(Callback):
                 for group in optimizer.param_groups
             ]
         self._frozen = [
-            name for parameter, name in names.items() if not parameter.requires_grad
-        ]
-        self._untracked = [
             name
-            for name, part in _batch_norms(pl_module)
-            if not part.track_running_stats
+            for name, owner, switch in _switches(pl_module)
+            if not getattr(owner, switch)
         ]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "internal_optimizer_metadata": self.param_groups,
             "frozen": self._frozen,
-            "untracked": self._untracked,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.param_groups = state_dict["internal_optimizer_metadata"]
-        self._frozen = state_dict.get("frozen", [])
-        self._untracked = state_dict.get("untracked", [])
+        self._frozen = state_dict["frozen"]
 
     # What an override uses.
 
@@ -369,9 +361,16 @@ def _trained_batch_norms(modules: Modules) -> set[int]:
     }
 
 
-def _batch_norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    parts = module.named_modules()
-    return [(name, part) for name, part in parts if isinstance(part, _BatchNorm)]
+def _switches(module: nn.Module) -> list[tuple[str, Any, str]]:
+    """What freezing sets: the names of parameters and batch norms, these themselves, and the attribute."""
+    return [
+        *((name, p, "requires_grad") for name, p in module.named_parameters()),
+        *(
+            (name, part, "track_running_stats")
+            for name, part in module.named_modules()
+            if isinstance(part, _BatchNorm)
+        ),
+    ]
 
 
 def _set_trainable(part: nn.Module, is_trained: bool) -> None:
@@ -404,9 +403,7 @@ def _inside(scheduler: Any) -> list[Any]:
 
 def _extend(scheduler: Any, ratio: float) -> None:
     """Add an entry for a new group, whose rate is the first group's times ``ratio``, to a scheduler's lists."""
-    for name in ("base_lrs", "max_lrs", "_last_lr"):
+    rates = ("base_lrs", "max_lrs", "_last_lr")
+    for name in (*rates, "lr_lambdas", "min_lrs", "base_momentums", "max_momentums"):
         if values := getattr(scheduler, name, None):
-            values.append(values[0] * ratio)
-    for name in ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums"):
-        if values := getattr(scheduler, name, None):
-            values.append(values[0])
+            values.append(values[0] * ratio if name in rates else values[0])

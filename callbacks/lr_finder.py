@@ -39,7 +39,6 @@ class LearningRateResult:
     def __init__(
         self, mode: str, lr_min: float, lr_max: float, num_training: int
     ) -> None:
-        require_choice("mode", mode, "exponential", "linear")
         self.mode = mode
         self.lr_min = lr_min
         self.lr_max = lr_max
@@ -150,10 +149,6 @@ class LearningRateFinder(Callback):
         AttributeError: if there is no such attribute to set.
     """
 
-    SUPPORTED_MODES = ("linear", "exponential")
-    # What wrong use raises; a subclass may have another one.
-    error: type[Exception] = ValueError
-
     def __init__(
         self,
         min_lr: float = 1e-8,
@@ -165,12 +160,7 @@ class LearningRateFinder(Callback):
         attr_name: str = "",
     ) -> None:
         mode = mode.lower()
-        require(
-            mode in self.SUPPORTED_MODES,
-            "`mode`",
-            f"either of {self.SUPPORTED_MODES}",
-            mode,
-        )
+        require_choice("mode", mode, "exponential", "linear")
         require_int("num_training_steps", num_training_steps, 1)
         require(0 < min_lr < max_lr, "min_lr", "between 0 and max_lr", min_lr)
         self.min_lr = min_lr
@@ -211,22 +201,15 @@ class LearningRateFinder(Callback):
         optimizers = trainer.optimizers
         if len(optimizers) != 1:
             kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-            raise self.error(
+            raise ValueError(
                 f"the learning rate finder only works with single optimizer; there are {len(optimizers)} ({kinds}): "
                 "set their rates by hand"
             )
-        found = LearningRateResult(
-            self.mode, self.min_lr, self.max_lr, self.num_training_steps
-        )
+        found = self._result()
         sweep = _Sweep(found, self.early_stop_threshold)
-        trainer.rehearse(self.num_training_steps, sweep)
+        trainer.rehearse(self.num_training_steps, [sweep])
         found.results = {"lr": sweep.rates, "loss": sweep.losses}
         self.optimal_lr = found
-        if len(sweep.losses) < self.num_training_steps:
-            log.info(
-                "LR finder stopped early after %d steps due to diverging loss.",
-                len(sweep.losses),
-            )
         if self.update_attr:
             self._use(trainer, pl_module, name, found.suggestion())
         return found
@@ -273,27 +256,25 @@ class LearningRateFinder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         found = self.optimal_lr
-        return {} if found is None else {"results": found.results, "mode": found.mode}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._goes_on = True
-        self.optimal_lr = LearningRateResult(
-            state_dict["mode"], self.min_lr, self.max_lr, self.num_training_steps
-        )
-        self.optimal_lr.results = state_dict["results"]
+        return {} if found is None else {"results": found.results}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]
     ) -> None:
         # Before configure_optimizers, which so has the rate that was found.
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if not state or not self.update_attr or trainer.state.fn != "fit":
+        if not state or trainer.state.fn != "fit":
             return
-        self.load_state_dict(state)
-        assert self.optimal_lr is not None
-        rate = self.optimal_lr.suggestion()
-        if rate is not None:
+        self._goes_on = True
+        self.optimal_lr = found = self._result()
+        found.results = state["results"]
+        if self.update_attr and (rate := found.suggestion()) is not None:
             set_attribute(trainer, pl_module, self._name_in(trainer, pl_module), rate)
+
+    def _result(self) -> LearningRateResult:
+        return LearningRateResult(
+            self.mode, self.min_lr, self.max_lr, self.num_training_steps
+        )
 
 
 class _Sweep(Callback):
@@ -309,12 +290,8 @@ class _Sweep(Callback):
         self.threshold = threshold
         self.rates: list[float] = []
         self.losses: list[float] = []
-        self._first_step = 0
         self._mean = 0.0
         self._best = math.inf
-
-    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
-        self._first_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
@@ -331,12 +308,11 @@ class _Sweep(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step = len(self.losses) + 1
-        if trainer.global_step - self._first_step < step:
+        if trainer.window_is_open or not outputs:
             return
+        step = len(self.losses) + 1
         # Reading it waits for the device.
-        loss = math.nan if not outputs else float(outputs["loss"])
-        loss = trainer.strategy.broadcast(loss)  # collective
+        loss = trainer.strategy.broadcast(float(outputs["loss"]))  # collective
         self.rates.append(self.plan.rate_at(step - 1))
         self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
         smoothed = self._mean / (1 - _SMOOTHING ** (step + 1))

@@ -619,7 +619,7 @@ class Trainer:
     def rehearse(
         self,
         steps: int,
-        callbacks: Callback | list[Callback] | None = None,
+        callbacks: Sequence[Callback] = (),
         together: bool = False,
     ) -> Trainer:
         """Take some optimizer steps of a running fit, or run some batches of an evaluation, and undo all of it.
@@ -654,8 +654,7 @@ class Trainer:
                 f"steps of strategy={self.strategy.name!r} cannot be undone: look for what you look for with "
                 'strategy="ddp" or "fsdp", and set it'
             )
-        listed = callbacks if isinstance(callbacks, list) else [callbacks]
-        trial = self._copy_with([each for each in listed if each is not None])
+        trial = self._copy_with([*callbacks])
         # From an epoch's begin, with all else as it is.
         trial.state = RunState(
             self.current_epoch, global_step=self.global_step, seed=self.state.seed
@@ -723,7 +722,6 @@ class Trainer:
         other.loggers = [DummyLogger() for _ in self.loggers[:1]]
         other.consensus = Consensus(self.strategy, alike=True)
         other.metrics = Metrics(self.strategy, enabled=self.metrics.enabled)
-        other.checkpoints = RunCheckpoints(other)
         return other
 
     def reconfigure_optimizers(self) -> None:

@@ -50,6 +50,7 @@ PUBLIC = {
         "ModelPruning",
         "ModelSummary",
         "OnExceptionCheckpoint",
+        "OptunaPruningCallback",
         "PredictionWriter",
         "Profiler",
         "ProgressBar",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.out_of_memory import free_memory, is_out_of_memory
+from ..engine.out_of_memory import free_memory, leaving_together
 from ..loop.evaluate import try_batches
 from ..loop.fit import fit
 from ..loop.run import Run, RunRequest
@@ -37,26 +37,21 @@ def rehearse(run: Run, trainer: Trainer, steps: int, together: bool) -> None:
     """
     request = RunRequest(run.fn, run.module, run.datamodule, run.loaders.given)
     trainer.run = trial = Run(trainer, request, NoSignals())
-    out_of_memory = None
+    # Where processes meet inside steps, one that runs out of memory has nobody to tell.
+    is_alone = run.engine.num_processes == 1
     with attached(trainer, run.module, run.datamodule, changes_weights=True):
         before = _Before(run)
         try:
-            if run.fn == "fit":
-                _take_steps(run, trial, before, together)
-            else:
-                try_batches(trial, steps)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # The error itself holds the step's frames, and so its memory.
-            out_of_memory = str(error)
+            with leaving_together(run.engine) if is_alone else nullcontext():
+                if run.fn == "fit":
+                    _take_steps(run, trial, before, together)
+                else:
+                    try_batches(trial, steps)
         finally:
             trial.loaders.close()
             trainer.state.end("finished")
             before.restore()
-    if out_of_memory is not None:
-        free_memory(run.engine.device)
-        raise torch.OutOfMemoryError(out_of_memory)
+            free_memory(run.engine.device)
 
 
 def _take_steps(run: Run, trial: Run, before: _Before, together: bool) -> None:
@@ -104,15 +99,11 @@ class _Before:
                 (tensor, _own_part(tensor).to("cpu", copy=True))
                 for tensor in (*module.parameters(), *module.buffers())
             ]
-        self._attributes = [
-            function for part in module.modules() for function in _attributes_of(part)
-        ]
-        self._optimizers = []
+        self._restores = [_lend_attributes(part) for part in module.modules()]
         self._scale = None
-        self._loader = engine.accumulation.loader
         self._loaders: list[tuple[Any, Any]] = []
         if run.fn == "fit":
-            self._optimizers = [_optimizer(each) for each in run.step.optimizers]
+            self._restores += map(_optimizer, run.step.optimizers)
             if engine.scaler is not None:
                 self._scale = engine.scaler.state_dict()
 
@@ -139,7 +130,7 @@ class _Before:
         with torch.no_grad():
             for tensor, value in self._tensors:
                 _own_part(tensor).copy_(value)
-        for restore in (*self._attributes, *self._optimizers):
+        for restore in self._restores:
             restore()
         for loader, state in self._loaders:
             loader.load_state_dict(state)
@@ -148,14 +139,11 @@ class _Before:
             if self._scale is not None and engine.scaler is not None:
                 engine.scaler.load_state_dict(self._scale)
             engine.accumulation.count_in(run.state)
-            engine.accumulation.over(run.trainer.accumulate_grad_batches)
-            engine.accumulation.read_from(self._loader)
 
 
 def _optimizer(optimizer: Any) -> Callable[[], None]:
     """Copy what an optimizer holds; returns what puts that back into the same groups."""
-    own = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    state = copy.deepcopy(dict(optimizer.state), dict(own))
+    state = {p: copy.deepcopy(value) for p, value in optimizer.state.items()}
     groups = [
         {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -172,51 +160,23 @@ def _optimizer(optimizer: Any) -> Callable[[], None]:
     return restore
 
 
-# What a module's attributes hold that can be put back: values, and plain collections of anything.
-_VALUES = (bool, int, float, complex, str, bytes, tuple, type(None))
-
-
-def _attributes_of(part: nn.Module) -> list[Callable[[], None]]:
-    """Note a module's own attributes, such as counters and lists; returns what puts them back."""
-    torchs = vars(nn.Module())
+def _lend_attributes(part: nn.Module) -> Callable[[], None]:
+    """Let a rehearsal have copies of a module's own tensors and collections; returns what puts all attributes back."""
+    torchs = vars(nn.Module()).keys()
     attributes = vars(part)
-    restore: list[Callable[[], None]] = []
-    kept = {name: value for name, value in attributes.items() if name not in torchs}
-    for name, value in kept.items():
-        content = _content_of(value)
-        if content is not None:
-            restore.append(content)
-        if content is not None or isinstance(value, _VALUES):
-            restore.append(partial(attributes.__setitem__, name, value))
+    own = {name: attributes[name] for name in attributes.keys() - torchs}
+    for name, value in own.items():
+        if isinstance(value, Tensor):
+            attributes[name] = value.detach().clone()
+        elif isinstance(value, (list, dict, set, deque)):
+            attributes[name] = copy.copy(value)
 
-    def forget_new() -> None:
-        for name in attributes.keys() - kept.keys() - torchs.keys():
+    def restore() -> None:
+        for name in attributes.keys() - torchs - own.keys():
             del attributes[name]
+        attributes.update(own)
 
-    return [*restore, forget_new]
-
-
-def _content_of(value: Any) -> Callable[[], None] | None:
-    """Note what is in a tensor or collection; returns what puts it back, or None for other objects."""
-    if isinstance(value, Tensor):
-        if value.is_inference():
-            return None
-        return partial(_fill_tensor, value, value.detach().to("cpu", copy=True))
-    if isinstance(value, (list, deque)):
-        return partial(_fill, value, value.extend, list(value))
-    if isinstance(value, (dict, set)):
-        return partial(_fill, value, value.update, copy.copy(value))
-    return None
-
-
-def _fill(collection: Any, fill: Callable[[Any], None], content: Any) -> None:
-    collection.clear()
-    fill(content)
-
-
-def _fill_tensor(tensor: Tensor, value: Tensor) -> None:
-    with torch.no_grad():
-        tensor.copy_(value)
+    return restore
 
 
 def _own_part(tensor: Any) -> Tensor:

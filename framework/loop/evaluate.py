@@ -9,6 +9,7 @@ import torch
 
 from ..data.batches import move_batch
 from ..data.iteration import INFINITE
+from ..engine.out_of_memory import leaving_together
 from ..engine.step_errors import explain_evaluation
 from ..metrics.metric_state import unchanged_metrics
 from ..seed import isolated_rng
@@ -16,7 +17,6 @@ from . import weight_sets
 from .loaders import limit_name
 from .rollback import Rollback
 from .step import step_arguments
-from .together import leaving_together
 
 if TYPE_CHECKING:
     from .run import Run

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import batch_size_of, slice_batch
-from ..engine.out_of_memory import free_memory, is_out_of_memory
+from ..engine.out_of_memory import free_memory, leaving_together
 from ..messages import log
 from .rollback import StepRollback
 
@@ -72,29 +72,24 @@ class MicroBatches:
                 self.step.accumulation,
                 self.metrics,
             )
-            failure = None
-            outputs = None
             try:
-                outputs = self._run(batch, batch_idx, num_samples, size, add)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # The error itself holds the step's frames, and so its memory.
+                with leaving_together(self.engine):
+                    outputs = self._run(batch, batch_idx, num_samples, size, add)
+            except torch.OutOfMemoryError as error:
                 failure = str(error)
-            if not self._any(failure is not None):
+            else:
                 before.keep()
                 return outputs
-            del outputs
             before.undo()
             free_memory(self.engine.device)
             self._halve(self._largest(size), batch_idx, failure)
 
-    def _halve(self, size: int, batch_idx: int, failure: str | None) -> None:
+    def _halve(self, size: int, batch_idx: int, failure: str) -> None:
         """Go on with half as many samples at once as have been tried."""
         if size == 1:
             raise torch.OutOfMemoryError(
                 f'micro_batch="auto": memory does not suffice for a single sample (batch {batch_idx}): '
-                f"{failure or 'in another process'}"
+                f"{failure}"
             )
         # Rounded up, so that two parts of this size hold what has been tried.
         half = -(-size // 2)
@@ -124,12 +119,6 @@ class MicroBatches:
         finally:
             self.metrics.begin_part(batch, None)
         return outputs[0] if len(outputs) == 1 else _join(outputs, fractions)
-
-    def _any(self, failed: bool) -> bool:
-        """Whether this, or another rank, has run out of memory. A collective with several ranks."""
-        if self.engine.num_processes == 1:
-            return failed
-        return bool(self.engine.reduce(torch.tensor(int(failed)), "max").item())
 
     def _largest(self, size: int) -> int:
         """The largest part that any rank has tried, as their batches may have different sizes. A collective."""

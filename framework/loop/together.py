@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..engine.out_of_memory import is_out_of_memory
+from ..engine.out_of_memory import leaving_together
 from .automatic import AutomaticStep
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
     from .run import Run
-
-
-@contextmanager
-def leaving_together(engine: Engine) -> Iterator[None]:
-    """Raise in all processes if memory runs out within the block in one of them. A collective at its end.
-
-    Within it, processes must not meet: one that ran out of memory would not come.
-
-    Raises:
-        torch.OutOfMemoryError: if it did.
-    """
-    failure = None
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        failure = str(error)
-    failed = torch.tensor(int(failure is not None))
-    if engine.num_processes > 1:
-        failed = engine.reduce(failed, "max")  # collective
-    if failed.item():
-        raise torch.OutOfMemoryError(failure or "out of memory in another process")
 
 
 class TogetherStep(AutomaticStep):
@@ -71,15 +43,10 @@ def together_step(run: Run) -> type[TogetherStep]:
         ValueError: if processes meet inside its steps, or it is not automatic.
     """
     strategy = run.engine.strategy
-    if not strategy.capabilities.can_delay_sync:
-        raise ValueError(
-            f'trying whether memory suffices, with {run.engine.num_processes} processes, takes strategy="ddp"; '
-            f"{strategy.name!r} lets processes meet in the middle of a step, where one that ran out of memory would "
-            "not come"
-        )
-    if type(run.step) is not AutomaticStep:
-        raise ValueError(
-            f"trying whether memory suffices, with {run.engine.num_processes} processes, takes automatic optimization "
-            "without a closure: in other steps processes meet, and one that ran out of memory would not come"
-        )
-    return TogetherStep
+    if strategy.capabilities.can_delay_sync and type(run.step) is AutomaticStep:
+        return TogetherStep
+    raise ValueError(
+        f"to try whether memory suffices, with {run.engine.num_processes} processes, takes automatic optimization "
+        f'without a closure, and strategy="ddp", not {strategy.name!r}: elsewhere processes meet in the middle of a '
+        "step, where one that ran out of memory would not come"
+    )

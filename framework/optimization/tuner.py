@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ..module import Module
     from ..trainer import Trainer
 
-_METHODS = ("fit", "validate", "test", "predict")
-
 
 class Tuner:
     """Looks for a learning rate or a batch size, and sets it; the Trainer and its next run are as without.
@@ -22,11 +20,6 @@ class Tuner:
     Args:
         trainer: with whose devices, strategy, precision and limits.
     """
-
-    # For subclasses: what wrong use raises, and what looks.
-    error: type[Exception] = ValueError
-    learning_rate_finder = LearningRateFinder
-    batch_size_finder = BatchSizeFinder
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -71,10 +64,10 @@ class Tuner:
             ValueError: if an argument is not as described, or the Trainer has such a callback.
         """
         if method != "fit":
-            raise self.error(
+            raise ValueError(
                 f"method='fit' is the only valid configuration to run lr finder; got {method!r}"
             )
-        finder = self.learning_rate_finder(
+        finder = LearningRateFinder(
             min_lr,
             max_lr,
             num_training,
@@ -83,8 +76,8 @@ class Tuner:
             update_attr,
             attr_name,
         )
-        data = (train_dataloaders, val_dataloaders, dataloaders, datamodule)
-        return self._tune(finder.lr_find, model, data, method)
+        data = (train_dataloaders, val_dataloaders, dataloaders)
+        return self._tune(finder.lr_find, model, data, datamodule, method)
 
     def scale_batch_size(
         self,
@@ -125,7 +118,7 @@ class Tuner:
         Raises:
             ValueError: if an argument is not as described, or the Trainer has such a callback.
         """
-        finder = self.batch_size_finder(
+        finder = BatchSizeFinder(
             mode,
             steps_per_trial,
             init_val,
@@ -134,28 +127,30 @@ class Tuner:
             margin,
             max_val,
         )
-        data = (train_dataloaders, val_dataloaders, dataloaders, datamodule)
-        return self._tune(finder.scale_batch_size, model, data, method)
+        data = (train_dataloaders, val_dataloaders, dataloaders)
+        return self._tune(finder.scale_batch_size, model, data, datamodule, method)
 
     def _tune(
         self,
         search: Callable[[Any, Any], Any],
         model: Module,
-        data: tuple[Any, Any, Any, Any],
+        data: tuple[Any, Any, Any],
+        datamodule: DataModule | None,
         method: str,
     ) -> Any:
-        train, validation, others, datamodule = data
-        if method not in _METHODS:
+        train, validation, others = data
+        trains = {"train": train, "validate": validation}
+        if method not in ("fit", "validate", "test", "predict"):
             raise ValueError(
-                f"method {method!r} is invalid. Should be one of {_METHODS}."
+                f"method {method!r} is invalid. Should be one of fit, validate, test, predict."
             )
         if method == "fit" and others is not None:
-            raise self.error(
+            raise ValueError(
                 f"In tuner with method={method!r}, `dataloaders` argument should be None, please consider setting "
                 "`train_dataloaders` and `val_dataloaders` instead."
             )
-        if method != "fit" and (train is not None or validation is not None):
-            raise self.error(
+        if method != "fit" and any(value is not None for value in trains.values()):
+            raise ValueError(
                 f"In tuner with `method`={method!r}, `train_dataloaders` and `val_dataloaders` arguments should be "
                 "None, please consider setting `dataloaders` instead."
             )
@@ -165,7 +160,5 @@ class Tuner:
                     f"Trainer is already configured with a `{type(callback).__name__}` callback. Please remove it if "
                     "you want to use the Tuner."
                 )
-        given = {method: others}
-        if method == "fit":
-            given = {"train": train, "validate": validation}
+        given = trains if method == "fit" else {method: others}
         return self._trainer.call_in_run(search, model, given, datamodule, method)

@@ -40,8 +40,8 @@ from .spike import SpikeDetection
 from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
-    MisconfiguredValue,
     get_filesystem,
+    misconfigured_values,
     rank_zero_warn,
 )
 from .weight_averaging import EMAWeightAveraging, WeightAveraging
@@ -244,13 +244,66 @@ class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
 class LearningRateFinder(NativeLearningRateFinder):
     """A :class:`~loopwright.callbacks.LearningRateFinder`."""
 
-    error = MisconfiguredValue
+    SUPPORTED_MODES = ("linear", "exponential")
+
+    def __init__(
+        self,
+        min_lr: float = 1e-8,
+        max_lr: float = 1,
+        num_training_steps: int = 100,
+        mode: str = "exponential",
+        early_stop_threshold: float | None = 4.0,
+        update_attr: bool = True,
+        attr_name: str = "",
+    ) -> None:
+        _require_mode(self, mode)
+        super().__init__(
+            min_lr,
+            max_lr,
+            num_training_steps,
+            mode,
+            early_stop_threshold,
+            update_attr,
+            attr_name,
+        )
+
+    def lr_find(self, trainer: Any, pl_module: Any) -> Any:
+        with misconfigured_values():
+            return super().lr_find(trainer, pl_module)
+
+
+def _require_mode(finder: Any, mode: str) -> None:
+    if mode.lower() not in finder.SUPPORTED_MODES:
+        raise ValueError(
+            f"`mode` should be either of {finder.SUPPORTED_MODES}; got {mode!r}"
+        )
 
 
 class BatchSizeFinder(NativeBatchSizeFinder):
     """A :class:`~loopwright.callbacks.BatchSizeFinder`."""
 
-    error = MisconfiguredValue
+    SUPPORTED_MODES = ("power", "binsearch")
+
+    def __init__(
+        self,
+        mode: str = "power",
+        steps_per_trial: int = 3,
+        init_val: int = 2,
+        max_trials: int = 25,
+        batch_arg_name: str = "batch_size",
+        margin: float = 0.05,
+        max_val: int = 8192,
+    ) -> None:
+        _require_mode(self, mode)
+        super().__init__(
+            mode,
+            steps_per_trial,
+            init_val,
+            max_trials,
+            batch_arg_name,
+            margin,
+            max_val,
+        )
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> int | None:
         name = self.batch_arg_name
@@ -258,7 +311,8 @@ class BatchSizeFinder(NativeBatchSizeFinder):
             rank_zero_warn(
                 f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
             )
-        return super().scale_batch_size(trainer, pl_module)
+        with misconfigured_values():
+            return super().scale_batch_size(trainer, pl_module)
 
 
 _LATER = "it comes in a later version"

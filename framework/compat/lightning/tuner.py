@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ....callbacks.lr_finder import LearningRateResult
 from ...optimization.tuner import Tuner as NativeTuner
-from .callbacks import BatchSizeFinder, LearningRateFinder
-from .utilities import MisconfiguredValue
+from .utilities import misconfigured_values
 
 __all__ = ["Tuner", "_LRFinder"]
 
@@ -15,6 +16,12 @@ _LRFinder = LearningRateResult
 class Tuner(NativeTuner):
     """A :class:`~loopwright.framework.Tuner`."""
 
-    error = MisconfiguredValue
-    learning_rate_finder = LearningRateFinder
-    batch_size_finder = BatchSizeFinder
+    def lr_find(self, *args: Any, **kwargs: Any) -> LearningRateResult | None:
+        """Arguments and result as of :meth:`loopwright.framework.Tuner.lr_find`."""
+        with misconfigured_values():
+            return super().lr_find(*args, **kwargs)
+
+    def scale_batch_size(self, *args: Any, **kwargs: Any) -> int | None:
+        """Arguments and result as of :meth:`loopwright.framework.Tuner.scale_batch_size`."""
+        with misconfigured_values():
+            return super().scale_batch_size(*args, **kwargs)

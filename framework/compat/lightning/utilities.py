@@ -11,6 +11,7 @@ import pickle
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ class MisconfigurationException(Exception):
 
 class MisconfiguredValue(MisconfigurationException, ValueError):
     """The same where Loopwright raises a ValueError."""
+
+
+@contextmanager
+def misconfigured_values() -> Iterator[None]:
+    """Raise ValueErrors as a MisconfigurationException, too, which Lightning's programs catch."""
+    try:
+        yield
+    except ValueError as error:
+        raise MisconfiguredValue(str(error)) from error
 
 
 class PossibleUserWarning(UserWarning):
