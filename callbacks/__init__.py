@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .rich_progress import RichProgressBar, RichProgressBarTheme
     from .simple_profiler import SimpleProfiler
     from .spike_detector import SpikeDetector, SpikeError
+    from .stochastic_weight_averaging import StochasticWeightAveraging
     from .throughput_monitor import ThroughputMonitor
     from .timer import Timer
     from .tqdm_progress import TQDMProgressBar
@@ -71,6 +72,7 @@ _MODULES = {
     "SpikeError": "spike_detector",
     "TQDMProgressBar": "tqdm_progress",
     "ThroughputMonitor": "throughput_monitor",
+    "StochasticWeightAveraging": "stochastic_weight_averaging",
     "Timer": "timer",
     "WeightAveraging": "weight_averaging",
 }
@@ -106,6 +108,7 @@ __all__ = [
     "SimpleProfiler",
     "SpikeDetector",
     "SpikeError",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",

@@ -21,7 +21,45 @@ if TYPE_CHECKING:
     from ..framework import Module, Trainer
 
 
-class WeightAveraging(Callback):
+class KeepsAverage(Callback):
+    """What callbacks have in common that keep an average of the weights.
+
+    Args:
+        weights: the average.
+        function: averages.
+    """
+
+    def __init__(self, weights: WeightSet, function: Average) -> None:
+        self.weight_set = weights
+        self._function = function
+        # The last epoch at which it was updated.
+        self._latest_update_epoch = -1
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__qualname__}[{self.weight_set.name}]"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        self.weight_set.begin(pl_module, trainer.strategy)
+        if trainer.global_step == 0:
+            self._latest_update_epoch = -1
+
+    def _update(self, trainer: Trainer, module: Module) -> None:
+        self.weight_set.update(module, trainer.strategy, self._function)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "latest_update_epoch": self._latest_update_epoch,
+            "n_averaged": self.weight_set.num_updates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning saves neither.
+        self._latest_update_epoch = state_dict.get("latest_update_epoch", -1)
+        self.weight_set.count_from(state_dict.get("n_averaged", 0))
+
+
+class WeightAveraging(KeepsAverage):
     """Keeps an average of the weights beside those that are trained; override :meth:`should_update` to say of which.
 
     Checkpoints hold it beside the weights, and a run that resumes goes on with both. Validation, test and prediction
@@ -57,15 +95,10 @@ class WeightAveraging(Callback):
         evaluate: bool = True,
         name: str = "average",
     ) -> None:
-        self.weight_set = WeightSet(name, device, use_buffers, evaluate)
-        self._average = _average_by(avg_fn, multi_avg_fn)
-        # The number of steps, and the epoch, at the last update.
+        weights = WeightSet(name, device, use_buffers, evaluate)
+        super().__init__(weights, average_by(avg_fn, multi_avg_fn))
+        # The number of steps at the last update.
         self._latest_update_step = 0
-        self._latest_update_epoch = -1
-
-    @property
-    def state_key(self) -> str:
-        return f"{type(self).__qualname__}[{self.weight_set.name}]"
 
     def should_update(
         self, step_idx: int | None = None, epoch_idx: int | None = None
@@ -79,10 +112,9 @@ class WeightAveraging(Callback):
         return step_idx is not None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
-        self.weight_set.begin(pl_module, trainer.strategy)
+        super().on_fit_start(trainer, pl_module)
         if trainer.global_step == 0:
             self._latest_update_step = 0
-            self._latest_update_epoch = -1
 
     def on_train_batch_end(
         self,
@@ -104,20 +136,13 @@ class WeightAveraging(Callback):
             self._update(trainer, pl_module)
             self._latest_update_epoch = epoch
 
-    def _update(self, trainer: Trainer, module: Module) -> None:
-        self.weight_set.update(module, trainer.strategy, self._average)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "latest_update_step": self._latest_update_step,
-            "latest_update_epoch": self._latest_update_epoch,
-            "n_averaged": self.weight_set.num_updates,
-        }
+        step = self._latest_update_step
+        return {"latest_update_step": step, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self._latest_update_step = state_dict["latest_update_step"]
-        self._latest_update_epoch = state_dict.get("latest_update_epoch", -1)
-        self.weight_set.count_from(state_dict.get("n_averaged", 0))
 
 
 class EMAWeightAveraging(WeightAveraging):
@@ -168,11 +193,15 @@ class EMAWeightAveraging(WeightAveraging):
         return first is not None and epoch_idx is not None and epoch_idx >= first
 
 
-def _average_by(avg_fn: Any, multi_avg_fn: Any) -> Average:
+def average_by(avg_fn: Any, multi_avg_fn: Any = None) -> Average:
     """What averages lists of tensors by one of torch's two kinds of functions.
 
+    Args:
+        avg_fn: returns an average, given it, the weights and the number of updates before.
+        multi_avg_fn: changes a list of averages.
+
     Raises:
-        ValueError: if there are two.
+        ValueError: if both are given.
     """
     if avg_fn is not None and multi_avg_fn is not None:
         raise ValueError("avg_fn and multi_avg_fn cannot both be given")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from logging import getLogger
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from .arguments import require
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
+
+log = getLogger("loopwright")
 
 # Changes tensors of a set, all of one device and type, given those of the module and how many updates came before.
 Average = Callable[[list[Tensor], list[Tensor], int], None]
@@ -109,6 +112,13 @@ class WeightSet:
             average(own, current, self.num_updates)
         self.num_updates += 1
 
+    def copy_buffers(self, module: nn.Module) -> None:
+        """Take the buffers that the module has now."""
+        for name, getter in self._getters.items():
+            tensor = getter(module)
+            if not isinstance(tensor, nn.Parameter) and name in self.tensors:
+                self.tensors[name].copy_(tensor)
+
     def _copy_of(self, part: Tensor) -> Tensor:
         """A copy as the set keeps it: in 16 bits, what a step changes would mostly be rounded away."""
         is_short = part.is_floating_point() and part.element_size() < 4
@@ -135,12 +145,26 @@ class WeightSet:
         self.tensors = {}
         self._is_whole = False
         states = strategy.model_state()
-        for name, getter in _getters_of(module).items():
+        if unknown := state.keys() - states.keys():
+            log.warning(
+                "The module has no %s, of which the checkpoint holds the weights %r: what it has instead joins them "
+                "with the next update", ", ".join(sorted(unknown)), self.name,
+            )  # fmt: skip
+        self._getters = _getters_of(module)
+        for name, getter in self._getters.items():
             if name in state and name in states:
                 value, whole = states[name], state[name]
                 part = whole if isinstance(value, Tensor) else value.slice_of(whole)
                 device = self.device or strategy.local_part(getter(module)).device
                 self.tensors[name] = part.to(device, copy=True)
+
+    @torch.no_grad()
+    def restore(self, module: nn.Module, strategy: Strategy) -> None:
+        """Write the parameters into the module, as those that are trained."""
+        for name, tensor in self.tensors.items():
+            place = self._getters[name](module)
+            if isinstance(place, nn.Parameter):
+                strategy.local_part(place).copy_(tensor)
 
     def gather(self, whole: dict[str, Tensor], belongs_in_module: bool) -> None:
         """Have these whole tensors, on the CPU, in the place of this process's parts, to be sent to another process.

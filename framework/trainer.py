@@ -54,6 +54,7 @@ from .lifecycle.save import can_save_alone, save_run
 from .loop import weight_sets
 from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
+from .loop.forward_pass import forward_training_batches
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure
 from .metrics.metrics import Metrics
@@ -823,6 +824,14 @@ class Trainer:
                 together,
             )
 
+    def forward_training_batches(self) -> None:
+        """At a fit's end, run ``training_step`` on an epoch of training batches: without gradients, and without hooks.
+
+        What it logs does not count. This is for what a forward pass computes, such as the statistics of batch norms.
+        All processes call it, each with its own batches; in manual optimization, the step itself would train.
+        """
+        forward_training_batches(self.run)
+
     def log_row(self, values: dict[str, Any]) -> None:
         """Write one row to the loggers, with the epoch in it and the global step as its step."""
         if not values or not self.loggers or not self.is_global_zero:
@@ -1051,8 +1060,14 @@ class Trainer:
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
-        """The schedulers and when they step."""
+        """The schedulers and when they step; may be set during a fit, to what ``configure_optimizers`` may return."""
         return [] if self._step is None else self._step.schedulers.configs
+
+    @lr_scheduler_configs.setter
+    def lr_scheduler_configs(self, schedulers: list[Any]) -> None:
+        if self._step is None:
+            raise RuntimeError("lr_scheduler_configs can be set during a fit only")
+        self._step.replace_schedulers(schedulers)
 
     @property
     def training(self) -> bool:

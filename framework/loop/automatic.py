@@ -140,6 +140,13 @@ class AutomaticStep(LossStep):
         if self._plain is not None and optimizers:
             self._plain.use(optimizers[0])
 
+    def replace_schedulers(self, schedulers: list[Any]) -> None:
+        """Step these from now on."""
+        super().replace_schedulers(schedulers)
+        # A scheduler that is made replaces the optimizer's function, to notice calls of it.
+        if self._plain is not None:
+            self._plain.use(self.optimizers[0])
+
     @property
     def train_on(self) -> Callable[[Any, int], dict[str, Any] | None]:
         """What the loop calls with a batch and its index: this step, or a shorter one if that does the same."""

@@ -177,6 +177,7 @@ def _begin_training(run: Run) -> None:
     run.state.enter("train")
     run.signals.begin()
     run.metrics.enter("train", "epoch")
+    run.step.schedule_free.train()
     run.hooks.call("on_train_start")
     announce_surprises(run)
     # What the loop itself does at these moments stands among the hooks; see the end of this file.
@@ -210,6 +211,7 @@ def go_back(run: Run, rewind: Rewind) -> None:
     rewind.resume.apply_counters()
     rewind.resume.apply_weights()
     rewind.resume.apply_optimizers()
+    run.step.schedule_free.train()
     _load_data(run, again=True)
     run.state.leave_out(left_out)
     run.loaders.leave_out(rewind.batches)

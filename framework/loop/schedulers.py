@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.optim import Optimizer
+
 from ..module import Module
 from ..subclasses import overrides
-from .optimizers import LRSchedulerConfig
+from .optimizers import LRSchedulerConfig, parse_optimizers
 
 if TYPE_CHECKING:
     from .run import Run
@@ -27,15 +29,28 @@ class Schedulers:
 
     def __init__(self, run: Run, configs: list[LRSchedulerConfig]) -> None:
         self.run = run
+        self._hook = None
+        if overrides(run.module, "lr_scheduler_step", Module):
+            self._hook = run.module.lr_scheduler_step
+        self._use(configs)
+
+    def use(self, optimizers: list[Optimizer], schedulers: list[Any]) -> None:
+        """Step these from now on, and no longer those that were.
+
+        Args:
+            optimizers: those of the fit.
+            schedulers: each a scheduler, or what ``configure_optimizers`` may return for one.
+        """
+        _, configs = parse_optimizers((optimizers, schedulers))
+        self._use(configs)
+
+    def _use(self, configs: list[LRSchedulerConfig]) -> None:
         self.configs = configs
-        stepped = configs if run.module.automatic_optimization else []
+        stepped = configs if self.run.module.automatic_optimization else []
         by_step = [config for config in stepped if config.interval == "step"]
         self.each_step = [c for c in by_step if not c.reduce_on_plateau]
         self.each_step_on_value = [c for c in by_step if c.reduce_on_plateau]
         self._each_epoch = [c for c in stepped if c.interval == "epoch"]
-        self._hook = None
-        if overrides(run.module, "lr_scheduler_step", Module):
-            self._hook = run.module.lr_scheduler_step
 
     def step_after_window(self) -> None:
         """Step those that step by windows, unless the optimizer's step was skipped; those that monitor a value wait."""

@@ -20,6 +20,7 @@ from ..messages import log
 from ..module import Module
 from ..subclasses import overrides
 from .optimizers import LRSchedulerConfig, ManualOptimizer
+from .schedule_free import ScheduleFree
 from .schedulers import Schedulers
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Step(ABC):
         optimizers: as given.
         manual: the same, as the module gets them.
         schedulers: the schedulers.
+        schedule_free: what changes the weights for evaluation, if the optimizers do so.
         accumulation: the window of micro-batches.
         configured: what ``configure_optimizers`` asked for, before anything was trained or loaded.
         stepped: whether the last batch completed a window.
@@ -62,6 +64,7 @@ class Step(ABC):
         self.optimizers = optimizers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
         self.schedulers = Schedulers(run, schedulers)
+        self.schedule_free = ScheduleFree(run, optimizers)
         self.accumulation = run.engine.accumulation
         self.accumulation.count_in(run.state)
         self.accumulation.over(trainer.accumulate_grad_batches)
@@ -143,10 +146,16 @@ class Step(ABC):
         self.accumulation.abandon()
         self.stepped = False
 
+    def replace_schedulers(self, schedulers: list[Any]) -> None:
+        """Step these from now on, each a scheduler or what ``configure_optimizers`` may return for one."""
+        self.schedulers.use(self.optimizers, schedulers)
+
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
         self.optimizers = optimizers
         self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
+        self.schedule_free = ScheduleFree(self.run, optimizers)
+        self.schedule_free.train()
 
     # Windows.
 

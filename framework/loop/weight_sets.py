@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ...callbacks.weight_set import WeightSet
     from ..trainer import Trainer
     from .run import Run
+    from .schedule_free import ScheduleFree
 
 
 def weight_sets(trainer: Trainer) -> list[WeightSet]:
@@ -53,10 +54,20 @@ def _sets_of(run: Run) -> list[WeightSet]:
     return weight_sets(run.trainer) if is_of_module else []
 
 
+def _schedule_free(run: Run) -> list[ScheduleFree]:
+    """What changes the modes of the module's optimizers, if a fit has made them in this process."""
+    fit = run.trainer.last_fit
+    if fit is None or fit.step is None or fit.module is not run.module:
+        return []
+    return [fit.step.schedule_free]
+
+
 @contextmanager
 def evaluating(run: Run) -> Iterator[None]:
     """A context in which the run's module has the weights that evaluations run on."""
     with ExitStack() as contexts:
+        for optimizers in _schedule_free(run):
+            contexts.enter_context(optimizers.evaluating())
         # What such a run has loaded are these weights already.
         is_loaded = run.fn != "fit" and run.ckpt_path is not None
         for weights in () if is_loaded else _sets_of(run):
@@ -70,8 +81,10 @@ def evaluating(run: Run) -> Iterator[None]:
 
 @contextmanager
 def saving(run: Run) -> Iterator[None]:
-    """A context in which the run's module has the weights that are trained."""
+    """A context in which the run's module has the weights that are trained; of a schedule-free optimizer, its own."""
     with ExitStack() as contexts:
+        for optimizers in _schedule_free(run):
+            contexts.enter_context(optimizers.evaluating())
         for weights in _sets_of(run):
             without = weights.without(run.module, run.engine.strategy)
             contexts.enter_context(without)
@@ -81,7 +94,7 @@ def saving(run: Run) -> Iterator[None]:
 def states(run: Run) -> dict[str, Any]:
     """What a checkpoint holds of the sets, by name."""
     strategy = run.engine.strategy
-    sets = _sets_of(run)
+    sets = _sets_of(run) + [each.weights for each in _schedule_free(run)]
     return {s.name: s.state(run.module, strategy) for s in sets if s.tensors}
 
 
@@ -108,6 +121,8 @@ def state(run: Run, name: str | None) -> dict[str, Any]:
 
 def begin(run: Run) -> None:
     """Before the strategy takes the module for a fit: give it the weights back that the last one has trained."""
+    for optimizers in _schedule_free(run):
+        optimizers.train()
     for weights in weight_sets(run.trainer):
         if not _sets_of(run):
             weights.clear()
@@ -124,12 +139,15 @@ def begin(run: Run) -> None:
 def load(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take the sets that a checkpoint holds, once the optimizers are set up."""
     saved = checkpoint.get("weight_sets", {})
-    for weights in weight_sets(run.trainer):
+    sets = weight_sets(run.trainer)
+    if run.step.schedule_free.optimizers:
+        sets.append(run.step.schedule_free.weights)
+    for weights in sets:
         if weights.name in saved:
             weights.load(saved[weights.name], run.module, run.engine.strategy)
         else:
             weights.clear()
-    known = {weights.name for weights in weight_sets(run.trainer)}
+    known = {weights.name for weights in sets}
     if absent := sorted(saved.keys() - known):
         log.warning(
             "The checkpoint holds weights that no callback of this Trainer keeps: %s",
@@ -139,6 +157,7 @@ def load(run: Run, checkpoint: dict[str, Any]) -> None:
 
 def end(run: Run) -> None:
     """After a fit: let the module have the weights that evaluations run on, or else those of the first set."""
+    run.step.schedule_free.eval()
     sets = [weights for weights in _sets_of(run) if weights.tensors]
     sets.sort(key=lambda weights: not weights.is_evaluated)
     for weights in sets[:1]:

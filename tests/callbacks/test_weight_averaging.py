@@ -350,6 +350,8 @@ def test_weights_that_were_changed_after_a_fit_are_trained(
     trainer.fit(module, data())
     other = {name: torch.full_like(t, 2) for name, t in weights_of(module).items()}
     module.load_state_dict(other)
+    trainer.predict(module, data())
+    assert equal(module.evaluated[0], other)
     seen = []
     module.on_train_start = lambda: seen.append(weights_of(module))
     trainer.max_epochs = 2
@@ -412,6 +414,33 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any]) -> None:
         WeightAveraging(avg_fn=max, multi_avg_fn=max)
 
 
+def test_what_a_checkpoint_averages_and_the_module_lacks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, path = quiet(ema()), tmp_path / "a.ckpt"
+    trainer.fit(Net(), data())
+    trainer.save_checkpoint(path)
+
+    class Renamed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = self.net
+            del self.net
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.body(batch[0]).square().mean()
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            # As migrations often do: of the weights that are trained alone.
+            own = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {n.replace("net", "body"): own[n] for n in own}
+            for state in checkpoint["optimizer_parameters"]:
+                state[0][:] = [name.replace("net", "body") for name in state[0]]
+
+    quiet(ema(), max_epochs=2).fit(Renamed(), data(), ckpt_path=path)
+    assert "The module has no net.0.bias, net.0.weight" in caplog.text
+
+
 # Killed at any moment.
 
 
@@ -421,7 +450,7 @@ def train_and_save(folder: Path) -> Watch:
         folder, every_n_train_steps=1, save_top_k=-1, filename="{step}"
     )
     trainer = quiet(
-        ema(), watch, saving, max_epochs=6, val_check_interval=1, limit_val_batches=2
+        ema(), watch, saving, max_epochs=3, val_check_interval=1, limit_val_batches=2
     )
     trainer.fit(Net(), data(shuffle=True), data(), ckpt_path="last")
     return watch

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from loopwright.callbacks import Callback, EMAWeightAveraging
+from loopwright.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+)
 from loopwright.framework import Module
 from loopwright.framework.checkpoint.reader import load_checkpoint
+from loopwright.strategies import DeepSpeedStrategy
 from loopwright.strategies.tensor_shards import full_state
 from tests.strategies.distributed import all_in_processes, quiet
 
@@ -119,7 +125,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def find(name: str) -> dict[str, Any]:
         if name not in found:
             strategies = ["ddp", "fsdp"]
-            if name.startswith("deepspeed") or name == "mixed":
+            if "deepspeed" in name or name == "mixed":
                 strategies = ["deepspeed_stage_1", "deepspeed_stage_3"]
             found.update(all_in_processes(2, calls_of(strategies, folder)))
         return found[name]
@@ -133,14 +139,97 @@ def calls_of(strategies: list[str], folder: Path) -> dict[str, Any]:
         path = folder / f"{strategy}.ckpt"
         calls[strategy] = (fit, strategy, path, False)
         calls[f"{strategy} resumed"] = (fit, strategy, path, True)
-        file = path.with_suffix(".file")
-        calls[f"{strategy} resumed from a file"] = (fit, strategy, file, True)
+        if "deepspeed" not in strategy:
+            file = path.with_suffix(".file")
+            calls[f"{strategy} resumed from a file"] = (fit, strategy, file, True)
+        calls[f"swa, {strategy}"] = (fit_swa, strategy)
+        if "deepspeed" not in strategy:
+            saved = folder / f"free-{strategy}.ckpt"
+            calls[f"schedule-free, {strategy}"] = (
+                fit_schedule_free,
+                strategy,
+                saved,
+                False,
+            )
+            calls[f"schedule-free, {strategy} resumed"] = (
+                fit_schedule_free,
+                strategy,
+                saved,
+                True,
+            )
     if "fsdp" in strategies:
         calls["fsdp resumed from ddp"] = (fit, "fsdp", folder / "ddp.ckpt", True)
     else:
+        calls["schedule-free, deepspeed"] = (refuse_schedule_free,)
         path = folder / "mixed.ckpt"
         calls["mixed"] = (fit, "deepspeed_stage_2", path, False, "bf16-mixed")
     return calls
+
+
+class Normed(Module):
+    """With a batch norm, whose statistics belong to the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3))
+        self.begun: list[dict[str, Tensor]] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net(batch).square().mean()
+
+    def on_train_epoch_start(self) -> None:
+        self.begun.append(trained(self))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+def fit_swa(strategy: str) -> dict[str, Any]:
+    module = Normed()
+    average = StochasticWeightAveraging(0.01, 2, 1)
+    trainer = quiet(
+        strategy=strategy,
+        use_distributed_sampler=False,
+        callbacks=average,
+        max_epochs=3,
+    )
+    trainer.fit(module, batches(trainer.global_rank))
+    strategy_ = trainer.strategy
+    whole = full_state(strategy_, average.weight_set.state(module, strategy_))
+    return {"begun": module.begun, "average": whole}
+
+
+class ScheduleFree(Net):
+    def configure_optimizers(self) -> Any:
+        from schedulefree import AdamWScheduleFree
+
+        return AdamWScheduleFree(self.parameters(), lr=0.05)
+
+
+def fit_schedule_free(strategy: str, path: Path, resume: bool) -> dict[str, Any]:
+    module = ScheduleFree()
+    trainer = quiet(
+        strategy=strategy,
+        use_distributed_sampler=False,
+        callbacks=[] if resume else [Save(path)],
+        val_check_interval=1,
+        num_sanity_val_steps=0,
+    )
+    data = batches(trainer.global_rank)
+    trainer.fit(module, data, batches(7)[:1], ckpt_path=path if resume else None)
+    return {
+        "history": module.history,
+        "evaluated": module.evaluated,
+        "after the fit": trained(module),
+    }
+
+
+def refuse_schedule_free() -> str:
+    strategy = DeepSpeedStrategy(config={"zero_allow_untested_optimizer": True})
+    with pytest.raises(ValueError, match="train") as caught:
+        quiet(strategy=strategy).fit(ScheduleFree(), batches(0))
+    return str(caught.value)
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -178,10 +267,17 @@ def test_evaluations_run_on_the_average(run_of: Any, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("form", ["", " from a file"])
-def test_a_resumed_run_is_the_whole_one(run_of: Any, strategy: str, form: str) -> None:
+def test_a_resumed_run_is_the_whole_one(run_of: Any, strategy: str) -> None:
     """Though it was saved while an evaluation ran on the average."""
-    whole, resumed = run_of(strategy), run_of(f"{strategy} resumed{form}")
+    check_resumed(run_of(strategy), run_of(f"{strategy} resumed"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_file_holds_both_as_well(run_of: Any, strategy: str) -> None:
+    check_resumed(run_of(strategy), run_of(f"{strategy} resumed from a file"))
+
+
+def check_resumed(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     pairs = zip(whole["history"][SAVED_AFTER:], resumed["history"], strict=True)
     assert all(equal(one, other) for one, other in pairs)
     assert equal(whole["average"], resumed["average"])
@@ -195,3 +291,39 @@ def test_a_resumed_run_is_the_whole_one(run_of: Any, strategy: str, form: str) -
 def test_another_strategy_goes_on_with_the_average(run_of: Any) -> None:
     one, other = run_of("ddp")["average"], run_of("fsdp resumed from ddp")["average"]
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_statistics_for_the_average_are_of_the_batches_of_all_processes(
+    run_of: Any, strategy: str
+) -> None:
+    found = run_of(f"swa, {strategy}")
+    counted = found["begun"][1:]
+    by_hand = Normed()
+    by_hand.load_state_dict(
+        {name: torch.stack([w[name].double() for w in counted]).mean(0) for name in counted[0]}
+    )  # fmt: skip
+    update_bn([*batches(0), *batches(1)], by_hand.net)
+    for name, tensor in by_hand.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(found["average"][name], tensor)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_schedule_free_optimizers_go_on_exactly(run_of: Any, strategy: str) -> None:
+    whole = run_of(f"schedule-free, {strategy}")
+    resumed = run_of(f"schedule-free, {strategy} resumed")
+    pairs = zip(whole["history"][SAVED_AFTER:], resumed["history"], strict=True)
+    assert all(equal(one, other) for one, other in pairs)
+    assert equal(whole["after the fit"], resumed["after the fit"])
+    assert not equal(whole["after the fit"], whole["history"][-1])
+    by_hand = ScheduleFree()
+    by_hand.load_state_dict(whole["after the fit"])
+    torch.testing.assert_close(whole["evaluated"][-1], by_hand.net(batches(7)[0]))
+
+
+@pytest.mark.slow
+def test_schedule_free_optimizers_are_refused_by_name(run_of: Any) -> None:
+    told = run_of("schedule-free, deepspeed")
+    assert "deepspeed" in told
+    assert "AdamWScheduleFree" in told

@@ -44,7 +44,11 @@ from .utilities import (
     misconfigured_values,
     rank_zero_warn,
 )
-from .weight_averaging import EMAWeightAveraging, WeightAveraging
+from .weight_averaging import (
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 __all__ = [
     "BackboneFinetuning",
@@ -315,13 +319,9 @@ class BatchSizeFinder(NativeBatchSizeFinder):
             return super().scale_batch_size(trainer, pl_module)
 
 
-_LATER = "it comes in a later version"
 CustomProgress = unserved(
     "CustomProgress", "override RichProgressBar.configure_columns"
 )
 MetricsTextColumn = unserved(
     "MetricsTextColumn", "override RichProgressBar.configure_columns"
-)
-StochasticWeightAveraging = unserved(
-    "StochasticWeightAveraging", "torch.optim.swa_utils in a callback of yours"
 )

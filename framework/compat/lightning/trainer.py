@@ -244,6 +244,11 @@ class FitLoop:
         return False
 
     @property
+    def _skip_backward(self) -> bool:
+        """Whether this epoch only computes the statistics of batch norms, for which there is no epoch here."""
+        return False
+
+    @property
     def max_batches(self) -> int | float:
         """Training batches in an epoch."""
         return self._trainer.num_training_batches
