@@ -42,9 +42,7 @@ def linear_schedule(
     Raises:
         ValueError: if the numbers do not fit together, or ``num_steps`` is infinite.
     """
-    total, rise = _check(num_steps, warmup, final)
-    fall = partial(_line, final=final)
-    return _schedule(optimizer, rise, total, fall)
+    return _schedule(optimizer, num_steps, warmup, None, final, "linear")
 
 
 def cosine_schedule(
@@ -70,9 +68,7 @@ def cosine_schedule(
     Raises:
         ValueError: if the numbers do not fit together, or ``num_steps`` is infinite.
     """
-    total, rise = _check(num_steps, warmup, final)
-    fall = partial(_cosine, final=final)
-    return _schedule(optimizer, rise, total, fall)
+    return _schedule(optimizer, num_steps, warmup, None, final, "cosine")
 
 
 def wsd_schedule(
@@ -103,23 +99,28 @@ def wsd_schedule(
     Raises:
         ValueError: if the numbers do not fit together, ``num_steps`` is infinite, or the shape is another one.
     """
-    shapes = {"linear": _line, "cosine": _cosine, "1-sqrt": _root}
-    if shape not in shapes:
-        raise ValueError(f"shape must be one of {', '.join(shapes)}; got {shape!r}")
-    total, rise = _check(num_steps, warmup, final)
-    last = _steps("decay", decay, total)
-    if rise + last > total:
-        raise ValueError(
-            f"warmup={warmup!r} and decay={decay!r} are {rise} and {last} steps, more than num_steps={total}"
-        )
-    fall = partial(_late, first=total - last, shape=shapes[shape], final=final)
-    return _schedule(optimizer, rise, total, fall)
+    return _schedule(optimizer, num_steps, warmup, decay, final, shape)
 
 
-def _check(
-    num_steps: int | float, warmup: int | float, final: float
-) -> tuple[int, int]:
-    """Check what all schedules have; returns the steps in all, and those of the warm-up."""
+# By what the highest rate is multiplied, as a function of how far it has fallen, from 0.0 to 1.0.
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "1-sqrt": lambda progress: 1 - math.sqrt(progress),
+}
+
+
+def _schedule(
+    optimizer: Optimizer,
+    num_steps: int | float,
+    warmup: int | float,
+    decay: int | float | None,
+    final: float,
+    shape: str,
+) -> StepSchedule:
+    """Make a schedule; without ``decay``, it falls from the end of the warm-up on."""
+    if shape not in _SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(_SHAPES)}; got {shape!r}")
     if not 1 <= num_steps < math.inf or num_steps != int(num_steps):
         raise ValueError(
             f"num_steps must be a number of optimizer steps from 1; got {num_steps!r}. A Trainer without max_steps, "
@@ -130,7 +131,17 @@ def _check(
             f"final must be a fraction of the highest rate (0.0 to 1.0); got {final!r}"
         )
     total = int(num_steps)
-    return total, _steps("warmup", warmup, total)
+    rise = _steps("warmup", warmup, total)
+    start = rise if decay is None else total - _steps("decay", decay, total)
+    if start < rise:
+        raise ValueError(
+            f"warmup={warmup!r} and decay={decay!r} are {rise} and {total - start} steps, more than num_steps={total}"
+        )
+    # A partial has no state: a checkpoint keeps plain numbers, and a run that resumes takes its own schedule.
+    factor = partial(
+        _factor, rise=rise, start=start, total=total, final=final, shape=shape
+    )
+    return StepSchedule(optimizer, factor)
 
 
 def _steps(name: str, value: int | float, total: int) -> int:
@@ -145,47 +156,11 @@ def _steps(name: str, value: int | float, total: int) -> int:
     return value
 
 
-def _schedule(
-    optimizer: Optimizer, rise: int, total: int, fall: Callable[..., float]
-) -> StepSchedule:
-    # A partial has no state: a checkpoint keeps plain numbers, and a run that resumes takes its own schedule.
-    return StepSchedule(optimizer, partial(_factor, rise=rise, total=total, fall=fall))
-
-
-def _factor(step: int, rise: int, total: int, fall: Callable[..., float]) -> float:
+def _factor(
+    step: int, rise: int, start: int, total: int, final: float, shape: str
+) -> float:
     """By what the highest learning rate is multiplied in a step, counted from 0."""
     if step < rise:
         return step / rise
-    return fall(min(step, total), start=rise, end=total)
-
-
-# How it falls from one step to another.
-
-
-def _late(
-    step: int,
-    start: int,
-    end: int,
-    first: int,
-    shape: Callable[..., float],
-    final: float,
-) -> float:
-    """Not before the step ``first``, and then in a shape."""
-    return 1.0 if step < first else shape(step, start=first, end=end, final=final)
-
-
-def _progress(step: int, start: int, end: int) -> float:
-    return (step - start) / max(1, end - start)
-
-
-def _line(step: int, start: int, end: int, final: float) -> float:
-    return final + (1 - final) * (1 - _progress(step, start, end))
-
-
-def _cosine(step: int, start: int, end: int, final: float) -> float:
-    angle = math.pi * _progress(step, start, end)
-    return final + (1 - final) * 0.5 * (1 + math.cos(angle))
-
-
-def _root(step: int, start: int, end: int, final: float) -> float:
-    return final + (1 - final) * (1 - math.sqrt(_progress(step, start, end)))
+    progress = (min(step, total) - start) / max(1, total - start)
+    return final + (1 - final) * _SHAPES[shape](max(0.0, progress))
