@@ -99,7 +99,6 @@ class DeepSpeedStrategy(Strategy):
             needs_equal_forwards=self.stage == 3,
             shards_state=True,
             owns_loss_scale=True,
-            manual_optimization=False,
             single_module=True,
             undoes_steps=False,
         )
@@ -200,8 +199,10 @@ class DeepSpeedStrategy(Strategy):
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         if len(optimizers) != 1:
+            kinds = " and ".join(type(each).__name__ for each in optimizers) or "none"
             raise ValueError(
-                f"strategy={self.name!r} trains with one optimizer; got {len(optimizers)}"
+                f"strategy={self.name!r} trains with one optimizer, as DeepSpeed steps one; got {kinds}: "
+                'use strategy="fsdp" or "ddp"'
             )
         optimizer = optimizers[0]
         self._check_optimizer(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -81,7 +82,6 @@ class FSDPStrategy(Strategy):
     capabilities = Capabilities(
         needs_equal_forwards=True,
         shards_state=True,
-        manual_optimization=False,
         replaces_parameters=True,
     )
     synced_forwards = 0
@@ -215,11 +215,39 @@ class FSDPStrategy(Strategy):
                 # Batch norms take parameters and statistics of one type.
                 if isinstance(child, nn.modules.batchnorm._BatchNorm):
                     fully_shard(child, **full_precision)
-        for child in _modules_to_wrap(module, self.auto_wrap_policy):
-            if not isinstance(child, FSDPModule):
-                fully_shard(child, **options)
-        fully_shard(root, **options)
+        parts = _modules_to_wrap(module, self.auto_wrap_policy)
+        if getattr(module, "automatic_optimization", True):
+            parts.append(root)
+        else:
+            # Gradients are computed inside the step, when a forward around it would not have ended.
+            parts += self._parts_to_call(module)
+        for part in parts:
+            if not isinstance(part, FSDPModule):
+                fully_shard(part, **options)
         return root
+
+    def _parts_to_call(self, module: nn.Module) -> list[nn.Module]:
+        """Return the parts that a step in manual optimization calls, each of which gathers its own parameters.
+
+        Raises:
+            ValueError: if a parameter is in none of them, or in two.
+        """
+        parts: list[nn.Module] = []
+        children = list(module.children())
+        while children:
+            child = children.pop(0)
+            if isinstance(child, _WITHOUT_FORWARD):
+                children[:0] = child.children()
+            elif next(child.parameters(), None) is not None:
+                parts.append(child)
+        owners = Counter(p for part in parts for p in dict.fromkeys(part.parameters()))
+        for name, parameter in module.named_parameters():
+            if owners[parameter] != 1:
+                raise ValueError(
+                    f"strategy={self.name!r} in manual optimization gathers the parameters of each submodule for its "
+                    f"own forward, and {name} is in {owners[parameter]} of them: let it be in one"
+                )
+        return parts
 
     def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
@@ -271,15 +299,16 @@ class FSDPStrategy(Strategy):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        root = self._root
-        if root is None:
-            yield
-            return
-        root.set_requires_gradient_sync(False)
+        self._sync_in_backward(False)
         try:
             yield
         finally:
-            root.set_requires_gradient_sync(True)
+            self._sync_in_backward(True)
+
+    def _sync_in_backward(self, sync: bool) -> None:
+        for part in () if self._root is None else self._root.modules():
+            if isinstance(part, FSDPModule):
+                part.set_requires_gradient_sync(sync, recurse=False)
 
     def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
         if self._root is not None:

@@ -1,4 +1,4 @@
-"""Several optimizers on one loss in two processes: DDP by hand, and shards where the optimizers allow it."""
+"""Several optimizers on one loss, and manual optimization, in two processes: DDP by hand, FSDP and ZeRO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from loopwright.framework import Module
 from tests.strategies.distributed import all_in_processes, quiet
 
+# Starting processes takes long, with all that is compared in them.
+pytestmark = pytest.mark.slow
+
 NUM_EPOCHS, ACCUMULATE, CLIP = 2, 3, 0.3
+# Ways of manual optimization.
+HOW = ("in turn", "twice", "update")
 
 
 class Net(Module):
@@ -95,6 +100,71 @@ def train_by_hand() -> list[list[float]]:
     return by_rank
 
 
+class Manual(Net):
+    """Steps by itself: each of two optimizers in turn, twice on one batch, or by ``update``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("AdamW")
+        self.automatic_optimization = False
+        self.how = how
+        self.head = nn.Linear(3, 3)
+
+    def loss(self, batch: Any) -> Tensor:
+        loss = nn.functional.cross_entropy(self.head(self.net(batch[0])), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        if self.how == "update":
+            self.optimizers().update(self.loss(batch))
+            return
+        both = self.how == "in turn"
+        for optimizer in self.optimizers() if both else [self.optimizers()] * 2:
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            self.clip_gradients(optimizer, CLIP)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        if self.how == "in turn":
+            head = torch.optim.SGD(self.head.parameters(), lr=0.1)
+            return [torch.optim.AdamW(self.net.parameters(), lr=0.02), head]
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+def train_manually(strategy: str, how: str) -> list[list[float]]:
+    """The losses of each rank, in training and evaluation."""
+    module = Manual(how)
+    windows: dict[str, Any] = {}
+    if how == "update":
+        windows = {"accumulate_grad_batches": 2, "gradient_clip_val": CLIP}
+    trainer = quiet(
+        strategy=strategy, max_epochs=2, use_distributed_sampler=False, **windows
+    )
+    data = batches(trainer.global_rank)[:6]
+    trainer.fit(module, data, data[:2])
+    assert trainer.global_step == 2 * (3 if how == "update" else 6)
+    return trainer.strategy.gather_objects(module.losses)
+
+
+def refusal_of_parts() -> str:
+    """Of a parameter that no forward of a submodule gathers."""
+
+    class Bare(Manual):
+        def __init__(self) -> None:
+            super().__init__("update")
+            self.scale = nn.Parameter(torch.ones(()))
+
+    with pytest.raises(ValueError, match="fsdp") as caught:
+        quiet(strategy="fsdp").fit(Bare(), batches(0))
+    return str(caught.value)
+
+
 def refusal(strategy: str, kind: str) -> str:
     with pytest.raises(ValueError, match=strategy) as caught:
         train(strategy, kind)
@@ -112,6 +182,12 @@ def two() -> dict[str, Any]:
             "fsdp": (train_with, "fsdp", "Muon", {}),
             "ddp, no windows": (train_with, "ddp", "Muon", {}),
             "fsdp refuses": (refusal, "fsdp", "Adafactor"),
+            **{
+                f"{strategy} {how}": (train_manually, strategy, how)
+                for how in HOW
+                for strategy in ("ddp_find_unused_parameters_true", "fsdp")
+            },
+            "fsdp refuses a part": (refusal_of_parts,),
         },
     )
 
@@ -134,3 +210,35 @@ def test_muon_on_shards(two: dict[str, Any]) -> None:
 
 def test_what_cannot_be_sharded_is_refused_by_name(two: dict[str, Any]) -> None:
     assert "no such arithmetic for Adafactor" in two["fsdp refuses"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_manual_optimization_on_shards(two: dict[str, Any], how: str) -> None:
+    expected = two[f"ddp_find_unused_parameters_true {how}"]
+    for sharded, whole in zip(two[f"fsdp {how}"], expected, strict=True):
+        assert sharded == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_parameter_that_no_submodule_gathers(two: dict[str, Any]) -> None:
+    assert "scale is in 0 of them" in two["fsdp refuses a part"]
+
+
+ZERO = ("deepspeed_stage_2", "deepspeed_stage_3")
+
+
+def test_manual_optimization_under_zero() -> None:
+    """With one optimizer; several are refused by name."""
+    calls = {
+        f"{strategy} {how}": (train_manually, strategy, how)
+        for strategy in ("ddp", *ZERO)
+        for how in HOW[1:]
+    }
+    told = all_in_processes(
+        2, {**calls, "refused": (refusal, "deepspeed_stage_2", "Muon")}
+    )
+    assert "got Muon and AdamW" in told["refused"]
+    for how in HOW[1:]:
+        for strategy in ZERO:
+            pairs = zip(told[f"{strategy} {how}"], told[f"ddp {how}"], strict=True)
+            for sharded, whole in pairs:
+                assert sharded == pytest.approx(whole, abs=1e-5)
