@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from statistics import median
 from typing import Any
 
 # Of normal noise: the median distance from the median times this is the standard deviation, and so many of these lie
@@ -63,10 +62,12 @@ class Baseline:
 
     def _above(self, values: Iterable[float]) -> float:
         values = sorted(values)
-        middle = median(values)
+        half = len(values) // 2
+        middle = values[half]
+        distances = sorted([abs(value - middle) for value in values])
         high = values[int(0.95 * len(values))]
         deviation = max(
-            _MAD_TO_DEVIATION * median(abs(value - middle) for value in values),
+            _MAD_TO_DEVIATION * distances[half],
             (high - middle) / _P95_IN_DEVIATIONS,
         )
         return middle + self._threshold * deviation

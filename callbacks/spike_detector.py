@@ -449,7 +449,7 @@ def _plain(index: Any) -> Any:
 
 def _read(trainer: Trainer, values: Iterable[Tensor]) -> list[list[float]]:
     """The numbers of all ranks. A host–device sync and a collective."""
-    stacked = torch.stack([value.detach().float().reshape(()) for value in values])
+    stacked = torch.stack([value.reshape(()) for value in values])
     own = stacked.cpu().double()
     table = torch.zeros(trainer.world_size, len(own), dtype=torch.float64)
     table[trainer.global_rank] = own
