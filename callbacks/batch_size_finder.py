@@ -9,7 +9,7 @@ import torch
 
 from .arguments import require, require_choice, require_int
 from .base import Callback
-from .tuned_attributes import find_attribute, set_attribute
+from .tuned_attributes import find_attribute, get_attribute, set_attribute
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -104,7 +104,12 @@ class BatchSizeFinder(Callback):
             log.warning("fast_dev_run: no batch size is looked for")
             return None
         self._check(trainer, pl_module)
-        size = self._search(trainer, pl_module)
+        before = get_attribute(trainer, pl_module, self.batch_arg_name)
+        try:
+            size = self._search(trainer, pl_module)
+        except BaseException:
+            set_attribute(trainer, pl_module, self.batch_arg_name, before)
+            raise
         if self.mode == "binsearch":
             size = max(1, int(size * (1 - self.margin)))
         set_attribute(trainer, pl_module, self.batch_arg_name, size)

@@ -210,6 +210,11 @@ class LearningRateFinder(Callback):
         trainer.rehearse(self.num_training_steps, [sweep])
         found.results = {"lr": sweep.rates, "loss": sweep.losses}
         self.optimal_lr = found
+        if len(sweep.losses) < self.num_training_steps:
+            log.info(
+                "LR finder stopped early after %d steps due to diverging loss.",
+                len(sweep.losses),
+            )
         if self.update_attr:
             self._use(trainer, pl_module, name, found.suggestion())
         return found

@@ -26,6 +26,12 @@ def find_attribute(
     return next((name for name in names if _holders(trainer, module, name)), None)
 
 
+def get_attribute(trainer: Trainer, module: Module, name: str) -> Any:
+    """Its value, that of the module first."""
+    holder = _holders(trainer, module, name)[0]
+    return holder[name] if isinstance(holder, dict) else getattr(holder, name)
+
+
 def set_attribute(trainer: Trainer, module: Module, name: str, value: Any) -> None:
     """Set it wherever it is."""
     for holder in _holders(trainer, module, name):

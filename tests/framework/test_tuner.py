@@ -347,6 +347,7 @@ def test_mistakes_of_a_size_search_are_named():
     module = made(Own, holds=0)
     with pytest.raises(torch.OutOfMemoryError, match="a single sample"):
         search(quiet(), module)
+    assert module.batch_size == 4
 
     class Several(Own):
         def test_dataloader(self) -> Any:
