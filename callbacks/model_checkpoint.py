@@ -92,6 +92,9 @@ class ModelCheckpoint(Callback):
         on_save_error: ``"raise"`` ends the training when a checkpoint could not be written: at the next save, or at
             the end. ``"warn"`` says so and goes on; what was saved before is kept, and the next one is tried.
         save_format: ``"folder"``, or ``"file"``: one file that ``torch.load`` opens. By default the Trainer's.
+        every: instead of ``every_n_train_steps``, ``train_time_interval`` and ``every_n_epochs``, one interval as
+            text: ``"500 steps"``, ``"10 minutes"``, ``"2 epochs"`` or ``"1M tokens"``, which are the weights that
+            ``training_step`` returns, of all processes.
 
     Attributes:
         best_model_path: the best checkpoint (without ``monitor``: the newest), or "".
@@ -145,6 +148,7 @@ class ModelCheckpoint(Callback):
         async_save: bool = True,
         on_save_error: Literal["raise", "warn"] = "raise",
         save_format: Literal["folder", "file"] | None = None,
+        every: str | None = None,
     ) -> None:
         require_choice(
             "mode",
@@ -200,6 +204,7 @@ class ModelCheckpoint(Callback):
             train_time_interval,
             every_n_epochs,
             save_on_train_epoch_end,
+            every,
         )
         self._enable_version_counter = enable_version_counter
         self._begin_anew()
@@ -227,11 +232,14 @@ class ModelCheckpoint(Callback):
     def state_key(self) -> str:
         schedule = self._schedule
         interval = schedule.train_time_interval
+        tokens = ""
+        if schedule.every_n_tokens:
+            tokens = f", every_n_tokens={schedule.every_n_tokens:g}"
         return (
             f"{type(self).__qualname__}[monitor={self.monitor!r}, mode={self.mode!r}, "
             f"every_n_train_steps={schedule.every_n_train_steps!r}, "
             f"every_n_epochs={schedule.every_n_epochs!r}, "
-            f"train_time_interval={interval and str(interval)!r}]"
+            f"train_time_interval={interval and str(interval)!r}{tokens}]"
         )
 
     @property
@@ -299,7 +307,9 @@ class ModelCheckpoint(Callback):
                 self.every_n_epochs,
                 epochs,
             )
-        self._schedule.start(trainer.global_step, trainer.consensus.clock)
+        self._schedule.start(
+            trainer.global_step, trainer.consensus.clock, trainer.state.tokens
+        )
 
     def on_train_batch_end(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import require, require_choice
 from .base import Callback
+from .intervals import seconds_of
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -28,8 +28,8 @@ class Timer(Callback):
     is called again.
 
     Args:
-        duration: time for training: ``"DD:HH:MM:SS"``, a ``datetime.timedelta`` or a dict of its arguments.
-            None only measures.
+        duration: time for training: ``"DD:HH:MM:SS"``, ``"10 minutes"``, a ``datetime.timedelta`` or a dict of its
+            arguments. None only measures.
         interval: look at the clock after each ``"step"``, or after each ``"epoch"`` to end with a whole one.
         verbose: say so when time is up.
 
@@ -46,7 +46,7 @@ class Timer(Callback):
         verbose: bool = True,
     ) -> None:
         require_choice("interval", interval, "step", "epoch")
-        self._duration = None if duration is None else _seconds(duration)
+        self._duration = None if duration is None else seconds_of("duration", duration)
         self._interval = interval
         self._verbose = verbose
         self._start: dict[str, float] = {}
@@ -156,24 +156,3 @@ def _known(stage: str) -> str:
     stages = ", ".join(map(repr, _STAGES))
     require(stage in _STAGES, "stage", f"one of {stages}", stage)
     return stage
-
-
-def _seconds(duration: str | timedelta | Mapping[str, float]) -> float:
-    if isinstance(duration, timedelta):
-        return duration.total_seconds()
-    if isinstance(duration, Mapping):
-        try:
-            return timedelta(**duration).total_seconds()
-        except TypeError as error:
-            raise ValueError(
-                f"duration must hold arguments of datetime.timedelta; got {duration!r}"
-            ) from error
-    match = None
-    if isinstance(duration, str):
-        match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
-    if match is None:
-        raise ValueError(
-            f"duration must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments; got {duration!r}"
-        )
-    days, hours, minutes, seconds = map(int, match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds

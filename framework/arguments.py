@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar
 
+from ..callbacks.intervals import Interval, read_interval
+
 Initializer = TypeVar("Initializer", bound=Callable[..., None])
 
 # Arguments that other trainers have, or had in older versions, and what does the same here.
@@ -212,6 +214,46 @@ def check_clipping(value: Any, algorithm: Any) -> str:
     return algorithm or "norm"
 
 
+def check_validation(
+    val_check_interval: Any, check_val_every_n_epoch: Any, validate_every: Any
+) -> tuple[Any, int | None, Interval | None]:
+    """Check the three arguments that say when ``fit`` validates.
+
+    Args:
+        val_check_interval: a number of batches, a fraction of an epoch, or a time.
+        check_val_every_n_epoch: in which epochs; None: in all, and batches are counted over them.
+        validate_every: instead of these two, an interval as text.
+
+    Returns:
+        The first two, to which the third is translated where it can be; and the interval, if it is one of steps, tokens
+        or time.
+
+    Raises:
+        ValueError: if one of them is not as described, or they contradict each other.
+    """
+    check_count("check_val_every_n_epoch", check_val_every_n_epoch, 1, (None,))
+    if validate_every is None:
+        if isinstance(val_check_interval, (str, dict, timedelta)):
+            interval = read_interval(
+                "val_check_interval", val_check_interval, "seconds"
+            )
+            return val_check_interval, check_val_every_n_epoch, interval
+        value = check_interval(val_check_interval, check_val_every_n_epoch)
+        return value, check_val_every_n_epoch, None
+    if val_check_interval is not None or check_val_every_n_epoch != 1:
+        raise ValueError(
+            f"validate_every={validate_every!r} takes the place of val_check_interval={val_check_interval!r} and "
+            f"check_val_every_n_epoch={check_val_every_n_epoch!r}: leave these out"
+        )
+    units = ("steps", "epochs", "seconds", "tokens", "batches")
+    interval = read_interval("validate_every", validate_every, *units)
+    if interval.unit == "batches":
+        return interval.count("batches"), None, None
+    if interval.unit == "epochs":
+        return min(interval.amount, 1.0), max(int(interval.amount), 1), None
+    return validate_every, None, interval
+
+
 def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
     """Check ``val_check_interval``: a number of batches, or a fraction of an epoch.
 
@@ -232,7 +274,7 @@ def check_interval(value: Any, check_val_every_n_epoch: Any) -> int | float:
             )
         return value
     raise ValueError(
-        "val_check_interval must be a number of batches (int from 1) or a fraction of an epoch (up to 1.0); "
+        "val_check_interval must be a number of batches (int from 1), a fraction of an epoch (up to 1.0) or a time; "
         f"got {value!r}"
     )
 
@@ -245,5 +287,5 @@ def check_max_time(value: Any) -> None:
     """
     if value is not None and not isinstance(value, (str, dict, timedelta)):
         raise TypeError(
-            f'max_time must be "DD:HH:MM:SS", a timedelta or a dict of its arguments; got {value!r}'
+            f'max_time must be "DD:HH:MM:SS", "10 minutes", a timedelta or a dict of its arguments; got {value!r}'
         )

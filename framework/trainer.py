@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import callbacks as builtin_callbacks
 from .. import loggers as builtin_loggers
 from ..callbacks.base import Callback
+from ..callbacks.intervals import Interval, read_interval
 from ..loggers.base import Logger
 from ..loggers.dummy import DummyLogger
 from ..loggers.media import as_media
@@ -24,9 +25,9 @@ from .arguments import (
     check_choice,
     check_clipping,
     check_count,
-    check_interval,
     check_limit,
     check_max_time,
+    check_validation,
     names_arguments,
 )
 from .checkpoint.schema import RunState
@@ -98,10 +99,17 @@ class Trainer:
         limit_test_batches: the same for testing.
         limit_predict_batches: the same for prediction.
         overfit_batches: train and validate on so many batches (int) or this fraction (float), unshuffled.
-        val_check_interval: validate every so many training batches (int), or after this fraction of an epoch (float).
+        val_check_interval: validate every so many training batches (int), after this fraction of an epoch (float), or
+            when so much time has passed since the last validation: ``"DD:HH:MM:SS"``, ``"00:10:00"``, a ``timedelta``
+            or a dict of its arguments.
         check_val_every_n_epoch: validate in every n-th epoch only; None counts ``val_check_interval`` over epochs.
+        validate_every: instead of these two, one interval: ``"500 steps"``, ``"2 epochs"``, ``"0.25 epochs"``,
+            ``"10 minutes"``, ``"100 batches"`` or ``"1M tokens"``. Tokens are the weights that ``training_step``
+            returns (``{"loss": loss, "weight": tokens}``), of all processes.
+        validate_before_training: validate once before the first step, instead of the sanity check.
         num_sanity_val_steps: validation batches to run before training; -1 for all.
         log_every_n_steps: write step values to the loggers every so many optimizer steps.
+        log_every: the same as text: ``"50 steps"``.
         enable_checkpointing: save checkpoints (a default ``ModelCheckpoint`` if none is given). Default: True.
         enable_progress_bar: show a progress bar. Default: True.
         enable_model_summary: print a table of the model before training. Default: True.
@@ -123,6 +131,7 @@ class Trainer:
         barebones: switch off all that is not the loop: logger, checkpoints, bar, summary, sanity check, ``log``.
         sync_batchnorm: let batch norms compute their statistics over all processes.
         reload_dataloaders_every_n_epochs: make the loaders again every so many epochs; 0 for never.
+        reload_dataloaders_every: the same as text: ``"2 epochs"``.
         default_root_dir: where logs and checkpoints go. Default: the working directory.
         compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
 
@@ -155,10 +164,18 @@ class Trainer:
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
+        val_check_interval: int
+        | float
+        | str
+        | timedelta
+        | dict[str, int]
+        | None = None,
         check_val_every_n_epoch: int | None = 1,
+        validate_every: str | None = None,
+        validate_before_training: bool = False,
         num_sanity_val_steps: int | None = None,
         log_every_n_steps: int | None = None,
+        log_every: str | None = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
@@ -175,6 +192,7 @@ class Trainer:
         barebones: bool = False,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
+        reload_dataloaders_every: str | None = None,
         default_root_dir: str | os.PathLike[str] | None = None,
         compile: bool | dict[str, Any] = False,
     ) -> None:
@@ -184,7 +202,6 @@ class Trainer:
         check_count("min_epochs", min_epochs, 0, (None,))
         check_count("min_steps", min_steps, 0, (None,))
         check_count("fast_dev_run", fast_dev_run, 0, (True, False))
-        check_count("check_val_every_n_epoch", check_val_every_n_epoch, 1, (None,))
         check_count("num_sanity_val_steps", num_sanity_val_steps, -1, (None,))
         check_count("log_every_n_steps", log_every_n_steps, 0, (None,))
         check_count("accumulate_grad_batches", accumulate_grad_batches, 1)
@@ -204,10 +221,12 @@ class Trainer:
             gradient_clip_val, gradient_clip_algorithm
         )
         self.gradient_clip_val = gradient_clip_val
-        self.val_check_interval = check_interval(
-            val_check_interval, check_val_every_n_epoch
+        validation = check_validation(
+            val_check_interval, check_val_every_n_epoch, validate_every
         )
-        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.val_check_interval, self.check_val_every_n_epoch = validation[:2]
+        self.validation_interval: Interval | None = validation[2]
+        self.validate_before_training = validate_before_training
         self.overfit_batches = check_limit("overfit_batches", overfit_batches)
         if self.overfit_batches:
             if limit_train_batches is not None:
@@ -232,11 +251,26 @@ class Trainer:
         if max_epochs is None:
             self.max_epochs = 1000 if max_steps == -1 and max_time is None else -1
         if num_sanity_val_steps is None:
-            num_sanity_val_steps = 2
+            num_sanity_val_steps = 0 if validate_before_training else 2
         self.num_sanity_val_steps = num_sanity_val_steps
+        if log_every is not None:
+            _refuse_both("log_every", "log_every_n_steps", log_every_n_steps, None)
+            interval = read_interval("log_every", log_every, "steps")
+            log_every_n_steps = interval.count("steps")
         if log_every_n_steps is None:
             log_every_n_steps = 50
         self.log_every_n_steps = log_every_n_steps or INFINITE
+        if reload_dataloaders_every is not None:
+            _refuse_both(
+                "reload_dataloaders_every",
+                "reload_dataloaders_every_n_epochs",
+                reload_dataloaders_every_n_epochs,
+                0,
+            )
+            interval = read_interval(
+                "reload_dataloaders_every", reload_dataloaders_every, "epochs"
+            )
+            reload_dataloaders_every_n_epochs = interval.count("epochs") or 0
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.inference_mode = inference_mode
         self.use_distributed_sampler = use_distributed_sampler
@@ -313,6 +347,7 @@ class Trainer:
         self.max_steps = num_batches
         self.val_check_interval = 1.0
         self.check_val_every_n_epoch = 1
+        self.validation_interval = None
 
     def _make_loggers(self, logger: Any) -> list[Logger]:
         if logger is False or self.barebones:
@@ -966,6 +1001,11 @@ class Trainer:
         return self.state.batch_idx
 
     @property
+    def num_tokens(self) -> float:
+        """The sum of the weights that ``training_step`` has returned, such as tokens. Reading waits for the device."""
+        return float(self.state.tokens.total)
+
+    @property
     def window_is_open(self) -> bool:
         """Whether gradients of micro-batches wait for those that complete their accumulation window."""
         return self.run is not None and self.run.window_is_open
@@ -1280,3 +1320,9 @@ class Trainer:
             return None
         loaders = self.run.loaders.loaders.get(stage)
         return loaders[0] if loaders is not None and len(loaders) == 1 else loaders
+
+
+def _refuse_both(name: str, other: str, value: Any, default: Any) -> None:
+    """Raise if ``other`` is given beside ``name``, which sets the same."""
+    if value != default:
+        raise ValueError(f"{name} and {other}={value!r} set the same: pass one of them")

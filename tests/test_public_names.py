@@ -162,6 +162,7 @@ TRAINER = {
     "num_sanity_val_batches",
     "num_sanity_val_steps",
     "num_test_batches",
+    "num_tokens",
     "num_training_batches",
     "num_val_batches",
     "optimizers",
@@ -199,6 +200,7 @@ TRAINER = {
     "val_check_interval",
     "val_dataloaders",
     "validate",
+    "validate_before_training",
     "validating",
     "world_size",
 }
@@ -215,6 +217,7 @@ INSIDE_THE_TRAINER = {
     "run",
     "use_callbacks_of",
     "validation_follows",
+    "validation_interval",
     "window_is_open",
 }
 

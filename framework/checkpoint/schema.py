@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -11,6 +11,7 @@ import torch
 
 from .serialization import State
 from .stages import RunningStage, TrainerFn, TrainerStatus
+from .token_count import TokenCount, TokenState
 
 
 class Checkpoint(TypedDict, total=False):
@@ -184,6 +185,18 @@ def check_shape(
     raise TypeError(f"{name} is {reprlib.repr(value)}")
 
 
+class ValidationMark(TypedDict):
+    """Where the interval between validations stands.
+
+    Attributes:
+        interval: the interval, as text.
+        mark: at how many steps or tokens the next validation is due, or for a time, how much of it has passed.
+    """
+
+    interval: str
+    mark: float
+
+
 @dataclass
 class RunState:
     """The counters of a run, which a checkpoint holds, and what the Trainer is doing now, which it does not hold.
@@ -195,6 +208,8 @@ class RunState:
         global_step: completed optimizer windows, whatever the number of optimizers.
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
         accumulate_grad_batches: the Trainer's, if that was set while the run went on.
+        validation: where an interval between validations stood, in a run that is resumed.
+        tokens: the weights that ``training_step`` has returned.
         plateau_waits: whether schedulers that step every so many steps by a monitored value wait for the validation
             that is due at ``batch_idx``.
         batches_done: the epoch's batches have all been trained on, and its epoch-wise schedulers have stepped.
@@ -222,6 +237,8 @@ class RunState:
     left_out: list[LeftOut] | None = None
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
+    validation: ValidationMark | None = None
+    tokens: TokenCount = field(default_factory=TokenCount)
     fn: TrainerFn | None = None
     stage: RunningStage | None = None
     status: TrainerStatus = TrainerStatus.INITIALIZING
@@ -264,11 +281,12 @@ class RunState:
         """Count from the beginning, as for another module."""
         for name, (_, default) in _COUNTERS.items():
             setattr(self, name, default)
+        self.tokens = TokenCount()
 
     def take(self, other: RunState) -> None:
         """Go on with another state, as of a run in another process."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(other, field.name))
+        for item in fields(self):
+            setattr(self, item.name, getattr(other, item.name))
 
     # How far the run has come.
 
@@ -332,7 +350,8 @@ class RunState:
 
     def state_dict(self) -> State:
         """The counters."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return {**counters, "tokens": self.tokens.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Set the counters.
@@ -348,14 +367,17 @@ class RunState:
             if least is not None and value < least:
                 raise ValueError(f"{name} is {value!r}")
             setattr(self, name, value)
+        tokens = state.get("tokens")
+        check_shape(tokens, TokenState | None, "tokens")
+        self.tokens.load_state_dict(tokens)
 
 
 # What a checkpoint holds of a RunState: each field's type, and its default. The default is also the least valid value,
 # or None if the field may be missing. The fields left out say what this process is doing now.
 _COUNTERS: dict[str, tuple[Any, Any]] = {
-    field.name: (get_type_hints(RunState)[field.name], field.default)
-    for field in fields(RunState)
-    if field.name not in ("fn", "stage", "status")
+    item.name: (get_type_hints(RunState)[item.name], item.default)
+    for item in fields(RunState)
+    if item.name not in ("tokens", "fn", "stage", "status")
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.iteration import INFINITE
+from ..data.shard_detection import data_parallel_rank_and_size
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
@@ -49,6 +50,7 @@ class GradientAccumulation:
         count: micro-batches whose loss was added.
         begun: micro-batches that :meth:`begin_next` has begun, with a loss or without; 0 where :meth:`begin` is called.
         weight: the sum of the weights so far, a number or a tensor; None without weights.
+        total_weight: that sum over all ranks, once :meth:`factor` was called.
         has_stepped: whether an optimizer has stepped in the window.
         completed: optimizers, by id, whose gradients are the window's mean already.
     """
@@ -67,6 +69,7 @@ class GradientAccumulation:
         self.count = 0
         self.begun = 0
         self.weight: Any = None
+        self.total_weight: Any = None
         self.has_stepped = False
         self.completed: set[int] = set()
         self._window_loader: Any = None
@@ -123,6 +126,7 @@ class GradientAccumulation:
         self.count = 0
         self.begun = 0
         self.weight = None
+        self.total_weight = None
         self.has_stepped = False
         self.completed.clear()
 
@@ -282,9 +286,12 @@ class GradientAccumulation:
             held = self.begun or self.count
             return self.length / held if 0 < held < self.length else None
         weight = self.weight
+        self.total_weight = weight
         if self.strategy.world_size > 1:
             weight = torch.as_tensor(weight, dtype=torch.float64)
             weight = self.strategy.reduce(weight, "mean")  # collective
+            _, num_shards = data_parallel_rank_and_size(self.strategy)
+            self.total_weight = weight * num_shards
         # Where all weights are zero, so are the gradients.
         return self.length * self._unit / _nonzero(weight)
 

@@ -97,7 +97,10 @@ class LossStep(Step):
 
     def count_window(self) -> None:
         """Count a window that has been stepped on, and step the schedulers that step with it."""
-        self.accumulation.count_step()
+        window = self.accumulation
+        window.count_step()
+        if window.total_weight is not None:
+            self.state.tokens.add(window.total_weight)
         self.engine.end_window()
         self.schedulers.step_after_window()
 

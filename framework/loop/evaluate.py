@@ -170,6 +170,8 @@ def validate(run: Run, is_scheduled: bool = True) -> None:
         run.end_by_signal()
     state.enter("train")
     run.consensus.agree(state.batch_idx)
+    # Once more: several ranks know only now how long it took.
+    run.schedule.note_validation()
 
 
 def evaluate(

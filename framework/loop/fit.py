@@ -57,6 +57,8 @@ def fit(run: Run) -> None:
         announce_nothing_to_train(run)
         return
     _begin_training(run)
+    if run.trainer.validate_before_training and not run.state.total_batches:
+        validate(run, is_scheduled=False)
     while not run.schedule.is_over():
         if run.consensus.signal:
             run.end_by_signal()
@@ -381,6 +383,7 @@ def _after_validation(run: Run) -> None:
     """With ``on_validation_end``: the validation that is due at this batch is done."""
     if run.state.stage == "validate":
         run.state.mark_validated()
+        run.schedule.note_validation()
         run.step.schedulers.step_on_waiting_values()
 
 

@@ -241,6 +241,7 @@ class Run:
         Its gradients are not saved, so a run that resumes reads the window's batches again.
         """
         counters = self.state.state_dict()
+        counters["validation"] = self.schedule.validation_mark()
         step = self.live_step
         if step is not None and step.window_is_open:
             counters["batch_idx"] = step.accumulation.start

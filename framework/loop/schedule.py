@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..checkpoint.schema import ValidationMark
 from ..data.iteration import INFINITE
+from .validation_interval import ValidationInterval
 
 if TYPE_CHECKING:
     from .run import Run
@@ -30,6 +32,9 @@ class Schedule:
         self._next_validation: int | float = INFINITE
         # Optimizer steps when the epoch began; None if another run began it.
         self._steps_before: int | None = None
+        self._by_progress: ValidationInterval | None = None
+        if run.trainer.validation_interval is not None:
+            self._by_progress = ValidationInterval(run, run.trainer.validation_interval)
 
     # The end of the training.
 
@@ -83,13 +88,19 @@ class Schedule:
         self._last_validation = state.batch_idx - since_validation
         self._next_validation = self._last_validation + self._validate_every
         self._steps_before = state.global_step if state.batch_idx == 0 else None
+        if self._by_progress is not None:
+            self._by_progress.begin_epoch()
 
     def validation_was_due(self) -> bool:
         """Whether the run that is resumed was saved right before a validation."""
+        if self._by_progress is not None:
+            return self._by_progress.was_due()
         return 0 < self.run.state.batch_idx == self._last_validation
 
     def validation_is_due(self) -> bool:
-        """Whether to validate after the batch that has just ended, by ``val_check_interval``."""
+        """Whether to validate after the batch that has just ended, by the interval."""
+        if self._by_progress is not None:
+            return self._by_progress.is_due()
         return self.run.state.batch_idx == self._next_validation
 
     def plan(self) -> None:
@@ -100,6 +111,8 @@ class Schedule:
         # The batch with the last step of the training, at the earliest: a batch takes one optimizer step at most.
         last_step = state.batch_idx + self._max_steps - state.global_step
         self.due = min(self.length, self._next_validation, consensus.due, last_step)
+        if self._by_progress is not None:
+            self.due = min(self.due, state.batch_idx + self._by_progress.num_batches)
         # Only now, as a signal may come between any two lines. A request that waits for an open window, or for the
         # minimum to be trained, is looked at after each batch.
         if consensus.stop:
@@ -134,7 +147,7 @@ class Schedule:
         the epoch, unless one has come less than half an interval before.
         """
         state, interval = self.run.state, self.run.trainer.val_check_interval
-        if not isinstance(interval, float):
+        if self._by_progress is not None or not isinstance(interval, float):
             return False
         if state.batch_idx >= self.run.loaders.max_batches["train"]:
             return False
@@ -144,16 +157,29 @@ class Schedule:
     def validation_follows(self) -> bool:
         """Whether validation comes right after the training batch that has just ended."""
         state = self.run.state
+        if self._by_progress is not None:
+            return self._by_progress.is_due() and self.validates_in_epoch()
         every, offset = self._validation_interval()
         is_due = (state.batch_idx + offset) % every == 0
         is_due = is_due or (state.batches_done and self.validates_at_end())
         return is_due and self.validates_in_epoch()
 
+    def note_validation(self) -> None:
+        """A validation of the fit has ended: the interval begins anew."""
+        if self._by_progress is not None:
+            self._by_progress.begin_anew()
+
+    def validation_mark(self) -> ValidationMark | None:
+        """Where the interval stands, for a run that resumes this one."""
+        if self._by_progress is None:
+            return None
+        return self._by_progress.state()
+
     def missed_validation(self) -> bool:
         """Whether the epoch ended before ``val_check_interval`` batches, so that it had no validation."""
         trainer = self.run.trainer
         interval = trainer.val_check_interval
-        if isinstance(interval, float) or trainer.check_val_every_n_epoch is None:
+        if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None:
             return False
         return self.run.state.batch_idx < interval and self.validates_in_epoch()
 
@@ -161,7 +187,7 @@ class Schedule:
         """The interval in batches, and an offset: validation comes where ``(batch_idx + offset) % interval == 0``."""
         trainer, loaders = self.run.trainer, self.run.loaders
         interval = trainer.val_check_interval
-        if not trainer.enable_validation:
+        if not trainer.enable_validation or self._by_progress is not None:
             return INFINITE, 0
         if isinstance(interval, int):
             if trainer.check_val_every_n_epoch is None:

@@ -124,9 +124,9 @@ def test_measured_time_is_on_the_monotonic_clock():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"duration": "1:00:00"}, "duration must be 'DD:HH:MM:SS'.*'1:00:00'"),
+        ({"duration": "1:00"}, "duration must be 'DD:HH:MM:SS'.*'1:00'"),
         ({"duration": 5}, "duration must be .*5"),
-        ({"duration": {"fortnights": 1}}, "duration must hold .*fortnights"),
+        ({"duration": {"fortnights": 1}}, "duration must be .*fortnights"),
         ({"interval": "batch"}, "interval must be .*'batch'"),
     ],
 )

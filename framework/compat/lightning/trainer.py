@@ -169,8 +169,10 @@ class Trainer(native.Trainer):
         return bool(self.consensus.signal_requested)
 
     @property
-    def val_check_batch(self) -> int | float:
+    def val_check_batch(self) -> int | float | None:
         """After how many training batches a validation is due; infinite if an epoch's end cannot be foreseen."""
+        if self.validation_interval is not None:
+            return None
         interval, batches = self.val_check_interval, self.num_training_batches
         if isinstance(interval, int) or batches == float("inf"):
             return interval if isinstance(interval, int) else batches
