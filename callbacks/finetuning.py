@@ -41,7 +41,7 @@ class BaseFinetuning(Callback):
     def __init__(self) -> None:
         self.param_groups: dict[int, list[dict[str, Any]]] = {}
         # Names of frozen parameters, and of batch norms that keep no statistics.
-        self._frozen: list[str] = []
+        self._frozen: list[str] | None = []
 
     def freeze_before_training(self, pl_module: Module) -> None:
         """Freeze what is not trained at first. It is called before ``configure_optimizers``; to be overridden.
@@ -87,12 +87,13 @@ class BaseFinetuning(Callback):
         if not self.param_groups:
             return
         for name, owner, switch in _switches(pl_module):
-            setattr(owner, switch, name not in self._frozen)
+            if self._frozen is not None:
+                setattr(owner, switch, name not in self._frozen)
         parameters = dict(pl_module.named_parameters())
         for index, optimizer in enumerate(trainer.optimizers):
             present = len(optimizer.param_groups)
             for saved in self.param_groups.get(index, [])[present:]:
-                own = [parameters[name] for name in saved["params"]]
+                own = [parameters[name].requires_grad_() for name in saved["params"]]
                 optimizer.add_param_group({**saved, "params": own})
             _tell_schedulers(trainer, optimizer, present)
 
@@ -120,7 +121,8 @@ class BaseFinetuning(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.param_groups = state_dict["internal_optimizer_metadata"]
-        self._frozen = state_dict["frozen"]
+        # Another trainer's state has no names of what is frozen.
+        self._frozen = state_dict.get("frozen")
 
     # What an override uses.
 

@@ -121,6 +121,28 @@ def test_run_that_resumes_has_the_groups_and_what_is_frozen(
         assert len(trainer.optimizers[0].param_groups) == 2
 
 
+def test_state_without_names_of_what_is_frozen_trains_the_groups(tmp_path: Path):
+    """As Lightning saves it."""
+
+    class Loads(BackboneFinetuning):
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict(
+                {k: v for k, v in state_dict.items() if k != "frozen"}
+            )
+
+        @property
+        def state_key(self) -> str:
+            return "BackboneFinetuning"
+
+    whole, _ = train(tmp_path, 4, norm=False)
+    torch.manual_seed(0)
+    module = Net(norm=False)
+    path = tmp_path / "epoch=2-step=21.ckpt"
+    trainer = quiet(max_epochs=4, callbacks=[Loads(1)])
+    trainer.fit(module, loader(8, shuffle=True), ckpt_path=path)
+    assert torch.equal(module.first.weight, whole.first.weight)
+
+
 def test_fit_that_is_called_again_goes_on_with_the_groups(tmp_path: Path):
     whole, _ = train(tmp_path, 4)
     module, trainer = train(tmp_path / "again", 3)
