@@ -59,7 +59,11 @@ def run() -> None:
         WandbLogger(save_dir="wandb_here", project="all", offline=True),
         MLFlowLogger(save_dir="mlflow_here"),
         CometLogger(
-            online=False, offline_directory="comet_here", log_env_details=False
+            online=False,
+            offline_directory="comet_here",
+            log_env_details=False,
+            log_code=False,
+            log_git_metadata=False,
         ),
         TrackioLogger("all", auto_log_cpu=False, auto_log_gpu=False),
     ]

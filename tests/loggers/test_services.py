@@ -69,7 +69,8 @@ def comet_rows() -> Iterator[dict[str, Any]]:
 def mlflow_points() -> tuple[Points, Any]:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient("sqlite:///mlflow_here/mlflow.db")
+    # MLflow keeps a store open by its name, which says nothing of the folder that it is relative to.
+    client = MlflowClient(f"sqlite:///{os.path.abspath('mlflow_here/mlflow.db')}")
     experiment = client.get_experiment_by_name("loopwright_logs")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -91,7 +92,9 @@ def trackio_rows() -> list[dict[str, Any]]:
     return SQLiteStorage.get_logs("all", run["name"], run_id=run["id"])
 
 
+# Importing the libraries of four services takes most of it: twenty seconds each time, a minute on a busy machine.
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     """With the steps and values of one that was not killed, each once."""
     monkeypatch.setenv("TRACKIO_DIR", os.path.abspath("trackio_here"))
@@ -109,9 +112,9 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     path = os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": path, "COMET_LOGGING_CONSOLE": "ERROR"}
     step = random.randint(5, 11)
-    killed = run_program(*program, env={**environment, "KILL": str(step)}, timeout=180)
+    killed = run_program(*program, env={**environment, "KILL": str(step)}, timeout=250)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    whole = run_program(*program, env=environment, timeout=180)
+    whole = run_program(*program, env=environment, timeout=250)
     assert whole.returncode == 0, whole.stderr
 
     assert of_rows(wandb_rows(), "trainer/global_step") == expected
