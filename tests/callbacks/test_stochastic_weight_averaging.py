@@ -89,7 +89,7 @@ def test_average_rate_and_statistics_are_those_by_hand() -> None:
     counted = watch.begun[START - 1 :]
     by_hand = Net()
     by_hand.load_state_dict(
-        {name: sum(w[name] for w in counted) / len(counted) for name in counted[0]}  # type: ignore[operator] # they are tensors
+        {name: sum(w[name] for w in counted) / len(counted) for name in counted[0]}
     )
     update_bn(data(), by_hand.net)
     for name, tensor in weights_of(module).items():

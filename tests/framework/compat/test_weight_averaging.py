@@ -141,4 +141,4 @@ def test_wrong_arguments_raise_what_programs_catch() -> None:
         with pytest.raises(MisconfigurationException, match=">0 integer or a float"):
             StochasticWeightAveraging(0.1, start)
     with pytest.raises(MisconfigurationException, match="list of positive floats"):
-        StochasticWeightAveraging([0.2, 1])  # type: ignore[list-item] # what is refused
+        StochasticWeightAveraging([0.2, 1])
