@@ -198,8 +198,9 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
             logger: send it to the loggers (default: yes).
             on_step: log the value of this step (default: in training batches).
             on_epoch: log the reduction over the epoch (default: everywhere else).
-            reduce_fx: that reduction: ``"mean"`` or ``"avg"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or
-                ``"max"``.
+            reduce_fx: that reduction: ``"mean"`` or ``"avg"`` (weighted by ``batch_size``), ``"sum"``, ``"min"``,
+                ``"max"``, or a function, such as ``torch.median``, of a tensor with all values of the epoch, those of
+                all processes, which are kept until then.
             enable_graph: keep the value's autograd graph in ``trainer.callback_metrics``.
             sync_dist: reduce step values over processes too (a collective per call). Epoch values always are.
             sync_dist_group: accepted for familiarity; must be None.

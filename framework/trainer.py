@@ -867,13 +867,21 @@ class Trainer:
         """
         forward_training_batches(self.run)
 
-    def log_row(self, values: dict[str, Any]) -> None:
-        """Write one row to the loggers, with the epoch in it and the global step as its step."""
+    def log_row(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers.
+
+        Args:
+            values: by name.
+            step: of the row. None stands for the global step, and adds the epoch to the row.
+        """
         if not values or not self.loggers or not self.is_global_zero:
             return
-        row = {"epoch": self.state.epoch, **as_floats(values)}
+        row = as_floats(values)
+        if step is None:
+            step = self.state.global_step
+            row = {"epoch": self.state.epoch, **row}
         for logger in self.loggers:
-            logger.log_metrics(row, step=self.state.global_step)
+            logger.log_metrics(row, step=step)
 
     def log_media(self, kind: str, name: str, value: Any, **options: Any) -> None:
         """Give an image, text, table, histogram or sound to the loggers, with the global step; the main process does.

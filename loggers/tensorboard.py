@@ -72,6 +72,8 @@ class TensorBoardLogger(FolderLogger):
         self._write_at = 0.0
         # The step from which on a new event file hides the points of the files before it.
         self._purge_step: int | None = None
+        # The training step of the last row, if it had one.
+        self._last_row: int | None = None
         # Values, with their step, that are to be shown with the hyperparameters.
         self._hp_metrics: tuple[Mapping[str, float], int] | None = None
 
@@ -97,6 +99,9 @@ class TensorBoardLogger(FolderLogger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = self._note_step(step)
+        # Values of validation steps have no epoch, and count batches.
+        if "epoch" in metrics:
+            self._last_row = step
         row: dict[str, Any] = {}
         for name, value in metrics.items():
             tag = f"{self._prefix}{name}"
@@ -271,11 +276,12 @@ class TensorBoardLogger(FolderLogger):
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
         self.save()
-        return {**super().state_dict(), "last_step": self._last_step}
+        last_step = self._last_step if self._last_row is None else self._last_row
+        return {**super().state_dict(), "last_step": last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._experiment is None and self._continues(state_dict):
-            self._last_step = state_dict["last_step"]
+            self._last_step = self._last_row = state_dict["last_step"]
             self._purge_step = self._last_step + 1
 
     def __getstate__(self) -> dict[str, Any]:

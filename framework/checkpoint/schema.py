@@ -209,6 +209,7 @@ class RunState:
         validated: ``batch_idx`` after which validation ran last in this epoch, or -1.
         accumulate_grad_batches: the Trainer's, if that was set while the run went on.
         validation: where an interval between validations stood, in a run that is resumed.
+        validation_batches: how many batches of each validation loader the validations have had, if that was logged by.
         tokens: the weights that ``training_step`` has returned.
         plateau_waits: whether schedulers that step every so many steps by a monitored value wait for the validation
             that is due at ``batch_idx``.
@@ -238,6 +239,7 @@ class RunState:
     plateau_waits: bool | None = None
     accumulate_grad_batches: int | None = None
     validation: ValidationMark | None = None
+    validation_batches: list[int] | None = None
     tokens: TokenCount = field(default_factory=TokenCount)
     fn: TrainerFn | None = None
     stage: RunningStage | None = None
@@ -318,6 +320,10 @@ class RunState:
     def use_accumulation(self, num_batches: int) -> None:
         """Accumulate over so many batches, in the runs that resume this one, too."""
         self.accumulate_grad_batches = num_batches
+
+    def count_validation(self, num_batches: list[int]) -> None:
+        """So many batches of each validation loader have been evaluated in the run."""
+        self.validation_batches = num_batches
 
     def mark_validated(self) -> None:
         """The validation that was due at this batch is done."""

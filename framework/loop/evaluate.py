@@ -46,6 +46,10 @@ class _Evaluation:
         self.outputs = outputs
         self.step_name = f"{name}_step"
         self.num_arguments = step_arguments(getattr(run.module, self.step_name))
+        # Values of steps that wait for the loggers, each with its batch, counted over the evaluations of a run.
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        is_logged = name != "predict" and not run.trainer.sanity_checking
+        self.logs_steps = is_logged and bool(run.trainer.loggers)
         self.on_start = getattr(run.hooks, f"on_{name}_batch_start")
         self.on_end = getattr(run.hooks, f"on_{name}_batch_end")
         self.transfer = run.loaders.transfer()
@@ -57,6 +61,7 @@ class _Evaluation:
     def evaluate(self, limits: list[int | float]) -> bool:
         """Evaluate at most so many batches of each loader; False if a signal asks to end before all are done."""
         run = self.run
+        counts = []
         for index, limit in enumerate(limits):
             dataloader_idx = index if len(limits) > 1 else None
             run.metrics.begin_loader(dataloader_idx)
@@ -65,10 +70,20 @@ class _Evaluation:
                 return False
             if num_batches == 0:
                 self._note_empty(index, limit)
+            counts.append(self._num_before(index) + num_batches)
         run.metrics.begin_loader(None)
         run.metrics.begin_batch(None)
         run.loaders.check_streams()
+        for step, row in self.rows:
+            run.trainer.log_row(row, step)
+        if self.stage == "validate" and run.fn == "fit" and self.logs_steps:
+            run.state.count_validation(counts)
         return True
+
+    def _num_before(self, index: int) -> int:
+        """How many batches of a loader the validations before have had."""
+        counts = self.run.state.validation_batches if self.run.fn == "fit" else None
+        return counts[index] if counts is not None and index < len(counts) else 0
 
     def _evaluate_loader(
         self, index: int, dataloader_idx: int | None, limit: int | float
@@ -97,6 +112,8 @@ class _Evaluation:
                 raise
             for hook in self.on_end:
                 hook(output, batch, batch_idx, *more)
+            if self.logs_steps and (row := run.metrics.step_row()):
+                self.rows.append((self._num_before(index) + batch_idx, row))
             if self.outputs is not None:
                 # A host–device sync: predictions that stayed on the device would fill it.
                 self.outputs[index].append(move_batch(output, torch.device("cpu")))

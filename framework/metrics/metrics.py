@@ -16,12 +16,14 @@ from .context import LogContext, LogOptions
 from .metric_state import State, is_metric
 from .over_ranks import agree_on_entries, reduce_entries
 from .values import (
+    CUSTOM,
     REDUCTION_FUNCTIONS,
     REDUCTIONS,
     LoggedValue,
     Results,
     as_floats,
     as_number,
+    as_tensors,
     describe,
     is_number,
     join_part,
@@ -235,6 +237,8 @@ class Metrics:
             entry = self._create(name, index, value, options)
             context.values[name, index] = entry
             return entry
+        if entry.reduction == CUSTOM:
+            entry.reduce_by(options.reduce_fx)
         on_step, on_epoch = options.on_step, options.on_epoch
         if on_step not in (None, entry.on_step) or on_epoch not in (
             None,
@@ -272,12 +276,7 @@ class Metrics:
             raise ValueError(
                 f"log({name!r}, on_step=False, on_epoch=False) would keep nothing; set one of them"
             )
-        reduction: Any = options.reduce_fx
-        reduction = REDUCTION_FUNCTIONS.get(reduction, reduction)
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}; got {options.reduce_fx!r}"
-            )
+        reduction, function = _reduction_of(name, options, on_step)
         return LoggedValue(
             name,
             index,
@@ -288,6 +287,7 @@ class Metrics:
             reduction,
             metric=self._find_metric(name, value) if is_metric(value) else None,
             rank_zero_only=options.rank_zero_only,
+            function=function,
         )
 
     def _find_metric(
@@ -351,6 +351,16 @@ class Metrics:
     def step_results(self) -> Results:
         """The last values of the running stage's steps."""
         return self._last_values(self._context.values)
+
+    def step_row(self) -> State:
+        """Copies of what the running loader's steps have logged for the loggers."""
+        index = self._context.dataloader_idx
+        values = {
+            key: entry
+            for key, entry in self._context.values.items()
+            if entry.on_step and entry.dataloader_idx == index
+        }
+        return as_tensors(self._last_values(values).logged) if values else {}
 
     def _last_values(self, values: dict[Any, LoggedValue]) -> Results:
         results = Results()
@@ -488,6 +498,7 @@ class Metrics:
                 **vars(entry),
                 "pending": list(entry.pending),
                 "pending_weights": list(entry.pending_weights),
+                "function": None,
             }
             if entry.metric is not None:
                 state["value"] = None
@@ -508,3 +519,26 @@ class Metrics:
         self.results = Results(
             **{key: dict(value) for key, value in state["results"].items()}
         )
+
+
+def _reduction_of(name: str, options: LogOptions, on_step: bool) -> tuple[str, Any]:
+    """How an epoch's values become one: the reduction's name and, if that is custom, its function.
+
+    Raises:
+        ValueError: if there is no such reduction, or it is none for values of steps.
+    """
+    reduction: Any = options.reduce_fx
+    reduction = REDUCTION_FUNCTIONS.get(reduction, reduction)
+    if reduction in REDUCTIONS:
+        return reduction, None
+    if not callable(reduction):
+        raise ValueError(
+            f"log({name!r}): reduce_fx must be one of {', '.join(REDUCTIONS)}, or a function of a tensor with the "
+            f"values of the epoch; got {reduction!r}"
+        )
+    if options.sync_dist and on_step:
+        raise ValueError(
+            f"log({name!r}, sync_dist=True): values of steps are reduced by {', '.join(REDUCTIONS)} only, and "
+            f"reduce_fx is {reduction!r}"
+        )
+    return CUSTOM, reduction

@@ -9,7 +9,7 @@ import torch
 
 from .context import LogContext
 from .metric_state import fill_list_states
-from .values import LoggedValue, sum_dtype
+from .values import CUSTOM, LoggedValue, sum_dtype
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy
@@ -107,6 +107,9 @@ def reduce_entries(
     """Give each entry that has an epoch's value on any rank, and that value: one collective for all entries."""
     shared = []
     for entry in entries:
+        if entry.reduction == CUSTOM:
+            yield from _by_function(strategy, entry)
+            continue
         if strategy.world_size > 1 and not entry.rank_zero_only:
             shared.append(entry)
             continue
@@ -123,6 +126,26 @@ def reduce_entries(
     weights = by_rank[:, :, 1].sum(0).tolist()
     for entry, column, weight in zip(shared, totals, weights, strict=True):
         yield entry, entry.epoch_value(entry.reduce(column), weight)
+
+
+def _by_function(
+    strategy: Strategy, entry: LoggedValue
+) -> Iterator[tuple[LoggedValue, Any]]:
+    """Give an entry, and what its function makes of the values of all ranks. Two collectives with several ranks."""
+    values, weight = entry.folded()
+    if strategy.world_size > 1 and not entry.rank_zero_only:
+        mine = None if values is None else values.cpu()
+        by_rank = [v for v in strategy.gather_objects(mine) if v is not None]
+        values = torch.cat(by_rank) if by_rank else None
+        found = None
+        if values is not None and entry.function is not None:
+            found = entry.epoch_value(values, weight)
+        # A rank that had no batch does not know the function.
+        results = [v for v in strategy.gather_objects(found) if v is not None]
+        if results:
+            yield entry, results[0]
+    elif values is not None and entry.function is not None:
+        yield entry, entry.epoch_value(values, weight)
 
 
 def _total_and_weight(entry: LoggedValue, device: torch.device) -> torch.Tensor:

@@ -20,10 +20,13 @@ REDUCTION_FUNCTIONS: dict[Any, str] = {
     torch.max: "max",
     min: "min",
     max: "max",
+    sum: "sum",
 }
+# That of any other function, which gets all values of the epoch.
+CUSTOM = "custom"
 # How a row of values becomes one, and how two totals do; where nothing else is said, they are added.
 _REDUCE = {"min": torch.amin, "max": torch.amax}
-_JOIN = {"min": torch.minimum, "max": torch.maximum}
+_JOIN = {"min": torch.minimum, "max": torch.maximum, CUSTOM: lambda *v: torch.cat(v)}
 # So many values of an epoch are kept as they came, and then folded into their total: to fold each at once would cost
 # several kernels a step, and to fold none would let memory grow.
 CHUNK = 256
@@ -45,15 +48,16 @@ class LoggedValue:
         logger: send it to the loggers.
         on_step: keep the values of steps.
         on_epoch: keep the reduction over the epoch.
-        reduction: that reduction: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
+        reduction: that reduction: ``"mean"``, ``"sum"``, ``"min"``, ``"max"``, or ``"custom"`` by ``function``.
         value: the last one: a 0-dim tensor, a number or a torchmetrics ``Metric``.
         metric: if the value is a ``Metric``, its name among the module's submodules.
-        total: the folded values: their weighted sum, or the minimum or maximum.
+        total: the folded values: their weighted sum, or the minimum or maximum; all of them if the reduction is custom.
         weight: the sum of their weights.
         pending: values that are not folded yet.
         pending_weights: the weights of these.
         reduced: whether the epoch's value, with all that has come, has been shown.
         rank_zero_only: whether only the main process's values count.
+        function: what a custom reduction calls with all values of the epoch. A checkpoint does not hold it.
     """
 
     name: str
@@ -71,11 +75,16 @@ class LoggedValue:
     pending_weights: list[float] = field(default_factory=list)
     reduced: bool = False
     rank_zero_only: bool = False
+    function: Any = None
 
     def show(self, value: Any) -> None:
         """Take a new last value, which the epoch's does not show yet."""
         self.value = value
         self.reduced = False
+
+    def reduce_by(self, function: Any) -> None:
+        """Reduce by this function, which a resumed run finds out when the name is logged again."""
+        self.function = function
 
     def mark_reduced(self) -> None:
         """Take note that the epoch's value, with all that has come, has been shown."""
@@ -113,6 +122,8 @@ class LoggedValue:
 
     def reduce(self, values: Tensor) -> Tensor:
         """The total of several values or totals, of the shape ``(count,)``."""
+        if self.reduction == CUSTOM:
+            return values
         return _REDUCE.get(self.reduction, torch.sum)(values, 0)
 
     def join(self, total: Tensor) -> Tensor:
@@ -127,6 +138,8 @@ class LoggedValue:
         weight: float,
     ) -> Any:
         """The epoch's value, given its total and weight over all ranks: a mean is the total divided by the weight."""
+        if self.reduction == CUSTOM:
+            return as_number(self.name, self.function(total))
         return total / weight if self.reduction == "mean" and weight else total
 
     def find_metric_in(self, module: torch.nn.Module | None) -> None:
@@ -207,6 +220,7 @@ def merge_logged(states: list[State], keep: bool) -> State:
                     weight=0.0,
                     pending=[],
                     pending_weights=[],
+                    function=None,
                 )
                 merged[entry.key] = joined
             elif entry.rank_zero_only:
@@ -237,7 +251,7 @@ def join_part(
     """
     if entry.reduction == "mean":
         value = value * fraction
-    if is_first:
+    if is_first or entry.reduction == CUSTOM:
         return value
     if entry.reduction == "min":
         return min(entry.value, value)

@@ -19,6 +19,7 @@ from torchmetrics.wrappers import ClasswiseWrapper
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
+from loopwright.framework.metrics.values import CHUNK
 from loopwright.loggers import CSVLogger, Logger
 from tests.framework.models import Linear, loader, quiet
 
@@ -67,7 +68,9 @@ class Rows(Logger):
         self.epochs: list[int] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.epochs.append(int(metrics["epoch"]))
+        # Rows of validation steps have no epoch.
+        if "epoch" in metrics:
+            self.epochs.append(int(metrics["epoch"]))
         self.rows.append(
             (step, {name: value for name, value in metrics.items() if name != "epoch"})
         )
@@ -726,7 +729,7 @@ def test_a_metric_that_computes_a_dict_for_one_loader_of_two() -> None:
         (
             lambda m, x, i: m.log("x", 1, reduce_fx="median"),
             ValueError,
-            "one of mean, sum, min, max; got 'median'",
+            "one of mean, sum, min, max, or a function.*got 'median'",
         ),
         (
             lambda m, x, i: m.log("x", 1, on_step=not i),
@@ -883,3 +886,60 @@ def test_results_of_each_loader_without_its_index_in_the_name() -> None:
                 f"indexed/dataloader_idx_{index}",
                 "late",
             }
+
+
+def spread(values: Tensor) -> Tensor:
+    """A reduction of one's own: all values of the epoch come together."""
+    return values.max() - values.min()
+
+
+@pytest.mark.parametrize(
+    ("reduce_fx", "result"),
+    [(spread, 14.5), (torch.median, 6.0), (lambda v: v[-1], 16.0), (len, 3.0), (sum, 23.5)],
+)  # fmt: skip
+def test_reductions_by_any_function(reduce_fx: Any, result: float) -> None:
+    trainer = fit(None, lambda m, x, i: m.log("x", x.mean(), reduce_fx=reduce_fx))
+    assert floats(trainer.callback_metrics)["x"] == pytest.approx(result)
+
+
+def test_an_epoch_reduced_by_a_function_is_resumed(tmp_path: Path) -> None:
+    """The values until then are in the checkpoint, and the function is that of the module; chunks are joined."""
+    numbers = [torch.rand(1) for _ in range(CHUNK + 20)]
+
+    def log(module: Any, x: Tensor, batch_idx: int) -> None:
+        module.log("x", x.mean(), on_step=False, on_epoch=True, reduce_fx=spread)
+
+    whole = quiet(max_epochs=1)
+    whole.fit(Logs(log), numbers)
+    cut = quiet(max_epochs=1, max_steps=CHUNK + 10)
+    cut.fit(Logs(log), numbers)
+    cut.save_checkpoint(tmp_path / "cut")
+    resumed = quiet(max_epochs=1)
+    resumed.fit(Logs(log), numbers, ckpt_path=tmp_path / "cut")
+    expected = float(spread(torch.cat(numbers)))
+    for trainer in (whole, resumed):
+        assert float(trainer.callback_metrics["x"]) == pytest.approx(expected)
+
+
+def test_rows_of_validation_steps(tmp_path: Path) -> None:
+    """Their step counts the batches of the validations of a run, over a resume, too; sanity checks count nothing."""
+
+    def log(module: Any, x: Tensor, batch_idx: int) -> None:
+        module.log("both", x.mean(), on_step=True, on_epoch=True)
+        module.log("step", float(batch_idx), on_step=True, on_epoch=False)
+
+    rows: list[Any] = []
+    for epochs, path in ((1, None), (2, tmp_path / "cut")):
+        logger = Rows()
+        trainer = quiet(logger=logger, max_epochs=epochs, num_sanity_val_steps=2)
+        trainer.fit(Logs(None, log), values(), values(), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "cut")
+        rows += logger.rows
+    steps = [(step, row) for step, row in rows if "both_step" in row]
+    assert [step for step, _ in steps] == [0, 1, 2, 3, 4, 5]
+    assert [row for _, row in steps[:3]] == [
+        {"both_step": 1.5, "step": 0.0},
+        {"both_step": 6.0, "step": 1.0},
+        {"both_step": 16.0, "step": 2.0},
+    ]
+    assert [step for step, row in rows if "both_epoch" in row] == [3, 6]
