@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .model_checkpoint import ModelCheckpoint
     from .model_pruning import ModelPruning
     from .model_summary import ModelSummary, RichModelSummary
+    from .notify import Notify
     from .on_exception_checkpoint import OnExceptionCheckpoint
     from .optuna_pruning import OptunaPruningCallback
     from .prediction_files import PredictionWriter
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .progress import ProgressBar
     from .pytorch_profiler import PyTorchProfiler
     from .rich_progress import RichProgressBar, RichProgressBarTheme
+    from .save_pretrained import SavePretrained
     from .simple_profiler import SimpleProfiler
     from .spike_detector import SpikeDetector, SpikeError
     from .stochastic_weight_averaging import StochasticWeightAveraging
@@ -58,6 +60,7 @@ _MODULES = {
     "ModelCheckpoint": "model_checkpoint",
     "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
+    "Notify": "notify",
     "OnExceptionCheckpoint": "on_exception_checkpoint",
     "OptunaPruningCallback": "optuna_pruning",
     "PredictionWriter": "prediction_files",
@@ -67,6 +70,7 @@ _MODULES = {
     "RichModelSummary": "model_summary",
     "RichProgressBar": "rich_progress",
     "RichProgressBarTheme": "rich_progress",
+    "SavePretrained": "save_pretrained",
     "SimpleProfiler": "simple_profiler",
     "SpikeDetector": "spike_detector",
     "SpikeError": "spike_detector",
@@ -96,6 +100,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelPruning",
     "ModelSummary",
+    "Notify",
     "OnExceptionCheckpoint",
     "OptunaPruningCallback",
     "PredictionWriter",
@@ -105,6 +110,7 @@ __all__ = [
     "RichModelSummary",
     "RichProgressBar",
     "RichProgressBarTheme",
+    "SavePretrained",
     "SimpleProfiler",
     "SpikeDetector",
     "SpikeError",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .engine.rank_logger import get_logger
     from .errors import CheckpointError
     from .lifecycle.processes import launch
+    from .loop.generate import generate
     from .module import Module
     from .optimization.parameter_groups import parameter_groups
     from .optimization.schedules import cosine_schedule, linear_schedule, wsd_schedule
@@ -35,6 +36,7 @@ _MODULES = {
     "cosine_schedule": "optimization.schedules",
     "Tuner": "optimization.tuner",
     "find_executable_batch_size": "engine.batch_size",
+    "generate": "loop.generate",
     "get_logger": "engine.rank_logger",
     "isolated_rng": "seed",
     "launch": "lifecycle.processes",
@@ -55,6 +57,7 @@ __all__ = [
     "Tuner",
     "cosine_schedule",
     "find_executable_batch_size",
+    "generate",
     "get_logger",
     "isolated_rng",
     "launch",

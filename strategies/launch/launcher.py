@@ -78,8 +78,19 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
         SystemExit: always.
     """
     os.chdir(_started_in())
-    command = (sys.executable, "-u", *sys.orig_argv[1:])
+    command = (sys.executable, "-u", *sys.orig_argv[1:], *_folder_of_hydra())
     raise SystemExit(run_in_processes(command, processes, max_restarts))
+
+
+def _folder_of_hydra() -> list[str]:
+    """The argument by which a program of Hydra's writes into the folder that it has made, and makes no other one."""
+    module = sys.modules.get("hydra.core.hydra_config")
+    if module is None or not module.HydraConfig.initialized():
+        return []
+    config = module.HydraConfig.get()
+    kind = "sweep" if config.mode.name == "MULTIRUN" else "run"
+    folder = os.path.join(config.runtime.cwd, config[kind].dir)
+    return [f"hydra.{kind}.dir={folder!r}"]
 
 
 def run_in_processes(

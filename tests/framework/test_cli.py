@@ -556,3 +556,46 @@ def test_the_digits_are_trained_from_a_file_and_resumed_in_two_processes(
     assert names == ["config.1.yaml", "config.yaml"]
     best = (folder / "checkpoints" / "best.ckpt").read_text()
     assert "epoch=1" in best
+
+
+HYDRA = """
+import hydra
+import torch
+from loopwright.framework import Module, Trainer
+
+
+class Net(Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    folder = hydra.core.hydra_config.HydraConfig.get().runtime.output_dir
+    trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, default_root_dir=folder, enable_progress_bar=False)
+    trainer.fit(Net(), torch.utils.data.DataLoader(torch.ones(8, 2), 2))
+    print("IN", folder)
+
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_of_hydra_has_one_folder_with_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
+    (tmp_path / "train.py").write_text(HYDRA)
+    # A name by the microsecond, which two processes never have alike.
+    name = "hydra.run.dir=outputs/${now:%H-%M-%S-%f}"
+    ended = run_program("train.py", name, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert ended.stdout.count(f"IN {folder}") == 2
+    assert (folder / "loopwright_logs").is_dir()
