@@ -11,7 +11,17 @@ from torch.utils.data import DataLoader
 from loopwright.callbacks import SavePretrained
 from loopwright.framework import Module, Trainer, generate, seed_everything
 
-CONFIG = {"vocab_size": 19, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+CONFIG = {
+    "vocab_size": 19,
+    "n_positions": 16,
+    "n_embd": 8,
+    "n_layer": 1,
+    "n_head": 2,
+    # A process draws other numbers than its peer.
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 
 
 class Language(Module):
