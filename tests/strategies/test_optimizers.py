@@ -152,6 +152,39 @@ def train_manually(strategy: str, how: str) -> list[list[float]]:
     return trainer.strategy.gather_objects(module.losses)
 
 
+class Counts(Net):
+    """Returns weights that differ between the ranks; keeps where it was validated, and reduces by a function."""
+
+    def __init__(self) -> None:
+        super().__init__("AdamW")
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return {"loss": loss, "weight": 2.0 + self.global_rank}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        value = 10.0 * self.global_rank + batch_idx
+        self.log("spread", value, reduce_fx=lambda v: v.max() - v.min())
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validated.append(self.global_step)
+
+
+def count_tokens() -> list[Any]:
+    """By rank: where it was validated, the tokens of both, and the value of a function over the values of both."""
+    module = Counts()
+    trainer = quiet(use_distributed_sampler=False, validate_every="10 tokens")
+    data = batches(trainer.global_rank)
+    # The second rank validates on one batch less.
+    trainer.fit(module, data, data[: 3 - trainer.global_rank])
+    spread = float(trainer.callback_metrics["spread"])
+    return trainer.strategy.gather_objects(
+        (module.validated, trainer.num_tokens, spread)
+    )
+
+
 def refusal_of_parts() -> str:
     """Of a parameter that no forward of a submodule gathers."""
 
@@ -188,6 +221,7 @@ def two() -> dict[str, Any]:
                 for strategy in ("ddp_find_unused_parameters_true", "fsdp")
             },
             "fsdp refuses a part": (refusal_of_parts,),
+            "tokens": (count_tokens,),
         },
     )
 
@@ -221,6 +255,11 @@ def test_manual_optimization_on_shards(two: dict[str, Any], how: str) -> None:
 
 def test_a_parameter_that_no_submodule_gathers(two: dict[str, Any]) -> None:
     assert "scale is in 0 of them" in two["fsdp refuses a part"]
+
+
+def test_tokens_and_functions_are_those_of_all_processes(two: dict[str, Any]) -> None:
+    """5 tokens a step; the values 0, 1, 2 and 10, 11."""
+    assert two["tokens"] == [([2, 4, 6], 35.0, 11.0)] * 2
 
 
 ZERO = ("deepspeed_stage_2", "deepspeed_stage_3")
