@@ -65,5 +65,6 @@ def instantiate_module(class_type: type[Any], config: Mapping[str, Any]) -> Any:
         module, _, name = class_path.rpartition(".")
         class_type = getattr(sys.modules[module], name)
     parsed = parser.parse_object({"module": given})
-    maker = (partial(make_of, config), class_type, False)
+    # jsonargparse calls it with the class, and the arguments by name.
+    maker: Any = (partial(make_of, config), class_type, False)
     return parser.instantiate(parsed, instantiators=[maker]).module

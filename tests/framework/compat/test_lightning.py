@@ -644,7 +644,9 @@ class Spiking(BoringModel):
 def test_spike_detection_names_the_batches_and_ends(
     tmp_path: Path, spike: float, finite_only: bool, is_found: bool
 ):
-    from loopwright.lightning.fabric.utilities.spike import TrainingSpikeException
+    from loopwright.lightning.fabric.utilities.spike import (  # pyright: ignore[reportMissingImports] # made at run time
+        TrainingSpikeException,
+    )
 
     detection = SpikeDetection(exclude_batches_path=tmp_path, finite_only=finite_only)
     model = Spiking()
