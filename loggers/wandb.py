@@ -229,7 +229,7 @@ class WandbLogger(ServiceLogger):
     def log_image(
         self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
     ) -> None:
-        """Log ``wandb.Image``s.
+        """Log objects of ``wandb.Image``.
 
         Args:
             key: under which they appear.
