@@ -56,7 +56,7 @@ class BatchSizeFinder(Callback):
         margin: float = 0.05,
         max_val: int = 8192,
     ) -> None:
-        mode = mode.lower()
+        mode = str(mode).lower()
         require_choice("mode", mode, "power", "binsearch")
         require(0.0 <= margin < 1.0, "`margin`", "between 0 and 1", margin)
         require_int("steps_per_trial", steps_per_trial, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from .arguments import require_int
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class BaseFinetuning(Callback):
         for name, owner, switch in _switches(pl_module):
             if self._frozen is not None:
                 setattr(owner, switch, name not in self._frozen)
-        parameters = dict(pl_module.named_parameters())
+        parameters = dict(_named_parameters(pl_module))
         for index, optimizer in enumerate(trainer.optimizers):
             present = len(optimizer.param_groups)
             for saved in self.param_groups.get(index, [])[present:]:
@@ -98,7 +99,7 @@ class BaseFinetuning(Callback):
             _tell_schedulers(trainer, optimizer, present)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
-        names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        names = {parameter: name for name, parameter in _named_parameters(pl_module)}
         for index, optimizer in enumerate(trainer.optimizers):
             present = len(optimizer.param_groups)
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
@@ -272,7 +273,8 @@ class BackboneFinetuning(BaseFinetuning):
         previous_backbone_lr: the backbone's rate in this epoch; None before it is trained.
 
     Raises:
-        ValueError: if the module has no submodule ``backbone``.
+        ValueError: if ``unfreeze_backbone_at_epoch`` is no epoch; in a fit, if the module has no submodule
+            ``backbone``, or the run goes on after that epoch from a checkpoint without this callback's state.
     """
 
     def __init__(
@@ -287,6 +289,7 @@ class BackboneFinetuning(BaseFinetuning):
         verbose: bool = False,
         rounding: int = 12,
     ) -> None:
+        require_int("unfreeze_backbone_at_epoch", unfreeze_backbone_at_epoch, 0)
         super().__init__()
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.lambda_func = lambda_func
@@ -334,7 +337,12 @@ class BackboneFinetuning(BaseFinetuning):
                 train_bn=self.train_bn,
             )
         else:
-            assert self.previous_backbone_lr is not None
+            if self.previous_backbone_lr is None:
+                raise ValueError(
+                    f"BackboneFinetuning was to train the backbone from epoch {self.unfreeze_backbone_at_epoch} on, "
+                    f"and the run goes on in epoch {epoch} from a checkpoint that has no state of it: set "
+                    f"unfreeze_backbone_at_epoch to {epoch} or more"
+                )
             rate = self.lambda_func(epoch + 1) * self.previous_backbone_lr
             if self.should_align:
                 rate = min(rate, current)
@@ -363,10 +371,16 @@ def _trained_batch_norms(modules: Modules) -> set[int]:
     }
 
 
+def _named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters, by the names that they have without a mask of ``torch.nn.utils.prune``."""
+    for name, parameter in module.named_parameters():
+        yield name.removesuffix("_orig"), parameter
+
+
 def _switches(module: nn.Module) -> list[tuple[str, Any, str]]:
     """What freezing sets: the names of parameters and batch norms, these themselves, and the attribute."""
     return [
-        *((name, p, "requires_grad") for name, p in module.named_parameters()),
+        *((name, p, "requires_grad") for name, p in _named_parameters(module)),
         *(
             (name, part, "track_running_stats")
             for name, part in module.named_modules()

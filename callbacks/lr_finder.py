@@ -159,7 +159,7 @@ class LearningRateFinder(Callback):
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
-        mode = mode.lower()
+        mode = str(mode).lower()
         require_choice("mode", mode, "exponential", "linear")
         require_int("num_training_steps", num_training_steps, 1)
         require(0 < min_lr < max_lr, "min_lr", "between 0 and max_lr", min_lr)
@@ -210,7 +210,7 @@ class LearningRateFinder(Callback):
         trainer.rehearse(self.num_training_steps, [sweep])
         found.results = {"lr": sweep.rates, "loss": sweep.losses}
         self.optimal_lr = found
-        if len(sweep.losses) < self.num_training_steps:
+        if sweep.has_diverged:
             log.info(
                 "LR finder stopped early after %d steps due to diverging loss.",
                 len(sweep.losses),
@@ -295,6 +295,7 @@ class _Sweep(Callback):
         self.threshold = threshold
         self.rates: list[float] = []
         self.losses: list[float] = []
+        self.has_diverged = False
         self._mean = 0.0
         self._best = math.inf
 
@@ -322,10 +323,12 @@ class _Sweep(Callback):
         self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
         smoothed = self._mean / (1 - _SMOOTHING ** (step + 1))
         self.losses.append(smoothed)
-        has_diverged = (
-            self.threshold is not None and smoothed > self.threshold * self._best
+        self.has_diverged = (
+            step > 1
+            and self.threshold is not None
+            and smoothed > self.threshold * self._best
         )
-        if step > 1 and has_diverged:
+        if self.has_diverged:
             trainer.should_stop = True
         if smoothed < self._best or step == 1:
             self._best = smoothed

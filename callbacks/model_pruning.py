@@ -65,7 +65,7 @@ class ModelPruning(Callback):
 
     Raises:
         ValueError: for arguments that do not fit together; when a run begins, for parameters that the model lacks, or
-            a strategy that shards them.
+            a strategy that shards them, or a callback that averages them.
     """
 
     PARAMETER_NAMES: ClassVar = ("weight", "bias")
@@ -241,6 +241,12 @@ class ModelPruning(Callback):
             raise ValueError(
                 f"ModelPruning: strategy={trainer.strategy.name!r} keeps parameters in shards, which "
                 'torch.nn.utils.prune cannot mask; use "ddp"'
+            )
+        averaging = [c for c in trainer.callbacks if c.weight_set is not None]
+        if stage == "fit" and averaging:
+            raise ValueError(
+                f"ModelPruning and {type(averaging[0]).__name__} exclude each other: a mask renames the parameters "
+                "that are averaged; prune in a further fit"
             )
         given = self.sanitize_parameters_to_prune(
             pl_module, self._given, self._parameter_names

@@ -64,7 +64,9 @@ class StochasticWeightAveraging(KeepsAverage):
             swa_epoch_start,
         )
         rates = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
-        are_rates = all(isinstance(rate, float) and rate > 0 for rate in rates)
+        are_rates = bool(rates) and all(
+            isinstance(rate, float) and rate > 0 for rate in rates
+        )
         require(
             are_rates, "swa_lrs", "a positive float, or a list of positive floats", swa_lrs
         )  # fmt: skip

@@ -173,9 +173,10 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_epoch: int | None = None,
         **kwargs: Any,
     ) -> None:
-        require(0 <= decay <= 1, "decay", "a number from 0 to 1", decay)
+        is_decay = isinstance(decay, (int, float)) and 0 <= decay <= 1
+        require(is_decay, "decay", "a number from 0 to 1", decay)
         require_int("update_every_n_steps", update_every_n_steps, 1)
-        ema = get_ema_multi_avg_fn(decay)
+        ema = partial(_average_exponentially, decay)
         kwargs = {"name": "ema", "multi_avg_fn": ema, **kwargs}
         super().__init__(device, use_buffers, **kwargs)
         self.decay = decay
@@ -208,6 +209,13 @@ def average_by(avg_fn: Any, multi_avg_fn: Any = None) -> Average:
     if multi_avg_fn is not None:
         return partial(_average_lists, multi_avg_fn)
     return _average_equally if avg_fn is None else partial(_average_each, avg_fn)
+
+
+def _average_exponentially(
+    decay: float, own: list[Tensor], others: list[Tensor], updates: Any
+) -> None:
+    """Average as torch does. Unlike torch's function, which is made inside another one, this one can be pickled."""
+    get_ema_multi_avg_fn(decay)(own, others, updates)
 
 
 def _average_lists(

@@ -19,7 +19,12 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from loopwright.callbacks import BackboneFinetuning, BaseFinetuning, ModelCheckpoint
+from loopwright.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    ModelCheckpoint,
+    ModelPruning,
+)
 from loopwright.framework import Module
 from tests.framework.models import loader
 from tests.strategies.distributed import all_in_processes, quiet
@@ -143,6 +148,38 @@ def test_state_without_names_of_what_is_frozen_trains_the_groups(tmp_path: Path)
     assert torch.equal(module.first.weight, whole.first.weight)
 
 
+def test_run_that_went_on_without_it_is_told_apart(tmp_path: Path):
+    class All(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    trainer = quiet(max_epochs=2)
+    trainer.fit(All(), loader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    trainer = quiet(max_epochs=3, callbacks=[BackboneFinetuning(1)])
+    with pytest.raises(ValueError, match="no state of it: set unfreeze_backbone_at"):
+        trainer.fit(All(), loader(), ckpt_path=tmp_path / "plain.ckpt")
+
+
+def test_resumes_where_the_backbone_is_pruned(tmp_path: Path):
+    def fit(epochs: int, path: Path | None = None) -> Any:
+        torch.manual_seed(0)
+        callbacks = [
+            BackboneFinetuning(2),
+            ModelPruning("l1_unstructured", use_lottery_ticket_hypothesis=False),
+        ]
+        module, trainer = Net(), quiet(max_epochs=epochs, callbacks=callbacks)
+        trainer.fit(module, loader(8, shuffle=True), ckpt_path=path)
+        return module.state_dict(), trainer
+
+    whole, _ = fit(4)
+    for epochs in (2, 3):
+        fit(epochs)[1].save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        resumed, _ = fit(4, tmp_path / f"{epochs}.ckpt")
+        for name, value in whole.items():
+            assert torch.equal(value, resumed[name]), name
+
+
 def test_fit_that_is_called_again_goes_on_with_the_groups(tmp_path: Path):
     whole, _ = train(tmp_path, 4)
     module, trainer = train(tmp_path / "again", 3)
@@ -239,6 +276,8 @@ def test_mistakes_are_named(caplog: pytest.LogCaptureFixture):
         quiet(callbacks=[BackboneFinetuning()]).fit(NoBackbone(), loader())
     with pytest.raises(NotImplementedError, match="must override freeze_before"):
         quiet(callbacks=[BaseFinetuning()]).fit(Net(), loader())
+    with pytest.raises(ValueError, match="unfreeze_backbone_at_epoch"):
+        BackboneFinetuning(-1)
     with caplog.at_level(logging.INFO, "loopwright"):
         quiet(callbacks=[BackboneFinetuning(0, verbose=True)]).fit(Net(), loader())
     assert "Current lr: 0.01, Backbone lr: 0.001" in caplog.text

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright.callbacks import Callback, ModelCheckpoint, ModelPruning
+from loopwright.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+)
 from loopwright.framework import Module, Trainer
 from tests.strategies.distributed import in_processes
 
@@ -234,6 +239,12 @@ def test_two_of_them_and_a_method_of_ones_own():
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         ModelPruning(**{"pruning_fn": "l1_unstructured", **arguments})
+
+
+def test_an_average_beside_it_is_refused():
+    message = "ModelPruning and EMAWeightAveraging exclude each other"
+    with pytest.raises(ValueError, match=message):
+        fit(Net(), weights_only(), EMAWeightAveraging())
 
 
 def test_parameters_that_the_model_lacks():

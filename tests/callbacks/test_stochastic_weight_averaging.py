@@ -173,6 +173,7 @@ def test_a_save_after_the_fit_holds_what_was_trained(tmp_path: Path) -> None:
         ({"swa_epoch_start": 0}, "swa_epoch_start"),
         ({"swa_epoch_start": 1.5}, "swa_epoch_start"),
         ({"swa_lrs": [0.2, 1]}, "swa_lrs"),
+        ({"swa_lrs": []}, "swa_lrs"),
         ({"annealing_strategy": "none"}, "annealing_strategy"),
         ({"avg_fn": 3}, "avg_fn"),
     ],

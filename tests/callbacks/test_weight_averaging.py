@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import random
 import signal
 import time
@@ -405,13 +406,22 @@ def test_several_averages_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"decay": 1.5}, {"update_every_n_steps": 0}, {"name": "a/b"}],
+    [{"decay": 1.5}, {"decay": "a"}, {"update_every_n_steps": 0}, {"name": "a/b"}],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         EMAWeightAveraging(**arguments)
     with pytest.raises(ValueError, match="avg_fn and multi_avg_fn"):
         WeightAveraging(avg_fn=max, multi_avg_fn=max)
+
+
+def test_it_can_be_pickled_before_and_after_a_fit() -> None:
+    average, whole = ema(), Net()
+    quiet(average).fit(whole, data())
+    pickle.dumps(average)
+    module = Net()
+    quiet(pickle.loads(pickle.dumps(ema()))).fit(module, data())
+    assert equal(module.state_dict(), whole.state_dict())
 
 
 def test_what_a_checkpoint_averages_and_the_module_lacks_is_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,14 @@ def test_what_cannot_be_searched_is_said_by_name(caplog: pytest.LogCaptureFixtur
     found = find(Net(), num_training=5, update_attr=False)
     assert found.suggestion() is None
     assert "too few losses" in caplog.text
+
+    class Plain(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    with caplog.at_level(logging.INFO, "loopwright"):
+        Tuner(quiet(limit_train_batches=0)).lr_find(Plain(), batches())
+    assert "diverging" not in caplog.text
 
 
 def test_the_suggestion_is_marked_in_the_plot():
