@@ -54,10 +54,14 @@ class Notify(Callback):
         timeout: float = 5.0,
         headers: dict[str, str] | None = None,
     ) -> None:
-        # Its path is a secret.
-        self._service = urlsplit(url).hostname
-        if not url.startswith(("http://", "https://")) or not self._service:
-            raise ValueError("url must be that of a webhook, such as 'https://…'")
+        # Its path is a secret, which an error does not tell.
+        is_http = isinstance(url, str) and url.startswith(("http://", "https://"))
+        self._service = urlsplit(url).hostname if is_http else None
+        if not self._service:
+            raise ValueError(
+                "url must be that of a webhook, such as 'https://…'; got "
+                + ("another text" if isinstance(url, str) else repr(url))
+            )
         self.url = url
         self.on_checkpoint = on_checkpoint
         self.name = name or os.path.basename(sys.argv[0])

@@ -59,7 +59,8 @@ class SavePretrained(Callback):
         several = isinstance(tokenizer, (list, tuple))
         self.tokenizers: Sequence[Any] = tokenizer if several else [tokenizer]
         self.every_checkpoint = every_checkpoint
-        self.weight_set = weight_set
+        # A callback's `weight_set` would be one that it keeps.
+        self.written_weights = weight_set
         self.dtype = dtype
         self.push_to_hub = push_to_hub
         self.private = private
@@ -107,7 +108,9 @@ class SavePretrained(Callback):
         if trainer.is_global_zero:
             os.makedirs(folder, exist_ok=True)
         file = os.path.join(folder, "weights.partial")
-        trainer.export(file, self.dtype, self.weight_set)  # collective where sharded
+        trainer.export(
+            file, self.dtype, self.written_weights
+        )  # collective where sharded
         if not trainer.is_global_zero:
             return
         prefix = f"{name}." if name else ""

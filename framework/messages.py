@@ -19,6 +19,20 @@ class _StandardError(logging.StreamHandler):
     def stream(self) -> Any:
         return sys.stderr
 
+    def emit(self, record: logging.LogRecord) -> None:
+        # A library may have set up logging since; its handler then writes the line as well.
+        if not log.propagate or not any(
+            _shows(handler, record) for handler in logging.getLogger().handlers
+        ):
+            super().emit(record)
+
+
+def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    """Whether a handler writes a record where users see it."""
+    stream = getattr(handler, "stream", None)
+    is_seen = stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+    return stream is not None and is_seen and record.levelno >= handler.level
+
 
 def configure() -> None:
     """Show information on standard error, unless the program has set up logging itself."""

@@ -260,7 +260,8 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
         Args:
             name: under which it appears.
             value: a tensor or array (channels, height, width), (height, width, channels) or (height, width), of floats
-                from 0 to 1 or of bytes; a PIL image; a figure of matplotlib; the path of a file; a list of these.
+                from 0 to 1 or of bytes, or a batch of such; a PIL image; a figure of matplotlib; the path of a file; a
+                list of these.
             caption: a text, or one for each image.
 
         Raises:

@@ -43,7 +43,8 @@ def as_media(kind: str, name: str, value: Any, **options: Any) -> Media:
 
 
 def _image(value: Any, caption: Any = None) -> Media:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    is_batch = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 4
+    values = list(value) if is_batch else [value]
     captions = [caption] if isinstance(caption, str) else caption
     if captions is not None and len(captions) != len(values):
         raise ValueError(f"{len(values)} images have {len(captions)} captions")

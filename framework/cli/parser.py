@@ -54,6 +54,7 @@ _UNKNOWN = re.compile(
 _UNKNOWN_IN_CLASS = re.compile(
     r"class_path '(?P<path>[^']+)':\s+Option '(?P<name>[^']+)' is not accepted"
 )
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)\s")
 
 
 class LoopwrightArgumentParser(ArgumentParser):
@@ -224,9 +225,13 @@ class LoopwrightArgumentParser(ArgumentParser):
         super().error(message, ex)
 
     def _advice(self, message: str) -> str:
-        """What to write instead of the option that a message says there is not."""
+        """What to write instead of the option or class that a message says there is not."""
         if found := _UNKNOWN_IN_CLASS.search(message):
             return _nearest(found["name"], _parameters_of(found["path"]))
+        if found := _UNKNOWN_CLASS.search(message):
+            named = [kind.__name__ for kind in NAMED]
+            of_torch = [*vars(torch.optim), *vars(torch.optim.lr_scheduler)]
+            return _nearest(found["name"], named + of_torch)
         found = _UNKNOWN.search(message)
         if found is None:
             return ""

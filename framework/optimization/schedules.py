@@ -121,7 +121,8 @@ def _schedule(
     """Make a schedule; without ``decay``, it falls from the end of the warm-up on."""
     if shape not in _SHAPES:
         raise ValueError(f"shape must be one of {', '.join(_SHAPES)}; got {shape!r}")
-    if not 1 <= num_steps < math.inf or num_steps != int(num_steps):
+    is_number = isinstance(num_steps, (int, float))
+    if not is_number or not 1 <= num_steps < math.inf or num_steps % 1:
         raise ValueError(
             f"num_steps must be a number of optimizer steps from 1; got {num_steps!r}. A Trainer without max_steps, "
             "whose loader has no length, cannot tell how many there will be"

@@ -117,6 +117,9 @@ def test_a_service_that_does_not_answer_ends_nothing(
     assert "secret" not in caplog.text
     with pytest.raises(ValueError, match="webhook"):
         Notify("hooks.example.com/secret")
+    # As of a variable that is not set.
+    with pytest.raises(ValueError, match=r"webhook.*got None"):
+        Notify(os.environ.get("NO_SUCH_WEBHOOK"))  # type: ignore[arg-type]
 
 
 FAILS = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loopwright.callbacks import ModelCheckpoint, SavePretrained
+from loopwright.callbacks import EMAWeightAveraging, ModelCheckpoint, SavePretrained
 from tests.callbacks.language import Language, batches, train
 from tests.framework.models import quiet
 from tests.programs import run_program
@@ -39,6 +39,18 @@ def test_a_trained_model_is_read_by_from_pretrained(tmp_path: Path) -> None:
     earlier = transformers.AutoModelForCausalLM.from_pretrained(first)
     assert not torch.equal(earlier.lm_head.weight, read.lm_head.weight)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_averaged_weights_are_written_if_asked_for(tmp_path: Path) -> None:
+    average = EMAWeightAveraging(decay=0.5)
+    saves = SavePretrained(tmp_path / "gpt", weight_set="ema")
+    trainer = quiet(average, saves)
+    trainer.fit(Language(), batches())
+    trainer.export(tmp_path / "ema.safetensors", weight_set="ema")
+    averaged = load_file(tmp_path / "ema.safetensors")
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gpt")
+    for name, value in read.transformer.named_parameters():
+        assert torch.equal(averaged[f"model.transformer.{name}"], value), name
 
 
 def test_of_a_peft_model_the_adapters_alone_are_written(tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_a_misspelt_option_is_refused_with_the_one_that_is_meant(
     assert 'accelerator="gpu"' in refusal(capsys, "fit", "--trainer.gpus=1")
     stopping = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitorr=x"]
     assert "did you mean 'monitor'?" in refusal(capsys, "fit", *stopping)
+    for option, meant in (
+        ("--trainer.callbacks=EarlyStoping", "EarlyStopping"),
+        ("--optimizer=AdmW", "AdamW"),
+    ):
+        assert f"did you mean {meant!r}?" in refusal(capsys, "fit", option)
     for text, meant in (
         ("trainer: {max_epoch: 3}", "max_epochs"),
         ("traner: {max_epochs: 3}", "trainer.max_epochs"),

@@ -126,6 +126,7 @@ def test_a_trainer_steps_them_by_steps_and_resumes_them(tmp_path: Path) -> None:
     [
         ({"num_steps": math.inf}, "num_steps must be.*got inf.*without max_steps"),
         ({"num_steps": 0}, "got 0"),
+        ({"num_steps": "10"}, "num_steps must be.*got '10'"),
         ({"num_steps": 10, "warmup": 11}, "warmup must be.*num_steps=10.*got 11"),
         ({"num_steps": 10, "warmup": 1.5}, "got 1.5"),
         ({"num_steps": 10, "final": 2}, "final must be a fraction.*got 2"),

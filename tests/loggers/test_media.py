@@ -80,6 +80,10 @@ def test_images_of_any_kind(tmp_path: Path):
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert decoded(tmp_path / "grey.png").shape == (3, 4, 4)
 
+    # A batch is several images.
+    batch = torch.rand(2, 3, 4, 4)
+    assert as_media("image", "x", batch) == as_media("image", "x", [*batch])
+
     figures = pytest.importorskip("matplotlib.figure")
     assert decoded(figures.Figure(figsize=(1, 1), dpi=20)).shape == (20, 20, 4)
 
