@@ -38,6 +38,12 @@ class Baseline:
         self._count = 0
         self._highest = -math.inf
 
+    def clear(self) -> None:
+        """Forget all values."""
+        self._values.clear()
+        self._count = 0
+        self._highest = -math.inf
+
     def add(self, values: Iterable[float]) -> None:
         """Add ordinary values."""
         for value in values:

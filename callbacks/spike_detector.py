@@ -135,6 +135,18 @@ class SpikeDetector(Callback):
 
     # -- the run ----------------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        if trainer.ckpt_path is not None or trainer.global_step > 0:
+            return
+        # A new run: what another one has left tells nothing of its losses.
+        self.incidents = []
+        self.rollbacks = 0
+        self._losses.clear()
+        self._norms.clear()
+        self._last = []
+        self._before_incident = []
+        self._num_skipped = 0
+
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._pending = []
         self._pending_norms = {}

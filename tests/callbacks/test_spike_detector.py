@@ -336,6 +336,17 @@ def test_it_begins_anew_where_there_is_no_checkpoint(tmp_path: Path):
     assert os.listdir(tmp_path) == [], "the checkpoint of the beginning goes at the end"
 
 
+def test_another_run_has_losses_of_its_own(tmp_path: Path):
+    detector = SpikeDetector()
+    made(tmp_path / "small", detector).fit(Net(), DataLoader(Samples(9), BATCH))
+    assert len(detector.incidents) == 1
+    high = [(torch.randn(4, 4), torch.full((4,), 1e3)) for _ in range(12)]
+    trainer = made(tmp_path / "high", detector)
+    trainer.fit(Net(), high)
+    assert (detector.incidents, detector.rollbacks) == ([], 0)
+    assert trainer.global_step == 12
+
+
 class Manual(Net):
     automatic_optimization = False
 
