@@ -152,14 +152,15 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        entries = {}
-        for key, item in value.items():
-            entries[key if _is_plain(key) else str(key)] = as_json(item)
-        return entries
+        # A service may take no other keys than texts.
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        # A number of NumPy's or torch's.
+        value = value.item()
     return value if _is_plain(value) else str(value)
 
 

@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.loggers import CSVLogger
 from loopwright.loggers.files import exists
+from loopwright.loggers.folders import as_json
 from tests.callbacks.scripted import Scripted, fit, loader
 
 
@@ -101,6 +102,14 @@ def test_hyperparameters_are_json():
         "names": ["a", "b"],
         "labels": {"0": "cat", "(1, 2)": [{"3": None}], "4": "dog"},
     }
+
+
+def test_hyperparameters_are_plain_before_a_service_gets_them():
+    """W&B fails for a key that is no text, and sorts runs by numbers, not by texts."""
+    given = {4: numpy.float32(0.5), "n": numpy.int64(3), "t": torch.tensor(2.0)}
+    plain = as_json({**given, "several": torch.tensor([1, 2])})
+    assert plain == {"4": 0.5, "n": 3, "t": 2.0, "several": "tensor([1, 2])"}
+    assert {type(value) for value in plain.values()} == {float, int, str}
 
 
 @pytest.mark.parametrize(
