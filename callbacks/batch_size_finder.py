@@ -98,10 +98,15 @@ class BatchSizeFinder(Callback):
             pl_module: its module.
 
         Returns:
-            The size; None under ``fast_dev_run``, which looks for nothing.
+            The size; None under ``fast_dev_run``, or where no batch would be run, which looks for nothing.
         """
         if trainer.fast_dev_run:
             log.warning("fast_dev_run: no batch size is looked for")
+            return None
+        stage = {"fit": "train", "validate": "val"}.get(str(trainer.state.fn))
+        limit = f"limit_{stage or trainer.state.fn}_batches"
+        if getattr(trainer, limit) == 0:
+            log.warning("%s=0: no batch size is looked for", limit)
             return None
         self._check(trainer, pl_module)
         before = get_attribute(trainer, pl_module, self.batch_arg_name)

@@ -302,6 +302,15 @@ def test_limits_of_the_search():
     assert search(init_val=64, steps_per_trial=1) == 32
 
 
+def test_no_size_is_found_where_no_batch_is_run():
+    class Plain(Own):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    tuner = Tuner(quiet(limit_train_batches=0))
+    assert tuner.scale_batch_size(made(Plain)) is None
+
+
 @pytest.mark.parametrize("method", ["fit", "test", "predict"])
 def test_the_callback_runs_with_the_size_that_it_finds(tmp_path: Path, method: Any):
     module = made(Own, holds=9)
