@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -316,12 +316,14 @@ def _configure_optimizers(module: Module) -> Any:
 def _log_hyperparameters(run: Run) -> None:
     """Give the loggers of the main rank the hyperparameters, and the module for a drawing of its graph."""
     trainer = run.trainer
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or not trainer.loggers:
         return
     merged: dict[str, Any] = {}
     for owner in (run.module, run.datamodule):
         if owner is not None and owner.logs_hparams:
-            merged.update(portable(owner.hparams_initial))
+            hparams = portable(owner.hparams_initial)
+            _warn_of_two_values(run, merged, hparams)
+            merged.update(hparams)
     # Drawing runs a forward on this rank alone, and under some strategies all ranks have to take part in each.
     draws_graph = (
         not run.engine.strategy.capabilities.needs_equal_forwards
@@ -332,6 +334,22 @@ def _log_hyperparameters(run: Run) -> None:
             logger.log_hyperparams(merged)
         if draws_graph:
             logger.log_graph(run.module)
+
+
+def _warn_of_two_values(
+    run: Run, of_module: Mapping[str, Any], of_data: Mapping[str, Any]
+) -> None:
+    """Say which hyperparameters of the module and of the data have one name and two values."""
+    for name in of_module.keys() & of_data.keys():
+        # Objects may have no equality of their own.
+        first, second = repr(of_module[name]), repr(of_data[name])
+        # A command line notes under such names how it has made each of the two.
+        is_private = name.startswith("_")
+        if first != second and not is_private:
+            run.warn_once(
+                f"Loggers get the hyperparameter {name} of the data, {second}; the module's, {first}, has the same "
+                "name: give one of them another, or leave it out by save_hyperparameters(ignore=…)"
+            )
 
 
 def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -> None:

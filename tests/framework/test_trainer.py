@@ -340,6 +340,34 @@ def test_loggers(tmp_path: Path) -> None:
     assert module.loggers == [first, second]
 
 
+def test_a_hyperparameter_of_module_and_data_with_two_values_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loggers can have one of them only."""
+
+    class Batched(Linear):
+        def __init__(self, batch_size: int = 3, depth: int = 1) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    class Batches(DataModule):
+        def __init__(self, batch_size: int = 4, depth: int = 1) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            return loader()
+
+    trainer = quiet(max_steps=1, logger=CSVLogger(tmp_path))
+    trainer.fit(Batched(), datamodule=Batches())
+    [told] = [line for line in caplog.messages if "same name" in line]
+    assert "batch_size of the data, 4; the module's, 3" in told
+    caplog.clear()
+    trainer.fit(Batched(4), datamodule=Batches())
+    quiet(max_steps=1).fit(Batched(), datamodule=Batches())
+    assert "same name" not in caplog.text
+
+
 def test_ckpt_path_of_a_resumed_run() -> None:
     """It names the checkpoint, and is None in a run without."""
     trainer, module = quiet(), Evaluated()
