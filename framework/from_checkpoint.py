@@ -93,7 +93,7 @@ def construct(
     parameters = inspect.signature(cls.__init__).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     saved = checkpoint.get(key, {})
-    if INSTANTIATOR in saved:
+    if isinstance(saved, dict) and INSTANTIATOR in saved:
         return instantiate_module(cls, {**saved, **overrides})
     with naming_damage(path, "its hyperparameters are not as they should be"):
         call = checkpoint.get(f"{key}_call") or {

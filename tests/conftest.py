@@ -45,7 +45,8 @@ if STARTING not in sys.path:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GRACE = 2.0  # seconds that threads and processes get to end after a test
+# Seconds that threads and processes get to end after a test. torch waits 5 for a worker of a loader that is collected.
+GRACE = 12.0
 
 
 # Seconds for a slow test. The first one that offloads to the CPU waits until DeepSpeed has compiled its optimizer: that

@@ -299,6 +299,7 @@ INSIDE_THE_ENGINE = {
     "all_call",
     "begin_micro_batch",
     "clip_gradients",
+    "clip_together",
     "complete_gradients",
     "compute_gradients",
     "connect",

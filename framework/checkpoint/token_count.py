@@ -39,6 +39,11 @@ class TokenCount:
         self.fastest = 0.0
         self.is_counted = False
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenCount) and vars(self) == vars(other)
+
+    __hash__ = object.__hash__
+
     def add(self, weight: Any) -> None:
         """Count the weight of a step, of all ranks."""
         self.is_counted = True

@@ -679,7 +679,19 @@ class Engine(Collectives):
         # It may be a wrapper: a prepared optimizer, or that of manual optimization.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self.unscale(optimizer)
-        self.strategy.clip_gradients(list(parameters_of(optimizer)), value, algorithm)
+        self.clip_together(list(parameters_of(optimizer)), value, algorithm)
+
+    def clip_together(
+        self, parameters: list[Tensor], value: float, algorithm: str = "norm"
+    ) -> None:
+        """Clip gradients that are unscaled already, as :meth:`clip_gradients`; those of several optimizers by one norm.
+
+        Args:
+            parameters: whose gradients.
+            value: the largest norm, or the largest absolute value.
+            algorithm: ``"norm"`` or ``"value"``.
+        """
+        self.strategy.clip_gradients(parameters, value, algorithm)
 
     def clip_grad_norm_(
         self,

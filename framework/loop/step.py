@@ -263,7 +263,7 @@ class Step(ABC):
         algorithm = trainer.gradient_clip_algorithm
         if value and len(optimizers) > 1 and not self._clips_each:
             parameters = self._in_order_of_module(optimizers)
-            self.engine.strategy.clip_gradients(parameters, value, algorithm)
+            self.engine.clip_together(parameters, value, algorithm)
             return
         for optimizer in optimizers:
             self._clip(

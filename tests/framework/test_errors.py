@@ -99,7 +99,7 @@ def trainer(**arguments) -> Trainer:
         ({"deterministic": "yes"}, ["deterministic", "'yes'", "warn"]),
         ({"max_time": "soon"}, ["soon", "DD:HH:MM:SS"]),
         ({"callbacks": [ModelCheckpoint]}, ["callbacks", "ModelCheckpoint"]),
-        ({"logger": "csv"}, ["logger", "'csv'"]),
+        ({"logger": "cvs"}, ["logger", "'cvs'", "csv"]),
         (
             {"callbacks": ModelCheckpoint(), "enable_checkpointing": False},
             ["enable_checkpointing", "ModelCheckpoint"],
