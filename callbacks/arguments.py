@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -14,6 +14,11 @@ def require(valid: bool, name: str, accepted: str, value: Any) -> None:
     """
     if not valid:
         raise ValueError(f"{name} must be {accepted}; got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, and neither True nor False."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_int(name: str, value: Any, least: int, accepted: str = "") -> None:

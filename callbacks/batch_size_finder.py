@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .arguments import require, require_choice, require_int
+from .arguments import is_number, require, require_choice, require_int
 from .base import Callback
 from .tuned_attributes import find_attribute, get_attribute, set_attribute
 
@@ -58,7 +58,8 @@ class BatchSizeFinder(Callback):
     ) -> None:
         mode = str(mode).lower()
         require_choice("mode", mode, "power", "binsearch")
-        require(0.0 <= margin < 1.0, "`margin`", "between 0 and 1", margin)
+        is_part = is_number(margin) and 0.0 <= margin < 1.0
+        require(is_part, "`margin`", "between 0 and 1", margin)
         require_int("steps_per_trial", steps_per_trial, 1)
         require_int("init_val", init_val, 1)
         require_int("max_trials", max_trials, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .arguments import require, require_choice, require_int
+from .arguments import is_number, require, require_choice, require_int
 from .base import Callback
 from .tuned_attributes import find_attribute, set_attribute
 
@@ -162,7 +162,13 @@ class LearningRateFinder(Callback):
         mode = str(mode).lower()
         require_choice("mode", mode, "exponential", "linear")
         require_int("num_training_steps", num_training_steps, 1)
-        require(0 < min_lr < max_lr, "min_lr", "between 0 and max_lr", min_lr)
+        require(is_number(max_lr), "max_lr", "a number", max_lr)
+        is_below = is_number(min_lr) and 0 < min_lr < max_lr
+        require(is_below, "min_lr", "a number between 0 and max_lr", min_lr)
+        ends_early = is_number(early_stop_threshold) or early_stop_threshold is None
+        require(
+            ends_early, "early_stop_threshold", "a number or None", early_stop_threshold
+        )
         self.min_lr = min_lr
         self.max_lr = max_lr
         self.num_training_steps = num_training_steps

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .arguments import require, require_choice, require_int
+from .arguments import is_number, require, require_choice, require_int
 from .base import Callback
 from .spike_baseline import Baseline
 
@@ -95,7 +95,8 @@ class SpikeDetector(Callback):
         max_skips: int = 10,
     ) -> None:
         require_choice("action", action, "rollback", "skip")
-        require(threshold > 0, "threshold", "a number above 0", threshold)
+        is_above = is_number(threshold) and threshold > 0
+        require(is_above, "threshold", "a number above 0", threshold)
         require_int("window", window, 10)
         require_int("warmup", warmup, 0)
         require_int("every_n_steps", every_n_steps, 1)

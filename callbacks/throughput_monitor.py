@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .arguments import require_int
+from .arguments import require, require_int
 from .base import Callback
 from .peak_flops import available_flops
 
@@ -117,6 +117,12 @@ class ThroughputMonitor(Callback):
         measure_flops: bool = True,
     ) -> None:
         require_int("window_size", window_size, least=2)
+        for name, function in (
+            ("batch_size_fn", batch_size_fn),
+            ("length_fn", length_fn),
+        ):
+            is_function = function is None or callable(function)
+            require(is_function, name, "a function of the batch, or None", function)
         self.batch_size_fn = batch_size_fn
         self.length_fn = length_fn
         self.window_size = window_size

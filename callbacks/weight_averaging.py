@@ -13,7 +13,7 @@ from torch.optim.swa_utils import (
     get_swa_multi_avg_fn,
 )
 
-from .arguments import require, require_int
+from .arguments import is_number, require, require_int
 from .base import Callback
 from .weight_set import Average, WeightSet
 
@@ -173,9 +173,15 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_epoch: int | None = None,
         **kwargs: Any,
     ) -> None:
-        is_decay = isinstance(decay, (int, float)) and 0 <= decay <= 1
+        is_decay = is_number(decay) and 0 <= decay <= 1
         require(is_decay, "decay", "a number from 0 to 1", decay)
         require_int("update_every_n_steps", update_every_n_steps, 1)
+        for name, first in (
+            ("update_starting_at_step", update_starting_at_step),
+            ("update_starting_at_epoch", update_starting_at_epoch),
+        ):
+            if first is not None:
+                require_int(name, first, 0)
         ema = partial(_average_exponentially, decay)
         kwargs = {"name": "ema", "multi_avg_fn": ema, **kwargs}
         super().__init__(device, use_buffers, **kwargs)
