@@ -880,12 +880,6 @@ def test_activations_are_computed_twice_and_losses_are_the_same(
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-class Manual(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
 class Several(Net):
     def configure_optimizers(self) -> Any:
         return [
@@ -914,13 +908,6 @@ REFUSED: dict[str, tuple[type[Net], str, dict[str, Any], list[str]]] = {
         {"precision": "16-true"},
         ["16-true", "CPU", "bf16-mixed"],
     ),
-    "manual": (
-        Manual,
-        "deepspeed_stage_2",
-        {},
-        ["automatic_optimization", "deepspeed_stage_2", "ddp"],
-    ),
-    "manual fsdp": (Manual, "fsdp", {}, ["automatic_optimization", "fsdp", "ddp"]),
     "value": (
         Net,
         "deepspeed_stage_2",
