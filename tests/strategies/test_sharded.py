@@ -914,7 +914,12 @@ REFUSED: dict[str, tuple[type[Net], str, dict[str, Any], list[str]]] = {
         {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
         ["deepspeed_stage_2", "gradient_clip_algorithm", "norm", "value"],
     ),
-    "several": (Several, "deepspeed_stage_2", {}, ["2", "optimizers"]),
+    "several": (
+        Several,
+        "deepspeed_stage_2",
+        {},
+        ["deepspeed_stage_2", "one optimizer", "SGD and SGD"],
+    ),
 }
 
 
