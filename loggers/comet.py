@@ -9,6 +9,7 @@ from typing import Any
 from .files import move_aside
 from .folders import flat
 from .journal import Row
+from .media import middles
 from .service import ServiceLogger, files_of, require
 
 
@@ -118,13 +119,9 @@ class CometLogger(ServiceLogger):
                 f"{name}-{step}.csv", media["rows"], headers=media["columns"]
             )
         elif kind == "histogram":
-            edges, counts = media["edges"], media["counts"]
             # It takes values: the middles of the bins, as often as they occur.
-            values = [
-                (edges[i] + edges[i + 1]) / 2
-                for i, count in enumerate(counts)
-                for _ in range(count)
-            ]
+            bins = zip(middles(media), media["counts"], strict=True)
+            values = [middle for middle, count in bins for _ in range(count)]
             experiment.log_histogram_3d(values, name=name, step=step)
         else:
             with files_of(kind, name, media, step) as paths:

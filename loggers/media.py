@@ -7,6 +7,7 @@ import os
 import struct
 import wave
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,11 @@ def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png")
     return file.getvalue()
+
+
+def middles(histogram: Media) -> list[float]:
+    """The middles of a histogram's bins; it knows no more of the values."""
+    return [(low + high) / 2 for low, high in pairwise(histogram["edges"])]
 
 
 def png_size(png: bytes) -> tuple[int, int]:

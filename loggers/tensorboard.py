@@ -7,7 +7,6 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from importlib.util import find_spec
-from itertools import pairwise
 from logging import getLogger
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .folders import FolderLogger, flat
-from .media import markdown, png_size, wav_format
+from .media import markdown, middles, png_size, wav_format
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -218,9 +217,7 @@ class TensorBoardLogger(FolderLogger):
     def _add_histogram(self, tag: str, media: dict[str, Any], step: int) -> None:
         edges, counts = media["edges"], media["counts"]
         total = sum(counts)
-        # Of values, a histogram knows no more than the middles of their bins.
-        middles = [(low + high) / 2 for low, high in pairwise(edges)]
-        pairs = list(zip(middles, counts, strict=True))
+        pairs = list(zip(middles(media), counts, strict=True))
         self.experiment.add_histogram_raw(
             tag,
             min=edges[0],

@@ -113,6 +113,11 @@ class BatchSource(ABC):
         self._opened: OpenedIteration | None = None
 
     @property
+    def reads_once(self) -> bool:
+        """Whether the loader, iterated again, does not begin again."""
+        return self.keeps_iterator or isinstance(self.loader, Iterator)
+
+    @property
     def parts(self) -> Sequence[BatchSource]:
         """The sources that are read together, or the only one."""
         return [self]
@@ -498,7 +503,7 @@ class StreamSource(BatchSource):
         # To its end, so that the next iteration begins at the same batch on all ranks.
         for _ in self._left:
             pass
-        goes_on = self.keeps_iterator or isinstance(self.loader, Iterator)
+        goes_on = self.reads_once
         opened = self._take_opened(epoch, goes_on)
         if opened is not None:
             batches = opened.iterate(is_isolated)

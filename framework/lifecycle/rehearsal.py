@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ class _Before:
         """
         train = trial.loaders.train
         for part in () if train is None else train.source.parts:
-            if part.keeps_iterator or isinstance(part.loader, Iterator):
+            if part.reads_once:
                 raise ValueError(
                     f"the training loader ({type(part.loader).__name__}) can be read once only, and a trial would take "
                     "its first batches away: pass a loader that can be begun again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from ..checkpoint.find import is_pointer, resolve
@@ -54,7 +54,7 @@ def _require_rereadable(run: Run) -> None:
     """Raise for a training loader that would go on where it is."""
     assert run.loaders.train is not None
     for part in run.loaders.train.source.parts:
-        if part.keeps_iterator or isinstance(part.loader, Iterator):
+        if part.reads_once:
             raise RuntimeError(
                 f"the run cannot go back to a checkpoint: {type(part.loader).__name__}, its training loader, can be "
                 "read once only, and would go on where it is. Begin the program again with ckpt_path, or give a loader "

@@ -162,7 +162,41 @@ class TensorBoardTracker(GeneralTracker):
         self.writer.close()
 
 
-class WandBTracker(GeneralTracker):
+class _ProjectTracker(GeneralTracker):
+    """A tracker that is given a project's name, and arguments for the library behind it."""
+
+    requires_logging_directory = False
+
+    def __init__(self, run_name: str, **kwargs: Any) -> None:
+        super().__init__()
+        self.run_name = run_name
+        self.init_kwargs = kwargs
+
+
+class _RunTracker(_ProjectTracker):
+    """A tracker whose library has the object that Weights & Biases calls a run."""
+
+    run: Any
+
+    @property
+    def tracker(self) -> Any:
+        """The run."""
+        return self.run
+
+    @on_main_process
+    def log(
+        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Write one row."""
+        self.run.log(values, step=step, **kwargs)
+
+    @on_main_process
+    def finish(self) -> None:
+        """Close it."""
+        self.run.finish()
+
+
+class WandBTracker(_RunTracker):
     """Writes to Weights & Biases.
 
     Args:
@@ -171,12 +205,6 @@ class WandBTracker(GeneralTracker):
     """
 
     name = "wandb"
-    requires_logging_directory = False
-
-    def __init__(self, run_name: str, **kwargs: Any) -> None:
-        super().__init__()
-        self.run_name = run_name
-        self.init_kwargs = kwargs
 
     @on_main_process
     def start(self) -> None:
@@ -185,22 +213,10 @@ class WandBTracker(GeneralTracker):
 
         self.run = wandb.init(project=self.run_name, **self.init_kwargs)
 
-    @property
-    def tracker(self) -> Any:
-        """The run."""
-        return self.run
-
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Record hyperparameters."""
         self.run.config.update(values, allow_val_change=True)
-
-    @on_main_process
-    def log(
-        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
-    ) -> None:
-        """Write one row."""
-        self.run.log(values, step=step, **kwargs)
 
     @on_main_process
     def log_images(
@@ -237,13 +253,8 @@ class WandBTracker(GeneralTracker):
         table = wandb.Table(columns=columns, data=data, dataframe=dataframe)
         self.log({table_name: table}, step, **kwargs)
 
-    @on_main_process
-    def finish(self) -> None:
-        """Close it."""
-        self.run.finish()
 
-
-class TrackioTracker(GeneralTracker):
+class TrackioTracker(_RunTracker):
     """Writes to Trackio, in the main process.
 
     Args:
@@ -252,36 +263,18 @@ class TrackioTracker(GeneralTracker):
     """
 
     name = "trackio"
-    requires_logging_directory = False
-
-    def __init__(self, run_name: str, **kwargs: Any) -> None:
-        super().__init__()
-        self.run_name = run_name
-        self.init_kwargs = kwargs
 
     @on_main_process
     def start(self) -> None:
         """Begin."""
         import trackio
 
-        self.run: Any = trackio.init(project=self.run_name, **self.init_kwargs)
-
-    @property
-    def tracker(self) -> Any:
-        """The run."""
-        return self.run
+        self.run = trackio.init(project=self.run_name, **self.init_kwargs)
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Record hyperparameters."""
         self.run.config.update(values)
-
-    @on_main_process
-    def log(
-        self, values: dict[str, Any], step: int | None = None, **kwargs: Any
-    ) -> None:
-        """Write one row."""
-        self.run.log(values, step=step, **kwargs)
 
     @on_main_process
     def log_images(
@@ -295,13 +288,8 @@ class TrackioTracker(GeneralTracker):
                 shown = trackio.Image(image)
                 self.run.log({f"{name}/{number}": shown}, step=step, **kwargs)
 
-    @on_main_process
-    def finish(self) -> None:
-        """Close it."""
-        self.run.finish()
 
-
-class CometMLTracker(GeneralTracker):
+class CometMLTracker(_ProjectTracker):
     """Writes to Comet.
 
     Args:
@@ -310,12 +298,6 @@ class CometMLTracker(GeneralTracker):
     """
 
     name = "comet_ml"
-    requires_logging_directory = False
-
-    def __init__(self, run_name: str, **kwargs: Any) -> None:
-        super().__init__()
-        self.run_name = run_name
-        self.init_kwargs = kwargs
 
     @on_main_process
     def start(self) -> None:
