@@ -127,9 +127,12 @@ class Sender:
             if self._journal is None:
                 self.go_on(self._service.folder())
             assert self._journal is not None
-            taken = [self._incoming.popleft() for _ in range(len(self._incoming))]
+            taken = [self._incoming[i] for i in range(len(self._incoming))]
             self._journal.append([row for row, _ in taken if row is not None])
+            # Each row is in one of the two at any moment, as those who wait look at both without the lock.
             self._unsent.extend(taken)
+            for _ in taken:
+                self._incoming.popleft()
 
     def wait(self, seconds: float, opened: bool = False, again: bool = False) -> bool:
         """Wait until all is sent; returns whether it is.
