@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from importlib.abc import MetaPathFinder
+from threading import get_ident
 from typing import Any
 
 from ..errors import CheckpointError
@@ -13,6 +16,59 @@ from ..errors import CheckpointError
 # Hyperparameters that say what makes the object again, and of which class, where a user could choose one.
 INSTANTIATOR = "_instantiator"
 CLASS_PATH = "_class_path"
+
+
+# What jsonargparse may import of its own while it parses.
+_ITS_OWN = {
+    *sys.stdlib_module_names,
+    "docstring_parser",
+    "jsonargparse",
+    "typeshed_client",
+    "yaml",
+}
+
+
+class _Refusal(MetaPathFinder):
+    """Refuses that this thread imports a package which the program has not imported itself."""
+
+    def __init__(self) -> None:
+        self._thread = get_ident()
+        self.refused = ""
+
+    def find_spec(self, fullname: str, *args: Any) -> None:
+        """Raise for such a package; others are found elsewhere."""
+        package = fullname.partition(".")[0]
+        is_known = package in sys.modules or package in _ITS_OWN
+        if get_ident() == self._thread and not is_known:
+            self.refused = fullname
+            raise _would_import(fullname)
+
+
+@contextmanager
+def _importing_no_packages() -> Iterator[None]:
+    """A context in which no package is imported that is not imported yet.
+
+    Raises:
+        CheckpointError: if one was to be.
+    """
+    refusal = _Refusal()
+    sys.meta_path.insert(0, refusal)
+    try:
+        yield
+    except Exception as error:
+        if not refusal.refused or isinstance(error, CheckpointError):
+            raise
+        # jsonargparse takes it for an argument that is wrong.
+        raise _would_import(refusal.refused) from error
+    finally:
+        sys.meta_path.remove(refusal)
+
+
+def _would_import(module: str) -> CheckpointError:
+    return CheckpointError(
+        f"to make the objects that hyperparameters in the checkpoint name would import {module}: import it "
+        "before, if you trust the file"
+    )
 
 
 def make_of(
@@ -49,10 +105,7 @@ def instantiate_module(class_type: type[Any], config: Mapping[str, Any]) -> Any:
 
     for module in re.findall(r"class_path': '([\w.]+)\.\w+'", str(config)):
         if module not in sys.modules:
-            raise CheckpointError(
-                f"to make the objects that hyperparameters in the checkpoint name would import {module}: import it "
-                "before, if you trust the file"
-            )
+            raise _would_import(module)
     parser = ArgumentParser(exit_on_error=False)
     given: Any = dict(config)
     given.pop(INSTANTIATOR, None)
@@ -64,7 +117,9 @@ def instantiate_module(class_type: type[Any], config: Mapping[str, Any]) -> Any:
         given = {"class_path": class_path, "dict_kwargs": given}
         module, _, name = class_path.rpartition(".")
         class_type = getattr(sys.modules[module], name)
-    parsed = parser.parse_object({"module": given})
+    # A class may also be named in a text, which is read only here.
+    with _importing_no_packages():
+        parsed = parser.parse_object({"module": given})
     # jsonargparse calls it with the class, and the arguments by name.
     maker: Any = (partial(make_of, config), class_type, False)
     return parser.instantiate(parsed, instantiators=[maker]).module

@@ -27,6 +27,7 @@ from loopwright.framework import (
     Module,
     Trainer,
 )
+from loopwright.framework.checkpoint.class_paths import instantiate_module
 from loopwright.framework.cli import LoopwrightArgumentParser, SaveConfigCallback
 from loopwright.loggers import CSVLogger
 from loopwright.strategies import DDPStrategy, Precision
@@ -371,6 +372,29 @@ def test_arguments_are_linked() -> None:
     assert made.model.hparams.width == 6
     assert made.datamodule.size == 6
     assert made.trainer.early_stopping_callback.patience == 6
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"class_path": "unknown_to_it.Part"},
+        "unknown_to_it.Part",
+        '{"class_path": "unknown_to_it.Part"}',
+        '{"class_\\u0070ath": "\\u0075nknown_to_it.Part"}',
+    ],
+)
+def test_hyperparameters_make_no_program_import_what_it_has_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: Any
+) -> None:
+    """However a checkpoint names it."""
+    text = "from pathlib import Path\nPath('imported').touch()\nfrom torch import nn\nclass Part(nn.Module): pass\n"
+    (tmp_path / "unknown_to_it.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match="would import unknown_to_it"):
+        instantiate_module(Net, {"_instantiator": "x", "activation": named})
+    assert not Path("imported").exists()
+    # Nothing is left in the way of imports.
+    assert instantiate_module(Net, {"_instantiator": "x", "width": 3}).width == 3
 
 
 def test_a_module_that_a_command_line_has_made_loads(
