@@ -12,6 +12,7 @@ import torch
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.loggers import sender
+from loopwright.loggers.journal import Journal
 from loopwright.loggers.service import ServiceLogger
 from tests.callbacks.scripted import fit
 
@@ -139,6 +140,28 @@ def test_a_row_that_the_service_refuses(caplog: pytest.LogCaptureFixture):
     assert losses("run0") == [0, 2]
     (said,) = [r.message for r in caplog.records]
     assert "does not take a row (metrics, step 1)" in said
+
+
+def test_rows_that_no_file_takes_are_sent_once_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As on a disk that is full for a while."""
+    append, failures = Journal.append, [OSError("no space left"), None]
+
+    def append_later(self: Journal, rows: list[Any]) -> None:
+        if failures and (failure := failures.pop(0)):
+            raise failure
+        append(self, rows)
+
+    monkeypatch.setattr(Journal, "append", append_later)
+    logger = ListLogger()
+    logger.log_metrics({"train_loss": 1.0}, 1)
+    logger.finalize("success")
+    logger.log_metrics({"train_loss": 1.0}, 2)
+    logger.finalize("success")
+    assert losses("run0") == [1, 2]
+    kept = Path("rows/project/run0/rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [1, 2]
 
 
 def test_a_kill_may_cut_short_what_is_kept():
