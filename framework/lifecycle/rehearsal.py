@@ -94,11 +94,11 @@ class _Before:
     def __init__(self, run: Run) -> None:
         self._run = run
         module, engine = run.module, run.engine
+        tensors = (*module.parameters(), *module.buffers())
         with torch.no_grad():
-            self._tensors = [
-                (tensor, _own_part(tensor).to("cpu", copy=True))
-                for tensor in (*module.parameters(), *module.buffers())
-            ]
+            parts = map(engine.strategy.local_part, tensors)
+            copies = [part.to("cpu", copy=True) for part in parts]
+        self._tensors = list(zip(tensors, copies, strict=True))
         self._restores = [_lend_attributes(part) for part in module.modules()]
         self._scale = None
         self._loaders: list[tuple[Any, Any]] = []
@@ -129,7 +129,7 @@ class _Before:
         run, engine = self._run, self._run.engine
         with torch.no_grad():
             for tensor, value in self._tensors:
-                _own_part(tensor).copy_(value)
+                engine.strategy.local_part(tensor).copy_(value)
         for restore in self._restores:
             restore()
         for loader, state in self._loaders:
@@ -177,8 +177,3 @@ def _lend_attributes(part: nn.Module) -> Callable[[], None]:
         attributes.update(own)
 
     return restore
-
-
-def _own_part(tensor: Any) -> Tensor:
-    """What this process has of a tensor, which may be distributed."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
