@@ -132,6 +132,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         run.signals.end()
         release_folders(trainer)
         run.loaders.close()
+        # It would keep the workers of an epoch that was left until the garbage collector comes, which then waits 5 s.
+        run.engine.accumulation.read_from(None)
         state.enter(None)
         run.metrics.enter(None, None)
     # Signals that came too late for the loop still have to end the program.

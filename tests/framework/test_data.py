@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import DataModule
+from tests.conftest import child_processes
 from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
 from tests.framework.test_trainer import Rows, Watch
 
@@ -641,3 +642,17 @@ def test_a_loader_that_gives_more_than_its_length(
         if "gives more than the 5 batches" in record.message
     ]
     assert len(said) == lines
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["max_steps", "limit_train_batches"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_workers_end_with_a_fit_that_leaves_its_epoch(ends: str, is_stream: bool):
+    """Though the Trainer lives on: nobody would wait for a garbage collection."""
+    dataset = Told(40, 40) if is_stream else data(40)
+    trainer = quiet(**{ends: 2})
+    trainer.fit(Linear(), DataLoader(dataset, 2, num_workers=2))
+    assert not child_processes()
+    assert trainer.global_step == 2
