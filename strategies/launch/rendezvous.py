@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from .environment import ClusterEnvironment
+from .handshake import name_attempt
 
 
 class Rendezvous:
@@ -55,7 +56,13 @@ class Rendezvous:
                 "WORLD_SIZE": environment.world_size,
             }
             os.environ.update({name: str(variables[name]) for name in variables})
-            self._store, *_ = next(rendezvous("env://", timeout=timeout))
+            store, *_ = next(rendezvous("env://", timeout=timeout))
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                own = PrefixStore("loopwright", store)
+                rank, world_size = environment.rank, environment.world_size
+                attempt = name_attempt(own, rank, world_size, timeout)
+                store = PrefixStore(f"loopwright/{attempt}", store)
+            self._store = store
             atexit.register(self.leave_job)
         return self._store
 
