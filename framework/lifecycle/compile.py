@@ -45,8 +45,9 @@ def uncompiled(model: Any) -> Any:
     Args:
         model: such a thing; anything else is returned as it is.
     """
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or not isinstance(model, dynamo.OptimizedModule):
+    # What was compiled has imported it; where another thread is still importing it, the class is not there yet.
+    optimized = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    if optimized is None or not isinstance(model, optimized):
         return model
     module: Any = model._orig_mod
     if type(module).forward is nn.Module.forward:
