@@ -75,7 +75,10 @@ class Notify(Callback):
     def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._processes = trainer.strategy.gather_objects((node(), os.getpid()))
         name = f"loopwright-told-{trainer.strategy.broadcast(uuid4().hex)}"
-        self._told = os.path.join(gettempdir(), name)
+        # A launcher removes what is in its own folder; each process has one there.
+        error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        folder = os.path.dirname(os.path.dirname(error_file)) if error_file else ""
+        self._told = os.path.join(folder or gettempdir(), name)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from .environment import AGENT
+from .job_folder import make_job_folder
 
 # What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
 _FORWARDED = (
@@ -70,7 +70,7 @@ def agent(
     """
     from torch.distributed.launcher.api import elastic_launch
 
-    folder = tempfile.mkdtemp(prefix="loopwright_")
+    folder = make_job_folder()
     environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in _FORWARDED}
     logger = logging.getLogger("torch.distributed.elastic")
