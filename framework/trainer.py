@@ -133,6 +133,8 @@ class Trainer:
         reload_dataloaders_every_n_epochs: make the loaders again every so many epochs; 0 for never.
         reload_dataloaders_every: the same as text: ``"2 epochs"``.
         default_root_dir: where logs and checkpoints go. Default: the working directory.
+        auto_requeue: under SLURM, a fit that gets SIGUSR1, or whose time is nearly up, saves and puts its job back into
+            the queue. A fit of a job that was started again, by whomever, goes on from its newest checkpoint.
         compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
 
     Raises:
@@ -194,6 +196,7 @@ class Trainer:
         reload_dataloaders_every_n_epochs: int = 0,
         reload_dataloaders_every: str | None = None,
         default_root_dir: str | os.PathLike[str] | None = None,
+        auto_requeue: bool = True,
         compile: bool | dict[str, Any] = False,
     ) -> None:
         configure()
@@ -278,6 +281,7 @@ class Trainer:
         self.deterministic = deterministic
         self.benchmark = benchmark
         self.compile = compile
+        self.auto_requeue = auto_requeue
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
         self.default_root_dir = os.path.expanduser(

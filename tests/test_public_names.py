@@ -100,6 +100,7 @@ PUBLIC["loopwright"] = {"__version__"}.union(*PUBLIC.values())
 # The Trainer: its arguments, what it does, and what callbacks, loggers and modules read of it.
 TRAINER = {
     "accumulate_grad_batches",
+    "auto_requeue",
     "barebones",
     "batch_idx",
     "batch_size_of",

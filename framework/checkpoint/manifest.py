@@ -38,6 +38,7 @@ class Manifest(TypedDict):
         precision: its name.
         torch: the version that saved it.
         resumable: a Trainer can resume it.
+        fit: the name of the fit, by which another attempt at its job finds it.
     """
 
     format: int
@@ -53,6 +54,7 @@ class Manifest(TypedDict):
     precision: str
     torch: str
     resumable: bool
+    fit: str
 
 
 def seal_manifest(body: Any) -> bytes:

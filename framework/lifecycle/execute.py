@@ -37,6 +37,7 @@ from .checks import check_optimizers
 from .compile import compile_submodules
 from .find import read_run
 from .processes import run_in_processes
+from .restarted import name_of_fit, numbered, read_earlier_attempt
 from .resume import Resume
 from .signals import Signals
 
@@ -62,6 +63,7 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
             f"{request.fn} was called while this Trainer is running {trainer.state.fn}, as in a hook or a step: use "
             f"another Trainer there, such as Trainer(logger=False, enable_checkpointing=False).{request.fn}(module, …)"
         )
+    request = numbered(request)
     if trainer.engine.must_launch:
         return run_in_processes(trainer, request, execute)
     changes_weights = request.fn == "fit" or request.ckpt_path is not None
@@ -88,7 +90,8 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
         trainer.state.forget()
         trainer.last_fit = None
     trainer.use_callbacks_of(request.module)
-    trainer.run = run = Run(trainer, request, Signals(trainer))
+    name = name_of_fit(trainer, request.number)
+    trainer.run = run = Run(trainer, request, Signals(trainer), name)
     run.metrics.begin_run(request.module, keeps_bar=is_fit)
     if is_fit and request.ckpt_path is None and trainer.last_fit is not None:
         unfinished = trainer.last_fit.unfinished
@@ -182,10 +185,12 @@ def _set_up(run: Run, request: RunRequest) -> None:
     _set_torch_flags(trainer.deterministic, trainer.benchmark)
     run.engine.connect()
     run.engine.all_call(fn)  # collective
-    if request.ckpt_path is not None:
-        checkpoint = read_run(run, request.ckpt_path, request.weights_only)
-        if checkpoint is not None:
-            run.take_up(Resume(run, checkpoint))
+    path, weights_only = request.ckpt_path, request.weights_only
+    checkpoint = read_earlier_attempt(run, path, weights_only)
+    if checkpoint is None and path is not None:
+        checkpoint = read_run(run, path, weights_only)
+    if checkpoint is not None:
+        run.take_up(Resume(run, checkpoint))
     if fn == "fit":
         # Before anybody asks a logger for its folder, or for the order of the data: a checkpoint may hold both.
         run.resume.apply_counters()

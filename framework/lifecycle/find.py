@@ -88,12 +88,16 @@ def _best_in(folder: str, callback: Any) -> list[str]:
     ]
 
 
-def newest_checkpoints(run: Run) -> list[str]:
+def newest_checkpoints(run: Run, name: str = "") -> list[str]:
     """The complete checkpoints in the folders that the callbacks were given, newest first.
 
     If a callback was given none, or there is no callback, the default ones are searched, too: those of the loggers,
     where each run has a folder beside those of earlier runs, and of the Trainer. There, only what a module of this
     class has saved counts.
+
+    Args:
+        run: the run.
+        name: only those of the fit that has this name; see :attr:`~..loop.run.Run.name`.
 
     Raises:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
@@ -111,6 +115,12 @@ def newest_checkpoints(run: Run) -> list[str]:
         _add_of_class(
             type(run.module).__qualname__, _manifests_in(roots, endings), manifests
         )
+    if name:
+        manifests = {
+            path: manifest
+            for path, manifest in manifests.items()
+            if manifest.get("fit") == name
+        }
     usable = manifests
     if run.state.fn == "fit":
         usable = {

@@ -83,6 +83,9 @@ class NoSignals:
 
     end = send_again = begin
 
+    def requeue(self, number: int, has_saved: bool) -> None:
+        """Do nothing."""
+
 
 class _Before:
     """What a rehearsal changes of a run, beside what :func:`attached` puts back; tensors wait in the CPU's memory.

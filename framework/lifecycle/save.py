@@ -153,6 +153,7 @@ def _facts(run: Run, checkpoint: State) -> State:
         "module": type(run.module).__qualname__,
         "metrics": as_floats(run.trainer.callback_metrics),
         "resumable": "optimizer_states" in checkpoint,
+        "fit": run.name,
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ...strategies.launch.failures import record_stop
 from ...strategies.launch.processes import find_peers, one_is_gone
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
+from .preemption import Preemption
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
@@ -44,12 +45,14 @@ class Signals:
         self._peers: frozenset[int] = frozenset()
         self._handled: list[int] = []
         self._is_noting = False
+        self._preemption = Preemption(trainer)
         self.in_a_hurry = False
 
     def begin(self) -> None:
         """Note signals from now on."""
         self._peers = find_peers()
         self._count_as_noting(True)
+        self._preemption.begin()
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
             for number, default in DEFAULT_HANDLERS.items():
@@ -60,8 +63,11 @@ class Signals:
     def end(self) -> None:
         """Let signals do what they did before."""
         self._count_as_noting(False)
+        self._preemption.end()
         for number in self._handled:
-            signal.signal(number, DEFAULT_HANDLERS[number])
+            # A job that is back in the queue ignores SIGTERM, and ends by itself.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, DEFAULT_HANDLERS[number])
         self._handled = []
 
     def _count_as_noting(self, is_noting: bool) -> None:
@@ -74,6 +80,11 @@ class Signals:
         """Send once more what was noted, and not acted upon."""
         if self.consensus.signal_requested:
             os.kill(self._process, self.consensus.signal_requested)
+
+    def requeue(self, number: int, has_saved: bool) -> None:
+        """Put the job back into SLURM's queue, where the signal ``number`` asks for that. A collective."""
+        if self._preemption.requeues_for(number):
+            self._preemption.requeue(has_saved)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A fork of this process, such as a loader's worker, inherits its handlers.

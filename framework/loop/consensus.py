@@ -96,7 +96,11 @@ class Consensus:
         return self._is_alone
 
     def request_end_by_signal(self, number: int) -> None:
-        """Ask to end for the signal ``number``, which this rank has got. Called from the signal's handler."""
+        """Ask to end for the signal ``number``, which this rank has got. Called from the signal's handler.
+
+        The first one counts: a job that SLURM has warned by SIGUSR1 may get SIGTERM before it has ended.
+        """
+        number = self.signal_requested or number
         self.signal_requested = number
         if self._is_alone:
             self.signal = number

@@ -38,6 +38,7 @@ class RunRequest:
         weights_only: as passed.
         keep: which predictions to return: ``"own"``, ``"all"`` or ``"none"``.
         search: what to call in the place of the loop, with the Trainer and the module.
+        number: of a fit in its program, from 1.
     """
 
     fn: str
@@ -48,6 +49,7 @@ class RunRequest:
     weights_only: bool | None = None
     keep: str = "own"
     search: Callable[[Trainer, Module], Any] | None = None
+    number: int = 0
 
 
 @dataclass
@@ -97,6 +99,14 @@ class SignalWatch(Protocol):
     def send_again(self) -> None:
         """Send once more what was noted, and not acted upon."""
 
+    def requeue(self, number: int, has_saved: bool) -> None:
+        """Put the job back into its queue, where the signal ``number`` asks for that. A collective.
+
+        Args:
+            number: of the signal.
+            has_saved: whether there is a checkpoint to go on from.
+        """
+
 
 class Run:
     """One call of ``fit``, ``validate``, ``test`` or ``predict``, and all that its loop works on.
@@ -105,6 +115,7 @@ class Run:
         trainer: whose run it is.
         request: what was asked of it.
         signals: notes signals while the loop trains.
+        name: of a fit, if its job may be started again; see :attr:`name`.
 
     Attributes:
         trainer: whose run it is; the loop reads its arguments.
@@ -124,12 +135,17 @@ class Run:
         resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
         checkpoints: those that the fit can go back to, by path.
+        name: what the same fit is called in each attempt at its job, and no other one; empty if nobody starts it again.
     """
 
     step: Step
 
     def __init__(
-        self, trainer: Trainer, request: RunRequest, signals: SignalWatch
+        self,
+        trainer: Trainer,
+        request: RunRequest,
+        signals: SignalWatch,
+        name: str = "",
     ) -> None:
         self.trainer = trainer
         self.fn = request.fn
@@ -149,6 +165,7 @@ class Run:
         self.resume = NoResume()
         self.in_eval_mode: set[nn.Module] = set()
         self.checkpoints: dict[str, RewindPoint] = {}
+        self.name = name
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
 
@@ -286,6 +303,9 @@ class Run:
             else:
                 outcome = "no checkpoint could be saved"
             log.warning("%s at step %d: %s; ending", number.name, step, outcome)
+        is_at_start = callback is not None and self.state.global_step == 0
+        if path or is_at_start:
+            self.signals.requeue(number, bool(path))
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def DoublePrecision() -> Precision:  # noqa: N802 # Lightning's name
 
 
 class ClusterEnvironment:
-    """The environment of a launcher. Loopwright finds it by itself, so that an object of it changes nothing."""
+    """The environment of a launcher, which Loopwright finds by itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.arguments = args, kwargs
@@ -82,9 +83,21 @@ class LightningEnvironment(ClusterEnvironment):
 
 
 class SLURMEnvironment(ClusterEnvironment):
-    """Processes that ``srun`` has started."""
+    """Processes that ``srun`` has started.
+
+    Args:
+        auto_requeue: the Trainer's argument of that name.
+        requeue_signal: must be SIGUSR1, which is what None means.
+
+    Raises:
+        NotImplementedError: for another signal.
+    """
 
     def __init__(self, auto_requeue: bool = True, requeue_signal: Any = None) -> None:
+        if requeue_signal not in (None, signal.SIGUSR1):
+            raise NotImplementedError(
+                f"requeue_signal must be SIGUSR1, as in #SBATCH --signal=SIGUSR1@120; got {requeue_signal!r}"
+            )
         super().__init__(auto_requeue=auto_requeue, requeue_signal=requeue_signal)
         self.auto_requeue = auto_requeue
         self.requeue_signal = requeue_signal

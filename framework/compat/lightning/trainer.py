@@ -27,6 +27,7 @@ from .plugins import (
     CheckpointIO,
     ClusterEnvironment,
     LayerSync,
+    SLURMEnvironment,
     TorchCheckpointIO,
 )
 from .profilers import (
@@ -377,6 +378,8 @@ def _use_plugins(arguments: dict[str, Any], plugins: list[Any]) -> None:
             arguments["precision"] = plugin
         elif isinstance(plugin, LayerSync):
             arguments["sync_batchnorm"] = True
+        elif isinstance(plugin, SLURMEnvironment):
+            arguments["auto_requeue"] = plugin.auto_requeue
         elif isinstance(plugin, ClusterEnvironment):
             log.info(
                 "plugins: %s changes nothing, as a launcher is found without it",

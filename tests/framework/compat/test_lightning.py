@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -258,17 +259,25 @@ def test_plugins_are_taken_or_refused_by_name(
         MixedPrecision,
         SLURMEnvironment,
         TorchCheckpointIO,
+        TorchElasticEnvironment,
     )
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     with caplog.at_level("INFO", "loopwright"):
         trainer = Trainer(
-            plugins=[MixedPrecision("16-mixed", "cpu", scaler), SLURMEnvironment()],
+            plugins=[
+                MixedPrecision("16-mixed", "cpu", scaler),
+                SLURMEnvironment(auto_requeue=False),
+                TorchElasticEnvironment(),
+            ],
             **QUIET,
         )
     assert trainer.precision == "16-mixed"
     assert trainer.precision_plugin.init_scale == 8.0
-    assert "SLURMEnvironment changes nothing" in caplog.text
+    assert "TorchElasticEnvironment changes nothing" in caplog.text
+    assert not trainer.auto_requeue
+    with pytest.raises(NotImplementedError, match="--signal=SIGUSR1"):
+        SLURMEnvironment(requeue_signal=signal.SIGUSR2)
 
     class Writes(TorchCheckpointIO):
         def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None: ...  # fmt: skip

@@ -1,0 +1,102 @@
+"""A SLURM job whose time is up: it is told to save in time, and put back into the queue."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ...strategies.launch.slurm import slurm_job
+from ..messages import log
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+class Preemption:
+    """What a fit does on account of the SLURM job that it runs in, if it runs in one and the user has not said no.
+
+    Args:
+        trainer: which fits.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._job = slurm_job() if trainer.auto_requeue else None
+        self._trainer = trainer
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Say what will be done, and ask to end when the job's time is nearly up. Called when training begins."""
+        job, trainer = self._job, self._trainer
+        if job is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if trainer.checkpoint_callback is None:
+            log.info(
+                "SLURM job %s is not put back into the queue when its time is up: there is no ModelCheckpoint",
+                job.name,
+            )
+            return
+        then = "saves and ends"
+        if not job.interactive:
+            then = "saves and puts its job back into the queue"
+        when = "at SIGUSR1"
+        if job.end_time is not None:
+            at = datetime.fromtimestamp(job.end_time).strftime("%Y-%m-%d %H:%M:%S")
+            when += f", or {job.margin:.0f} s before {at}, its time limit"
+        log.info(
+            "SLURM job %s: %s, this run %s; auto_requeue=False switches that off",
+            job.name, when, then,
+        )  # fmt: skip
+        if job.end_time is not None:
+            seconds = job.end_time - job.margin - time.time()
+            self._timer = threading.Timer(max(seconds, 0.0), self._ask_to_end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def end(self) -> None:
+        """Forget the time limit."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ask_to_end(self) -> None:
+        assert self._job is not None
+        log.warning("SLURM job %s is about to end by its time limit", self._job.name)
+        self._trainer.consensus.request_end_by_signal(signal.SIGUSR1)
+
+    def requeues_for(self, number: int) -> bool:
+        """Whether the signal ``number`` asks to put the job back into the queue: SIGTERM is ``scancel``'s, too."""
+        job = self._job
+        return job is not None and not job.interactive and number == signal.SIGUSR1
+
+    def requeue(self, has_saved: bool) -> None:
+        """Put the job back into the queue, from the main rank. SLURM then sends SIGTERM, which is ignored: this ends.
+
+        All ranks call it, and wait: ``srun`` may kill the others as soon as one has ended.
+
+        Args:
+            has_saved: whether there is a checkpoint to go on from.
+        """
+        job = self._job
+        assert job is not None
+        if not has_saved and job.is_late(time.time()):
+            log.error(
+                "SLURM job %s is not put back into the queue: its time was up before the first step, and another "
+                "attempt would get no further; give it more time", job.name,
+            )  # fmt: skip
+            return
+        # SLURM gives 30 s from here on (its KillWait), unless it is configured otherwise.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._trainer.is_global_zero:
+            failure = job.requeue()
+            if failure:
+                log.error(
+                    "SLURM job %s could not be put back into the queue (%s); its checkpoint is there: "
+                    'a run with ckpt_path="last" goes on from it', job.name, failure,
+                )  # fmt: skip
+            else:
+                log.warning("SLURM job %s is back in the queue", job.name)
+        self._trainer.strategy.barrier()  # collective
