@@ -6,13 +6,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...callbacks.logging_module import logging_through
 from ...loggers.dummy import DummyLogger, LoggerFolders
-from ...strategies.launch.failures import clear_failure, record_failure
+from ...strategies.launch import failures
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
@@ -36,6 +37,7 @@ from .attachment import attached
 from .checks import check_optimizers
 from .compile import compile_submodules
 from .find import read_run
+from .place import describe_place
 from .processes import run_in_processes
 from .restarted import name_of_fit, numbered, read_earlier_attempt
 from .resume import Resume
@@ -82,7 +84,6 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
     """Make the run, which is the Trainer's from now on."""
     trainer.state.begin(request.fn)
     trainer.consensus.begin()
-    clear_failure()
     last_fit = trainer.last_fit
     is_fit = request.fn == "fit"
     if is_fit and last_fit is not None and last_fit.module is not request.module:
@@ -106,6 +107,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     """Set a run up, hand over to its loop, and end it: normally, or with the hooks for an exception."""
     trainer, state = run.trainer, run.state
     state.start()
+    # A hook may have a run of its own, of another Trainer.
+    outer = failures.begin_run(partial(describe_place, state))
     try:
         with ExitStack() as contexts:
             if trainer.detect_anomaly:
@@ -124,15 +127,17 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         state.enter(None)
         _finalize(trainer, "success")
     except BaseException as error:
-        if not run.consensus.signal:
-            # First of all, while signals are only noted: later, one may end this process at once. An end by signal
-            # needs no explanation.
-            record_failure(error, state.where)
+        # First of all, while signals are only noted: later, one may end this process at once.
+        if run.consensus.signal:
+            failures.record_end_by_signal(run.consensus.signal)
+        else:
+            failures.record_failure(error)
         run.signals.end()
         _fail(run, error)
         raise
     finally:
         run.signals.end()
+        failures.end_run(outer)
         release_folders(trainer)
         run.loaders.close()
         # It would keep the workers of an epoch that was left until the garbage collector comes, which then waits 5 s.

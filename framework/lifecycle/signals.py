@@ -39,7 +39,6 @@ class Signals:
 
     def __init__(self, trainer: Trainer) -> None:
         self.consensus = trainer.consensus
-        self.state = trainer.state
         self.is_main = trainer.is_global_zero
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
@@ -93,7 +92,7 @@ class Signals:
             return
         # The loop would wait in a collective for a process that has ended, and never finish the window.
         if number == signal.SIGTERM and one_is_gone(self._peers):
-            record_stop(self.state.where, frame)
+            record_stop(frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
             return

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import atexit
 import io
-import json
 import os
 import re
+import socket
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, suppress
-from types import FrameType
-from typing import Any
+from dataclasses import replace
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
 
 from .environment import AGENT, detect_environment
 from .processes import die_with
+from .rank_report import Kind, RankReport, describe_exit, write_report
 from .rendezvous import RENDEZVOUS
 
 # Stands in messages of errors that only say that another process is gone, or stuck.
@@ -23,6 +27,23 @@ _PEER_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE
 )
 _PEER_FAILED = re.compile(r"rank \d+ could not save")
+
+
+class Place(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+        phase: ``"setup"``, ``"prepare_data"``, ``"train"``, ``"validate"``, ``"test"``, ``"predict"``,
+            ``"checkpoint"`` or ``"teardown"``; empty outside of a run.
+        text: in words, such as "epoch 1, batch 3, global step 8, in training_step of Net".
+    """
+
+    phase: str = ""
+    text: str = ""
+
+
+# Says where a run is whose functions these frames run, the outermost first.
+Describe = Callable[[list[FrameType]], Place]
 
 
 class _Worker:
@@ -33,13 +54,15 @@ class _Worker:
         previous_hook: ``sys.excepthook`` before that.
         failure_id: the ``id`` of the exception that ended the last failed run. The exception itself would keep alive
             what its frames hold.
-        where: how far that run had come, in words.
+        place: how far that run had come, in words.
+        describe: says where the run is that is going on.
     """
 
     has_joined = False
     previous_hook: Any = sys.excepthook
     failure_id = 0
-    where = ""
+    place = ""
+    describe: Describe | None = None
 
 
 _worker = _Worker()
@@ -56,15 +79,62 @@ def join_job() -> None:
         die_with(int(os.environ.get(AGENT, os.getppid())))
 
 
-def record_failure(error: BaseException, where: str) -> None:
-    """Remember how far a run had come when an exception ended it, in case that it ends this process, too.
+# Where this process is.
+
+
+def begin_run(describe: Describe) -> Describe | None:
+    """Note that a run begins. If an earlier one has failed, that has not ended this process.
 
     Args:
-        error: the exception.
-        where: in words, such as "epoch 1, batch 3".
+        describe: knows where it is.
+
+    Returns:
+        The same of the run inside of which this one begins, if there is one; for :func:`end_run`.
     """
+    outer, _worker.describe = _worker.describe, describe
+    with suppress(OSError):
+        os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+    return outer
+
+
+def end_run(outer: Describe | None) -> None:
+    """Note that the run is over, and the one goes on inside of which it was."""
+    _worker.describe = outer
+
+
+def current_place(frame: FrameType | None = None) -> Place:
+    """Return where the run of this process is.
+
+    Args:
+        frame: what its main thread runs; None looks it up, from any thread.
+    """
+    main = threading.main_thread().ident
+    if frame is None and main is not None:
+        frame = sys._current_frames().get(main)
+    frames: list[FrameType] = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return _describe(frames[::-1])
+
+
+def _describe(frames: list[FrameType]) -> Place:
+    return Place() if _worker.describe is None else _worker.describe(frames)
+
+
+def _frames_of(trace: TracebackType | None) -> Iterator[FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+# How it ends.
+
+
+def record_failure(error: BaseException) -> None:
+    """Remember where a run was when an exception ended it, in case that it ends this process, too."""
     _worker.failure_id = id(error)
-    _worker.where = where
+    _worker.place = _describe([*_frames_of(error.__traceback__)]).text
     is_exit = isinstance(error, SystemExit)
     # sys.excepthook is not called for SystemExit. And when a peer is gone, the agent may end this process before the
     # hook runs. So these are reported now.
@@ -77,52 +147,89 @@ def record_failure(error: BaseException, where: str) -> None:
         _print(f"{_headline(error)} SystemExit: {error}\n")
 
 
-def clear_failure() -> None:
-    """Remove the report of an earlier run, as a run begins: that failure has not ended this process."""
-    with suppress(OSError):
-        os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
-
-
-def record_stop(where: str, frame: FrameType | None) -> None:
+def record_stop(frame: FrameType | None) -> None:
     """Report where this process is when the agent stops it, as a peer has ended; an error that it has reported stays.
 
     Args:
-        where: how far its run has come, in words.
         frame: what it runs.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path or os.path.exists(path):
         return
-    message = "it was told to end, as another process had"
     stack = "".join(traceback.format_stack(frame))
+    message = "it was told to end, as another process had"
+    place = current_place(frame).text
     # The disk may be full, and even then this process has to end.
     with suppress(OSError):
-        _write_report(path, message, stack, where, lost=True, stopped=True)
+        write_report(path, _own_report("stopped", place, message, stack))
+
+
+def record_end_by_signal(number: int) -> None:
+    """Report that this process ends as a signal has asked it to."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError):
+            write_report(path, _own_report("asked", "", describe_exit(-number), ""))
 
 
 def is_loss(error: BaseException) -> bool:
     """Whether ``error`` says that a peer is gone."""
     kind = type(error).__name__
-    if kind.startswith("Dist") or _PEER_FAILED.match(str(error)):
+    text = _message(error)
+    if kind.startswith("Dist") or _PEER_FAILED.match(text.partition(": ")[2]):
         return True
-    text = f"{kind}: {error}"
     return isinstance(error, RuntimeError) and _PEER_LOST.search(text) is not None
 
 
 def report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    message = f"{type(error).__name__}: {error}"
+    if path:
+        write_report(path, report_of(error))
+
+
+def report_of(error: BaseException) -> RankReport:
+    """Return what is known of this process that ``error`` ends."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    stack = "".join(lines)
-    _write_report(path, message, stack, _where(error), lost=is_loss(error))
+    kind = "lost" if is_loss(error) else "failed"
+    own = _own_report(kind, _place_of(error), _message(error), "".join(lines))
+    return replace(own, exit_code=_exit_code(error))
 
 
-def _where(error: BaseException) -> str:
-    """Return how far the run had come that ``error`` ended; empty if none has recorded it."""
-    return _worker.where if _worker.failure_id == id(error) else ""
+def _own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
+    return RankReport(
+        rank=int(os.environ.get("RANK", 0)),
+        kind=kind,
+        place=place,
+        message=message,
+        trace=trace,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        time=time.time(),
+        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+    )
+
+
+def _message(error: BaseException) -> str:
+    """Return the exception in words, whatever its class does when it is asked for them."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}: <its text cannot be had>"
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return the exit code with which ``error`` ends a process."""
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    return error.code & 0xFF if isinstance(error.code, int) else 1
+
+
+def _place_of(error: BaseException) -> str:
+    """Return in words how far the run had come that ``error`` ended; empty if none has recorded it."""
+    return _worker.place if _worker.failure_id == id(error) else ""
 
 
 def _headline(error: BaseException) -> str:
@@ -134,8 +241,8 @@ def _headline(error: BaseException) -> str:
     what = "lost its peers" if is_loss(error) else "failed"
     if isinstance(error, SystemExit) and not error.code:
         what = "ended"
-    where = _where(error)
-    return f"{who} {what} at {where}:" if where else f"{who} {what}:"
+    place = _place_of(error)
+    return f"{who} {what} at {place}:" if place else f"{who} {what}:"
 
 
 def _print(text: str) -> None:
@@ -146,34 +253,12 @@ def _print(text: str) -> None:
         sys.__stderr__.flush()
 
 
-def _write_report(
-    path: str,
-    message: str,
-    stack: str,
-    where: str,
-    **facts: bool,
-) -> None:
-    now = time.time()
-    extra = {"py_callstack": stack, "timestamp": str(int(now))}
-    content = {
-        "message": {"message": message, "extraInfo": extra},
-        "where": where,
-        "time": now,
-        **facts,
-    }
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # The agent may kill this process while it writes; what it reads is whole.
-    part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(part, path)
-
-
 def _report_uncaught(
     kind: type[BaseException], error: BaseException, trace: Any
 ) -> None:
     """Report an exception that nobody has caught, as ``sys.excepthook``, and end this process without its peers."""
-    report(error)
+    with suppress(OSError):
+        report(error)
     if not isinstance(error, Exception):
         _worker.previous_hook(kind, error, trace)
         return

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from glob import glob
 from typing import Any, NamedTuple
+
+from .rank_report import (
+    HANG_CODE,
+    RankReport,
+    by_guilt,
+    describe_exit,
+    read_report,
+    shell_code,
+)
 
 
 class JobFailure(NamedTuple):
@@ -15,22 +24,15 @@ class JobFailure(NamedTuple):
 
     Attributes:
         text: how each rank has ended, the guilty one first.
-        exit_code: that of the first rank that torchelastic has seen to fail, as a shell would give it.
+        exit_code: the guilty one's, as a shell would give it.
         rank: the guilty one.
+        reports: of each rank of which something is known, the guilty one's first.
     """
 
     text: str
     exit_code: int
     rank: int
-
-
-class _RankEnd(NamedTuple):
-    """How a rank has ended. Guilty ranks sort before those that lost a peer, and earlier ends before later ones."""
-
-    lost_peers: bool
-    time: float
-    rank: int
-    text: str
+    reports: list[RankReport]
 
 
 def failure_text(
@@ -38,6 +40,8 @@ def failure_text(
     folder: str,
     processes: int,
     num_nodes: int = 1,
+    known: Mapping[int, RankReport] | None = None,
+    has_all_exits: bool = True,
 ) -> JobFailure:
     """Say what failed, in the order of guilt: ranks that merely lost a peer come last.
 
@@ -46,81 +50,95 @@ def failure_text(
         folder: where the ranks have written their reports.
         processes: number of ranks on this machine, of which alone its agent knows.
         num_nodes: number of machines.
+        known: what the agent knows of ranks that cannot tell it themselves, by rank.
+        has_all_exits: ``failures`` has all ranks whose exit code was not 0.
     """
-    failures = _without_ended_by_agent(failures)
+    reports = read_attempt(folder) | dict(known or {})
+    for rank, failure in failures.items():
+        if rank in reports:
+            code = _exit_code(reports[rank], failure.exitcode)
+            reports[rank] = replace(reports[rank], exit_code=code)
+        else:
+            reports[rank] = _report_of_exit(rank, failure)
     first_rank = min(failures) // processes * processes
-    world_size = processes * num_nodes
-    ends, stopped = _read_reports(folder, first_rank)
-    reported = {end.rank for end in ends}
-    silent = sorted({first_rank + i for i in range(processes)} - reported)
-    for rank in failures.keys() - reported:
-        failure = failures[rank]
-        how = f"exit code {failure.exitcode}"
-        if failure.exitcode < 0:
-            how = failure.signal_name()
-        ends.append(_RankEnd(False, failure.timestamp, rank, f"ended with {how}"))
-    ends.sort()
-    if all(end.lost_peers for end in ends):
-        # All of them have lost a rank, and no rank says that it failed. So the guilty one hung: it has written nothing,
-        # or was still running when it was stopped.
-        hung = dict.fromkeys(silent, "did not answer: it hung, or had ended")
-        hung.update(sorted(stopped.items()))
-        lost = [end for end in ends if end.rank not in stopped]
-        ends = [_RankEnd(True, 0.0, rank, hung[rank]) for rank in hung] + lost
-    texts = [f"Rank {end.rank} of {world_size} {end.text}" for end in ends]
-    first = next(end.rank for end in ends if end.rank in failures)
-    code = failures[first].exitcode
-    # As a shell would say: 128 + the number for a signal, and never success.
-    exit_code = 128 - code if code < 0 else code or 1
-    return JobFailure("\n\n".join(texts), exit_code, ends[0].rank)
+    ranks = set(range(first_rank, first_rank + processes))
+    silent = sorted(ranks - reports.keys() - failures.keys())
+    _find_guilty(reports, silent, has_all_exits)
+    ordered = by_guilt(reports.values())
+    text = describe_job(ordered, processes * num_nodes)
+    first = ordered[0]
+    # It is never that of success.
+    exit_code = first.exit_code or 1
+    if first.kind in ("hung", "stopped"):
+        exit_code = HANG_CODE
+    return JobFailure(text, exit_code, first.rank, ordered)
 
 
-def _without_ended_by_agent(failures: Mapping[int, Any]) -> dict[int, Any]:
-    """Leave out ranks that the agent has ended by SIGTERM.
-
-    If all have ended by it, somebody else has sent it to the first one.
-    """
-    ended_by_agent = -signal.SIGTERM
-    guilty = {k: v for k, v in failures.items() if v.exitcode != ended_by_agent}
-    if guilty:
-        return guilty
-    first = min(failures, key=lambda rank: failures[rank].timestamp)
-    return {first: failures[first]}
+def describe_job(ordered: Sequence[RankReport], world_size: int) -> str:
+    """Return the first of the reports whole, and the others in a line each."""
+    first, *others = ordered
+    if first.kind == "asked":
+        # What has come of it was told when it was asked.
+        return first.line(world_size)
+    text = first.text(world_size)
+    lines = [report.line(world_size) for report in others]
+    return f"{text}\n\n" + "\n".join(lines) if lines else text
 
 
-def _read_reports(
-    folder: str, first_rank: int
-) -> tuple[list[_RankEnd], dict[int, str]]:
-    """Read what the ranks of the last attempt have written.
-
-    Args:
-        folder: where.
-        first_rank: the first one of this machine.
-
-    Returns:
-        How they ended; and in words, by rank, where those were that the agent has stopped.
-    """
-    ends: list[_RankEnd] = []
-    stopped: dict[int, str] = {}
+def read_attempt(folder: str) -> dict[int, RankReport]:
+    """Read what the ranks of the last attempt have written into ``folder``, by rank."""
     attempts = glob(os.path.join(folder, "*", "attempt_*"))
     if not attempts:
-        return ends, stopped
+        return {}
     last_attempt = max(attempts, key=lambda path: int(path.rpartition("_")[2]))
-    for path in glob(os.path.join(last_attempt, "*", "error.json")):
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        local_rank = int(os.path.basename(os.path.dirname(path)))
-        rank = first_rank + local_rank
-        message = content["message"]["message"]
-        extra = content["message"]["extraInfo"]
-        stack = extra["py_callstack"].rstrip()
-        where = f" at {content['where']}" if content.get("where") else ""
-        if content.get("stopped"):
-            stopped[rank] = f"was still running when it was stopped{where}:\n{stack}"
-        lost_peers = bool(content.get("lost"))
-        text = f"failed{where}:\n{stack}"
-        if lost_peers:
-            text = f"lost its peers{where}: {message}"
-        time = float(content.get("time", extra["timestamp"]))
-        ends.append(_RankEnd(lost_peers, time, rank, text))
-    return ends, stopped
+    files = glob(os.path.join(last_attempt, "*", "error.json"))
+    reports = [report for path in files if (report := read_report(path))]
+    return {report.rank: report for report in reports}
+
+
+def _report_of_exit(rank: int, failure: Any) -> RankReport:
+    """Return what is known of a rank that has told nothing itself."""
+    # The agent ends by SIGTERM those whose peer has failed.
+    was_stopped = failure.exitcode == -signal.SIGTERM
+    return RankReport(
+        rank=rank,
+        kind="stopped" if was_stopped else "ended",
+        message="" if was_stopped else describe_exit(failure.exitcode),
+        exit_code=shell_code(failure.exitcode),
+        pid=failure.pid,
+        time=float(failure.timestamp),
+    )
+
+
+def _exit_code(report: RankReport, code: int) -> int:
+    """Return with which code a rank ended: the agent may have ended it before it could leave by itself."""
+    was_ended = code in (-signal.SIGTERM, -signal.SIGKILL)
+    if was_ended and report.exit_code is not None:
+        return report.exit_code
+    return shell_code(code)
+
+
+def _find_guilty(
+    reports: dict[int, RankReport], silent: Sequence[int], has_all_exits: bool
+) -> None:
+    """Find who is to blame where no rank says that it failed.
+
+    Args:
+        reports: what is known, by rank; it gets more.
+        silent: ranks of which nothing is known.
+        has_all_exits: they ended with exit code 0; otherwise, nobody knows.
+    """
+    kinds = {report.kind for report in reports.values()}
+    if kinds == {"stopped"}:
+        # None of them was first to end, so it was not the agent that began to send SIGTERM.
+        first = by_guilt(reports.values())[0]
+        reports[first.rank] = replace(first, kind="ended", message="SIGTERM")
+    if not kinds <= {"stopped", "lost"}:
+        return
+    for rank in silent:
+        if has_all_exits:
+            message = "exit code 0 before the run was over"
+            reports[rank] = RankReport(rank, "ended", message=message, exit_code=0)
+        else:
+            message = "it hung, or had ended"
+            reports[rank] = RankReport(rank, "hung", message=message)

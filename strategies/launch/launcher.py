@@ -164,7 +164,7 @@ def call_in_processes(
             with _without_main():
                 launch(_call)(payload, result)
         except ChildFailedError as error:
-            job = failure_text(error.failures, folder, processes)
+            job = failure_text(error.failures, folder, processes, has_all_exits=False)
             failure = RuntimeError(f"a process failed\n\n{job.text}")
             raised = _load_error(f"{result}.{job.rank}.{max_restarts}")
             if raised is None:

@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Module, Trainer
 from loopwright.strategies import DDPStrategy
-from loopwright.strategies.launch import failures, job_report, launcher
+from loopwright.strategies.launch import failures, job_report, launcher, rank_report
 from loopwright.strategies.launch.environment import (
     ClusterEnvironment,
     detect_environment,
     first_host,
 )
+from loopwright.strategies.launch.rank_report import RankReport
 from tests.programs import show_stacks
 from tests.samples import as_dataset
 
@@ -656,9 +657,9 @@ def in_order(text: str, *parts: str) -> bool:
             "raise",
             1,
             (
-                "Rank 1 of 2 failed at epoch 1, batch 2, global step 7:",
+                "Rank 1 of 2 failed at epoch 1, batch 2, global step 7, in training_step of Failing:\n",
                 "in fail",
-                "ValueError: a bad sample",
+                "ValueError: a bad sample\n\n",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7",
             ),
         ),
@@ -675,7 +676,7 @@ def in_order(text: str, *parts: str) -> bool:
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
-        ("terminate", 143, ("SIGTERM at step", "of 2 ended with exit code 143")),
+        ("terminate", 143, ("SIGTERM at step", "of 2 ended by SIGTERM, as asked")),
         (
             "exit 0",
             1,
@@ -687,18 +688,19 @@ def in_order(text: str, *parts: str) -> bool:
         ),
         (
             "hang",
-            1,
+            124,
             (
-                "Rank 1 of 2 was still running when it was stopped at epoch 1, batch 2, global step 7:",
+                "Rank 1 of 2 was still running when it was stopped at epoch 1, batch 2,",
+                "in training_step of Failing:",
                 "time.sleep(1000)",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
         (
             "hang deaf",
-            1,
+            124,
             (
-                "Rank 1 of 2 did not answer: it hung, or had ended",
+                "Rank 1 of 2 was still running when it was stopped",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
@@ -720,30 +722,84 @@ def test_a_rank_that_fails(
 
 
 def test_the_order_of_guilt(tmp_path: Path) -> None:
-    """Of three, one hangs where no handler of signals runs, one is stopped, and one has waited in vain."""
-    for rank, facts in (
-        (0, {"message": "gloo"}),
-        (2, {"message": "told", "stopped": True}),
-    ):
-        folder = tmp_path / "job" / "attempt_0" / str(rank)
-        folder.mkdir(parents=True)
-        extra = {"py_callstack": f"stack of {rank}", "timestamp": "0"}
-        content = {
-            "message": {"message": facts.pop("message"), "extraInfo": extra},
-            "where": "step 3",
-            "time": rank,
+    """Who is to blame is told first and whole, the others in a line each."""
+
+    def failed(
+        processes: int, codes: dict[int, int], *reports: Any, **more: Any
+    ) -> Any:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for report in reports:
+            file = folder / "job" / "attempt_0" / str(report.rank) / "error.json"
+            rank_report.write_report(str(file), report)
+        failures = {
+            rank: SimpleNamespace(exitcode=code, timestamp=9, pid=7)
+            for rank, code in codes.items()
         }
-        (folder / "error.json").write_text(
-            json.dumps({**content, "lost": True, **facts})
-        )
-    text, code, guilty = job_report.failure_text(
-        {0: SimpleNamespace(exitcode=1, timestamp=0)}, str(tmp_path), 3
+        job = job_report.failure_text(failures, str(folder), processes, **more)
+        return job.text.splitlines(), job.exit_code
+
+    def told(rank: int, kind: Any, **more: Any) -> Any:
+        stack = f"stack of {rank}"
+        values = {"time": rank, **more}
+        return RankReport(rank, kind, "step 3", f"why {rank}", stack, **values)
+
+    lost = "Rank 0 of 3 lost its peers at step 3: why 0"
+    # One ended as if all were well, one was stopped, one has waited in vain.
+    assert failed(3, {0: 1, 2: -15}, told(0, "lost"), told(2, "stopped")) == (
+        [
+            "Rank 1 of 3 ended with exit code 0 before the run was over",
+            "",
+            "Rank 2 of 3 was still running when it was stopped at step 3: why 2",
+            lost,
+        ],
+        1,
     )
-    assert in_order(
-        text, "Rank 1 of 3 did not answer", "Rank 2 of 3 was still running when it was stopped at step 3:\nstack of 2",
-        "Rank 0 of 3 lost its peers at step 3: gloo",
-    )  # fmt: skip
-    assert (code, guilty) == (1, 1)
+    # One hangs where no handler of signals runs.
+    assert failed(3, {0: 1, 1: -15, 2: 1}, told(0, "lost"), told(2, "lost")) == (
+        [
+            "Rank 1 of 3 was still running when it was stopped",
+            "",
+            lost,
+            "Rank 2 of 3 lost its peers at step 3: why 2",
+        ],
+        124,
+    )
+    # One has left by sys.exit(3), and was ended before the interpreter was; another one failed later.
+    exited = told(2, "failed", exit_code=3, time=0.5)
+    assert failed(
+        3, {0: 1, 1: 1, 2: -15}, told(0, "lost"), told(1, "failed"), exited
+    ) == (
+        [
+            "Rank 2 of 3 failed at step 3:",
+            "stack of 2",
+            "",
+            "Rank 1 of 3 failed at step 3: why 1",
+            lost,
+        ],
+        3,
+    )
+    # One was ended from outside, the other one by the agent.
+    assert failed(2, {0: -15, 1: -15}) == (
+        [
+            "Rank 0 of 2 ended with SIGTERM",
+            "",
+            "Rank 1 of 2 was still running when it was stopped",
+        ],
+        143,
+    )
+    # Only the agent knows.
+    hung = RankReport(1, "hung", "step 2", "it has not moved for 9 s", "stack of 1")
+    known = {"known": {1: hung}}
+    assert failed(3, {0: 1, 1: -9, 2: -15}, told(0, "lost"), **known) == (
+        [
+            "Rank 1 of 3 did not answer at step 2: it has not moved for 9 s:",
+            "stack of 1",
+            "",
+            "Rank 2 of 3 was still running when it was stopped",
+            lost,
+        ],
+        124,
+    )
 
 
 class Odd(Exception):
@@ -801,10 +857,10 @@ def test_an_exit_that_is_no_failure_is_not_called_one(
     monkeypatch.setattr(failures._worker, "has_joined", True)
     monkeypatch.setattr(failures, "_print", told.append)
     for code in (0, None, 3):
-        failures.record_failure(SystemExit(code), "epoch 1")
-    assert [text.split(" at epoch 1:")[0] for text in told] == [
-        "This process ended"
-    ] * 2 + ["This process failed"]
+        failures.record_failure(SystemExit(code))
+    assert [text.split(":")[0] for text in told] == ["This process ended"] * 2 + [
+        "This process failed"
+    ]
 
 
 def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
@@ -812,8 +868,8 @@ def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
 ) -> None:
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    failures.record_failure(RuntimeError("gloo: connection closed by peer"), "epoch 0")
-    assert json.loads(file.read_text())["lost"]
+    failures.record_failure(RuntimeError("gloo: connection closed by peer"))
+    assert json.loads(file.read_text())["report"]["kind"] == "lost"
 
     class Echo(Module):
         def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
