@@ -346,7 +346,9 @@ class BackboneFinetuning(BaseFinetuning):
             rate = self.lambda_func(epoch + 1) * self.previous_backbone_lr
             if self.should_align:
                 rate = min(rate, current)
-            optimizer.param_groups[-1]["lr"] = rate
+            group = optimizer.param_groups[-1]
+            if _is_of_part(group, pl_module.backbone, optimizer):
+                group["lr"] = rate
         self.previous_backbone_lr = rate
         if self.verbose:
             digits = self.rounding
@@ -355,6 +357,15 @@ class BackboneFinetuning(BaseFinetuning):
                 round(current, digits),
                 round(rate, digits),
             )
+
+
+def _is_of_part(
+    group: dict[str, Any], part: Any, optimizer: Optimizer
+) -> bool:
+    """Whether a parameter group is not the optimizer's first, and has parameters of this part of the module alone."""
+    own = {id(parameter) for parameter in part.parameters()}
+    is_first = group is optimizer.param_groups[0]
+    return not is_first and all(id(each) in own for each in group["params"])
 
 
 def _parameter_ids(optimizer: Optimizer) -> set[int]:

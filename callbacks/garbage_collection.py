@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import require_choice, require_int
 from .base import Callback
+from .intervals import steps_of
 
 if TYPE_CHECKING:
     from ..framework import Module, Trainer
@@ -24,12 +25,20 @@ class GarbageCollection(Callback):
     Args:
         every_n_train_steps: optimizer steps from one collection to the next.
         generation: how much to collect: 0 is the newest objects, 2 all.
+        every: instead of ``every_n_train_steps``, the same as text: ``"100 steps"``.
 
     Raises:
         ValueError: if one of them is not such a number.
     """
 
-    def __init__(self, every_n_train_steps: int = 100, generation: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_train_steps: int = 100,
+        generation: int = 2,
+        *,
+        every: str | None = None,
+    ) -> None:
+        every_n_train_steps = steps_of("every", every, every_n_train_steps)
         require_int("every_n_train_steps", every_n_train_steps, least=1)
         require_choice("generation", generation, 0, 1, 2)
         self.every_n_train_steps = every_n_train_steps

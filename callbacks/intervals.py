@@ -80,6 +80,22 @@ def read_interval(name: str, value: Any, *units: str) -> Interval:
     return interval
 
 
+def steps_of(name: str, every: str | None, default: int) -> int:
+    """Read an interval of optimizer steps; returns how many, which is ``default`` where there is none.
+
+    Args:
+        name: of the argument, for errors.
+        every: a text, such as ``"500 steps"``, or None.
+        default: what another argument says.
+
+    Raises:
+        ValueError: if it is none, or of another unit.
+    """
+    if every is None:
+        return default
+    return int(read_interval(name, every, "steps").amount)
+
+
 def seconds_of(name: str, value: Any) -> float:
     """Read a duration; returns seconds.
 

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from .arguments import is_number, require, require_choice, require_int
 from .base import Callback
+from .intervals import steps_of
 from .spike_baseline import Baseline
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ class SpikeDetector(Callback):
             Default: with ``"skip"`` only.
         max_rollbacks: how often a run goes back; one more spike raises.
         max_skips: how many steps to skip one after the other; one more raises.
+        every: instead of ``every_n_steps``, the same as text: ``"10 steps"``.
 
     Attributes:
         incidents: what was found, as dicts: ``epoch``, ``batches`` (``batch_idx`` of each), ``samples`` (indices in the
-            dataset; None if the loader has none), ``reason``, and the ``step`` before.
+            dataset; with several loaders, pairs of a loader's number and an index; None if a loader has none), ``reason``, and the ``step`` before.
         rollbacks: how often the run went back.
 
     Raises:
@@ -93,7 +95,10 @@ class SpikeDetector(Callback):
         watch_gradients: bool | None = None,
         max_rollbacks: int = 10,
         max_skips: int = 10,
+        *,
+        every: str | None = None,
     ) -> None:
+        every_n_steps = steps_of("every", every, every_n_steps)
         require_choice("action", action, "rollback", "skip")
         is_above = is_number(threshold) and threshold > 0
         require(is_above, "threshold", "a number above 0", threshold)
@@ -457,7 +462,7 @@ def _start_path(trainer: Trainer) -> str:
 
 def _plain(index: Any) -> Any:
     """A sample's index as JSON can hold it."""
-    return index if isinstance(index, (int, str)) else str(index)
+    return index if isinstance(index, (int, str, tuple)) else str(index)
 
 
 def _read(trainer: Trainer, values: Iterable[Tensor]) -> list[list[float]]:

@@ -82,6 +82,8 @@ class StochasticWeightAveraging(KeepsAverage):
         super().__init__(weights, average_by(avg_fn))
         self._max_epochs = -1
         self._has_begun = False
+        # Whether the average has the statistics of batch norms that are its own.
+        self._is_finished = False
 
     @property
     def swa_start(self) -> int:
@@ -123,6 +125,7 @@ class StochasticWeightAveraging(KeepsAverage):
             self._anneal(trainer)
         if epoch > self._latest_update_epoch:
             self._update(trainer, pl_module)
+            self._is_finished = False
             self._latest_update_epoch = epoch
 
     def _tell_of_replaced(self, configs: list[Any]) -> None:
@@ -147,9 +150,19 @@ class StochasticWeightAveraging(KeepsAverage):
         trainer.lr_scheduler_configs = [SWALR(optimizer, *options)]
 
     def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
+        # A run that was killed at its end, and is resumed, has nothing left to train.
+        if not self._is_finished:
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer, pl_module: Module) -> None:
+        """Give the average the module's buffers, and the statistics of batch norms that belong to it."""
         weights = self.weight_set
         if not weights.tensors:
             return
+        self._is_finished = True
         weights.copy_buffers(pl_module)
         if any(isinstance(part, _BatchNorm) for part in pl_module.modules()):
             with weights.within(pl_module, trainer.strategy):
@@ -161,6 +174,7 @@ class StochasticWeightAveraging(KeepsAverage):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._is_finished = False
         self._has_begun = state_dict["has_begun"]
 
 

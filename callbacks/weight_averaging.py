@@ -15,6 +15,7 @@ from torch.optim.swa_utils import (
 
 from .arguments import is_number, require, require_int
 from .base import Callback
+from .intervals import steps_of
 from .weight_set import Average, WeightSet
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class EMAWeightAveraging(WeightAveraging):
         update_every_n_steps: update after so many optimizer steps, those whose index is a multiple of it.
         update_starting_at_step: index of the first optimizer step after which to update. Default: all.
         update_starting_at_epoch: from this epoch on, update after each epoch, too. Default: never.
+        update_every: instead of ``update_every_n_steps``, the same as text: ``"10 steps"``.
         **kwargs: as of :class:`WeightAveraging`.
 
     Raises:
@@ -171,8 +173,12 @@ class EMAWeightAveraging(WeightAveraging):
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
         update_starting_at_epoch: int | None = None,
+        update_every: str | None = None,
         **kwargs: Any,
     ) -> None:
+        update_every_n_steps = steps_of(
+            "update_every", update_every, update_every_n_steps
+        )
         is_decay = is_number(decay) and 0 <= decay <= 1
         require(is_decay, "decay", "a number from 0 to 1", decay)
         require_int("update_every_n_steps", update_every_n_steps, 1)

@@ -584,7 +584,8 @@ class Trainer:
         For training hooks of ``fit``, in all processes; it does not return. The run goes on as one that resumes from
         the checkpoint does, in the order of the data that it had: weights, optimizers, counters, random generators,
         callbacks and the loggers' rows are those of the checkpoint, and ``on_train_start`` is called again. It must be
-        one that a callback has saved in this fit, or that the fit was resumed from; later ones are removed.
+        one that a callback has saved in this fit, or that the fit was resumed from. Later ones are renamed: they end in
+        ``.taken-back``, and ``ckpt_path="last"`` does not find them.
 
         Args:
             batches: what to leave out, each batch by its epoch and its ``batch_idx``, in each process.
@@ -647,7 +648,8 @@ class Trainer:
             epoch: its epoch (default: the running one).
 
         Returns:
-            The indices; None for loaders without indices, such as streams and lists of batches.
+            The indices; of several loaders, pairs of a loader's number and an index; None for loaders without indices,
+            such as streams, lists of batches, and those that keep a state of their own.
         """
         if self.run is None or self.run.loaders.train is None:
             return None

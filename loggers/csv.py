@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from logging import getLogger
 from typing import Any
 
-from .files import exists, filesystem, is_local, read_text, write_text
+from .files import exists, is_local, read_text, write_text
 from .folders import FolderLogger
-
-log = getLogger("loopwright")
 
 
 class CSVLogger(FolderLogger):
@@ -78,7 +75,7 @@ class CSVLogger(FolderLogger):
             return
         self._write_hparams()
         if not self._is_ours:
-            self._keep_aside()
+            self.keep_aside(self.metrics_file_path)
         num_known = len(self._columns)
         self._columns = _names([dict.fromkeys(self._columns), *self._rows])
         has_new_columns = len(self._columns) > num_known
@@ -128,23 +125,6 @@ class CSVLogger(FolderLogger):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.metrics_file_path, text.getvalue())
-
-    def _keep_aside(self) -> None:
-        """Rename a file that another run left here."""
-        path = self.metrics_file_path
-        if not exists(path):
-            return
-        root, extension = os.path.splitext(path)
-        number = 1
-        while exists(aside := f"{root}-{number}{extension}"):
-            number += 1
-        move = os.rename if is_local(path) else filesystem(path).mv
-        move(path, aside)
-        log.warning(
-            "CSVLogger: %s is another run's, and is kept as %s",
-            path,
-            os.path.basename(aside),
-        )
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:

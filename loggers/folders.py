@@ -7,10 +7,21 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
+from logging import getLogger
 from typing import Any
 
 from .base import Logger
-from .files import absolute, is_local, make_folder, next_version, write_text
+from .files import (
+    absolute,
+    exists,
+    filesystem,
+    is_local,
+    make_folder,
+    next_version,
+    write_text,
+)
+
+log = getLogger("loopwright")
 
 
 class FolderLogger(Logger):
@@ -103,6 +114,23 @@ class FolderLogger(Logger):
         version = self.version
         folder = version if isinstance(version, str) else f"version_{version}"
         return os.path.join(self.root_dir, folder, self._sub_dir).rstrip("/")
+
+    def keep_aside(self, path: str) -> None:
+        """Rename a file that another run left where this one's is to be."""
+        if not exists(path):
+            return
+        root, extension = os.path.splitext(path)
+        number = 1
+        while exists(aside := f"{root}-{number}{extension}"):
+            number += 1
+        move = os.rename if is_local(path) else filesystem(path).mv
+        move(path, aside)
+        log.warning(
+            "%s: %s is another run's, and is kept as %s",
+            type(self).__name__,
+            path,
+            os.path.basename(aside),
+        )
 
     def _note_step(self, step: int | None) -> int:
         """The step of a row, which by default is one more than the highest before; takes note of it."""

@@ -19,7 +19,8 @@ class JSONLinesLogger(FolderLogger):
 
     Each line is an object: ``step``, ``epoch``, and what was logged, under its name. Texts, tables and histograms stand
     in lines of their own, images and sounds in files of the folder ``media``, with their path in the line.
-    A resumed run keeps the lines that its checkpoint knew of and drops later ones.
+    A resumed run keeps the lines that its checkpoint knew of and drops later ones. A ``metrics.jsonl`` that another run
+    left in the folder is kept as ``metrics-1.jsonl``, and so on.
 
     Args:
         save_dir: under which all experiments are kept, a path or an fsspec URL.
@@ -75,9 +76,8 @@ class JSONLinesLogger(FolderLogger):
             return
         self._write_hparams()
         if self._journal is None:
+            self.keep_aside(self.metrics_file_path)
             self._journal = Journal(self.metrics_file_path)
-            # Another run's lines, if the version was given: these follow them.
-            self._journal.rewind()
         self._journal.append(self._rows)
         self._rows = []
         self._write_at = monotonic() + WRITE_INTERVAL_SECONDS

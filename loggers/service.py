@@ -9,6 +9,7 @@ import tempfile
 from argparse import Namespace
 from contextlib import suppress
 from importlib.util import find_spec
+from json import JSONDecodeError
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 
 # How long a checkpoint that is soon removed waits for its upload.
 UPLOAD_SECONDS = 60.0
+# What a library raises that cannot do with a row what is asked of it; trying again would not help.
+_REFUSALS = (
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 # The beginning of a folder's name, of a run that the service could not be asked to name.
 UNNAMED = "unsent-"
 
@@ -146,7 +156,10 @@ class ServiceLogger(Logger):
 
     def is_refused(self, error: Exception) -> bool:
         """Whether an error says that the service is there, but will never take this row."""
-        return isinstance(error, (TypeError, ValueError, FileNotFoundError))
+        # An answer that cannot be read may be that of a proxy; libraries for HTTP derive some errors from both.
+        if isinstance(error, (OSError, JSONDecodeError)):
+            return isinstance(error, FileNotFoundError)
+        return isinstance(error, _REFUSALS)
 
     def close(self) -> None:
         """The program ends, and all is sent."""

@@ -16,6 +16,8 @@ from .zip_comment import LONGEST_END, comment_in
 
 # In bytes; a pointer is never longer.
 _LONGEST_POINTER = 1 << 16
+# The end of a checkpoint's name, of what a run has taken back: one that only its path finds.
+TAKEN_BACK = ".taken-back"
 
 
 def resolve(path: str) -> str:
@@ -99,7 +101,8 @@ def find_manifests(
     if not storage.exists(directory):
         return manifests
     # A folder with a state and without a manifest is damaged, which is to be told.
-    folders = {*storage.folders_with(directory, (MANIFEST, "state.json"))}
+    found = storage.folders_with(directory, (MANIFEST, "state.json"))
+    folders = {folder for folder in found if not folder.endswith(TAKEN_BACK)}
     for path in [*folders, *storage.files_ending(directory, endings)]:
         parent, _, name = path.rpartition("/")
         if parent in folders and not storage.exists(join(path, MANIFEST)):

@@ -126,6 +126,10 @@ class LocalStorage:
         elif os.path.exists(path):
             os.unlink(path)
 
+    def move(self, path: str, target: str) -> None:
+        """Rename a file, or a folder with all that is in it."""
+        os.rename(path, target)
+
     def remove_files(
         self,
         path: str,
@@ -264,6 +268,10 @@ class RemoteStorage:
         # ``rm`` would take the name for a pattern, and remove what others have.
         for file in self.system.find(path):
             self.system.rm_file(file)
+
+    def move(self, path: str, target: str) -> None:
+        """Copy a file, or a folder with all that is in it, and remove it then."""
+        self.system.mv(path, target, recursive=True)
 
     def remove_files(
         self,

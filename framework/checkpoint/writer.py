@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from ...strategies.tensor_shards import TensorShard
-from .find import is_pointer
+from .find import TAKEN_BACK, is_pointer
 from .journal import (
     hidden_name,
     own_files,
@@ -543,6 +543,18 @@ def remove_checkpoint(path: str, root: str | None = None) -> None:
         read_manifest(path)
     if root is not None:
         remove_empty_folders(path.rpartition("/")[0], root)
+
+
+def set_aside(path: str) -> str:
+    """Rename a checkpoint to ``*.taken-back``, under which nobody looks for one; returns the new path."""
+    storage = storage_of(path)
+    aside = f"{path}{TAKEN_BACK}"
+    number = 1
+    while storage.exists(aside):
+        number += 1
+        aside = f"{path}.{number}{TAKEN_BACK}"
+    storage.move(path, aside)
+    return aside
 
 
 def _is_all_ours(path: str) -> bool:

@@ -19,7 +19,7 @@ from .iteration import (
     loader_length,
     read_again,
 )
-from .position import Segment
+from .position import WHOLE_EPOCH, Segment
 from .sources import BatchSource, single_source
 
 # What may hold loaders.
@@ -282,6 +282,31 @@ class CombinedSource(BatchSource):
     def read_ahead(self, is_ahead: bool, draws_apart: tuple[int, ...] = ()) -> None:
         for source in self._sources:
             source.read_ahead(is_ahead, draws_apart)
+
+    def samples_of(
+        self, epoch: int, number: int, segment: Segment = WHOLE_EPOCH
+    ) -> list[Any] | None:
+        """Pairs of a loader's number, as of ``flattened``, and an index in its dataset."""
+        mode = self.loader.mode
+        number += segment.begin
+        samples = []
+        for place, source in enumerate(self._sources):
+            length = _round_length(source)
+            has_ended = number >= length
+            round_, own = 0, number
+            if has_ended and mode == "max_size_cycle":
+                round_, own = divmod(number, int(length))
+            elif has_ended:
+                # The next one's, where one is read after the other.
+                number -= int(length) if mode == "sequential" else 0
+                continue
+            indices = source.samples_of(_epoch_of(epoch, round_), own)
+            if indices is None:
+                return None
+            samples += [(place, index) for index in indices]
+            if mode == "sequential":
+                break
+        return samples
 
     def begun_iteration(self) -> None:
         """None: what has been looked at is read again."""

@@ -235,6 +235,8 @@ class BatchSource(ABC):
     ) -> list[Any] | None:
         """The indices in the dataset of the samples of a batch; None where nobody can tell them.
 
+        Of several loaders, pairs of a loader's number and an index.
+
         Args:
             epoch: the epoch.
             number: of the batch among all of the segment's.

@@ -69,7 +69,7 @@ def default_callbacks(
     if profiler is not None:
         check_callback(profiler)
         callbacks.append(profiler)
-    _check_state_keys(callbacks)
+    _check_that_they_differ(callbacks)
     return order_callbacks(callbacks)
 
 
@@ -112,7 +112,7 @@ def with_module_callbacks(
         if callback not in previous and type(callback) not in kinds
     ]
     merged += configured
-    _check_state_keys(merged)
+    _check_that_they_differ(merged)
     return order_callbacks(merged), configured
 
 
@@ -126,10 +126,15 @@ def _check_bars(callbacks: list[Callback]) -> None:
         )
 
 
-def _check_state_keys(callbacks: list[Callback]) -> None:
-    """Refuse two callbacks whose states would overwrite each other in a checkpoint."""
+def _check_that_they_differ(callbacks: list[Callback]) -> None:
+    """Refuse a callback that is there twice, and two whose states would overwrite each other in a checkpoint."""
     seen: dict[str, Callback] = {}
-    for callback in callbacks:
+    for place, callback in enumerate(callbacks):
+        if any(callback is other for other in callbacks[:place]):
+            raise ValueError(
+                f"callbacks holds the same {type(callback).__name__} twice, and its hooks would run twice: leave one "
+                "out (profiler= and configure_callbacks add to the list, too)"
+            )
         if not overrides(callback, "state_dict", Callback):
             continue
         other = seen.get(callback.state_key)

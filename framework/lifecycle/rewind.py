@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ..checkpoint.find import is_pointer, resolve
 from ..checkpoint.serialization import State
 from ..checkpoint.storage import join, storage_of
-from ..checkpoint.writer import remove_checkpoint, write_pointer
+from ..checkpoint.writer import set_aside, write_pointer
 from ..errors import CheckpointError
 from ..loop.rewind import Rewind
 from ..messages import log
@@ -72,7 +72,8 @@ def _read_before(run: Run, batch: tuple[int, int]) -> State:
     newest = sorted(earlier, key=lambda path: earlier[path].position, reverse=True)
     for path in newest:
         # What the fit has saved itself, it may load.
-        checkpoint = read_first(run, [path], False if earlier[path].is_own else None)
+        weights_only = False if earlier[path].is_own else run.weights_only
+        checkpoint = read_first(run, [path], weights_only)
         if checkpoint is not None:
             return checkpoint
     raise CheckpointError(
@@ -83,13 +84,15 @@ def _read_before(run: Run, batch: tuple[int, int]) -> State:
 
 
 def _take_back(path: str, target: str) -> None:
-    """Remove a checkpoint of what the run has not done any more; pointers to it name ``target`` instead."""
+    """Set a checkpoint of what the run has not done any more aside; pointers to it name ``target`` instead."""
     folder = path.rpartition("/")[0]
     try:
         for name in storage_of(folder).names(folder):
             pointer = join(folder, name)
             if is_pointer(pointer) and resolve(pointer) == path:
                 write_pointer(pointer, target)
-        remove_checkpoint(path)
-    except (OSError, CheckpointError) as error:
+        log.warning(
+            "%r is of what was taken back; it is kept as %r", path, set_aside(path)
+        )
+    except OSError as error:
         log.warning("%r is of what was taken back, and stays: %s", path, error)

@@ -336,7 +336,7 @@ def _check_that_steps_were_taken(run: Run) -> None:
     """Look whether an epoch had an optimizer step.
 
     Raises:
-        RuntimeError: if it had none, in automatic optimization.
+        RuntimeError: if it had none, in automatic optimization, or where only steps can end the fit.
     """
     state = run.state
     if not run.schedule.took_no_step() or run.step.leaves_out:
@@ -347,10 +347,15 @@ def _check_that_steps_were_taken(run: Run) -> None:
             f"{state.batch_idx} batches. Return the loss from it, or set self.automatic_optimization = False if it "
             "steps by itself"
         )
-    run.warn_once(
+    message = (
         "Manual optimization took no optimizer step in an epoch: call step() or update(loss) of self.optimizers() in "
         "training_step; steps of others are not counted"
     )
+    if run.schedule.is_limited_by_steps_only():
+        raise RuntimeError(
+            f"{message}, so that max_steps={run.trainer.max_steps} is never reached"
+        )
+    run.warn_once(message)
 
 
 def _note_missed_validation(run: Run) -> None:

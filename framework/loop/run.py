@@ -132,6 +132,7 @@ class Run:
         schedule: when what is due.
         step: trains on a batch. It is set in ``fit`` only, when the optimizers have been made.
         ckpt_path: the checkpoint that was read, if one was asked for.
+        weights_only: whether pickled objects of checkpoints are left out, as passed.
         resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
         checkpoints: those that the fit can go back to, by path.
@@ -162,6 +163,7 @@ class Run:
         )
         self.schedule = Schedule(self)
         self.ckpt_path: str | None = None
+        self.weights_only = request.weights_only
         self.resume = NoResume()
         self.in_eval_mode: set[nn.Module] = set()
         self.checkpoints: dict[str, RewindPoint] = {}

@@ -46,6 +46,12 @@ class Schedule:
             return True
         return max_steps != -1 and state.global_step >= max_steps
 
+    def is_limited_by_steps_only(self) -> bool:
+        """Whether nothing but ``max_steps`` ends the training."""
+        trainer = self.run.trainer
+        has_other_limit = trainer.max_epochs not in (None, -1) or trainer.max_time
+        return trainer.max_steps != -1 and not has_other_limit
+
     def may_stop(self, num_epochs: int | None = None) -> bool:
         """Whether somebody asked to stop, and the minimum has been trained.
 

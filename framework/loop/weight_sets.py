@@ -140,6 +140,7 @@ def load(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take the sets that a checkpoint holds, once the optimizers are set up."""
     saved = checkpoint.get("weight_sets", {})
     sets = weight_sets(run.trainer)
+    _tell_of_begun(run, checkpoint)
     if run.step.schedule_free.optimizers:
         sets.append(run.step.schedule_free.weights)
     for weights in sets:
@@ -153,6 +154,18 @@ def load(run: Run, checkpoint: dict[str, Any]) -> None:
             "The checkpoint holds weights that no callback of this Trainer keeps: %s",
             ", ".join(absent),
         )
+
+
+def _tell_of_begun(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Say which sets begin now, as their callbacks were not there when the checkpoint was saved."""
+    states = checkpoint.get("callbacks", {})
+    for callback in run.trainer.callbacks:
+        weights = callback.weight_set
+        if weights is not None and callback.state_key not in states:
+            run.warn_once(
+                f"The checkpoint is of a run without {type(callback).__name__}: its weights {weights.name!r} begin "
+                "with the next update"
+            )
 
 
 def end(run: Run) -> None:

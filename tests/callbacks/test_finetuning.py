@@ -266,6 +266,19 @@ def test_parameters_that_an_optimizer_has_stay_where_they_are():
     assert len(optimizer.param_groups) == 2
 
 
+def test_the_others_keep_their_rate_where_the_optimizer_has_the_backbone_already():
+    """As where configure_optimizers filters nothing: its one group is not the backbone's, whose rate would be lower."""
+
+    class Unfiltered(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    module = Unfiltered()
+    with pytest.warns(UserWarning, match="already exist within another group"):
+        quiet(callbacks=[BackboneFinetuning(1)], max_epochs=4).fit(module, loader())
+    assert {rate for rates in module.rates for rate in rates} == {0.01}
+
+
 def test_mistakes_are_named(caplog: pytest.LogCaptureFixture):
     class NoBackbone(Net):
         def __init__(self) -> None:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from loopwright.callbacks import Callback, ModelCheckpoint, SpikeDetector, SpikeError
 from loopwright.callbacks.spike_baseline import Baseline
-from loopwright.framework import Module, Trainer, seed_everything
+from loopwright.framework import CombinedLoader, Module, Trainer, seed_everything
+from loopwright.framework.checkpoint.find import find_manifests
 from loopwright.loggers import CSVLogger
 from loopwright.strategies.tensor_shards import full_state
 from tests.strategies.distributed import call_all, in_processes
@@ -198,6 +199,32 @@ def killed_after_it_went_back(folder: Path) -> None:
     assert same(found, fitted(folder / "b", without([*left_out]), **options))
 
 
+def test_samples_of_several_loaders_are_named(tmp_path: Path):
+    """Which loader has them, and where: one that has ended begins again, in another order."""
+
+    class Several(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append(torch.cat([x[:, 0] for x, _ in batch.values()]).tolist())
+            return super().training_step(batch["long"], batch_idx) + (
+                super().training_step(batch["short"], batch_idx)
+            )
+
+    seen: list[Any] = []
+    short = DataLoader(Subset(Fixed(), range(12)), BATCH, shuffle=True)
+    long = DataLoader(Fixed(29), BATCH, shuffle=True)
+    loader = CombinedLoader({"long": long, "short": short}, "max_size_cycle")
+    detector = SpikeDetector(every_n_steps=1)
+    fitted(tmp_path, loader, detector, module=Several)
+    (incident,) = detector.incidents
+    samples = incident["samples"]
+    assert (0, 29) in samples
+    assert len(samples) == 2 * BATCH
+    # What the step saw of the shorter one was what is named.
+    (step,) = [step for step in seen if any(map(math.isnan, step))]
+    named = [Fixed()[index][0][0] for loader, index in samples if loader == 1]
+    assert step[BATCH:] == torch.stack(named).tolist()
+
+
 def test_streams_are_named_by_position(tmp_path: Path, caplog: Any):
     detector = SpikeDetector()
     loader = DataLoader(Stream(29), BATCH)
@@ -365,6 +392,59 @@ def test_manual_optimization_goes_back_and_does_not_skip(tmp_path: Path):
     assert same(found, fitted(tmp_path / "b", without([7]), module=Manual))
     with pytest.raises(ValueError, match="takes automatic optimization"):
         fitted(tmp_path / "c", poisoned, SpikeDetector("skip"), module=Manual)
+
+
+class Late(Callback):
+    """Goes back to before a batch only when a later checkpoint has been saved; once."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 8 and not trainer.loggers[0].hparams:
+            trainer.loggers[0].hparams["has gone"] = True
+            trainer.rewind([(0, 4)])
+
+
+def test_later_checkpoints_are_kept_under_another_name(tmp_path: Path):
+    """A path finds them, ``"last"`` does not, and the run saves anew under their names."""
+    found = fitted(tmp_path / "a", DataLoader(Samples(), BATCH), Late())
+    assert same(found, fitted(tmp_path / "b", without([4])))
+    (aside,) = tmp_path.rglob("*.taken-back")
+    assert aside.name == "epoch=0-step=6.ckpt.taken-back"
+    again = aside.with_suffix("")
+    assert isinstance(Net.load_from_checkpoint(aside), Net)
+    assert {*find_manifests(str(aside.parent))} == {
+        str(path) for path in aside.parent.glob("*.ckpt")
+    }
+    assert again.is_dir()
+
+
+class Pickled(Callback):
+    """Has a state that only pickle can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": Path("a"), "none": object}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert state_dict["path"] == Path("a")
+
+
+def test_it_goes_back_to_a_resumed_checkpoint_with_pickled_objects(tmp_path: Path):
+    """The fit was told to load them, and may again."""
+    own = tmp_path / "a/own.ckpt"
+    with pytest.raises(RuntimeError, match="killed"):
+        fitted(
+            tmp_path / "a",
+            DataLoader(Samples(), BATCH),
+            Pickled(),
+            Dies(own, 4, 1),
+            every=99,
+        )
+    seed_everything(1, verbose=False)
+    detector = SpikeDetector()
+    trainer = made(tmp_path / "a", detector, Pickled(), every=99)
+    trainer.fit(
+        Net(), DataLoader(Samples(29), BATCH), ckpt_path=own, weights_only=False
+    )
+    assert detector.rollbacks == 1
 
 
 def test_an_iterator_is_refused(tmp_path: Path):

@@ -44,7 +44,9 @@ class Net(Module):
 
 
 class Watch(Callback):
-    """Notes the weights at the begin of each epoch, and saves."""
+    """Notes the weights at the begin of each epoch, and saves every three steps, and at the end of the last epoch."""
+
+    phase = "persist"
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -57,6 +59,10 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.trained = weights_of(pl_module)
         if self.folder is not None and trainer.global_step % 3 == 0:
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.folder is not None and trainer.current_epoch == EPOCHS - 1:
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
@@ -144,7 +150,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path: Path, scheduler: bool) -> None
     whole = Net(scheduler=scheduler)
     train(whole, Watch(tmp_path), swa())
     paths = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem))
-    assert len(paths) == 6
+    assert len(paths) == 7
     for path in paths:
         module = Net(scheduler=scheduler)
         train(module, swa(), ckpt_path=path)

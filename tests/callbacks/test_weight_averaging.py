@@ -315,6 +315,21 @@ def test_every_save_holds_both_and_resumes_exactly(tmp_path: Path) -> None:
         assert equal(weights_of(again), watch.averages[-1]), path
 
 
+def test_an_average_that_a_resumed_run_adds_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that has had no update yet is no new one."""
+    for callbacks in ([], [ema(update_starting_at_step=99)]):
+        trainer = quiet(*callbacks, max_epochs=1)
+        trainer.fit(Net(), data())
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        caplog.clear()
+        resumed = quiet(ema(update_starting_at_step=99), max_epochs=2)
+        resumed.fit(Net(), data(), ckpt_path=tmp_path / "a.ckpt")
+        said = "of a run without EMAWeightAveraging: its weights 'ema' begin"
+        assert (said in caplog.text) is (not callbacks)
+
+
 def test_a_crash_in_a_validation_saves_what_is_trained(tmp_path: Path) -> None:
     class Crashing(Net):
         def validation_step(self, batch: Any, batch_idx: int) -> None:

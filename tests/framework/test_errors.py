@@ -16,11 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loopwright.callbacks import (
+    Callback,
+    EarlyStopping,
+    LambdaCallback,
+    ModelCheckpoint,
+)
 from loopwright.framework import CheckpointError, DataModule, Engine, Module, Trainer
 from loopwright.loggers import CSVLogger, Logger
 from loopwright.strategies import DDPStrategy, Precision, SingleDeviceStrategy
 from tests.samples import as_dataset
+
+
+LAMBDA = LambdaCallback()
 
 
 class Net(Module):
@@ -108,6 +116,7 @@ def trainer(**arguments) -> Trainer:
             {"callbacks": [EarlyStopping("a"), EarlyStopping("a")]},
             ["EarlyStopping", "state_key"],
         ),
+        ({"callbacks": [LAMBDA, LAMBDA]}, ["callbacks", "same LambdaCallback twice"]),
     ],
 )
 def test_unknown_argument_values(arguments, words) -> None:
@@ -996,6 +1005,17 @@ def test_checkpoints_that_are_none(tmp_path) -> None:
         trainer().fit(Net(), batches(), ckpt_path=tmp_path / "half.ckpt")
     with pytest.raises(ValueError, match='ckpt_path="best"'):
         trainer().fit(Net(), batches(), ckpt_path="best")
+
+
+def test_manual_steps_that_never_reach_max_steps() -> None:
+    """Where nothing else ends the fit; a limit of epochs ends it, with a line."""
+
+    class Stepless(Net):
+        automatic_optimization = False
+
+    with pytest.raises(RuntimeError, match=r"max_steps=3 is never reached"):
+        trainer(max_epochs=None, max_steps=3).fit(Stepless(), batches())
+    trainer(max_epochs=2, max_steps=3).fit(Stepless(), batches())
 
 
 def test_weights_alone_cannot_resume(tmp_path) -> None:

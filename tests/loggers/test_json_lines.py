@@ -43,13 +43,16 @@ def test_what_is_no_number_is_written_as_it_is():
     assert json.loads(Path(logger.log_dir, "hparams.json").read_text()) == {"lr": 0.1}
 
 
-def test_a_given_version_goes_on_in_its_file_and_at_a_url():
+def test_another_runs_file_in_a_given_version_is_kept_aside_and_at_a_url():
+    """As a CSVLogger keeps it: one file never has the rows of two runs."""
     for save_dir in ("logs", "memory://bucket/lines"):
         for step in (1, 2):
             logger = JSONLinesLogger(save_dir, version=0)
             logger.log_metrics({"a": 1.0}, step)
             logger.finalize("success")
-        assert [row["step"] for row in read(logger)] == [1, 2]
+        assert [row["step"] for row in read(logger)] == [2]
+        (first,) = read_text(f"{logger.log_dir}/metrics-1.jsonl").splitlines()
+        assert json.loads(first)["step"] == 1
 
 
 def test_loggers_by_name():

@@ -27,6 +27,8 @@ class Away(Exception):
 class ListLogger(ServiceLogger):
     """Writes to :data:`SERVICE`."""
 
+    refusal: Exception = ValueError("bad")
+
     def __init__(
         self, version: str | None = None, is_away: bool = False, **kwargs: Any
     ) -> None:
@@ -48,7 +50,7 @@ class ListLogger(ServiceLogger):
         self.check()
         for row in rows:
             if row["values"].get("bad"):
-                raise ValueError("bad")
+                raise self.refusal
             self._experiment.append((row["step"], row["values"]))
 
     def send_hparams(self, values: dict[str, Any]) -> None:
@@ -131,8 +133,13 @@ def test_a_service_that_comes_back(caplog: pytest.LogCaptureFixture):
     ]
 
 
-def test_a_row_that_the_service_refuses(caplog: pytest.LogCaptureFixture):
+# The last is a fault in a service's library: to try again would never help.
+@pytest.mark.parametrize("refusal", [ValueError(), AttributeError("'x' has no 'y'")])
+def test_a_row_that_the_service_refuses(
+    refusal: Exception, caplog: pytest.LogCaptureFixture
+):
     logger = ListLogger()
+    logger.refusal = refusal
     for step, bad in enumerate((False, True, False, True)):
         row: dict[str, Any] = {"train_loss": torch.tensor(1.0), "bad": bad}
         logger.log_metrics(row, step)
@@ -140,6 +147,15 @@ def test_a_row_that_the_service_refuses(caplog: pytest.LogCaptureFixture):
     assert losses("run0") == [0, 2]
     (said,) = [r.message for r in caplog.records]
     assert "does not take a row (metrics, step 1)" in said
+
+
+def test_an_answer_that_cannot_be_read_is_no_refusal():
+    """Such as a proxy's page: the row is sent again."""
+    logger = ListLogger()
+    assert not logger.is_refused(json.JSONDecodeError("no value", "<html>", 0))
+    # Requests derives its own from both kinds.
+    assert not logger.is_refused(type("Both", (OSError, ValueError), {})())
+    assert logger.is_refused(FileNotFoundError("checkpoint.ckpt"))
 
 
 def test_rows_that_no_file_takes_are_sent_once_one_does(
