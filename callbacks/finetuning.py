@@ -359,9 +359,7 @@ class BackboneFinetuning(BaseFinetuning):
             )
 
 
-def _is_of_part(
-    group: dict[str, Any], part: Any, optimizer: Optimizer
-) -> bool:
+def _is_of_part(group: dict[str, Any], part: Any, optimizer: Optimizer) -> bool:
     """Whether a parameter group is not the optimizer's first, and has parameters of this part of the module alone."""
     own = {id(parameter) for parameter in part.parameters()}
     is_first = group is optimizer.param_groups[0]

@@ -58,6 +58,7 @@ def run() -> None:
         JSONLinesLogger("lines"),
         WandbLogger(save_dir="wandb_here", project="all", offline=True),
         MLFlowLogger(save_dir="mlflow_here"),
+        MLFlowLogger(save_dir="files_here", tracking_uri=os.path.abspath("files")),
         CometLogger(
             online=False,
             offline_directory="comet_here",

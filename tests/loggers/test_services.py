@@ -66,11 +66,25 @@ def comet_rows() -> Iterator[dict[str, Any]]:
             yield {metric["metricName"]: metric["metricValue"], "step": metric["step"]}
 
 
-def mlflow_points() -> tuple[Points, Any]:
+def tensorboard_points() -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = glob("board/*/*")
+    events = EventAccumulator(folder).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag.endswith("_loss")
+    }
+
+
+def mlflow_points(store: str = "") -> tuple[Points, Any]:
+    """Those of the default store, or of another one."""
     from mlflow.tracking import MlflowClient
 
     # MLflow keeps a store open by its name, which says nothing of the folder that it is relative to.
-    client = MlflowClient(f"sqlite:///{os.path.abspath('mlflow_here/mlflow.db')}")
+    default = f"sqlite:///{os.path.abspath('mlflow_here/mlflow.db')}"
+    client = MlflowClient(store or default)
     experiment = client.get_experiment_by_name("loopwright_logs")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -98,6 +112,8 @@ def trackio_rows() -> list[dict[str, Any]]:
 def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     """With the steps and values of one that was not killed, each once."""
     monkeypatch.setenv("TRACKIO_DIR", os.path.abspath("trackio_here"))
+    # MLflow gives its store of plain files up, and takes one only if it is told to.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     reference = CSVLogger("reference")
     made = trainer(logger=reference)
     torch.manual_seed(0)
@@ -122,6 +138,9 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     assert of_rows(iter(trackio_rows())) == expected
     points, run = mlflow_points()
     assert points == expected
+    of_files, _ = mlflow_points(os.path.abspath("files"))
+    assert of_files == expected
+    assert tensorboard_points() == expected
     (path,) = glob("csv/*/*/metrics.csv")
     with open(path) as file:
         assert of_rows(csv.DictReader(file)) == expected
