@@ -74,7 +74,8 @@ class SpikeDetector(Callback):
 
     Attributes:
         incidents: what was found, as dicts: ``epoch``, ``batches`` (``batch_idx`` of each), ``samples`` (indices in the
-            dataset; with several loaders, pairs of a loader's number and an index; None if a loader has none), ``reason``, and the ``step`` before.
+            dataset; with several loaders, pairs of a loader's number and an index; None if a loader has none),
+            ``reason``, and the ``step`` before.
         rollbacks: how often the run went back.
 
     Raises:

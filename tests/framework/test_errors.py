@@ -27,7 +27,6 @@ from loopwright.loggers import CSVLogger, Logger
 from loopwright.strategies import DDPStrategy, Precision, SingleDeviceStrategy
 from tests.samples import as_dataset
 
-
 LAMBDA = LambdaCallback()
 
 
