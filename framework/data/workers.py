@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,16 @@ DEFAULT_HANDLERS: dict[int, Any] = {
 
 # One byte: how many runs only note signals now, to act on them later. It is shared with the processes that are forked.
 noting = mmap.mmap(-1, 1)
+
+
+class _Runs(threading.local):
+    """What the runs of a thread have begun to iterate, the innermost run's last: loaders by their iterators."""
+
+    def __init__(self) -> None:
+        self.iterated: list[WeakKeyDictionary[Any, Any]] = []
+
+
+_runs = _Runs()
 
 
 def note_in_worker(number: int, frame: FrameType | None) -> None:
@@ -109,6 +120,8 @@ def iterate_protected(loader: Any) -> Iterator[Any]:
     """Iterate ``loader`` until it ends for the first time. Signals that a run only notes do not end its workers."""
     with workers_protected(loader):
         batches = iter(loader)
+    if _runs.iterated and hasattr(batches, "_shutdown_workers"):
+        _runs.iterated[-1][batches] = loader
     if type(batches).__module__.startswith("torch."):
         return batches
     return _until_end(batches)
@@ -119,3 +132,25 @@ def _until_end(batches: Iterator[Any]) -> Iterator[Any]:
     with suppress(StopIteration):
         while True:
             yield next(batches)
+
+
+@contextmanager
+def workers_ended(is_hurried: Callable[[], bool]) -> Iterator[None]:
+    """End the workers that iterations have begun in the block, though somebody may still hold these.
+
+    An epoch that was left may be held by its loader, or by the traceback of the error that has ended it. Workers that a
+    user's loader keeps by ``persistent_workers`` are the user's.
+
+    Args:
+        is_hurried: whether to leave them to the end of the program, as one may be waited for for 5 s.
+    """
+    iterated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+    _runs.iterated.append(iterated)
+    try:
+        yield
+    finally:
+        _runs.iterated.pop()
+        for batches, loader in () if is_hurried() else [*iterated.items()]:
+            kept = vars(loader).get("_iterator") if loader.persistent_workers else None
+            if kept is not batches:
+                batches._shutdown_workers()

@@ -17,6 +17,7 @@ from ...strategies.launch import failures
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
+from ..data.workers import workers_ended
 from ..datamodule import DataModule
 from ..loop import weight_sets
 from ..loop.announce import announce_start
@@ -72,7 +73,8 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
     with attached(trainer, request.module, request.datamodule, changes_weights):
         run = begin_run(trainer, request)
         through_module = logging_through(run.module, trainer.callbacks)
-        with through_module, lifecycle(run, request):
+        ended = workers_ended(lambda: run.signals.in_a_hurry)
+        with ended, through_module, lifecycle(run, request):
             if request.search is not None:
                 return request.search(trainer, run.module)
             if request.fn == "fit":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from loopwright.callbacks import ModelCheckpoint
 from loopwright.framework import DataModule
@@ -656,3 +657,28 @@ def test_workers_end_with_a_fit_that_leaves_its_epoch(ends: str, is_stream: bool
     trainer.fit(Linear(), DataLoader(dataset, 2, num_workers=2))
     assert not child_processes()
     assert trainer.global_step == 2
+
+
+def test_workers_end_with_a_run_though_its_loader_holds_its_epoch():
+    """A stateful loader keeps its iteration, and goes on with it in the next fit."""
+    loader = StatefulDataLoader(data(40), 2, num_workers=2)
+    trainer, module = quiet(max_steps=2), Linear()
+    for steps in (2, 4):
+        trainer.max_steps = steps
+        trainer.fit(module, loader)
+        assert not child_processes()
+    read = torch.cat(module.seen)
+    assert torch.equal(read, data(40).tensors[0][:8])
+
+
+def test_workers_end_with_a_run_though_its_error_holds_its_epoch():
+    """As in a notebook, which keeps the last error, with its traceback."""
+
+    class Fails(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as error:
+        quiet().fit(Fails(), DataLoader(data(40), 2, num_workers=2))
+    assert not child_processes()
+    assert error.traceback
