@@ -69,7 +69,12 @@ def read_job(arguments: Sequence[str]) -> Job:
     if options.gpu_ids == "all":
         options.gpu_ids = None
     command = _command(program, options, parser)
-    num_nodes = _number_of_nodes(options.nnodes, parser)
+    least, num_nodes = _number_of_nodes(options.nnodes, parser)
+    if least < num_nodes and options.num_processes is not None:
+        parser.error(
+            f"--num_processes counts all machines, whose number may change with --nnodes {options.nnodes}: "
+            "pass --processes, those of each machine"
+        )
     processes = _processes_here(options, num_nodes, parser)
     # This imports torch, which takes seconds: what is wrong with the options has been told by now, if it could be.
     from ...strategies.launch.environment import COMMAND, SWITCH
@@ -78,7 +83,7 @@ def read_job(arguments: Sequence[str]) -> Job:
         parser.error(
             f"{SWITCH}=off makes every process run by itself: unset it, or start the program with python"
         )
-    nodes = _nodes(options, num_nodes, parser)
+    nodes = _nodes(options, least, num_nodes, parser)
     variables = {COMMAND: "loopwright launch", **variables_of(options)}
     return Job(command, processes, nodes, options.max_restarts or 0, variables)
 
@@ -106,16 +111,18 @@ def _command(
     return [*python, name, *arguments]
 
 
-def _number_of_nodes(text: str | None, parser: ArgumentParser) -> int:
-    """Return the number of machines, which is fixed."""
-    least, _, most = (text or "1").partition(":")
-    if not least.isdecimal() or int(least) < 1:
-        parser.error(f"--nnodes must be an integer from 1; got {text!r}")
-    if most and most != least:
+def _number_of_nodes(text: str | None, parser: ArgumentParser) -> tuple[int, int]:
+    """Return the least and the greatest number of machines."""
+    first, _, second = (text or "1").partition(":")
+    numbers = [
+        int(part) if part.isdecimal() else 0 for part in (first, second or first)
+    ]
+    least, most = numbers
+    if not 1 <= least <= most:
         parser.error(
-            f"--nnodes {text}: a job here keeps its number of machines; for one that changes it, use torchrun"
+            f"--nnodes must be an integer from 1, or least:most, such as 1:4; got {text!r}"
         )
-    return int(least)
+    return least, most
 
 
 def _processes_here(options: Namespace, num_nodes: int, parser: ArgumentParser) -> int:
@@ -157,7 +164,9 @@ def _accelerators(options: Namespace, asked: str, parser: ArgumentParser) -> int
     return max(1, count)
 
 
-def _nodes(options: Namespace, num_nodes: int, parser: ArgumentParser) -> Nodes:
+def _nodes(
+    options: Namespace, least: int, num_nodes: int, parser: ArgumentParser
+) -> Nodes:
     """Return how this machine meets the others."""
     from ...strategies.launch.agent import Nodes
 
@@ -185,8 +194,13 @@ def _nodes(options: Namespace, num_nodes: int, parser: ArgumentParser) -> Nodes:
             parser.error(
                 "--max_restarts on several machines needs --rdzv-backend c10d with --rdzv-endpoint host:port"
             )
+        if least < num_nodes:
+            parser.error(
+                f"--nnodes {options.nnodes} needs --rdzv-backend c10d with --rdzv-endpoint host:port"
+            )
         settings["rank"] = rank
-    return Nodes(num_nodes, backend, endpoint, options.rdzv_id or "none", settings)
+    job = options.rdzv_id or "none"
+    return Nodes(num_nodes, backend, endpoint, job, settings, least)
 
 
 def _settings(text: str | None, parser: ArgumentParser) -> dict[str, str]:

@@ -66,7 +66,10 @@ OPTIONS = (
         "processes on all machines together, as accelerate counts them",
         at_least(1),
     ),
-    Option(("--nnodes", "--num-machines"), "machines; default: 1"),
+    Option(
+        ("--nnodes", "--num-machines"),
+        "machines; least:most if they may come and go; default: 1",
+    ),
     Option(("--node-rank", "--machine-rank"), "this machine's index", at_least(0)),
     Option(
         ("--master-addr", "--main-process-ip"),

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from .environment import AGENT
 from .job_folder import make_job_folder
+from .job_report import failure_text
 
 # What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
 _FORWARDED = (
@@ -27,6 +29,8 @@ _FORWARDED = (
 )
 # The agent looks so often at the processes.
 _LOOK_SECONDS = 0.05
+# A machine that is gone is found within 8 s rather than 15, and those that are enough wait 3 s for more rather than 30.
+_QUICK = {"keep_alive_interval": 2, "keep_alive_max_attempt": 4, "last_call_timeout": 3}
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,12 @@ class Nodes:
     """The machines whose agents start a job together, in torchelastic's words.
 
     Attributes:
-        count: how many.
+        count: how many; at most, if ``least`` is given.
         backend: of the rendezvous: ``"c10d"``, or ``"static"`` where each machine knows its index.
         endpoint: where the agents meet, as ``"host:port"``.
         job: a name that is the same on all machines; empty for one of its own.
         settings: further ones of the rendezvous.
+        least: with how many the job begins and goes on; None for all.
     """
 
     count: int = 1
@@ -46,6 +51,7 @@ class Nodes:
     endpoint: str = "127.0.0.1:0"
     job: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    least: int | None = None
 
 
 ONE_NODE = Nodes()
@@ -68,7 +74,7 @@ def agent(
         A function that takes an executable or a function, and returns what runs it in the processes when it is called
         with its arguments; and a folder for what they leave.
     """
-    from torch.distributed.launcher.api import elastic_launch
+    from .elastic import run
 
     folder = make_job_folder()
     environment = dict(os.environ)
@@ -84,7 +90,8 @@ def agent(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         config = _config(processes, max_restarts, nodes, folder)
-        yield partial(elastic_launch, config), folder
+        on_failure = partial(_restart, folder, processes, nodes.count, max_restarts)
+        yield partial(partial, run, config, on_failure), folder
     finally:
         logger.setLevel(level)
         # Only in the main thread does torchelastic set handlers, and can they be set.
@@ -96,18 +103,36 @@ def agent(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _restart(
+    folder: str,
+    processes: int,
+    num_nodes: int,
+    max_restarts: int,
+    num_restarts: int,
+    result: Any,
+) -> bool:
+    """Tell what has failed, and that all processes are started again."""
+    failure = failure_text(result.failures, folder, processes, num_nodes)
+    which = f"Restart {num_restarts + 1} of {max_restarts}"
+    print(f"{failure.text}\n\n{which}", file=sys.stderr, flush=True)
+    return True
+
+
 def _config(processes: int, max_restarts: int, nodes: Nodes, folder: str) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    settings = dict(nodes.settings)
+    if nodes.backend == "c10d":
+        settings = {**_QUICK, **settings}
     return LaunchConfig(
-        min_nodes=nodes.count,
+        min_nodes=nodes.least or nodes.count,
         max_nodes=nodes.count,
         nproc_per_node=processes,
         run_id=nodes.job or uuid.uuid4().hex,
         rdzv_backend=nodes.backend,
         rdzv_endpoint=nodes.endpoint,
-        rdzv_configs=dict(nodes.settings),
+        rdzv_configs=settings,
         local_addr="127.0.0.1" if nodes.count == 1 else None,
         max_restarts=max_restarts,
         monitor_interval=_LOOK_SECONDS,

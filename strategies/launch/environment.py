@@ -15,6 +15,11 @@ SWITCH = "LOOPWRIGHT_LAUNCH"
 # A variable in the processes that we start: the id of the process that did, the agent.
 AGENT = "LOOPWRIGHT_AGENT"
 
+# Variables in the processes of a job that may be started again: a name that all its attempts have, and no other job;
+# and, in the main process, how many attempts came before.
+JOB_OF_AGENTS = "LOOPWRIGHT_AGENT_JOB"
+ATTEMPT = "LOOPWRIGHT_ATTEMPT"
+
 # A variable in the processes that a command of ours has started: its name.
 COMMAND = "LOOPWRIGHT_COMMAND"
 

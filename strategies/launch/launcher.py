@@ -113,6 +113,8 @@ def run_in_processes(
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from .elastic import JobLost
+
     sys.stdout.flush()
     sys.stderr.flush()
     program, *arguments = command
@@ -125,6 +127,9 @@ def run_in_processes(
             return failure.exit_code
         except SignalException as error:
             return 128 + error.sigval
+        except JobLost as error:
+            print(f"The processes of this machine were ended: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

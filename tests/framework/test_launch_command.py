@@ -86,6 +86,8 @@ def test_machines_meet_where_they_are_told(program: Path) -> None:
     assert (met.nodes.backend, met.nodes.endpoint) == ("c10d", "n1:29400")
     assert (met.nodes.job, met.max_restarts, met.processes) == ("a", 3, 4)
     assert met.nodes.settings == {"timeout": "60", "join_timeout": "9"}
+    elastic = machines("--nnodes", "1:3", "--rdzv-endpoint", "n1:29400").nodes
+    assert (elastic.least, elastic.count) == (1, 3)
 
 
 def test_what_has_no_effect_on_one_machine_is_said(
@@ -111,7 +113,9 @@ def test_what_has_no_effect_on_one_machine_is_said(
         ("--no_python -m program", "exclude each other"),
         ("--tee 3 program.py", "--tee has no effect here: all processes write to this terminal"),
         ("--mixed_precision fp8 program.py", "choose from"),
-        ("--nnodes 1:4 program.py", "for one that changes it, use torchrun"),
+        ("--nnodes 4:1 program.py", "must be an integer from 1, or least:most, such as 1:4; got '4:1'"),
+        ("--nnodes 1:2 --num_processes 4 program.py", "pass --processes, those of each machine"),
+        ("--processes 1 --nnodes 1:2 --master_addr n1 --node_rank 0 program.py", "needs --rdzv-backend c10d"),
         ("--num_processes 3 --nnodes 2 program.py", "cannot be divided by 2 of them"),
         ("--num_processes 4 --nnodes 2 --processes 4 program.py", "contradicts --processes 4"),
         ("--processes 1 --nnodes 2 program.py", "needs --rdzv-endpoint host:port, or"),
