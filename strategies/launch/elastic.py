@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
+    RendezvousError,
     RendezvousParameters,
     RendezvousTimeoutError,
 )
@@ -73,24 +74,56 @@ def run(
         JobLost: if the other machines have ended the job, or cannot be reached.
     """
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
-    parameters = RendezvousParameters(
-        config.rdzv_backend,
-        config.rdzv_endpoint,
-        config.run_id,
-        config.min_nodes,
-        config.max_nodes,
-        config.local_addr,
-        **config.rdzv_configs,
+    metrics.initialize_metrics()
+    closes = False
+    handler = None
+    try:
+        handler = _meeting_place(config)
+        agent = Agent(_spec(config, handler, entrypoint, args), config, on_failure)
+        closes = True
+        result = agent.run()
+        events.record(agent.get_event_succeeded(), config.event_log_handler)
+    except SignalException:
+        # Closed, the rendezvous would let nobody join again.
+        closes = False
+        raise
+    except RendezvousError as error:
+        raise JobLost(_explain(error, config.rdzv_endpoint)) from error
+    finally:
+        if closes and handler is not None:
+            with suppress(RendezvousError):
+                handler.shutdown()
+    # It is None on a machine that was not needed.
+    if result is None or result.state is WorkerState.SUCCEEDED:
+        return
+    if not result.failures:
+        raise JobLost("a process hangs in the system, and cannot be ended")
+    raise ChildFailedError(str(entrypoint), result.failures)
+
+
+def _meeting_place(config: LaunchConfig) -> Any:
+    """Return what meets the agents of other machines."""
+    return get_rendezvous_handler(
+        RendezvousParameters(
+            config.rdzv_backend,
+            config.rdzv_endpoint,
+            config.run_id,
+            config.min_nodes,
+            config.max_nodes,
+            config.local_addr,
+            **config.rdzv_configs,
+        )
     )
+
+
+def _spec(
+    config: LaunchConfig, handler: Any, entrypoint: Any, args: tuple[Any, ...]
+) -> WorkerSpec:
+    """Return what torchelastic wants to know of the processes."""
     host, port = None, None
     if config.rdzv_backend == "static":
         host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, default_port=-1)
-    metrics.initialize_metrics()
-    try:
-        handler = get_rendezvous_handler(parameters)
-    except RendezvousConnectionError as error:
-        raise JobLost(f"nobody answers at {config.rdzv_endpoint}") from error
-    spec = WorkerSpec(
+    return WorkerSpec(
         role=config.role,
         local_world_size=config.nproc_per_node,
         entrypoint=entrypoint,
@@ -104,33 +137,17 @@ def run(
         event_log_handler=config.event_log_handler,
         numa_options=config.numa_options,
     )
-    agent = Agent(spec, config, on_failure)
-    closes = True
-    try:
-        result = agent.run()
-        events.record(agent.get_event_succeeded(), config.event_log_handler)
-    except SignalException:
-        # Closed, the rendezvous would let nobody join again.
-        closes = False
-        raise
-    except RendezvousClosedError as error:
-        raise JobLost("another machine has ended the job") from error
-    except RendezvousTimeoutError as error:
-        raise JobLost("the other machines did not come in time") from error
-    except RendezvousConnectionError as error:
-        raise JobLost(
-            f"the machine where all meet, {config.rdzv_endpoint}, is gone"
-        ) from error
-    finally:
-        if closes:
-            with suppress(RendezvousConnectionError):
-                handler.shutdown()
-    # It is None on a machine that was not needed.
-    if result is None or result.state is WorkerState.SUCCEEDED:
-        return
-    if not result.failures:
-        raise JobLost("a process hangs in the system, and cannot be ended")
-    raise ChildFailedError(spec.get_entrypoint_name(), result.failures)
+
+
+def _explain(error: RendezvousError, endpoint: str) -> str:
+    """Say why this machine cannot go on."""
+    if isinstance(error, RendezvousClosedError):
+        return "another machine has ended the job"
+    if isinstance(error, RendezvousTimeoutError):
+        return "the other machines did not come in time"
+    if isinstance(error, RendezvousConnectionError):
+        return f"nobody answers where all machines meet, at {endpoint}"
+    return str(error)
 
 
 class Agent(_TorchAgent):
