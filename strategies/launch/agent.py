@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from .environment import AGENT
 from .job_folder import make_job_folder
-from .job_report import failure_text
+from .restarts import Restarts
 
 # What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
 _FORWARDED = (
@@ -90,8 +89,8 @@ def agent(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         config = _config(processes, max_restarts, nodes, folder)
-        on_failure = partial(_restart, folder, processes, nodes.count, max_restarts)
-        yield partial(partial, run, config, on_failure), folder
+        restarts = Restarts(max_restarts, folder, processes, nodes.count)
+        yield partial(partial, run, config, restarts.follows), folder
     finally:
         logger.setLevel(level)
         # Only in the main thread does torchelastic set handlers, and can they be set.
@@ -101,21 +100,6 @@ def agent(
         os.environ.clear()
         os.environ.update(environment)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _restart(
-    folder: str,
-    processes: int,
-    num_nodes: int,
-    max_restarts: int,
-    num_restarts: int,
-    result: Any,
-) -> bool:
-    """Tell what has failed, and that all processes are started again."""
-    failure = failure_text(result.failures, folder, processes, num_nodes)
-    which = f"Restart {num_restarts + 1} of {max_restarts}"
-    print(f"{failure.text}\n\n{which}", file=sys.stderr, flush=True)
-    return True
 
 
 def _config(processes: int, max_restarts: int, nodes: Nodes, folder: str) -> Any:

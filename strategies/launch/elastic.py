@@ -55,7 +55,7 @@ class JobLost(Exception):
 
 def run(
     config: LaunchConfig,
-    on_failure: Callable[[int, RunResult], bool],
+    on_failure: Callable[[int, dict[int, Any]], bool],
     entrypoint: Callable[..., Any] | str,
     *args: Any,
 ) -> None:
@@ -163,7 +163,7 @@ class Agent(_TorchAgent):
         self,
         spec: WorkerSpec,
         config: LaunchConfig,
-        on_failure: Callable[[int, RunResult], bool],
+        on_failure: Callable[[int, dict[int, Any]], bool],
     ) -> None:
         assert config.logs_specs is not None
         super().__init__(spec, config.logs_specs, config.start_method)
@@ -205,11 +205,11 @@ class Agent(_TorchAgent):
 
     def _judge(self, result: RunResult) -> None:
         """Restart no more if that would not help."""
-        if self._remaining_restarts == 0:
+        if self._remaining_restarts == 0 or not result.failures:
             return
         spec = self._worker_group.spec
         num_restarts = spec.max_restarts - self._remaining_restarts
-        if not self._on_failure(num_restarts, result):
+        if not self._on_failure(num_restarts, result.failures):
             self._remaining_restarts = 0
 
     def _kill_late(self, worker_group: WorkerGroup) -> threading.Timer | None:

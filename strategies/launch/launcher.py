@@ -171,7 +171,7 @@ def call_in_processes(
         except ChildFailedError as error:
             job = failure_text(error.failures, folder, processes, has_all_exits=False)
             failure = RuntimeError(f"a process failed\n\n{job.text}")
-            raised = _load_error(f"{result}.{job.rank}.{max_restarts}")
+            raised = _load_error(f"{result}.{job.rank}.{job.reports[0].attempt}")
             if raised is None:
                 raise failure from None
             if not isinstance(raised, Exception):
