@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .accelerate_config import read_config
-from .options import make_parser, split_arguments, variables_of
+from .options import (
+    REFUSED,
+    make_parser,
+    options_by_name,
+    split_arguments,
+    variables_of,
+)
 
 if TYPE_CHECKING:
     from ...strategies.launch.agent import Nodes
@@ -60,7 +66,7 @@ def read_job(arguments: Sequence[str]) -> Job:
         arguments: those after the command's name.
     """
     parser = make_parser()
-    own, program = split_arguments(arguments, parser.error)
+    own, program = split_arguments(arguments, parser.error, options_by_name(), REFUSED)
     options = parser.parse_args(own)
     if options.config_file is not None:
         options, ignored = read_config(options.config_file, options, parser)

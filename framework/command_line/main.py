@@ -10,6 +10,7 @@ from .unknown import no_such
 
 COMMANDS = {
     "launch": "start a program in several processes, on one machine or several",
+    "submit": "write the files that start a program on a cluster: SLURM, Kubernetes, Ray",
     "env": "tell what is installed, and on which devices: for reports of bugs",
     "migrate": "rewrite programs that were written for Lightning or Accelerate",
 }
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Each is imported when it is asked for, and imports what is heavy where it needs it.
     if command == "launch":
         from .launch import main as run
+    elif command == "submit":
+        from .submit.main import main as run
     elif command == "env":
         from .environment import main as run
     elif command == "migrate":

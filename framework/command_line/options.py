@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ class Option:
         kind: makes its value; None for a flag.
         choices: of values.
         variable: an environment variable that passes the value on to the programs.
+        repeated: whether it may be given several times, for a list.
     """
 
     names: tuple[str, ...]
@@ -27,6 +28,7 @@ class Option:
     kind: Callable[[str], Any] | None = str
     choices: tuple[str, ...] | None = None
     variable: str = ""
+    repeated: bool = False
 
     @property
     def name(self) -> str:
@@ -206,18 +208,22 @@ def options_by_name() -> dict[str, Option]:
 
 
 def split_arguments(
-    arguments: Sequence[str], fail: Callable[[str], NoReturn]
+    arguments: Sequence[str],
+    fail: Callable[[str], NoReturn],
+    options: Mapping[str, Option],
+    refused: Mapping[str, str],
 ) -> tuple[list[str], list[str]]:
-    """Divide a command line into the launcher's options, and the program with its arguments.
+    """Divide a command line into a command's options, and the program with its arguments.
 
     Args:
         arguments: of the command line.
         fail: called with what is wrong.
+        options: those that the command takes, by name.
+        refused: names of others, and what to do instead.
 
     Returns:
         Both parts; the options in our spelling.
     """
-    options = options_by_name()
     own: list[str] = []
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
@@ -227,8 +233,8 @@ def split_arguments(
         name = written.replace("_", "-")
         if name in ("-h", "--help"):
             return ["--help"], []
-        if name in REFUSED:
-            fail(f"{written} has no effect here: {REFUSED[name]}")
+        if name in refused:
+            fail(f"{written} has no effect here: {refused[name]}")
         if name not in options:
             fail(no_such("option", name, options))
         own.append(name + equals + value)
@@ -248,7 +254,13 @@ def make_parser() -> ArgumentParser:
         "Options may be spelled with underscores, too.",
         allow_abbrev=False,
     )
-    for option in (*OPTIONS, *PASSED_ON, *NEEDLESS):
+    add_options(parser, (*OPTIONS, *PASSED_ON, *NEEDLESS))
+    return parser
+
+
+def add_options(parser: ArgumentParser, options: Sequence[Option]) -> None:
+    """Let a parser take these options."""
+    for option in options:
         if option.kind is None:
             parser.add_argument(
                 *option.names,
@@ -264,9 +276,9 @@ def make_parser() -> ArgumentParser:
                 help=option.help,
                 type=option.kind,
                 choices=option.choices,
+                action="append" if option.repeated else "store",
                 metavar=option.name.rpartition("_")[2].upper(),
             )
-    return parser
 
 
 def variables_of(options: Namespace) -> dict[str, str]:

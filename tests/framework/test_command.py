@@ -22,7 +22,7 @@ def test_help_waits_for_no_torch() -> None:
     program = (
         "import sys\n"
         "from loopwright.__main__ import main\n"
-        "for arguments in ([], ['launch', '--help'], ['migrate', '--help'], ['env', '--help']):\n"
+        "for arguments in ([], *([name, '--help'] for name in ('launch', 'migrate', 'env', 'submit'))):\n"
         "    try:\n"
         "        main(arguments)\n"
         "    except SystemExit as error:\n"
@@ -31,10 +31,10 @@ def test_help_waits_for_no_torch() -> None:
     )
     done = run_program("-c", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("CODE 0") == 4
+    assert done.stdout.count("CODE 0") == 5
     assert "HEAVY []" in done.stdout
-    for command in ("launch", "env", "migrate"):
-        assert f"loopwright {command} [" in done.stdout
+    for usage in ("launch [", "env [", "migrate [", "submit --slurm"):
+        assert f"loopwright {usage}" in done.stdout
 
 
 def test_the_module_and_the_script_are_one() -> None:

@@ -1,0 +1,1 @@
+"""``loopwright submit``: files that start a program on a cluster."""
