@@ -41,6 +41,8 @@ class Profiler(Callback):
         # This process's number, where there are several.
         self._rank = ""
         self._is_main = True
+        # The loop's sections that have begun, the innermost last.
+        self._begun: list[str] = []
 
     def start(self, action_name: str) -> None:
         """A section begins.
@@ -114,6 +116,7 @@ class Profiler(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         self._stage = stage
+        self._begun = []
         self._rank = str(trainer.global_rank) if trainer.world_size > 1 else ""
         self._is_main = trainer.is_global_zero
         folder = trainer.log_dir if self.dirpath is None else os.fspath(self.dirpath)
@@ -128,29 +131,49 @@ class Profiler(Callback):
     ) -> None:
         self.describe()
 
+    def _begin_section(self, section: str) -> None:
+        """One of the loop's sections begins; one of that name that was left ends."""
+        self._end_section(section)
+        self._begun.append(section)
+        self.start(section)
+
+    def _end_section(self, section: str) -> None:
+        """One of the loop's sections ends, with those inside it that were left; nothing if it has not begun.
+
+        A run that is resumed inside an epoch, or goes back, is not told of the epoch's begin; and a batch that is left
+        out has none.
+        """
+        while section in self._begun:
+            self.stop(self._begun.pop())
+
+    def on_train_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        self._end_section("run_training_epoch")
+        if trainer.batch_idx:
+            self._begin_section("run_training_epoch")
+
     def on_train_epoch_start(self, *_: Any, **__: Any) -> None:
-        self.start("run_training_epoch")
+        self._begin_section("run_training_epoch")
 
     def on_train_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.stop("run_training_epoch")
+        self._end_section("run_training_epoch")
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> int | None:
-        self.start("run_training_batch")
+        self._begin_section("run_training_batch")
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        self.stop("run_training_batch")
+        self._end_section("run_training_batch")
 
     def on_before_backward(self, *_: Any, **__: Any) -> None:
-        self.start("backward")
+        self._begin_section("backward")
 
     def on_after_backward(self, *_: Any, **__: Any) -> None:
-        self.stop("backward")
+        self._end_section("backward")
 
     def _on_evaluation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        self.start(f"{trainer.state.stage}_step")
+        self._begin_section(f"{trainer.state.stage}_step")
 
     def _on_evaluation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        self.stop(f"{trainer.state.stage}_step")
+        self._end_section(f"{trainer.state.stage}_step")
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = (
         _on_evaluation_batch_start

@@ -165,8 +165,10 @@ class PyTorchProfiler(Profiler):
     on_test_batch_start = Callback.on_test_batch_start
     on_predict_batch_start = Callback.on_predict_batch_start
 
-    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
-        self._start(trainer)
+    def on_train_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        # A run that goes back starts once more, in the same trace.
+        if not self._running:
+            self._start(trainer)
 
     def _step(self, trainer: Trainer, pl_module: Module, *_: Any, **__: Any) -> None:
         # Inside fit, training sets the steps.

@@ -80,6 +80,37 @@ class MeasuresItself(Scripted):
             return super().training_step(batch, batch_idx)
 
 
+class Irregular(Scripted):
+    """Leaves a batch out, skips the rest of an epoch, and goes back once."""
+
+    has_gone_back = False
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.trainer.skip_batches([1])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        if self.current_epoch == 2 and batch_idx == 3:
+            return -1
+        if self.current_epoch == 1 and batch_idx == 3 and not self.has_gone_back:
+            self.has_gone_back = True
+            self.trainer.rewind([(1, 2)])
+        return None
+
+
+@pytest.mark.parametrize("kind", [AdvancedProfiler, SimpleProfiler, PyTorchProfiler])
+def test_runs_that_do_not_go_straight_are_measured(kind: type, tmp_path: Path):
+    """One that is resumed inside an epoch, and one that comes to no end of batches and epochs."""
+    path = tmp_path / "saved"
+    saves = ModelCheckpoint(path, every_n_train_steps=1, save_top_k=-1)
+    run = trainer(saves, profiler=kind(dirpath=tmp_path, filename="irregular"))
+    run.fit(Irregular(), loader())
+    assert run.global_step == 4 + 2 + 3
+    profiler = kind(dirpath=tmp_path, filename="resumed")
+    fit(profiler=profiler, ckpt_path=path / "epoch=0-step=2.ckpt")
+    assert "fit-resumed.txt" in {file.name for file in tmp_path.iterdir()}
+
+
 def test_results_go_to_the_folder_that_is_named(tmp_path: Path):
     folder = tmp_path / "new" / "profiles"
     for profiler in (
