@@ -40,7 +40,13 @@ from .compile import compile_submodules
 from .find import read_run
 from .place import describe_place
 from .processes import run_in_processes
-from .restarted import name_of_fit, numbered, read_earlier_attempt
+from .restarted import (
+    forget_loggers,
+    keep_loggers,
+    name_of_fit,
+    numbered,
+    read_earlier_attempt,
+)
 from .resume import Resume
 from .signals import Signals
 
@@ -125,6 +131,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         if run.fn == "fit":
             run.hooks.call("on_fit_end")
         _take_down(run)
+        forget_loggers(run)
         state.end("finished")
         state.enter(None)
         _finalize(trainer, "success")
@@ -218,6 +225,7 @@ def _share_with_ranks(run: Run) -> None:
     """Let all ranks draw the data's order from one seed, and know the folders of the main rank's loggers."""
     trainer = run.trainer
     if run.fn == "fit" and trainer.is_global_zero:
+        keep_loggers(run)
         for logger in trainer.loggers:
             logger.claim()
     if trainer.world_size == 1:

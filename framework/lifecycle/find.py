@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.find import find_manifests, is_pointer, newest_first, resolve
@@ -88,7 +88,7 @@ def _best_in(folder: str, callback: Any) -> list[str]:
     ]
 
 
-def newest_checkpoints(run: Run, name: str = "") -> list[str]:
+def newest_checkpoints(run: Run, names: Collection[str] = ()) -> list[str]:
     """The complete checkpoints in the folders that the callbacks were given, newest first.
 
     If a callback was given none, or there is no callback, the default ones are searched, too: those of the loggers,
@@ -97,7 +97,7 @@ def newest_checkpoints(run: Run, name: str = "") -> list[str]:
 
     Args:
         run: the run.
-        name: only those of the fit that has this name; see :attr:`~..loop.run.Run.name`.
+        names: only those of the fit that has one of these names; see :attr:`~..loop.run.Run.name`.
 
     Raises:
         CheckpointError: if a fit is to resume, and all that were found hold no run.
@@ -115,11 +115,11 @@ def newest_checkpoints(run: Run, name: str = "") -> list[str]:
         _add_of_class(
             type(run.module).__qualname__, _manifests_in(roots, endings), manifests
         )
-    if name:
+    if names:
         manifests = {
             path: manifest
             for path, manifest in manifests.items()
-            if manifest.get("fit") == name
+            if manifest.get("fit") in names
         }
     usable = manifests
     if run.state.fn == "fit":

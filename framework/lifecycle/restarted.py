@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...strategies.launch.attempts import this_attempt
 from ..checkpoint.serialization import State
+from ..checkpoint.storage import join, storage_of, write_file
 from ..messages import log
 from .find import newest_checkpoints, read_first
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 _numbers = itertools.count(1)
+
+# In bytes.
+_LONGEST_NOTE = 1 << 20
 
 
 def numbered(request: RunRequest) -> RunRequest:
@@ -59,23 +64,69 @@ def read_earlier_attempt(
     if attempt is None or not run.name or not run.trainer.auto_requeue:
         return None
     strategy = run.engine.strategy
+    # Agents on different machines may have been started at different times, and count from then.
+    known = strategy.gather_objects((run.name, attempt))  # collective
+    names = [name for name, _ in known]
+    attempt = max((one for _, one in known), key=lambda one: one.restarts or 0)
     candidates: list[str] = []
-    restarts = 0
     if strategy.is_global_zero and not attempt.is_first:
-        candidates = newest_checkpoints(run, run.name)
-        restarts = attempt.restarts or 0
-    # The counts of torchelastic's agents on different machines may differ.
-    candidates, restarts = strategy.broadcast((candidates, restarts))  # collective
+        candidates = newest_checkpoints(run, names)
+    candidates = strategy.broadcast(candidates)  # collective
     checkpoint = read_first(run, candidates, weights_only) if candidates else None
     if checkpoint is not None:
         instead = "" if ckpt_path is None else f", and not from ckpt_path={ckpt_path!r}"
-        log.info(
-            "This job (%s) was started again: going on from %s%s",
-            attempt.job, run.ckpt_path, instead,
-        )  # fmt: skip
-    elif restarts:
+        log.info("%s: going on from %s%s", attempt.words, run.ckpt_path, instead)
+    elif attempt.restarts:
         log.warning(
-            "This job (%s) was started again, and there is no checkpoint of its attempts before, where this "
-            "Trainer saves: starting as the first one did", attempt.job,
+            "%s: there is no checkpoint of the attempts before, where this Trainer saves: starting as the first one "
+            "did", attempt.words,
         )  # fmt: skip
     return checkpoint
+
+
+# What an attempt leaves for the next one where that finds no checkpoint: the same folders for the same curves.
+
+
+def keep_loggers(run: Run) -> None:
+    """Go on in the folders of the attempts before, and note them for the next one, until there is a checkpoint.
+
+    The main rank calls this, before loggers choose their folders.
+    """
+    path = _note_path(run)
+    if not path:
+        return
+    storage = storage_of(path)
+    loggers = run.trainer.loggers
+    states = None
+    if storage.exists(path):
+        states = json.loads(storage.read_at_most(path, _LONGEST_NOTE))
+    if run.resume.is_from_checkpoint:
+        if states is not None:
+            storage.remove(path)
+        return
+    for logger, state in zip(loggers, states or (), strict=False):
+        logger.load_state_dict(state)
+    for logger in loggers:
+        logger.claim()
+    if states is None:
+        states = [logger.state_dict() for logger in loggers]
+        write_file(path, json.dumps(states, default=str).encode())
+
+
+def forget_loggers(run: Run) -> None:
+    """The fit has come to its end, and nothing is started again."""
+    path = _note_path(run)
+    if path and storage_of(path).exists(path):
+        storage_of(path).remove(path)
+
+
+def _note_path(run: Run) -> str:
+    """Where this fit keeps its note; empty if it needs none."""
+    attempt = this_attempt()
+    is_main = run.trainer.is_global_zero
+    if attempt is None or attempt.is_only or not run.name or not is_main:
+        return ""
+    if not run.trainer.loggers:
+        return ""
+    name = hashlib.sha256(run.name.encode()).hexdigest()[:16]
+    return join(str(run.trainer.default_root_dir), f".attempt-{name}.json")

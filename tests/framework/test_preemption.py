@@ -3,6 +3,7 @@ again."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import signal
@@ -57,6 +58,7 @@ def fit(
     at_step: dict[int, Any] | None = None,
     ckpt_path: str | None = None,
     on_train_start: int = 0,
+    module: type[Linear] = Linear,
     **arguments: Any,
 ) -> Trainer:
     """Train 20 steps; ``at_step`` says which signal comes, or what is called, in which step."""
@@ -79,7 +81,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Linear(), loader(10), ckpt_path=ckpt_path)
+    trainer.fit(module(), loader(10), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -214,7 +216,11 @@ def test_a_job_whose_time_is_too_short_is_not_begun_for_ever(
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "c"}
 ARRAY = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
-ELASTIC = {"TORCHELASTIC_RUN_ID": "a1", "TORCHELASTIC_RESTART_COUNT": "3"}
+ELASTIC = {
+    "TORCHELASTIC_RUN_ID": "a1",
+    "TORCHELASTIC_RESTART_COUNT": "3",
+    "TORCHELASTIC_MAX_RESTARTS": "9",
+}
 
 
 @pytest.mark.parametrize(
@@ -225,11 +231,17 @@ ELASTIC = {"TORCHELASTIC_RUN_ID": "a1", "TORCHELASTIC_RESTART_COUNT": "3"}
         (SLURM | {"SLURM_RESTART_COUNT": "2"}, Attempt("c 7", 2)),
         (SLURM | ARRAY, Attempt("c 5_2", 0)),
         (SLURM | ELASTIC | {"SLURM_RESTART_COUNT": "2"}, Attempt("c 7", 5)),
-        (SLURM | ELASTIC | {"SLURM_JOB_NAME": "bash"}, Attempt("torchelastic a1", 3)),
+        (
+            SLURM | ELASTIC | {"SLURM_JOB_NAME": "bash"},
+            Attempt("torchelastic a1", 3, 9),
+        ),
         (SLURM | {"SLURM_JOB_NAME": "bash"}, None),
-        (ELASTIC, Attempt("torchelastic a1", 3)),
-        # torchrun gives this name to every job.
-        (ELASTIC | {"TORCHELASTIC_RUN_ID": "none"}, None),
+        (ELASTIC, Attempt("torchelastic a1", 3, 9)),
+        # Machines that join are no failures, and counted in addition.
+        (
+            ELASTIC | {"LOOPWRIGHT_AGENT_JOB": "j", "LOOPWRIGHT_ATTEMPT": "4"},
+            Attempt("torchelastic j", 4, 9),
+        ),
         (SLURM | {"LOOPWRIGHT_JOB": "mine"}, Attempt("mine", None)),
         (SLURM | {"LOOPWRIGHT_LAUNCH": "off"}, None),
     ],
@@ -238,6 +250,51 @@ def test_an_attempt_is_told_from_other_jobs(
     env: dict[str, str], expected: Attempt | None
 ) -> None:
     assert this_attempt(env) == expected
+
+
+def test_jobs_that_torchrun_names_alike_are_told_apart() -> None:
+    first = this_attempt(ELASTIC | {"TORCHELASTIC_RUN_ID": "none"})
+    assert first is not None
+    assert str(os.getppid()) in first.job
+    assert first.words == "Restart 3 of 9"
+
+
+class Logs(Linear):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+def test_a_job_without_a_checkpoint_begins_anew_in_its_folder(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And its curve does, so that each step is there once."""
+
+    def die() -> None:
+        # As if it were killed: nothing is saved.
+        raise SystemExit(9)
+
+    options: dict[str, Any] = {
+        "enable_checkpointing": False, "log_every_n_steps": 1, "logger": ["csv", "jsonl"],
+        "module": Logs,
+    }  # fmt: skip
+    attempt(monkeypatch, 0)
+    with pytest.raises(SystemExit):
+        fit({7: die}, **options)
+    (note,) = cluster.glob(".attempt-*")
+    attempt(monkeypatch, 1)
+    again = fit(**options)
+    assert "there is no checkpoint of the attempts before" in caplog.text
+    folders = [Path(logger.log_dir or "").name for logger in again.loggers]
+    assert folders == ["version_0", "version_1"]
+    assert not note.exists()
+    text = (Path(again.loggers[0].log_dir or "") / "metrics.csv").read_text()
+    steps = [int(row["step"]) for row in csv.DictReader(text.splitlines())]
+    assert steps == list(range(1, 21))
+    # A program that is started by itself has a folder of its own.
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert Path(fit(**options).log_dir or "").name == "version_2"
 
 
 def test_a_short_job_saves_later() -> None:
