@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -136,6 +136,11 @@ class Trainer:
         auto_requeue: under SLURM, a fit that gets SIGUSR1, or whose time is nearly up, saves and puts its job back into
             the queue. A fit of a job that was started again, by whomever, goes on from its newest checkpoint.
         compile: compile the module's submodules in place; a dict gives ``torch.compile``'s arguments.
+        hang_timeout: how long a process may stand still before it is reported with its stacks and ended, with a code
+            that is not 0: seconds or a ``timedelta`` for all phases, 0 for ever, or a mapping of these by phase:
+            ``"setup"`` (with the first batch), ``"prepare_data"``, ``"train"``, ``"validate"`` (and other
+            evaluations), ``"checkpoint"``, ``"teardown"``. Default: 5 minutes in training, 30 in the other phases, and
+            more where steps take long.
 
     Raises:
         ValueError, TypeError: for arguments that are not as described.
@@ -198,6 +203,7 @@ class Trainer:
         default_root_dir: str | os.PathLike[str] | None = None,
         auto_requeue: bool = True,
         compile: bool | dict[str, Any] = False,
+        hang_timeout: float | timedelta | Mapping[str, float | timedelta] | None = None,
     ) -> None:
         configure()
         check_count("max_epochs", max_epochs, -1, (None,))
@@ -311,6 +317,7 @@ class Trainer:
             strategy,
             precision,
             sync_batchnorm=sync_batchnorm,
+            hang_timeout=hang_timeout,
             launch=False,
         )
         self.engine.keep_gradients_local(micro_batch is not None)

@@ -291,6 +291,7 @@ ENGINE = {
 
 # The same of the Engine.
 INSIDE_THE_ENGINE = {
+    "loop_watch",
     "evaluate",
     "forward",
     "start_epoch",
@@ -310,6 +311,7 @@ INSIDE_THE_ENGINE = {
     "enter_loader",
     "environment",
     "forget",
+    "hang_timeout",
     "instances",
     "keep_gradients_local",
     "leave_loader",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import timedelta
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ...strategies import Precision, Strategy, create_strategy
+from ...strategies.launch.hang_timeout import HangTimeout
 from ...strategies.launch.launcher import can_rerun, rerun_script
 from ...strategies.optimizer_state import (
     is_numbered,
@@ -48,6 +50,7 @@ from .call_check import DEBUG_TIMEOUT, of_group
 from .collectives import Collectives
 from .devices import find_devices
 from .loaders import PreparedLoader, SkippedLoader
+from .loop_watch import LoopWatch
 from .loss_scaling import LossScaler
 from .prepare import Prepared, has_methods, trains
 from .prepared import unwrapped
@@ -95,6 +98,10 @@ class Engine(Collectives):
             and :meth:`load_state`, are always compared.
         use_distributed_sampler: shard the batches of prepared loaders over the processes; False if each process makes
             a loader for its own part of the data. By default, the processes find out for each loader.
+        hang_timeout: how long a process may stand still before it is reported with its stacks and ended, with a code
+            that is not 0: seconds or a ``timedelta``, 0 for ever, or a mapping of these by phase. The Engine knows
+            two: ``"train"``, while one of its loaders is read, and ``"setup"`` before and between. Default, with
+            several processes: 30 minutes and for ever.
         launch: start the processes now, or join those that a launcher has started. The Trainer does so in ``fit``.
 
     Attributes:
@@ -104,9 +111,11 @@ class Engine(Collectives):
         loggers: the loggers, as a list.
         prepared: what :meth:`prepare` has prepared.
         prepared_type: the class of that record.
+        hang_timeout: as given, read.
         save_state_pre_hooks, load_state_pre_hooks: what :meth:`save_state` and :meth:`load_state` call first.
         saver: writes checkpoints.
         instances: all engines of this process.
+        loop_watch: notices if their loops stand still.
 
     Raises:
         ValueError: for arguments that are unknown, or that this machine cannot serve; before anything is set up.
@@ -114,6 +123,7 @@ class Engine(Collectives):
     """
 
     instances: ClassVar[WeakSet[Engine]] = WeakSet()
+    loop_watch: ClassVar[LoopWatch] = LoopWatch(instances)
     prepared_type: ClassVar[type[Prepared]] = Prepared
 
     @names_arguments
@@ -129,6 +139,7 @@ class Engine(Collectives):
         sync_batchnorm: bool = False,
         debug: bool | None = None,
         use_distributed_sampler: bool | None = None,
+        hang_timeout: float | timedelta | Mapping[str, float | timedelta] | None = None,
         launch: bool = True,
     ) -> None:
         check_count("gradient_accumulation_steps", gradient_accumulation_steps, 1)
@@ -137,6 +148,8 @@ class Engine(Collectives):
             gradient_accumulation_steps = launched_accumulation(
                 "gradient_accumulation_steps", gradient_accumulation_steps
             )
+        own_loop = {"setup": 0, "train": 1800}
+        self.hang_timeout = HangTimeout.read(hang_timeout, own_loop if launch else {})
         check_launched_strategy(strategy)
         self._requested = launched_accelerator(accelerator), devices, num_nodes
         self.precision = create_precision(launched_precision(precision))
@@ -172,6 +185,7 @@ class Engine(Collectives):
             if self.must_launch:
                 self._launch()
             self.connect()
+            Engine.loop_watch.begin(self)
 
     def _create_strategy(
         self,
@@ -1065,6 +1079,7 @@ class Engine(Collectives):
         for logger in self.loggers if self.is_main_process else ():
             logger.finalize("success")
         self._meet("end_training")
+        Engine.loop_watch.end()
         self._finish_save()
         self.free_memory()
         self.strategy.disconnect()

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from ...callbacks.logging_module import logging_through
 from ...loggers.dummy import DummyLogger, LoggerFolders
 from ...strategies.launch import failures
+from ...strategies.launch.heartbeat import Heartbeat
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
@@ -80,7 +82,7 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
         run = begin_run(trainer, request)
         through_module = logging_through(run.module, trainer.callbacks)
         ended = workers_ended(lambda: run.signals.in_a_hurry)
-        with ended, through_module, lifecycle(run, request):
+        with ended, through_module, _heartbeat(run), lifecycle(run, request):
             if request.search is not None:
                 return request.search(trainer, run.module)
             if request.fn == "fit":
@@ -108,6 +110,25 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
             # Go on inside the epoch in which the last fit stopped.
             run.take_up(ResumeEpoch(run, unfinished))
     return run
+
+
+def _heartbeat(run: Run) -> Heartbeat:
+    """Return the context in which it is noticed if the run stands still for too long."""
+    state, strategy = run.state, run.engine.strategy
+
+    def place(frames: list[FrameType]) -> tuple[str, str]:
+        phase, text = describe_place(state, frames)
+        # The first batch may take long: workers start, and code is compiled.
+        is_first = phase == "train" and state.total_batches == run.first_batch
+        return "setup" if is_first else phase, text
+
+    return Heartbeat(
+        run.engine.hang_timeout,
+        place,
+        lambda: (state.epoch, state.batch_idx, state.global_step),
+        strategy.global_rank,
+        strategy.world_size,
+    )
 
 
 @contextmanager

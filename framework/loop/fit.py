@@ -177,6 +177,7 @@ def _begin_training(run: Run) -> None:
     if run.schedule.validates_in_epoch():
         run.loaders.load_validation()
     run.state.enter("train")
+    run.begin_batches()
     run.signals.begin()
     run.metrics.enter("train", "epoch")
     run.step.schedule_free.train()

@@ -136,6 +136,7 @@ class Run:
         resume: what the run takes up from a checkpoint, or from the fit before.
         in_eval_mode: parts of the module that were in evaluation mode before any hook of the fit.
         checkpoints: those that the fit can go back to, by path.
+        first_batch: which of the training's batches this fit has begun with, of ``state.total_batches``.
         name: what the same fit is called in each attempt at its job, and no other one; empty if nobody starts it again.
     """
 
@@ -167,6 +168,7 @@ class Run:
         self.resume = NoResume()
         self.in_eval_mode: set[nn.Module] = set()
         self.checkpoints: dict[str, RewindPoint] = {}
+        self.first_batch = -1
         self.name = name
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
@@ -175,6 +177,10 @@ class Run:
         """Train with these optimizers, which the next fit goes on with."""
         self.step = step
         self.trainer.last_fit = FitState(self.module, step.configured, step)
+
+    def begin_batches(self) -> None:
+        """Note that training begins, with the batch that comes next."""
+        self.first_batch = self.state.total_batches
 
     def keep_unfinished(self) -> None:
         """Keep what the running epoch has gathered, for the run that goes on with it."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .environment import AGENT
+from .environment import AGENT, BEATS
 from .job_folder import make_job_folder
 from .restarts import Restarts
+from .watch import watching
 
 # What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
 _FORWARDED = (
@@ -83,6 +84,7 @@ def agent(
     # The tables that it logs name the process that was first seen to fail, which may have lost the guilty one.
     logger.setLevel(logging.CRITICAL)
     os.environ[AGENT] = str(os.getpid())
+    os.environ[BEATS] = folder
     num_threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     # Processes that are started again must not read the addresses of those before them.
@@ -90,7 +92,8 @@ def agent(
     try:
         config = _config(processes, max_restarts, nodes, folder)
         restarts = Restarts(max_restarts, folder, processes, nodes.count)
-        yield partial(partial, run, config, restarts.follows), folder
+        with watching(folder):
+            yield partial(partial, run, config, restarts.follows), folder
     finally:
         logger.setLevel(level)
         # Only in the main thread does torchelastic set handlers, and can they be set.

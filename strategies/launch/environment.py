@@ -20,6 +20,9 @@ AGENT = "LOOPWRIGHT_AGENT"
 JOB_OF_AGENTS = "LOOPWRIGHT_AGENT_JOB"
 ATTEMPT = "LOOPWRIGHT_ATTEMPT"
 
+# A variable in the processes that we start: the folder in which the agent looks for their signs of life.
+BEATS = "LOOPWRIGHT_BEATS"
+
 # A variable in the processes that a command of ours has started: its name.
 COMMAND = "LOOPWRIGHT_COMMAND"
 
