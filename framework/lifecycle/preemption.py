@@ -38,6 +38,7 @@ class Preemption:
                 job.name,
             )
             return
+        self._job = job = job.with_times()
         then = "saves and ends"
         if not job.interactive:
             then = "saves and puts its job back into the queue"

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,24 @@ def test_a_task_of_an_array_and_a_queue_that_refuses(
     assert list(cluster.rglob("*-step=8.ckpt"))
 
 
+@pytest.mark.parametrize("told_by", ["variables", "squeue"])
 def test_the_time_limit_is_known_without_a_signal(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    told_by: str,
 ) -> None:
     attempt(monkeypatch, 0)
     fit(max_epochs=1)
     begin = int(time.time()) - 95
-    monkeypatch.setenv("SLURM_JOB_START_TIME", str(begin))
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(begin + 100))
+    if told_by == "variables":
+        monkeypatch.setenv("SLURM_JOB_START_TIME", str(begin))
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(begin + 100))
+    else:
+        program = cluster / "bin" / "squeue"
+        times = [datetime.fromtimestamp(begin + s).isoformat() for s in (0, 100)]
+        program.write_text(f"#!/bin/sh\necho {' '.join(times)}\n")
+        program.chmod(0o755)
     attempt(monkeypatch, 1)
     with pytest.raises(SystemExit) as ended:
         fit(max_epochs=100_000)
