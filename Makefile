@@ -15,12 +15,13 @@ EXTRAS_docs := docs,cli
 EXTRAS_test := test,cli,comet,deepspeed,mlflow,monitors,parquet,s3,tqdm,trackio,tune,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
+EXTRAS_clusters :=
 # Without what they depend on: litdata wants torchvision, whose build on PyPI is for CUDA alone and cannot be imported
 # beside a CPU build of torch. The other things that litdata needs stand in the extra `test`.
 ALONE_test := litdata
 ALONE_check := $(ALONE_test)
 
-.PHONY: help demo test test-all check format hooks bench docs clean
+.PHONY: help demo test test-all clusters check format hooks bench docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -28,6 +29,7 @@ help:
 	@echo "make demo    train on scikit-learn's digits (examples/digits.py)"
 	@echo "make test    run the tests but the slow ones; PYTEST_ARGS='tests/loggers' and the like are passed on"
 	@echo "make test-all  all of them"
+	@echo "make clusters  train on a SLURM, an MPI, a Ray and two machines of torchrun's, all on this machine; as root"
 	@echo "make check   lint, format, types, docs with warnings as errors"
 	@echo "make format  let ruff mend and format the code"
 	@echo "make hooks   have git check each commit (.pre-commit-config.yaml)"
@@ -41,7 +43,7 @@ $(VENV)/bin/python:
 
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(EXTRAS_$*),[$(EXTRAS_$*)])"
 	$(if $(ALONE_$*),$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(ALONE_$*))
 	@touch $@
 
@@ -55,6 +57,10 @@ test: $(VENV)/installed-test
 
 test-all: test
 	$(RUN) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+# They install what they need, Debian's packages too, and skip what cannot run here.
+clusters: $(VENV)/installed-clusters
+	$(RUN) python -m tests.clusters $(CLUSTERS)
 
 check: $(VENV)/installed-check
 	$(RUN) ruff check .
