@@ -47,7 +47,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
-ReturnToService=2
+ReturnToService=1
 KillWait=30
 FirstJobId={first_job}
 StateSaveLocation={folder}/state
