@@ -29,6 +29,8 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 # The most that a process waits for the others, and by when all of them are to be over.
 TIMEOUT = 10
 SECONDS_UNTIL_OVER = 100
+# How long an agent of torchrun's waits for an answer of the first machine: 60 s by default, several times over.
+STORE = "read_timeout=15"
 
 
 class Machines:
@@ -81,7 +83,7 @@ class Machines:
                 *(sys.executable, "-m", "torch.distributed.run"),
                 *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d"),
                 *("--rdzv-endpoint", f"{ADDRESSES[0]}:29555", "--rdzv-id", name[-6:]),
-                *("--rdzv-conf", f"is_host={int(index == 0)},timeout=60"),
+                *("--rdzv-conf", f"is_host={int(index == 0)},timeout=60,{STORE}"),
                 *("--local-addr", address, "-m", "tests.clusters.program"),
                 *(stage.folder, *arguments),
             ]

@@ -60,6 +60,8 @@ def cluster(folder: Path) -> Iterator[Ray]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(PACKAGES)]),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex,
         # A worker is started when it is needed: on two cores, others would only be in the way.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",

@@ -291,7 +291,9 @@ def _play_one(
         traceback.print_exc()
         print(f"\nWhat its jobs printed:\n{stage.text()[-6000:]}\n", flush=True)
         note = str(error) or type(error).__name__
-    if left := stage.left_running():
+    finally:
+        left = stage.left_running()
+    if left:
         note = f"{len(left)} processes were left; {note}"
     result = "failed" if note else "passed"
     return Outcome(name, title, result, _since(begin), note)
