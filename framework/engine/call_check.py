@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ...strategies.launch.environment import detect_environment
+from ...strategies.launch.failures import note_peers
 from ...strategies.launch.processes import has_ended, process_here
 from ...strategies.launch.rendezvous import RENDEZVOUS
 from ..data.batches import leaves
@@ -153,11 +155,29 @@ class CallCheck:
                     # The key is not deleted, as another process may be about to read it.
                     self._write(key, None)
         if all_came:
+            if self.calls == 0:
+                self._note_peers()
             self.calls += 1
             self._last_call = _text(self._post)
             self._delete_old_keys()
             self._to_delete = [count, agreed]
         return all_came
+
+    def _note_peers(self) -> None:
+        """Remember the processes of this machine: when the store is gone, it can still be seen which have ended."""
+        place = detect_environment()
+        if place is None:
+            return
+        first = self.rank - place.local_rank
+        peers = {
+            rank: self._read(f"process/{rank}")
+            for rank in range(first, first + place.local_world_size)
+        }
+
+        def find_ended() -> dict[int, int]:
+            return {rank: peer[1] for rank, peer in peers.items() if has_ended(peer)}
+
+        note_peers(find_ended)
 
     def _wait(self, agreed: str) -> bool:
         """Wait until all processes make the current call; returns whether they do, and not this one alone."""

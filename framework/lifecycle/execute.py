@@ -138,6 +138,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     state.start()
     # A hook may have a run of its own, of another Trainer.
     outer = failures.begin_run(partial(describe_place, state))
+    # Where each process has loggers of its own, only the main one's know the folder, which it will tell.
+    failures.note_folder(partial(_log_folder, trainer, trainer.world_size == 1))
     try:
         with ExitStack() as contexts:
             if trainer.detect_anomaly:
@@ -259,6 +261,15 @@ def _share_with_ranks(run: Run) -> None:
     shared = strategy.broadcast([LoggerFolders.of(logger) for logger in loggers])
     if not trainer.is_global_zero:
         trainer.loggers = [DummyLogger(folders) for folders in shared]
+    failures.note_folder(partial(_log_folder, trainer, True))
+
+
+def _log_folder(trainer: Trainer, is_known: bool) -> str:
+    """Return the folder for files that tell of a failure; empty if the run writes none."""
+    if trainer.barebones or trainer.fast_dev_run:
+        return ""
+    folder = trainer.log_dir if is_known else trainer.default_root_dir
+    return folder if "://" in folder else os.path.abspath(folder)
 
 
 def _prepare_data(run: Run) -> None:

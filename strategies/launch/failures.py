@@ -19,8 +19,15 @@ from typing import Any, NamedTuple
 
 from .environment import AGENT, detect_environment
 from .processes import die_with
-from .rank_report import Kind, RankReport, describe_exit, write_report
+from .rank_report import (
+    Kind,
+    RankReport,
+    describe_exit,
+    write_folder,
+    write_report,
+)
 from .rendezvous import RENDEZVOUS
+from .telling import error_file, has_own_agent, tell
 
 # Stands in messages of errors that only say that another process is gone, or stuck.
 _PEER_LOST = re.compile(
@@ -51,18 +58,24 @@ class _Worker:
 
     Attributes:
         has_joined: :func:`join_job` has been called.
-        previous_hook: ``sys.excepthook`` before that.
+        has_hook: ``sys.excepthook`` is one of this file's.
+        previous_hook: what it was before that.
         failure_id: the ``id`` of the exception that ended the last failed run. The exception itself would keep alive
             what its frames hold.
         place: how far that run had come, in words.
         describe: says where the run is that is going on.
+        folder: gives the log folder of the newest run; an empty text if it writes no files.
+        find_ended: gives the processes of the job on this machine that have ended, as process ids by rank.
     """
 
     has_joined = False
+    has_hook = False
     previous_hook: Any = sys.excepthook
     failure_id = 0
     place = ""
     describe: Describe | None = None
+    folder: Callable[[], str] = str
+    find_ended: Callable[[], dict[int, int]] = dict
 
 
 _worker = _Worker()
@@ -73,13 +86,24 @@ def join_job() -> None:
     if _worker.has_joined:
         return
     _worker.has_joined = True
-    _worker.previous_hook = sys.excepthook
-    sys.excepthook = _report_uncaught
+    _install_hook(_report_uncaught)
     if AGENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         die_with(int(os.environ.get(AGENT, os.getppid())))
 
 
-# Where this process is.
+def _install_hook(hook: Any) -> None:
+    if not _worker.has_hook:
+        _worker.previous_hook = sys.excepthook
+    _worker.has_hook = True
+    sys.excepthook = hook
+
+
+def note_peers(find_ended: Callable[[], dict[int, int]]) -> None:
+    """Note what tells which processes of the job on this machine have ended: their ids, by rank."""
+    _worker.find_ended = find_ended
+
+
+# The run that is going on.
 
 
 def begin_run(describe: Describe) -> Describe | None:
@@ -93,13 +117,26 @@ def begin_run(describe: Describe) -> Describe | None:
     """
     outer, _worker.describe = _worker.describe, describe
     with suppress(OSError):
-        os.remove(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+        os.remove(error_file())
     return outer
 
 
 def end_run(outer: Describe | None) -> None:
     """Note that the run is over, and the one goes on inside of which it was."""
     _worker.describe = outer
+
+
+def note_folder(folder: Callable[[], str]) -> None:
+    """Note where the newest run's log folder is, in which its failure is told.
+
+    Args:
+        folder: gives it; an empty text if the run writes no files.
+    """
+    _worker.folder = folder
+    if has_own_agent():
+        # The agent writes the files, and this process may not live to tell it.
+        with suppress(OSError):
+            write_folder(error_file(), folder())
 
 
 def current_place(frame: FrameType | None = None) -> Place:
@@ -135,16 +172,25 @@ def record_failure(error: BaseException) -> None:
     """Remember where a run was when an exception ended it, in case that it ends this process, too."""
     _worker.failure_id = id(error)
     _worker.place = _describe([*_frames_of(error.__traceback__)]).text
-    is_exit = isinstance(error, SystemExit)
+    if not _worker.has_hook:
+        # Only now, as a run that goes well needs none.
+        _install_hook(_note_uncaught)
     # sys.excepthook is not called for SystemExit. And when a peer is gone, the agent may end this process before the
     # hook runs. So these are reported now.
-    if is_exit or is_loss(error):
+    if isinstance(error, SystemExit):
+        _tell_of_exit(report_of(error))
+    elif is_loss(error):
         # The disk may be full, and even then the run has to be torn down.
         with suppress(OSError):
             report(error)
-    has_agent = "TORCHELASTIC_ERROR_FILE" in os.environ
-    if is_exit and _worker.has_joined and not has_agent:
-        _print(f"{_headline(error)} SystemExit: {error}\n")
+
+
+def _tell_of_exit(own: RankReport) -> None:
+    """Tell that this process leaves in the middle of a run; alone, it may do so by an exit code of 0."""
+    if _worker.has_joined:
+        tell_end(own, "" if has_own_agent() else own.message)
+    elif own.exit_code:
+        tell_end(own)
 
 
 def record_stop(frame: FrameType | None) -> None:
@@ -153,23 +199,34 @@ def record_stop(frame: FrameType | None) -> None:
     Args:
         frame: what it runs.
     """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path or os.path.exists(path):
-        return
-    stack = "".join(traceback.format_stack(frame))
-    message = "it was told to end, as another process had"
-    place = current_place(frame).text
-    # The disk may be full, and even then this process has to end.
-    with suppress(OSError):
-        write_report(path, _own_report("stopped", place, message, stack))
+    if error_file() and not os.path.exists(error_file()):
+        stack = "".join(traceback.format_stack(frame))
+        message = "it was told to end, as another process had"
+        place = current_place(frame).text
+        tell_end(_own_report("stopped", place, message, stack))
 
 
 def record_end_by_signal(number: int) -> None:
     """Report that this process ends as a signal has asked it to."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
+    if error_file():
+        # The disk may be full, and even then this process has to end.
         with suppress(OSError):
-            write_report(path, _own_report("asked", "", describe_exit(-number), ""))
+            own = _own_report("asked", "", describe_exit(-number), "")
+            write_report(error_file(), own)
+
+
+def tell_end(own: RankReport, trace: str | None = None) -> None:
+    """Tell how this process ends, which another part of it may know better than the run.
+
+    Args:
+        own: what is known of it.
+        trace: what to show of it, if there is no agent of ours; None shows nothing, an empty text a line.
+    """
+    folder = ""
+    # A logger may have lost its service.
+    with suppress(Exception):
+        folder = _worker.folder()
+    tell(own, folder, _worker.find_ended, trace)
 
 
 def is_loss(error: BaseException) -> bool:
@@ -183,22 +240,27 @@ def is_loss(error: BaseException) -> bool:
 
 def report(error: BaseException) -> None:
     """Write ``error`` to torchelastic's error file, if it started this process."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        write_report(path, report_of(error))
+    if error_file():
+        write_report(error_file(), report_of(error))
 
 
 def report_of(error: BaseException) -> RankReport:
     """Return what is known of this process that ``error`` ends."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    kind = "lost" if is_loss(error) else "failed"
-    own = _own_report(kind, _place_of(error), _message(error), "".join(lines))
-    return replace(own, exit_code=_exit_code(error))
+    kind, message = "failed", _message(error)
+    exit_code = _exit_code(error)
+    if is_loss(error):
+        kind = "lost"
+    elif exit_code == 0:
+        kind, message = "ended", "exit code 0 before the run was over"
+    place = _worker.place if _worker.failure_id == id(error) else ""
+    own = _own_report(kind, place, message, "".join(lines))
+    return replace(own, exit_code=exit_code)
 
 
 def _own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
     return RankReport(
-        rank=int(os.environ.get("RANK", 0)),
+        rank=_own_rank(),
         kind=kind,
         place=place,
         message=message,
@@ -208,6 +270,11 @@ def _own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
         time=time.time(),
         attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
+
+
+def _own_rank() -> int:
+    environment = detect_environment()
+    return 0 if environment is None else environment.rank
 
 
 def _message(error: BaseException) -> str:
@@ -227,46 +294,29 @@ def _exit_code(error: BaseException) -> int:
     return error.code & 0xFF if isinstance(error.code, int) else 1
 
 
-def _place_of(error: BaseException) -> str:
-    """Return in words how far the run had come that ``error`` ended; empty if none has recorded it."""
-    return _worker.place if _worker.failure_id == id(error) else ""
-
-
-def _headline(error: BaseException) -> str:
-    """Return in words which process ``error`` ends, and where."""
-    environment = detect_environment()
-    who = "This process"
-    if environment is not None:
-        who = f"Rank {environment.rank} of {environment.world_size}"
-    what = "lost its peers" if is_loss(error) else "failed"
-    if isinstance(error, SystemExit) and not error.code:
-        what = "ended"
-    place = _place_of(error)
-    return f"{who} {what} at {place}:" if place else f"{who} {what}:"
-
-
-def _print(text: str) -> None:
-    """Write to standard error at once, as other processes do."""
-    # Not sys.stderr: torch's hook calls ours with another one there, which is written out only afterwards.
-    if sys.__stderr__ is not None:
-        sys.__stderr__.write(text)
-        sys.__stderr__.flush()
+def _note_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Tell in the failure files of an exception that ends a process without peers, as ``sys.excepthook``."""
+    _worker.previous_hook(kind, error, trace)
+    if isinstance(error, Exception):
+        tell_end(report_of(error))
 
 
 def _report_uncaught(
     kind: type[BaseException], error: BaseException, trace: Any
 ) -> None:
     """Report an exception that nobody has caught, as ``sys.excepthook``, and end this process without its peers."""
-    with suppress(OSError):
-        report(error)
     if not isinstance(error, Exception):
+        with suppress(OSError):
+            report(error)
         _worker.previous_hook(kind, error, trace)
         return
+    shown = None
     # An agent of ours prints what all have reported, the guilty rank's first.
-    if AGENT not in os.environ:
+    if not has_own_agent():
         with redirect_stderr(io.StringIO()) as text:
             _worker.previous_hook(kind, error, trace)
-        _print(f"{_headline(error)}\n{text.getvalue()}")
+        shown = text.getvalue()
+    tell_end(report_of(error), shown)
     # To leave the job could take peers, and an interpreter that ends without that may be aborted by gloo's threads. So
     # only the other functions of atexit are run, and the process ends at once.
     atexit.unregister(RENDEZVOUS.leave_job)

@@ -23,8 +23,9 @@ from types import FrameType
 from typing import Any
 
 from .environment import AGENT, BEATS
+from .failures import tell_end
 from .hang_timeout import MOST_SECONDS, HangTimeout
-from .rank_report import HANG_CODE, RankReport, write_report
+from .rank_report import HANG_CODE, RankReport
 from .stacks import (
     all_stacks,
     frames_of,
@@ -149,13 +150,7 @@ class Heartbeat:
             time=time.time() - moves.still,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         )
-        path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if path:
-            # The disk may be full, and even then this process has to end.
-            with suppress(OSError):
-                write_report(path, report)
-        if not has_own_agent() and sys.__stderr__ is not None:
-            sys.__stderr__.write(report.text(self.world_size) + "\n")
+        tell_end(report, report.trace)
         # What hangs may be in the middle of a print.
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
         flush.start()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from glob import glob
 from typing import Any, NamedTuple
 
+from .failure_files import JSON_FILE, TEXT_FILE, add_reports
 from .rank_report import (
-    HANG_CODE,
     RankReport,
     by_guilt,
     describe_exit,
+    job_code,
+    read_folder,
     read_report,
     shell_code,
 )
+from .readable import readable
 
 
 class JobFailure(NamedTuple):
@@ -54,24 +58,44 @@ def failure_text(
         has_all_exits: ``failures`` has all ranks whose exit code was not 0.
     """
     reports = read_attempt(folder) | dict(known or {})
+    attempt, _ = _last_attempt(folder)
     for rank, failure in failures.items():
         if rank in reports:
             code = _exit_code(reports[rank], failure.exitcode)
             reports[rank] = replace(reports[rank], exit_code=code)
         else:
-            reports[rank] = _report_of_exit(rank, failure)
+            reports[rank] = _report_of_exit(rank, failure, attempt)
     first_rank = min(failures) // processes * processes
     ranks = set(range(first_rank, first_rank + processes))
     silent = sorted(ranks - reports.keys() - failures.keys())
     _find_guilty(reports, silent, has_all_exits)
     ordered = by_guilt(reports.values())
     text = describe_job(ordered, processes * num_nodes)
-    first = ordered[0]
-    # It is never that of success.
-    exit_code = first.exit_code or 1
-    if first.kind in ("hung", "stopped"):
-        exit_code = HANG_CODE
-    return JobFailure(text, exit_code, first.rank, ordered)
+    return JobFailure(text, job_code(ordered), ordered[0].rank, ordered)
+
+
+def tell_job(job: JobFailure, folder: str, world_size: int, name: str = "") -> None:
+    """Print how a job has failed, and write it into the log folder of its run.
+
+    Args:
+        job: as of :func:`failure_text`.
+        folder: where the ranks have left their reports.
+        world_size: number of ranks.
+        name: of the job, which the agents of all its machines give.
+    """
+    # What is printed must not be lost if the disk is full.
+    print(job.text, file=sys.stderr, flush=True)
+    place = log_folder(folder)
+    if not place or job.reports[0].kind == "asked":
+        return
+    try:
+        add_reports(place, name, world_size, job.reports)
+    except Exception as error:
+        # Also what a remote storage's library raises.
+        print(f"{JSON_FILE} could not be written: {error}", file=sys.stderr)
+    else:
+        path = os.path.join(place, TEXT_FILE)
+        print(f"\nAll of it: {path}", file=sys.stderr)
 
 
 def describe_job(ordered: Sequence[RankReport], world_size: int) -> str:
@@ -80,23 +104,39 @@ def describe_job(ordered: Sequence[RankReport], world_size: int) -> str:
     if first.kind == "asked":
         # What has come of it was told when it was asked.
         return first.line(world_size)
-    text = first.text(world_size)
+    text = readable(first.text(world_size))
+    if first.is_guilty:
+        # Whether the agent was quicker to stop a rank than the rank to notice makes no difference.
+        others = [
+            replace(report, kind="lost") if report.kind == "stopped" else report
+            for report in others
+        ]
     lines = [report.line(world_size) for report in others]
     return f"{text}\n\n" + "\n".join(lines) if lines else text
 
 
 def read_attempt(folder: str) -> dict[int, RankReport]:
     """Read what the ranks of the last attempt have written into ``folder``, by rank."""
-    attempts = glob(os.path.join(folder, "*", "attempt_*"))
-    if not attempts:
-        return {}
-    last_attempt = max(attempts, key=lambda path: int(path.rpartition("_")[2]))
-    files = glob(os.path.join(last_attempt, "*", "error.json"))
+    files = glob(os.path.join(_last_attempt(folder)[1], "*", "error.json"))
     reports = [report for path in files if (report := read_report(path))]
     return {report.rank: report for report in reports}
 
 
-def _report_of_exit(rank: int, failure: Any) -> RankReport:
+def log_folder(folder: str) -> str:
+    """Return the log folder of the run that the ranks of the last attempt have begun; empty if they have none."""
+    ranks = glob(os.path.join(_last_attempt(folder)[1], "*"))
+    folders = [read_folder(os.path.join(rank, "error.json")) for rank in ranks]
+    return next(filter(None, folders), "")
+
+
+def _last_attempt(folder: str) -> tuple[int, str]:
+    """Return how often the ranks were started again, and where in ``folder`` those leave their reports."""
+    attempts = glob(os.path.join(folder, "*", "attempt_*"))
+    numbers = (int(path.rpartition("_")[2]) for path in attempts)
+    return max(zip(numbers, attempts, strict=True), default=(0, folder))
+
+
+def _report_of_exit(rank: int, failure: Any, attempt: int) -> RankReport:
     """Return what is known of a rank that has told nothing itself."""
     # The agent ends by SIGTERM those whose peer has failed.
     was_stopped = failure.exitcode == -signal.SIGTERM
@@ -107,6 +147,7 @@ def _report_of_exit(rank: int, failure: Any) -> RankReport:
         exit_code=shell_code(failure.exitcode),
         pid=failure.pid,
         time=float(failure.timestamp),
+        attempt=attempt,
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from .agent import ONE_NODE, Nodes, agent
 from .failures import is_loss, join_job, report
-from .job_report import failure_text
+from .job_report import failure_text, tell_job
 from .rendezvous import RENDEZVOUS
 
 _IMPORTED_IN = os.getcwd()
@@ -123,7 +123,7 @@ def run_in_processes(
             launch(program)(*arguments)
         except ChildFailedError as error:
             failure = failure_text(error.failures, folder, processes, nodes.count)
-            print(failure.text, file=sys.stderr)
+            tell_job(failure, folder, processes * nodes.count, nodes.job)
             return failure.exit_code
         except SignalException as error:
             return 128 + error.sigval

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -22,8 +23,14 @@ _GUILT: dict[Kind, int] = {
     "lost": 3,
 }
 
+# A line of C++ in the message of an error.
+_SOURCE = re.compile(r"\[?/\S+\.(?:cc|cpp|h):\d+\]? ")
+
 # What a job ends with when a rank hung, as the command ``timeout`` does.
 HANG_CODE = 124
+
+# So much later than they were, errors of ranks that merely lost a peer are dated where torchrun reads them.
+_LATER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,11 @@ class RankReport:
     def line(self, world_size: int) -> str:
         """Return all but the traceback, in one line."""
         message = first_line(self.message)
-        # It stands in the headline.
+        if self.kind == "lost":
+            # gloo and NCCL name a line of their code, and go on with advice.
+            message = _SOURCE.sub("", message).partition(". ")[0]
         if self.kind in ("ended", "asked"):
+            # It stands in the headline.
             message = ""
         return self.headline(world_size) + (f": {message}" if message else "")
 
@@ -102,6 +112,14 @@ def by_guilt(reports: Iterable[RankReport]) -> list[RankReport]:
     return sorted(reports, key=lambda one: (_GUILT[one.kind], one.time, one.rank))
 
 
+def job_code(ordered: Sequence[RankReport]) -> int:
+    """Return the exit code of a job of which these reports are known, the guilty one first; it is never success."""
+    first = ordered[0]
+    if first.kind in ("hung", "stopped"):
+        return HANG_CODE
+    return first.exit_code or 1
+
+
 def shell_code(code: int) -> int:
     """Return an exit code of ``subprocess`` as a shell gives it: 128 + *n* for signal *n*."""
     return 128 - code if code < 0 else code
@@ -116,9 +134,20 @@ def describe_exit(code: int) -> str:
     return f"exit code {code}"
 
 
-def write_report(path: str, report: RankReport) -> None:
-    """Write a report where torchelastic looks for one: in its form, which holds ours."""
-    extra = {"py_callstack": report.trace, "timestamp": str(int(report.time))}
+def write_report(path: str, report: RankReport, shown: str = "") -> None:
+    """Write a report where torchelastic looks for one: in its form, which holds ours.
+
+    Args:
+        path: the file.
+        report: what is known of this process.
+        shown: what torchrun shows in its table, in the place of the traceback.
+    """
+    # torchrun blames the rank whose time is the earliest, and knows no parts of a second.
+    seconds = int(report.time)
+    if not report.is_guilty:
+        seconds += _LATER_SECONDS
+        shown = shown or first_line(report.message)
+    extra = {"py_callstack": shown or report.trace, "timestamp": str(seconds)}
     message = {"message": report.message, "extraInfo": extra}
     content = {"message": message, "report": asdict(report)}
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -140,3 +169,21 @@ def from_dict(values: dict[str, Any]) -> RankReport:
     """Make a report of what ``dataclasses.asdict`` gave, by this version or another."""
     known = {item.name for item in fields(RankReport)}
     return RankReport(**{name: values[name] for name in values.keys() & known})
+
+
+def write_folder(error_file: str, folder: str) -> None:
+    """Tell the agent where the log folder of a run is, beside the report that this process may write."""
+    os.makedirs(os.path.dirname(error_file), exist_ok=True)
+    with open(_folder_file(error_file), "w", encoding="utf-8") as file:
+        json.dump(folder, file)
+
+
+def read_folder(error_file: str) -> str:
+    """Read what :func:`write_folder` has written; an empty text if nothing was."""
+    with suppress(OSError, ValueError), open(_folder_file(error_file)) as file:
+        return json.load(file)
+    return ""
+
+
+def _folder_file(error_file: str) -> str:
+    return os.path.join(os.path.dirname(error_file), "log_folder.json")

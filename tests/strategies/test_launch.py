@@ -681,7 +681,7 @@ def in_order(text: str, *parts: str) -> bool:
             "exit 0",
             1,
             (
-                "Rank 1 of 2 failed at epoch 1, batch 2",
+                "Rank 1 of 2 ended with exit code 0 before the run was over at epoch 1, batch 2",
                 "SystemExit: 0",
                 "Rank 0 of 2 lost its peers",
             ),
@@ -719,6 +719,28 @@ def test_a_rank_that_fails(
     assert "trained" not in ended.out
     assert ("leaving 1" in ended.out) == (not way.startswith(("kill", "hang")))
     assert not programs.leftovers()
+    if way == "terminate":
+        # It has ended as it was asked to, and nothing has failed.
+        assert not (tmp_path / "failure.json").exists()
+        return
+    told = json.loads((tmp_path / "failure.json").read_text())
+    assert (told["rank"], told["world_size"], told["exit_code"]) == (1, 2, code)
+    assert ended.err.startswith(
+        told["summary"].partition(": ")[0], ended.err.index("Rank ")
+    )
+    kinds = {
+        "kill": "ended",
+        "exit 0": "ended",
+        "hang": "stopped",
+        "hang deaf": "stopped",
+    }
+    guilty, other = (rank["kind"] for rank in told["ranks"])
+    assert guilty == kinds.get(way, "failed")
+    assert other in ("lost", "stopped")
+    text = (tmp_path / "failure.txt").read_text()
+    # What is left out on the terminal is there, and the tracebacks of the others.
+    assert text.count("Traceback") == ended.err.count("Traceback") + 1
+    assert str(tmp_path / "failure.txt") in ended.err
 
 
 def test_the_order_of_guilt(tmp_path: Path) -> None:
@@ -749,7 +771,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         [
             "Rank 1 of 3 ended with exit code 0 before the run was over",
             "",
-            "Rank 2 of 3 was still running when it was stopped at step 3: why 2",
+            "Rank 2 of 3 lost its peers at step 3: why 2",
             lost,
         ],
         1,
@@ -783,7 +805,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         [
             "Rank 0 of 2 ended with SIGTERM",
             "",
-            "Rank 1 of 2 was still running when it was stopped",
+            "Rank 1 of 2 lost its peers",
         ],
         143,
     )
@@ -795,7 +817,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
             "Rank 1 of 3 did not answer at step 2: it has not moved for 9 s:",
             "stack of 1",
             "",
-            "Rank 2 of 3 was still running when it was stopped",
+            "Rank 2 of 3 lost its peers",
             lost,
         ],
         124,
@@ -848,19 +870,6 @@ def test_an_exception_comes_back_as_itself(
     assert type(found) is expected[0]
     assert found.args == (expected[1] if expected[1] is not None else (str(error),))
     assert getattr(found, "reason", None) == getattr(error, "reason", None)
-
-
-def test_an_exit_that_is_no_failure_is_not_called_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(failures._worker, "has_joined", True)
-    monkeypatch.setattr(failures, "_print", told.append)
-    for code in (0, None, 3):
-        failures.record_failure(SystemExit(code))
-    assert [text.split(":")[0] for text in told] == ["This process ended"] * 2 + [
-        "This process failed"
-    ]
 
 
 def test_an_error_that_a_program_survives_is_not_the_one_that_ends_it(
@@ -1294,7 +1303,11 @@ def test_without_an_agent_each_rank_says_how_it_ended(
     programs: Programs, tmp_path: Path
 ) -> None:
     (tmp_path / "train.py").write_text(FAILING)
-    for way, code, words in (("raise", 1, "in fail"), ("exit 3", 3, "SystemExit: 3")):
+    for way, code, words in (
+        ("raise", 1, "in fail"),
+        ("exit 3", 3, "SystemExit: 3"),
+        ("kill", -9, ""),
+    ):
         place: dict[str, Any] = {
             "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2",
@@ -1306,16 +1319,21 @@ def test_without_an_agent_each_rank_says_how_it_ended(
             for rank in ("0", "1")
         ]
         other, guilty = (programs.end(program) for program in started)
-        assert in_order(
-            guilty.err, "Rank 1 of 2 failed at epoch 1, batch 2, global step 7:", words
-        ), guilty.err
+        if words:
+            failed = "Rank 1 of 2 failed at epoch 1, batch 2, global step 7, in training_step of Failing:"
+            assert in_order(guilty.err, failed, words), guilty.err
+        else:
+            silent = "Rank 1 of 2 ended with no report of its own"
+            assert in_order(other.err, silent, "Rank 0 of 2 lost its peers"), other.err
         assert ("ValueError: a bad sample" in guilty.err) == (way == "raise")
-        assert in_order(
-            other.err,
-            "Rank 0 of 2 lost its peers at epoch 1, batch 2, global step 7:",
-            "Traceback",
-        )
+        (line,) = re.findall("Rank 0 of 2.*", other.err)
+        assert line.startswith("Rank 0 of 2 lost its peers at epoch 1, batch 2,")
+        assert "Traceback" not in other.err
         assert (other.code, guilty.code) == (1, code)
+        # Both have written into one file.
+        told = json.loads((tmp_path / "failure.json").read_text())
+        assert [rank["rank"] for rank in told["ranks"]] == [1, 0]
+        assert (told["rank"], told["ranks"][1]["kind"]) == (1, "lost")
 
 
 # -- machines ---------------------------------------------------------------------------------------------------------
