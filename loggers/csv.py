@@ -7,7 +7,7 @@ import io
 import os
 from typing import Any
 
-from .files import exists, is_local, read_text, write_text
+from .files import append_text, exists, is_local, read_text, write_text
 from .folders import FolderLogger
 
 
@@ -67,26 +67,27 @@ class CSVLogger(FolderLogger):
         }
         self._rows.append({"step": step, **row})
         if step - self._flushed_step >= self._flush_every:
-            self.save()
+            self._attempt(self.save)
             self._flushed_step = step
 
     def save(self) -> None:
         if not self._rows:
             return
         self._write_hparams()
+        is_ours = self._is_ours and exists(self.metrics_file_path)
         if not self._is_ours:
             self.keep_aside(self.metrics_file_path)
-        num_known = len(self._columns)
-        self._columns = _names([dict.fromkeys(self._columns), *self._rows])
-        has_new_columns = len(self._columns) > num_known
-        if self._is_ours and not has_new_columns and is_local(self.log_dir):
-            path = self.metrics_file_path
-            with open(path, "a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns).writerows(self._rows)
+        columns = _names([dict.fromkeys(self._columns), *self._rows])
+        if is_ours and columns == self._columns and is_local(self.log_dir):
+            text = io.StringIO()
+            csv.DictWriter(text, columns).writerows(self._rows)
+            append_text(self.metrics_file_path, text.getvalue())
         else:
-            # New columns need a new header, and few remote file systems can append.
-            earlier = self._read() if self._is_ours else []
-            self._rewrite([*earlier, *self._rows])
+            # New columns need a new header, and few remote file systems can append. Somebody may have removed the file.
+            earlier = self._read() if is_ours else []
+            self._num_written = len(earlier)
+            self._rewrite([*earlier, *self._rows], columns)
+        self._columns = columns
         self._num_written += len(self._rows)
         self._rows = []
         self._is_ours = True
@@ -99,7 +100,7 @@ class CSVLogger(FolderLogger):
 
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
-        self.save()
+        self._attempt(self.save)
         return {**super().state_dict(), "rows": self._num_written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -113,15 +114,15 @@ class CSVLogger(FolderLogger):
         self._is_ours = True
         self._flushed_step = int(float(rows[-1]["step"])) if rows else 0
         self._last_step = self._flushed_step if rows else -1
-        self._rewrite(rows)
+        self._rewrite(rows, self._columns)
 
     def _read(self) -> list[dict[str, Any]]:
         text = io.StringIO(read_text(self.metrics_file_path))
         return list(csv.DictReader(text))
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.metrics_file_path, text.getvalue())

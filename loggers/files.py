@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 
@@ -39,9 +40,27 @@ def write_text(path: str, text: str) -> None:
         filesystem(path).pipe_file(path, text.encode())
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.tmp", "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(f"{path}.tmp", path)
+    try:
+        with open(f"{path}.tmp", "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(f"{path}.tmp", path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(f"{path}.tmp")
+        raise
+
+
+def append_text(path: str, text: str) -> None:
+    """Append to a local file; where that fails, as on a full disk, the file is as it was before."""
+    data = text.encode()
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def write_bytes(path: str, data: bytes) -> None:

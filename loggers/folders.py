@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from logging import getLogger
 from typing import Any
@@ -30,7 +30,10 @@ class FolderLogger(Logger):
     The folder is made when a fit begins or when there is something to write. That claims its number: another run that
     begins at the same time takes the next one. A folder in which nothing was written is removed. A resumed run goes on
     in the folder of the run that saved the checkpoint, if it has the same ``save_dir`` and ``name`` and was not given
-    another ``version``.
+    another ``version``. A relative ``save_dir`` is one of the folder in which the program is when it makes the logger.
+
+    A disk that takes no rows, or a folder that is gone, ends no training: that is said once, and the rows are written
+    as soon as it is possible again.
 
     Its arguments are described by the loggers that derive from it.
 
@@ -57,6 +60,7 @@ class FolderLogger(Logger):
                 f"version must be a number, a folder's name or None; got {version!r}"
             )
         self._save_dir = os.path.expanduser(os.path.expandvars(os.fspath(save_dir)))
+        self._working_folder = os.getcwd()
         self._name = name or ""
         self._given_version = version
         self._version = version
@@ -67,6 +71,8 @@ class FolderLogger(Logger):
         self._claimed = version is not None
         # The highest step logged.
         self._last_step = -1
+        # Whether rows wait for a disk that does not take them.
+        self._is_failing = False
 
     @property
     def name(self) -> str:
@@ -107,7 +113,11 @@ class FolderLogger(Logger):
     @property
     def root_dir(self) -> str:
         """The folder of all versions."""
-        return os.path.join(self.save_dir, self.name) if self.name else self.save_dir
+        folder = self.save_dir
+        if is_local(folder) and os.getcwd() != self._working_folder:
+            # The program has gone to another folder.
+            folder = os.path.join(self._working_folder, folder)
+        return os.path.join(folder, self.name) if self.name else folder
 
     @property
     def log_dir(self) -> str:
@@ -131,6 +141,24 @@ class FolderLogger(Logger):
             path,
             os.path.basename(aside),
         )
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        """Write rows; what cannot be written now waits on."""
+        try:
+            write()
+        except OSError as error:
+            if not self._is_failing:
+                log.warning(
+                    "%s cannot write its rows in %s (%s): training goes on, and they are written when it can",
+                    type(self).__name__,
+                    self.log_dir,
+                    error,
+                )
+            self._is_failing = True
+            return
+        if self._is_failing:
+            log.warning("%s can write again: no row is lost", type(self).__name__)
+        self._is_failing = False
 
     def _note_step(self, step: int | None) -> int:
         """The step of a row, which by default is one more than the highest before; takes note of it."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from .files import exists, is_local, read_text, write_text
+from .files import append_text, exists, is_local, read_text, write_text
 
 Row = dict[str, Any]
 
@@ -24,7 +24,8 @@ class Journal:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        # The program may go to another folder.
+        self.path = os.path.abspath(path) if is_local(path) else path
         self.num_rows = 0
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -34,8 +35,7 @@ class Journal:
         text = "".join(f"{_dumped(row)}\n" for row in rows)
         if is_local(self.path):
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(text)
+            append_text(self.path, text)
         else:
             # Few remote file systems can append.
             written = read_text(self.path) if exists(self.path) else ""

@@ -59,7 +59,8 @@ class JSONLinesLogger(FolderLogger):
             row[f"{self._prefix}{name}"] = plain
         self._rows.append(row)
         if monotonic() >= self._write_at:
-            self.save()
+            self._attempt(self.save)
+            self._write_at = monotonic() + WRITE_INTERVAL_SECONDS
 
     def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
         shown: Any = media["text"] if kind == "text" else media
@@ -80,7 +81,6 @@ class JSONLinesLogger(FolderLogger):
             self._journal = Journal(self.metrics_file_path)
         self._journal.append(self._rows)
         self._rows = []
-        self._write_at = monotonic() + WRITE_INTERVAL_SECONDS
 
     def finalize(self, status: str) -> None:
         self.save()
@@ -90,7 +90,7 @@ class JSONLinesLogger(FolderLogger):
 
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
-        self.save()
+        self._attempt(self.save)
         num_rows = 0 if self._journal is None else self._journal.num_rows
         return {**super().state_dict(), "rows": num_rows}
 

@@ -6,6 +6,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from logging import getLogger
 from time import monotonic, sleep, time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = getLogger("loopwright")
 
 WRITE_INTERVAL_SECONDS = 1.0
+FLUSH_INTERVAL_SECONDS = 30.0
 
 
 class TensorBoardLogger(FolderLogger):
@@ -67,8 +69,11 @@ class TensorBoardLogger(FolderLogger):
         self._experiment: SummaryWriter | None = None
         # Values, step and time (seconds since 1970) of rows that are not written yet.
         self._rows: list[tuple[dict[str, Any], int, float]] = []
-        # When to write them, on the monotonic clock.
+        # Those that the writer has, but maybe not the disk.
+        self._unflushed: list[tuple[dict[str, Any], int, float]] = []
+        # When to write and to flush them, on the monotonic clock.
         self._write_at = 0.0
+        self._flush_at = 0.0
         # The step from which on a new event file hides the points of the files before it.
         self._purge_step: int | None = None
         # The training step of the last row, if it had one.
@@ -91,8 +96,10 @@ class TensorBoardLogger(FolderLogger):
             if self._purge_step is not None:
                 _wait_for_a_later_name(self.log_dir)
             options = {"purge_step": self._purge_step, **self._kwargs}
+            # It opens its file anew each time, wherever the program is then.
+            folder = os.path.abspath(self.log_dir)
+            self._experiment = SummaryWriter(folder, **options)
             self._purge_step = None
-            self._experiment = SummaryWriter(self.log_dir, **options)
             self._write_hparams()
         return self._experiment
 
@@ -112,8 +119,36 @@ class TensorBoardLogger(FolderLogger):
             else:
                 row[tag] = _number(tag, value)
         self._rows.append((row, step, time()))
-        if monotonic() >= self._write_at:
-            self._write_rows()
+        now = monotonic()
+        if now >= self._write_at:
+            self._write_at = now + WRITE_INTERVAL_SECONDS
+            self._attempt(self.save if now >= self._flush_at else self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Write the rows that wait, without a flush.
+
+        Raises:
+            OSError: if the writer's thread has ended with it. What may be lost waits again, for a new writer.
+        """
+        try:
+            if self._rows:
+                self._write_rows()
+        except OSError:
+            self._leave_writer()
+            raise
+
+    def _leave_writer(self) -> None:
+        """Let a new writer, a while later, write again what this one had; it hides what came to the disk of that."""
+        if self._experiment is not None:
+            with suppress(OSError):
+                self._experiment.close()
+            self._experiment = None
+        self._rows = self._unflushed + self._rows
+        self._unflushed = []
+        steps = [step for _, step, _ in self._rows]
+        if self._purge_step is None and steps:
+            self._purge_step = min(steps)
+        self._write_at = monotonic() + FLUSH_INTERVAL_SECONDS
 
     def _write_rows(self) -> None:
         """Hand over the rows that wait.
@@ -133,8 +168,8 @@ class TensorBoardLogger(FolderLogger):
                     values.append(Summary.Value(tag=tag, simple_value=value))
             # A row as one event costs as much as one add_scalar.
             self._add(Summary(value=values), step, moment)
+        self._unflushed += self._rows
         self._rows = []
-        self._write_at = monotonic() + WRITE_INTERVAL_SECONDS
 
     def _add(self, summary: Any, step: int, moment: float | None = None) -> None:
         # As the writer's own methods do, which open it again if somebody has closed it.
@@ -253,14 +288,18 @@ class TensorBoardLogger(FolderLogger):
         self._add(Summary(value=values), step)
 
     def save(self) -> None:
-        if self._rows:
-            self._write_rows()
-        if self._experiment is not None:
-            self._experiment.flush()
+        self._hand_over()
+        try:
+            if self._experiment is not None:
+                self._experiment.flush()
+        except OSError:
+            self._leave_writer()
+            raise
+        self._unflushed = []
+        self._flush_at = monotonic() + FLUSH_INTERVAL_SECONDS
 
     def finalize(self, status: str) -> None:
-        if self._rows:
-            self._write_rows()
+        self.save()
         if status == "success" and not self._hparams_written:
             # Making the writer writes the hyperparameters.
             self.experiment  # noqa: B018
@@ -272,7 +311,7 @@ class TensorBoardLogger(FolderLogger):
 
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
-        self.save()
+        self._attempt(self.save)
         last_step = self._last_step if self._last_row is None else self._last_row
         return {**super().state_dict(), "last_step": last_step}
 
