@@ -17,6 +17,7 @@ from . import (
     calls,
     checkpoint,
     ddp,
+    faults,
     imports,
     kills,
     launch,
@@ -24,12 +25,13 @@ from . import (
     sharded,
     size,
     step_overhead,
+    watching,
     workers,
 )
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-LONG = ("kills", "workers")  # run by name only
+LONG = ("kills", "workers", "faults")  # run by name only
 BENCHMARKS = (
     "step",
     "calls",
@@ -40,6 +42,7 @@ BENCHMARKS = (
     "ddp",
     "sharded",
     "launch",
+    "watching",
 )
 
 
@@ -62,6 +65,37 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=10_000,
         help="how many workers to start (default: 10000)",
+    )
+    parser.add_argument(
+        "--part",
+        choices=("grid", "sample", "all"),
+        default="all",
+        help="of faults: the whole grid, or those of other launchers and strategies (default: all)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="of faults: cells with such a name, as in 'SIGKILL / mid / rank 1'",
+    )
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=2,
+        help="of faults: how many run at a time (default: 2)",
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="of faults: after which what does not move has hung (default: 10)",
+    )
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        metavar="FILE",
+        help="of faults: write each outcome there as a line of JSON, and beside it the output of those that fail",
     )
     parser.add_argument(
         "--rounds",
@@ -135,14 +169,25 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         )
     if "launch" in wanted:
         yield "launch", launch.compare(rounds)
+    if "watching" in wanted:
+        yield "watching", watching.compare()
     if "kills" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield "kills", kills.compare(options.kills, Path(folder))
     if "workers" in wanted:
         yield "workers", workers.compare(options.starts)
+    if "faults" in wanted:
+        tables = faults.compare(
+            options.part,
+            options.only,
+            options.lanes,
+            options.hang_timeout,
+            options.lines,
+        )
+        yield from zip(("faults", "faults_1", "faults_2"), tables, strict=False)
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     settle()
     about = [f"Measured in {machine()}."]
@@ -162,6 +207,7 @@ def main() -> None:
         put_into(
             options.markdown, about, list(tables.values()), keep=bool(options.benchmark)
         )
+    return int("faults" in tables and tables["faults"].figures["short"] > 0)
 
 
 if __name__ == "__main__":

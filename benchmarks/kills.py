@@ -14,12 +14,9 @@ import json
 import os
 import random
 import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +29,10 @@ from loopwright.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.framework import Module, Trainer, seed_everything
 from loopwright.loggers import CSVLogger
 
+from .forked import fork_ranks, wait
 from .report import Table
 
 EPOCHS, BATCHES = 4, 24
-SECONDS = 60  # after which a process that should have ended is taken for one that hangs
 
 
 class Noisy(Dataset):
@@ -143,61 +140,10 @@ class Training:
 
 def start(folder: Path, ranks: int) -> Training:
     """Fork the processes of a training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     reads, writes = os.pipe()
-    processes = []
-    for rank in range(ranks):
-        if process := os.fork():
-            processes.append(process)
-            continue
-        code = 1
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            output = os.open(
-                folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            )
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            place = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": ranks,
-                "LOCAL_WORLD_SIZE": ranks,
-            }
-            os.environ.update({name: str(number) for name, number in place.items()})
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            train(folder, writes)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    processes = fork_ranks(ranks, folder, partial(train, folder, writes))
     os.close(writes)
     return Training(folder, processes, reads)
-
-
-def wait(processes: Sequence[int]) -> list[int]:
-    """The exit statuses; what hangs is killed, and raises."""
-    until = time.monotonic() + SECONDS
-    found: dict[int, int] = {}
-    while len(found) < len(processes):
-        for process in set(processes) - found.keys():
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                found[process] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            for process in set(processes) - found.keys():
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-            raise RuntimeError(
-                "a process went on for a minute after its peer was killed"
-            )
-        time.sleep(0.002)
-    return [found[process] for process in processes]
 
 
 def finish(training: Training) -> None:

@@ -91,3 +91,21 @@ def test_a_dozen_random_kills():
         "-c", program, "kills", "--kills", 12, timeout=110, cwd=EXAMPLES.parent
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def run_faults(only: str) -> None:
+    """Run cells of the benchmark; it ends with 1 if one of them falls short."""
+    command = ("-m", "benchmarks", "faults", "--part", "grid", "--only", only)
+    ended = run_program(*command, timeout=170, cwd=EXAMPLES.parent)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_what_goes_wrong_in_a_save_is_reported_and_resumed():
+    """By the rank that does not write, and in the thread that does."""
+    run_faults("^raise / (save / rank 1|write)")
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_the_middle_is_reported_and_resumed():
+    """By a signal, by a worker's death, and by standing still while Python's lock is kept."""
+    run_faults("^(SIGTERM|worker killed|blocks in C with Python's lock) / mid / rank 1")
