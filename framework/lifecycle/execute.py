@@ -166,6 +166,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
             failures.record_failure(error)
         run.signals.end()
         _fail(run, error)
+        run.signals.wait_for_main()
         raise
     finally:
         run.signals.end()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from datetime import datetime
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from ...strategies.launch.slurm import slurm_job
 from ..messages import log
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
+
+# SLURM's KillWait: from its SIGTERM on, a process has so long.
+_LONGEST_END = timedelta(seconds=30)
 
 
 class Preemption:
@@ -26,6 +30,8 @@ class Preemption:
         self._job = slurm_job() if trainer.auto_requeue else None
         self._trainer = trainer
         self._timer: threading.Timer | None = None
+        # Where the main rank tells that it has done all that it has to do.
+        self._store: Any = None
 
     def begin(self) -> None:
         """Say what will be done, and ask to end when the job's time is nearly up. Called when training begins."""
@@ -75,7 +81,7 @@ class Preemption:
     def requeue(self, has_saved: bool) -> None:
         """Put the job back into the queue, from the main rank. SLURM then sends SIGTERM, which is ignored: this ends.
 
-        All ranks call it, and wait: ``srun`` may kill the others as soon as one has ended.
+        A collective, as ``srun`` may kill the others as soon as one has ended.
 
         Args:
             has_saved: whether there is a checkpoint to go on from.
@@ -100,4 +106,17 @@ class Preemption:
                 )  # fmt: skip
             else:
                 log.warning("SLURM job %s is back in the queue", job.name)
-        self._trainer.strategy.barrier()  # collective
+        group = self._trainer.strategy.group
+        self._store = group.store("requeue")
+        group.barrier()  # collective
+
+    def wait_for_main(self) -> None:
+        """Wait at the end, if the job is back in the queue, until the main rank has ended its loggers, too."""
+        if self._store is None:
+            return
+        # It may be gone already, or need longer than SLURM gives it.
+        with suppress(RuntimeError):
+            if self._trainer.is_global_zero:
+                self._store.set("ended", "")
+            else:
+                self._store.wait(["ended"], _LONGEST_END)

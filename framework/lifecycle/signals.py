@@ -85,6 +85,10 @@ class Signals:
         if self._preemption.requeues_for(number):
             self._preemption.requeue(has_saved)
 
+    def wait_for_main(self) -> None:
+        """Let the main rank be the first that ends, if the job is back in the queue."""
+        self._preemption.wait_for_main()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A fork of this process, such as a loader's worker, inherits its handlers.
         if os.getpid() != self._process:

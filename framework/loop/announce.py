@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ...strategies.launch.slurm import slurm_job
 from ..data.iteration import INFINITE
 from ..data.shard_detection import data_parallel_rank_and_size
 from ..messages import log
@@ -26,6 +27,20 @@ def announce_start(run: Run) -> None:
     if trainer.accumulate_grad_batches > 1:
         line += f", {trainer.accumulate_grad_batches} batches per step"
     log.info("%s", line)
+    _announce_idle_tasks(trainer.world_size)
+
+
+def _announce_idle_tasks(world_size: int) -> None:
+    """Say that a batch script of SLURM's has not started its tasks."""
+    job = slurm_job()
+    if job is None or job.interactive or job.in_step or job.num_tasks <= world_size:
+        return
+    log.warning(
+        "SLURM job %s has %d tasks, and %s here: srun python … starts a process for each task",
+        job.name,
+        job.num_tasks,
+        _counted(world_size, "process", "es"),
+    )
 
 
 def announce_batches(run: Run) -> None:

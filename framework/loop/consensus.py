@@ -21,6 +21,35 @@ def _do_nothing() -> None:
     pass
 
 
+class _Pace:
+    """How often the ranks agree, in batches: about once a second.
+
+    Attributes:
+        interval: batches between two agreements, the same on all ranks.
+    """
+
+    def __init__(self) -> None:
+        self.interval = 1
+        # Batch and time of the last agreement.
+        self._last_batch = 0
+        self._last_time = 0.0
+
+    def begin(self, batch_idx: int) -> int:
+        """Begin to count, after ``batch_idx`` batches; returns after which batch the next agreement is due."""
+        self._last_batch = batch_idx
+        self._last_time = time.monotonic()
+        return batch_idx + self.interval
+
+    def measure(self, batch_idx: int) -> int:
+        """Return what this rank proposes as the interval, after ``batch_idx`` batches."""
+        num_batches = batch_idx - self._last_batch
+        seconds = max(time.monotonic() - self._last_time, 1e-6)
+        if num_batches <= 0:
+            return self.interval
+        # At most twice as far as the last time, as the first steps tell little about the speed.
+        return max(1, min(int(num_batches / seconds * SECONDS), 2 * num_batches))
+
+
 class Consensus:
     """Requests of this rank, and what all ranks have agreed on. On a single rank, a request is an agreement.
 
@@ -38,6 +67,7 @@ class Consensus:
         signal: number of the signal on account of which all ranks end; 0 for none.
         saved_for_signal: whether a checkpoint was saved for it.
         due: batches of the epoch after which the next agreement is due; infinite on a single rank.
+        evaluation_due: the same in a loader of a validation.
     """
 
     def __init__(self, strategy: Strategy, alike: bool = False) -> None:
@@ -51,12 +81,10 @@ class Consensus:
         self.signal = 0
         self.saved_for_signal = False
         self.due: int | float = INFINITE
+        self.evaluation_due: int | float = INFINITE
         self._wake: Callable[[], None] = _do_nothing
-        # In batches.
-        self._interval = 1
-        # Batch and time of the last agreement.
-        self._last_batch = 0
-        self._last_time = 0.0
+        self._pace = _Pace()
+        self._evaluation_pace = _Pace()
         self._began = 0.0
         self._agreed_seconds = 0.0
 
@@ -134,29 +162,33 @@ class Consensus:
         self.skip_requested = False
         self.skip = False
         self._wake = wake
-        self._last_batch = batch_idx
-        self._last_time = time.monotonic()
-        self.due = INFINITE if self._is_alone else batch_idx + self._interval
+        due = self._pace.begin(batch_idx)
+        self.due = INFINITE if self._is_alone else due
+
+    def begin_evaluation(self) -> None:
+        """Begin a loader of a validation."""
+        due = self._evaluation_pace.begin(0)
+        self.evaluation_due = INFINITE if self._is_alone else due
 
     def agree(self, batch_idx: int) -> None:
         """Agree, after ``batch_idx`` batches of the epoch. A collective: all ranks call it after the same batch."""
-        if self._is_alone:
-            return
+        if not self._is_alone:
+            self.due = self._agree(batch_idx, self._pace)
+
+    def agree_in_evaluation(self, batch_idx: int) -> None:
+        """Agree, after ``batch_idx`` batches of a validation loader. A collective, as :meth:`agree`."""
+        if not self._is_alone:
+            self.evaluation_due = self._agree(batch_idx, self._evaluation_pace)
+
+    def _agree(self, batch_idx: int, pace: _Pace) -> int:
+        """Agree; returns the batch after which the next agreement is due."""
         now = time.monotonic()
-        num_batches = batch_idx - self._last_batch
-        seconds = max(now - self._last_time, 1e-6)
-        if num_batches > 0:
-            # At most twice as far as the last time, as the first steps tell little about the speed.
-            in_a_second = int(num_batches / seconds * SECONDS)
-            self._interval = max(1, min(in_a_second, 2 * num_batches))
-        self._last_batch = batch_idx
-        self._last_time = now
         # The largest of each number counts: so of the intervals, which are negative, the shortest.
         requests = [
             self.stop_requested,
             self.skip_requested,
             self.signal_requested,
-            -self._interval,
+            -pace.measure(batch_idx),
             int((now - self._began) * 1000),
         ]
         packed = torch.tensor(requests, dtype=torch.int64)
@@ -164,6 +196,6 @@ class Consensus:
         self.signal = agreed[2]
         self.stop = bool(agreed[0] or self.signal)
         self.skip = bool(agreed[1])
-        self._interval = -agreed[3]
         self._agreed_seconds = agreed[4] / 1000
-        self.due = batch_idx + self._interval
+        pace.interval = -agreed[3]
+        return pace.begin(batch_idx)

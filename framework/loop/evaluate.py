@@ -53,10 +53,10 @@ class _Evaluation:
         self.on_start = getattr(run.hooks, f"on_{name}_batch_start")
         self.on_end = getattr(run.hooks, f"on_{name}_batch_end")
         self.transfer = run.loaders.transfer()
-        # A rank that left alone would let the others wait in a collective. And a checkpoint that is saved inside an
-        # accumulation window resumes at the window's start, which is before this validation.
-        may_leave = run.fn == "fit" and run.engine.num_processes == 1
-        self.may_leave_for_signal = may_leave and not run.window_is_open
+        # A checkpoint that is saved inside an accumulation window resumes at the window's start, which is before this
+        # validation.
+        is_of_fit = run.fn == "fit" and run.state.stage == "validate"
+        self.may_leave_for_signal = is_of_fit and not run.window_is_open
 
     def evaluate(self, limits: list[int | float]) -> bool:
         """Evaluate at most so many batches of each loader; False if a signal asks to end before all are done."""
@@ -92,6 +92,7 @@ class _Evaluation:
         run, forward = self.run, self.run.engine.evaluate
         more = () if dataloader_idx is None else (dataloader_idx,)
         batch_idx = -1
+        run.consensus.begin_evaluation()
         for batch, is_dummy in run.loaders.evaluation_batches(self.stage, index, limit):
             if self.transfer is not None:
                 batch = self.transfer(batch, index)
@@ -117,10 +118,19 @@ class _Evaluation:
             if self.outputs is not None:
                 # A host–device sync: predictions that stayed on the device would fill it.
                 self.outputs[index].append(move_batch(output, torch.device("cpu")))
-            is_last = batch_idx + 1 >= limit
-            if run.consensus.signal and self.may_leave_for_signal and not is_last:
+            if self.may_leave_for_signal and self._must_leave(batch_idx + 1, limit):
                 return None
         return batch_idx + 1
+
+    def _must_leave(self, num_batches: int, limit: int | float) -> bool:
+        """Whether a signal asks to end after ``num_batches`` of a loader: all ranks leave after the same batch."""
+        run, consensus = self.run, self.run.consensus
+        if run.loaders.others_have_ended:
+            return False
+        if num_batches >= consensus.evaluation_due:
+            consensus.agree_in_evaluation(num_batches)
+        is_last = run.engine.num_processes == 1 and num_batches >= limit
+        return bool(consensus.signal) and not is_last
 
     def _run_dummy(self, arguments: tuple[Any, ...]) -> None:
         """Run the step on a dummy batch, which counts nothing: the other ranks' forwards wait for this one's."""
@@ -173,15 +183,12 @@ def validate(run: Run, is_scheduled: bool = True) -> None:
         run.module.on_validation_model_zero_grad()
     if not loaders.load_validation():
         return
-    before = None
-    if run.engine.num_processes == 1:
-        before = Rollback(run.module, run.engine.device)
+    before = Rollback(run.module, run.engine.device)
     state.enter("validate")
     with run.metrics.context(None, None):
         results = evaluate(run, "validate", loaders.max_batches["validate"])
     if results is None:
         # The run that goes on from the checkpoint begins with this validation.
-        assert before is not None
         before.undo()
         run.restore_training_mode()
         run.end_by_signal()

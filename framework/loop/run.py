@@ -107,6 +107,9 @@ class SignalWatch(Protocol):
             has_saved: whether there is a checkpoint to go on from.
         """
 
+    def wait_for_main(self) -> None:
+        """Let the main rank be the first that ends, if the job is back in its queue."""
+
 
 class Run:
     """One call of ``fit``, ``validate``, ``test`` or ``predict``, and all that its loop works on.

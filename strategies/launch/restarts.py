@@ -79,6 +79,8 @@ class Restarts:
         """Return why another attempt would fail, too; empty if it may not."""
         guilty = failure.reports[0]
         what = first_line(guilty.message)
+        if guilty.kind == "asked":
+            return f"{what} has asked it to end"
         if _is_certain(guilty):
             return f"{what.partition(':')[0]} before the first step would come again"
         place = self._place_of(failure)

@@ -225,6 +225,20 @@ def test_a_job_whose_time_is_too_short_is_not_begun_for_ever(
     assert asked(cluster) == ["requeue 77"]
 
 
+def test_a_batch_script_without_srun(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    fit(max_epochs=1)
+    assert "SLURM job 77 has 4 tasks, and 1 process here: srun" in caplog.text
+    caplog.clear()
+    # A single task of srun's, as one that a person tries.
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    fit(max_epochs=1)
+    assert "srun" not in caplog.text
+
+
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_CLUSTER_NAME": "c"}
 ARRAY = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
 ELASTIC = {

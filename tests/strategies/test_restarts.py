@@ -102,3 +102,10 @@ def test_a_program_that_ends_as_it_begins_is_tried_three_times(
 ) -> None:
     assert [job.is_restarted(2) for _ in range(3)] == [True, True, False]
     assert "failed as they began, this one by exit code 2" in capsys.readouterr().err
+
+
+def test_a_job_that_was_told_to_end_is_not_begun_again(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not job.is_restarted(138, RankReport(1, "asked", message="SIGUSR1"))
+    assert "Not restarted: SIGUSR1 has asked it to end" in capsys.readouterr().err
