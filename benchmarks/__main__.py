@@ -21,6 +21,7 @@ from . import (
     imports,
     kills,
     launch,
+    restarts,
     saving,
     sharded,
     size,
@@ -31,7 +32,7 @@ from . import (
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-LONG = ("kills", "workers", "faults")  # run by name only
+LONG = ("kills", "restarts", "workers", "faults")  # run by name only
 BENCHMARKS = (
     "step",
     "calls",
@@ -174,6 +175,9 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     if "kills" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield "kills", kills.compare(options.kills, Path(folder))
+    if "restarts" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            yield "restarts", restarts.compare(min(options.kills, 18), Path(folder))
     if "workers" in wanted:
         yield "workers", workers.compare(options.starts)
     if "faults" in wanted:

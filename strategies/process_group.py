@@ -34,8 +34,8 @@ class ProcessGroupOptions:
         backend: of torch's process group, such as ``"gloo"``; by default the device's own, with gloo beside it for the
             CPU.
         timeout: how long a collective waits for the slowest process before the run is given up.
-        max_restarts: how often processes that we started are started again when one fails (with ``ckpt_path="last"``,
-            the run goes on).
+        max_restarts: how often processes that we started are started again when one fails. A fit then goes on from its
+            newest checkpoint.
         for_one_process: make a process group for one process, too, as some libraries need one.
 
     Raises:

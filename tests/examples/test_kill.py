@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from benchmarks import restarts
 from tests.programs import run_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -109,3 +110,14 @@ def test_what_goes_wrong_in_a_save_is_reported_and_resumed():
 def test_what_goes_wrong_in_the_middle_is_reported_and_resumed():
     """By a signal, by a worker's death, and by standing still while Python's lock is kept."""
     run_faults("^(SIGTERM|worker killed|blocks in C with Python's lock) / mid / rank 1")
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_are_started_again(tmp_path: Path):
+    """The curves and weights of the job are those of an undisturbed training."""
+    loggers = ("csv", "jsonl")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    restarts.run(whole, 16, loggers)
+    restarts.run(killed, 16, loggers, [signal.SIGKILL] * 2, (0.6, 0.8))
+    restarts.compare_ends(killed, whole, 16)
+    assert "\nRestart 2 of 20\n" in (killed / "output.txt").read_text()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,59 @@ def test_two_machines_are_one_job(backend: str, program: Path) -> None:
     assert "Rank 1 of 2 failed" in failed[0]
     assert "the second one fails" in failed[0]
     assert all(launcher.returncode == 1 for launcher in launchers)
+
+
+LEFT = """
+import os
+import time
+
+from loopwright import Engine
+
+engine = Engine(cpu=True)
+print("RESULT", engine.process_index, engine.num_processes, os.getpid(), flush=True)
+while engine.num_processes == 2:
+    engine.wait_for_everyone()
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_without_a_machine(program: Path) -> None:
+    """Its launcher is killed: its process dies, and that of the other machine is started again by itself."""
+    program.write_text(LEFT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, *LAUNCH, "--processes", "1", "--nnodes", "1:2", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--max_restarts", "1", str(program),
+    ]  # fmt: skip
+    launchers = []
+    try:
+        for _ in range(2):
+            # The first one keeps the store.
+            launchers.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            )
+            wait_for_port(port)
+        first, second = (launcher.stdout.readline().split() for launcher in launchers)
+        assert {first[1], second[1]} == {"0", "1"}
+        launchers[1].kill()
+        out, _ = launchers[0].communicate(timeout=100)
+        assert out.split()[1:3] == ["0", "1"]
+        assert launchers[0].returncode == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(second[3]), 0)
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+            launcher.communicate()
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens there."""
+    while True:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
