@@ -124,6 +124,12 @@ class _Watched:
             return ""
         return "" if state in "ZX" else state
 
+    @property
+    def attempt(self) -> str:
+        """Torchelastic's folder for the attempt at the job that it belongs to."""
+        error_file = "" if self.beat is None else self.beat.error_file
+        return os.path.dirname(os.path.dirname(error_file))
+
     def stays(self) -> bool:
         """Whether it will not leave by itself, now that another process has failed."""
         assert self.beat is not None
@@ -164,7 +170,8 @@ class Watch:
         for path in self.paths():
             self._watched.setdefault(path, _Watched(path))
         seen = [each for each in self._watched.values() if os.path.exists(each.path)]
-        failed = any(each.has_failed() for each in self._watched.values())
+        # Those of an attempt before, which has failed, are no peers of those that were started again.
+        failed = {e.attempt for e in self._watched.values() if e.has_failed()}
         for each in seen:
             each.look(elapsed)
             beat = each.beat
@@ -176,7 +183,7 @@ class Watch:
                     "hung",
                     f"no sign of life for {each.silent:.0f} s: {_why(each)}",
                 )
-            elif failed and each.stays():
+            elif each.attempt in failed and each.stays():
                 self._end(
                     beat,
                     "stopped",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from loopwright.framework import Engine, Trainer
 from loopwright.strategies.launch.hang_timeout import HangTimeout
 from loopwright.strategies.launch.heartbeat import Moves
+from loopwright.strategies.launch.watch import Beat, Watch
 from tests.programs import run_program
 
 
@@ -143,3 +145,25 @@ sys.exit(train[0].wait())
 """
     ended = run_program("-c", stopped, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, "trained\n"), ended.stderr
+
+
+def test_who_was_started_again_is_no_peer_of_who_failed_before(tmp_path: Path):
+    """So it may stand still, as while it imports what it needs."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with subprocess.Popen(["sleep", "60"]) as started:
+        paths = []
+        for attempt, process in enumerate((gone, started)):
+            folder = tmp_path / f"attempt_{attempt}" / "0"
+            folder.mkdir(parents=True)
+            stacks = folder / "stacks"
+            stacks.touch()
+            beat = Beat(1, process.pid, 0, 2, "setup", "", 1000.0, str(folder / "error.json"), str(stacks))  # fmt: skip
+            paths.append(str(tmp_path / f"beat-{attempt}"))
+            with open(paths[-1], "w") as file:
+                beat.write(file.fileno())
+        watch = Watch(lambda: paths, prints=False)
+        for _ in range(8):
+            watch.look(1.0)
+        assert started.poll() is None
+        started.kill()
