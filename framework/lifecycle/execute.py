@@ -138,8 +138,8 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     state.start()
     # A hook may have a run of its own, of another Trainer.
     outer = failures.begin_run(partial(describe_place, state))
-    # Where each process has loggers of its own, only the main one's know the folder, which it will tell.
-    failures.note_folder(partial(_log_folder, trainer, trainer.world_size == 1))
+    # Nobody may ask a logger for its folder yet.
+    failures.note_folder(partial(_log_folder, trainer, False))
     try:
         with ExitStack() as contexts:
             if trainer.detect_anomaly:
@@ -233,6 +233,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
         # Before anybody asks a logger for its folder, or for the order of the data: a checkpoint may hold both.
         run.resume.apply_counters()
     _share_with_ranks(run)
+    failures.note_folder(partial(_log_folder, trainer, True))
     _prepare_data(run)
     run.hooks.call("setup", fn)
     _configure_model(run)
@@ -262,14 +263,13 @@ def _share_with_ranks(run: Run) -> None:
     shared = strategy.broadcast([LoggerFolders.of(logger) for logger in loggers])
     if not trainer.is_global_zero:
         trainer.loggers = [DummyLogger(folders) for folders in shared]
-    failures.note_folder(partial(_log_folder, trainer, True))
 
 
-def _log_folder(trainer: Trainer, is_known: bool) -> str:
+def _log_folder(trainer: Trainer, has_begun: bool) -> str:
     """Return the folder for files that tell of a failure; empty if the run writes none."""
     if trainer.barebones or trainer.fast_dev_run:
         return ""
-    folder = trainer.log_dir if is_known else trainer.default_root_dir
+    folder = trainer.log_dir if has_begun else trainer.default_root_dir
     return folder if "://" in folder else os.path.abspath(folder)
 
 

@@ -65,6 +65,7 @@ class _Worker:
         place: how far that run had come, in words.
         describe: says where the run is that is going on.
         folder: gives the log folder of the newest run; an empty text if it writes no files.
+        noted_folder: the same, where it is known.
         find_ended: gives the processes of the job on this machine that have ended, as process ids by rank.
     """
 
@@ -75,6 +76,7 @@ class _Worker:
     place = ""
     describe: Describe | None = None
     folder: Callable[[], str] = str
+    noted_folder = ""
     find_ended: Callable[[], dict[int, int]] = dict
 
 
@@ -133,10 +135,19 @@ def note_folder(folder: Callable[[], str]) -> None:
         folder: gives it; an empty text if the run writes no files.
     """
     _worker.folder = folder
+    if not _worker.has_joined:
+        return
+    # Others tell it if this process cannot.
+    path = folder()
+    _worker.folder, _worker.noted_folder = lambda: path, path
     if has_own_agent():
-        # The agent writes the files, and this process may not live to tell it.
         with suppress(OSError):
-            write_folder(error_file(), folder())
+            write_folder(error_file(), path)
+
+
+def noted_folder() -> str:
+    """Return the log folder of the newest run for who watches this process; empty if it is not known without asking."""
+    return _worker.noted_folder
 
 
 def current_place(frame: FrameType | None = None) -> Place:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from .environment import AGENT, BEATS
-from .failures import tell_end
+from .failures import noted_folder, tell_end
 from .hang_timeout import MOST_SECONDS, HangTimeout
 from .rank_report import HANG_CODE, RankReport
 from .stacks import (
@@ -254,6 +254,7 @@ class _Beats:
             phase=moves.phase,
             place=moves.place,
             limit=moves.timeout.limit(moves.phase),
+            log_folder=noted_folder(),
             **self._facts,
         )
         with suppress(OSError):

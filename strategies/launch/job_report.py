@@ -21,6 +21,7 @@ from .rank_report import (
     shell_code,
 )
 from .readable import readable
+from .watch import last_places
 
 
 class JobFailure(NamedTuple):
@@ -69,6 +70,10 @@ def failure_text(
     ranks = set(range(first_rank, first_rank + processes))
     silent = sorted(ranks - reports.keys() - failures.keys())
     _find_guilty(reports, silent, has_all_exits)
+    places = last_places(folder)
+    for rank, report in reports.items():
+        if not report.place and report.kind != "asked":
+            reports[rank] = replace(report, place=places.get(rank, ""))
     ordered = by_guilt(reports.values())
     text = describe_job(ordered, processes * num_nodes)
     return JobFailure(text, job_code(ordered), ordered[0].rank, ordered)

@@ -78,7 +78,9 @@ class RankReport:
             "stopped": "was still running when it was stopped",
             "lost": "lost its peers",
         }[self.kind]
-        where = f" at {self.place}" if self.place else ""
+        # A process that could not tell where it was has told it up to a second before.
+        at = ", last seen at" if self.kind == "ended" and not self.trace else " at"
+        where = f"{at} {self.place}" if self.place else ""
         return f"Rank {self.rank} of {world_size} {how}{where}"
 
     def line(self, world_size: int) -> str:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 
-import torch
-
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_INTERNAL = tuple(
-    os.path.join(folder, "")
-    for folder in (
-        *(
-            os.path.join(_ROOT, name)
-            for name in ("framework", "callbacks", "loggers", "strategies")
-        ),
-        os.path.dirname(os.path.abspath(torch.__file__)),
-    )
-)
+_FOLDERS = ("framework", "callbacks", "loggers", "strategies")
 # A frame of a traceback: its place, and the lines of code that Python shows with it.
 _FRAME = re.compile(r'  File "(?P<file>.+)", line .*\n(?:    .*\n|  \[Previous .*\n)*')
 _MOST_CHARACTERS = 20_000
@@ -58,7 +48,11 @@ def _tracebacks(text: str) -> Iterator[list[re.Match[str]]]:
 
 def _without_internal(frames: list[re.Match[str]]) -> str:
     """Return a traceback's frames up to the user's last one without ours and torch's, and all that come after it."""
-    internal = [frame["file"].startswith(_INTERNAL) for frame in frames]
+    folders = [os.path.join(_ROOT, name, "") for name in _FOLDERS]
+    # Whoever only watches from outside imports no torch.
+    if torch := sys.modules.get("torch"):
+        folders.append(os.path.join(os.path.dirname(str(torch.__file__)), ""))
+    internal = [frame["file"].startswith(tuple(folders)) for frame in frames]
     if all(internal):
         return "".join(frame[0] for frame in frames)
     last = len(frames) - 1 - internal[::-1].index(False)
@@ -66,7 +60,8 @@ def _without_internal(frames: list[re.Match[str]]) -> str:
     for is_internal, group in groupby(range(last + 1), internal.__getitem__):
         texts = [frames[index][0] for index in group]
         if is_internal:
-            texts = [f"  [{len(texts)} calls inside of loopwright and torch]\n"]
+            calls = "1 call" if len(texts) == 1 else f"{len(texts)} calls"
+            texts = [f"  [{calls} inside of loopwright and torch]\n"]
         parts += texts
     parts += (frame[0] for frame in frames[last + 1 :])
     return "".join(parts)

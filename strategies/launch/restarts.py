@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .job_report import JobFailure, failure_text
+from .job_report import JobFailure, failure_text, tell_job
 from .rank_report import RankReport, first_line
 
 # So many failures in a row at one step end a job.
@@ -72,7 +72,8 @@ class Restarts:
             # What has failed is told when the job ends.
             _say(f"Not restarted: {why_not}\n")
             return False
-        _say(f"{failure.text}\n\nRestart {num_restarts + 1} of {self._allowed}")
+        tell_job(failure, self._folder, self._processes * self._num_nodes)
+        _say(f"\nRestart {num_restarts + 1} of {self._allowed}")
         return True
 
     def _why_not(self, failure: JobFailure) -> str:

@@ -24,6 +24,7 @@ from glob import glob
 
 from .rank_report import Kind, RankReport, write_report
 from .stacks import STACKS_SIGNAL, native_stacks, readable
+from .telling import tell
 
 # How often to look.
 _SECONDS = 0.5
@@ -47,6 +48,7 @@ class Beat:
         limit: how long it may give no further beat, in seconds.
         error_file: where torchelastic looks for what has become of it; empty without torchelastic.
         stacks_file: where it writes its stacks on a signal.
+        log_folder: of its run; empty if it is not known.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Beat:
     limit: float
     error_file: str
     stacks_file: str
+    log_folder: str = ""
 
     def write(self, file: int) -> None:
         """Write it into an open file, in the place of the last one."""
@@ -72,6 +75,14 @@ class Beat:
                 return cls(**json.loads(file.readline()))
         except (OSError, ValueError, TypeError):
             return None
+
+
+def last_places(folder: str) -> dict[int, str]:
+    """Return where each rank was when it gave its last beat in ``folder``, in words."""
+    # Those of an earlier attempt come first.
+    paths = sorted(glob(os.path.join(folder, "beat-*")), key=os.path.getmtime)
+    beats = [beat for path in paths if (beat := Beat.read(path))]
+    return {beat.rank: beat.place for beat in beats}
 
 
 class _Watched:
@@ -205,12 +216,12 @@ class Watch:
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         )
         is_known = kind == "stopped" and os.path.exists(beat.error_file)
-        if beat.error_file and not is_known:
+        if self.prints:
+            tell(report, beat.log_folder, dict, report.trace)
+        elif not is_known:
             # The disk may be full, and even then the process has to end.
             with suppress(OSError):
                 write_report(beat.error_file, report)
-        if self.prints:
-            print(report.text(beat.world_size), file=sys.stderr, flush=True)
         with suppress(ProcessLookupError):
             os.kill(beat.pid, signal.SIGKILL)
 

@@ -35,6 +35,7 @@ from loopwright.strategies.launch.environment import (
     first_host,
 )
 from loopwright.strategies.launch.rank_report import RankReport
+from loopwright.strategies.launch.watch import Beat
 from tests.programs import show_stacks
 from tests.samples import as_dataset
 
@@ -753,6 +754,11 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         for report in reports:
             file = folder / "job" / "attempt_0" / str(report.rank) / "error.json"
             rank_report.write_report(str(file), report)
+        if (rank := more.pop("last_seen", None)) is not None:
+            folder.mkdir()
+            beat = Beat(1, 7, rank, processes, "train", "epoch 2", 9.0, "", "")
+            with (folder / "beat-7-7").open("w") as beats:
+                beat.write(beats.fileno())
         failures = {
             rank: SimpleNamespace(exitcode=code, timestamp=9, pid=7)
             for rank, code in codes.items()
@@ -808,6 +814,11 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
             "Rank 1 of 2 lost its peers",
         ],
         143,
+    )
+    # Where a process was that was killed is known from its last sign of life.
+    assert failed(2, {1: -9}, last_seen=1) == (
+        ["Rank 1 of 2 ended with SIGKILL, last seen at epoch 2"],
+        137,
     )
     # Only the agent knows.
     hung = RankReport(1, "hung", "step 2", "it has not moved for 9 s", "stack of 1")
