@@ -104,6 +104,8 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
     name = name_of_fit(trainer, request.number)
     trainer.run = run = Run(trainer, request, Signals(trainer), name)
     run.metrics.begin_run(request.module, keeps_bar=is_fit)
+    if is_fit and request.search is None:
+        run.signals.stand_by()
     if is_fit and request.ckpt_path is None and trainer.last_fit is not None:
         unfinished = trainer.last_fit.unfinished
         if unfinished is not None:

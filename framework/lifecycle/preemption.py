@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ...strategies.launch.slurm import slurm_job
+from ...strategies.launch.slurm import SlurmJob, slurm_job
 from ..messages import log
 
 if TYPE_CHECKING:
@@ -17,6 +19,56 @@ if TYPE_CHECKING:
 
 # SLURM's KillWait: from its SIGTERM on, a process has so long.
 _LONGEST_END = timedelta(seconds=30)
+
+
+class _Program:
+    """What :func:`requeue_outside` has to know.
+
+    Attributes:
+        process: the process that has fitted; those that it has forked inherit its handlers.
+        is_main: whether it is the main rank's.
+    """
+
+    process = 0
+    is_main = False
+
+
+_program = _Program()
+
+
+def requeue_outside(number: int, frame: FrameType | None) -> None:
+    """Put the job back into the queue while nothing is trained, so that nothing is to be saved: SIGUSR1's handler.
+
+    SLURM then ends all processes.
+    """
+    if os.getpid() != _program.process:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    elif _program.is_main:
+        job = slurm_job()
+        assert job is not None
+        if not _requeue(job, has_saved=False):
+            raise SystemExit(128 + number)
+
+
+def _requeue(job: SlurmJob, has_saved: bool) -> bool:
+    """Put a job back into the queue, and say what has come of it; returns whether it is there."""
+    job = job.with_times()
+    if not has_saved and job.is_late(time.time()):
+        log.error(
+            "SLURM job %s is not put back into the queue: its time was up before the first step, and another "
+            "attempt would get no further; give it more time",
+            job.name,
+        )
+        return False
+    if failure := job.requeue():
+        log.error(
+            "SLURM job %s could not be put back into the queue (%s); its checkpoint is there: "
+            'a run with ckpt_path="last" goes on from it', job.name, failure,
+        )  # fmt: skip
+        return False
+    log.warning("SLURM job %s is back in the queue", job.name)
+    return True
 
 
 class Preemption:
@@ -32,6 +84,17 @@ class Preemption:
         self._timer: threading.Timer | None = None
         # Where the main rank tells that it has done all that it has to do.
         self._store: Any = None
+
+    def stand_by(self) -> None:
+        """Put the job back into the queue at SIGUSR1 from now on, while nothing is trained. Called as a fit begins."""
+        can_set = threading.current_thread() is threading.main_thread()
+        if not can_set or not self.requeues_for(signal.SIGUSR1):
+            return
+        is_free = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        if is_free and self._trainer.checkpoint_callback is not None:
+            _program.process = os.getpid()
+            _program.is_main = self._trainer.is_global_zero
+            signal.signal(signal.SIGUSR1, requeue_outside)
 
     def begin(self) -> None:
         """Say what will be done, and ask to end when the job's time is nearly up. Called when training begins."""
@@ -86,26 +149,12 @@ class Preemption:
         Args:
             has_saved: whether there is a checkpoint to go on from.
         """
-        job = self._job
-        assert job is not None
-        if not has_saved and job.is_late(time.time()):
-            log.error(
-                "SLURM job %s is not put back into the queue: its time was up before the first step, and another "
-                "attempt would get no further; give it more time", job.name,
-            )  # fmt: skip
-            return
+        assert self._job is not None
         # SLURM gives 30 s from here on (its KillWait), unless it is configured otherwise.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._trainer.is_global_zero:
-            failure = job.requeue()
-            if failure:
-                log.error(
-                    "SLURM job %s could not be put back into the queue (%s); its checkpoint is there: "
-                    'a run with ckpt_path="last" goes on from it', job.name, failure,
-                )  # fmt: skip
-            else:
-                log.warning("SLURM job %s is back in the queue", job.name)
+            _requeue(self._job, has_saved)
         group = self._trainer.strategy.group
         self._store = group.store("requeue")
         group.barrier()  # collective

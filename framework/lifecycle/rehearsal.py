@@ -81,7 +81,7 @@ class NoSignals:
     def begin(self) -> None:
         """Do nothing, as the other methods."""
 
-    end = send_again = wait_for_main = begin
+    stand_by = end = send_again = wait_for_main = begin
 
     def requeue(self, number: int, has_saved: bool) -> None:
         """Do nothing."""

@@ -9,12 +9,12 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...strategies.launch.failures import record_stop
 from ...strategies.launch.processes import find_peers, one_is_gone
 from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
-from .preemption import Preemption
+from .preemption import Preemption, requeue_outside
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
@@ -42,10 +42,15 @@ class Signals:
         self.is_main = trainer.is_global_zero
         self._process = os.getpid()
         self._peers: frozenset[int] = frozenset()
-        self._handled: list[int] = []
+        # What handled them before.
+        self._handled: dict[int, Any] = {}
         self._is_noting = False
         self._preemption = Preemption(trainer)
         self.in_a_hurry = False
+
+    def stand_by(self) -> None:
+        """Begin a fit: until it trains, nothing is noted."""
+        self._preemption.stand_by()
 
     def begin(self) -> None:
         """Note signals from now on."""
@@ -55,19 +60,20 @@ class Signals:
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
             for number, default in DEFAULT_HANDLERS.items():
-                if signal.getsignal(number) is default:
+                before = signal.getsignal(number)
+                if before is default or before is requeue_outside:
                     signal.signal(number, self._note)
-                    self._handled.append(number)
+                    self._handled[number] = before
 
     def end(self) -> None:
         """Let signals do what they did before."""
         self._count_as_noting(False)
         self._preemption.end()
-        for number in self._handled:
+        for number, before in self._handled.items():
             # A job that is back in the queue ignores SIGTERM, and ends by itself.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, DEFAULT_HANDLERS[number])
-        self._handled = []
+                signal.signal(number, before)
+        self._handled = {}
 
     def _count_as_noting(self, is_noting: bool) -> None:
         """Count this run among those that only note signals, or no longer; loaders' workers see the number."""

@@ -90,6 +90,9 @@ class SignalWatch(Protocol):
 
     in_a_hurry: bool
 
+    def stand_by(self) -> None:
+        """Begin a fit, which does not train yet."""
+
     def begin(self) -> None:
         """Note signals from now on."""
 

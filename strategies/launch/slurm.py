@@ -65,10 +65,10 @@ class SlurmJob:
         return replace(self, end_time=int(end.timestamp()), time_limit=limit)
 
     def is_late(self, now: float) -> bool:
-        """Whether more than half of its time is up at ``now``, in seconds since 1970; False if that is not known."""
+        """Whether less than a quarter of its time is left at ``now``, in seconds since 1970; False if nobody knows."""
         if self.end_time is None or self.time_limit is None:
             return False
-        return self.end_time - now < self.time_limit / 2
+        return self.end_time - now < self.time_limit / 4
 
     def requeue(self) -> str:
         """Put the job back into the queue; returns why that failed, or an empty string."""

@@ -44,8 +44,9 @@ def cluster(
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "loopwright")
     yield tmp_path
-    # A job that is back in the queue ignores it.
+    # A job that is back in the queue ignores the one, and the other puts it back whenever it comes.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
@@ -58,7 +59,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
 def fit(
     at_step: dict[int, Any] | None = None,
     ckpt_path: str | None = None,
-    on_train_start: int = 0,
+    told_in: str = "",
     module: type[Linear] = Linear,
     **arguments: Any,
 ) -> Trainer:
@@ -71,14 +72,13 @@ def fit(
         elif action is not None:
             os.kill(os.getpid(), action)
 
-    def send(*_: Any) -> None:
-        if on_train_start:
-            os.kill(os.getpid(), on_train_start)
-
+    hooks: dict[str, Any] = {"on_train_batch_start": act}
+    if told_in:
+        hooks[told_in] = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)
     options: dict[str, Any] = {"logger": "csv", "max_epochs": 2, "accelerator": "cpu"}
     trainer = Trainer(
         **options | arguments,
-        callbacks=[LambdaCallback(on_train_batch_start=act, on_train_start=send)],
+        callbacks=[LambdaCallback(**hooks)],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -214,15 +214,27 @@ def test_a_job_whose_time_is_too_short_is_not_begun_for_ever(
 ) -> None:
     attempt(monkeypatch, 0)
     now = int(time.time())
-    monkeypatch.setenv("SLURM_JOB_START_TIME", str(now - 60))
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(now + 50))
-    with pytest.raises(SystemExit):
-        fit({0: signal.SIGUSR1}, limit_train_batches=0.1)
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(now - 900))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(now + 200))
+    for hook in ("on_fit_start", "on_train_start"):
+        with pytest.raises(SystemExit):
+            fit(told_in=hook)
+        assert "its time was up before the first step" in caplog.text
+        caplog.clear()
+    assert asked(cluster) == []
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_fit_end"])
+def test_a_signal_while_nothing_is_trained_puts_the_job_back_at_once(
+    hook: str, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM then ends the process; here, nothing does."""
+    attempt(monkeypatch, 0)
+    assert fit(told_in=hook).global_step == 20
     assert asked(cluster) == ["requeue 77"]
-    with pytest.raises(SystemExit):
-        fit(on_train_start=signal.SIGUSR1)
-    assert "its time was up before the first step" in caplog.text
-    assert asked(cluster) == ["requeue 77"]
+    # Afterwards, as while a model is tested.
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert asked(cluster) == ["requeue 77"] * 2
 
 
 def test_a_batch_script_without_srun(
