@@ -100,9 +100,9 @@ def count_costs() -> list[dict[str, float]]:
             marks.append((time.time(), watchers_time(), agents_time(), len(called)))
 
     trainer = trainer_for(FIRST + STEPS + 1, max_epochs=1)
-    trainer.fit(
-        Waiting(SECONDS_OF_A_STEP[0], look), [torch.ones(4, 8)] * (FIRST + STEPS + 1)
-    )
+    # They are dealt out to the ranks.
+    batches = [torch.ones(4, 8)] * (RANKS * (FIRST + STEPS + 1))
+    trainer.fit(Waiting(SECONDS_OF_A_STEP[0], look), batches)
     names = ("seconds", "watching", "agent", "collectives")
     counts = {name: end - start for name, start, end in zip(names, *marks, strict=True)}
     return trainer.strategy.gather_objects(counts)
