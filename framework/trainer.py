@@ -1245,11 +1245,14 @@ class Trainer:
 
     @property
     def num_training_batches(self) -> int | float:
-        """Training batches in an epoch; infinite if the loader does not tell, or before it is made.
+        """Training batches in an epoch of the last fit; infinite if the loader does not tell, or before it is made.
 
         What a stream tells is an estimate: it is read to its end.
         """
-        return self._num_batches("train", INFINITE)
+        fit, known = self.last_fit, INFINITE
+        if fit is not None and fit.step is not None:
+            known = fit.step.run.loaders.num_batches.get("train", INFINITE)
+        return self._num_batches("train", known)
 
     @property
     def num_val_batches(self) -> list[int | float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ...strategies.optimizer_state import parameters_of
 from ..checkpoint.serialization import fill_unloaded
@@ -350,9 +351,24 @@ class Step(ABC):
             self.engine.load_optimizer_state(optimizer, saved)
         states = zip(self.schedulers.configs, state["lr_schedulers"], strict=True)
         for config, saved in states:
-            config.scheduler.load_state_dict(fill_unloaded(saved, config.scheduler))
+            _load_scheduler(config.scheduler, fill_unloaded(saved, config.scheduler))
         if self.engine.scaler is not None and "scaler" in state:
             self.engine.scaler.load_state_dict(state["scaler"])
+
+
+def _load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
+    """Load a state, but not its number of steps if the scheduler was made for more, beyond which it would raise."""
+    plan = ("total_steps", "_schedule_phases")
+    planned = {name: value for name, value in vars(scheduler).items() if name in plan}
+    scheduler.load_state_dict(saved)
+    steps, steps_saved = planned.get("total_steps", 0), saved.get("total_steps", 0)
+    if isinstance(scheduler, OneCycleLR) and steps > steps_saved:
+        vars(scheduler).update(planned)
+        log.warning(
+            "OneCycleLR was made for %d steps, and is for %d now: it goes on in the longer cycle",
+            steps_saved,
+            steps,
+        )
 
 
 def override_of(module: Module, name: str) -> Callable[..., Any] | None:

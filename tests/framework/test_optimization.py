@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ExponentialLR,
+    LambdaLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback
@@ -227,6 +233,33 @@ def test_intervals(
     callback = Rates()
     quiet(callback, **arguments).fit(Linear(optimizers=scheduled(**options)), loader())
     assert callback.rates == rates
+
+
+def test_a_cycle_that_a_longer_fit_goes_on_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Made for as many steps as there are, it has more in a second fit, beyond which torch's raises."""
+
+    def cycle(module: Module) -> Any:
+        optimizer = sgd(module)
+        steps = int(module.trainer.estimated_stepping_batches)
+        schedule = OneCycleLR(optimizer, 0.1, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    module, whole = Evaluated(optimizers=cycle), Linear(optimizers=cycle)
+    rates = Rates()
+    trainer = quiet(max_epochs=1)
+    trainer.fit(module, loader())
+    trainer.max_epochs = 3
+    trainer.callbacks.append(rates)
+    trainer.fit(module, loader())
+    assert "made for 4 steps, and is for 12 now" in caplog.text
+    other = Rates()
+    quiet(other, max_epochs=3).fit(whole, loader())
+    # Its first step has the rate that the shorter cycle ended with.
+    assert rates.rates[1:] == other.rates[5:]
+    trainer.validate(module, loader(), verbose=False)
+    assert trainer.num_training_batches == 4
 
 
 def test_several_schedulers_of_one_optimizer() -> None:
