@@ -51,7 +51,8 @@ def _await_build(lock: str) -> None:
     """
     is_announced = False
     # The age is looked at last: if another process has made the lock anew since the first look, it is young.
-    while _is_held(lock) or _age_seconds(lock) < _OTHER_MACHINE_SECONDS:
+    # One of far in the future was made before the clock was set back.
+    while _is_held(lock) or abs(_age_seconds(lock)) < _OTHER_MACHINE_SECONDS:
         if not is_announced:
             log.info(
                 "Waiting for the build of an extension by another process: %s", lock

@@ -592,20 +592,25 @@ def write_pointer(path: str, target: str) -> None:
     if os.path.dirname(path) == os.path.dirname(target):
         # By its name alone, so that the folder of both can be moved.
         target = os.path.basename(target)
+    content = json.dumps({"checkpoint": target}).encode()
     with _naming(f"pointer {path!r}"):
-        if not (is_file and _link(path, target)):
-            write_file(path, json.dumps({"checkpoint": target}).encode())
+        if not is_local(path):
+            write_file(path, content)
+            return
+        # Under a name by which the next save finds, and removes, what one that was killed has left.
+        temporary = hidden_name(path, "tmp")
+        if not (is_file and _link(temporary, target)):
+            write_file(temporary, content)
+        os.replace(temporary, path)
+        sync_directory(os.path.dirname(path) or ".")
 
 
 def _link(path: str, target: str) -> bool:
-    """Make ``path`` a link to ``target``, all at once; False if the file system has no links."""
-    temporary = hidden_name(path, "tmp")
+    """Make ``path`` a link to ``target``; False if the file system has no links."""
     try:
-        os.symlink(target, temporary)
+        os.symlink(target, path)
     except OSError:
         return False
-    os.replace(temporary, path)
-    sync_directory(os.path.dirname(path) or ".")
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import signal
@@ -25,6 +26,8 @@ DEFAULT_HANDLERS: dict[int, Any] = {
 
 # One byte: how many runs only note signals now, to act on them later. It is shared with the processes that are forked.
 noting = mmap.mmap(-1, 1)
+# The end of a program ends workers by SIGTERM and waits for them; a daemon thread may still be training then.
+atexit.register(noting.__setitem__, 0, 0)
 
 
 class _Runs(threading.local):

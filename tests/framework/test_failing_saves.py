@@ -269,6 +269,25 @@ def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_kill_while_a_pointer_is_written_leaves_nothing(tmp_path: Path) -> None:
+    """The next save removes what it has left."""
+    replace = os.replace
+
+    def be_killed(source: str, target: str) -> None:
+        if target.endswith("last.ckpt"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    def act() -> None:
+        os.replace = be_killed
+        train(tmp_path, 1)
+
+    assert ended(in_a_child(act)) == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    train(tmp_path, 2, resume=True)
+    assert names(tmp_path) == {FIRST, SECOND, "best.ckpt", "last.ckpt"}
+
+
 def test_a_path_below_a_file(tmp_path: Path) -> None:
     """No folder can be made there: the error names the checkpoint, and the run can do without."""
     Path(tmp_path, "notes").write_text("a file")

@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -381,6 +383,29 @@ def test_workers_end_with_their_run_after_runs_in_threads():
             future.result()
     # The test fails if a process is left behind, as a worker that does not end when it is told to.
     quiet(max_steps=2).fit(Linear(), DataLoader(Told(40, 40), 2, num_workers=1))
+
+
+IN_A_DAEMON = """
+import threading
+from torch.utils.data import DataLoader
+from loopwright.callbacks import LambdaCallback
+from tests.framework.models import Linear, data, quiet
+
+begun = threading.Event()
+trainer = quiet(LambdaCallback(on_train_batch_end=lambda *_: begun.set()), max_epochs=-1)
+fit = lambda: trainer.fit(Linear(), DataLoader(data(), 2, num_workers=1))
+threading.Thread(target=fit, daemon=True).start()
+assert begun.wait(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_ends_though_a_daemon_thread_trains():
+    """Its workers do not ignore the signal by which they are ended, and for which the program's end waits."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", IN_A_DAEMON]
+    ended = subprocess.run(command, cwd=root, timeout=100, check=False)
+    assert ended.returncode == 0
 
 
 def test_a_path_may_end_in_a_slash():
