@@ -91,7 +91,13 @@ def agent(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         config = _config(processes, max_restarts, nodes, folder)
-        restarts = Restarts(max_restarts, folder, processes, nodes.count)
+        restarts = Restarts(
+            max_restarts,
+            folder,
+            processes,
+            nodes.count,
+            nodes.least not in (None, nodes.count),
+        )
         with watching(folder):
             yield partial(partial, run, config, restarts.follows), folder
     finally:

@@ -44,15 +44,22 @@ class Restarts:
         folder: where the ranks write their reports.
         processes: number of ranks on this machine.
         num_nodes: number of machines.
+        goes_on_without: whether the job goes on with fewer of them.
     """
 
     def __init__(
-        self, allowed: int, folder: str, processes: int, num_nodes: int
+        self,
+        allowed: int,
+        folder: str,
+        processes: int,
+        num_nodes: int,
+        goes_on_without: bool = False,
     ) -> None:
         self._allowed = allowed
         self._folder = folder
         self._processes = processes
         self._num_nodes = num_nodes
+        self._goes_on_without = goes_on_without
         self._began = time.monotonic()
         # Where the last attempts have failed, all at one place.
         self._place = ""
@@ -80,7 +87,8 @@ class Restarts:
         """Return why another attempt would fail, too; empty if it may not."""
         guilty = failure.reports[0]
         what = first_line(guilty.message)
-        if guilty.kind == "asked":
+        # All save and end together where one machine is asked to leave; its own launcher then starts nothing again.
+        if guilty.kind == "asked" and not self._goes_on_without:
             return f"{what} has asked it to end"
         if _is_certain(guilty):
             return f"{what.partition(':')[0]} before the first step would come again"

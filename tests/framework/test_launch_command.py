@@ -347,7 +347,7 @@ import time
 
 from loopwright import Engine
 
-engine = Engine(cpu=True)
+engine = Engine(accelerator="cpu")
 print("RESULT", engine.process_index, engine.num_processes, os.getpid(), flush=True)
 while engine.num_processes == 2:
     engine.wait_for_everyone()

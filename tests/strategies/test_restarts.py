@@ -109,3 +109,12 @@ def test_a_job_that_was_told_to_end_is_not_begun_again(
 ) -> None:
     assert not job.is_restarted(138, RankReport(1, "asked", message="SIGUSR1"))
     assert "Not restarted: SIGUSR1 has asked it to end" in capsys.readouterr().err
+
+
+def test_a_machine_that_is_asked_to_leave_is_left(tmp_path: Path) -> None:
+    """Where a job has one number of machines, all end together."""
+    asked = RankReport(1, "asked", message="SIGTERM")
+    assert not Job(tmp_path / "one").is_restarted(143, asked)
+    job = Job(tmp_path / "several")
+    job.restarts = Restarts(20, str(job.folder), 2, 2, goes_on_without=True)
+    assert job.is_restarted(143, asked)
