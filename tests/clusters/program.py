@@ -127,6 +127,7 @@ if __name__ == "__main__":
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--fail-at", type=int)
     parser.add_argument("--timeout", type=float, default=60, help="in seconds")
+    parser.add_argument("--hang-timeout", type=float, help="in seconds, of a step")
     parser.add_argument("--fresh", action="store_true", help="no ckpt_path")
     parser.add_argument("--subfolder-of-array-task", action="store_true")
     arguments = parser.parse_args()
@@ -137,5 +138,6 @@ if __name__ == "__main__":
         arguments.fail_at,
         ckpt_path=None if arguments.fresh else "last",
         devices=arguments.devices,
+        hang_timeout={"train": arguments.hang_timeout or 300},
         strategy=DDPStrategy(timeout=timedelta(seconds=arguments.timeout)),
     )

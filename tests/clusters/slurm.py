@@ -342,13 +342,14 @@ def task_of_an_array(slurm: Slurm, stage: Stage) -> None:
     assert tasks[0].curve() == tasks[1].curve()
 
 
-def killed_ranks(slurm: Slurm, stage: Stage) -> None:
+def killed_and_stopped_ranks(slurm: Slurm, stage: Stage) -> None:
     again = 'scontrol requeue "$SLURM_JOB_ID"'
     stage.pause(0.2)
-    job = slurm.submit(stage, otherwise=again)
-    for number, step in enumerate((8, 17, 26)):
-        stage.wait_for_step(step, 180)
-        os.kill(stage.rank(random.randrange(2)), signal.SIGKILL)
+    job = slurm.submit(stage, "--hang-timeout", 10, otherwise=again)
+    strikes = (signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL)
+    for number, strike in enumerate(strikes):
+        stage.wait_for_step(8 + 9 * number)
+        os.kill(stage.rank(random.randrange(2)), strike)
         slurm.wait_for_restart(job, number + 1)
     stage.pause(0)
     slurm.check_completed(job, restarts=3)
@@ -365,7 +366,7 @@ SCENES = (
     scancel,
     machine_set_down,
     task_of_an_array,
-    killed_ranks,
+    killed_and_stopped_ranks,
 )
 
 
