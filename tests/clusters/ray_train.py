@@ -59,6 +59,7 @@ def cluster(folder: Path) -> Iterator[Ray]:
         MARK: uuid.uuid4().hex,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(PACKAGES)]),
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": uuid.uuid4().hex,
@@ -82,7 +83,7 @@ def cluster(folder: Path) -> Iterator[Ray]:
         )
     try:
         is_up = (folder / "output").read_text
-        wait_until(lambda: "Ray runtime started" in is_up(), "Ray is started", 120)
+        wait_until(lambda: "Ray runtime started" in is_up(), "Ray is started", 300)
         yield Ray(f"127.0.0.1:{port}", environment)
     finally:
         # It ends those that it has started.

@@ -274,7 +274,8 @@ def play(
         outcomes.append(
             _say(Outcome(name, "begin", "failed", _since(begin), repr(error)))
         )
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return outcomes
 
 

@@ -273,8 +273,11 @@ def signal_and_time_limit(slurm: Slurm, stage: Stage) -> None:
 
     def both_have_begun_again() -> bool:
         for each, job in zip((stage, signalled), jobs, strict=True):
-            if slurm.job(job)["Restarts"] == "1":
+            if job not in begun_again and slurm.job(job)["Restarts"] == "1":
                 each.pause(0)
+                # The second attempt is to have no limit that it could reach.
+                limit = ("timelimit=30", f"jobid={job}")
+                slurm.run("scontrol", "update", *limit)
                 begun_again.add(job)
         return len(begun_again) == 2
 
