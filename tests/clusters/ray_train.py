@@ -85,6 +85,9 @@ def cluster(folder: Path) -> Iterator[Ray]:
         is_up = (folder / "output").read_text
         wait_until(lambda: "Ray runtime started" in is_up(), "Ray is started", 300)
         yield Ray(f"127.0.0.1:{port}", environment)
+    except AssertionError:
+        print((folder / "output").read_text(), flush=True)
+        raise
     finally:
         # It ends those that it has started.
         stop([daemon])
