@@ -264,7 +264,7 @@ def check_one_run(slurm: Slurm, stage: Stage, job: str, restarts: int = 1) -> No
 def signal_and_time_limit(slurm: Slurm, stage: Stage) -> None:
     # Two jobs beside each other. SLURM looks at limits twice a minute, and may send its signal 30 s early.
     signalled = stage.beside("signalled")
-    limits = (["--time=1"], ["--time=2", "--signal=SIGUSR1@60"])
+    limits = (["--time=1"], ["--time=3", "--signal=SIGUSR1@60"])
     jobs = []
     for each, limit in zip((stage, signalled), limits, strict=True):
         each.pause(3)
@@ -281,7 +281,7 @@ def signal_and_time_limit(slurm: Slurm, stage: Stage) -> None:
                 begun_again.add(job)
         return len(begun_again) == 2
 
-    wait_until(both_have_begun_again, "both jobs are put back into the queue", 150)
+    wait_until(both_have_begun_again, "both jobs are put back into the queue", 240)
     check_one_run(slurm, stage, jobs[0])
     check_one_run(slurm, signalled, jobs[1])
     assert "is about to end by its time limit" in stage.text()
