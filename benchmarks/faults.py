@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from .report import Table
 GRACE = 5.0  # seconds after the fault and `hang_timeout`
 CAP = 50.0  # seconds after the fault, when nobody waits any longer
 START = 120.0  # seconds from the start to the fault
+# For a training that is started again; DeepSpeed may have to compile something.
+RESUME = 150.0
 STEP = 0.02  # seconds, so that a fault is in the middle of something
 MARK = "LOOPWRIGHT_FAULTS"  # the variable by which all that descends from a program is found
 
@@ -447,6 +450,12 @@ def judge_report(cell: Cell, text: str, outcome: Outcome) -> None:
         reports = [
             report for report in reports if not report[2].startswith("lost its peers")
         ] or reports
+    if not reports and cell.devices == 1 and cell.fault not in HANGS:
+        # A process alone ends as any program does: with its traceback, or with the signal that killed it.
+        outcome.first = (text.splitlines() or [""])[-1]
+        if cell.fault not in DEAD:
+            outcome.note("trace", "in strike" in text or "DataLoader worker" in text)
+        return
     if not reports:
         lines = (
             [line for line in text.splitlines() if "Error" in line]
@@ -487,22 +496,18 @@ def reference_folder(cell: Cell, references: Path) -> Path:
 
 
 def make_references(cells: Iterable[Cell], references: Path) -> None:
-    """Train undisturbed, once for each kind of training.
-
-    Raises:
-        RuntimeError: if that does not go well.
-    """
+    """Train undisturbed, once for each kind of training; where that does not go well, nothing resumes as it did."""
     for cell in cells:
         folder = reference_folder(cell, references)
         if not folder.exists() and (told := train_to_end(cell, folder)):
-            raise RuntimeError(f"{folder.name}: an undisturbed training {told}")
+            print(f"{folder.name}: an undisturbed training {told}", flush=True)
 
 
 def train_to_end(cell: Cell, folder: Path) -> str:
     """Train what is left to train, undisturbed; empty if that went well, and else what happened."""
     work = partial(train, cell.settings(folder / "run"))
     try:
-        codes = wait(fork_ranks(cell.devices, folder, work))
+        codes = wait(fork_ranks(cell.devices, folder, work), RESUME)
     except RuntimeError:
         return "hangs"
     if any(codes):
@@ -517,6 +522,8 @@ def resume(cell: Cell, folder: Path, references: Path) -> str:
         return told
     end = Path("run", "end.ckpt")
     ours, theirs = folder / end, reference_folder(cell, references) / end
+    if not theirs.exists():
+        return "no undisturbed training to compare with"
     files = {
         file.relative_to(root)
         for root in (ours, theirs)
@@ -538,6 +545,8 @@ def differs(ours: Path, theirs: Path) -> bool:
 
 def run_cells(cells: list[Cell], lanes: int, conditions: Conditions) -> list[Outcome]:
     """Run cells, so many at a time, and print each as it ends."""
+    # What a first optimizer imports is imported before processes are forked, instead of in each of them.
+    import_module("torch._dynamo")
     make_references(cells, conditions.references)
     # Numbers of cells, from which each lane takes the next.
     reads, writes = os.pipe()

@@ -60,9 +60,9 @@ def fork_ranks(ranks: int, folder: Path, work: Callable[[], None]) -> list[int]:
     return processes
 
 
-def wait(processes: Sequence[int]) -> list[int]:
+def wait(processes: Sequence[int], seconds: float = SECONDS) -> list[int]:
     """The exit statuses; what hangs is killed, and raises."""
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
     found: dict[int, int] = {}
     while len(found) < len(processes):
         for process in set(processes) - found.keys():
@@ -73,6 +73,6 @@ def wait(processes: Sequence[int]) -> list[int]:
             for process in set(processes) - found.keys():
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-            raise RuntimeError(f"a process has not ended after {SECONDS} s")
+            raise RuntimeError(f"a process has not ended after {seconds:g} s")
         time.sleep(0.002)
     return [found[process] for process in processes]
