@@ -23,6 +23,9 @@ from .rank_report import (
 from .readable import readable
 from .watch import last_places
 
+# Of more ranks than these, those that have ended alike share a line; the files have all.
+_MOST_LINES = 16
+
 
 class JobFailure(NamedTuple):
     """How a job has failed.
@@ -45,20 +48,18 @@ def failure_text(
     folder: str,
     processes: int,
     num_nodes: int = 1,
-    known: Mapping[int, RankReport] | None = None,
     has_all_exits: bool = True,
 ) -> JobFailure:
     """Say what failed, in the order of guilt: ranks that merely lost a peer come last.
 
     Args:
         failures: torchelastic's ``ProcessFailure``, by rank.
-        folder: where the ranks have written their reports.
+        folder: where the ranks, and who watches over them, have written their reports.
         processes: number of ranks on this machine, of which alone its agent knows.
         num_nodes: number of machines.
-        known: what the agent knows of ranks that cannot tell it themselves, by rank.
         has_all_exits: ``failures`` has all ranks whose exit code was not 0.
     """
-    reports = read_attempt(folder) | dict(known or {})
+    reports = read_attempt(folder)
     attempt, _ = _last_attempt(folder)
     for rank, failure in failures.items():
         if rank in reports:
@@ -116,8 +117,21 @@ def describe_job(ordered: Sequence[RankReport], world_size: int) -> str:
             replace(report, kind="lost") if report.kind == "stopped" else report
             for report in others
         ]
-    lines = [report.line(world_size) for report in others]
+    lines = _lines(others, world_size)
     return f"{text}\n\n" + "\n".join(lines) if lines else text
+
+
+def _lines(reports: Sequence[RankReport], world_size: int) -> list[str]:
+    """Return a line for each of the reports; if they are many, one for those that have ended alike at one place."""
+    if len(reports) <= _MOST_LINES:
+        return [report.line(world_size) for report in reports]
+    alike: dict[tuple[str, str], list[RankReport]] = {}
+    for report in reports:
+        alike.setdefault((report.kind, report.place), []).append(report)
+    return [
+        first.line(world_size) + (f" (so did {len(more)} more)" if more else "")
+        for first, *more in alike.values()
+    ]
 
 
 def read_attempt(folder: str) -> dict[int, RankReport]:

@@ -815,15 +815,25 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
         ],
         143,
     )
+    # Many ranks that have ended alike share a line.
+    lines, _ = failed(
+        64,
+        {9: 1},
+        told(9, "failed"),
+        *(told(i, "lost") for i in range(9)),
+        *(told(i, "lost") for i in range(10, 64)),
+    )
+    assert lines[3:] == [
+        "Rank 0 of 64 lost its peers at step 3: why 0 (so did 62 more)"
+    ]
     # Where a process was that was killed is known from its last sign of life.
     assert failed(2, {1: -9}, last_seen=1) == (
         ["Rank 1 of 2 ended with SIGKILL, last seen at epoch 2"],
         137,
     )
-    # Only the agent knows.
+    # Only who watches from outside knows.
     hung = RankReport(1, "hung", "step 2", "it has not moved for 9 s", "stack of 1")
-    known = {"known": {1: hung}}
-    assert failed(3, {0: 1, 1: -9, 2: -15}, told(0, "lost"), **known) == (
+    assert failed(3, {0: 1, 1: -9, 2: -15}, told(0, "lost"), hung) == (
         [
             "Rank 1 of 3 did not answer at step 2: it has not moved for 9 s:",
             "stack of 1",
