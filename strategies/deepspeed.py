@@ -17,6 +17,7 @@ from .base import Strategy
 from .build_locks import await_builds
 from .capabilities import Capabilities
 from .deepspeed_config import check_batches, complete_config, read_config
+from .launch.rendezvous import timing_out
 from .module_policy import Policy, checkpoint_activations
 from .optimizer_state import State, parameter_names
 from .precision import Precision
@@ -188,7 +189,7 @@ class DeepSpeedStrategy(Strategy):
     def _initialize(self, optimizer: Optimizer | None) -> Any:
         import deepspeed
 
-        with self._linear.context():
+        with self._linear.context(), timing_out(self.group_options.timeout):
             engine, *_ = deepspeed.initialize(
                 model=StepModule(self.module, self._context),
                 optimizer=optimizer,

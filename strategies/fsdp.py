@@ -31,6 +31,7 @@ from .distributed_tensors import (
     local_tensor,
     to_shards,
 )
+from .launch.rendezvous import timing_out
 from .module_policy import Policy, checkpoint_activations, matches
 from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
@@ -152,7 +153,8 @@ class FSDPStrategy(Strategy):
         elif size > 1:
             shape = (self.world_size // size, size)
             names = ("data_parallel", "tensor_parallel")
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        with timing_out(self.group_options.timeout):
+            return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         if self.world_size == 1:

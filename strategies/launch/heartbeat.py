@@ -241,6 +241,7 @@ class _Beats:
             "pid": os.getpid(),
             "rank": rank,
             "world_size": world_size,
+            "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
             "error_file": os.environ.get("TORCHELASTIC_ERROR_FILE", ""),
         }
 

@@ -7,7 +7,8 @@ import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -149,6 +150,20 @@ class Rendezvous:
         """Destroy the process group for good, and the store too."""
         self.destroy_process_group()
         self._store = None
+
+
+@contextmanager
+def timing_out(timeout: timedelta) -> Iterator[None]:
+    """Return a context in which new process groups get this time-out: libraries that make some do not ask for it.
+
+    Args:
+        timeout: how long the groups' collectives wait.
+    """
+    groups = dist.distributed_c10d._world.pg_map
+    before = set(groups)
+    yield
+    for group in set(groups) - before:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 RENDEZVOUS = Rendezvous()

@@ -25,6 +25,10 @@ _WAITING = re.compile(
 )
 # ... or for its user.
 _DEBUGGER = re.compile(r"(i?pdb|bdb|debugpy|_?pydevd\w*)(\.|$)")
+_HOOK = re.compile(
+    r", line \d+ in (\w+_step|on_\w+|setup|prepare_data|\w+_dataloader|configure_\w+)$",
+    re.MULTILINE,
+)
 # In the file of the thread that watches.
 _OWN_THREADS = "launch/heartbeat.py"
 
@@ -97,6 +101,12 @@ def readable(dump: str) -> str:
                 lines += [f"    {source}"] if source else []
         threads.append("\n".join(lines))
     return "\n\n".join(reversed(threads))
+
+
+def hook_in(stacks: str) -> str:
+    """Return the innermost step or hook of the first thread; empty if there is none."""
+    first_thread = stacks.partition("\n\n")[0]
+    return next(iter(_HOOK.findall(first_thread)[::-1]), "")
 
 
 def native_stacks(process: int) -> str:

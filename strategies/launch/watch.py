@@ -22,16 +22,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from glob import glob
 
-from .rank_report import Kind, RankReport, write_report
-from .stacks import STACKS_SIGNAL, native_stacks, readable
+from .rank_report import HANG_CODE, RankReport, write_report
+from .stacks import STACKS_SIGNAL, hook_in, native_stacks, readable
 from .telling import tell
 
 # How often to look.
 _SECONDS = 0.5
-# When a process has failed, another one that stands still for so long will not leave by itself.
-_LEAVING_SECONDS = 5.0
-# For which that does not hold: what they do may save the run's work.
-_ENDING = ("checkpoint", "teardown")
 
 
 @dataclass
@@ -43,6 +39,7 @@ class Beat:
         pid: the process.
         rank: its rank.
         world_size: number of processes of its job.
+        attempt: how often the job had been restarted.
         phase: of its run.
         place: of its run, in words.
         limit: how long it may give no further beat, in seconds.
@@ -55,6 +52,7 @@ class Beat:
     pid: int
     rank: int
     world_size: int
+    attempt: int
     phase: str
     place: str
     limit: float
@@ -94,14 +92,12 @@ class _Watched:
     Attributes:
         beat: the last one.
         silent: for how long there was no further one, in seconds.
-        still: for how long its place has been the same.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.beat: Beat | None = None
         self.silent = 0.0
-        self.still = 0.0
 
     def look(self, elapsed: float) -> None:
         """Read its beat, ``elapsed`` seconds after the last time."""
@@ -110,22 +106,17 @@ class _Watched:
             return
         self.beat = beat
         self.silent += elapsed
-        self.still += elapsed
-        if last is None or last.place != beat.place:
-            self.still = 0.0
-        is_frozen = beat.world_size == 1 and self.state() == "T"
-        # A debugger has stopped it, or, where nobody waits for it, its user.
-        if (
-            last is None
-            or last.number != beat.number
-            or self.state() == "t"
-            or is_frozen
-        ):
+        state = self.state()
+        has_moved = last is None or last.number != beat.number
+        # A debugger has stopped it, or, where no other process waits for it, its user.
+        is_frozen = state == "t" or (state == "T" and beat.world_size == 1)
+        if has_moved or is_frozen:
             self.silent = 0.0
 
     def state(self) -> str:
         """Its state as Linux says: "T" if it is stopped, "t" if a debugger has stopped it; empty if it has ended."""
-        assert self.beat is not None
+        if self.beat is None:
+            return ""
         try:
             with open(
                 f"/proc/{self.beat.pid}/stat", encoding="utf-8", errors="replace"
@@ -134,24 +125,6 @@ class _Watched:
         except OSError:
             return ""
         return "" if state in "ZX" else state
-
-    @property
-    def attempt(self) -> str:
-        """Torchelastic's folder for the attempt at the job that it belongs to."""
-        error_file = "" if self.beat is None else self.beat.error_file
-        return os.path.dirname(os.path.dirname(error_file))
-
-    def stays(self) -> bool:
-        """Whether it will not leave by itself, now that another process has failed."""
-        assert self.beat is not None
-        still = 0.0 if self.beat.phase in _ENDING else self.still
-        return max(self.silent, still) >= _LEAVING_SECONDS
-
-    def has_failed(self) -> bool:
-        """Whether it has ended inside of a run, or by an error that it has reported."""
-        if self.beat is None or self.state():
-            return False
-        return os.path.exists(self.path) or os.path.exists(self.beat.error_file)
 
 
 class Watch:
@@ -180,45 +153,35 @@ class Watch:
         """Look once, ``elapsed`` seconds after the last time."""
         for path in self.paths():
             self._watched.setdefault(path, _Watched(path))
-        seen = [each for each in self._watched.values() if os.path.exists(each.path)]
-        # Those of an attempt before, which has failed, are no peers of those that were started again.
-        failed = {e.attempt for e in self._watched.values() if e.has_failed()}
-        for each in seen:
-            each.look(elapsed)
-            beat = each.beat
-            if beat is None or not each.state():
-                continue
-            if each.silent >= beat.limit:
-                self._end(
-                    beat,
-                    "hung",
-                    f"no sign of life for {each.silent:.0f} s: {_why(each)}",
-                )
-            elif each.attempt in failed and each.stays():
-                self._end(
-                    beat,
-                    "stopped",
-                    "it did not leave after another process had failed, and was killed",
-                )
+        for path, process in self._watched.items():
+            process.look(elapsed)
+            beat = process.beat
+            lives = os.path.exists(path) and process.state()
+            if beat is not None and lives and process.silent >= beat.limit:
+                self._end(process, beat)
 
-    def _end(self, beat: Beat, kind: Kind, message: str) -> None:
-        """Report a process, and kill it."""
+    def _end(self, process: _Watched, beat: Beat) -> None:
+        """Report a process that gives no sign of life, and kill it."""
+        stacks = _stacks_of(beat)
+        place, hook = beat.place, hook_in(stacks)
+        if hook not in place:
+            # It has gone on since its last sign of life.
+            place = f"{place.partition(', in ')[0]}, in {hook}"
         report = RankReport(
             rank=beat.rank,
-            kind=kind,
-            place=beat.place,
-            message=message,
-            trace=_stacks_of(beat),
-            exit_code=128 + signal.SIGKILL,
+            kind="hung",
+            place=place,
+            message=f"no sign of life for {process.silent:.0f} s: {_why(process)}",
+            trace=stacks,
+            exit_code=HANG_CODE,
             host=socket.gethostname(),
             pid=beat.pid,
-            time=time.time(),
-            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            time=time.time() - process.silent,
+            attempt=beat.attempt,
         )
-        is_known = kind == "stopped" and os.path.exists(beat.error_file)
         if self.prints:
             tell(report, beat.log_folder, dict, report.trace)
-        elif not is_known:
+        else:
             # The disk may be full, and even then the process has to end.
             with suppress(OSError):
                 write_report(beat.error_file, report)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
-import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from loopwright.framework import Engine, Trainer
 from loopwright.strategies.launch.hang_timeout import HangTimeout
 from loopwright.strategies.launch.heartbeat import Moves
-from loopwright.strategies.launch.watch import Beat, Watch
+from loopwright.strategies.launch.stacks import hook_in, readable
 from tests.programs import run_program
 
 
@@ -66,6 +66,25 @@ def test_who_waits_gives_the_others_their_time():
     assert moves.still < moves.limit == 63
     stands(moves, 5, ("train", 1))
     assert moves.still == 5, "the time of waiting is no time of standing still"
+
+
+DUMP = """\
+Thread 0x00007f6d4fd306c0 (most recent call first):
+  File "/lib/threading.py", line 327 in wait
+  File "/loopwright/strategies/launch/heartbeat.py", line 106 in _watch
+
+Current thread 0x00007f6d71840b80 (most recent call first):
+  File "train.py", line 30 in stand_still
+  File "train.py", line 12 in validation_step
+  File "train.py", line 45 in <module>
+"""
+
+
+def test_stacks_from_outside_read_as_others_do():
+    stacks = readable(DUMP)
+    assert stacks.count("Thread") == 1, "without our own thread"
+    assert re.findall(r"line (\d+) in", stacks) == ["45", "12", "30"]
+    assert hook_in(stacks) == "validation_step"
 
 
 STUCK = """
@@ -145,25 +164,3 @@ sys.exit(train[0].wait())
 """
     ended = run_program("-c", stopped, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, "trained\n"), ended.stderr
-
-
-def test_who_was_started_again_is_no_peer_of_who_failed_before(tmp_path: Path):
-    """So it may stand still, as while it imports what it needs."""
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with subprocess.Popen(["sleep", "60"]) as started:
-        paths = []
-        for attempt, process in enumerate((gone, started)):
-            folder = tmp_path / f"attempt_{attempt}" / "0"
-            folder.mkdir(parents=True)
-            stacks = folder / "stacks"
-            stacks.touch()
-            beat = Beat(1, process.pid, 0, 2, "setup", "", 1000.0, str(folder / "error.json"), str(stacks))  # fmt: skip
-            paths.append(str(tmp_path / f"beat-{attempt}"))
-            with open(paths[-1], "w") as file:
-                beat.write(file.fileno())
-        watch = Watch(lambda: paths, prints=False)
-        for _ in range(8):
-            watch.look(1.0)
-        assert started.poll() is None
-        started.kill()
