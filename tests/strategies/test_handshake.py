@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import TCPStore
 
 from loopwright.strategies.launch.handshake import name_attempt
 
@@ -14,11 +16,11 @@ LIMIT = timedelta(seconds=30)
 
 
 @pytest.fixture
-def store() -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=LIMIT)
+def store() -> Any:
+    return TCPStore("127.0.0.1", 0, is_master=True, timeout=LIMIT)
 
 
-def names(store: dist.TCPStore, world_size: int, order: list[int]) -> list[str]:
+def names(store: Any, world_size: int, order: list[int]) -> list[str]:
     """What each rank takes for the attempt's name; they come in this order, each when the one before is at work."""
 
     def meet(rank: int) -> str:
@@ -36,7 +38,7 @@ def names(store: dist.TCPStore, world_size: int, order: list[int]) -> list[str]:
         return [futures[rank].result() for rank in range(world_size)]
 
 
-def test_an_attempt_has_a_name_of_its_own(store: dist.TCPStore) -> None:
+def test_an_attempt_has_a_name_of_its_own(store: Any) -> None:
     """Also with the words of a process that is gone, with fewer and with more processes than before."""
     attempts = [
         names(store, 2, [0, 1]),
@@ -51,7 +53,7 @@ def test_an_attempt_has_a_name_of_its_own(store: dist.TCPStore) -> None:
     assert len({attempt[0] for attempt in attempts}) == len(attempts)
 
 
-def test_who_meets_nobody_gives_up(store: dist.TCPStore) -> None:
+def test_who_meets_nobody_gives_up(store: Any) -> None:
     store.set("answer/1", "another name")
     with pytest.raises(dist.DistStoreError, match="rank 1 has not met the other"):
         name_attempt(store, 1, 2, timedelta(seconds=0.1))
