@@ -64,6 +64,8 @@ class Metrics:
         self._context = LogContext()
         # Names of metrics' values of which a warning has said that they are no numbers.
         self._left_out: set[str] = set()
+        # For each name of a checkpoint inside an epoch, its last value and how many waited with it.
+        self._restored: dict[Any, tuple[Any, int]] = {}
 
     @property
     def is_dummy(self) -> bool:
@@ -391,7 +393,9 @@ class Metrics:
             if entry.on_epoch and not entry.reduced:
                 due.append(entry)
         if self.strategy.world_size > 1:
-            due = agree_on_entries(self.strategy, self.module, self._context, due)
+            due = agree_on_entries(
+                self.strategy, self.module, self._context, due, self._only_restored(due)
+            )
         numbers = [entry for entry in due if entry.metric is None]
         for entry, value in reduce_entries(self.strategy, numbers):
             self._show(results, entry, value)
@@ -400,6 +404,18 @@ class Metrics:
                 self._show(results, entry, entry.value.compute())
             entry.mark_reduced()
         self.results.update(results)
+
+    def _only_restored(self, due: list[LoggedValue]) -> set[Any]:
+        """Which of these a checkpoint has brought, and this program has not logged since."""
+        if self._context.stage != "train":
+            return set()
+        restored, self._restored = self._restored, {}
+        unchanged = set()
+        for entry in due:
+            value, num_pending = restored.get(entry.key, (entry, 0))
+            if entry.value is value and len(entry.pending) == num_pending:
+                unchanged.add(entry.key)
+        return unchanged
 
     def end_epoch(self) -> Results:
         """Reduce what came since :meth:`reduce_epoch`, give all values of the epoch, and drop them. A collective."""
@@ -512,10 +528,13 @@ class Metrics:
         device = self.strategy.device
         train = self.stages.setdefault("train", {})
         train.clear()
+        self._restored.clear()
         for values in state["train"]:
             entry = LoggedValue(**map_tensors(values, lambda tensor: tensor.to(device)))
             entry.find_metric_in(self.module)
-            train[entry.name, entry.dataloader_idx] = entry
+            train[entry.key] = entry
+            if entry.metric is None:
+                self._restored[entry.key] = entry.value, len(entry.pending)
         self.results = Results(
             **{key: dict(value) for key, value in state["results"].items()}
         )

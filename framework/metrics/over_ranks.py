@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..messages import log
 from .context import LogContext
 from .metric_state import fill_list_states
 from .values import CUSTOM, LoggedValue, sum_dtype
@@ -23,6 +24,7 @@ def agree_on_entries(
     module: torch.nn.Module | None,
     context: LogContext,
     due: list[LoggedValue],
+    only_restored: set[Any],
 ) -> list[LoggedValue]:
     """The entries that all ranks are about to reduce, in one order. A collective.
 
@@ -33,6 +35,7 @@ def agree_on_entries(
         module: holds the torchmetrics that were logged.
         context: that of the running stage; its values get an entry for what only other ranks have logged.
         due: the entries that this rank has to reduce.
+        only_restored: the keys of those that stem from a checkpoint, and have not been logged since.
 
     Raises:
         RuntimeError: if a rank that had batches did not log what another one did; on all of them.
@@ -43,18 +46,27 @@ def agree_on_entries(
     }
     # collective
     by_rank = strategy.gather_objects(
-        (context.empty_loaders, described, context.loaders_by_name),
+        (context.empty_loaders, described, context.loaders_by_name, only_restored),
     )
-    for _, _, loaders_by_name in by_rank:
+    for _, _, loaders_by_name, _ in by_rank:
         for name, loaders in loaders_by_name.items():
             context.loaders_by_name.setdefault(name, set()).update(loaders)
-    logged_by_rank = [logged for _, logged, _ in by_rank]
+    logged_by_rank = [logged for _, logged, _, _ in by_rank]
     facts_by_key = {}
     for logged in reversed(logged_by_rank):
         for key, (facts, _) in logged.items():
             facts_by_key[key] = facts
-    for key in facts_by_key:
-        _require_everywhere(key, context.stage, by_rank)
+    for key in [*facts_by_key]:
+        if _is_outdated(key, by_rank):
+            del facts_by_key[key]
+            context.values.pop(key, None)
+            if strategy.is_global_zero:
+                log.warning(
+                    "The checkpoint has values of log(%r) from some of the processes only, and nothing has logged that "
+                    "name since: it is left out of this epoch", key[0],
+                )  # fmt: skip
+        else:
+            _require_everywhere(key, context.stage, by_rank)
     agreed = []
     for key in sorted(facts_by_key, key=repr):
         entry = shared.get(key)
@@ -69,6 +81,20 @@ def agree_on_entries(
     return [*agreed, *(entry for entry in due if entry.rank_zero_only)]
 
 
+def _is_outdated(key: Any, by_rank: list[Any]) -> bool:
+    """Whether ranks that had batches lack an entry, which the others have from a checkpoint alone.
+
+    The program that saved it has failed for that, and this one may be mended.
+    """
+    lacking, all_restored = [], True
+    for empty_loaders, logged, _, only_restored in by_rank:
+        if key not in logged:
+            lacking.append(empty_loaders)
+        elif key not in only_restored:
+            all_restored = False
+    return all_restored and not all(lacking)
+
+
 def _require_everywhere(
     key: Any,
     stage: str | None,
@@ -77,7 +103,7 @@ def _require_everywhere(
     """Raise if a rank that had batches did not log what another one did."""
     having, lacking, names = [], [], []
     is_excused = True
-    for rank, (empty_loaders, logged, _) in enumerate(by_rank):
+    for rank, (empty_loaders, logged, _, _) in enumerate(by_rank):
         names.append(f"rank {rank} logged {_names(logged)}")
         if key in logged:
             having.append(rank)

@@ -185,6 +185,36 @@ def test_what_differs_is_refused_by_all(told: dict[str, Any], way: str):
             assert word in said
 
 
+class SavesInside(Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 5:
+            trainer.save_checkpoint(self.path)
+
+
+def mended(folder: Path) -> Any:
+    """What goes on from a checkpoint of a run that logged another name in one process, and failed for it."""
+    path = folder / "inside.ckpt"
+    trainer = quiet(callbacks=[SavesInside(path)])
+    with pytest.raises(RuntimeError, match="'mine'"):
+        trainer.fit(Net("other key"), DataLoader(data(), 2))
+    trainer = quiet()
+    trainer.fit(Net(), DataLoader(data(), 2), ckpt_path=path)
+    values = sorted(trainer.callback_metrics)
+    return trainer.strategy.gather_objects((trainer.global_step, values))
+
+
+def test_a_mended_program_goes_on_from_what_failed_for_a_name(told: dict[str, Any]):
+    (steps, names), (steps_1, names_1) = told["mended"]
+    assert steps == steps_1 == 10
+    assert names == ["loss", "loss_epoch", "loss_step"]
+    assert "mine_epoch" not in names_1
+
+
 def proceeds() -> list[Any]:
     slow = {"max_epochs": 3, "num_sanity_val_steps": 0}
     return [fit("stop", 1, slow), fit("skip", 1, slow), fit("main only", 0, slow)]
@@ -548,7 +578,7 @@ def test_early_stopping_and_the_collectives_of_a_module(told: dict[str, Any]):
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, Any]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 of two processes tells."""
     return all_in_processes(
         2,
@@ -560,6 +590,7 @@ def told() -> dict[str, Any]:
             "count": (count,),
             "finetune": (finetune,),
             "stop early": (stop_early,),
+            "mended": (mended, tmp_path_factory.mktemp("mended")),
         },
     )
 
