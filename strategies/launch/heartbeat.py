@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,7 @@ from .environment import AGENT, BEATS
 from .failures import noted_folder, tell_end
 from .hang_timeout import MOST_SECONDS, HangTimeout
 from .rank_report import HANG_CODE, RankReport
+from .rendezvous import RENDEZVOUS
 from .stacks import (
     all_stacks,
     frames_of,
@@ -34,6 +36,7 @@ from .stacks import (
     serving_stacks,
     waits_for_peers,
 )
+from .stragglers import Stragglers
 from .watch import Beat
 
 # The newest run of each thread: a run may be made in a hook of another one, and only that is watched then.
@@ -66,6 +69,7 @@ class Heartbeat:
         self.world_size = world_size
         self._thread_id = threading.get_ident()
         self._outer = _newest.get(self._thread_id)
+        self._stragglers = Stragglers(rank, world_size, _shared_store)
         self._watches = threading.Event()
         self._over = threading.Event()
         self._watcher = threading.Thread(
@@ -129,10 +133,13 @@ class Heartbeat:
         phase, place = self.place(frames)
         # Imports take long where many processes read from one disk.
         counters = (self.counters(), len(sys.modules))
-        moves.note(phase, place, counters, waits_for_peers(frames), elapsed)
+        waits = waits_for_peers(frames)
+        moves.note(phase, place, counters, waits, elapsed)
         is_newest = _newest.get(self._thread_id) is self
         if not is_newest or is_debugged(frames):
             moves.forget()
+        elif phase == "train":
+            self._stragglers.note(place, waits)
 
     def _report(self, moves: Moves) -> None:
         """Report that the run stands still, and end this process."""
@@ -219,6 +226,12 @@ class Moves:
         if self.waits:
             return f"waited {self.still:.0f} s for the other processes in a collective, without end"
         return f"did not move for {self.still:.0f} s ({self.phase}; see hang_timeout)"
+
+
+def _shared_store() -> Any:
+    """Return the store of the job on a connection of its own; None outside of a process group."""
+    # The time-out is short, as a look at the run must not wait for a store that does not answer.
+    return RENDEZVOUS.side_store("heartbeat", timedelta(seconds=3))
 
 
 def has_own_agent() -> bool:

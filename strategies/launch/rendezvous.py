@@ -76,6 +76,20 @@ class Rendezvous:
         store: Any = dist.distributed_c10d._get_default_store()
         return PrefixStore(f"{name}/{self.next_number(name)}", store.clone())
 
+    def side_store(self, name: str, timeout: timedelta) -> Store | None:
+        """Return a part of the process group's store for a thread beside the run; None if there is no group.
+
+        Args:
+            name: of the part.
+            timeout: how long a call waits.
+        """
+        if not dist.is_initialized():
+            return None
+        group_store: Any = dist.distributed_c10d._get_default_store()
+        store = group_store.clone()
+        store.set_timeout(timeout)
+        return PrefixStore(name, store)
+
     def next_number(self, name: str) -> int:
         """Return 1, 2, … for each name: a number for what all processes do in the same order, so that they agree."""
         self._numbers[name] += 1
