@@ -84,10 +84,13 @@ class GradientAccumulation:
         self.num_batches = num_batches
 
     def read_from(self, loader: Any) -> None:
-        """Take the batches from ``loader``; with None, hold none, nor the one before."""
+        """Take the batches from ``loader``."""
         self.loader = loader
-        if loader is None:
-            self._window_loader = None
+
+    def let_go(self) -> None:
+        """Hold no loader any more."""
+        self.loader = None
+        self._window_loader = None
 
     def begin(self, batch_idx: int, left: int | float = INFINITE) -> None:
         """Begin a micro-batch: the next one of the open window, or, if that is complete, the first of another.

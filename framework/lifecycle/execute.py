@@ -176,7 +176,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         release_folders(trainer)
         run.loaders.close()
         # It would keep the workers of an epoch that was left until the garbage collector comes, which then waits 5 s.
-        run.engine.accumulation.read_from(None)
+        run.engine.accumulation.let_go()
         state.enter(None)
         run.metrics.enter(None, None)
     # Signals that came too late for the loop still have to end the program.

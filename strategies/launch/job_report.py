@@ -118,6 +118,9 @@ def describe_job(ordered: Sequence[RankReport], world_size: int) -> str:
             for report in others
         ]
     lines = _lines(others, world_size)
+    if others and not first.trace:
+        # What the first one tells that has lost it is all that there is.
+        lines[0] = others[0].line(world_size, is_whole=True)
     return f"{text}\n\n" + "\n".join(lines) if lines else text
 
 

@@ -83,10 +83,10 @@ class RankReport:
         where = f"{at} {self.place}" if self.place else ""
         return f"Rank {self.rank} of {world_size} {how}{where}"
 
-    def line(self, world_size: int) -> str:
-        """Return all but the traceback, in one line."""
-        message = first_line(self.message)
-        if self.kind == "lost":
+    def line(self, world_size: int, is_whole: bool = False) -> str:
+        """Return all but the traceback, in one line; or with the whole message, which may have several."""
+        message = self.message if is_whole else first_line(self.message)
+        if self.kind == "lost" and not is_whole:
             # gloo and NCCL name a line of their code, and go on with advice.
             message = _SOURCE.sub("", message).partition(". ")[0]
         if self.kind in ("ended", "asked"):

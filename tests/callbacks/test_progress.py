@@ -137,7 +137,7 @@ def test_no_thread_draws(screen: Screen):
     module = Counts()
     module.threads = []
     before = threading.active_count()
-    fit(bar(screen), module=module, max_epochs=1)
+    fit(bar(screen), module=module, max_epochs=1, hang_timeout=0)
     assert set(module.threads) == {before}
 
 

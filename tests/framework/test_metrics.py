@@ -425,7 +425,7 @@ def test_callbacks_log_by_themselves() -> None:
     assert set(trainer.progress_bar_metrics) == {"a", "b", "val"}
     copy.deepcopy(callback)
     assert vars(callback) == {}, "what refers to the module would be pickled with it"
-    quiet(callback, callback).fit(Logs(), values())
+    quiet(callback, Logging()).fit(Logs(), values())
     with pytest.raises(RuntimeError, match="Logging logs while a Trainer runs"):
         callback.log("x", 1)
 

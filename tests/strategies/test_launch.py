@@ -673,7 +673,7 @@ def in_order(text: str, *parts: str) -> bool:
             "kill",
             137,
             (
-                "Rank 1 of 2 ended with SIGKILL at epoch ",
+                "Rank 1 of 2 ended with SIGKILL, last seen at epoch ",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
@@ -756,7 +756,7 @@ def test_the_order_of_guilt(tmp_path: Path) -> None:
             rank_report.write_report(str(file), report)
         if (rank := more.pop("last_seen", None)) is not None:
             folder.mkdir()
-            beat = Beat(1, 7, rank, processes, "train", "epoch 2", 9.0, "", "")
+            beat = Beat(1, 7, rank, processes, 0, "train", "epoch 2", 9.0, "", "")
             with (folder / "beat-7-7").open("w") as beats:
                 beat.write(beats.fileno())
         failures = {
