@@ -25,7 +25,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -333,7 +333,20 @@ class Job:
 
     def shared_memory_left(self) -> list[str]:
         new = set(os.listdir("/dev/shm")) - self.shared_memory
-        return [f"/dev/shm/{name}" for name in sorted(new)]
+        # Of semaphores, torch and Python remove the names at once; those that stay are other programs'.
+        paths = [
+            f"/dev/shm/{name}" for name in sorted(new) if not name.startswith("sem.")
+        ]
+        return [path for path in paths if not is_mapped(path)]
+
+
+def is_mapped(path: str) -> bool:
+    """Whether a running process has a file in its memory: then it is of another program, as this one has ended."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            if path in maps.read_text():
+                return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -685,7 +698,7 @@ def details(found: list[tuple[Cell, Outcome]]) -> Iterator[Table]:
     }
     if inside:
         faults = [fault for fault in FAULTS if any(fault == key[0] for key in inside)]
-        rows = [
+        rows: list[Sequence[str]] = [
             [fault, *(both_ranks(inside, fault, phase) for phase in PHASES)]
             for fault in faults
         ]

@@ -19,6 +19,10 @@ from pathlib import Path
 # compile workers that outlive a test, and no usage reports from the libraries under test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
+    # Two of Trackio's servers that look for a free port at once may take the same one, and then rows of the other.
+    GRADIO_SERVER_PORT=str(
+        7860 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    ),
     TORCHINDUCTOR_COMPILE_THREADS="1",
     DO_NOT_TRACK="true",
     WANDB_ERROR_REPORTING="false",

@@ -24,10 +24,34 @@ DEFAULT_HANDLERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
 }
 
-# One byte: how many runs only note signals now, to act on them later. It is shared with the processes that are forked.
-noting = mmap.mmap(-1, 1)
+
+class _Noting:
+    """How many runs of this process only note signals now, to act on them later; its workers see that, if forked."""
+
+    def __init__(self) -> None:
+        self._count = mmap.mmap(-1, 1)
+        self._process = os.getpid()
+
+    def add(self, number: int) -> None:
+        """Count so many more runs, or fewer."""
+        if self._process != os.getpid():
+            # A fork that has runs of its own counts them apart.
+            self._count = mmap.mmap(-1, 1)
+            self._process = os.getpid()
+        self._count[0] += number
+
+    def forget(self) -> None:
+        """Count no run of this process any more."""
+        if self._process == os.getpid():
+            self._count[0] = 0
+
+    def __bool__(self) -> bool:
+        return self._count[0] > 0
+
+
+noting = _Noting()
 # The end of a program ends workers by SIGTERM and waits for them; a daemon thread may still be training then.
-atexit.register(noting.__setitem__, 0, 0)
+atexit.register(noting.forget)
 
 
 class _Runs(threading.local):
@@ -42,7 +66,7 @@ _runs = _Runs()
 
 def note_in_worker(number: int, frame: FrameType | None) -> None:
     """A worker's signal handler: it ends, unless the run only notes signals now."""
-    if not noting[0]:
+    if not noting:
         # torch ends its workers by SIGTERM, which is no error.
         os._exit(0 if number == signal.SIGTERM else 128 + number)
 

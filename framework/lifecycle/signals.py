@@ -78,7 +78,7 @@ class Signals:
     def _count_as_noting(self, is_noting: bool) -> None:
         """Count this run among those that only note signals, or no longer; loaders' workers see the number."""
         with _counting:
-            noting[0] += is_noting - self._is_noting
+            noting.add(is_noting - self._is_noting)
             self._is_noting = is_noting
 
     def send_again(self) -> None:

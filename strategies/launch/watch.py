@@ -162,6 +162,8 @@ class Watch:
 
     def _end(self, process: _Watched, beat: Beat) -> None:
         """Report a process that gives no sign of life, and kill it."""
+        # Before it is asked for its stacks, for which it has to go on.
+        why = _why(process)
         stacks = _stacks_of(beat)
         place, hook = beat.place, hook_in(stacks)
         if hook not in place:
@@ -171,7 +173,7 @@ class Watch:
             rank=beat.rank,
             kind="hung",
             place=place,
-            message=f"no sign of life for {process.silent:.0f} s: {_why(process)}",
+            message=f"no sign of life for {process.silent:.0f} s: {why}",
             trace=stacks,
             exit_code=HANG_CODE,
             host=socket.gethostname(),

@@ -232,7 +232,9 @@ def test_a_killed_run_with_all_callbacks_ends_as_the_whole_one(
 ):
     call_in_processes(all_runs, (tmp_path, service.url), 2, max_restarts=2)
     told = [(each["event"], each["global_step"]) for each in service.messages]
-    assert told == [("finished", 18), ("finished", 18)]
+    # Whether the main process fails by itself, or is ended first, as rank 1 is killed, is a matter of moments.
+    finished = [each for each in told if each[0] != "failed"]
+    assert finished == [("finished", 18), ("finished", 18)]
     for name in SCENES:
         whole, killed = (tmp_path / kind / name for kind in ("whole", "killed"))
         assert (killed / "killed").exists()

@@ -36,9 +36,19 @@ from loopwright.framework.checkpoint.manifest import is_complete, read_manifest
 from loopwright.framework.checkpoint.reader import load_checkpoint
 from loopwright.framework.checkpoint.tensors import StagedTensors
 from loopwright.framework.checkpoint.writer import save_checkpoint
+from loopwright.framework.data.workers import noting
 from loopwright.framework.export import main as export
 from loopwright.loggers import CSVLogger, TensorBoardLogger
-from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
+from tests.framework.models import (
+    Evaluated,
+    Linear,
+    Told,
+    data,
+    in_a_child,
+    loader,
+    quiet,
+    weights,
+)
 from tests.programs import run_program
 
 
@@ -406,6 +416,26 @@ def test_a_program_ends_though_a_daemon_thread_trains():
     command = [sys.executable, "-c", IN_A_DAEMON]
     ended = subprocess.run(command, cwd=root, timeout=100, check=False)
     assert ended.returncode == 0
+
+
+def test_programs_that_are_forked_count_their_runs_apart():
+    """A process that ends its run while a fork of it begins another one: neither would find the other's count."""
+    begun = threading.Event()
+
+    def fit_in_a_fork() -> None:
+        quiet().fit(Linear(), loader(2))
+        os._exit(0 if not noting else 1)
+
+    def fork(*_: Any) -> None:
+        if not begun.is_set():
+            begun.set()
+            status = os.waitpid(in_a_child(fit_in_a_fork), 0)[1]
+            assert status == 0
+            assert noting
+
+    quiet(LambdaCallback(on_train_batch_start=fork)).fit(Linear(), loader(2))
+    assert begun.is_set()
+    assert not noting
 
 
 def test_a_path_may_end_in_a_slash():

@@ -115,7 +115,7 @@ def stand_still():
 
 options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 trainer = Trainer(
-    accelerator="cpu", devices=int(sys.argv[2]), max_epochs=1, hang_timeout=2, enable_checkpointing=False, **options
+    accelerator="cpu", devices=int(sys.argv[2]), max_epochs=1, hang_timeout=4, enable_checkpointing=False, **options
 )
 trainer.fit(Stuck(), DataLoader(torch.ones(8, 1)))
 print("trained")
@@ -125,7 +125,7 @@ print("trained")
 @pytest.mark.parametrize(
     ("fault", "devices", "code", "says"),
     [
-        ("loop", 1, 124, "did not move for 2 s (train"),
+        ("loop", 1, 124, "did not move for 4 s (train"),
         pytest.param(
             "lock", 1, -signal.SIGKILL, "keeps Python's lock", marks=pytest.mark.slow
         ),
@@ -156,7 +156,7 @@ import signal, subprocess, sys, time
 train = []
 def suspend(*_):
     train[0].send_signal(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(6)
     train[0].send_signal(signal.SIGCONT)
 signal.signal(signal.SIGUSR1, suspend)
 train.append(subprocess.Popen([sys.executable, "train.py", "", "1"]))

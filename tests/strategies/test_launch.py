@@ -591,7 +591,7 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert (error.ename, error.evalue) == ("ValueError", "a bad sample")
     text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
     assert in_order(
-        text, "Rank 1 of 2 failed at epoch 3, batch 1, global step 10:", "in training_step",
+        text, "Rank 1 of 2 failed at epoch 3, batch 1, global step 10, in training_step", "in training_step",
         'raise ValueError("a bad sample")', "direct cause", "ValueError: a bad sample",
     )  # fmt: skip
 
