@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--fail-at", type=int)
     parser.add_argument("--max-failures", type=int, default=0)
     arguments = parser.parse_args()
-    ray.init(arguments.address)
+    # A worker that is started again goes on in the run of this name: Ray does not tell it that it was there before.
+    named = {"LOOPWRIGHT_JOB": str(arguments.folder)}
+    ray.init(arguments.address, runtime_env={"env_vars": named})
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={

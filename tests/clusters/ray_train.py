@@ -143,7 +143,9 @@ def killed_worker(ray: Ray, stage: Stage) -> None:
     stage.pause(0)
     assert job.wait(300) == 0
     steps = stage.steps()
-    assert steps[-20:] == [*range(20, 40)], f"not resumed at step 20: {steps}"
+    # From Ray's checkpoint, or a newer one of the run's own.
+    assert steps[-15:] == [*range(25, 40)], f"not resumed: {steps}"
+    assert len(steps) < 60, f"trained again from the beginning: {steps}"
     stage.check_whole()
     assert result_of(stage)["checkpoint"] == 40
 
