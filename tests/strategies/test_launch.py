@@ -673,7 +673,7 @@ def in_order(text: str, *parts: str) -> bool:
             "kill",
             137,
             (
-                "Rank 1 of 2 ended with SIGKILL, last seen at epoch ",
+                "Rank 1 of 2 ended with SIGKILL, last seen at ",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
