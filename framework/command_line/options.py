@@ -199,10 +199,12 @@ REFUSED = {
 }
 
 
-def options_by_name() -> dict[str, Option]:
-    """Return all options that are taken, by each of their names."""
+def options_by_name(
+    options: Sequence[Option] = (*OPTIONS, *PASSED_ON, *NEEDLESS),
+) -> dict[str, Option]:
+    """Return options by each of their names; by default those that the launcher takes."""
     found: dict[str, Option] = {}
-    for option in (*OPTIONS, *PASSED_ON, *NEEDLESS):
+    for option in options:
         found.update(dict.fromkeys(option.names, option))
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .environment import ATTEMPT, JOB_OF_AGENTS, SWITCH
+from .processes import status_of
 from .slurm import slurm_job
 
 # A variable for other schedulers: a name of the job that is the same whenever the job is started again.
@@ -81,8 +82,6 @@ def this_attempt(env: Mapping[str, str] = os.environ) -> Attempt | None:
 def _start_of_agent() -> str:
     """Return when this process's parent has started, in the system's units; empty if the system does not tell."""
     try:
-        with open(f"/proc/{os.getppid()}/stat", encoding="utf-8") as file:
-            # Behind the program's name in brackets; see proc(5).
-            return file.read().rpartition(")")[2].split()[19]
+        return status_of(os.getppid())[19]
     except (OSError, IndexError):
         return ""

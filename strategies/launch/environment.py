@@ -69,6 +69,11 @@ class ClusterEnvironment:
         return -(-self.world_size // self.local_world_size)
 
 
+def restart_count() -> int:
+    """Return how often torchelastic has started this process's job again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def detect_environment() -> ClusterEnvironment | None:
     """Return what a launcher told this process, if it is one of several (or torchelastic started it).
 

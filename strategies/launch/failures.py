@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
-from .environment import AGENT, detect_environment
+from .environment import AGENT, detect_environment, restart_count
 from .processes import die_with
 from .rank_report import (
     Kind,
@@ -27,6 +26,7 @@ from .rank_report import (
     write_report,
 )
 from .rendezvous import RENDEZVOUS
+from .stacks import frames_until
 from .telling import error_file, has_own_agent, tell
 
 # Stands in messages of errors that only say that another process is gone, or stuck.
@@ -150,22 +150,6 @@ def noted_folder() -> str:
     return _worker.noted_folder
 
 
-def current_place(frame: FrameType | None = None) -> Place:
-    """Return where the run of this process is.
-
-    Args:
-        frame: what its main thread runs; None looks it up, from any thread.
-    """
-    main = threading.main_thread().ident
-    if frame is None and main is not None:
-        frame = sys._current_frames().get(main)
-    frames: list[FrameType] = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return _describe(frames[::-1])
-
-
 def _describe(frames: list[FrameType]) -> Place:
     return Place() if _worker.describe is None else _worker.describe(frames)
 
@@ -213,8 +197,8 @@ def record_stop(frame: FrameType | None) -> None:
     if error_file() and not os.path.exists(error_file()):
         stack = "".join(traceback.format_stack(frame))
         message = "it was told to end, as another process had"
-        place = current_place(frame).text
-        tell_end(_own_report("stopped", place, message, stack))
+        place = _describe(frames_until(frame)).text
+        tell_end(own_report("stopped", place, message, stack))
 
 
 def record_end_by_signal(number: int) -> None:
@@ -222,7 +206,7 @@ def record_end_by_signal(number: int) -> None:
     if error_file():
         # The disk may be full, and even then this process has to end.
         with suppress(OSError):
-            own = _own_report("asked", "", describe_exit(-number), "")
+            own = own_report("asked", "", describe_exit(-number), "")
             write_report(error_file(), own)
 
 
@@ -265,11 +249,12 @@ def report_of(error: BaseException) -> RankReport:
     elif exit_code == 0:
         kind, message = "ended", "exit code 0 before the run was over"
     place = _worker.place if _worker.failure_id == id(error) else ""
-    own = _own_report(kind, place, message, "".join(lines))
+    own = own_report(kind, place, message, "".join(lines))
     return replace(own, exit_code=exit_code)
 
 
-def _own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
+def own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
+    """Return a report of this process; see :class:`~.rank_report.RankReport`."""
     return RankReport(
         rank=_own_rank(),
         kind=kind,
@@ -279,7 +264,7 @@ def _own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
         host=socket.gethostname(),
         pid=os.getpid(),
         time=time.time(),
-        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        attempt=restart_count(),
     )
 
 

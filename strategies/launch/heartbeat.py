@@ -12,21 +12,21 @@ beat, which somebody outside reads: see :mod:`~.watch`.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-from .environment import AGENT, BEATS
-from .failures import noted_folder, tell_end
+from .environment import AGENT, BEATS, restart_count
+from .failures import noted_folder, own_report, tell_end
 from .hang_timeout import MOST_SECONDS, HangTimeout
-from .rank_report import HANG_CODE, RankReport
+from .rank_report import HANG_CODE
 from .rendezvous import RENDEZVOUS
 from .stacks import (
     all_stacks,
@@ -143,20 +143,15 @@ class Heartbeat:
 
     def _report(self, moves: Moves) -> None:
         """Report that the run stands still, and end this process."""
-        report = RankReport(
-            rank=self.rank,
-            kind="lost" if moves.waits else "hung",
-            place=moves.place,
-            message=moves.describe(),
-            trace="\n".join(
-                filter(None, (all_stacks(self._thread_id), native_stacks(os.getpid())))
-            ),
-            exit_code=HANG_CODE,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            time=time.time() - moves.still,
-            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        stacks = all_stacks(self._thread_id), native_stacks(os.getpid())
+        report = own_report(
+            "lost" if moves.waits else "hung",
+            moves.place,
+            moves.describe(),
+            "\n".join(filter(None, stacks)),
         )
+        began = report.time - moves.still
+        report = replace(report, rank=self.rank, exit_code=HANG_CODE, time=began)
         tell_end(report, report.trace)
         # What hangs may be in the middle of a print.
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
@@ -234,8 +229,8 @@ def _shared_store() -> Any:
     return RENDEZVOUS.side_store("heartbeat", timedelta(seconds=3))
 
 
-def has_own_agent() -> bool:
-    """Whether an agent of ours has started this process, which reports for it."""
+def _is_started_by_agent() -> bool:
+    """Whether this process is a direct child of an agent of ours, which then reads its beats."""
     return os.environ.get(AGENT) == str(os.getppid())
 
 
@@ -254,7 +249,7 @@ class _Beats:
             "pid": os.getpid(),
             "rank": rank,
             "world_size": world_size,
-            "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            "attempt": restart_count(),
             "error_file": os.environ.get("TORCHELASTIC_ERROR_FILE", ""),
         }
 
@@ -287,7 +282,7 @@ class _Beats:
         pid = os.getpid()
         names = ("beat", "stacks")
         with ExitStack() as stack:
-            if has_own_agent() and BEATS in os.environ:
+            if _is_started_by_agent() and BEATS in os.environ:
                 number = threading.get_native_id()
                 paths = [
                     os.path.join(os.environ[BEATS], f"{name}-{pid}-{number}")

@@ -43,7 +43,7 @@ def has_ended(process: Sequence[Any] | None) -> bool:
     if not machine or machine != process_here()[0]:
         return False
     try:
-        state, _ = _state_and_parent(process_id)
+        state = status_of(process_id)[0]
     except OSError:
         return True
     return state == "Z"
@@ -69,22 +69,23 @@ def die_with(process: int) -> None:
 def _is_sibling(process: int) -> bool:
     """Whether a process runs that has this one's parent."""
     try:
-        state, parent = _state_and_parent(process)
+        state, parent, *_ = status_of(process)
     except OSError:
         return False
-    return parent == os.getppid() and state != "Z"
+    return int(parent) == os.getppid() and state != "Z"
 
 
-def _state_and_parent(process: int) -> tuple[str, int]:
-    """Return a process's state, "Z" for one that has ended, and its parent's id.
+def status_of(process: int) -> list[str]:
+    """Return what the system (Linux) tells of a process, from its state on: "Z" if it has ended; its parent follows.
+
+    The numbers are those of ``/proc/PID/stat`` in proc(5), from the third one on.
 
     Raises:
         OSError: if there is no such process.
     """
     with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-        # State and parent stand behind the program's name in brackets, in which there may be spaces and brackets.
-        state, parent, *_ = file.read().rpartition(")")[2].split()
-    return state, int(parent)
+        # They stand behind the program's name in brackets, in which there may be spaces and brackets.
+        return file.read().rpartition(")")[2].split()
 
 
 def _command(process: int) -> bytes:

@@ -73,8 +73,7 @@ class Rendezvous:
         Args:
             name: for what it is; all processes ask with the same names in the same order.
         """
-        store: Any = dist.distributed_c10d._get_default_store()
-        return PrefixStore(f"{name}/{self.next_number(name)}", store.clone())
+        return PrefixStore(f"{name}/{self.next_number(name)}", _store_of_group())
 
     def side_store(self, name: str, timeout: timedelta) -> Store | None:
         """Return a part of the process group's store for a thread beside the run; None if there is no group.
@@ -85,8 +84,7 @@ class Rendezvous:
         """
         if not dist.is_initialized():
             return None
-        group_store: Any = dist.distributed_c10d._get_default_store()
-        store = group_store.clone()
+        store = _store_of_group()
         store.set_timeout(timeout)
         return PrefixStore(name, store)
 
@@ -164,6 +162,12 @@ class Rendezvous:
         """Destroy the process group for good, and the store too."""
         self.destroy_process_group()
         self._store = None
+
+
+def _store_of_group() -> Any:
+    """Return the process group's store, on a connection of its own."""
+    store: Any = dist.distributed_c10d._get_default_store()
+    return store.clone()
 
 
 @contextmanager

@@ -35,7 +35,11 @@ _OWN_THREADS = "launch/heartbeat.py"
 
 def frames_of(thread_id: int) -> list[FrameType]:
     """Return what a thread of this process runs, the outermost function first; nothing if it has ended."""
-    frame = sys._current_frames().get(thread_id)
+    return frames_until(sys._current_frames().get(thread_id))
+
+
+def frames_until(frame: FrameType | None) -> list[FrameType]:
+    """Return a function that runs and those that have called it, the outermost first."""
     frames: list[FrameType] = []
     while frame is not None:
         frames.append(frame)

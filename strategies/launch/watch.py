@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from glob import glob
 
+from .processes import status_of
 from .rank_report import HANG_CODE, RankReport, write_report
 from .stacks import STACKS_SIGNAL, hook_in, native_stacks, readable
 from .telling import tell
@@ -118,10 +119,7 @@ class _Watched:
         if self.beat is None:
             return ""
         try:
-            with open(
-                f"/proc/{self.beat.pid}/stat", encoding="utf-8", errors="replace"
-            ) as file:
-                state = file.read().rpartition(")")[2].split()[0]
+            state = status_of(self.beat.pid)[0]
         except OSError:
             return ""
         return "" if state in "ZX" else state

@@ -11,7 +11,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import NamedTuple
 
-from ..options import Option, add_options, at_least, split_arguments
+from ..options import (
+    Option,
+    add_options,
+    at_least,
+    options_by_name,
+    split_arguments,
+)
 from .job import Job, gigabytes, time_limit, variable, volume
 
 OPTIONS = (
@@ -95,7 +101,9 @@ def main(arguments: list[str]) -> int:
         The exit code: that of what submits the file, if that was asked for.
     """
     parser = _parser()
-    own, program = split_arguments(arguments, parser.error, _by_name(), {})
+    own, program = split_arguments(
+        arguments, parser.error, options_by_name(OPTIONS), {}
+    )
     options = parser.parse_args(own)
     submission = _submission(options, program, parser)
     if submission.file == "-":
@@ -246,10 +254,3 @@ def _parser() -> ArgumentParser:
         nodes=1, devices=1, max_restarts=0, env=[], sbatch=[], volume=[]
     )
     return parser
-
-
-def _by_name() -> dict[str, Option]:
-    found: dict[str, Option] = {}
-    for option in OPTIONS:
-        found.update(dict.fromkeys(option.names, option))
-    return found
