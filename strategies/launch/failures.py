@@ -22,6 +22,7 @@ from .rank_report import (
     Kind,
     RankReport,
     describe_exit,
+    shell_code,
     write_folder,
     write_report,
 )
@@ -207,6 +208,8 @@ def record_end_by_signal(number: int) -> None:
         # The disk may be full, and even then this process has to end.
         with suppress(OSError):
             own = own_report("asked", "", describe_exit(-number), "")
+            # The agent may end this process before it has left: another one that was asked is quicker.
+            own = replace(own, exit_code=shell_code(-number))
             write_report(error_file(), own)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,12 @@ from loopwright.framework import Module, Trainer
 from loopwright.loggers import CSVLogger
 from loopwright.strategies.launch import failure_files, failures
 from loopwright.strategies.launch.failure_files import add_reports
-from loopwright.strategies.launch.rank_report import RankReport
+from loopwright.strategies.launch.job_report import failure_text
+from loopwright.strategies.launch.rank_report import (
+    RankReport,
+    read_report,
+    write_report,
+)
 from loopwright.strategies.launch.readable import readable
 from tests.samples import as_dataset
 
@@ -187,6 +194,30 @@ def test_only_what_ends_a_program_is_told(end_by: Any, tmp_path: Path) -> None:
     end_by(trainer(tmp_path, raises("on_train_start", SystemExit(3)), logger=logger))
     content = told(tmp_path / "runs" / "version_0")
     assert (content["exit_code"], content["world_size"]) == (3, 1)
+
+
+def test_who_ends_as_asked_and_is_stopped_while_it_leaves(tmp_path: Path) -> None:
+    """The agent sends SIGTERM as soon as the quicker rank has left."""
+    folder = tmp_path / "job" / "attempt_0"
+    failures_of_agent = {}
+    for rank, exit_code in ((0, 138), (1, -signal.SIGTERM)):
+        asked = report(rank, "asked", message="SIGUSR1", exit_code=138, time=1.0 - rank)
+        write_report(str(folder / str(rank) / "error.json"), asked)
+        ended = SimpleNamespace(exitcode=exit_code, pid=rank + 1, timestamp=2)
+        failures_of_agent[rank] = ended
+    job = failure_text(failures_of_agent, str(tmp_path), 2)
+    assert (job.exit_code, job.rank) == (138, 1)
+    assert job.text == "Rank 1 of 2 ended by SIGUSR1, as asked"
+
+
+def test_a_process_that_is_asked_to_end_says_with_which_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    failures.record_end_by_signal(signal.SIGUSR1)
+    told_by_it = read_report(str(tmp_path / "error.json"))
+    assert told_by_it is not None
+    assert (told_by_it.kind, told_by_it.exit_code) == ("asked", 138)
 
 
 @pytest.mark.parametrize(
