@@ -206,7 +206,7 @@ def _nodes(
             )
         settings["rank"] = rank
     job = options.rdzv_id or "none"
-    return Nodes(num_nodes, backend, endpoint, job, settings, least)
+    return Nodes(num_nodes, backend, endpoint, job, settings, least, options.local_addr)
 
 
 def _settings(text: str | None, parser: ArgumentParser) -> dict[str, str]:
@@ -230,6 +230,7 @@ def _name_needless(options: Namespace) -> None:
         "rdzv_endpoint",
         "rdzv_id",
         "rdzv_conf",
+        "local_addr",
     )
     needless = [name for name in names if getattr(options, name) is not None]
     if needless:

@@ -87,6 +87,10 @@ OPTIONS = (
     Option(("--rdzv-id",), "a name of the job, the same on all machines"),
     Option(("--rdzv-conf",), "further settings, as key=value,key=value"),
     Option(
+        ("--local-addr",),
+        "this machine's address for the others, where its host name is not one",
+    ),
+    Option(
         ("--max-restarts",),
         "how often all processes are started again when one fails; default: 0",
         at_least(0),
@@ -185,7 +189,6 @@ REFUSED = {
     "--role": _OTHERS,
     "--monitor-interval": _OTHERS,
     "--start-method": _OTHERS,
-    "--local-addr": _OTHERS,
     "--numa-binding": _OTHERS,
     "--virtual-local-rank": _OTHERS,
     "--signals-to-handle": _OTHERS,

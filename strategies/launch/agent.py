@@ -44,6 +44,7 @@ class Nodes:
         job: a name that is the same on all machines; empty for one of its own.
         settings: further ones of the rendezvous.
         least: with how many the job begins and goes on; None for all.
+        local_addr: this machine's address for the others; None for its host name.
     """
 
     count: int = 1
@@ -52,6 +53,7 @@ class Nodes:
     job: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     least: int | None = None
+    local_addr: str | None = None
 
 
 ONE_NODE = Nodes()
@@ -126,7 +128,7 @@ def _config(processes: int, max_restarts: int, nodes: Nodes, folder: str) -> Any
         rdzv_backend=nodes.backend,
         rdzv_endpoint=nodes.endpoint,
         rdzv_configs=settings,
-        local_addr="127.0.0.1" if nodes.count == 1 else None,
+        local_addr="127.0.0.1" if nodes.count == 1 else nodes.local_addr,
         max_restarts=max_restarts,
         monitor_interval=_LOOK_SECONDS,
         signals_to_handle=",".join(forwarded.name for forwarded in _FORWARDED),

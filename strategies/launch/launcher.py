@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 
 from .agent import ONE_NODE, Nodes, agent
 from .failures import is_loss, join_job, report
-from .job_report import failure_text, tell_job
+from .job_report import failure_text, read_attempt, tell_job
+from .rank_report import describe_exit
 from .rendezvous import RENDEZVOUS
 
 _IMPORTED_IN = os.getcwd()
@@ -126,11 +127,20 @@ def run_in_processes(
             tell_job(failure, folder, processes * nodes.count, nodes.job)
             return failure.exit_code
         except SignalException as error:
+            _tell_of_signal(error.sigval, folder)
             return 128 + error.sigval
         except JobLost as error:
             print(f"The processes of this machine were ended: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def _tell_of_signal(number: int, folder: str) -> None:
+    """Say that a signal has ended the processes, if none of them was in a training, which tells of it itself."""
+    reports = read_attempt(folder).values()
+    if not any(report.kind == "asked" for report in reports):
+        name = describe_exit(-number)
+        print(f"{name} has ended the job; it was not training", file=sys.stderr)
 
 
 def call_in_processes(

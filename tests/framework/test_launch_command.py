@@ -82,11 +82,12 @@ def test_machines_meet_where_they_are_told(program: Path) -> None:
     assert (addressed.settings, addressed.job) == ({"rank": 1}, "none")
     met = machines(
         "--num_machines", "2", "--rdzv-endpoint", "n1:29400", "--rdzv-id", "a",
-        "--rdzv_conf", "timeout=60,join_timeout=9", "--max_restarts", "3",
+        "--rdzv_conf", "timeout=60,join_timeout=9", "--max_restarts", "3", "--local_addr", "10.0.0.7",
     )  # fmt: skip
     assert (met.nodes.backend, met.nodes.endpoint) == ("c10d", "n1:29400")
     assert (met.nodes.job, met.max_restarts, met.processes) == ("a", 3, 4)
     assert met.nodes.settings == {"timeout": "60", "join_timeout": "9"}
+    assert (met.nodes.local_addr, addressed.local_addr) == ("10.0.0.7", None)
     elastic = machines("--nnodes", "1:3", "--rdzv-endpoint", "n1:29400").nodes
     assert (elastic.least, elastic.count) == (1, 3)
 
@@ -283,14 +284,17 @@ def test_who_dies_first_is_told(
 def test_a_signal_ends_all(number: int, code: int, program: Path) -> None:
     program.write_text(FAILING)
     command = [sys.executable, *LAUNCH, "--processes", "2", str(program), "sleep"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
-        assert launcher.stdout is not None
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as launcher:
+        assert launcher.stdout is not None and launcher.stderr is not None
         for _ in range(2):
             assert launcher.stdout.readline().startswith("STARTED")
         started = descendants(launcher.pid)[1:]
         assert len(started) >= 2
         launcher.send_signal(number)
         assert launcher.wait(timeout=60) == code
+        told = f"{signal.Signals(number).name} has ended the job; it was not training\n"
+        assert told in launcher.stderr.read()
     for process in started:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
