@@ -41,6 +41,8 @@ from .environment import ATTEMPT, JOB_OF_AGENTS
 # In seconds: how long a process may go on after SIGTERM when another one has failed, how often agents show each other
 # that they live, and after how long without that, or without an answer of their store, one takes another for gone.
 _PATIENCE = 5.0
+# How long after a signal the processes may take for their step and a checkpoint. They are watched meanwhile.
+_TIME_TO_SAVE = 600.0
 _BEAT = 1.0
 _SILENCE = 15.0
 
@@ -174,6 +176,7 @@ class Agent(_TorchAgent):
         )
         self._next_beat = 0.0
         self._healthy_at: float | None = None
+        self._is_ending = False
         if self._has_peers:
             threading.Thread(target=self._watch_store, daemon=True).start()
 
@@ -221,9 +224,16 @@ class Agent(_TorchAgent):
         timer.start()
         return timer
 
-    def _shutdown(self, *args: Any, **kwargs: Any) -> None:
+    def _shutdown(self, *signals: signal.Signals, timeout: float = 30.0) -> None:
+        """End the processes, by the signal that has come, or else by SIGTERM."""
         self._healthy_at = None
-        super()._shutdown(*args, **kwargs)
+        if self._is_ending:
+            # Another signal has come while they had time to save, and perhaps before all of them got the first one.
+            timeout = _PATIENCE
+        elif signals:
+            self._is_ending = True
+            timeout = _TIME_TO_SAVE
+        super()._shutdown(*signals, timeout=timeout)
 
     # Several machines.
 

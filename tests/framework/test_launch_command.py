@@ -286,7 +286,8 @@ def test_a_signal_ends_all(number: int, code: int, program: Path) -> None:
     command = [sys.executable, *LAUNCH, "--processes", "2", str(program), "sleep"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True) as launcher:
-        assert launcher.stdout is not None and launcher.stderr is not None
+        assert launcher.stdout is not None
+        assert launcher.stderr is not None
         for _ in range(2):
             assert launcher.stdout.readline().startswith("STARTED")
         started = descendants(launcher.pid)[1:]
