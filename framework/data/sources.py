@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from ..errors import CheckpointError
 from ..messages import log
-from ..seed import isolated_rng, mix_seeds, rng_state, seed_batch, set_rng_state
+from ..seed import isolated_rng, mix_seeds, seed_batch
+from .generators import Generators
 from .iteration import (
     INFINITE,
     NO_BATCH,
@@ -301,25 +302,22 @@ class BatchSource(ABC):
             numbers: the batches' numbers in it.
             seeds: further numbers that all batches' seeds depend on.
         """
-        with isolated_rng():
-            # A loader that draws an order when it is begun must draw that of the epoch's begin, wherever it goes on.
-            seed_batch(mix_seeds(self.seed, epoch))
+        generators = Generators(mix_seeds(self.seed, epoch))
+        # A loader that draws an order when it is begun must draw that of the epoch's begin, wherever it goes on.
+        with generators:
             iterator = iterate_protected(source)
-            begun = rng_state()
         if getattr(self.loader, "num_workers", 0):
             # Workers draw with generators of their own.
             numbers = islice(numbers, 1)
+        reading = self.reading
+        apart = () if reading.every > 1 else reading.draws_apart
 
         def batches() -> Iterator[Any]:
-            reading = self.reading
-            apart = () if reading.every > 1 else reading.draws_apart
             for number in numbers:
-                with isolated_rng():
+                with generators:
+                    # Some draw their order only with the first batch: from the generators with which they were begun.
                     if number or seeds:
                         seed_batch(mix_seeds(self.seed, epoch, *seeds, number, *apart))
-                    else:
-                        # Some draw their order only now: from the generators as they were when it was begun.
-                        set_rng_state(begun)
                     batch = next(iterator, NO_BATCH)
                 if batch is NO_BATCH:
                     return
