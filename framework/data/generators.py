@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -30,7 +30,6 @@ _TWISTER = 4 + 4 * 624
 _TORCH_SIZE = 8 + 4 + 4 + 4 + 4 * 624 + 4 + 8 + 16
 # NumPy's other half of a pair: whether there is one and, aligned, the number.
 _GAUSS_SIZE = 16
-_NO_GAUSS = bytes(_GAUSS_SIZE)
 
 
 def _memory(address: int, size: int) -> memoryview:
@@ -41,22 +40,14 @@ def _memory(address: int, size: int) -> memoryview:
 # Where each library's state lies ------------------------------------------------------------------------------
 
 
-class _Offsets(NamedTuple):
-    """Where in the libraries' objects their states begin, in bytes."""
-
-    python: int
-    numpy: int
-    torch: int
-
-
 @cache
-def _offsets() -> _Offsets | None:
-    """Where the states are; None if one of them is not found."""
+def _offsets() -> tuple[int, int, int] | None:
+    """Where in Python's, NumPy's and torch's objects their states begin, in bytes; None if one is not found."""
     numpy: Any = sys.modules.get("numpy")
     if sys.implementation.name != "cpython" or numpy is None:
         return None
     try:
-        return _Offsets(_python_offset(), _numpy_offset(numpy), _torch_offset())
+        return _python_offset(), _numpy_offset(numpy), _torch_offset()
     except (AttributeError, ValueError):
         return None
 
@@ -127,70 +118,60 @@ def _find(
 class _Swap:
     """Exchanges the process's generators for others, in memory.
 
-    Raises:
-        NotImplementedError: if their states are not where they are expected.
+    Args:
+        offsets: where the states are.
     """
 
-    def __init__(self) -> None:
-        draw: Any = random.random
-        python = draw.__self__
-        offsets = _offsets()
-        if offsets is None or type(python) is not random.Random:
-            raise NotImplementedError
+    def __init__(self, offsets: tuple[int, int, int]) -> None:
+        python_offset, numpy_offset, torch_offset = offsets
+        numpy: Any = sys.modules["numpy"]
         default: Any = torch.default_generator
+        self._python: Any = vars(random)["_inst"]
         places = (
-            _memory(id(python) + offsets.python, _TWISTER),
-            _memory(default._cdata + offsets.torch, _TORCH_SIZE),
+            _memory(id(self._python) + python_offset, _TWISTER),
+            _memory(default._cdata + torch_offset, _TORCH_SIZE),
         )
         # Of Python's and torch's generators: the process's, our state, and the process's while ours is in its place.
         self._twisters = [
             (live, memoryview(bytearray(live)), memoryview(bytearray(live)))
             for live in places
         ]
-        # Beside the words, Python keeps the other half of a pair of normal numbers.
-        self._python: Any = python
-        self._half: Any = None
-        self._their_half: Any = None
-        # NumPy's words are in an object that can be exchanged. The other half of a pair, which is forgotten then, is
-        # in memory: 8 bytes that tell whether there is one, and the number.
-        numpy_random: Any = sys.modules["numpy"].random
-        self._get = numpy_random.get_bit_generator
-        self._put = numpy_random.set_bit_generator
-        self._own = numpy_random.MT19937(0)
-        self._theirs: Any = None
-        address = id(numpy_random.random.__self__) + offsets.numpy
+        # NumPy's words are in an object that can be exchanged.
+        self._get = numpy.random.get_bit_generator
+        self._put = numpy.random.set_bit_generator
+        address = id(numpy.random.random.__self__) + numpy_offset
         self._gauss = _memory(address, _GAUSS_SIZE)
         self._has_gauss = self._gauss.cast("i")
-        self._own_gauss = _NO_GAUSS
-        self._their_gauss = _NO_GAUSS
+        self._ours = self._theirs = (None, numpy.random.MT19937(0), b"")
 
     def enter(self) -> None:
         """Put ours in the place of the process's."""
         for live, ours, theirs in self._twisters:
             theirs[:] = live
             live[:] = ours
-        self._their_half = self._python.gauss_next
-        self._python.gauss_next = self._half
-        self._theirs = self._get()
-        if self._has_gauss[0]:
-            self._their_gauss = bytes(self._gauss)
-        self._put(self._own)
-        if self._own_gauss is not _NO_GAUSS:
-            self._gauss[:] = self._own_gauss
+        self._theirs = self._exchange(*self._ours)
 
     def leave(self) -> None:
         """Put the process's back."""
         for live, ours, theirs in self._twisters:
             ours[:] = live
             live[:] = theirs
-        self._half = self._python.gauss_next
-        self._python.gauss_next = self._their_half
-        self._own = self._get()
-        self._own_gauss = bytes(self._gauss) if self._has_gauss[0] else _NO_GAUSS
-        self._put(self._theirs)
-        if self._their_gauss is not _NO_GAUSS:
-            self._gauss[:] = self._their_gauss
-            self._their_gauss = _NO_GAUSS
+        self._ours = self._exchange(*self._theirs)
+
+    def _exchange(self, half: Any, words: Any, gauss: bytes) -> tuple[Any, Any, bytes]:
+        """Exchange NumPy's words, and the other halves of pairs of normal numbers of Python and NumPy."""
+        python, has_gauss = self._python, self._has_gauss[0]
+        before = (
+            python.gauss_next,
+            self._get(),
+            self._gauss.tobytes() if has_gauss else b"",
+        )
+        python.gauss_next = half
+        # This forgets the other half.
+        self._put(words)
+        if gauss:
+            self._gauss[:] = gauss
+        return before
 
 
 class _SwapByFunctions:
@@ -221,11 +202,8 @@ class Generators:
     """
 
     def __init__(self, seed: int) -> None:
-        self._swap: Any
-        try:
-            self._swap = _Swap()
-        except NotImplementedError:
-            self._swap = _SwapByFunctions()
+        offsets = _offsets()
+        self._swap = _Swap(offsets) if offsets else _SwapByFunctions()
         with self:
             seed_batch(seed)
 

@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -151,14 +152,8 @@ def iterate_protected(loader: Any) -> Iterator[Any]:
         _runs.iterated[-1][batches] = loader
     if type(batches).__module__.startswith("torch."):
         return batches
-    return _until_end(batches)
-
-
-def _until_end(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches, once: some iterators, as those of DALI, begin again when they are asked after their end."""
-    with suppress(StopIteration):
-        while True:
-            yield next(batches)
+    # Once: some iterators, as those of DALI, begin again when they are asked after their end.
+    return islice(batches, None)
 
 
 @contextmanager
