@@ -19,6 +19,8 @@ class Capabilities:
             that were made before.
         single_module: an Engine can prepare one module only.
         undoes_steps: a step is undone by giving parameters, buffers and optimizers their values of before.
+        has_plain_tensors: between two steps, parameters and gradients can be read from the module: they are whole, or
+            torch's distributed tensors.
         can_delay_sync: ``keeps_gradients_local`` may be set; then only ``sync_gradients`` averages gradients.
     """
 
@@ -29,4 +31,5 @@ class Capabilities:
     replaces_parameters: bool = False
     single_module: bool = False
     undoes_steps: bool = True
+    has_plain_tensors: bool = True
     can_delay_sync: bool = False

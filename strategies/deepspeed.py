@@ -102,6 +102,7 @@ class DeepSpeedStrategy(Strategy):
             owns_loss_scale=True,
             single_module=True,
             undoes_steps=False,
+            has_plain_tensors=False,
         )
         # The configuration with what follows from the Trainer's arguments.
         self._complete_config: dict[str, Any] = {}

@@ -34,7 +34,7 @@ from .telling import error_file, has_own_agent, tell
 _PEER_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused) by peer|broken pipe", re.IGNORECASE
 )
-_PEER_FAILED = re.compile(r"rank \d+ could not save")
+_PEER_FAILED = re.compile(r"rank \d+(, \d+)* (could not save|departs? from)")
 
 
 class Place(NamedTuple):
