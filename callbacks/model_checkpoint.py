@@ -60,8 +60,8 @@ class ModelCheckpoint(Callback):
     Nothing is saved in the sanity check and under ``fast_dev_run``, nor twice at one ``global_step``. What is due
     inside an accumulation window is saved at its end.
 
-    A signal that asks the training to end (SIGTERM, SIGUSR1, Ctrl-C) makes the first ``ModelCheckpoint`` save at once,
-    whatever is due.
+    A signal that asks the training to end (SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C) makes the first ``ModelCheckpoint`` save
+    at once, whatever is due.
 
     Args:
         dirpath: where to save, a path or an fsspec URL. By default ``checkpoints`` in the first logger's folder, or

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -18,12 +18,31 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 
-# What ends a job: the system's or a scheduler's request, SLURM's and others' warning ahead of it, and Ctrl-C.
+# By which SLURM and others warn ahead of a job's end.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+# What ends a job: the system's or a scheduler's request, a warning ahead of it, and Ctrl-C.
 DEFAULT_HANDLERS: dict[int, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGUSR1: signal.SIG_DFL,
+    **dict.fromkeys(WARNINGS, signal.SIG_DFL),
     signal.SIGINT: signal.default_int_handler,
 }
+
+
+def is_free(number: int) -> bool:
+    """Whether nobody has set a handler for a signal: neither Python code nor, as ``faulthandler.register``, C code."""
+    handler = signal.getsignal(number)
+    if handler is not DEFAULT_HANDLERS[number]:
+        return False
+    return handler is not signal.SIG_DFL or not _is_caught(number)
+
+
+def _is_caught(number: int) -> bool:
+    """Whether this process has a handler for a signal, of which Python need not know; False where only it knows."""
+    with suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 class _Noting:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ...strategies.launch.slurm import SlurmJob, slurm_job
+from ..data.workers import WARNINGS, is_free
 from ..messages import log
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _program = _Program()
 
 
 def requeue_outside(number: int, frame: FrameType | None) -> None:
-    """Put the job back into the queue while nothing is trained, so that nothing is to be saved: SIGUSR1's handler.
+    """Put the job back into the queue while nothing is trained, and nothing is to be saved: the handler of a warning.
 
     SLURM then ends all processes.
     """
@@ -86,15 +87,15 @@ class Preemption:
         self._store: Any = None
 
     def stand_by(self) -> None:
-        """Put the job back into the queue at SIGUSR1 from now on, while nothing is trained. Called as a fit begins."""
+        """Put the job back into the queue at a warning from now on, while nothing is trained, as a fit begins."""
         can_set = threading.current_thread() is threading.main_thread()
-        if not can_set or not self.requeues_for(signal.SIGUSR1):
+        if not can_set or self._trainer.checkpoint_callback is None:
             return
-        is_free = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-        if is_free and self._trainer.checkpoint_callback is not None:
-            _program.process = os.getpid()
-            _program.is_main = self._trainer.is_global_zero
-            signal.signal(signal.SIGUSR1, requeue_outside)
+        for number in WARNINGS:
+            if self.requeues_for(number) and is_free(number):
+                _program.process = os.getpid()
+                _program.is_main = self._trainer.is_global_zero
+                signal.signal(number, requeue_outside)
 
     def begin(self) -> None:
         """Say what will be done, and ask to end when the job's time is nearly up. Called when training begins."""
@@ -111,7 +112,7 @@ class Preemption:
         then = "saves and ends"
         if not job.interactive:
             then = "saves and puts its job back into the queue"
-        when = "at SIGUSR1"
+        when = "at SIGUSR1 or SIGUSR2"
         if job.end_time is not None:
             at = datetime.fromtimestamp(job.end_time).strftime("%Y-%m-%d %H:%M:%S")
             when += f", or {job.margin:.0f} s before {at}, its time limit"
@@ -139,7 +140,7 @@ class Preemption:
     def requeues_for(self, number: int) -> bool:
         """Whether the signal ``number`` asks to put the job back into the queue: SIGTERM is ``scancel``'s, too."""
         job = self._job
-        return job is not None and not job.interactive and number == signal.SIGUSR1
+        return job is not None and not job.interactive and number in WARNINGS
 
     def requeue(self, has_saved: bool) -> None:
         """Put the job back into the queue, from the main rank. SLURM then sends SIGTERM, which is ignored: this ends.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...strategies.launch.failures import record_stop
 from ...strategies.launch.processes import find_peers, one_is_gone
-from ..data.workers import DEFAULT_HANDLERS, note_in_worker, noting
+from ..data.workers import DEFAULT_HANDLERS, is_free, note_in_worker, noting
 from .preemption import Preemption, requeue_outside
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _counting = threading.Lock()
 
 
 class Signals:
-    """From :meth:`begin` to :meth:`end`, SIGTERM, SIGUSR1 and Ctrl-C are only noted; a second Ctrl-C raises at once.
+    """From :meth:`begin` to :meth:`end`, the signals that ask to end are only noted; a second Ctrl-C raises at once.
 
     A signal for which the program has a handler of its own is left to it.
 
@@ -59,9 +59,9 @@ class Signals:
         self._preemption.begin()
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
-            for number, default in DEFAULT_HANDLERS.items():
+            for number in DEFAULT_HANDLERS:
                 before = signal.getsignal(number)
-                if before is default or before is requeue_outside:
+                if before is requeue_outside or is_free(number):
                     signal.signal(number, self._note)
                     self._handled[number] = before
 

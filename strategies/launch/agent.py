@@ -19,13 +19,14 @@ from .job_folder import make_job_folder
 from .restarts import Restarts
 from .watch import watching
 
-# What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1.
+# What the agent passes on to the processes: SLURM and others announce the end of a job by SIGUSR1 or SIGUSR2.
 _FORWARDED = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
     signal.SIGQUIT,
     signal.SIGUSR1,
+    signal.SIGUSR2,
 )
 # The agent looks so often at the processes.
 _LOOK_SECONDS = 0.05

@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 import csv
+import faulthandler
 import itertools
 import os
 import signal
@@ -47,6 +48,7 @@ def cluster(
     # A job that is back in the queue ignores the one, and the other puts it back whenever it comes.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
@@ -123,7 +125,8 @@ def test_a_fit_with_a_checkpoint_of_the_users_goes_on_from_its_own(
 
     attempt(monkeypatch, 0)
     with pytest.raises(SystemExit):
-        fit({13: signal.SIGUSR1}, "before.ckpt")
+        fit({13: signal.SIGUSR2}, "before.ckpt")
+    assert asked(cluster) == ["requeue 77"]
     attempt(monkeypatch, 1)
     seen: list[int] = []
     fit({step: partial(seen.append, step) for step in range(20)}, "before.ckpt")
@@ -204,7 +207,7 @@ def test_the_time_limit_is_known_without_a_signal(
     with pytest.raises(SystemExit) as ended:
         fit(max_epochs=100_000)
     assert ended.value.code == CODE
-    assert "at SIGUSR1, or 10 s before" in caplog.text
+    assert "at SIGUSR1 or SIGUSR2, or 10 s before" in caplog.text
     assert "is about to end by its time limit" in caplog.text
     assert asked(cluster) == ["requeue 77"]
 
@@ -235,6 +238,21 @@ def test_a_signal_while_nothing_is_trained_puts_the_job_back_at_once(
     # Afterwards, as while a model is tested.
     os.kill(os.getpid(), signal.SIGUSR1)
     assert asked(cluster) == ["requeue 77"] * 2
+
+
+def test_a_handler_of_c_code_is_left_alone(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python does not know of those that ``faulthandler.register`` sets."""
+    attempt(monkeypatch, 0)
+    with open("stacks", "w") as file:
+        faulthandler.register(signal.SIGUSR2, file)
+        try:
+            assert fit({7: signal.SIGUSR2}).global_step == 20
+        finally:
+            faulthandler.unregister(signal.SIGUSR2)
+    assert "most recent call first" in Path("stacks").read_text()
+    assert not asked(cluster)
 
 
 def test_a_batch_script_without_srun(

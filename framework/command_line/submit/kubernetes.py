@@ -10,8 +10,8 @@ from .yaml_text import as_yaml
 
 # A program that is told to end has so many seconds for it; Kubernetes' default is 30.
 _GRACE_SECONDS = 120
-# 128 + SIGUSR1 and 128 + SIGTERM: a program that was told to end, and has saved.
-_TOLD_TO_END = [138, 143]
+# 128 + SIGUSR1, SIGUSR2 or SIGTERM: a program that was told to end, and has saved.
+_TOLD_TO_END = [138, 140, 143]
 # What a launcher is told of the other machines, and in which variables that stands.
 _MEET = {
     "--node_rank": "RANK",

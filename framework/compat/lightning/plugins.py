@@ -87,16 +87,17 @@ class SLURMEnvironment(ClusterEnvironment):
 
     Args:
         auto_requeue: the Trainer's argument of that name.
-        requeue_signal: must be SIGUSR1, which is what None means.
+        requeue_signal: SIGUSR1, which is what None means, or SIGUSR2; either one works, whichever is named.
 
     Raises:
         NotImplementedError: for another signal.
     """
 
     def __init__(self, auto_requeue: bool = True, requeue_signal: Any = None) -> None:
-        if requeue_signal not in (None, signal.SIGUSR1):
+        if requeue_signal not in (None, signal.SIGUSR1, signal.SIGUSR2):
             raise NotImplementedError(
-                f"requeue_signal must be SIGUSR1, as in #SBATCH --signal=SIGUSR1@120; got {requeue_signal!r}"
+                "requeue_signal must be SIGUSR1 or SIGUSR2, as in #SBATCH --signal=SIGUSR1@120; got "
+                f"{requeue_signal!r}"
             )
         super().__init__(auto_requeue=auto_requeue, requeue_signal=requeue_signal)
         self.auto_requeue = auto_requeue

@@ -276,8 +276,9 @@ def test_plugins_are_taken_or_refused_by_name(
     assert trainer.precision_plugin.init_scale == 8.0
     assert "TorchElasticEnvironment changes nothing" in caplog.text
     assert not trainer.auto_requeue
+    assert SLURMEnvironment(requeue_signal=signal.SIGUSR2).auto_requeue
     with pytest.raises(NotImplementedError, match="--signal=SIGUSR1"):
-        SLURMEnvironment(requeue_signal=signal.SIGUSR2)
+        SLURMEnvironment(requeue_signal=signal.SIGHUP)
 
     class Writes(TorchCheckpointIO):
         def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None: ...  # fmt: skip
