@@ -78,8 +78,7 @@ class DeviceStatsMonitor(Callback):
             return
         prefix = f"{type(self).__qualname__}.{hook}/"
         row = {f"{prefix}{name}": value for name, value in stats.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, **row}, step=step)
+        trainer.log_row({"epoch": trainer.current_epoch, **row}, step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int

@@ -101,10 +101,23 @@ class LearningRateMonitor(Callback):
         for key, rate in rates.items():
             self.lrs.setdefault(key, []).append(rate)
         trainer.metrics.publish({**rates, **others})
-        if trainer.is_global_zero:
-            row = {"epoch": trainer.current_epoch, **rates, **others}
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=step)
+        trainer.log_row({"epoch": trainer.current_epoch, **rates, **others}, step)
+
+
+def learning_rates(trainer: Trainer) -> dict[str, Any]:
+    """The learning rates of all optimizers by name, as :class:`LearningRateMonitor` calls them.
+
+    Args:
+        trainer: in a fit.
+
+    Raises:
+        ValueError: if two groups of one optimizer have the same name.
+    """
+    return {
+        key: group["lr"]
+        for name, optimizer, _ in _optimizers_by_name(trainer)
+        for key, group in _groups_by_name(name, optimizer)
+    }
 
 
 def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:

@@ -56,11 +56,13 @@ from .loop import weight_sets
 from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
 from .loop.forward_pass import forward_training_batches
+from .loop.record import NoRecord
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure
 from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
+from .report.record import Record
 from .seed import isolated_rng
 from .subclasses import check_loggers, overrides
 
@@ -113,6 +115,8 @@ class Trainer:
         enable_checkpointing: save checkpoints (a default ``ModelCheckpoint`` if none is given). Default: True.
         enable_progress_bar: show a progress bar. Default: True.
         enable_model_summary: print a table of the model before training. Default: True.
+        enable_record: keep a record of each fit in its log folder, in ``record/``: what ran, where and how, the logged
+            values, what monitors measure, and how it ended. There is none without a logger.
         accumulate_grad_batches: micro-batches per optimizer step; the last window of an epoch holds what is left.
         micro_batch: run each batch in parts of at most so many samples, one after the other, with the gradient of the
             whole batch; ``"auto"`` begins with all of it and halves the part whenever memory runs out, in all processes
@@ -186,6 +190,7 @@ class Trainer:
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
+        enable_record: bool = True,
         accumulate_grad_batches: int = 1,
         micro_batch: int | str | None = None,
         gradient_clip_val: int | float | None = None,
@@ -337,6 +342,8 @@ class Trainer:
         self.consensus = Consensus(self.engine.strategy)
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
         self.checkpoints = RunCheckpoints(self)
+        keeps_record = enable_record and bool(self.loggers) and not quiet
+        self.record: NoRecord = Record() if keeps_record else NoRecord()
         # It is None before the first run, and in a copy. Its type leaves that out, for all that is read inside a run.
         self.run: Run = None  # type: ignore[assignment]
         self.last_fit: FitState | None = None
@@ -771,6 +778,7 @@ class Trainer:
         other.loggers = [DummyLogger() for _ in self.loggers[:1]]
         other.consensus = Consensus(self.strategy, alike=True)
         other.metrics = Metrics(self.strategy, enabled=self.metrics.enabled)
+        other.record = NoRecord()
         return other
 
     def reconfigure_optimizers(self) -> None:
@@ -895,6 +903,7 @@ class Trainer:
             row = {"epoch": self.state.epoch, **row}
         for logger in self.loggers:
             logger.log_metrics(row, step=step)
+        self.record.add_row(step, row)
 
     def log_media(self, kind: str, name: str, value: Any, **options: Any) -> None:
         """Give an image, text, table, histogram or sound to the loggers, with the global step; the main process does.
@@ -910,6 +919,7 @@ class Trainer:
         media = as_media(kind, name, value, **options)
         for logger in self.loggers:
             logger.log_media(kind, name, media, step=self.state.global_step)
+        self.record.add_media(kind, name, media, self.state.global_step)
 
     @property
     def enable_validation(self) -> bool:
@@ -1184,6 +1194,11 @@ class Trainer:
         """The first logger's folder of this run, or ``default_root_dir``."""
         folder = self.logger.log_dir if self.logger is not None else None
         return folder if folder is not None else self.default_root_dir
+
+    @property
+    def record_dir(self) -> str | None:
+        """The folder of the record of this run, or of the last one; None if there is none."""
+        return self.record.folder
 
     @property
     def checkpoint_callback(self) -> ModelCheckpoint | None:

@@ -167,6 +167,11 @@ class Strategy(GroupMember, ModuleStates, ABC):
             return nn.utils.clip_grad_value_(params, value)
         return nn.utils.clip_grad_norm_(params, value, norm)
 
+    def gradient_norm(self, params: Iterable[Tensor]) -> Any:
+        """The norm of all gradients, a number or a tensor; None where there are none. All ranks call it together."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        return nn.utils.get_total_norm(gradients) if gradients else None
+
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Multiply gradients.
 

@@ -341,6 +341,9 @@ class DeepSpeedStrategy(Strategy):
                 f"gradient_clip_algorithm={algorithm!r}, norm={norm}"
             )
 
+    def gradient_norm(self, params: Iterable[Tensor]) -> Any:
+        return None if self._engine is None else self._engine.get_global_grad_norm()
+
     def scale_gradients(self, optimizer: Optimizer, factor: Any) -> None:
         """Let the next step scale: the gradients are in DeepSpeed's memory."""
         self._gradient_factor = float(factor)

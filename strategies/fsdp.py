@@ -332,21 +332,24 @@ class FSDPStrategy(Strategy):
             for parameter in with_gradient:
                 parameter.grad.clamp_(-value, value)
             return None
-        # With tensor parallelism, parameters may be on several meshes, and torch takes a norm over one mesh only. The
-        # norm of the norms is that of all gradients.
-        by_mesh: dict[Any, list[Any]] = {}
-        for parameter in with_gradient:
-            mesh = getattr(parameter, "device_mesh", None)
-            by_mesh.setdefault(mesh, []).append(parameter)
+        total = self._norm_of(with_gradient, norm)
+        for parameters in _by_mesh(with_gradient):
+            nn.utils.clip_grads_with_norm_(parameters, value, total)
+        return total
+
+    def gradient_norm(self, params: Iterable[Tensor]) -> Any:
+        with_gradient = [p for p in params if p.grad is not None]
+        return self._norm_of(with_gradient, 2.0) if with_gradient else None
+
+    def _norm_of(self, with_gradient: list[Any], norm: float) -> Tensor:
+        """The norm of the gradients of parameters. A collective."""
+        by_mesh = _by_mesh(with_gradient)
         norms = [torch.zeros((), device=self.device)] if not by_mesh else []
-        for parameters in by_mesh.values():
+        for parameters in by_mesh:
             gradients = [parameter.grad for parameter in parameters]
             mesh_norm = full_tensor(nn.utils.get_total_norm(gradients, norm))
             norms.append(mesh_norm.to(self.device))
-        total = torch.linalg.vector_norm(torch.stack(norms), norm)
-        for parameters in by_mesh.values():
-            nn.utils.clip_grads_with_norm_(parameters, value, total)
-        return total
+        return torch.linalg.vector_norm(torch.stack(norms), norm)
 
     def model_state(self) -> State:
         if self._root is None:
@@ -388,6 +391,19 @@ class FSDPStrategy(Strategy):
             }
             state = {**state, "state": distributed}
         super().load_optimizer_state(optimizer, state)
+
+
+def _by_mesh(parameters: list[Any]) -> list[list[Any]]:
+    """Parameters by the mesh that they are on.
+
+    With tensor parallelism there may be several, and torch takes a norm over one mesh only. The norm of the norms is
+    that of all gradients.
+    """
+    by_mesh: dict[Any, list[Any]] = {}
+    for parameter in parameters:
+        mesh = getattr(parameter, "device_mesh", None)
+        by_mesh.setdefault(mesh, []).append(parameter)
+    return list(by_mesh.values())
 
 
 def _distribute_state(state: State, parameter: Any) -> State:

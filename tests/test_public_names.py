@@ -181,6 +181,8 @@ TRAINER = {
     "progress_bar_callback",
     "progress_bar_metrics",
     "reconfigure_optimizers",
+    "record",
+    "record_dir",
     "rehearse",
     "reload_dataloaders",
     "reload_dataloaders_every_n_epochs",

@@ -41,6 +41,8 @@ class Checkpoint(TypedDict, total=False):
     run: Run
     callbacks: State
     loggers: list[Any]
+    # Of the run's record, as `NoRecord` of framework/loop/record.py describes it.
+    record: State | None
     optimizer_kinds: list[Any]
     datamodule: Any
     hyper_parameters: Any

@@ -53,6 +53,7 @@ class GradientAccumulation:
         total_weight: that sum over all ranks, once :meth:`factor` was called.
         has_stepped: whether an optimizer has stepped in the window.
         completed: optimizers, by id, whose gradients are the window's mean already.
+        gradient_norm: of the newest gradients that were clipped, before that; None if it was not computed.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class GradientAccumulation:
         self.total_weight: Any = None
         self.has_stepped = False
         self.completed: set[int] = set()
+        self.gradient_norm: Any = None
         self._window_loader: Any = None
         # Weights may be thousands of tokens, and a loss times that overflows half precision. So they are divided by
         # this unit, which is the same on all ranks and about as large as they are; `factor` multiplies it back.
@@ -82,6 +84,10 @@ class GradientAccumulation:
     def over(self, num_batches: int) -> None:
         """Let windows have so many micro-batches, from the next one on."""
         self.num_batches = num_batches
+
+    def note_norm(self, norm: Any) -> None:
+        """Keep the norm of the window's gradients, as clipping has computed it."""
+        self.gradient_norm = norm
 
     def read_from(self, loader: Any) -> None:
         """Take the batches from ``loader``."""

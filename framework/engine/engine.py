@@ -705,7 +705,8 @@ class Engine(Collectives):
             value: the largest norm, or the largest absolute value.
             algorithm: ``"norm"`` or ``"value"``.
         """
-        self.strategy.clip_gradients(parameters, value, algorithm)
+        norm = self.strategy.clip_gradients(parameters, value, algorithm)
+        self.accumulation.note_norm(norm)
 
     def clip_grad_norm_(
         self,

@@ -159,7 +159,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
         forget_loggers(run)
         state.end("finished")
         state.enter(None)
-        _finalize(trainer, "success")
+        _finalize(run, "success")
     except BaseException as error:
         # First of all, while signals are only noted: later, one may end this process at once.
         if run.consensus.signal:
@@ -236,6 +236,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
         run.resume.apply_counters()
     _share_with_ranks(run)
     failures.note_folder(partial(_log_folder, trainer, True))
+    run.record.begin(run)
     _prepare_data(run)
     run.hooks.call("setup", fn)
     _configure_model(run)
@@ -444,7 +445,7 @@ def _take_down(run: Run) -> None:
 
 def _fail(run: Run, error: BaseException) -> None:
     """End a run that an exception has ended: its hooks, and what must not be left behind."""
-    trainer, strategy = run.trainer, run.engine.strategy
+    strategy = run.engine.strategy
     is_interrupted = isinstance(error, KeyboardInterrupt) or run.consensus.signal
     run.state.end("interrupted" if is_interrupted else "failed")
     # It keeps hooks from collectives: the other processes may be in another one, or gone.
@@ -462,12 +463,13 @@ def _fail(run: Run, error: BaseException) -> None:
     run.engine.saver.wait()
     strategy.teardown(interrupted=True)
     strategy.group.failed = False
-    _finalize(trainer, run.state.status)
+    _finalize(run, run.state.status, error)
 
 
-def _finalize(trainer: Trainer, status: str) -> None:
+def _finalize(run: Run, status: str, error: BaseException | None = None) -> None:
     """Let all loggers end. What one of them raises ends neither the others nor a run that has come to its end."""
-    for logger in trainer.loggers:
+    run.record.end(run, error)
+    for logger in run.trainer.loggers:
         try:
             logger.finalize(status)
         except Exception:

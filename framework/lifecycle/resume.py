@@ -47,6 +47,7 @@ class Resume(ResumeEpoch):
         states = checkpoint.get("loggers", [])
         for logger, state in zip(loggers, states, strict=False):
             logger.load_state_dict(state)
+        run.record.load_state_dict(checkpoint.get("record"))
 
     def apply_weights(self) -> None:
         """Call the hooks for loading, and set weights, and the states of data and callbacks."""

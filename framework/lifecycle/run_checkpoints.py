@@ -82,6 +82,7 @@ class RunCheckpoints:
             CheckpointError: if a directory is there that is no checkpoint.
         """
         remove_checkpoint(path, root)
+        self._trainer.record.note_removed(path)
 
     def point(self, path: str, target: str) -> None:
         """Make ``path`` name the checkpoint ``target``, all at once: a small file, or a link to a local file."""

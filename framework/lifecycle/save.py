@@ -64,8 +64,15 @@ def save_run(
     _require_whole_state(run)
     save_format = save_format or run.trainer.save_format
     require_save_format(save_format)
-    with weight_sets.saving(run):
-        return _save(run, path, weights_only, wait, on_complete, together, save_format)
+    note = run.record.begin_save(run)
+
+    def complete() -> None:
+        note(path)
+        if on_complete is not None:
+            on_complete()
+
+    with weight_sets.saving(run), run.record.phase("checkpoint"):
+        return _save(run, path, weights_only, wait, complete, together, save_format)
 
 
 def _save(
@@ -187,6 +194,7 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
         if run.live_step is not None:
             checkpoint |= run.live_step.state_dict()
         checkpoint["loggers"] = [logger.state_dict() for logger in trainer.loggers]
+        checkpoint["record"] = run.record.state_dict()
         checkpoint["run"] = {"state": run.progress()}
         checkpoint["data_seed"] = run.state.seed
         if datamodule is not None and overrides(datamodule, "state_dict", DataModule):

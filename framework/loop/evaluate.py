@@ -185,7 +185,7 @@ def validate(run: Run, is_scheduled: bool = True) -> None:
         return
     before = Rollback(run.module, run.engine.device)
     state.enter("validate")
-    with run.metrics.context(None, None):
+    with run.metrics.context(None, None), run.record.phase("validation"):
         results = evaluate(run, "validate", loaders.max_batches["validate"])
     if results is None:
         # The run that goes on from the checkpoint begins with this validation.

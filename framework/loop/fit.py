@@ -65,7 +65,7 @@ def fit(run: Run) -> None:
         if run.schedule.may_stop():
             break
         try:
-            outcome = train_batches(run, begin_epoch(run))
+            outcome = train_batches(run, run.record.timed(begin_epoch(run)))
             end_epoch(run, outcome)
         except Rewind as rewind:
             go_back(run, rewind)
@@ -188,6 +188,7 @@ def _begin_training(run: Run) -> None:
         run.hooks.insert("on_train_batch_end", partial(_after_batch, run))
     run.hooks.insert("on_train_epoch_end", partial(_after_epoch, run))
     run.hooks.insert("on_validation_end", partial(_after_validation, run))
+    run.record.begin_training(run)
     run.consensus.agree(run.state.batch_idx)
 
 
@@ -252,7 +253,7 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         validate(run)
     run.consensus.begin_epoch(state.batch_idx, schedule.wake)
     schedule.plan()
-    transfer = loaders.transfer()
+    transfer = run.record.timed_transfer(loaders.transfer())
     if left_out := loaders.left_out():
         return _leaving_out(run, batches, transfer, left_out)
     return batches if transfer is None else map(transfer, batches, repeat(0))
@@ -396,6 +397,7 @@ def _after_validation(run: Run) -> None:
 def _after_epoch(run: Run) -> None:
     """With ``on_train_epoch_end``: log the epoch's values, and let schedulers step on them."""
     run.trainer.log_row(run.metrics.end_epoch().logged)
+    run.record.end_epoch(run)
     if run.state.batches_done:
         run.step.schedulers.step_on_epoch_values()
         run.state.end_epoch()

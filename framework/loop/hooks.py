@@ -75,6 +75,11 @@ class CallbackBus:
         self._num_early[name] += 1
         setattr(self, name, (*hooks[:position], function, *hooks[position:]))
 
+    def put_first(self, name: str, function: Callable[..., Any]) -> None:
+        """Call ``function`` with a hook, before all others."""
+        self._num_early[name] += 1
+        setattr(self, name, (function, *getattr(self, name)))
+
     def call(self, name: str, *args: Any) -> None:
         """Call all hooks of a name, where speed does not matter."""
         for hook in getattr(self, name):

@@ -144,6 +144,7 @@ class Run:
         checkpoints: those that the fit can go back to, by path.
         first_batch: which of the training's batches this fit has begun with, of ``state.total_batches``.
         name: what the same fit is called in each attempt at its job, and no other one; empty if nobody starts it again.
+        record: is told of what happens.
     """
 
     step: Step
@@ -176,6 +177,7 @@ class Run:
         self.checkpoints: dict[str, RewindPoint] = {}
         self.first_batch = -1
         self.name = name
+        self.record = trainer.record
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
 
@@ -232,7 +234,9 @@ class Run:
     def log_step(self) -> None:
         """Write the running step's values to the loggers."""
         if self.trainer.loggers:
+            self.record.begin_row(self)
             self.trainer.log_row(self.metrics.step_results().logged)
+            self.record.end_row(self)
 
     # The module's training mode, which an evaluation changes.
 

@@ -1,0 +1,297 @@
+"""What is measured of each training by default: gradients, learning rates, speed, memory, and waiting for data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...callbacks.lr_monitor import learning_rates
+from ..data.batches import batch_size_of
+from ..data.iteration import INFINITE, NO_BATCH
+from ..data.shard_detection import data_parallel_rank_and_size
+from ..messages import log
+from ..metrics.values import as_floats
+from .clock import PHASES, Clock
+from .environment import usable_cpus
+
+if TYPE_CHECKING:
+    from ..loop.run import Run
+
+try:
+    import resource
+except ImportError:
+    # Windows has none.
+    resource = None
+
+PREFIX = "monitor/"
+
+# A fit that waits for its data for more than this part of its time is told so, after so many batches and seconds.
+MOST_WAITING = 0.1
+LEAST_BATCHES = 50
+LEAST_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How far a fit had come when a row was written."""
+
+    time: float
+    step: int
+    samples: int
+    tokens: float
+    seconds: dict[str, float]
+
+
+class Monitors:
+    """Measures one fit.
+
+    Args:
+        run: the fit.
+        clock: knows where its time goes.
+    """
+
+    def __init__(self, run: Run, clock: Clock) -> None:
+        self._run = run
+        self._clock = clock
+        self._batches = 0
+        self._samples = 0
+        self._tokens = 0
+        self._count_samples = self._count_tokens = _cannot_count
+        # When the last row was written.
+        self._last = _Mark(perf_counter(), run.state.global_step, 0, 0, clock.now())
+        # The optimizer step before the one whose row is next.
+        self._next_row: int | float = 0
+        self._rates: dict[str, Any] = {}
+        self._has_told = False
+
+    # Each step.
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Give the same batches: waiting for one is a phase, and what follows until the next one is a step."""
+        switch, state = self._clock.switch, self._run.state
+        try:
+            while True:
+                switch("data_wait")
+                batch = next(batches, NO_BATCH)
+                if batch is NO_BATCH:
+                    return
+                if state.global_step >= self._next_row:
+                    self._look_before_step()
+                switch("step")
+                yield batch
+        finally:
+            switch("other")
+
+    def after_step(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A step is over, and the callbacks' hooks come: count its batch."""
+        self._clock.switch("callbacks")
+        self._batches += 1
+        try:
+            self._samples += self._count_samples(batch)
+            self._tokens += self._count_tokens(batch)
+        except Exception:
+            # The first batch, or one of another kind.
+            self._choose_counters(batch)
+
+    def _choose_counters(self, batch: Any) -> None:
+        """Find out how the samples and tokens of such a batch are counted in less than a microsecond."""
+        self._count_samples, self._count_tokens = counters(batch)
+        with suppress(Exception):
+            self._samples += self._count_samples(batch)
+            self._tokens += self._count_tokens(batch)
+
+    def _look_before_step(self) -> None:
+        """Note the learning rates with which the step is taken whose row is written next."""
+        every = self._run.trainer.log_every_n_steps
+        step = self._run.state.global_step
+        self._rates = rates(self._run)
+        self._next_row = (
+            step + every - step % every - 1 if every != INFINITE else INFINITE
+        )
+
+    # Each row.
+
+    def row(self) -> dict[str, Any]:
+        """What is measured, when a step has just been taken; on all ranks, as some have parts of the gradients."""
+        run = self._run
+        norm = gradient_norm(run)
+        if not run.trainer.is_global_zero:
+            return {}
+        values: dict[str, Any] = dict(self._rates or rates(run))
+        if norm is not None:
+            values["grad_norm"] = norm
+        values |= self._speed()
+        values["memory"] = peak_memory(run.engine.device)
+        self._tell_of_waiting()
+        return {f"{PREFIX}{name}": value for name, value in as_floats(values).items()}
+
+    def _speed(self) -> dict[str, float]:
+        """Rates since the last row, of all processes, and the parts of the time that each phase had."""
+        now = _Mark(
+            perf_counter(),
+            self._run.state.global_step,
+            self._samples,
+            self._count_all_tokens(),
+            self._clock.now(),
+        )
+        last, self._last = self._last, now
+        seconds = now.time - last.time
+        if seconds <= 0:
+            return {}
+        _, shards = data_parallel_rank_and_size(self._run.engine.strategy)
+        values = {
+            phase: (now.seconds[phase] - last.seconds[phase]) / seconds
+            for phase in PHASES
+        }
+        # What is no training does not count.
+        trained = seconds - sum(
+            now.seconds[phase] - last.seconds[phase]
+            for phase in ("validation", "checkpoint")
+        )
+        values["steps_per_second"] = (now.step - last.step) / trained
+        if now.samples > last.samples:
+            values["samples_per_second"] = (
+                (now.samples - last.samples) * shards / trained
+            )
+        if now.tokens > last.tokens:
+            values["tokens_per_second"] = (now.tokens - last.tokens) / trained
+        return values
+
+    def _count_all_tokens(self) -> float:
+        """Tokens of all processes: those that the step has counted, or else those in the batches."""
+        counted = self._run.state.tokens
+        if counted.is_counted:
+            # A host–device sync, of which the row has one anyway.
+            return float(counted.total)
+        _, shards = data_parallel_rank_and_size(self._run.engine.strategy)
+        return self._tokens * shards
+
+    def _tell_of_waiting(self) -> None:
+        """Say once that the loop waits for its data."""
+        seconds = self._clock.seconds
+        waited = seconds["data_wait"]
+        worked = seconds["step"] + seconds["callbacks"] + seconds["transfer"]
+        total = waited + worked
+        if self._has_told or self._batches < LEAST_BATCHES or total < LEAST_SECONDS:
+            return
+        if waited < MOST_WAITING * total:
+            return
+        self._has_told = True
+        log.warning(
+            "The loop waited for data for %.0f %% of its time; %s",
+            100 * waited / total,
+            advice(self._run.trainer.train_dataloader, waited, worked),
+        )
+
+
+def rates(run: Run) -> dict[str, Any]:
+    """The learning rates by name, as ``lr/AdamW``."""
+    try:
+        found = learning_rates(run.trainer)
+    except (ValueError, AttributeError, KeyError):
+        # Groups of one name, or an optimizer of another make.
+        return {}
+    return {f"lr/{name.removeprefix('lr-')}": rate for name, rate in found.items()}
+
+
+def gradient_norm(run: Run) -> Tensor | None:
+    """The norm of the gradients of the last step, before they were clipped; under some strategies a collective."""
+    engine = run.engine
+    clipped = engine.accumulation.gradient_norm
+    if len(run.trainer.optimizers) == 1 and clipped is not None:
+        return clipped
+    try:
+        return engine.strategy.gradient_norm(run.module.parameters())
+    except (RuntimeError, NotImplementedError, TypeError):
+        # Gradients on several devices, or of a kind that has no norm.
+        return None
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has had until now, in bytes: of its device, or else of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB.
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+Count = Callable[[Any], int]
+
+
+def counters(batch: Any) -> tuple[Count, Count]:
+    """What counts the samples and the tokens of batches like this one.
+
+    Tokens are the elements of ``"input_ids"``, padding included.
+    """
+    if isinstance(batch, Tensor) and batch.dim():
+        return lambda batch: batch.size(0), _no_tokens
+    if isinstance(batch, (tuple, list)) and batch:
+        first = batch[0]
+        if isinstance(first, Tensor) and first.dim():
+            return lambda batch: batch[0].size(0), _no_tokens
+    if isinstance(batch, Mapping):
+        ids = batch.get("input_ids")
+        if isinstance(ids, Tensor) and ids.dim():
+            return lambda batch: batch["input_ids"].size(0), _count_ids
+        tensors = [
+            key
+            for key, value in batch.items()
+            if isinstance(value, Tensor) and value.dim()
+        ]
+        if tensors:
+            first_key = tensors[0]
+            return lambda batch: batch[first_key].size(0), _no_tokens
+    try:
+        batch_size_of(batch)
+    except ValueError:
+        # It has none that can be told.
+        return _no_tokens, _no_tokens
+    return batch_size_of, _no_tokens
+
+
+def _no_tokens(batch: Any) -> int:
+    return 0
+
+
+def _count_ids(batch: Any) -> int:
+    return batch["input_ids"].numel()
+
+
+def _cannot_count(batch: Any) -> int:
+    raise TypeError("no batch has come yet")
+
+
+def advice(loader: Any, waited: float, worked: float) -> str:
+    """What to try where the loop waits for its data.
+
+    Args:
+        loader: the training loader.
+        waited: seconds of waiting for it.
+        worked: seconds of all else.
+    """
+    workers = getattr(loader, "num_workers", None)
+    if not isinstance(workers, int):
+        return "put the loader into a DataLoader with num_workers, which make batches meanwhile"
+    cpus = usable_cpus()
+    # As many as make batches as fast as steps take them; without workers, the loop makes them itself.
+    needed = math.ceil(waited / max(worked, 1e-9))
+    if workers:
+        needed = math.ceil(workers * (waited + worked) / max(worked, 1e-9))
+    wanted = max(1, min(needed, cpus))
+    if wanted > workers:
+        return f"try num_workers={wanted} (it is {workers})"
+    return (
+        f"with num_workers={workers} and {cpus} CPUs, more workers will not help: make a batch's work less, such as by "
+        "preparing the data beforehand"
+    )

@@ -1,0 +1,395 @@
+"""The record of a run: what ran, where and how, what was measured, and how it ended, as files in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ...loggers.files import exists, is_local, read_text
+from ...loggers.media import file_names
+from ...strategies.launch.attempts import this_attempt
+from ..loop.record import NoRecord
+from ..messages import log
+from . import describe, environment
+from .captured import CapturedWarnings
+from .clock import Clock
+from .ending import ending
+from .files import MEDIA_FOLDER, RUN_FILE, RecordFiles
+from .monitors import Monitors
+from .secrets import Secrets
+
+if TYPE_CHECKING:
+    from ..loop.run import Run
+
+SCHEMA = 1
+FOLDER = "record"
+
+# At a run's end, its last rows are waited for so long, in seconds.
+_LAST_SECONDS = 10.0
+# Media of a run take so many bytes at most.
+_MOST_MEDIA = 1 << 29
+
+
+class Record(NoRecord):
+    """Keeps the record of a Trainer's fits; the main rank writes it.
+
+    See ``docs/record.md`` for the files.
+    """
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.clock = Clock()
+        self._is_open = False
+        self._state: dict[str, Any] | None = None
+        self._document: dict[str, Any] = {}
+        self._monitors: Monitors | None = None
+        self._pending: dict[str, Any] = {}
+        self._began = 0.0
+        self._files: RecordFiles | None = None
+        self._secrets = Secrets({})
+        self._warnings: CapturedWarnings | None = None
+        self._media_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a Trainer keeps a record of its own.
+        return {**vars(Record()), "folder": self.folder}
+
+    # The beginning.
+
+    def begin(self, run: Run) -> None:
+        """Open the record of a fit, or go on with it in a later run of the same Trainer."""
+        folder = run.trainer.log_dir
+        if is_local(folder):
+            folder = os.path.abspath(folder)
+        folder = os.path.join(folder, FOLDER)
+        if run.fn != "fit" and folder != self.folder:
+            # An evaluation by itself has no folder of its own.
+            return
+        self._began = perf_counter()
+        self.clock.begin()
+        self.folder = folder
+        self._is_open = True
+        if not run.trainer.is_global_zero:
+            return
+        self._secrets = Secrets(os.environ, sys.argv)
+        self._files = RecordFiles(folder, self._contents)
+        try:
+            self._open(run)
+        except Exception as error:
+            # A disk, a remote storage's library, or files of somebody else.
+            log.warning(
+                "The record in %s cannot be read (%s: %s): it begins anew",
+                folder,
+                type(error).__name__,
+                error,
+            )
+            self._document = _empty()
+        self._describe(run)
+        self._warnings = CapturedWarnings(self._files.refresh)
+        self._warnings.begin()
+        self._files.start()
+        self._files.refresh()
+        self._files.call(self._look_at_git)
+
+    def _open(self, run: Run) -> None:
+        """Find out whether this run goes on with the record that is there."""
+        assert self.folder is not None
+        assert self._files is not None
+        path = os.path.join(self.folder, RUN_FILE)
+        before = json.loads(read_text(path)) if exists(path) else None
+        state, self._state = self._state, None
+        self._document = _empty()
+        if before is None:
+            return
+        steps = run.state.global_step
+        is_same_fit = bool(run.name) and before.get("fit") == run.name
+        if state is not None and state["id"] == before["id"]:
+            self._files.go_on(state["files"])
+            self.clock.go_on(state["clock"])
+        elif steps or is_same_fit or run.fn != "fit":
+            self._files.cut_after(steps)
+        else:
+            _put_aside(self.folder)
+            return
+        self._document = before
+        self._document["ended"] = None
+
+    def _describe(self, run: Run) -> None:
+        document = self._document
+        document["fit"] = run.name
+        document["attempts"].append(_attempt(run))
+        if run.fn != "fit":
+            return
+        self._put("command", environment.command())
+        command = document["command"]
+        command["argv"] = self._secrets.clean_arguments(sys.argv)
+        document["packages"] = environment.packages()
+        self._put("hardware", environment.hardware(run.engine.device))
+        found = run.engine.environment
+        self._put("launcher", environment.launcher(found, run.trainer.world_size))
+
+    def begin_training(self, run: Run) -> None:
+        """Describe what is only known now, and measure from here on."""
+        if not self._is_open:
+            return
+        # What was before is told by itself.
+        self.clock.begin()
+        self._monitors = Monitors(run, self.clock)
+        if not run.trainer.is_global_zero:
+            return
+        run.hooks.put_first("on_train_batch_end", self._monitors.after_step)
+        put = self._put
+        put("config", {**describe.config(run), "data": describe.data(run)})
+        put("batch", describe.batch(run))
+        put("strategy", describe.strategy(run))
+        put("precision", describe.precision(run))
+        put("seeds", describe.seeds(run))
+        put("model", describe.model(run.module))
+        start = self._document["timings"]["start"]
+        start["setup"] = perf_counter() - self._began
+        self._refresh()
+
+    def _put(self, key: str, value: Any) -> None:
+        self._document[key] = self._secrets.clean_value(value)
+
+    def _look_at_git(self) -> None:
+        assert self._files is not None
+        self._document["git"] = environment.git(self._secrets, self._files.add_blob)
+        self._refresh()
+
+    def _contents(self) -> dict[str, Any]:
+        """What ``run.json`` holds now; called in the thread that writes."""
+        document = dict(self._document)
+        document["written"] = time.time()
+        document["timings"] = {**document["timings"], "run": self.clock.so_far()}
+        if self._warnings is not None:
+            earlier = document["warnings"]
+            document["warnings"] = earlier + self._secrets.clean_value(
+                self._warnings.rows()
+            )
+        return document
+
+    def _refresh(self) -> None:
+        if self._files is not None:
+            self._files.refresh()
+
+    # While it runs.
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Measure how long the loop waits for each batch."""
+        if self._monitors is None or self._files is None:
+            return batches
+        return self._monitors.timed(batches)
+
+    def timed_transfer(
+        self, transfer: Callable[[Any, int], Any] | None
+    ) -> Callable[[Any, int], Any] | None:
+        """Measure how long batches take to the device."""
+        if transfer is None or self._files is None or not self._is_open:
+            return transfer
+        return self.clock.timed_transfer(transfer)
+
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        """Measure something that is not a step."""
+        return self.clock.phase(name)
+
+    def begin_row(self, run: Run) -> None:
+        """Measure what goes with the values of a step."""
+        if self._monitors is not None:
+            self._pending = self._monitors.row()
+
+    def add_row(self, step: int, values: dict[str, Any]) -> None:
+        """Write a row, with what was measured, if it is a step's."""
+        if self._files is None or not self._is_open:
+            return
+        others = {**values, **self._pending}
+        self._pending = {}
+        epoch = others.pop("epoch", None)
+        row = {"step": step, "epoch": epoch, "time": time.time(), "values": others}
+        self._files.add(self._files.metrics, row)
+
+    def end_row(self, run: Run) -> None:
+        """Write what was measured, if the step had no values of its own."""
+        if self._pending:
+            state = run.state
+            self.add_row(state.global_step, {"epoch": state.epoch})
+
+    def add_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
+        """Write an image or the like, and a line that tells of it."""
+        files = self._files
+        if files is None or not self._is_open:
+            return
+        head = {"step": step, "name": name, "kind": kind}
+        if kind not in ("image", "audio"):
+            value = media["text"] if kind == "text" else media
+            files.add(files.media, {**head, "value": self._secrets.clean_value(value)})
+            return
+        for number, (file, data) in enumerate(
+            file_names(name, step, kind, media).items()
+        ):
+            self._media_bytes += len(data)
+            if self._media_bytes > _MOST_MEDIA:
+                self._tell_of_media(name)
+                return
+            path = f"{MEDIA_FOLDER}/{file}"
+            files.add_blob(path, data)
+            captions = media.get("caption")
+            caption = captions[number] if captions else None
+            files.add(files.media, {**head, "file": path, "caption": caption})
+
+    def _tell_of_media(self, name: str) -> None:
+        if self._media_bytes < 1 << 60:
+            log.warning(
+                "The run's record keeps at most %d MB of media: %s and what follows are left out of it",
+                _MOST_MEDIA >> 20,
+                name,
+            )
+        self._media_bytes = 1 << 60
+
+    def begin_save(self, run: Run) -> Callable[[str], None]:
+        """Note a checkpoint, its step and scores, when it is complete."""
+        state, scores = run.state, run.trainer.callback_metrics
+        entry = {"step": state.global_step, "epoch": state.epoch}
+        began = perf_counter()
+
+        def note(path: str) -> None:
+            if not self._is_open:
+                return
+            self._add_checkpoint({
+                "path": self._path_of(path),
+                    **entry,
+                "scores": {name: float(value) for name, value in scores.items()},
+                "time": time.time(),
+                "seconds": perf_counter() - began,
+            })  # fmt: skip
+
+        return note
+
+    def note_removed(self, path: str) -> None:
+        """Note that a checkpoint is gone; its scores stay."""
+        path = self._path_of(path)
+        for entry in self._document.get("checkpoints", ()):
+            if entry["path"] == path:
+                entry["removed"] = True
+
+    def _path_of(self, path: str) -> str:
+        return self._secrets.clean(os.path.abspath(path) if is_local(path) else path)
+
+    def _add_checkpoint(self, entry: dict[str, Any]) -> None:
+        known = self._document.get("checkpoints", [])
+        # It may have taken an older one's place.
+        kept = [each for each in known if each["path"] != entry["path"]]
+        self._document["checkpoints"] = [*kept, entry]
+        self._refresh()
+
+    def end_epoch(self, run: Run) -> None:
+        """Note where the time of the epoch went."""
+        if self._files is None or not self._is_open:
+            return
+        timings = self._document["timings"]
+        epoch = run.state.epoch
+        seconds = {"epoch": epoch, **self.clock.end_epoch()}
+        kept = [each for each in timings["epochs"] if each["epoch"] < epoch]
+        timings["epochs"] = [*kept, seconds]
+        self._refresh()
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a run that resumes needs to go on with the record."""
+        if self._files is None or not self._is_open:
+            return None
+        return {
+            "id": self._document["id"],
+            "files": self._files.state(),
+            "clock": self.clock.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from there: now, or when the run begins that reads the checkpoint."""
+        if not self._is_open:
+            self._state = state
+        elif self._files is not None and state is not None:
+            self._files.go_on(state["files"])
+            self.clock.go_on(state["clock"])
+
+    # The end.
+
+    def end(self, run: Run, error: BaseException | None = None) -> None:
+        """Note how the run ended, and write what is left."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._monitors = None
+        files, self._files = self._files, None
+        if files is None:
+            return
+        ended = self._secrets.clean_value(ending(run, error))
+        self._document["ended"] = ended
+        self._document["attempts"][-1] |= {
+            "ended": ended,
+            "last_step": run.state.global_step,
+        }
+        if self._warnings is not None:
+            self._warnings.end()
+        self._document["timings"]["run"] = self.clock.so_far()
+        files.close(_LAST_SECONDS)
+
+
+def _empty() -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "id": uuid.uuid4().hex,
+        "command": None,
+        "git": None,
+        "config": {},
+        "packages": {},
+        "hardware": {},
+        "launcher": {},
+        "seeds": {},
+        "batch": {},
+        "strategy": {},
+        "precision": {},
+        "model": {},
+        "timings": {"start": {}, "run": {}, "epochs": []},
+        "checkpoints": [],
+        "warnings": [],
+        "attempts": [],
+        "ended": None,
+    }
+
+
+def _attempt(run: Run) -> dict[str, Any]:
+    """What is known of an attempt as it begins."""
+    attempt = this_attempt()
+    return {
+        "fn": run.fn,
+        "started": time.time(),
+        "job": None if attempt is None else attempt.job,
+        "restarts": None if attempt is None else attempt.restarts,
+        "resumed_from": run.ckpt_path,
+        "first_step": run.state.global_step,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "ended": None,
+    }
+
+
+def _put_aside(folder: str) -> None:
+    """Keep the record of another run, which was in the same folder."""
+    number = 1
+    while exists(aside := f"{folder}-{number}"):
+        number += 1
+    if is_local(folder):
+        os.rename(folder, aside)
+    log.warning(
+        "%s is another run's, and is kept as %s", folder, os.path.basename(aside)
+    )
