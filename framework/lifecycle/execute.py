@@ -236,7 +236,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
         run.resume.apply_counters()
     _share_with_ranks(run)
     failures.note_folder(partial(_log_folder, trainer, True))
-    run.record.begin(run)
+    run.record.begin(run, request.number)
     _prepare_data(run)
     run.hooks.call("setup", fn)
     _configure_model(run)

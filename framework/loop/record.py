@@ -19,8 +19,11 @@ class NoRecord:
 
     folder: str | None = None
 
-    def begin(self, run: Run) -> None:
-        """All ranks know the folders of the loggers; the checkpoint's counters have been applied, if there is one."""
+    def begin(self, run: Run, number: int) -> None:
+        """A run begins, of a fit with its number in the program.
+
+        All ranks know the folders of the loggers, and the checkpoint's counters have been applied, if there is one.
+        """
 
     def begin_training(self, run: Run) -> None:
         """Optimizers and loaders are there, and the loop puts its own work among the hooks next."""

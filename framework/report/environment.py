@@ -19,7 +19,7 @@ from .secrets import Secrets
 DIFF_FILE = "changes.diff"
 
 # git is asked for so long at most, in seconds, for each of its answers.
-_GIT_SECONDS = 10.0
+_GIT_SECONDS = 3.0
 # Of what differs from the commit, in bytes.
 _LONGEST_DIFF = 1 << 18
 _MOST_UNTRACKED = 100
@@ -34,16 +34,19 @@ _VARIABLES = re.compile(
 )
 
 
-def command() -> dict[str, Any]:
-    """How the program was called; secrets are still in it."""
+def command(secrets: Secrets) -> dict[str, Any]:
+    """How the program was called: what was typed, and in which folder.
+
+    Args:
+        secrets: what not to tell.
+    """
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
     module = getattr(getattr(main, "__spec__", None), "name", None)
     return {
-        "argv": list(sys.argv),
+        "argv": secrets.clean_arguments(sys.argv),
         "executable": sys.executable,
-        # Those of the interpreter.
-        "python_options": sys.orig_argv[1 : -len(sys.argv) or None],
+        "orig_argv": secrets.clean_arguments(sys.orig_argv),
         "script": os.path.abspath(script) if script else None,
         "module": module,
         "cwd": os.getcwd(),

@@ -235,16 +235,21 @@ class RecordFiles:
             self._wake.wait()
             self._wake.clear()
             self._write()
-            for task in self._take_tasks():
-                task()
+            self._call_tasks()
             # What comes meanwhile is written together.
             self._hurry.wait(self._interval)
+        self._call_tasks()
         self._write()
 
-    def _take_tasks(self) -> list[Callable[[], None]]:
+    def _call_tasks(self) -> None:
         with self._lock:
             tasks, self._tasks = self._tasks, []
-        return tasks
+        for task in tasks:
+            try:
+                task()
+            except Exception as error:
+                # A record is not worth a run.
+                log.warning("The run's record lacks a part (%s)", error)
 
     def _write(self) -> None:
         began = perf_counter()

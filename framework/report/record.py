@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class Record(NoRecord):
 
     # The beginning.
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, number: int) -> None:
         """Open the record of a fit, or go on with it in a later run of the same Trainer."""
         folder = run.trainer.log_dir
         if is_local(folder):
@@ -92,12 +93,12 @@ class Record(NoRecord):
                 error,
             )
             self._document = _empty()
-        self._describe(run)
+        self._describe(run, number)
         self._warnings = CapturedWarnings(self._files.refresh)
         self._warnings.begin()
         self._files.start()
         self._files.refresh()
-        self._files.call(self._look_at_git)
+        self._files.call(partial(self._look_at_git, self._files))
 
     def _open(self, run: Run) -> None:
         """Find out whether this run goes on with the record that is there."""
@@ -110,7 +111,7 @@ class Record(NoRecord):
         if before is None:
             return
         steps = run.state.global_step
-        is_same_fit = bool(run.name) and before.get("fit") == run.name
+        is_same_fit = bool(run.name) and before.get("job") == run.name
         if state is not None and state["id"] == before["id"]:
             self._files.go_on(state["files"])
             self.clock.go_on(state["clock"])
@@ -122,19 +123,23 @@ class Record(NoRecord):
         self._document = before
         self._document["ended"] = None
 
-    def _describe(self, run: Run) -> None:
+    def _describe(self, run: Run, number: int) -> None:
         document = self._document
-        document["fit"] = run.name
+        document["job"] = run.name
         document["attempts"].append(_attempt(run))
         if run.fn != "fit":
             return
-        self._put("command", environment.command())
-        command = document["command"]
-        command["argv"] = self._secrets.clean_arguments(sys.argv)
+        document["fit"] = number
+        document["command"] = environment.command(self._secrets)
         document["packages"] = environment.packages()
         self._put("hardware", environment.hardware(run.engine.device))
         found = run.engine.environment
         self._put("launcher", environment.launcher(found, run.trainer.world_size))
+        self._put("strategy", describe.strategy(run))
+        self._put("precision", describe.precision(run))
+        self._put("seeds", describe.seeds(run))
+        # Once more when all is known, for a run that comes so far.
+        self._put("config", describe.config(run))
 
     def begin_training(self, run: Run) -> None:
         """Describe what is only known now, and measure from here on."""
@@ -146,13 +151,9 @@ class Record(NoRecord):
         if not run.trainer.is_global_zero:
             return
         run.hooks.put_first("on_train_batch_end", self._monitors.after_step)
-        put = self._put
-        put("config", {**describe.config(run), "data": describe.data(run)})
-        put("batch", describe.batch(run))
-        put("strategy", describe.strategy(run))
-        put("precision", describe.precision(run))
-        put("seeds", describe.seeds(run))
-        put("model", describe.model(run.module))
+        self._put("config", {**describe.config(run), "data": describe.data(run)})
+        self._put("batch", describe.batch(run))
+        self._put("model", describe.model(run.module))
         start = self._document["timings"]["start"]
         start["setup"] = perf_counter() - self._began
         self._refresh()
@@ -160,10 +161,10 @@ class Record(NoRecord):
     def _put(self, key: str, value: Any) -> None:
         self._document[key] = self._secrets.clean_value(value)
 
-    def _look_at_git(self) -> None:
-        assert self._files is not None
-        self._document["git"] = environment.git(self._secrets, self._files.add_blob)
-        self._refresh()
+    def _look_at_git(self, files: RecordFiles) -> None:
+        """Ask git, in the thread that writes."""
+        self._document["git"] = environment.git(self._secrets, files.add_blob)
+        files.refresh()
 
     def _contents(self) -> dict[str, Any]:
         """What ``run.json`` holds now; called in the thread that writes."""
@@ -348,6 +349,8 @@ def _empty() -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "id": uuid.uuid4().hex,
+        "job": "",
+        "fit": 0,
         "command": None,
         "git": None,
         "config": {},

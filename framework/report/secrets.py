@@ -75,6 +75,7 @@ _BY_LOOK = re.compile(
     | \bkey-[0-9a-f]{32}\b | \bdckr_pat_[A-Za-z0-9_-]{16,} | \bdop_v1_[a-f0-9]{32,}
     | \bwandb_v1_[A-Za-z0-9_-]{16,} | \blin_api_[A-Za-z0-9]{20,} | \bshpat_[a-fA-F0-9]{20,}
     | \b\d{6,12}:AA[A-Za-z0-9_-]{30,}                                          # Telegram
+    | (?<=[?&]sig=)[^&\s"'<>]+                                                  # Azure's addresses
     | (?<=hooks\.slack\.com/)[A-Za-z0-9/_-]+
     | (?<=discord\.com/api/webhooks/)[A-Za-z0-9/_-]+
     | (?<=discordapp\.com/api/webhooks/)[A-Za-z0-9/_-]+
@@ -239,8 +240,11 @@ def _hide_value(match: re.Match[str]) -> str:
     bare = value.strip("\"'")
     # A call or a variable, such as os.environ["TOKEN"], tells nothing.
     is_code = value == bare and re.match(r"[A-Za-z_][\w.]*[\[(]", value) is not None
-    is_plain = bare.lower() in _PLAIN_VALUES or is_code
-    if is_plain or not is_secret(match["name"]):
+    if not is_secret(match["name"]):
+        # It may hold others, as the address in --url=https://host/?token=…
+        value = _ASSIGNMENT.sub(_hide_value, value)
+        return f"{match['name']}{match['between']}{value}"
+    if bare.lower() in _PLAIN_VALUES or is_code:
         return match[0]
     quote = value[0] if value[0] in "\"'" else ""
     return f"{match['name']}{match['between']}{quote}{HIDDEN}{quote}"

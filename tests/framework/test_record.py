@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Trainer
+from loopwright.framework.report.secrets import is_secret
 from tests.framework.models import Evaluated
 
 
@@ -117,3 +121,122 @@ def test_there_is_none_where_nobody_wants_it(tmp_path: Path):
         fit.fit(Net(), data())
         assert fit.record_dir is None
     assert not list(tmp_path.rglob("record"))
+
+
+def git(folder: Path, *arguments: str) -> None:
+    names = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(
+        ["git", *names, *arguments], cwd=folder, check=True, capture_output=True
+    )
+
+
+ARGUMENTS = {
+    "an option": ("--api_key=k1-aaaa,bbbb;cccc", "k1-aaaa,bbbb;cccc"),
+    "an option's value after it": ("--db-password", "s3cret w0rd!"),
+    "a token in an address": ("--data=https://h/x?token=t0ken111&y=1", "t0ken111"),
+    "a password in an address": ("--url=postgres://me:pgpass99@h/db", "pgpass99"),
+    "an option of Hydra's": ("logger.auth.token=hydra1234", "hydra1234"),
+    "a header": ("--header=Authorization: Bearer abc.def-ghi", "abc.def-ghi"),
+}
+ENVIRONMENT = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "HTTPS_PROXY": "http://joe:proxypass1@proxy:3128",
+    "TORCH_NCCL_NOTE": "torchs variable hf_abcdefghijklmnopqrstu",
+    "MLFLOW_TRACKING_PASSWORD": "mlflowpw1",
+    "MY_CREDENTIALS": "c0-red-ent-ials",
+}
+HYPERPARAMETERS: dict[str, Any] = {
+    "api_key": "plain-words-1",
+    "db": {"password": 12345678, "user_token": "nested-2"},
+    "buckets": ["s3://AKIDX:s3cr3tkey@b/x"],
+    "note": f"run with {ENVIRONMENT['WANDB_API_KEY']}",
+    "secretKey": "camel-case-3",
+}
+CHANGES = """
+AWS = "AKIAIOSFODNN7EXAMPLE"
+HF = "hf_ABCDEFGHIJKLMNOPQRSTUVWX"
+GITHUB = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
+GITLAB = "glpat-abcdefghij0123456789"
+OPENAI = "sk-proj-abcdefghijklmnop0123"
+SLACK = "xoxb-123456789012-abcdefABCDEF"
+GOOGLE = "AIzaSyA1234567890abcdefghijklmnopqrstuv"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+NPM = "npm_abcdefghijklmnopqrstuvwxyz0123456789"
+password = 'correct horse battery'
+client_secret: yamlvalue77
+HOOK = "https://hooks.slack.com/services/T000/B000/XXXXsecret"
+KEY = \"\"\"-----BEGIN RSA PRIVATE KEY-----
+MIIEowIBAAKCAQEAuniqueprivatekeyline
+-----END RSA PRIVATE KEY-----\"\"\"
+"""
+HIDDEN_CHANGES = (
+    "AKIAIOSFODNN7EXAMPLE", "hf_ABCDEFGHIJKLMNOPQRSTUVWX", "ghp_0123456789", "glpat-abcdefghij", "sk-proj-abcdef",
+    "xoxb-123456789012", "AIzaSyA1234567890", "eyJzdWIiOiIxIn0", "npm_abcdefghij", "correct horse battery",
+    "yamlvalue77", "XXXXsecret", "uniqueprivatekeyline",
+)  # fmt: skip
+
+
+def test_no_secret_enters_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    program = work / "train.py"
+    program.write_text("# a program\n")
+    git(work, "init")
+    git(work, "add", ".")
+    git(work, "commit", "-m", "first")
+    git(work, "remote", "add", "origin", "https://me:gitpass55@host/x.git")
+    program.write_text(CHANGES)
+    arguments = [argument for argument, _ in ARGUMENTS.values()]
+    arguments.insert(2, "s3cret w0rd!")
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", *arguments])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program))
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    class Tells(Net):
+        def on_train_start(self) -> None:
+            self.log_text("note", "signed in with gsk_abcdefghijklmnopqrstuvwx")
+            warnings.warn("cannot reach http://u:warnpass1@host", stacklevel=1)
+            raise RuntimeError("401 for token=errortoken1")
+
+    net = Tells()
+    net.save_hyperparameters(HYPERPARAMETERS)
+    fit = trainer(tmp_path / "logs")
+    with pytest.raises(RuntimeError, match="401"), pytest.warns(match="reach"):
+        fit.fit(net, data())
+    assert fit.record_dir is not None
+    files = [file for file in Path(fit.record_dir).rglob("*") if file.is_file()]
+    assert {file.name for file in files} >= {"run.json", "media.jsonl", "changes.diff"}
+    text = "".join(file.read_text() for file in files)
+    planted = [secret for _, secret in ARGUMENTS.values()]
+    planted += [value for name, value in ENVIRONMENT.items() if "KEY" in name]
+    planted += ["proxypass1", "hf_abcdefgh", "mlflowpw1", "c0-red-ent-ials"]
+    planted += ["plain-words-1", "12345678,", "nested-2", "s3cr3tkey", "camel-case-3"]
+    planted += [*HIDDEN_CHANGES, "gitpass55", "gsk_abcdef", "warnpass1", "errortoken1"]
+    assert len(planted) >= 30
+    assert [secret for secret in planted if secret in text] == []
+    # What is no secret stays.
+    assert '"seed_everything"' in text
+    assert "host/x.git" in text
+    assert "+HF = " in text
+
+
+def test_names_of_language_models_are_no_secrets():
+    plain = (
+        "max_tokens", "num_tokens", "pad_token_id", "token_type_ids", "eos_token", "tokenizer", "author", "passes",
+        "forward_pass", "model_signature", "tokens_per_second", "keyboard", "mask_token", "vocab_tokens", "path",
+    )  # fmt: skip
+    assert [name for name in plain if is_secret(name)] == []
+    secret = (
+        "hfToken",
+        "API_KEY",
+        "my-secret",
+        "passwd",
+        "accessKey",
+        "webhook_url",
+        "GITHUB_PAT",
+        "token",
+    )
+    assert [name for name in secret if not is_secret(name)] == []
