@@ -921,6 +921,28 @@ class Trainer:
             logger.log_media(kind, name, media, step=self.state.global_step)
         self.record.add_media(kind, name, media, self.state.global_step)
 
+    def report(self, output: str | os.PathLike[str] | None = None) -> str | None:
+        """Write a page that shows this run: curves, where its time went, checkpoints, settings, how it ended.
+
+        It is one HTML file that needs no network. ``loopwright report`` writes the same, and pages of several runs.
+
+        Args:
+            output: the file. By default ``report.html`` in :attr:`log_dir`.
+
+        Returns:
+            Its absolute path; None in all processes but the main one.
+
+        Raises:
+            FileNotFoundError: if the run has left nothing to show, as with ``logger=False``.
+        """
+        from .report.page.document import write_report
+
+        if not self.is_global_zero:
+            return None
+        for logger in self.loggers:
+            logger.save()
+        return write_report([self.log_dir], output)
+
     @property
     def enable_validation(self) -> bool:
         """Whether ``fit`` validates: there is a loader, a ``validation_step`` and a limit above 0."""

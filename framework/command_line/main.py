@@ -12,6 +12,7 @@ COMMANDS = {
     "launch": "start a program in several processes, on one machine or several",
     "submit": "write the files that start a program on a cluster: SLURM, Kubernetes, Ray",
     "env": "tell what is installed, and on which devices: for reports of bugs",
+    "report": "show runs in one page, or in a terminal: curves, times, settings, failures",
     "migrate": "rewrite programs that were written for Lightning or Accelerate",
 }
 
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         from .submit.main import main as run
     elif command == "env":
         from .environment import main as run
+    elif command == "report":
+        from .report import main as run
     elif command == "migrate":
         from .migrate.main import main as run
     else:
