@@ -16,6 +16,7 @@ from ...callbacks.logging_module import logging_through
 from ...loggers.dummy import DummyLogger, LoggerFolders
 from ...strategies.launch import failures
 from ...strategies.launch.heartbeat import Heartbeat
+from ...strategies.launch.malloc import keep_freed_memory
 from ...strategies.tensor_shards import full_state
 from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
@@ -223,6 +224,10 @@ def _set_up(run: Run, request: RunRequest) -> None:
     """Bring the processes together, and the module, its data and its optimizers to where the run begins."""
     trainer, module, fn = run.trainer, run.module, run.fn
     _set_torch_flags(trainer.deterministic, trainer.benchmark)
+    if run.engine.device.type == "cpu" and (
+        why_not := keep_freed_memory(trainer.num_devices)
+    ):
+        run.warn_once(why_not)
     run.engine.connect()
     run.engine.all_call(fn)  # collective
     path, weights_only = request.ckpt_path, request.weights_only

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+
 from .environment import AGENT, BEATS
 from .job_folder import make_job_folder
+from .malloc import add_to_environment
 from .restarts import Restarts
 from .watch import watching
 
@@ -90,6 +93,8 @@ def agent(
     os.environ[BEATS] = folder
     num_threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
+    if not torch.accelerator.is_available():
+        add_to_environment(os.environ, processes)
     # Processes that are started again must not read the addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
