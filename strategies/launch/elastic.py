@@ -37,10 +37,13 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
 from .environment import ATTEMPT, JOB_OF_AGENTS
+from .rank_report import HANG_CODE
 
-# In seconds: how long a process may go on after SIGTERM when another one has failed, how often agents show each other
-# that they live, and after how long without that, or without an answer of their store, one takes another for gone.
+# In seconds: how long a process may go on after SIGTERM when another one has failed, or has been ended because it hung;
+# how often agents show each other that they live, and after how long without that, or without an answer of their store,
+# one takes another for gone.
 _PATIENCE = 5.0
+_PATIENCE_AFTER_HANG = 3.0
 # How long after a signal the processes may take for their step and a checkpoint. They are watched meanwhile.
 _TIME_TO_SAVE = 600.0
 _BEAT = 1.0
@@ -218,9 +221,14 @@ class Agent(_TorchAgent):
     def _kill_late(self, worker_group: WorkerGroup) -> threading.Timer | None:
         """Let those be killed that do not leave, if a process has failed: torchelastic would wait for 30 s."""
         processes = [int(worker.id) for worker in worker_group.workers]
-        if not any(map(_has_failed, processes)):
+        codes = [_failed_with(process) for process in processes]
+        if not any(codes):
             return None
-        timer = threading.Timer(_PATIENCE, _kill, [processes])
+        patience = _PATIENCE
+        if HANG_CODE in codes:
+            # The others have waited long enough.
+            patience = _PATIENCE_AFTER_HANG
+        timer = threading.Timer(patience, _kill, [processes])
         timer.start()
         return timer
 
@@ -281,15 +289,15 @@ class Agent(_TorchAgent):
         os._exit(1)
 
 
-def _has_failed(process: int) -> bool:
-    """Whether a child has ended otherwise than with exit code 0; it can still be waited for."""
+def _failed_with(process: int) -> int:
+    """Return the exit code or signal with which a child has failed, 0 if it has not; it can still be waited for."""
     if not hasattr(os, "waitid"):
-        return False
+        return 0
     try:
         found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return False
-    return found is not None and found.si_status != 0
+        return 0
+    return 0 if found is None else found.si_status
 
 
 def _kill(processes: list[int]) -> None:
