@@ -5,6 +5,7 @@ Each name is imported when it is first used, so that a command such as ``loopwri
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -76,3 +77,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "LOOPWRIGHT_REPLAY" in os.environ:
+    # `loopwright replay` has started this program: before it draws a number, its generators are those of then.
+    from .report.replay import begin_program
+
+    begin_program()

@@ -63,6 +63,7 @@ from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
 from .report.record import Record
+from .report.replay import Replay
 from .seed import isolated_rng
 from .subclasses import check_loggers, overrides
 
@@ -344,6 +345,9 @@ class Trainer:
         self.checkpoints = RunCheckpoints(self)
         keeps_record = enable_record and bool(self.loggers) and not quiet
         self.record: NoRecord = Record() if keeps_record else NoRecord()
+        replay = Replay.of_this_program()
+        if replay is not None:
+            self._begin_replay(replay)
         # It is None before the first run, and in a copy. Its type leaves that out, for all that is read inside a run.
         self.run: Run = None  # type: ignore[assignment]
         self.last_fit: FitState | None = None
@@ -352,6 +356,15 @@ class Trainer:
         self._of_original: dict[str, Any] = dict.fromkeys(
             ("module", "datamodule", "ckpt_path")
         )
+
+    def _begin_replay(self, replay: Replay) -> None:
+        """Run as the program did that is run again, and leave nothing."""
+        self.record = replay
+        self.loggers = replay.silent_loggers(self.loggers)
+        self.default_root_dir = replay.request.scratch
+        self.detect_anomaly |= replay.request.detect_anomaly
+        self.auto_requeue = False
+        self.use_distributed_sampler = replay.deals_out(self.use_distributed_sampler)
 
     # Arguments.
 
@@ -830,6 +843,8 @@ class Trainer:
             raise RuntimeError(
                 "save_checkpoint: this Trainer has run nothing yet; call fit first"
             )
+        if self.record.is_replay:
+            return
         together = self.engine.all_call(
             "save_checkpoint", alone=can_save_alone(self.run)
         )
@@ -866,6 +881,8 @@ class Trainer:
             raise RuntimeError(
                 "export: this Trainer has run nothing yet; call fit first"
             )
+        if self.record.is_replay:
+            return
         together = self.engine.all_call(
             "export",
             alone=self.is_global_zero and not self.strategy.capabilities.shards_state,

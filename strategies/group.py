@@ -162,6 +162,10 @@ class GroupMember:
         """Whether this is the main process, of rank 0."""
         return self.group.rank == 0
 
+    def use_group(self, group: Group) -> None:
+        """Take these processes for those of the run, as one that plays a rank of many."""
+        self.group = group
+
     def disconnect(self) -> None:
         """Leave the other processes. All processes do."""
         self.group.leave()

@@ -11,6 +11,8 @@ from .unknown import no_such
 COMMANDS = {
     "launch": "start a program in several processes, on one machine or several",
     "submit": "write the files that start a program on a cluster: SLURM, Kubernetes, Ray",
+    "replay": "train a run again up to a step, and stop there: to look at a spike, a NaN, an exception",
+    "batch": "tell which samples of the dataset a step of a run had",
     "env": "tell what is installed, and on which devices: for reports of bugs",
     "report": "show runs in one page, or in a terminal: curves, times, settings, failures",
     "migrate": "rewrite programs that were written for Lightning or Accelerate",
@@ -33,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         from .launch import main as run
     elif command == "submit":
         from .submit.main import main as run
+    elif command == "replay":
+        from .replay import replay as run
+    elif command == "batch":
+        from .replay import batch as run
     elif command == "env":
         from .environment import main as run
     elif command == "report":

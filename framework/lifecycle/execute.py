@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from .compile import compile_submodules
 from .find import read_run
 from .place import describe_place
 from .processes import run_in_processes
+from .rehearsal import NoSignals
 from .restarted import (
     forget_loggers,
     keep_loggers,
@@ -75,7 +76,7 @@ def execute(trainer: Trainer, request: RunRequest) -> Any:
             f"{request.fn} was called while this Trainer is running {trainer.state.fn}, as in a hook or a step: use "
             f"another Trainer there, such as Trainer(logger=False, enable_checkpointing=False).{request.fn}(module, …)"
         )
-    request = numbered(request)
+    request = trainer.record.take_up(trainer, numbered(request))
     if trainer.engine.must_launch:
         return run_in_processes(trainer, request, execute)
     changes_weights = request.fn == "fit" or request.ckpt_path is not None
@@ -103,7 +104,9 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
         trainer.last_fit = None
     trainer.use_callbacks_of(request.module)
     name = name_of_fit(trainer, request.number)
-    trainer.run = run = Run(trainer, request, Signals(trainer), name)
+    is_replay = trainer.record.is_replay
+    signals = NoSignals() if is_replay else Signals(trainer)
+    trainer.run = run = Run(trainer, request, signals, name)
     run.metrics.begin_run(request.module, keeps_bar=is_fit)
     if is_fit and request.search is None:
         run.signals.stand_by()
@@ -115,8 +118,11 @@ def begin_run(trainer: Trainer, request: RunRequest) -> Run:
     return run
 
 
-def _heartbeat(run: Run) -> Heartbeat:
+def _heartbeat(run: Run) -> AbstractContextManager[Any]:
     """Return the context in which it is noticed if the run stands still for too long."""
+    if run.record.is_replay:
+        # It may wait for whoever looks at it.
+        return nullcontext()
     state, strategy = run.state, run.engine.strategy
 
     def place(frames: list[FrameType]) -> tuple[str, str]:
@@ -242,7 +248,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
     _share_with_ranks(run)
     failures.note_folder(partial(_log_folder, trainer, True))
     run.record.begin(run, request.number)
-    _prepare_data(run)
+    prepare_data(run)
     run.hooks.call("setup", fn)
     _configure_model(run)
     _detach_last_fit(run)
@@ -275,13 +281,13 @@ def _share_with_ranks(run: Run) -> None:
 
 def _log_folder(trainer: Trainer, has_begun: bool) -> str:
     """Return the folder for files that tell of a failure; empty if the run writes none."""
-    if trainer.barebones or trainer.fast_dev_run:
+    if trainer.barebones or trainer.fast_dev_run or trainer.record.is_replay:
         return ""
     folder = trainer.log_dir if has_begun else trainer.default_root_dir
     return folder if "://" in folder else os.path.abspath(folder)
 
 
-def _prepare_data(run: Run) -> None:
+def prepare_data(run: Run) -> None:
     """Call ``prepare_data`` in one process of each machine, and then the data module's ``setup`` in all."""
     owners = ((run.datamodule, DataModule), (run.module, Module))
     for owner, base in owners:

@@ -19,7 +19,7 @@ _READING = "torch/utils/data/dataloader.py"
 # Functions of ours that are a phase, by the ends of their files' names.
 _PHASES = {
     ("lifecycle/execute.py", "_set_up"): "setup",
-    ("lifecycle/execute.py", "_prepare_data"): "prepare_data",
+    ("lifecycle/execute.py", "prepare_data"): "prepare_data",
     ("lifecycle/execute.py", "_take_down"): "teardown",
     ("lifecycle/save.py", "save_run"): "checkpoint",
     ("checkpoint/saver.py", "run"): "checkpoint",

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .run import Run
+    from ...callbacks.base import Callback
+    from ..trainer import Trainer
+    from .run import Run, RunRequest
 
 
 class NoRecord:
@@ -15,9 +17,19 @@ class NoRecord:
 
     Attributes:
         folder: where the record lies; None if there is none.
+        is_replay: whether the program is run again to look at a step of an earlier run, and so saves nothing.
     """
 
     folder: str | None = None
+    is_replay = False
+
+    def take_up(self, trainer: Trainer, request: RunRequest) -> RunRequest:
+        """A run was asked for; return the one to do."""
+        return request
+
+    def heard(self, callbacks: list[Callback]) -> list[Callback]:
+        """Return those callbacks of a run whose hooks are to be called."""
+        return callbacks
 
     def begin(self, run: Run, number: int) -> None:
         """A run begins, of a fit with its number in the program.

@@ -165,7 +165,9 @@ class Run:
         self.metrics = trainer.metrics
         self.consensus = trainer.consensus
         self.signals = signals
-        self.hooks = CallbackBus(trainer, request.module, trainer.callbacks)
+        self.record = trainer.record
+        heard = self.record.heard(trainer.callbacks)
+        self.hooks = CallbackBus(trainer, request.module, heard)
         self.loaders = RunLoaders(
             trainer, request.module, request.datamodule, request.loaders
         )
@@ -177,7 +179,6 @@ class Run:
         self.checkpoints: dict[str, RewindPoint] = {}
         self.first_batch = -1
         self.name = name
-        self.record = trainer.record
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
 

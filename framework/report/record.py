@@ -20,6 +20,7 @@ from ...strategies.launch.attempts import this_attempt
 from ..loop.record import NoRecord
 from ..messages import log
 from . import describe, environment
+from .black_box import BlackBox
 from .captured import CapturedWarnings
 from .clock import Clock
 from .ending import ending
@@ -58,6 +59,8 @@ class Record(NoRecord):
         self._secrets = Secrets({})
         self._warnings: CapturedWarnings | None = None
         self._media_bytes = 0
+        self._box: BlackBox | None = None
+        self._last_values: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a Trainer keeps a record of its own.
@@ -78,9 +81,14 @@ class Record(NoRecord):
         self.clock.begin()
         self.folder = folder
         self._is_open = True
-        if not run.trainer.is_global_zero:
+        is_main = run.trainer.is_global_zero
+        if is_main:
+            self._secrets = Secrets(os.environ, sys.argv)
+        clean = self._secrets.clean_arguments if is_main else None
+        self._box = BlackBox(folder, clean, number)
+        self._box.begin(run)
+        if not is_main:
             return
-        self._secrets = Secrets(os.environ, sys.argv)
         self._files = RecordFiles(folder, self._contents)
         try:
             self._open(run)
@@ -143,8 +151,9 @@ class Record(NoRecord):
 
     def begin_training(self, run: Run) -> None:
         """Describe what is only known now, and measure from here on."""
-        if not self._is_open:
+        if not self._is_open or self._box is None:
             return
+        self._box.begin_training(run)
         # What was before is told by itself.
         self.clock.begin()
         self._monitors = Monitors(run, self.clock)
@@ -212,6 +221,7 @@ class Record(NoRecord):
         if self._files is None or not self._is_open:
             return
         others = {**values, **self._pending}
+        self._last_values = others
         self._pending = {}
         epoch = others.pop("epoch", None)
         row = {"step": step, "epoch": epoch, "time": time.time(), "values": others}
@@ -222,6 +232,9 @@ class Record(NoRecord):
         if self._pending:
             state = run.state
             self.add_row(state.global_step, {"epoch": state.epoch})
+        if self._box is not None:
+            self._box.see(run, self._last_values)
+        self._last_values = {}
 
     def add_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
         """Write an image or the like, and a line that tells of it."""
@@ -330,6 +343,9 @@ class Record(NoRecord):
             return
         self._is_open = False
         self._monitors = None
+        box, self._box = self._box, None
+        if box is not None and error is not None:
+            box.fail(run, error)
         files, self._files = self._files, None
         if files is None:
             return

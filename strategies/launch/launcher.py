@@ -49,7 +49,7 @@ def can_rerun() -> bool:
     return not file.startswith(("<", "/dev/"))
 
 
-def _started_in() -> str:
+def started_in() -> str:
     """Return the folder in which this program was started, to which its command line is relative.
 
     The program may have changed its folder before it imported us, so the current one then is the last resort.
@@ -78,7 +78,7 @@ def rerun_script(processes: int, max_restarts: int = 0) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    os.chdir(_started_in())
+    os.chdir(started_in())
     command = (sys.executable, "-u", *sys.orig_argv[1:], *_folder_of_hydra())
     raise SystemExit(run_in_processes(command, processes, max_restarts))
 
