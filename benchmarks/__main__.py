@@ -21,6 +21,7 @@ from . import (
     imports,
     kills,
     launch,
+    matrix,
     restarts,
     saving,
     sharded,
@@ -35,6 +36,7 @@ from .report import BEGIN, END, Table, has_marks, machine, put_into
 LONG = ("kills", "restarts", "workers", "faults")  # run by name only
 BENCHMARKS = (
     "step",
+    "matrix",
     "calls",
     "import",
     "checkpoint",
@@ -77,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only",
         default="",
         metavar="REGEX",
-        help="of faults: cells with such a name, as in 'SIGKILL / mid / rank 1'",
+        help="of faults and matrix: cells with such a name, as in 'SIGKILL / mid / rank 1' and 'iterable × clipping'",
     )
     parser.add_argument(
         "--lanes",
@@ -141,6 +143,9 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
                 f"step_{'full' if full else 'bare'}",
                 step_overhead.compare(full, step_rounds, options.quick),
             )
+    if "matrix" in wanted:
+        timed = matrix.TIMED // (4 if options.quick else 1)
+        yield "matrix", matrix.compare(options.only, rounds, timed)
     if "calls" in wanted:
         yield "calls", calls.compare()
     if "import" in wanted:

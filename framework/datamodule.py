@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data.batches import move_batch
+from .data.device_input import move_batch
 from .hparams import HyperparametersMixin
 
 if TYPE_CHECKING:

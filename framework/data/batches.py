@@ -13,7 +13,7 @@ from collections import UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,33 +180,8 @@ def _set_in_copy(
     return copied
 
 
-def move_batch(batch: Any, device: torch.device) -> Any:
-    """Move all tensors to ``device``; on CUDA on a stream of their own, so that the copy overlaps the step before.
-
-    What has a ``to`` method is moved by it, except for a mapping that has no device of its own.
-    """
-    if device.type != "cuda":
-        return _move(batch, lambda item: item.to(device))
-    current = torch.cuda.current_stream(device)
-    stream = _copy_stream(device)
-
-    def move(item: Any) -> Any:
-        # An object's tensors are out of reach for record_stream.
-        if not isinstance(item, Tensor):
-            with torch.cuda.stream(current):
-                return item.to(device)
-        moved = item.to(device, non_blocking=True)
-        # So its memory is reused only after the step that reads it.
-        moved.record_stream(current)
-        return moved
-
-    with torch.cuda.stream(stream):
-        moved = _move(batch, move)
-    current.wait_stream(stream)
-    return moved
-
-
-def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
+def move_items(batch: Any, move: Callable[[Any], Any]) -> Any:
+    """Apply ``move`` to tensors, and to what has a ``to`` method, except for a mapping without a device of its own."""
     if isinstance(batch, Tensor):
         return move(batch)
     if callable(getattr(batch, "to", None)) and (
@@ -220,12 +195,7 @@ def _move(batch: Any, move: Callable[[Any], Any]) -> Any:
             if children(batch) is None:
                 raise
             # A container whose method takes other arguments is moved value by value.
-    return rebuild(batch, partial(_move, move=move))
-
-
-@cache
-def _copy_stream(device: torch.device) -> Any:
-    return torch.cuda.Stream(device)
+    return rebuild(batch, partial(move_items, move=move))
 
 
 def cast_batch(batch: Any, dtype: torch.dtype) -> Any:

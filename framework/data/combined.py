@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice, pairwise
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import CheckpointError
 from ..messages import log
@@ -15,6 +15,7 @@ from .iteration import (
     INFINITE,
     NO_BATCH,
     exact_length,
+    has_own_iteration,
     has_state,
     loader_length,
     read_again,
@@ -49,6 +50,16 @@ def is_other_stream(item: Any) -> bool:
         and not is_plain
         and (hasattr(item, "__next__") or has_state(item))
     )
+
+
+def may_read_ahead(loader: Any) -> bool:
+    """Whether batches are there already, or are made by other processes: to read one early changes nothing then."""
+    if isinstance(loader, CombinedLoader):
+        return all(map(may_read_ahead, loader.flattened))
+    if type(loader) in (list, tuple):
+        return True
+    in_workers = isinstance(loader, DataLoader) and loader.num_workers > 0
+    return in_workers and not has_state(loader) and not has_own_iteration(loader)
 
 
 def holds_loaders(item: Any) -> bool:

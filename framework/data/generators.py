@@ -131,65 +131,46 @@ class _Swap:
             _memory(id(self._python) + python_offset, _TWISTER),
             _memory(default._cdata + torch_offset, _TORCH_SIZE),
         )
-        # Of Python's and torch's generators: the process's, our state, and the process's while ours is in its place.
-        self._twisters = [
+        # Python's and torch's states: where they are, what comes there next, and room for what leaves.
+        self._next = [
             (live, memoryview(bytearray(live)), memoryview(bytearray(live)))
             for live in places
         ]
+        self._then = [(live, room, coming) for live, coming, room in self._next]
         # NumPy's words are in an object that can be exchanged.
         self._get = numpy.random.get_bit_generator
         self._put = numpy.random.set_bit_generator
         address = id(numpy.random.random.__self__) + numpy_offset
         self._gauss = _memory(address, _GAUSS_SIZE)
         self._has_gauss = self._gauss.cast("i")
-        self._ours = self._theirs = (None, numpy.random.MT19937(0), b"")
+        self._kept: Any = (None, numpy.random.MT19937(0), b"")
 
-    def enter(self) -> None:
-        """Put ours in the place of the process's."""
-        for live, ours, theirs in self._twisters:
-            theirs[:] = live
-            live[:] = ours
-        self._theirs = self._exchange(*self._ours)
-
-    def leave(self) -> None:
-        """Put the process's back."""
-        for live, ours, theirs in self._twisters:
-            ours[:] = live
-            live[:] = theirs
-        self._ours = self._exchange(*self._theirs)
-
-    def _exchange(self, half: Any, words: Any, gauss: bytes) -> tuple[Any, Any, bytes]:
-        """Exchange NumPy's words, and the other halves of pairs of normal numbers of Python and NumPy."""
-        python, has_gauss = self._python, self._has_gauss[0]
-        before = (
-            python.gauss_next,
-            self._get(),
-            self._gauss.tobytes() if has_gauss else b"",
-        )
+    def exchange(self) -> None:
+        """Put those that are kept in the place of the process's, and keep these."""
+        for live, coming, room in self._next:
+            room[:] = live
+            live[:] = coming
+        self._next, self._then = self._then, self._next
+        python, (half, words, gauss) = self._python, self._kept
+        # The other halves of pairs of normal numbers, which NumPy forgets as its words are exchanged.
+        own_gauss = self._gauss.tobytes() if self._has_gauss[0] else b""
+        self._kept = (python.gauss_next, self._get(), own_gauss)
         python.gauss_next = half
-        # This forgets the other half.
         self._put(words)
         if gauss:
             self._gauss[:] = gauss
-        return before
 
 
 class _SwapByFunctions:
     """As :class:`_Swap`, by what the libraries offer: in any version of them, and 100 times slower."""
 
     def __init__(self) -> None:
-        self._ours = rng_state()
-        self._theirs = self._ours
+        self._kept = rng_state()
 
-    def enter(self) -> None:
-        """Put ours in the place of the process's."""
-        self._theirs = rng_state()
-        set_rng_state(self._ours)
-
-    def leave(self) -> None:
-        """Put the process's back."""
-        self._ours = rng_state()
-        set_rng_state(self._theirs)
+    def exchange(self) -> None:
+        """Put those that are kept in the place of the process's, and keep these."""
+        coming, self._kept = self._kept, rng_state()
+        set_rng_state(coming)
 
 
 class Generators:
@@ -203,35 +184,26 @@ class Generators:
 
     def __init__(self, seed: int) -> None:
         offsets = _offsets()
-        self._swap = _Swap(offsets) if offsets else _SwapByFunctions()
+        swap = _Swap(offsets) if offsets else _SwapByFunctions()
+        self._exchange = swap.exchange
         with self:
             seed_batch(seed)
 
     def __enter__(self) -> None:
-        self._swap.enter()
+        self._exchange()
 
     def __exit__(self, *exception: object) -> None:
-        self._swap.leave()
-
-    def state(self) -> dict[str, Any]:
-        """Where they are, as :func:`~.seed.rng_state` tells it."""
-        with self:
-            return rng_state()
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state` was taken."""
-        with self:
-            set_rng_state(state)
+        self._exchange()
 
     def iterate(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches, each made with these generators."""
-        enter, leave = self._swap.enter, self._swap.leave
+        exchange = self._exchange
         while True:
-            enter()
+            exchange()
             try:
                 batch = next(batches, NO_BATCH)
             finally:
-                leave()
+                exchange()
             if batch is NO_BATCH:
                 return
             yield batch

@@ -130,19 +130,19 @@ class LookAhead:
         return self
 
     def __next__(self) -> Any:
-        following, self._following = self._following, None
-        batch, self.batch_weight = following or self._read()
+        if self._following is not None:
+            (batch, self.batch_weight), self._following = self._following, None
+            return batch
+        batch = next(self._batches)
+        self.batch_weight = self._loader.batch_weight
         return batch
-
-    def _read(self) -> tuple[Any, float]:
-        return next(self._batches), self._loader.batch_weight
 
     @property
     def at_end(self) -> bool:
         """Whether the batch given last is the last one."""
         if self._following is None:
             with suppress(StopIteration):
-                self._following = self._read()
+                self._following = (next(self._batches), self._loader.batch_weight)
         return self._following is None
 
 
@@ -168,15 +168,13 @@ def isolated_iteration(
             of them; None reads each when it is asked for.
     """
     generators = Generators(seed)
-    first: list[Any] = []
     with generators:
         iterator = iterate_protected(source)
-        if at_once is not None:
-            # One more than these shows whether it has ended.
-            first = list(islice(iterator, at_once + 1))
-    yield from first
-    if at_once is None or len(first) > at_once:
-        yield from generators.iterate(iterator)
+        # One more than these shows whether it has ended.
+        first = [] if at_once is None else list(islice(iterator, at_once + 1))
+    if at_once is not None and len(first) <= at_once:
+        return iter(first)
+    return chain(first, generators.iterate(iterator))
 
 
 class OpenedIteration:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import formerly
-from ..data.batches import move_batch
+from ..data.device_input import move_batch
 from . import tensor_collectives
 from .gather import Results
 from .splitting import split

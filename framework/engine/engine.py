@@ -29,7 +29,8 @@ from ...strategies.optimizer_state import (
 from ...strategies.precision import create_precision
 from ..arguments import check_count, names_arguments
 from ..checkpoint.saver import Save, Saver
-from ..data.batches import cast_batch, move_batch
+from ..data.batches import cast_batch
+from ..data.device_input import move_batch
 from ..messages import configure, log, silence
 from ..subclasses import (
     STRATEGIES_ELSEWHERE,
@@ -413,7 +414,10 @@ class Engine(Collectives):
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch's tensors to the device, and convert them where the precision says so."""
-        batch = move_batch(batch, self.device)
+        return self.convert(move_batch(batch, self.device))
+
+    def convert(self, batch: Any) -> Any:
+        """Convert the tensors of a batch on the device where the precision says so."""
         dtype = self.precision.input_dtype
         return batch if dtype is None else cast_batch(batch, dtype)
 

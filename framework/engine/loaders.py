@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.schema import LoaderState
+from ..data.device_input import CopiedAhead, copied_ahead
 from ..data.iteration import INFINITE, LookAhead
 from ..data.sharding import ShardedLoader
 from ..seed import isolated_rng, mix_seeds
@@ -126,10 +127,11 @@ class PreparedLoader(Wrapper):
                 with isolated_rng() if is_inside else nullcontext():
                     batches = sharded.iterate(start)
             self.end_of_dataloader = False
-            source: ShardedLoader | LookAhead = sharded
+            batches = copied_ahead(batches, self.loader, sharded, engine.device)
+            source: Any = batches if isinstance(batches, CopiedAhead) else sharded
             ahead = None
             if not sharded.is_length_certain:
-                batches = source = ahead = LookAhead(batches, sharded)
+                batches = source = ahead = LookAhead(batches, source)
             for batch in batches:
                 self.batches = given = given + 1
                 self.batch_weight = source.batch_weight

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.batches import LISTS, children, map_tensors, move_batch, rebuild
+from ..data.batches import LISTS, children, map_tensors, rebuild
+from ..data.device_input import move_batch
 
 if TYPE_CHECKING:
     from ...strategies.base import Strategy

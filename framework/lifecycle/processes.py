@@ -17,7 +17,7 @@ from ...strategies.launch.environment import detect_environment
 from ...strategies.launch.launcher import call_in_processes, can_rerun, rerun_script
 from ...strategies.tensor_shards import full_state
 from ..arguments import check_count
-from ..data.batches import move_batch
+from ..data.device_input import move_batch
 from ..datamodule import DataHooks
 from ..engine.engine import Engine
 from ..loop import weight_sets

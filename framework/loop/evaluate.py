@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.batches import move_batch
+from ..data.device_input import move_batch
 from ..data.iteration import INFINITE
 from ..engine.out_of_memory import leaving_together
 from ..engine.step_errors import explain_evaluation

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from ..data.device_input import CopiedAhead
 from ..data.iteration import NO_BATCH, LookAhead
 from ..metrics.metric_state import unchanged_metrics
 from ..seed import isolated_rng
@@ -240,8 +241,15 @@ def begin_epoch(run: Run) -> Iterator[Any]:
     run.engine.start_epoch()
     batches = iter(()) if state.batches_done else loaders.iterate_train()
     loader = loaders.train
+    assert loader is not None
+    left_out = loaders.left_out()
+    if not left_out:
+        batches = loaders.copied_ahead(batches, loader.source.loader, loader)
+    is_moved = isinstance(batches, CopiedAhead)
+    if is_moved:
+        loader = batches
     if loaders.looks_ahead:
-        loader = LookAhead(batches, loaders.train)
+        loader = LookAhead(batches, loader)
         batches = _ending_windows(run, loader)
     run.engine.accumulation.read_from(loader)
     # For a run that resumes inside an epoch: only now, as making the iterator draws random numbers, too.
@@ -253,8 +261,8 @@ def begin_epoch(run: Run) -> Iterator[Any]:
         validate(run)
     run.consensus.begin_epoch(state.batch_idx, schedule.wake)
     schedule.plan()
-    transfer = run.record.timed_transfer(loaders.transfer())
-    if left_out := loaders.left_out():
+    transfer = run.record.timed_transfer(loaders.transfer(is_moved))
+    if left_out:
         return _leaving_out(run, batches, transfer, left_out)
     return batches if transfer is None else map(transfer, batches, repeat(0))
 
@@ -298,6 +306,8 @@ def end_epoch(run: Run, outcome: Outcome) -> None:
     """End an epoch, complete or not: close its window, validate if that is due, reduce and log its values."""
     state = run.state
     run.metrics.begin_batch(None)
+    # What has been read ahead is let go of.
+    run.engine.accumulation.read_from(run.loaders.train)
     if outcome is Outcome.INTERRUPTED:
         if run.consensus.stop:
             validate(run, is_scheduled=False)

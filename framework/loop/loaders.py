@@ -19,6 +19,7 @@ from ..data.combined import (
     loaders_in,
     source_of,
 )
+from ..data.device_input import copied_ahead
 from ..data.iteration import INFINITE, NO_BATCH, loader_length, may_give_more, up_to
 from ..data.position import WHOLE_EPOCH, Segment
 from ..data.sampler import NotedIndices, noting_indices, own_copy
@@ -46,6 +47,8 @@ LOADER_METHODS = {
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
+# The hooks by which a batch comes to the device.
+_MOVES = ("on_before_batch_transfer", "transfer_batch_to_device")
 
 
 class RunLoaders:
@@ -260,16 +263,23 @@ class RunLoaders:
         reported: float,
     ) -> Iterator[Any]:
         """Give the same batches; the log says once if there are more of them than the loader's length tells."""
-        if left < INFINITE and reported and stage not in self._noted_stages:
-            yield from islice(batches, max(0, int(left)))
-            for batch in islice(batches, 1):
+        if left == INFINITE or not reported or stage in self._noted_stages:
+            return batches
+        beyond = self._noting_first(batches, stage, reported)
+        return chain(islice(batches, max(0, int(left))), beyond)
+
+    def _noting_first(
+        self, batches: Iterator[Any], stage: str, reported: float
+    ) -> Iterator[Any]:
+        """Give the same batches; the log says that the first of them is beyond the loader's length."""
+        for batch in batches:
+            if stage not in self._noted_stages:
                 self._noted_stages.add(stage)
                 log.info(
                     "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To "
                     "end there, set %s=%d", stage, reported, limit_name(stage), reported,
                 )  # fmt: skip
-                yield batch
-        yield from batches
+            yield batch
 
     # Evaluation.
 
@@ -350,6 +360,7 @@ class RunLoaders:
             batches = self._noting_more(batches, left, stage, reported)
         if limit != INFINITE:
             batches = islice(batches, int(limit))
+        batches = self.copied_ahead(batches, loader.given, loader)
         pairs: Iterator[tuple[Any, bool]] = zip(batches, repeat(False), strict=False)
         capabilities = self.trainer.strategy.capabilities
         if capabilities.needs_equal_forwards and self.trainer.world_size > 1:
@@ -417,19 +428,28 @@ class RunLoaders:
 
     # Moving batches.
 
-    def transfer(self) -> Callable[[Any, int], Any] | None:
-        """A function that takes a batch and its loader's index through the transfer hooks; None if none is needed."""
-        names = (
-            "on_before_batch_transfer",
-            "transfer_batch_to_device",
-            "on_after_batch_transfer",
-        )
+    def copied_ahead(
+        self, batches: Iterator[Any], loader: Any, weights: Any
+    ) -> Iterator[Any]:
+        """As :func:`.device_input.copied_ahead`, unless a hook of the user's has a part in it."""
+        if any(map(self._overridden, _MOVES)):
+            return batches
+        return copied_ahead(batches, loader, weights, self.trainer.engine.device)
+
+    def transfer(self, is_moved: bool = False) -> Callable[[Any, int], Any] | None:
+        """A function that takes a batch and its loader's index through the transfer hooks; None if none is needed.
+
+        Args:
+            is_moved: whether the batch is on the device already.
+        """
+        names = (*_MOVES, "on_after_batch_transfer")
         engine = self.trainer.engine
         hooks = [self._overridden(name) for name in names]
         if not any(hooks):
             if not engine.moves_batches:
                 return None
-            return lambda batch, _: engine.to_device(batch)
+            to_device = engine.convert if is_moved else engine.to_device
+            return lambda batch, _: to_device(batch)
         before, move, after = (
             hook or getattr(self.module, name)
             for hook, name in zip(hooks, names, strict=True)
@@ -449,6 +469,8 @@ class EvaluationLoader:
         notes_indices: note of which samples each batch is made.
 
     Attributes:
+        given: the loader, as the user gave it.
+        batch_weight: what a batch counts; all count alike.
         source: what gives the batches where it is not the loader itself.
         max_batches: how many batches this rank runs at most.
         reported_batches: the same, with what the loader tells where that is not certain.
@@ -463,7 +485,8 @@ class EvaluationLoader:
         trainer: Trainer,
         notes_indices: bool = False,
     ) -> None:
-        self._loader = loader
+        self.given = loader
+        self.batch_weight = 1.0
         self._name = name
         self._strategy = trainer.strategy
         self._rank, self._world_size = data_parallel_rank_and_size(trainer.strategy)
@@ -499,7 +522,7 @@ class EvaluationLoader:
     @property
     def reported_length(self) -> float:
         """Number of the loader's batches, as its length tells it."""
-        return loader_length(self._loader)
+        return loader_length(self.given)
 
     def count(self, batches: float) -> float:
         """How many of the loader's batches this rank has."""
@@ -517,7 +540,7 @@ class EvaluationLoader:
             ValueError: if the loader is empty, or the limit does not go with it.
         """
         is_single = self._world_size == 1
-        exact = exact_length_of(self._loader, trusts_samplers=not is_single)
+        exact = exact_length_of(self.given, trusts_samplers=not is_single)
         # A rank's own part of the data may be empty.
         if exact == 0 and (is_single or self.source is not None):
             raise ValueError(
@@ -612,7 +635,7 @@ class EvaluationLoader:
         self._begun = None
         if self.source is not None:
             self.source.close()
-        if self._copy is not self._loader:
+        if self._copy is not self.given:
             self._copy.__dict__["_iterator"] = None
 
 

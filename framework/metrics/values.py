@@ -116,7 +116,9 @@ class LoggedValue:
             ]
         )
         if self.reduction == "mean":
-            values *= torch.tensor(self.pending_weights, dtype=dtype, device=device)
+            weights = torch.tensor(self.pending_weights, dtype=dtype)
+            # The host need not wait for the device.
+            values *= weights.to(device, non_blocking=True)
         total = self.join(self.reduce(values))
         return total, self.weight + sum(self.pending_weights)
 

@@ -21,8 +21,8 @@ from loopwright.framework.data.batches import (
     batch_size_of,
     cast_batch,
     map_tensors,
-    move_batch,
 )
+from loopwright.framework.data.device_input import move_batch
 from tests.samples import as_dataset
 from tests.strategies.distributed import quiet
 

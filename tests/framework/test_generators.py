@@ -70,19 +70,9 @@ def test_a_stream_and_the_process_draw_as_if_they_were_alone():
 
     assert of_stream == alone
     assert of_process == own
-    assert plain(mine.state()) == plain(left)
     assert plain(rng_state()) == plain(own_left)
-
-
-def test_they_go_on_from_a_state():
-    mine, again = Generators(1), Generators(2)
     with mine:
-        drawn(2)
-    again.load_state(mine.state())
-    with mine:
-        expected = drawn(2)
-    with again:
-        assert drawn(2) == expected
+        assert plain(rng_state()) == plain(left)
 
 
 def test_an_error_of_the_stream_leaves_the_process_with_its_own():

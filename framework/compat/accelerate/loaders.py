@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from ...checkpoint.schema import LoaderState
-from ...data.batches import move_batch
+from ...data.device_input import move_batch
 from ...data.sampler import fresh_copy
 from ...engine.wrapper import Wrapper
 from .operations import concatenate, find_batch_size, slice_tensors

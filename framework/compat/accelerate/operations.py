@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.batches import leaves, map_tensors, move_batch, rebuild
+from ...data.batches import leaves, map_tensors, rebuild
+from ...data.device_input import move_batch
 from ...engine import tensor_collectives
 from ...engine.engine import Engine
 from .options import TensorInformation

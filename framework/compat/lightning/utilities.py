@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoint.configs import AttributeDict
-from ...data.batches import batch_size_of, move_batch
+from ...data.batches import batch_size_of
 from ...data.combined import CombinedLoader as NativeCombinedLoader
+from ...data.device_input import move_batch
 from ...seed import isolated_rng, seed_everything
 from ...subclasses import overrides
 from .states import LightningEnum
