@@ -48,6 +48,8 @@ FIRST, STEPS = (
 )  # the step at which the clock starts, and how many are timed: among them one of logging
 ROUNDS = 5  # in one pair of processes
 PROCESSES = 2
+# Steps between two fingerprints: so few that the steps that are timed have two.
+FINGERPRINT = 25
 TARGET = 1.03
 
 COLLECTIVES = (
@@ -116,7 +118,11 @@ def run_raw(data: TensorDataset, look: Callable[[int], None]) -> None:
 
 
 def run_loopwright(
-    data: TensorDataset, look: Callable[[int], None], full: bool, folder: str
+    data: TensorDataset,
+    look: Callable[[int], None],
+    full: bool,
+    folder: str,
+    **arguments: Any,
 ) -> None:
     from loopwright.framework import Module, Trainer
 
@@ -127,7 +133,12 @@ def run_loopwright(
         {"default_root_dir": folder} if full else {"barebones": True}
     )
     trainer = Trainer(
-        accelerator="cpu", devices=PROCESSES, strategy="ddp", max_epochs=1, **options
+        accelerator="cpu",
+        devices=PROCESSES,
+        strategy="ddp",
+        max_epochs=1,
+        **options,
+        **arguments,
     )
     trainer.fit(Ours(look, full), DataLoader(data, BATCH, shuffle=True))
 
@@ -138,12 +149,16 @@ Runs = dict[
 RUN: Runs = {
     "raw": lambda data, look, folder: run_raw(data, look),
     "bare": lambda data, look, folder: run_loopwright(data, look, False, folder),
+    "fingerprint": lambda data, look, folder: run_loopwright(
+        data, look, False, folder, fingerprint=FINGERPRINT
+    ),
     "full": lambda data, look, folder: run_loopwright(data, look, True, folder),
     "raw again": lambda data, look, folder: run_raw(data, look),
 }
 TITLES = {
     "raw again": "raw loop",
     "bare": "Loopwright, bare",
+    "fingerprint": f"Loopwright, bare, processes compared every {FINGERPRINT} steps",
     "full": "Loopwright, with TensorBoard, progress bar and checkpointing",
 }
 

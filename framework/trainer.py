@@ -56,12 +56,14 @@ from .loop import weight_sets
 from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
 from .loop.forward_pass import forward_training_batches
+from .loop.hooks import order_callbacks
 from .loop.record import NoRecord
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure
 from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
+from .report.fingerprints import Fingerprints
 from .report.record import Record
 from .report.replay import Replay
 from .seed import isolated_rng
@@ -146,6 +148,9 @@ class Trainer:
             ``"setup"`` (with the first batch), ``"prepare_data"``, ``"train"``, ``"validate"`` (and other
             evaluations), ``"checkpoint"``, ``"teardown"``. Default: 5 minutes in training, 30 in the other phases, and
             more where steps take long.
+        fingerprint: every so many optimizer steps, keep 64 bits in the run's record that tell whether loss, gradients
+            and parameters are those of another run, to the last bit. Under "ddp" the processes compare their
+            parameters, and the run ends with an error if one has departed from the others.
 
     Raises:
         ValueError, TypeError: for arguments that are not as described.
@@ -210,6 +215,7 @@ class Trainer:
         auto_requeue: bool = True,
         compile: bool | dict[str, Any] = False,
         hang_timeout: float | timedelta | Mapping[str, float | timedelta] | None = None,
+        fingerprint: int | None = None,
     ) -> None:
         configure()
         check_count("max_epochs", max_epochs, -1, (None,))
@@ -221,6 +227,8 @@ class Trainer:
         check_count("log_every_n_steps", log_every_n_steps, 0, (None,))
         check_count("accumulate_grad_batches", accumulate_grad_batches, 1)
         check_count("micro_batch", micro_batch, 1, (None, "auto"))
+        check_count("fingerprint", fingerprint, 1, (None,))
+        self.fingerprint = fingerprint
         self.micro_batch = micro_batch
         check_count(
             "reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, 0
@@ -339,6 +347,10 @@ class Trainer:
             max_time=max_time,
             profiler=self.profiler,
         )
+        if fingerprint is not None:
+            self.callbacks = order_callbacks(
+                [Fingerprints(fingerprint), *self.callbacks]
+            )
         self.state = RunState()
         self.consensus = Consensus(self.engine.strategy)
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)

@@ -128,6 +128,7 @@ TRAINER = {
     "evaluating",
     "export",
     "fast_dev_run",
+    "fingerprint",
     "fit",
     "forward_training_batches",
     "global_rank",

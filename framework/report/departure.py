@@ -143,7 +143,7 @@ def _describe_first(
     if own.shape == expected.shape and own.dtype == expected.dtype:
         found = difference(own.cpu(), expected)
     seen = strategy.broadcast(found, departed)  # collective
-    text = f" The first that differs is {name!r}, of {len(names)} that do"
+    text = f" {len(names)} of {len(parameters)} differ, the first is {name!r}"
     if seen is None:
         return f"{text}, in its shape or type."
-    return f"{text}: {seen}, which is {seen.own!r} on rank {departed} and {seen.other!r} on rank {reference}."
+    return f"{text}: {seen}, {seen.own!r} on rank {departed} and {seen.other!r} on rank {reference}."

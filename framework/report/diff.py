@@ -16,6 +16,11 @@ from .trace import FirstDifference, Trace, compare_traces
 SECTIONS = (
     "config", "packages", "git", "seeds", "batch", "strategy", "precision", "model", "hardware", "launcher", "command",
 )  # fmt: skip
+# Values in these sections that differ between two processes of one program.
+BY_CHANCE = (
+    "pid", "orig_argv", "environment.TORCHELASTIC_", "environment.LOOPWRIGHT_AGENT", "environment.LOOPWRIGHT_BEATS",
+    "environment.MASTER_PORT",
+)  # fmt: skip
 # What a line of fingerprints tells, in the order in which a step computes it.
 PARTS = ("loss", "gradients", "parameters")
 METRICS = "metrics.jsonl"
@@ -53,22 +58,27 @@ class FirstStep:
 
 
 def record_of(run: str | Path) -> Path:
-    """Return the folder of a run's record: ``RUN/record``, RUN itself, or the newest one somewhere below it.
+    """Return the folder of a run's record: ``RUN/record``, RUN itself, or the only one somewhere below it.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is none, or several.
     """
     path = Path(run)
     for folder in (path / "record", path):
         if (folder / "run.json").is_file() or (folder / FILE).is_file():
             return folder
-    found = [file.parent for file in path.rglob("record/run.json")]
-    if not found:
+    found = sorted(file.parent for file in path.rglob("record/run.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = "\n  ".join(str(folder.parent) for folder in found[-10:])
         raise FileNotFoundError(
-            f"{str(run)!r} holds no record of a run: name the folder that a logger has made for it, with a folder "
-            "record inside"
+            f"there are {len(found)} runs in {str(run)!r}, name one of them:\n  {shown}"
         )
-    return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
+    raise FileNotFoundError(
+        f"{str(run)!r} holds no record of a run: name the folder that a logger has made for it, with a folder record "
+        "in it"
+    )
 
 
 def settings_that_differ(first: Path, second: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -84,16 +94,28 @@ def settings_that_differ(first: Path, second: Path) -> Iterator[tuple[str, Any, 
 
 def _read_run(record: Path) -> dict[str, Any]:
     file = record / "run.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    # Paths inside of the run's own folder differ by its name only.
+    own = json.dumps(str(record.parent.resolve()))[1:-1]
+    return json.loads(file.read_text().replace(own, "RUN"))
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return nested values by names with dots."""
+    """Return nested values by names with dots; what a list holds is named by its class or name."""
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        named = [each.get("class") or each.get("name") for each in value]
+        # Two of one class are told apart by their places.
+        if len({*named}) < len(named) or None in named:
+            named = list(range(len(value)))
+        value = dict(zip(named, value, strict=True))
     if not isinstance(value, dict):
         return {name: value}
     found = {}
     for key, each in value.items():
-        found |= _flat(each, f"{name}.{key}" if name else key)
+        whole = f"{name}.{key}" if name else str(key)
+        if not whole.startswith(BY_CHANCE):
+            found |= _flat(each, whole)
     return found
 
 

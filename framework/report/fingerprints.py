@@ -49,6 +49,8 @@ class Fingerprints(Callback):
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self._journal: Journal | None = None
+        # Lines that a disk has not taken.
+        self._waiting: list[dict[str, Any]] = []
         self._last_step = -1
         # The last step at which all processes had the same parameters.
         self._agreed: int | None = None
@@ -93,6 +95,7 @@ class Fingerprints(Callback):
     def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         """Write no more."""
         if stage == "fit":
+            self._write_waiting()
             self._journal = None
 
     def _begin_file(self, trainer: Trainer) -> None:
@@ -110,6 +113,7 @@ class Fingerprints(Callback):
             )
             return
         self._journal = Journal(os.path.join(folder, FILE))
+        self._waiting = []
         rows = self._journal.read()
         done = trainer.global_step
         behind = [row for row in rows if row["step"] <= done] if done else []
@@ -117,7 +121,20 @@ class Fingerprints(Callback):
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._journal is not None:
-            self._journal.append([line])
+            self._waiting.append(line)
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write the lines; a disk that takes none ends no training, which is said once."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(self._waiting)
+        except OSError as error:
+            if len(self._waiting) == 1:
+                log.warning("%s could not be written (%s): its lines wait", FILE, error)
+            return
+        self._waiting = []
 
     def _take(
         self, trainer: Trainer, module: Module, loss: Tensor | None

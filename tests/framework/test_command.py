@@ -22,7 +22,7 @@ def test_help_waits_for_no_torch() -> None:
     program = (
         "import sys\n"
         "from loopwright.__main__ import main\n"
-        "for arguments in ([], *([name, '--help'] for name in ('launch', 'migrate', 'env', 'submit'))):\n"
+        "for arguments in ([], *([name, '--help'] for name in ('launch', 'migrate', 'env', 'submit', 'diff'))):\n"
         "    try:\n"
         "        main(arguments)\n"
         "    except SystemExit as error:\n"
@@ -31,7 +31,7 @@ def test_help_waits_for_no_torch() -> None:
     )
     done = run_program("-c", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("CODE 0") == 5
+    assert done.stdout.count("CODE 0") == 6
     assert "HEAVY []" in done.stdout
     for usage in ("launch [", "env [", "migrate [", "submit --slurm"):
         assert f"loopwright {usage}" in done.stdout
