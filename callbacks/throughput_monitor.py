@@ -58,7 +58,7 @@ class _Stage:
     logged_step: int = 0
 
 
-class _FlopCount:
+class FlopCount:
     """Counts floating-point operations from when it is made until it is closed."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class ThroughputMonitor(Callback):
         # The stage that runs, and the training, which a validation interrupts.
         self._stage: _Stage | None = None
         self._training: _Stage | None = None
-        self._counter: _FlopCount | None = None
+        self._counter: FlopCount | None = None
         # By stage, as measured.
         self._flops_per_sample: dict[str, float] = {}
         self._finds_tokens = False
@@ -174,7 +174,7 @@ class ThroughputMonitor(Callback):
     ) -> None:
         stage = self._stage
         if stage is not None and stage.must_measure and self._counter is None:
-            self._counter = _FlopCount()
+            self._counter = FlopCount()
 
     def _stop_counting(self) -> float | None:
         """Take the counter off; returns how many operations it has seen, or None if there was none."""

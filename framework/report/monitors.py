@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ...callbacks.lr_monitor import learning_rates
+from ...callbacks.peak_flops import available_flops
+from ...callbacks.throughput_monitor import FlopCount
 from ..data.batches import batch_size_of
 from ..data.iteration import INFINITE, NO_BATCH
 from ..data.shard_detection import data_parallel_rank_and_size
@@ -56,11 +59,24 @@ class Monitors:
     Args:
         run: the fit.
         clock: knows where its time goes.
+        flops_per_sample: as an earlier attempt has counted them; else they are counted in the first batch.
+
+    Attributes:
+        flops_per_sample: floating-point operations of a training step, its backward included; None if not known.
     """
 
-    def __init__(self, run: Run, clock: Clock) -> None:
+    def __init__(
+        self, run: Run, clock: Clock, flops_per_sample: float | None = None
+    ) -> None:
         self._run = run
         self._clock = clock
+        self.flops_per_sample = flops_per_sample
+        self._must_count = flops_per_sample is None and can_count_flops(run)
+        self._counter: FlopCount | None = None
+        precision = run.engine.precision
+        dtype = precision.compute or precision.parameters or torch.float32
+        self._peak = available_flops(run.engine.device, dtype)
+        self._tells_utilization = run.engine.device.type == "cuda" and has_nvml()
         self._batches = 0
         self._samples = 0
         self._tokens = 0
@@ -89,6 +105,16 @@ class Monitors:
                 yield batch
         finally:
             switch("other")
+            self.close()
+
+    def close(self) -> None:
+        """Stop counting operations, if the first batch has not come to its end."""
+        self._stop_counting()
+
+    def _stop_counting(self) -> float:
+        """Take the counter off; returns how many operations it has seen."""
+        counter, self._counter = self._counter, None
+        return 0.0 if counter is None else counter.close()
 
     def after_step(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A step is over, and the callbacks' hooks come: count its batch."""
@@ -103,13 +129,24 @@ class Monitors:
 
     def _choose_counters(self, batch: Any) -> None:
         """Find out how the samples and tokens of such a batch are counted in less than a microsecond."""
+        flops = self._stop_counting()
+        if batch is None:
+            # It was left out.
+            return
         self._count_samples, self._count_tokens = counters(batch)
+        samples = 0
         with suppress(Exception):
-            self._samples += self._count_samples(batch)
+            samples = self._count_samples(batch)
             self._tokens += self._count_tokens(batch)
+        self._samples += samples
+        if flops and samples:
+            self.flops_per_sample = flops / samples
 
     def _look_before_step(self) -> None:
-        """Note the learning rates with which the step is taken whose row is written next."""
+        """Note the learning rates with which the step is taken whose row is written next; count the first batch."""
+        if self._must_count:
+            self._must_count = False
+            self._counter = FlopCount()
         every = self._run.trainer.log_every_n_steps
         step = self._run.state.global_step
         self._rates = rates(self._run)
@@ -130,6 +167,10 @@ class Monitors:
             values["grad_norm"] = norm
         values |= self._speed()
         values["memory"] = peak_memory(run.engine.device)
+        if self._tells_utilization:
+            with suppress(Exception):
+                # Of whatever NVIDIA's library does not tell here.
+                values["utilization"] = torch.cuda.utilization(run.engine.device) / 100
         self._tell_of_waiting()
         return {f"{PREFIX}{name}": value for name, value in as_floats(values).items()}
 
@@ -163,6 +204,11 @@ class Monitors:
             )
         if now.tokens > last.tokens:
             values["tokens_per_second"] = (now.tokens - last.tokens) / trained
+        if self.flops_per_sample and "samples_per_second" in values:
+            flops = self.flops_per_sample * values["samples_per_second"]
+            values["flops_per_second"] = flops
+            if self._peak:
+                values["mfu"] = flops / (self._peak * shards)
         return values
 
     def _count_all_tokens(self) -> float:
@@ -190,6 +236,25 @@ class Monitors:
             100 * waited / total,
             advice(self._run.trainer.train_dataloader, waited, worked),
         )
+
+
+def can_count_flops(run: Run) -> bool:
+    """Whether the operations of a batch can be counted without a change of what it computes.
+
+    A compiled part would run uncompiled meanwhile; with parameters in shards, each rank has a part of the operations.
+    """
+    if run.engine.strategy.name not in ("single", "ddp") or run.trainer.compile:
+        return False
+    return not any(
+        type(part).__name__ == "OptimizedModule"
+        or getattr(part, "_compiled_call_impl", None) is not None
+        for part in run.module.modules()
+    )
+
+
+def has_nvml() -> bool:
+    """Whether there is what tells how busy a GPU is."""
+    return find_spec("pynvml") is not None
 
 
 def rates(run: Run) -> dict[str, Any]:

@@ -156,10 +156,11 @@ class Record(NoRecord):
         self._box.begin_training(run)
         # What was before is told by itself.
         self.clock.begin()
-        self._monitors = Monitors(run, self.clock)
+        known = self._document.get("model", {}).get("flops_per_sample")
+        self._monitors = monitors = Monitors(run, self.clock, known)
         if not run.trainer.is_global_zero:
             return
-        run.hooks.put_first("on_train_batch_end", self._monitors.after_step)
+        run.hooks.put_first("on_train_batch_end", monitors.after_step)
         self._put("config", {**describe.config(run), "data": describe.data(run)})
         self._put("batch", describe.batch(run))
         self._put("model", describe.model(run.module))
@@ -213,8 +214,12 @@ class Record(NoRecord):
 
     def begin_row(self, run: Run) -> None:
         """Measure what goes with the values of a step."""
-        if self._monitors is not None:
-            self._pending = self._monitors.row()
+        monitors = self._monitors
+        if monitors is None:
+            return
+        self._pending = monitors.row()
+        if monitors.flops_per_sample and self._document.get("model"):
+            self._document["model"]["flops_per_sample"] = monitors.flops_per_sample
 
     def add_row(self, step: int, values: dict[str, Any]) -> None:
         """Write a row, with what was measured, if it is a step's."""
@@ -342,7 +347,9 @@ class Record(NoRecord):
         if not self._is_open:
             return
         self._is_open = False
-        self._monitors = None
+        monitors, self._monitors = self._monitors, None
+        if monitors is not None:
+            monitors.close()
         box, self._box = self._box, None
         if box is not None and error is not None:
             box.fail(run, error)

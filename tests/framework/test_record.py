@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright.callbacks import Callback, ModelCheckpoint
 from loopwright.framework import Trainer
+from loopwright.framework.report.monitors import advice
+from loopwright.framework.report.record import Record
 from loopwright.framework.report.secrets import is_secret
+from loopwright.loggers import JSONLinesLogger
 from tests.framework.models import Evaluated
 
 
@@ -33,7 +40,7 @@ def data(samples: int = 32, batch_size: int = 4) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size)
 
 
-def trainer(folder: Path, **options: Any) -> Trainer:
+def trainer(folder: Path | str, **options: Any) -> Trainer:
     usual: dict[str, Any] = {
         "accelerator": "cpu",
         "max_epochs": 2,
@@ -76,6 +83,8 @@ def test_a_fit_leaves_its_record(tmp_path: Path):
         "per_device": 4, "processes": 1, "accumulate": 2, "effective": 8, "micro_batch": None,
     }  # fmt: skip
     assert run["model"]["parameters"] == 3
+    # The weight's product forward and for its gradient: two operations each for two numbers.
+    assert run["model"]["flops_per_sample"] == 8
     assert run["packages"]["numpy"]
     assert run["git"]["commit"]
     assert [epoch["epoch"] for epoch in run["timings"]["epochs"]] == [0, 1]
@@ -240,3 +249,62 @@ def test_names_of_language_models_are_no_secrets():
         "token",
     )
     assert [name for name in secret if not is_secret(name)] == []
+
+
+class RemovesFolder(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            shutil.rmtree(str(trainer.record_dir), ignore_errors=True)
+
+
+def test_no_disk_ends_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    taken = tmp_path / "loopwright_logs" / "version_0"
+    taken.mkdir(parents=True)
+    (taken / "record").write_text("a file is where the folder is to be")
+    fit = trainer(tmp_path, logger=JSONLinesLogger(tmp_path, version=0))
+    fit.fit(Net(), data())
+    assert fit.global_step == 16
+    said = [line for line in caplog.messages if "record cannot be written" in line]
+    assert len(said) == 1, "said once"
+    removed = trainer(tmp_path / "other", callbacks=[RemovesFolder()])
+    removed.fit(Net(), data())
+    assert run_of(removed)["ended"]["how"] == "finished"
+    assert rows_of(removed)[-1]["step"] == 16
+
+
+def test_a_record_may_lie_in_remote_storage():
+    fit = trainer("memory://record-test/logs", max_epochs=1)
+    fit.fit(Net(), data())
+    assert str(fit.record_dir).startswith("memory://")
+    files = fsspec.filesystem("memory")
+    run = json.loads(files.cat_file(f"{fit.record_dir}/run.json"))
+    assert run["ended"]["how"] == "finished"
+    lines = files.cat_file(f"{fit.record_dir}/metrics.jsonl").decode().splitlines()
+    assert len(lines) == 8
+
+
+class Waits(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        assert isinstance(trainer.record, Record)
+        # As if each batch took so much longer than its step.
+        trainer.record.clock.seconds["data_wait"] += 5.0
+        trainer.record.clock.seconds["step"] += 2.0
+
+
+def test_a_loop_that_waits_for_data_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    fit = trainer(tmp_path, callbacks=[Waits()], max_epochs=1)
+    fit.fit(Net(), data(samples=80, batch_size=1))
+    said = [line for line in caplog.messages if "waited for data" in line]
+    assert len(said) == 1
+    assert re.search(
+        r"for 7[01] % of its time; try num_workers=[1-3] \(it is 0\)", said[0]
+    )
+    assert any("waited for data" in each["text"] for each in run_of(fit)["warnings"])
+
+
+def test_advice_goes_by_the_loader():
+    many = SimpleNamespace(num_workers=10_000)
+    assert "more workers will not help" in advice(many, 5.0, 2.0)
+    assert "DataLoader with num_workers" in advice([1, 2], 5.0, 2.0)
