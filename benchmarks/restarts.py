@@ -167,7 +167,9 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for path in folder.rglob(name):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             values = [(row.get("values", row), row["step"]) for row in rows]
-            found[name] = [(s, v["loss_step"]) for v, s in values if "loss_step" in v]
+            # The run's record has a file of the same name as a logger's.
+            kind = "record" if path.parent.name == "record" else name
+            found[kind] = [(s, v["loss_step"]) for v, s in values if "loss_step" in v]
     for path in {path.parent for path in folder.rglob("events.out.tfevents*")}:
         from tensorboard.backend.event_processing.event_accumulator import (
             EventAccumulator,
@@ -193,6 +195,8 @@ def compare_ends(folder: Path, whole: Path, steps: int) -> None:
     if any(not tensor.equal(theirs[name]) for name, tensor in ours.items()):
         raise RuntimeError(f"{folder}: the weights are not those of {whole}")
     expected = curves(whole)
+    if "record" not in expected:
+        raise RuntimeError(f"{whole}: there is no record of the run")
     for kind, curve in curves(folder).items():
         if [step for step, _ in curve] != list(range(1, steps + 1)):
             raise RuntimeError(f"{folder}: {kind} has steps {curve}")

@@ -126,6 +126,7 @@ class RunResult:
         results: what was logged last.
         fit: what the next fit goes on from: what was configured, states and gathered values; None without a fit.
         ckpt_path: the checkpoint that was read, if one was asked for.
+        record: the folder of the run's record, if it keeps one.
         rng: the random generators.
     """
 
@@ -139,6 +140,7 @@ class RunResult:
     results: Results
     fit: dict[str, Any] | None
     ckpt_path: str | None
+    record: str | None
     rng: dict[str, Any]
 
     @classmethod
@@ -168,6 +170,7 @@ class RunResult:
             "results": trainer.metrics.results,
             "fit": fit,
             "ckpt_path": trainer.ckpt_path,
+            "record": trainer.record_dir,
             "rng": rng_state(),
         }
         return cls(**move_batch(changed, torch.device("cpu")))
@@ -196,6 +199,7 @@ class RunResult:
         trainer.state.take(self.state)
         trainer.metrics.begin_run(module, keeps_bar=True)
         trainer.metrics.take(self.results)
+        trainer.record.take(self.record)
         if self.ckpt_path is not None:
             run.resume_from(self.ckpt_path)
         if self.fit is not None:

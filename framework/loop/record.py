@@ -83,6 +83,9 @@ class NoRecord:
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """The run goes on from a checkpoint; also called in the middle of a run that goes back to one."""
 
+    def take(self, folder: str | None) -> None:
+        """The run was one of another process, and has left its record there."""
+
     def end(self, run: Run, error: BaseException | None = None) -> None:
         """The run is over: normally, or by an exception."""
 

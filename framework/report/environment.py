@@ -8,12 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 
+from ...strategies.launch.processes import status_of
 from .secrets import Secrets
 
 DIFF_FILE = "changes.diff"
@@ -104,6 +106,14 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def seconds_of_program() -> float | None:
+    """How long this process has been running; None where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        started = int(status_of(os.getpid())[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return None
 
 
 def _processor() -> str:

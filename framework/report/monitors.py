@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...callbacks.lr_monitor import learning_rates
 from ...callbacks.peak_flops import available_flops
-from ...callbacks.throughput_monitor import FlopCount
+from ...callbacks.throughput_monitor import FlopCount, ThroughputMonitor
 from ..data.batches import batch_size_of
 from ..data.iteration import INFINITE, NO_BATCH
 from ..data.shard_detection import data_parallel_rank_and_size
@@ -63,6 +63,7 @@ class Monitors:
 
     Attributes:
         flops_per_sample: floating-point operations of a training step, its backward included; None if not known.
+        first_batch: seconds from the training's begin until its first batch was trained on; 0 before.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Monitors:
         self._next_row: int | float = 0
         self._rates: dict[str, Any] = {}
         self._has_told = False
+        self.first_batch = 0.0
 
     # Each step.
 
@@ -130,6 +132,8 @@ class Monitors:
     def _choose_counters(self, batch: Any) -> None:
         """Find out how the samples and tokens of such a batch are counted in less than a microsecond."""
         flops = self._stop_counting()
+        if not self.first_batch:
+            self.first_batch = perf_counter() - self._last.time
         if batch is None:
             # It was left out.
             return
@@ -159,8 +163,11 @@ class Monitors:
     def row(self) -> dict[str, Any]:
         """What is measured, when a step has just been taken; on all ranks, as some have parts of the gradients."""
         run = self._run
+        is_main = run.trainer.is_global_zero
+        if not is_main and not run.engine.strategy.capabilities.shards_state:
+            return {}
         norm = gradient_norm(run)
-        if not run.trainer.is_global_zero:
+        if not is_main:
             return {}
         values: dict[str, Any] = dict(self._rates or rates(run))
         if norm is not None:
@@ -245,11 +252,25 @@ def can_count_flops(run: Run) -> bool:
     """
     if run.engine.strategy.name not in ("single", "ddp") or run.trainer.compile:
         return False
+    hooks: list[Any] = list(run.hooks.on_train_batch_start)
+    owners = [getattr(hook, "func", hook).__self__ for hook in hooks]
+    if not all(map(_enters_no_mode, owners)):
+        return False
     return not any(
         type(part).__name__ == "OptimizedModule"
         or getattr(part, "_compiled_call_impl", None) is not None
         for part in run.module.modules()
     )
+
+
+def _enters_no_mode(owner: Any) -> bool:
+    """Whether nothing is entered in a hook before the step, and left after it: it would not be inside of the counter.
+
+    Args:
+        owner: whose hook it is. Those of others may do so, and so does the monitor that counts by itself.
+    """
+    is_ours = type(owner).__module__.startswith("loopwright.callbacks.")
+    return is_ours and not isinstance(owner, ThroughputMonitor)
 
 
 def has_nvml() -> bool:

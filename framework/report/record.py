@@ -55,6 +55,7 @@ class Record(NoRecord):
         self._monitors: Monitors | None = None
         self._pending: dict[str, Any] = {}
         self._began = 0.0
+        self._program_seconds: float | None = None
         self._files: RecordFiles | None = None
         self._secrets = Secrets({})
         self._warnings: CapturedWarnings | None = None
@@ -78,6 +79,7 @@ class Record(NoRecord):
             # An evaluation by itself has no folder of its own.
             return
         self._began = perf_counter()
+        self._program_seconds = environment.seconds_of_program()
         self.clock.begin()
         self.folder = folder
         self._is_open = True
@@ -165,6 +167,7 @@ class Record(NoRecord):
         self._put("batch", describe.batch(run))
         self._put("model", describe.model(run.module))
         start = self._document["timings"]["start"]
+        start["program"] = self._program_seconds
         start["setup"] = perf_counter() - self._began
         self._refresh()
 
@@ -218,8 +221,15 @@ class Record(NoRecord):
         if monitors is None:
             return
         self._pending = monitors.row()
-        if monitors.flops_per_sample and self._document.get("model"):
-            self._document["model"]["flops_per_sample"] = monitors.flops_per_sample
+        self._note_first_batch(monitors)
+
+    def _note_first_batch(self, monitors: Monitors) -> None:
+        """Note what the first batch has told."""
+        model = self._document.get("model")
+        if monitors.flops_per_sample and model:
+            model["flops_per_sample"] = monitors.flops_per_sample
+        if monitors.first_batch and self._document:
+            self._document["timings"]["start"]["first_batch"] = monitors.first_batch
 
     def add_row(self, step: int, values: dict[str, Any]) -> None:
         """Write a row, with what was measured, if it is a step's."""
@@ -313,6 +323,8 @@ class Record(NoRecord):
         """Note where the time of the epoch went."""
         if self._files is None or not self._is_open:
             return
+        if self._monitors is not None:
+            self._note_first_batch(self._monitors)
         timings = self._document["timings"]
         epoch = run.state.epoch
         seconds = {"epoch": epoch, **self.clock.end_epoch()}
@@ -339,6 +351,10 @@ class Record(NoRecord):
         elif self._files is not None and state is not None:
             self._files.go_on(state["files"])
             self.clock.go_on(state["clock"])
+
+    def take(self, folder: str | None) -> None:
+        """Know where a run of another process has left its record."""
+        self.folder = folder
 
     # The end.
 
@@ -416,6 +432,4 @@ def _put_aside(folder: str) -> None:
         number += 1
     if is_local(folder):
         os.rename(folder, aside)
-    log.warning(
-        "%s is another run's, and is kept as %s", folder, os.path.basename(aside)
-    )
+    log.info("%s is another run's, and is kept as %s", folder, os.path.basename(aside))

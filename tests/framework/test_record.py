@@ -89,8 +89,10 @@ def test_a_fit_leaves_its_record(tmp_path: Path):
     assert run["git"]["commit"]
     assert [epoch["epoch"] for epoch in run["timings"]["epochs"]] == [0, 1]
     assert run["timings"]["run"]["step"] > 0
+    assert set(run["timings"]["start"]) == {"program", "setup", "first_batch"}
     assert run["ended"]["why"] == "max_epochs=2"
     kept = [each for each in run["checkpoints"] if not each.get("removed")]
+    assert fit.checkpoint_callback is not None
     assert [each["path"] for each in kept] == [fit.checkpoint_callback.best_model_path]
     assert "val_loss" in kept[0]["scores"]
     steps = [row for row in rows_of(fit) if "loss" in row["values"]]
