@@ -103,6 +103,11 @@ class TensorBoardLogger(FolderLogger):
             self._write_hparams()
         return self._experiment
 
+    def claim(self) -> None:
+        super().claim()
+        # It takes a while, and the first row is written inside the loop.
+        import torch.utils.tensorboard  # noqa: F401
+
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = self._note_step(step)
         # Values of validation steps have no epoch, and count batches.

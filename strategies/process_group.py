@@ -16,6 +16,7 @@ from .group import Group, SingleProcess, use_device
 from .launch.environment import ClusterEnvironment
 from .launch.failures import join_job
 from .launch.rendezvous import RENDEZVOUS
+from .pickling import dumps
 
 # The mean is a sum that is divided afterwards, as gloo has no mean.
 _OPERATIONS = {
@@ -165,16 +166,12 @@ class ProcessGroup(Group):
 
     def gather_objects(self, value: Any) -> list[Any]:
         self._check_alive()
-        from .pickling import dumps
-
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, dumps(value))  # collective
         return [pickle.loads(content) for content in gathered]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         self._check_alive()
-        from .pickling import dumps
-
         content: list[Any] = [dumps(value) if self.rank == source else None]
         dist.broadcast_object_list(content, source)  # collective
         return pickle.loads(content[0])

@@ -7,6 +7,7 @@ import pickle
 import zlib
 from typing import Any
 
+from ...strategies.pickling import loads
 from ..errors import CheckpointError
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
@@ -143,8 +144,6 @@ def _read(
 
 def unpickle_objects(content: bytes | None) -> State:
     """The objects of ``objects.pkl``, by key; an object that cannot be made here raises only when it is used."""
-    from ...strategies.pickling import loads
-
     if content is None:
         return {}
     pickled = pickle.loads(content)

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from ...strategies.pickling import dumps, script_name
 from ...strategies.tensor_shards import TensorShard
 from .find import TAKEN_BACK, is_pointer
 from .journal import (
@@ -161,8 +162,6 @@ def pickle_objects(objects: State, place: str) -> bytes | None:
     Returns:
         None if there are none.
     """
-    from ...strategies.pickling import dumps, script_name
-
     pickled = {}
     needed = []
     for key, value in objects.items():
