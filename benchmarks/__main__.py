@@ -22,6 +22,7 @@ from . import (
     kills,
     launch,
     matrix,
+    program,
     restarts,
     saving,
     sharded,
@@ -45,6 +46,7 @@ BENCHMARKS = (
     "ddp",
     "sharded",
     "launch",
+    "program",
     "watching",
 )
 
@@ -156,25 +158,23 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "saving", saving.compare(rounds)
     if "size" in wanted:
         yield "size", size.compare()
+    loop_rounds = options.rounds or (ddp.ROUNDS if options.quick else 4 * ddp.ROUNDS)
     if "ddp" in wanted:
-        yield (
-            "ddp",
-            ddp.compare(
-                options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick
-            ),
-        )
+        for processes in (2, 1):
+            table = ddp.compare(loop_rounds, options.quick, processes)
+            yield f"ddp_{processes}", table
     if "sharded" in wanted:
         memory = sharded.compare_memory()
         yield "sharded_memory", memory
         yield "sharded_saving", sharded.compare_saving(memory)
         yield (
             "sharded_time",
-            sharded.compare_time(
-                options.rounds or (ddp.ROUNDS if options.quick else 15), options.quick
-            ),
+            sharded.compare_time(loop_rounds, options.quick),
         )
     if "launch" in wanted:
         yield "launch", launch.compare(rounds)
+    if "program" in wanted:
+        yield "program", program.compare(rounds)
     if "watching" in wanted:
         yield "watching", watching.compare()
     if "kills" in wanted:

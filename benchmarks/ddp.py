@@ -1,12 +1,13 @@
-"""What a step of two processes costs in the Trainer, as a ratio to a loop by hand on DistributedDataParallel.
+"""What a step of a process, or of two, costs in the Trainer, as a ratio to a loop by hand.
 
-A small transformer in the shape of DistilBERT, on the CPU: gloo, one thread for each process. torchrun starts two
-processes, and in these, on one process group, the loops are run in turns, forwards and backwards: A B C, C B A, ... So
-what differs from process to process is the same for all of them, and noise that lasts hits all. Rank 0 reads the clock
-in the user's step; as the gradients are averaged in each step, the other process goes at the same speed.
+A small transformer in the shape of DistilBERT, on the CPU: one thread for each process; two of them by gloo and
+DistributedDataParallel. Each loop runs in processes of its own, as the Trainer lets glibc keep memory, which would hold
+for a loop by hand in the same process: A, B, C, then C, B, A, ... Rank 0 reads the clock in the user's step; as the
+gradients are averaged in each step, the other process goes at the same speed.
 
 The raw loop runs twice in each round: the ratio of its second run to its first is what these figures leave to chance.
-The ratio of time on the CPU, of rank 0 with all of its threads, is disturbed less by other programs.
+What is counted is disturbed less by other programs: time on the CPU, of rank 0 with all of its threads, page faults (in
+which nothing is read from a disk), and switches to other threads and programs.
 
 Collectives are counted where Python calls torch.distributed; those of DistributedDataParallel run in C++, are the same
 for all loops, and are not among them.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -46,11 +49,13 @@ FIRST, STEPS = (
     10,
     50,
 )  # the step at which the clock starts, and how many are timed: among them one of logging
-ROUNDS = 5  # in one pair of processes
-PROCESSES = 2
+ROUNDS = 4  # in one pair of processes
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
+TARGET = 0.98
+FAULTS = 50  # in a step, at most
+NOISE = 0.03  # two runs of the raw loop may differ by so much
 # Steps between two fingerprints: so few that the steps that are timed have two.
 FINGERPRINT = 25
-TARGET = 1.03
 
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single",
@@ -108,8 +113,12 @@ def run_raw(data: TensorDataset, look: Callable[[int], None]) -> None:
     """The loop that anybody would write."""
     module = Plain(look, full=False)
     optimizer = module.configure_optimizers()
-    replica = DistributedDataParallel(module, gradient_as_bucket_view=True)
-    loader = DataLoader(data, BATCH, sampler=DistributedSampler(data))
+    replica: Any = module
+    sampler = None
+    if PROCESSES > 1:
+        replica = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        sampler = DistributedSampler(data)
+    loader = DataLoader(data, BATCH, sampler=sampler, shuffle=sampler is None)
     for batch_idx, batch in enumerate(loader):
         loss = replica(batch, batch_idx)
         optimizer.zero_grad()
@@ -135,7 +144,6 @@ def run_loopwright(
     trainer = Trainer(
         accelerator="cpu",
         devices=PROCESSES,
-        strategy="ddp",
         max_epochs=1,
         **options,
         **arguments,
@@ -156,7 +164,7 @@ RUN: Runs = {
     "raw again": lambda data, look, folder: run_raw(data, look),
 }
 TITLES = {
-    "raw again": "raw loop",
+    "raw again": "raw loop, again",
     "bare": "Loopwright, bare",
     "fingerprint": f"Loopwright, bare, processes compared every {FINGERPRINT} steps",
     "full": "Loopwright, with TensorBoard, progress bar and checkpointing",
@@ -189,52 +197,55 @@ def connect() -> None:
     dist.init_process_group("gloo")
 
 
+def usage(called: list[str]) -> dict[str, float]:
+    """What this process has used until now."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "step_s": time.perf_counter(), "cpu_s": used.ru_utime + used.ru_stime, "system_s": used.ru_stime,
+        "faults": used.ru_minflt, "switches": used.ru_nvcsw + used.ru_nivcsw, "collectives": len(called),
+    }  # fmt: skip
+
+
 def measure(
     run: Callable[..., None],
     data: Callable[[int], TensorDataset],
     steps: int,
     folder: str,
     called: list[str],
-) -> dict[str, Any]:
-    """Seconds of a step and those on the CPU, and what collectives were called in all of them."""
-    marks: list[tuple[float, float, int]] = []
+) -> dict[str, float]:
+    """What a step takes: seconds, of them on the CPU and in the system, faults, switches, collectives of Python's."""
+    marks: list[dict[str, float]] = []
 
     def look(batch_idx: int) -> None:
         if batch_idx in (FIRST, FIRST + steps):
-            marks.append((time.perf_counter(), time.process_time(), len(called)))
+            marks.append(usage(called))
 
     gc.collect()
     run(data(FIRST + steps + 1), look, folder)
-    (start, cpu_start, before), (end, cpu_end, after) = marks
-    return {
-        "step_s": (end - start) / steps, "cpu_s": (cpu_end - cpu_start) / steps, "collectives": called[before:after]
-    }  # fmt: skip
-
-
-def measure_rounds(
-    runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str
-) -> list[dict[str, Any]]:
-    settle()
-    called = count_collectives()
-    connect()
-    for run in runs.values():
-        measure(run, data, 1, folder, called)  # imports what will be needed
-    rounds = []
-    for turn in range(ROUNDS):
-        names = list(runs) if turn % 2 == 0 else list(reversed(runs))
-        rounds.append(
-            {name: measure(runs[name], data, steps, folder, called) for name in names}
-        )
-    return rounds
+    start, end = marks
+    return {kind: (end[kind] - start[kind]) / steps for kind in start}
 
 
 def work(
-    runs: Runs, data: Callable[[int], TensorDataset], steps: int, folder: str
+    run: Callable[..., None],
+    data: Callable[[int], TensorDataset],
+    steps: int,
+    folder: str,
 ) -> None:
-    rounds = measure_rounds(runs, data, steps, folder)
-    if dist.get_rank() == 0:
-        Path(folder, "rounds.json").write_text(json.dumps(rounds))
-    dist.destroy_process_group()
+    """Measure one loop several times, in these processes."""
+    settle()
+    called = count_collectives()
+    if PROCESSES > 1:
+        connect()
+    measure(run, data, 1, folder, called)  # imports what will be needed
+    rounds = [measure(run, data, steps, folder, called) for _ in range(ROUNDS)]
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    if os.environ.get("RANK", "0") == "0":
+        found = [{**each, "peak_mb": peak} for each in rounds]
+        Path(folder, "rounds.json").write_text(json.dumps(found))
+    if PROCESSES > 1:
+        dist.destroy_process_group()
 
 
 # -- in the parent --------------------------------------------------------------------------------------------
@@ -243,28 +254,43 @@ def work(
 def launch(
     module: str,
     *arguments: str,
-    processes: int = PROCESSES,
+    processes: int = 2,
     environment: Sequence[str] = (),
 ) -> None:
-    """Run a module of this package as a program of several processes, by torchrun."""
-    launcher = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    )
+    """Run a module of this package as a program: of several processes by torchrun."""
+    launcher: tuple[str, ...] = (sys.executable,)
+    if processes > 1:
+        torchrun = ("-m", "torch.distributed.run", "--standalone")
+        launcher = (*launcher, *torchrun, f"--nproc-per-node={processes}")
     run_in_terminal(
         "the loop of several processes",
         ("env", *environment, *launcher, "-m", module, *arguments),
     )
 
 
-def start_rounds(module: str, steps: int, *arguments: str) -> list[dict[str, Any]]:
-    """`measure_rounds` in fresh processes: `work` is what the module is to run."""
-    with tempfile.TemporaryDirectory() as folder:
-        launch(module, str(steps), folder, *arguments)
-        return json.loads(Path(folder, "rounds.json").read_text())
+def run_rounds(
+    module: str,
+    names: Sequence[str],
+    rounds: int,
+    steps: int,
+    *arguments: str,
+    processes: int = 2,
+) -> list[dict[str, dict[str, float]]]:
+    """What each loop takes in each round, in processes of its own: `work` is what the module is to run."""
+    found: list[dict[str, dict[str, float]]] = []
+    turn = 0
+    while len(found) < rounds:
+        order = names if turn % 2 == 0 else tuple(reversed(names))
+        taken: dict[str, list[dict[str, float]]] = {}
+        for name in order:
+            with tempfile.TemporaryDirectory() as folder:
+                launch(
+                    module, str(steps), folder, name, *arguments, processes=processes
+                )
+                taken[name] = json.loads(Path(folder, "rounds.json").read_text())
+        found += [{name: taken[name][at] for name in names} for at in range(ROUNDS)]
+        turn += 1
+    return found
 
 
 def ratios(found: list[dict[str, Any]], name: str, kind: str = "step_s") -> list[float]:
@@ -274,45 +300,63 @@ def ratios(found: list[dict[str, Any]], name: str, kind: str = "step_s") -> list
     )
 
 
-def is_noisy(found: list[dict[str, Any]]) -> bool:
-    """Whether two runs of the raw loop differ by more than the target."""
-    lowest, _, highest = ratios(found, "raw again")
-    return max(1 - lowest, highest - 1) > TARGET - 1
+def is_noisy(found: list[dict[str, Any]], kind: str = "step_s") -> bool:
+    """Whether two runs of the raw loop differ by much."""
+    lowest, _, highest = ratios(found, "raw again", kind)
+    return max(1 - lowest, highest - 1) > NOISE
 
 
-def compare(rounds: int, quick: bool = False) -> Table:
+HEADER = (
+    "", "ratio", "quartiles", "CPU", "target", "wall", "CPU", "faults", "target", "", "system, ms", "switches",
+    "peak, MB",
+)  # fmt: skip
+
+
+def row(
+    label: str, found: list[dict[str, Any]], name: str, target: float | None
+) -> list[str]:
+    """A loop's row in the table: ratios to the raw loop, and counts of a step."""
+    low, median, high = ratios(found, name)
+    cpu = ratios(found, name, "cpu_s")[1]
+
+    def middle(kind: str) -> float:
+        return statistics.median(each[name][kind] for each in found)
+
+    aim, wall = verdict(median, target, noisy=is_noisy(found))
+    _, on_cpu = verdict(cpu, target, noisy=is_noisy(found, "cpu_s"))
+    return [
+        label, f"{median:.3f}", f"{low:.3f} – {high:.3f}", f"{cpu:.3f}", aim, wall, on_cpu,
+        f"{middle('faults'):.0f}", *verdict(middle("faults"), FAULTS if target else None),
+        f"{1e3 * middle('system_s'):.1f}", f"{middle('switches'):.0f}", f"{middle('peak_mb'):.0f}",
+    ]  # fmt: skip
+
+
+def compare(rounds: int, quick: bool = False, processes: int = 2) -> Table:
     steps = STEPS // 5 if quick else STEPS
-    found: list[dict[str, Any]] = []
-    while len(found) < rounds:
-        found += start_rounds(__name__, steps)
-    noisy = is_noisy(found)
-    rows, figures = [], {}
+    # One process has none to be compared with.
+    left_out = "fingerprint" if processes == 1 else ""
+    names = tuple(name for name in RUN if name != left_out)
+    found = run_rounds(__name__, names, rounds, steps, processes=processes)
+    rows: list[Sequence[str]] = [row("raw loop", found, "raw", None)]
     for name, label in TITLES.items():
-        low, median, high = ratios(found, name)
-        cpu = ratios(found, name, "cpu_s")[1]
-        runs = [each[name] for each in found]
-        collectives = statistics.mean(len(run["collectives"]) for run in runs) / steps
+        if name not in names:
+            continue
         target = None if name == "raw again" else TARGET
-        rows.append([
-            label, f"{median:.3f}", f"{low:.3f} – {high:.3f}", f"{cpu:.3f}", *verdict(median, target, noisy=noisy),
-            f"{collectives:.2f}",
-        ])  # fmt: skip
-        figures[name] = {
-            "ratio": median, "quartiles": [low, high], "cpu_ratio": cpu, "target": target,
-            "collectives_per_step": collectives, "runs": runs,
-        }  # fmt: skip
+        rows.append(row(label, found, name, target))
     raw = statistics.median(each["raw"]["step_s"] for each in found)
+    own = statistics.mean(each["full"]["collectives"] for each in found)
+    kind = "two processes (DDP)" if processes == 2 else "one process"
     return Table(
-        "A step of two processes (DDP), as a ratio to the raw loop's",
-        ("", "ratio", "quartiles", "CPU", "target", "", "collectives"),
+        f"A step of {kind}, as a ratio to the raw loop's",
+        HEADER,
         rows,
-        {"raw_s": raw, "raw": [each["raw"] for each in found], "loops": figures},
+        {"rounds": found},
         [
-            f"The raw loop's step takes {raw * 1e3:.0f} ms. Medians over {len(found)} rounds. Collectives of a step "
-            "are those beside DistributedDataParallel's own.",
+            f"The raw loop's step takes {raw * 1e3:.0f} ms. Medians over {len(found)} rounds; faults, time in the "
+            f"system and switches are those of a step. Collectives of ours in a step: {own:.2f}.",
         ],
     )
 
 
 if __name__ == "__main__":
-    work(RUN, dataset, int(sys.argv[1]), sys.argv[2])
+    work(RUN[sys.argv[3]], dataset, int(sys.argv[1]), sys.argv[2])

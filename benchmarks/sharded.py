@@ -35,18 +35,19 @@ from . import saving
 from .contenders import settle
 from .ddp import (
     BATCH,
-    PROCESSES,
+    HEADER,
     STEPS,
-    TARGET,
     Runs,
     connect,
-    is_noisy,
     launch,
-    ratios,
-    start_rounds,
+    row,
+    run_rounds,
     work,
 )
 from .report import Table, verdict
+
+PROCESSES = 2
+TARGET = 1.0  # of a step's time
 
 WIDTH, LAYERS = 256, 4  # of the model whose steps are timed
 MEASURED = (
@@ -288,8 +289,8 @@ def start_memory(strategy: str, who: str) -> list[dict[str, int]]:
             __name__,
             "0",
             folder,
-            strategy,
             who,
+            strategy,
             processes=processes,
             environment=[GIVE_BACK],
         )
@@ -392,48 +393,31 @@ def compare_time(rounds: int, quick: bool) -> Table:
     steps = STEPS // 5 if quick else STEPS
     rows, figures, notes = [], {}, []
     for strategy in strategies(TIMED):
-        found: list[dict[str, Any]] = []
-        while len(found) < rounds:
-            found += start_rounds(__name__, steps, strategy)
-        for name in ("raw again", "loopwright"):
-            low, median, high = ratios(found, name)
-            cpu = ratios(found, name, "cpu_s")[1]
-            judged = verdict(
-                median, TARGET if name == "loopwright" else None, noisy=is_noisy(found)
-            )
-            rows.append(
-                [
-                    title(strategy, name),
-                    f"{median:.3f}",
-                    f"{low:.3f} – {high:.3f}",
-                    f"{cpu:.3f}",
-                    *judged,
-                ]
-            )
+        found = run_rounds(__name__, tuple(runs(strategy)), rounds, steps, strategy)
+        by_hand = title(strategy, "raw")
+        rows.append(row(by_hand, found, "raw", None))
+        rows.append(row(f"{by_hand}, again", found, "raw again", None))
+        rows.append(row(title(strategy, "loopwright"), found, "loopwright", TARGET))
         step = statistics.median(each["raw"]["step_s"] for each in found)
         notes.append(
             f"By hand, a step of `{strategy}` takes {step * 1e3:.1f} ms; medians over {len(found)} rounds."
         )
         figures[strategy] = found
     about = "A step of two processes (FSDP, ZeRO), as a ratio to that by hand"
-    return Table(
-        about,
-        ("", "ratio", "quartiles", "CPU", "target", ""),
-        rows,
-        figures,
-        [" ".join(notes)],
-    )
+    return Table(about, HEADER, rows, figures, [" ".join(notes)])
 
 
 if __name__ == "__main__":
-    steps, folder, strategy, *who = sys.argv[1:]
+    steps, folder, name, strategy = sys.argv[1:]
     if "deepspeed" in strategy:
         import_module("deepspeed")  # later, it would hold the process group
-    if who:
-        outcome = measure_memory(strategy, who[0], folder)
-        Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(outcome))
+    if steps == "0":
+        outcome = measure_memory(strategy, name, folder)
+        Path(folder, f"{os.environ.get('RANK', '0')}.json").write_text(
+            json.dumps(outcome)
+        )
     else:
-        work(runs(strategy), dataset, int(steps), folder)
+        work(runs(strategy)[name], dataset, int(steps), folder)
     os._exit(
         0
     )  # DeepSpeed may hold the process group even so, and gloo's threads then abort at the end
