@@ -27,9 +27,25 @@ from .secrets import HIDDEN
 RUN_FILE = "run.json"
 
 # Variables by which launchers tell a process of its job, of which these processes are none.
-_LAUNCHERS = ("TORCHELASTIC_", "OMPI_COMM_", "PMI_", "SLURM_STEP_", "LOOPWRIGHT_")
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "ROLE_RANK", "GROUP_WORLD_SIZE", "SLURM_PROCID")  # fmt: skip
+_LAUNCHERS = ("TORCHELASTIC_", "OMPI_COMM_", "PMI_", "SLURM_STEP_", "LOOPWRIGHT_AGENT")
+_LAUNCHED = (
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "LOOPWRIGHT_ATTEMPT",
+    "LOOPWRIGHT_BEATS",
+    "LOOPWRIGHT_COMMAND",
+    "LOOPWRIGHT_JOB",
+    "LOOPWRIGHT_LAUNCH",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "RANK",
+    "ROLE_RANK",
+    "SLURM_PROCID",
+    "WORLD_SIZE",
+)
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 # Once another rank has failed, the rank that is shown has so long to notice; then it is ended, too.
 _PATIENCE_SECONDS = 20.0
