@@ -389,9 +389,10 @@ def _tell_of_others(
         with open(
             _errors_of(request, rank), encoding="utf-8", errors="replace"
         ) as file:
-            print(
-                f"\nrank {rank} failed, too:\n{file.read().rstrip()}", file=sys.stderr
-            )
+            text = file.read().rstrip()
+        # One that merely lost a peer has nothing to add.
+        if f"Rank {rank} of {request.world_size} lost its peers" not in text:
+            print(f"\nrank {rank} failed, too:\n{text}", file=sys.stderr)
 
 
 def _free_port() -> int:

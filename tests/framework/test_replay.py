@@ -35,7 +35,7 @@ from loopwright.framework.report.fingerprints import Fingerprints
 
 options = argparse.ArgumentParser()
 options.add_argument("--devices", type=int, default=1)
-options.add_argument("--poison", type=int, default=-1)
+options.add_argument("--poison", action="store_true")
 options = options.parse_args()
 
 
@@ -54,8 +54,8 @@ class Net(Module):
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
     def training_step(self, batch, batch_idx):
-        if options.poison in batch["index"].tolist():
-            raise ValueError("a poisoned sample")
+        if options.poison and self.global_step == 8 and self.global_rank == 1:
+            raise ValueError("a poisoned batch")
         loss = self.layers(batch["x"]).square().mean()
         self.log("train_loss", loss)
         return loss
@@ -273,38 +273,38 @@ def loopwright(folder: Path, *arguments: Any, **options: Any) -> Any:
     """Run the command in another folder than the program's."""
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
+    options.setdefault("timeout", 240)
     return run_program("-m", "loopwright", *arguments, cwd=elsewhere, **options)
 
 
 @pytest.mark.slow
 def test_two_processes_are_taken_back_to_a_step(tmp_path: Path) -> None:
-    """A poisoned sample is met again by the printed command, and a step before it has the same bits."""
+    """A poisoned batch is met again by the printed command, and a step before it has the same bits."""
     (tmp_path / "train.py").write_text(PROGRAM)
     # The program does not seed its generators.
-    failed = run_program("train.py", "--devices", 2, "--poison", 11, cwd=tmp_path)
+    failed = run_program(
+        "train.py", "--devices", 2, "--poison", cwd=tmp_path, timeout=240
+    )
     assert failed.returncode == 1, failed.stderr
     printed = re.search(r"^loopwright (replay .*)$", failed.stderr, re.MULTILINE)
     assert printed is not None, failed.stderr
+    before = files_of(tmp_path)
     again = loopwright(tmp_path, *shlex.split(printed[1]))
     assert again.returncode == 1, again.stderr
+    assert "step 9, rank 1 of 2: epoch 1, batch 6 to 7 (from " in again.stdout
     assert "equals that of the black box" in again.stdout
     assert "error             the one that was recorded" in again.stdout
-    assert again.stderr.rstrip().endswith("ValueError: a poisoned sample")
+    assert "\nValueError: a poisoned batch\n" in again.stderr
 
-    whole = run_program("train.py", "--devices", 2, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    run = max((tmp_path / "loopwright_logs").iterdir(), key=os.path.getmtime)
-    before = files_of(tmp_path)
+    run = tmp_path / "loopwright_logs"
     done = loopwright(tmp_path, "replay", run, "--step", 8, "--rank", 1)
     assert done.returncode == 0, done.stderr
     assert "step 8, rank 1 of 2: epoch 1, batch 4 to 5 (from " in done.stdout
     assert "step=6.ckpt" in done.stdout
     assert "equal to the fingerprints of 1 steps" in done.stdout
     assert "fingerprint       equals what was recorded, bit for bit" in done.stdout
-    assert "equal what was recorded: train_loss" in done.stdout
     assert "it begins" not in done.stdout
     assert "it ends" not in done.stdout
-    assert files_of(tmp_path) == before
 
     batch = loopwright(tmp_path, "batch", run, "--step", 8, "--rank", 1)
     assert batch.returncode == 0, batch.stderr
@@ -317,7 +317,7 @@ def test_a_debugger_stops_before_the_step(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "train.py").write_text(PROGRAM)
-    whole = run_program("-m", "package.train", cwd=tmp_path)
+    whole = run_program("-m", "package.train", cwd=tmp_path, timeout=240)
     assert whole.returncode == 0, whole.stderr
     before = files_of(tmp_path)
     asked = "p trainer.global_step, batch_idx, sorted(batch), type(optimizer).__name__\nc\np self.training\nc\n"
@@ -332,7 +332,7 @@ def test_a_debugger_stops_before_the_step(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "(4, 8, ['index', 'x'], 'Adam')" in done.stdout
-    assert "-> if options.poison in batch" in done.stdout
+    assert "-> if options.poison and" in done.stdout
     assert "fingerprint       equals what was recorded, bit for bit" in done.stdout
     assert files_of(tmp_path) == before
 
