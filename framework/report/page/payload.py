@@ -191,8 +191,9 @@ def _epoch_ends(run: Run) -> list[list[float]]:
 
 def _tokens(run: Run) -> list[list[float]] | None:
     """Return pairs of a step and the tokens up to it, if a curve counts them."""
+    by_speed = _tokens_by_speed(run)
     for name in TOKEN_NAMES:
-        series = run.series.get(name)
+        series = run.series.get(name, by_speed)
         if series is not None and _rises(series):
             shown = curve(
                 series,
@@ -208,6 +209,22 @@ def _tokens(run: Run) -> list[list[float]] | None:
                 )
             ]
     return None
+
+
+def _tokens_by_speed(run: Run) -> Series | None:
+    """Add up tokens from the monitors' rates: those a second, by the steps a second, are those a step."""
+    tokens = run.series.get("monitor/tokens_per_second")
+    rate = run.series.get("monitor/steps_per_second")
+    if tokens is None or rate is None:
+        return None
+    rates = dict(zip(rate.steps, rate.values, strict=True))
+    counted, total, before = Series(), 0.0, 0.0
+    for step, value in zip(tokens.steps, tokens.values, strict=True):
+        steps_a_second = rates.get(step) or math.inf
+        total += value / steps_a_second * (step - before)
+        before = step
+        counted.add(step, total)
+    return counted
 
 
 def _rises(series: Series) -> bool:
@@ -295,6 +312,7 @@ def _checkpoints(record: dict[str, Any]) -> list[dict[str, Any]]:
                     "step": each.get("step"),
                     "epoch": each.get("epoch"),
                     "time": each.get("time"),
+                    "is_removed": bool(each.get("removed")),
                     "scores": flat(scores) if isinstance(scores, dict) else {},
                 }
             )

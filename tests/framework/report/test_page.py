@@ -15,10 +15,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from loopwright.framework import Module, Trainer
 from loopwright.framework.command_line.main import main
-from loopwright.framework.report.page.document import as_json, document, read_runs
+from loopwright.framework.report.page.document import (
+    ASSETS,
+    PROGRAMS,
+    STYLES,
+    as_json,
+    document,
+    read_runs,
+)
 from loopwright.framework.report.page.payload import status_of
 from loopwright.framework.report.page.series import Series, curve
 from loopwright.loggers import CSVLogger, JSONLinesLogger
+from tests.import_graph import ROOT
 
 from .sample_runs import FINISHED, add_media, add_rows, write_run
 
@@ -248,3 +256,29 @@ def test_the_terminal_shows_the_same_curves(tmp_path: Path, capsys, monkeypatch)
     assert "train_loss" in told
     assert "finished, step 960" in told
     assert any("\u2800" < sign <= "\u28ff" for sign in told)
+
+
+def test_a_wheel_has_the_page_with_the_licence_of_what_draws_its_curves():
+    line = '"loopwright.framework.report.page" = ["assets/*"]'
+    assert line in (ROOT / "pyproject.toml").read_text()
+    shipped = {file.name for file in ASSETS.parent.glob("assets/*")}
+    assert {*STYLES, *PROGRAMS, "page.html", "uPlot-LICENSE.txt"} <= shipped
+    assert "MIT" in (ASSETS / "uPlot-LICENSE.txt").read_text()
+
+
+def test_tokens_are_added_up_from_what_the_monitors_measured(tmp_path: Path):
+    folder = write_run(tmp_path / "run", ended=FINISHED)
+    lines = [
+        {
+            "step": step,
+            "epoch": 0,
+            "values": {
+                "monitor/tokens_per_second": 500.0 * step,
+                "monitor/steps_per_second": 0.5 * step,
+            },
+        }
+        for step in (10, 20, 30)
+    ]
+    (folder / "record" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (shown,) = data_of(document(read_runs([str(folder)])))["runs"]
+    assert shown["tokens"] == [[10, 10_000], [20, 20_000], [30, 30_000]]

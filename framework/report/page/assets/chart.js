@@ -155,7 +155,7 @@ class Chart {
   options(series) {
     const { page, plot } = this;
     const soft = css("--soft"), grid = css("--grid");
-    const font = "11.5px system-ui, sans-serif";
+    const font = "12px system-ui, sans-serif";
     const line = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, border: { show: false } };
     const axisFormat = page.settings.axis === "time" ? duration : (x) => (Math.abs(x) >= 1e4 ? large(x) : short(x));
     const isNarrow = () => this.area.clientWidth < 480;
@@ -175,6 +175,7 @@ class Chart {
         { ...line, gap: 5, space: 34, size: (u, values) => (values ? 14 + 6.6 * Math.max(...values.map((value) => (value || "").length), 2) : 40), values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : plot.format(tick))) },
       ],
       cursor: {
+        y: false,
         sync: { key: "all", setSeries: false, scales: ["x", null] },
         drag: { x: true, y: false, setScale: false },
         points: { size: 7, width: 2 },
@@ -254,7 +255,7 @@ class Chart {
       const kinds = new Map(lines.map((line) => [line.label, line.dash]));
       if (kinds.size > 1) entries = [...kinds].map(([label, dash]) => h("li", null, key(css("--soft"), dash), h("span", null, label)));
     } else if (isNeeded) {
-      entries = lines.map((line) => h("li", { title: `${line.name}, ${line.run.name}` }, key(colourOf(line.hue), line.series.count < 2 ? [0.1, 30] : line.dash), h("span", null, line.title), h("b", null, this.plot.format(line.series.last[0]))));
+      entries = lines.map((line) => h("li", { title: `${line.name}, ${line.run.name}` }, key(colourOf(line.hue), line.dash, line.series.count < 2), h("span", null, line.title), h("b", null, this.plot.format(line.series.last[0]))));
     }
     this.legend.replaceChildren(...entries);
     this.legend.hidden = !entries.length;

@@ -72,10 +72,10 @@ function nameParts(name) {
 // Where a metric is drawn: in which group, and in which plot of it.
 function placeOf(name, paired, several) {
   if (/^(monitor\/)?lr([-/]|$)/i.test(name) || /^(learning_rate|lr)$/i.test(name)) {
-    return { group: "Optimizer", plot: "Learning rate", label: name.replace(/^monitor\/|^lr-/g, ""), order: 1 };
+    return { group: "Optimizer", plot: "Learning rate", label: name.replace(/^(monitor\/)?lr[-/]/, ""), order: 1 };
   }
   if (/^(monitor\/)?(grad_?norm|gradient_norm)/i.test(name)) {
-    return { group: "Optimizer", plot: "Gradient norm", label: name.replace("monitor/", ""), order: 1 };
+    return { group: "Optimizer", plot: "Gradient norm", label: name === "monitor/grad_norm" ? "Gradient norm" : name, order: 1 };
   }
   if (name.startsWith("monitor/")) {
     const rest = name.slice(8);
@@ -83,8 +83,8 @@ function placeOf(name, paired, several) {
       const plot = several ? `Part of the time: ${rest.replace("_", " ")}` : "Parts of the time";
       return { group: "Speed and memory", plot, label: rest.replace("_", " "), order: 2 };
     }
-    if (/per_second/.test(rest)) return { group: "Speed and memory", plot: sentence(rest), label: rest, order: 2 };
-    return { group: "Speed and memory", plot: sentence(rest), label: rest, order: 2 };
+    if (/per_second/.test(rest)) return { group: "Speed and memory", plot: sentence(rest), label: sentence(rest), order: 2 };
+    return { group: "Speed and memory", plot: sentence(rest), label: sentence(rest), order: 2 };
   }
   const parts = paired ? nameParts(name) : { rest: name, split: "", kind: "" };
   const slash = parts.rest.indexOf("/");
@@ -135,8 +135,8 @@ function styleLines(plot, several) {
   const labels = [...new Set(plot.lines.map((line) => line.label))];
   plot.lines.forEach((line, i) => {
     const place = labels.indexOf(line.label);
-    line.hue = several ? line.run.index : i;
-    const turn = several ? Math.floor(line.run.index / 10) + place : Math.floor(i / 10) + (line.split === "val" ? 1 : 0);
+    line.hue = several ? line.run.index : PHASE_HUES[line.name.replace("monitor/", "")] ?? i;
+    const turn = line.name.startsWith("monitor/") && !several ? 0 : several ? Math.floor(line.run.index / 10) + place : Math.floor(i / 10) + (line.split === "val" ? 1 : 0);
     line.dash = DASHES[turn % DASHES.length];
     line.title = several ? line.run.name + (labels.length > 1 ? ` · ${line.label}` : "") : line.label;
   });

@@ -77,8 +77,9 @@ const theme = () => (document.documentElement.dataset.theme === "dark" ? "dark" 
 const colourOf = (index) => COLOURS[theme()][index % 10];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// A piece of a line, as keys show it.
-function key(colour, dash) {
+// A piece of a line, as keys show it; or a dot.
+function key(colour, dash, isDot) {
+  if (isDot) return h("svg", { class: "key", viewBox: "0 0 22 10", "aria-hidden": "true" }, h("circle", { cx: 11, cy: 5, r: 4, fill: colour }));
   return h("svg", { class: "key", viewBox: "0 0 22 10", "aria-hidden": "true" },
     h("line", { x1: 1, x2: 21, y1: 5, y2: 5, stroke: colour, "stroke-width": 2.6, "stroke-linecap": "round", "stroke-dasharray": (dash || []).join(" ") || null }));
 }

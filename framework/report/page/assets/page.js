@@ -188,7 +188,7 @@ class Page {
 }
 
 function heroOfRun(run) {
-  const parts = [run.started ? `Started ${when(run.started)}` : null, run.status.text ? sentence(run.status.text) : null].filter(Boolean);
+  const parts = [run.started ? `Started ${when(run.started)}` : null, run.status.text || null].filter(Boolean);
   const facts = run.facts.map(([name, value]) => ({
     parameters: () => `${large(value)} parameters`,
     FLOPs: () => `${large(value)} FLOPs a sample`,
@@ -210,7 +210,7 @@ function failureNotice(run, isOne) {
   const title = (isOne ? "" : `${run.name}: `) + (status.state === "killed" ? `stopped without a word after step ${short(run.last_step)}` : "failed");
   const ranks = (failure ? failure.ranks : []).map((rank) => [rank.message || rank.trace ? h("details", { open: isOne && failure.ranks[0] === rank },
     h("summary", null, `Rank ${rank.rank} ${rank.kind}${rank.place ? `, ${rank.place}` : ""}`), h("pre", { tabindex: 0, "aria-label": "Traceback" }, rank.trace || rank.message)) : null]);
-  return h("section", { class: "notice bad", "aria-label": "How it failed" }, h("h2", null, sentence(title)), h("p", null, (failure && failure.summary) || status.text), ranks);
+  return h("section", { class: "notice bad", "aria-label": "How it failed" }, h("h2", null, title.charAt(0).toUpperCase() + title.slice(1)), h("p", null, (failure && failure.summary) || status.text), ranks);
 }
 
 function tilesOf(run) {

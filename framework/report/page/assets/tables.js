@@ -95,7 +95,9 @@ function differing(runs) {
 const setting = (value) => ({ true: "True", false: "False", null: "None" }[String(value)] ?? String(isNumber(value) ? Number(value.toPrecision(12)) : value));
 
 function configSection(runs) {
-  const names = [...new Set(runs.flatMap((run) => Object.keys(run.config)))];
+  // What the user has chosen comes first.
+  const isChosen = (name) => name.startsWith("hyperparameters");
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort((a, b) => isChosen(b) - isChosen(a));
   if (!names.length) return null;
   const own = section("config", "Configuration", runs.length > 1 ? "what differs is marked" : `${names.length} settings`);
   const other = new Set(runs.length > 1 ? differing(runs) : []);
@@ -130,12 +132,14 @@ function checkpointsSection(runs) {
   const line = h("pre", { tabindex: 0, "aria-label": "How to load it" });
   const choose = (one) => { line.textContent = `model = ${one.run.model_class || "Model"}.load_from_checkpoint(${JSON.stringify(one.path)})\ntrainer.fit(model, ckpt_path=${JSON.stringify(one.path)})  # to go on training from it`; };
   const copy = h("button", { class: "button", type: "button", onclick: () => copyText(line, copy) }, "Copy");
-  const rows = all.slice().reverse().map((one, i) => h("tr", null,
-    h("td", null, h("input", { type: "radio", name: "checkpoint", checked: i === 0, "aria-label": `How to load ${one.path}`, onchange: () => choose(one) })),
+  const kept = all.filter((one) => !one.is_removed);
+  const first = kept[kept.length - 1] || all[all.length - 1];
+  const rows = all.slice().reverse().map((one) => h("tr", null,
+    h("td", null, h("input", { type: "radio", name: "checkpoint", checked: one === first, disabled: one.is_removed, "aria-label": `How to load ${one.path}`, onchange: () => choose(one) })),
     runs.length > 1 ? h("td", null, one.run.name) : null,
-    h("td", { class: "mono wrap", title: one.path }, one.path.split("/").slice(-1)[0]), h("td", { class: "number" }, short(one.step)), h("td", { class: "number" }, short(one.epoch)),
+    h("td", { class: "mono wrap", title: one.path }, one.path.split("/").slice(-1)[0], one.is_removed ? h("small", null, " (removed since)") : null), h("td", { class: "number" }, short(one.step)), h("td", { class: "number" }, short(one.epoch)),
     scores.map((name) => h("td", { class: `number${isNumber(one.scores[name]) && best.get(name) === one.scores[name] ? " best" : ""}` }, short(one.scores[name]))), h("td", null, when(one.time))));
-  choose(all[all.length - 1]);
+  choose(first);
   const titles = ["", ...(runs.length > 1 ? ["run"] : []), "checkpoint", "step", "epoch", ...scores, "saved"];
   return section("checkpoints", "Checkpoints", `${all.length}`, h("div", { class: "panel" },
     scrolled("Checkpoints", h("table", null, h("thead", null, h("tr", null, titles.map((title) => (title ? h("th", { scope: "col", class: title === "step" || title === "epoch" || scores.includes(title) ? "number" : null }, title) : h("td", null, ""))))), h("tbody", null, rows))),
@@ -159,7 +163,7 @@ function environmentSection(runs) {
   return section("environment", "Environment", "where and from what it ran", told.map((run) => {
     const blocks = Object.entries(run.environment).map(([name, facts]) => h("details", { open: name === "command" || name === "git" || name === "hardware" },
       h("summary", null, h("b", null, sentence(name)), " ", h("small", null, name === "packages" ? `${Object.keys(facts).length}` : "")),
-      h("dl", { class: "facts" }, Object.entries(facts).map(([fact, value]) => [h("dt", null, fact || name), h("dd", { class: "mono" }, String(value ?? "–"))]))));
+      h("dl", { class: "facts" }, Object.entries(facts).map(([fact, value]) => [h("dt", null, fact || name), h("dd", { class: "mono" }, /memory/.test(fact) && isNumber(value) ? bytes(value) : setting(value))]))));
     const model = run.model ? h("details", null, h("summary", null, h("b", null, "Model")), h("pre", { tabindex: 0 }, run.model)) : null;
     const content = h("div", { class: "panel" }, blocks, model);
     return runs.length > 1 ? h("details", null, h("summary", null, run.name), content) : content;
