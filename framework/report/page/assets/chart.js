@@ -162,7 +162,7 @@ class Chart {
     return {
       width: Math.max(this.area.clientWidth, 120),
       height: this.element.classList.contains("wide") ? Math.min(480, Math.max(300, window.innerHeight * 0.6)) : isNarrow() ? 200 : 220,
-      padding: [14, 10, 0, 0],
+      padding: [14, 16, 0, 0],
       legend: { show: false },
       series,
       scales: {

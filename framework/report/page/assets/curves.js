@@ -107,6 +107,8 @@ function plotsOf(runs, paired) {
   const groups = new Map();
   runs.forEach((run) => {
     for (const [name, series] of Object.entries(run.series)) {
+      // What LearningRateMonitor logs is the same curve.
+      if (name.startsWith("monitor/lr/") && run.series[`lr-${name.slice(11)}`]) continue;
       const place = placeOf(name, paired, runs.length > 1);
       const group = groups.get(place.group) || { title: place.group, order: place.order, plots: new Map() };
       groups.set(place.group, group);
