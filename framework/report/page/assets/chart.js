@@ -114,7 +114,8 @@ class Chart {
       const meanXs = line.series.mean ? placesOf(line.run, line.series.mean, axis) : xs;
       const isSmooth = smoothing > 0 && line.series.count > 3;
       const colour = colourOf(line.hue);
-      const points = { show: line.series.count < 40 && !isSmooth, size: 5, fill: colour };
+      const isSparse = line.series.count < 40 && !isSmooth;
+      const points = { show: isSparse, size: 5, fill: colour, filter: (u, i) => (isSparse ? null : standingAlone(u.data[i])) };
       const alone = line.series.y.filter((y) => y !== null).length < 2;
       const style = { stroke: colour, dash: line.dash, width: 1.7, points: alone ? { show: true, size: 8, fill: colour } : points };
       tables.push([xs, usable(line.series.y)]);
@@ -348,6 +349,20 @@ class Chart {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
+}
+
+// Values between two NaNs have no line to anything: they are drawn as points. What is undefined belongs to other lines.
+function standingAlone(ys) {
+  const found = [];
+  let before = null, last = -1;
+  for (let i = 0; i <= ys.length; i += 1) {
+    const y = i < ys.length ? ys[i] : null;
+    if (y === undefined) continue;
+    if (y === null && last >= 0 && before === null) found.push(last);
+    before = last >= 0 ? ys[last] : null;
+    last = y === null ? -1 : i;
+  }
+  return found;
 }
 
 // From the smallest to the largest value, with a little room; values that are all the same lie in the middle.
