@@ -25,6 +25,8 @@ _GIT_SECONDS = 3.0
 # Of what differs from the commit, in bytes.
 _LONGEST_DIFF = 1 << 18
 _MOST_UNTRACKED = 100
+# Fits of one program that follow within so many seconds do not ask git again.
+_GIT_AGE_SECONDS = 60.0
 # Variables that launchers, torch and its libraries read; no others are kept.
 _VARIABLES = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|NODE_RANK|MASTER_(ADDR|PORT)|CUDA_VISIBLE_DEVICES|"
@@ -152,9 +154,27 @@ def git(secrets: Secrets, write: Callable[[str, bytes], None]) -> dict[str, Any]
     """
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     folder = os.path.dirname(os.path.abspath(main)) if main else os.getcwd()
+    asked = _asked.get(folder)
+    if asked is None or time.monotonic() - asked[0] > _GIT_AGE_SECONDS:
+        asked = time.monotonic(), *_look_at(folder)
+        _asked[folder] = asked
+    _, facts, diff = asked
+    if facts is None:
+        return None
+    if diff:
+        write(DIFF_FILE, secrets.clean(diff).encode())
+    return secrets.clean_value(facts)
+
+
+# When git was asked about a folder, and what :func:`_look_at` has found.
+_asked: dict[str, tuple[float, dict[str, Any] | None, str]] = {}
+
+
+def _look_at(folder: str) -> tuple[dict[str, Any] | None, str]:
+    """The facts, and what differs from the commit; secrets are still in them."""
     commit = _ask_git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return None
+        return None, ""
     status = _ask_git(folder, "status", "--porcelain", "--untracked-files=normal") or ""
     lines = status.splitlines()
     untracked = [line[3:] for line in lines if line.startswith("??")]
@@ -171,19 +191,15 @@ def git(secrets: Secrets, write: Callable[[str, bytes], None]) -> dict[str, Any]
         "untracked": untracked[:_MOST_UNTRACKED],
         "diff": None,
     }
-    if changed:
-        diff = (
-            _ask_git(
-                folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"
-            )
-            or ""
-        )
-        text = secrets.clean(diff[:_LONGEST_DIFF])
-        if len(diff) > _LONGEST_DIFF:
-            text += f"\n… {len(diff) - _LONGEST_DIFF} more characters\n"
-        write(DIFF_FILE, text.encode())
-        facts["diff"] = DIFF_FILE
-    return secrets.clean_value(facts)
+    if not changed:
+        return facts, ""
+    options = ("--no-ext-diff", "--no-textconv", "--no-color")
+    diff = _ask_git(folder, "diff", "HEAD", *options) or ""
+    if len(diff) > _LONGEST_DIFF:
+        left = len(diff) - _LONGEST_DIFF
+        diff = f"{diff[:_LONGEST_DIFF]}\n… {left} more characters\n"
+    facts["diff"] = DIFF_FILE
+    return facts, diff
 
 
 def _ask_git(folder: str, *arguments: str) -> str | None:

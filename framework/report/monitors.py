@@ -241,7 +241,12 @@ class Monitors:
         log.warning(
             "The loop waited for data for %.0f %% of its time; %s",
             100 * waited / total,
-            advice(self._run.trainer.train_dataloader, waited, worked),
+            advice(
+                self._run.trainer.train_dataloader,
+                waited,
+                worked,
+                max(1, usable_cpus() // self._run.trainer.num_devices),
+            ),
         )
 
 
@@ -358,18 +363,18 @@ def _cannot_count(batch: Any) -> int:
     raise TypeError("no batch has come yet")
 
 
-def advice(loader: Any, waited: float, worked: float) -> str:
+def advice(loader: Any, waited: float, worked: float, cpus: int) -> str:
     """What to try where the loop waits for its data.
 
     Args:
         loader: the training loader.
         waited: seconds of waiting for it.
         worked: seconds of all else.
+        cpus: those of this process: each process of a machine has its own workers.
     """
     workers = getattr(loader, "num_workers", None)
     if not isinstance(workers, int):
         return "put the loader into a DataLoader with num_workers, which make batches meanwhile"
-    cpus = usable_cpus()
     # As many as make batches as fast as steps take them; without workers, the loop makes them itself.
     needed = math.ceil(waited / max(worked, 1e-9))
     if workers:

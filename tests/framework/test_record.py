@@ -308,5 +308,39 @@ def test_a_loop_that_waits_for_data_is_told_once(
 
 def test_advice_goes_by_the_loader():
     many = SimpleNamespace(num_workers=10_000)
-    assert "more workers will not help" in advice(many, 5.0, 2.0)
-    assert "DataLoader with num_workers" in advice([1, 2], 5.0, 2.0)
+    assert "more workers will not help" in advice(many, 5.0, 2.0, 4)
+    assert "DataLoader with num_workers" in advice([1, 2], 5.0, 2.0, 4)
+    none = SimpleNamespace(num_workers=0)
+    assert "try num_workers=3 (it is 0)" in advice(none, 5.0, 2.0, 4)
+    assert "try num_workers=1 (it is 0)" in advice(none, 5.0, 2.0, 1)
+
+
+def test_it_adds_few_calls_to_a_step(tmp_path: Path):
+    batch = torch.ones(2, 2), torch.ones(2, 1)
+
+    def calls(num_batches: int, enable_record: bool) -> int:
+        fit = trainer(
+            tmp_path,
+            max_epochs=1,
+            log_every_n_steps=1000,
+            enable_record=enable_record,
+            enable_checkpointing=False,
+        )
+        count = 0
+
+        def profile(frame: Any, event: str, argument: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        module = Net()
+        # What imports and begins for the first time does not count.
+        sys.setprofile(profile)
+        try:
+            fit.fit(module, [batch] * num_batches)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(1, True)
+    added = [calls(300, kept) - calls(100, kept) for kept in (True, False)]
+    assert (added[0] - added[1]) / 200 <= 8
