@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import matrix
 from benchmarks.calls import MAX_CALLS, MAX_FRAMES, Counts, count
 from tests.programs import run_program
 
@@ -67,3 +68,21 @@ def test_nothing_is_imported_for_the_first_time_inside_the_loop(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stdout.splitlines() if line.startswith("imported:")]
     assert lines == ["imported:"]
+
+
+@pytest.mark.parametrize(
+    ("loader", "way", "most"),
+    [
+        ("iterable", "bare", 14),
+        ("CombinedLoader", "bare", 15),
+        ("list", "accumulation", 20),
+        ("list", "clipping", 22),
+        ("list", "manual", 35),
+    ],
+)
+def test_a_step_calls_few_functions_more_than_the_loop_by_hand(
+    loader: str, way: str, most: int
+):
+    asked = matrix.WAYS[way]
+    by_hand = matrix.count(matrix.run_by_hand, loader, asked)
+    assert matrix.count(matrix.run_trainer, loader, asked) - by_hand <= most
