@@ -153,8 +153,7 @@ class WeightSet:
         self._getters = _getters_of(module)
         for name, getter in self._getters.items():
             if name in state and name in states:
-                value, whole = states[name], state[name]
-                part = whole if isinstance(value, Tensor) else value.slice_of(whole)
+                part = strategy.saved_part(state, name, states[name])
                 device = self.device or strategy.local_part(getter(module)).device
                 self.tensors[name] = part.to(device, copy=True)
 

@@ -6,15 +6,45 @@ import inspect
 import os
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ..strategies.optimizer_state import number_states
+from ..strategies.stored_tensors import filled, stored_items
 from .checkpoint.class_paths import INSTANTIATOR, instantiate_module
 from .checkpoint.configs import rebuild
 from .checkpoint.find import resolve
 from .checkpoint.manifest import naming_damage
-from .checkpoint.reader import load_checkpoint
-from .checkpoint.serialization import require_loaded
+from .checkpoint.reader import load_checkpoint, open_checkpoint
+from .checkpoint.serialization import require_loaded, with_stored
 from .checkpoint.tensors import device_of
 from .errors import CheckpointError
+
+
+def _leave_meta(module: nn.Module, state: dict[str, Any], device: Any) -> None:
+    """Give tensors of a module that are on the meta device memory, to load a state into.
+
+    Raises:
+        ValueError: if one of them is not in the state.
+    """
+    made: dict[Tensor, Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in (
+            *part.named_parameters(recurse=False, remove_duplicate=False),
+            *part.named_buffers(recurse=False, remove_duplicate=False),
+        ):
+            if not tensor.is_meta:
+                continue
+            full_name = f"{path}.{name}".lstrip(".")
+            if full_name not in state:
+                raise ValueError(
+                    f"{full_name} is on the meta device, and the checkpoint does not hold it: make it on a real device"
+                )
+            if tensor not in made:
+                made[tensor] = torch.empty_like(tensor, device=device)
+                if isinstance(tensor, nn.Parameter):
+                    made[tensor] = nn.Parameter(made[tensor], tensor.requires_grad)
+            setattr(part, name, made[tensor])
 
 
 def load_weights(
@@ -68,7 +98,9 @@ def with_weight_set(
         raise CheckpointError(
             f"checkpoint {path!r} holds no weight_set {name!r}; those that it holds: {names}"
         )
-    return {**checkpoint["state_dict"], **saved[name]}
+    return with_stored(
+        {**stored_items(checkpoint["state_dict"]), **stored_items(saved[name])}
+    )
 
 
 def construct(
@@ -161,17 +193,21 @@ def module_from_checkpoint(
 ) -> Any:
     """Do what ``Module.load_from_checkpoint`` says."""
     path = resolve(os.fspath(path))
-    checkpoint = load_checkpoint(path, weights_only, map_location)
+    checkpoint = open_checkpoint(path, weights_only, map_location)
     checkpoint["state_dict"] = with_weight_set(checkpoint, weight_set, path)
     module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
-    if map_location is not None:
+    is_meta = any(tensor.is_meta for tensor in module.parameters())
+    if map_location is not None and not is_meta:
         module.to(device_of(map_location))
     module.configure_model()
     number_states(checkpoint)
     module.on_load_checkpoint(checkpoint)
     exact = module.strict_loading if strict is None else strict
+    _leave_meta(module, checkpoint["state_dict"], device_of(map_location))
     load_weights(
-        lambda state, s: module.load_state_dict(state, strict=s),
+        lambda state, s: module.load_state_dict(
+            filled(state, module.state_dict), strict=s
+        ),
         module,
         checkpoint,
         path,

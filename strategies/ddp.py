@@ -24,11 +24,8 @@ from .capabilities import Capabilities
 from .group import Group
 from .module_policy import Policy
 from .precision import Precision
-from .process_group import ProcessGroupOptions
+from .process_group import BUCKET_BYTES, ProcessGroupOptions
 from .step_module import StepModule
-
-# How many bytes of gradients are averaged in one collective, where DDP itself does not do it.
-_BUCKET_BYTES = 2**25
 
 
 class _DDPModule(DistributedDataParallel):
@@ -350,7 +347,7 @@ def _average_gradients(group: Group, parameters: Iterable[Tensor]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    for bucket in _take_tensors(gradients, _BUCKET_BYTES):
+    for bucket in _take_tensors(gradients, BUCKET_BYTES):
         flat = group.reduce(_flatten_dense_tensors(bucket))
         means = _unflatten_dense_tensors(flat, bucket)
         for gradient, mean in zip(bucket, means, strict=True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .stored_tensors import StoredTensor
 from .tensor_shards import TensorShard
 
 
@@ -49,13 +52,13 @@ def to_shards(state: Any) -> Any:
     return shard_of(state) if isinstance(state, DTensor) else state
 
 
-def distribute(whole: Tensor, like: DTensor) -> DTensor:
-    """Distribute ``whole``, which all processes have, as ``like`` is."""
+def distribute(whole: Tensor | StoredTensor, like: DTensor) -> DTensor:
+    """Distribute ``whole``, which all processes have or can read, as ``like`` is."""
     shard = shard_of(like)
-    local = shard.slice_of(whole)
-    local = local.to(shard.tensor.device, shard.tensor.dtype, copy=True)
+    local = torch.empty_like(shard.tensor, memory_format=torch.contiguous_format)
+    replace(shard, tensor=local).load(whole)
     return DTensor.from_local(
-        local.contiguous(),
+        local,
         like.device_mesh,
         like.placements,
         run_check=False,

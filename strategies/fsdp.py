@@ -29,6 +29,7 @@ from .distributed_tensors import (
     distribute,
     full_tensor,
     local_tensor,
+    shard_of,
     to_shards,
 )
 from .launch.rendezvous import timing_out
@@ -37,6 +38,7 @@ from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
 from .process_group import ProcessGroupOptions
 from .step_module import StepModule
+from .stored_tensors import StoredTensor, filled, stored_items
 
 # The key in a module's __dict__ of the StepModule around it that was sharded: a later run finds it there, as sharding
 # cannot be undone.
@@ -365,10 +367,16 @@ class FSDPStrategy(Strategy):
         if self._root is None:
             return super().load_model_state(state, strict)
         current = self._distributed_state()
-        distributed = {
-            name: _distribute_like(value, current.get(name))
-            for name, value in state.items()
-        }
+        distributed = {}
+        for name, value in stored_items(state).items():
+            like = current.get(name)
+            if isinstance(value, StoredTensor) and _is_alike(value, like):
+                assert isinstance(like, DTensor)
+                shard_of(like).load(value)
+                distributed[name] = like
+            else:
+                distributed[name] = _distribute_like(value, like)
+        distributed = filled(distributed, lambda: current)
         return self._root.module.load_state_dict(distributed, strict=strict)
 
     def local_part(self, tensor: Tensor) -> Tensor:
@@ -408,17 +416,26 @@ def _by_mesh(parameters: list[Any]) -> list[list[Any]]:
 
 def _distribute_state(state: State, parameter: Any) -> State:
     """Return the optimizer state of a parameter, with tensors of its shape distributed as the parameter is."""
-    return {key: _distribute_like(value, parameter) for key, value in state.items()}
+    return {
+        key: _distribute_like(value, parameter)
+        for key, value in stored_items(state).items()
+    }
 
 
 def _distribute_like(value: Any, like: Any) -> Any:
     """Return a whole tensor distributed as another one of its shape is; anything else as it is."""
-    is_alike = (
+    if _is_alike(value, like):
+        return distribute(value, like)
+    return value.whole() if isinstance(value, StoredTensor) else value
+
+
+def _is_alike(value: Any, like: Any) -> bool:
+    """Whether a whole tensor can be distributed as another one is."""
+    return (
         isinstance(like, DTensor)
-        and isinstance(value, Tensor)
+        and isinstance(value, (Tensor, StoredTensor))
         and value.shape == like.shape
     )
-    return distribute(value, like) if is_alike else value
 
 
 def _modules_to_wrap(module: nn.Module, policy: Policy | int | None) -> list[nn.Module]:

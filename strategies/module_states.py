@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .optimizer_state import State, load_optimizer_state, named_optimizer_state
-from .tensor_shards import TensorPairs
+from .stored_tensors import filled, stored_items
+from .tensor_shards import TensorPairs, TensorShard
 
 
 class ModuleStates:
@@ -28,12 +29,13 @@ class ModuleStates:
         """Load what :meth:`model_state` returned.
 
         Args:
-            state: whole tensors by name.
+            state: whole tensors by name. They may be in files still, and be read as they are asked for.
             strict: whether the names must be exactly the module's.
 
         Returns:
             What ``nn.Module.load_state_dict`` does.
         """
+        state = filled(state, self.module.state_dict)
         return self.module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> State:
@@ -45,11 +47,25 @@ class ModuleStates:
 
         Args:
             optimizer: of the same kind.
-            state: whole tensors by name.
+            state: whole tensors by name, as of :meth:`load_model_state`.
         """
         load_optimizer_state(self.module, optimizer, state)
 
     # Other weights than those that are trained, such as their average.
+
+    def saved_part(
+        self, state: State, name: str, present: Tensor | TensorShard
+    ) -> Tensor:
+        """What this process keeps of a tensor of a state that is loaded.
+
+        Args:
+            state: as of :meth:`load_model_state`.
+            name: of the tensor.
+            present: what :meth:`model_state` has by this name.
+        """
+        if isinstance(present, Tensor):
+            return state[name]
+        return present.slice_of(stored_items(state)[name])
 
     def local_part(self, tensor: Tensor) -> Tensor:
         """What this process has of a parameter, in the precision in which it is trained, or of a buffer; a view."""

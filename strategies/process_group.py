@@ -11,6 +11,11 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import (
+    _flatten_dense_tensors,
+    _take_tensors,
+    _unflatten_dense_tensors,
+)
 
 from .group import Group, SingleProcess, use_device
 from .launch.environment import ClusterEnvironment
@@ -25,6 +30,8 @@ _OPERATIONS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
+# How many bytes of tensors to send in one collective.
+BUCKET_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -183,11 +190,16 @@ class ProcessGroup(Group):
                     "the module's parameters are in parts, from a run before under another strategy: make the module "
                     "anew, such as with load_from_checkpoint"
                 )
-            # Backends send contiguous tensors only, on devices that they can read: this may be a copy.
-            dense = self._reachable(tensor.detach().contiguous())
-            dist.broadcast(dense, 0)  # collective
-            if dense.data_ptr() != tensor.data_ptr():
-                tensor.detach().copy_(dense)
+        # As many in one message as this may have: each one costs some time, however small it is.
+        detached = [tensor.detach() for tensor in tensors if tensor.numel()]
+        for bucket in _take_tensors(detached, BUCKET_BYTES):
+            flat = _flatten_dense_tensors(bucket)
+            # Backends send tensors on devices that they can read: this may be a copy. And they do not know all types.
+            sent = self._reachable(flat.view(torch.uint8))
+            dist.broadcast(sent, 0)  # collective
+            received = _unflatten_dense_tensors(sent.view(flat.dtype), bucket)
+            for tensor, value in zip(bucket, received, strict=True):
+                tensor.copy_(value)
 
     def barrier(self) -> None:
         self._check_alive()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .stored_tensors import Offset, StoredTensor
+
 if TYPE_CHECKING:
     from .base import Strategy
 
@@ -30,11 +32,20 @@ class TensorShard:
 
     tensor: Tensor
     shape: tuple[int, ...]
-    offset: tuple[int, ...] | int
+    offset: Offset
     is_owner: bool = True
 
-    def slice_of(self, whole: Tensor) -> Tensor:
-        """Return the same part of another tensor of the whole's shape: a view."""
+    def load(self, whole: Tensor | StoredTensor) -> None:
+        """Take the numbers of another tensor of the whole's shape."""
+        if isinstance(whole, StoredTensor):
+            whole.read(self.tensor, self.offset)
+        else:
+            self.tensor.copy_(self.slice_of(whole))
+
+    def slice_of(self, whole: Tensor | StoredTensor) -> Tensor:
+        """Return the same part of another tensor of the whole's shape: a view, or read from files."""
+        if isinstance(whole, StoredTensor):
+            return whole.part(self.tensor.shape, self.offset)
         if isinstance(self.offset, int):
             end = self.offset + self.tensor.numel()
             return whole.reshape(-1)[self.offset : end]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .optimizer_state import State, check_same_parameters, with_params
+from .stored_tensors import StoredTensor, filled, stored_items
 from .tensor_shards import TensorPairs, TensorShard, full_state
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class ZeroStates:
             name: value for name, value in current.items() if hasattr(value, "ds_id")
         }
         if not partitioned:
+            state = filled(state, self.module.state_dict)
             result = self.module.load_state_dict(state, strict=strict)
             if self.zero is not None:
                 self._update_fragments()
@@ -82,11 +84,12 @@ class ZeroStates:
             gathered[0].partition(gathered)
         # Partitioned parameters look empty to torch. They are loaded here; torch gets them as they are, loads the rest,
         # and says what is missing.
-        for_torch = dict(state)
+        for_torch = dict(stored_items(state))
         for name, parameter in partitioned.items():
             if name in state:
-                self._load_shard(parameter, state[name], name)
+                self._load_shard(parameter, for_torch[name], name)
                 for_torch[name] = parameter.detach()
+        for_torch = filled(for_torch, self.module.state_dict)
         return self.module.load_state_dict(for_torch, strict=strict)
 
     def local_part(self, tensor: Any) -> Tensor:
@@ -180,24 +183,25 @@ class ZeroStates:
         like, shared = stepped[0]
         self._check_alike(by_parameter, shared)
         flat_state = {}
-        for key, value in shared.items():
+        for key, value in stored_items(shared).items():
             if _is_elementwise(value, like):
                 flat_state[key] = torch.zeros_like(flat)
             else:
-                flat_state[key] = copy.deepcopy(value)
+                flat_state[key] = copy.deepcopy(shared[key])
         self.zero.optimizer.state[flat] = flat_state
         self._link_states()
         for parameter, values in by_parameter.items():
-            for key, value in values.items():
+            for key, value in stored_items(values).items():
                 if _is_elementwise(flat_state[key], flat):
                     self._load_shard(parameter, value, self.name_of[parameter], key)
 
     def _check_alike(self, by_parameter: dict[Any, State], shared: State) -> None:
         """Refuse a state that differs between parameters where DeepSpeed has one for all: the count of steps."""
         for parameter, values in by_parameter.items():
-            for key, value in values.items():
-                if _is_elementwise(value, parameter):
+            for key, stored in stored_items(values).items():
+                if _is_elementwise(stored, parameter):
                     continue
+                value = values[key]
                 if not torch.equal(
                     torch.as_tensor(value), torch.as_tensor(shared[key])
                 ):
@@ -242,7 +246,11 @@ class ZeroStates:
         return TensorShard(mapping.get_hp_fragment(key), shape, offset)
 
     def _load_shard(
-        self, parameter: Any, whole: Tensor, name: str, key: str | None = None
+        self,
+        parameter: Any,
+        whole: Tensor | StoredTensor,
+        name: str,
+        key: str | None = None,
     ) -> None:
         """Load this process's part of a parameter, or of its optimizer state ``key``, from the whole tensor.
 
@@ -258,7 +266,7 @@ class ZeroStates:
         if not shard.is_owner:
             return
         if not hasattr(parameter, "ds_id"):
-            shard.tensor.copy_(shard.slice_of(whole))
+            shard.load(whole)
             return
         # DeepSpeed takes the shard with its padding.
         padded = torch.zeros_like(parameter.ds_tensor, dtype=whole.dtype)
@@ -272,6 +280,6 @@ class ZeroStates:
 
 def _is_elementwise(value: Any, like: Any) -> bool:
     """Whether an optimizer's state has a number for each one of what it belongs to."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
+    if not isinstance(value, (Tensor, StoredTensor)) or value.dim() == 0:
         return False
     return value.numel() == getattr(like, "ds_numel", like.numel())

@@ -7,16 +7,22 @@ import pickle
 import zlib
 from typing import Any
 
+from ...strategies.group import GroupMember
 from ...strategies.pickling import loads
+from ...strategies.stored_tensors import StoredState
 from ..errors import CheckpointError
+from .checksums import verify
+from .file_tensors import open_tensors
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
-from .serialization import State, UnloadedObject, decode
+from .serialization import State, UnloadedObject, decode, with_stored
 from .single_file import OURS, unpack
 from .storage import storage_of, top_of
-from .tensors import join_shards, read_tensors
+from .tensors import device_of, read_tensors
 from .weights import load_weights_file
 from .writer import weight_set_folder
+
+_ALTERED = "was altered (its checksum differs)"
 
 
 def load_checkpoint(
@@ -36,47 +42,149 @@ def load_checkpoint(
     Raises:
         CheckpointError: if a file is missing, altered or truncated; it is named.
     """
+    checkpoint = open_checkpoint(path, weights_only, map_location)
+    return _plain(checkpoint)
+
+
+def _plain(value: Any) -> Any:
+    """The same with all tensors read, and no dict that knows of files."""
+    if type(value) is list:
+        return [_plain(item) for item in value]
+    if type(value) in (dict, StoredState):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def open_checkpoint(
+    path: str,
+    weights_only: bool | None = None,
+    map_location: Any = None,
+    group: GroupMember | None = None,
+    keeps_parts: bool = False,
+) -> State:
+    """Do what :func:`load_checkpoint` does, but read weights and optimizer states only as they are asked for.
+
+    Args:
+        path: as the two that follow, of :func:`load_checkpoint`.
+        weights_only: see there.
+        map_location: see there.
+        group: processes that all call this, and verify the checkpoint together: then it is a collective.
+        keeps_parts: each of them keeps parts of the tensors, and will not read all of them.
+
+    Returns:
+        The same, with a :class:`~...strategies.stored_tensors.StoredState` for each dict of such tensors.
+    """
     path = resolve(path)
     if storage_of(path).is_file(path):
         return _load_file(path, weights_only, map_location)
-    manifest = read_manifest(path)
-    content = {}
-    # The files of one folder are read together, as they may hold shards of the same tensors; those of rng/ belong to a
-    # rank each.
-    groups = {}
-    for name in manifest["files"]:
-        stem, _, kind = name.rpartition(".")
-        if kind == "safetensors":
-            group = stem if stem.startswith("rng/") else top_of(stem)
-            groups.setdefault(group, []).append(name)
-        else:
-            content[name] = _read(path, name, manifest)
-    tensors = {}
-    for group, names in groups.items():
-        # Generators take their states from the CPU.
-        device = None if group.startswith("rng/") else map_location
-        tensors[group] = _read_tensors(path, names, manifest, device)
+    group = group or GroupMember()
+    opened = None
+    failure = None
+    try:
+        opened = _Folder(path, map_location, keeps_parts)
+    except (CheckpointError, OSError) as error:
+        failure = error
+    for text in group.gather_objects(failure and str(failure)):  # collective
+        if text:
+            raise failure or CheckpointError(text)
+    assert opened is not None
+    opened.verify(group)
+    tensors = opened.tensors
+    content = opened.content
     objects = None
     if weights_only is False:
         objects = unpickle_objects(content.get("objects.pkl"))
 
     def state_in(name: str, beside: str = "") -> Any:
-        own = {**tensors.get(name, {}), **tensors.get(beside, {})}
-        return decode(json.loads(content[f"{name}.json"]), own, objects)
+        own = _plain(with_stored(tensors.get(name, {})))
+        state = json.loads(content[f"{name}.json"])
+        return decode(state, {**own, **tensors.get(beside, {})}, objects)
 
     with naming_damage(path, "its state is not as it should be"):
         checkpoint: State = {**state_in("state", "optimizer")}
         extra = checkpoint.pop("model_extra_state", {})
-        checkpoint["state_dict"] = {**tensors.get("model", {}), **extra}
+        checkpoint["state_dict"] = with_stored({**tensors.get("model", {}), **extra})
         prefix = weight_set_folder("")
-        for group in tensors:
-            if group.startswith(prefix):
+        for group_name in tensors:
+            if group_name.startswith(prefix):
                 sets = checkpoint.setdefault("weight_sets", {})
-                sets[group.removeprefix(prefix)] = tensors[group]
-        ranks = [name for name in content if name.startswith("rng/")]
+                weights = with_stored(tensors[group_name])
+                sets[group_name.removeprefix(prefix)] = weights
+        ranks = [n for n in content if n.startswith("rng/") and n.endswith(".json")]
         checkpoint["rng"] = [state_in(f"rng/rank-{i}") for i in range(len(ranks))]
-    checkpoint["manifest"] = manifest
+    checkpoint["manifest"] = opened.manifest
     return checkpoint
+
+
+class _Folder:
+    """A checkpoint that is a folder.
+
+    Args:
+        path: its path.
+        map_location: where its tensors are put.
+        keeps_parts: as of :func:`open_checkpoint`.
+
+    Attributes:
+        manifest: what it lists.
+        content: the small files, by name: JSON, objects, and the ranks' generators.
+        tensors: by the files' group and name: those of one folder belong together, as they may hold shards of the same
+            tensors.
+    """
+
+    def __init__(self, path: str, map_location: Any, keeps_parts: bool) -> None:
+        self.path = path
+        self.storage = storage_of(path, keeps=not keeps_parts)
+        self.device = device_of(map_location)
+        self.manifest = read_manifest(path)
+        self.content: dict[str, bytes] = {}
+        groups: dict[str, list[str]] = {}
+        for name in self.manifest["files"]:
+            stem, _, kind = name.rpartition(".")
+            if kind == "safetensors":
+                # Those of rng/ belong to a rank each.
+                group = stem if stem.startswith("rng/") else top_of(stem)
+                groups.setdefault(group, []).append(name)
+            if kind != "safetensors" or name.startswith("rng/"):
+                self.content[name] = _read(path, name, self.manifest)
+        self.tensors = {
+            group: self._open(group, names) for group, names in groups.items()
+        }
+
+    def _open(self, group: str, names: list[str]) -> dict[str, Any]:
+        sizes = {}
+        try:
+            if group.startswith("rng/"):
+                # Generators take their states from the CPU.
+                return read_tensors(self.content[names[0]], None)
+            for name in names:
+                _check_file(self.path, name, self.manifest)
+                sizes[self._path_of(name)] = self.manifest["files"][name]["size"]
+            return dict(open_tensors(sizes, self.storage, self.device))
+        except FileNotFoundError:
+            missing = names[len(sizes)]
+            raise _damage(self.path, f"{missing} is missing, or no file") from None
+        except ValueError as error:
+            raise _damage(self.path, f"in {', '.join(names)}, {error}") from error
+
+    def _path_of(self, name: str) -> str:
+        return path_of(self.path, name, self.manifest)
+
+    def verify(self, group: GroupMember) -> None:
+        """See that the large files are as they were written. A collective.
+
+        Raises:
+            CheckpointError: if one is not, naming it.
+        """
+        names = {
+            self._path_of(name): name
+            for name in self.manifest["files"]
+            if name not in self.content
+        }
+        files = self.manifest["files"]
+        sizes = {path: files[name]["size"] for path, name in names.items()}
+        checksums = {path: files[name]["crc32"] for path, name in names.items()}
+        for altered in verify(sizes, checksums, self.storage, group):
+            raise _damage(self.path, f"{names[altered]} {_ALTERED}")
 
 
 def _load_file(path: str, weights_only: bool | None, map_location: Any) -> State:
@@ -94,52 +202,46 @@ def _load_file(path: str, weights_only: bool | None, map_location: Any) -> State
         return unpack(content, objects)
 
 
-def _read_tensors(
-    path: str, names: list[str], manifest: Manifest, device: Any
-) -> State:
-    """The tensors of files that belong together, read one after the other, as memory may not suffice for all."""
-    files = (read_tensors(_read(path, name, manifest), device) for name in names)
-    size = sum(manifest["files"][name]["size"] for name in names)
-    try:
-        return join_shards(files, size)
-    except ValueError as error:
-        raise CheckpointError(
-            f"checkpoint {path!r} is damaged: in {', '.join(names)}, {error}"
-        ) from error
-
-
 def _read(
     path: str,
     name: str,
     manifest: Manifest,
 ) -> bytes:
-    """The content of a file, if it is as it was written."""
+    """The content of a small file, if it is as it was written."""
     written = manifest["files"][name]
-    file, storage = path_of(path, name, manifest), storage_of(path)
-    damaged = f"checkpoint {path!r} is damaged: {name}"
-    content, size = b"", written["size"]
+    content = b""
     try:
-        if storage.is_local:
-            # Before it is read, as a pipe would block, and a file that has grown may not fit the memory.
-            if not storage.is_file(file):
-                raise FileNotFoundError
-            size = storage.size(file)
-        if size == written["size"]:
-            content = storage.read(file)
-            size = len(content)
+        _check_file(path, name, manifest)
+        content = storage_of(path).read(path_of(path, name, manifest))
     except FileNotFoundError:
-        raise CheckpointError(f"{damaged} is missing, or no file") from None
+        raise _damage(path, f"{name} is missing, or no file") from None
     except MemoryError:
         raise CheckpointError(
-            f"checkpoint {path!r}: {name}, of {size} bytes, is larger than the memory"
+            f"checkpoint {path!r}: {name}, of {written['size']} bytes, is larger than the memory"
         ) from None
-    if size != written["size"]:
-        raise CheckpointError(
-            f"{damaged} has {size} bytes, {written['size']} were written"
-        )
+    _check_size(len(content), path, name, manifest)
     if zlib.crc32(content) != written["crc32"]:
-        raise CheckpointError(f"{damaged} was altered (its checksum differs)")
+        raise _damage(path, f"{name} {_ALTERED}")
     return content
+
+
+def _check_file(path: str, name: str, manifest: Manifest) -> None:
+    """See that a local file is one, and how large it is, before it is opened: a pipe would block."""
+    file, storage = path_of(path, name, manifest), storage_of(path)
+    if storage.is_local:
+        if not storage.is_file(file):
+            raise FileNotFoundError
+        _check_size(storage.size(file), path, name, manifest)
+
+
+def _check_size(size: int, path: str, name: str, manifest: Manifest) -> None:
+    written = manifest["files"][name]["size"]
+    if size != written:
+        raise _damage(path, f"{name} has {size} bytes, {written} were written")
+
+
+def _damage(path: str, what: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint {path!r} is damaged: {what}")
 
 
 def unpickle_objects(content: bytes | None) -> State:

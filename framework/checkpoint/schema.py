@@ -9,6 +9,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 
 import torch
 
+from ...strategies.stored_tensors import stored_items
 from .serialization import State
 from .stages import RunningStage, TrainerFn, TrainerStatus
 from .token_count import TokenCount, TokenState
@@ -177,7 +178,7 @@ def check_shape(
                     check_shape(value[key], item, f"{name}.{key}")
             return
         if get_origin(kind) is dict and isinstance(value, dict):
-            for key, item in value.items():
+            for key, item in stored_items(value).items():
                 check_shape(item, get_args(kind)[1], f"{name}.{key}")
             return
         if get_origin(kind) is list and isinstance(value, list):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from ...strategies.stored_tensors import StoredState, StoredTensor, stored_items
 from ..errors import CheckpointError
 from ..messages import log
 from .configs import AttributeDict
@@ -216,16 +217,20 @@ def decode(
     tensors: dict[str, Tensor],
     objects: State | None,
 ) -> Any:
-    """The inverse of :func:`encode`; without ``objects``, an :class:`UnloadedObject` stands for each of them."""
+    """The inverse of :func:`encode`; without ``objects``, an :class:`UnloadedObject` stands for each of them.
+
+    A dict whose tensors are in files still is a :class:`~...strategies.stored_tensors.StoredState`.
+    """
 
     def decoded(value: Any) -> Any:
         if isinstance(value, list):
-            return [decoded(item) for item in value]
+            items = [decoded(item) for item in value]
+            return [i.whole() if isinstance(i, StoredTensor) else i for i in items]
         if not isinstance(value, dict):
             return value
         tag = next(iter(value), "")
         if not tag.startswith("$"):
-            return {key: decoded(item) for key, item in value.items()}
+            return with_stored({key: decoded(item) for key, item in value.items()})
         content = value[tag]
         if tag == "$tensor":
             return tensors[content]
@@ -243,12 +248,18 @@ def decode(
                 )
             return decoded(value["$plain"])
         if tag == "$items":
-            return {decoded(key): decoded(item) for key, item in content}
+            return with_stored({decoded(key): decoded(item) for key, item in content})
         if tag == "$dict":
             return DICTS[content](decoded(value["$value"]))
         return _FROM_CONTENT[tag](decoded(content))
 
     return decoded(value)
+
+
+def with_stored(state: State) -> State:
+    """A dict that gives tensors where some of its own are in files still; else as it is."""
+    is_stored = any(isinstance(value, StoredTensor) for value in state.values())
+    return StoredState(state) if is_stored else state
 
 
 def _open_object(key: str, objects: State | None) -> Any:
@@ -294,7 +305,7 @@ def find_unloaded(value: Any) -> UnloadedObject | None:
     if isinstance(value, UnloadedObject):
         return value
     if isinstance(value, dict):
-        value = list(value.values())
+        value = list(stored_items(value).values())
     if isinstance(value, (list, tuple)):
         for child in value:
             found = find_unloaded(child)

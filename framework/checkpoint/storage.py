@@ -7,9 +7,13 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from glob import has_magic
 from pathlib import Path
 from typing import Any, ClassVar
+
+# In which parts a store's files are read, in bytes.
+_BLOCK = 2**23
 
 
 def is_local(path: str) -> bool:
@@ -54,6 +58,20 @@ class LocalStorage:
         """The content of a file, or its first ``count`` bytes."""
         with open(path, "rb") as file:
             return file.read(count)
+
+    def read_into(self, path: str, memory: memoryview, begin: int) -> None:
+        """Fill ``memory`` with a file's bytes from ``begin`` on.
+
+        Raises:
+            EOFError: if there are fewer.
+        """
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            while memory:
+                count = file.readinto(memory)
+                if not count:
+                    raise EOFError(f"{path} ends early")
+                memory = memory[count:]
 
     def read_at_most(
         self,
@@ -186,11 +204,12 @@ class RemoteStorage:
 
     Args:
         path: any URL there.
+        keeps: keep what :meth:`read_into` has read, not only the last of it, as all of it will be read again.
     """
 
     is_local: ClassVar = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, keeps: bool = False) -> None:
         import fsspec
 
         # Listings are not kept: another thread's or process's file system would not see in them what this one writes.
@@ -199,6 +218,31 @@ class RemoteStorage:
         self.is_file = self.system.isfile
         self.size = self.system.size
         self.remove_empty_folder = self.system.rmdir
+        # What is small is not worth a request.
+        self._block = lru_cache(None if keeps else 4)(self._read_block)
+
+    def _read_block(self, path: str, number: int) -> bytes:
+        begin = number * _BLOCK
+        end = min(begin + _BLOCK, self.size(path))
+        # A store refuses a part of nothing.
+        if begin >= end:
+            return b""
+        return self.system.cat_file(path, start=begin, end=end)
+
+    def read_into(self, path: str, memory: memoryview, begin: int) -> None:
+        """Fill ``memory`` with a file's bytes from ``begin`` on.
+
+        Raises:
+            EOFError: if there are fewer.
+        """
+        while memory:
+            number, first = divmod(begin, _BLOCK)
+            content = self._block(path, number)[first : first + len(memory)]
+            if not content:
+                raise EOFError(f"{path} ends early")
+            memory[: len(content)] = content
+            memory = memory[len(content) :]
+            begin += len(content)
 
     def read(
         self,
@@ -312,9 +356,9 @@ class RemoteStorage:
         return [join(path, name) for name in self.files(path) if name.endswith(endings)]
 
 
-def storage_of(path: str) -> LocalStorage | RemoteStorage:
-    """What reads and writes files at ``path``."""
-    return LocalStorage() if is_local(path) else RemoteStorage(path)
+def storage_of(path: str, keeps: bool = False) -> LocalStorage | RemoteStorage:
+    """What reads and writes files at ``path``; arguments as of :class:`RemoteStorage`."""
+    return LocalStorage() if is_local(path) else RemoteStorage(path, keeps)
 
 
 def writing(path: str) -> AbstractContextManager[Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +24,7 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 # Types that the format lacks, by the numbers of which they consist; all others count as bytes. They are written in one
 # more dimension, and the metadata names the type.
 _NUMBERS_OF = {torch.complex128: torch.float64, torch.complex32: torch.float16}
@@ -146,12 +146,17 @@ def memory_of(tensor: Tensor) -> tuple[Any, ...]:
 
 def _chunks_of(tensor: Tensor) -> Iterator[Any]:
     tensor = tensor.to("cpu").contiguous().resolve_conj().resolve_neg()
-    length = tensor.numel() * tensor.element_size()
-    if length:
-        memory = (ctypes.c_char * length).from_address(tensor.data_ptr())
-        content = memoryview(memory).cast("B")
-        for begin in range(0, length, _CHUNK):
+    if tensor.numel():
+        content = memory_view(tensor)
+        for begin in range(0, len(content), _CHUNK):
             yield content[begin : begin + _CHUNK]
+
+
+def memory_view(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor of the host's memory, to read from, or to write to; it must not be empty."""
+    length = tensor.numel() * tensor.element_size()
+    memory = (ctypes.c_char * length).from_address(tensor.data_ptr())
+    return memoryview(memory).cast("B")
 
 
 def device_of(map_location: Any) -> Any:
@@ -165,14 +170,14 @@ def device_of(map_location: Any) -> Any:
 
 
 def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
-    """The tensors of a safetensors file, or its shards of them, on ``map_location`` (default: the CPU).
+    """The tensors of a safetensors file, no shards, on ``map_location`` (default: the CPU).
 
     Raises:
         ValueError: if it is damaged, or was made to harm.
     """
     from safetensors.torch import load
 
-    with _naming_damage():
+    with naming_damage():
         loaded = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
@@ -180,23 +185,19 @@ def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
     tensors: dict[str, Any] = {
         name: tensor.to(device) for name, tensor in loaded.items()
     }
-    with _naming_damage():
-        dtypes, aliases, shards = (
-            json.loads(metadata.get(key, "{}"))
-            for key in ("dtypes", "aliases", "pieces")
+    with naming_damage():
+        dtypes, aliases = (
+            json.loads(metadata.get(key, "{}")) for key in ("dtypes", "aliases")
         )
         for name, dtype in dtypes.items():
             tensors[name] = tensors[name].view(getattr(torch, dtype)).squeeze(-1)
         for alias, name in aliases.items():
             tensors[alias] = tensors[name]
-        for name, (shape, offset) in shards.items():
-            offset = offset if isinstance(offset, int) else tuple(offset)
-            tensors[name] = TensorShard(tensors[name], tuple(shape), offset)
     return tensors
 
 
 @contextmanager
-def _naming_damage() -> Iterator[None]:
+def naming_damage() -> Iterator[None]:
     """Turn whatever the block raises into a ValueError, as content that is not ours may raise anything."""
     try:
         yield
@@ -204,56 +205,3 @@ def _naming_damage() -> Iterator[None]:
         raise ValueError(
             f"its tensors cannot be read ({type(error).__name__}: {error})"
         ) from error
-
-
-def join_shards(
-    files: Iterable[dict[str, Any]], largest_size: int
-) -> dict[str, Tensor]:
-    """The tensors of several files, the sharded ones put together.
-
-    Args:
-        files: their tensors by name; each is cleared before the next one is asked for.
-        largest_size: the bytes of all files, which no tensor can exceed, whatever a file says of its shape.
-
-    Raises:
-        ValueError: if a shard is missing, or does not fit, or a name is there twice.
-    """
-    joined = {}
-    # By name of a sharded tensor: how many of its numbers are still to come.
-    missing = {}
-    for tensors in files:
-        for name, value in tensors.items():
-            is_shard = isinstance(value, TensorShard)
-            if name in joined and not (is_shard and name in missing):
-                raise ValueError(f"{name} is there twice")
-            if not is_shard:
-                joined[name] = value
-                continue
-            with _naming_damage():
-                if name not in joined:
-                    joined[name] = _room_for(value, name, largest_size)
-                    missing[name] = joined[name].numel()
-                value.slice_of(joined[name]).copy_(value.tensor)
-            missing[name] -= value.tensor.numel()
-        tensors.clear()
-    incomplete = [name for name, count in missing.items() if count]
-    if incomplete:
-        raise ValueError(f"of {', '.join(incomplete)}, a part is missing")
-    return joined
-
-
-def _room_for(
-    shard: TensorShard,
-    name: str,
-    largest_size: int,
-) -> Tensor:
-    """An uninitialized tensor for all shards of the tensor ``name``."""
-    if math.prod(shard.shape) * shard.tensor.element_size() > largest_size:
-        raise ValueError(
-            f"{name} is said to have the shape {shard.shape}, more than there is"
-        )
-    return torch.empty(
-        shard.shape,
-        dtype=shard.tensor.dtype,
-        device=shard.tensor.device,
-    )

@@ -9,7 +9,7 @@ from ...strategies.tensor_shards import full_state
 from ..checkpoint.find import resolve
 from ..checkpoint.format_1 import upgrade
 from ..checkpoint.manifest import naming_damage
-from ..checkpoint.reader import load_checkpoint
+from ..checkpoint.reader import open_checkpoint
 from ..checkpoint.saver import Save
 from ..checkpoint.schema import Checkpoint, RunState, check_shape
 from ..checkpoint.serialization import State, fill_unloaded
@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def read_checkpoint(path: str, weights_only: bool | None) -> State:
-    """Read a checkpoint that is to be resumed, and see that it has the shape of :class:`.Checkpoint`.
+def read_checkpoint(engine: Engine, path: str, weights_only: bool | None) -> State:
+    """Read a checkpoint that is to be resumed, and see that it has the shape of :class:`.Checkpoint`. A collective.
 
     Raises:
         CheckpointError: if it has not. To load the weights alone, it need not.
     """
-    checkpoint = load_checkpoint(path, weights_only)
+    checkpoint = open_checkpoint(
+        path,
+        weights_only,
+        group=engine.strategy,
+        keeps_parts=engine.num_processes > 1 and not is_whole(engine),
+    )
     with naming_damage(path, "its state is not as it should be"):
         if checkpoint["manifest"].get("format") == 1:
             upgrade(checkpoint)
@@ -129,7 +134,7 @@ def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     prepared = engine.prepared
     path = resolve(path)
     strategies = _to_load(engine, path)
-    checkpoint = read_checkpoint(path, weights_only)
+    checkpoint = read_checkpoint(engine, path, weights_only)
     _check_counts(engine, checkpoint, len(strategies), path)
     engine.end_window()
     engine.accumulation.abandon()

@@ -191,7 +191,7 @@ def read_first(
         checkpoint = {}
         failure = None
         try:
-            checkpoint = read_checkpoint(path, weights_only)
+            checkpoint = read_checkpoint(run.engine, path, weights_only)
         except (CheckpointError, OSError) as error:
             failure = str(error)
         failures = run.engine.strategy.gather_objects(failure)  # collective
@@ -216,7 +216,7 @@ def read_run(
     path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
     path = resolve(run.engine.strategy.broadcast(path))  # collective
     run.resume_from(path)
-    checkpoint = read_checkpoint(path, weights_only)
+    checkpoint = read_checkpoint(run.engine, path, weights_only)
     if run.fn == "fit" and is_of_lightning(checkpoint):
         adopt(run, checkpoint)
     adopt_average(run, checkpoint)
