@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -14,27 +14,45 @@ from ..messages import log
 
 
 def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
-    """Compile each child of ``module``.
+    """Compile the parts of ``module``: repeated blocks by themselves, as equal ones are compiled once.
 
-    A list or dict of modules has no forward to compile, and blocks in a row are cheaper to compile one by one, as
-    equal ones share their code: so the children of these are compiled instead.
+    What has repeated blocks in it, at whatever depth, such as the layers of a language model in a list, is not compiled
+    as a whole: its blocks are, and its other parts.
 
     Args:
         module: the module; it is changed in place.
         options: arguments of ``torch.compile``.
     """
+    _compile_children(module, options, {})
+
+
+def _compile_children(
+    module: nn.Module, options: dict[str, Any], codes: dict[Any, CodeType]
+) -> None:
     for child in module.children():
-        if type(child) in (nn.ModuleList, nn.ModuleDict) or (
-            type(child) is nn.Sequential and not _is_all_torch(child)
-        ):
-            compile_submodules(child, options)
+        if _has_blocks(child):
+            _compile_children(child, options, codes)
         elif getattr(child, "_compiled_call_impl", None) is None:
             if _is_all_torch(child):
-                child._compiled_call_impl = torch.compile(
-                    _called_from_here(child._call_impl), **options
-                )
+                call = _called_from_here(child, codes)
+                child._compiled_call_impl = torch.compile(call, **options)
             else:
                 child.compile(**options)
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    """Whether a module is not to be compiled as one: a list has no forward, and blocks in it are compiled once."""
+    if type(module) in (nn.ModuleList, nn.ModuleDict):
+        return True
+    if type(module) is nn.Sequential and not _is_all_torch(module):
+        return True
+    for part in module.modules():
+        if isinstance(part, (nn.ModuleList, nn.Sequential)):
+            # Layers of torch's without parts are too small to be worth a graph each.
+            kinds = [type(block) for block in part if next(block.children(), None)]
+            if len({*kinds}) < len(kinds):
+                return True
+    return False
 
 
 def uncompiled(model: Any) -> Any:
@@ -68,13 +86,18 @@ def _is_all_torch(module: nn.Module) -> bool:
     )
 
 
-def _called_from_here(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``call``, a method inside torch.nn: torch.compile skips such code unless code of elsewhere calls it."""
+def _called_from_here(
+    module: nn.Module, codes: dict[Any, CodeType]
+) -> Callable[..., Any]:
+    """Wrap a module inside torch.nn: torch.compile skips such code unless code of elsewhere calls it."""
+    call = module._call_impl
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
-    # A code object for each layer: torch recompiles one only so often, and all layers would share that number.
-    return FunctionType(
-        run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
-    )
+    # A code object for each kind of layer: torch recompiles one only so often, and all layers would share that number.
+    # Equal layers share what is compiled for one of them.
+    state = module.state_dict().items()
+    kind = str(module), *((name, value.dtype) for name, value in state)
+    code = codes.setdefault(kind, run.__code__.replace())
+    return FunctionType(code, run.__globals__, run.__name__, None, run.__closure__)
