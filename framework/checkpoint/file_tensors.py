@@ -92,7 +92,7 @@ class FileTensor(StoredTensor):
         is_in_order = wanted is not None and all(piece.place for piece in self.pieces)
         if not is_in_order or not into.is_contiguous():
             shard = TensorShard(into, self.shape, offset)
-            into.copy_(shard.slice_of(self._joined()))
+            into.copy_(shard.slice_of(self._joined()).reshape(into.shape))
             return
         assert wanted is not None
         numbers = into.view(-1)
