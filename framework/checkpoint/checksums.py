@@ -49,7 +49,11 @@ def verify(
     parts: dict[str, tuple[int, int]] = {}
     failure = ""
     try:
-        parts = _parts(sizes, storage, *share)
+        parts = _parts(
+            sizes,
+            storage,
+            *share,
+        )
     except (OSError, EOFError) as error:
         failure = f"{error}"
     found = group.gather_objects((parts, failure))  # collective
@@ -85,7 +89,11 @@ def _parts(
         checksum = 0
         while at < end:
             chunk = buffer[: end - at]
-            storage.read_into(path, chunk, at)
+            storage.read_into(
+                path,
+                chunk,
+                at,
+            )
             checksum = zlib.crc32(chunk, checksum)
             at += len(chunk)
         parts[path] = (checksum, end - begin)
@@ -94,7 +102,11 @@ def _parts(
     return parts
 
 
-def _joined(first: int, second: int, length: int) -> int:
+def _joined(
+    first: int,
+    second: int,
+    length: int,
+) -> int:
     """The checksum of two parts together, of which the second has so many bytes: zlib's crc32_combine."""
     factor = _ONE
     # x to the power of 8, of 16, of 32 …: by which the first part is shifted for one byte, two, four …
@@ -109,7 +121,10 @@ def _joined(first: int, second: int, length: int) -> int:
     return _product(factor, first) ^ second
 
 
-def _product(a: int, b: int) -> int:
+def _product(
+    a: int,
+    b: int,
+) -> int:
     """Multiply polynomials modulo that of crc32."""
     product = 0
     for bit in range(31, -1, -1):
