@@ -88,20 +88,7 @@ def open_checkpoint(
             map_location,
         )
     group = group or GroupMember()
-    opened = None
-    failure = None
-    try:
-        opened = _Folder(
-            path,
-            map_location,
-            keeps_parts,
-        )
-    except (CheckpointError, OSError) as error:
-        failure = error
-    for text in group.gather_objects(failure and str(failure)):  # collective
-        if text:
-            raise failure or CheckpointError(text)
-    assert opened is not None
+    opened = _opened(path, map_location, keeps_parts, group)
     opened.verify(group)
     tensors = opened.tensors
     content = opened.content
@@ -131,6 +118,30 @@ def open_checkpoint(
         checkpoint["rng"] = [state_in(f"rng/rank-{i}") for i in range(len(ranks))]
     checkpoint["manifest"] = opened.manifest
     return checkpoint
+
+
+def _opened(
+    path: str,
+    map_location: Any,
+    keeps_parts: bool,
+    group: GroupMember,
+) -> _Folder:
+    """Open a folder in all processes, or in none. A collective.
+
+    Raises:
+        CheckpointError: if one of them cannot.
+    """
+    opened = None
+    failure = None
+    try:
+        opened = _Folder(path, map_location, keeps_parts)
+    except (CheckpointError, OSError) as error:
+        failure = error
+    for text in group.gather_objects(failure and str(failure)):  # collective
+        if text:
+            raise failure or CheckpointError(text)
+    assert opened is not None
+    return opened
 
 
 class _Folder:

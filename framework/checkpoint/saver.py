@@ -43,10 +43,7 @@ class Save:
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
 
-    def run(
-        self,
-        write: Callable[[], None],
-    ) -> None:
+    def run(self, write: Callable[[], None]) -> None:
         """Call ``write``, and keep what it raises for :meth:`finish`."""
         try:
             write()
@@ -54,17 +51,11 @@ class Save:
             # Also what a callback raises when the checkpoint is complete.
             self._failed = error
 
-    def fail(
-        self,
-        error: Exception,
-    ) -> None:
+    def fail(self, error: Exception) -> None:
         """Keep an error that came before anything could be written."""
         self._failed = error
 
-    def start(
-        self,
-        write: Callable[[], None],
-    ) -> None:
+    def start(self, write: Callable[[], None]) -> None:
         """:meth:`run`, in another thread."""
         # A daemon, for which the interpreter waits only by `_wait_at_exit`: a user in a hurry can have that left out.
         self._thread = threading.Thread(
@@ -125,10 +116,7 @@ class Saver:
         self.created = 0.0
         self._last: Save | None = None
 
-    def go_on_after(
-        self,
-        manifest: State,
-    ) -> None:
+    def go_on_after(self, manifest: State) -> None:
         """Give the next checkpoint a later time than one that is resumed from."""
         self.created = max(self.created, manifest.get("created", 0.0))
 
@@ -189,31 +177,16 @@ class Saver:
             if isinstance(snapshot, FileSnapshot):
                 commit_file(snapshot.write, path)
             else:
-                commit(
-                    snapshot,
-                    path,
-                    shared,
-                )
+                commit(snapshot, path, shared)
             save.written = True
             if on_complete is not None and rank == 0:
                 on_complete()
 
         try:
             if is_file:
-                snapshot = FileSnapshot(
-                    checkpoint,
-                    facts,
-                    rng,
-                    copy=not wait,
-                )
+                snapshot = FileSnapshot(checkpoint, facts, rng, copy=not wait)
             else:
-                snapshot = Snapshot(
-                    checkpoint,
-                    facts,
-                    rng,
-                    not wait,
-                    rank,
-                )
+                snapshot = Snapshot(checkpoint, facts, rng, not wait, rank)
         except Exception as error:
             if shared is not None:
                 shared.give_up(error)

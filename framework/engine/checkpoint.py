@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def read_checkpoint(
-    engine: Engine,
-    path: str,
-    weights_only: bool | None,
-) -> State:
+def read_checkpoint(engine: Engine, path: str, weights_only: bool | None) -> State:
     """Read a checkpoint that is to be resumed, and see that it has the shape of :class:`.Checkpoint`. A collective.
 
     Raises:
@@ -73,10 +69,7 @@ def can_save_alone(engine: Engine) -> bool:
     return engine.is_main_process and is_whole(engine) and not stateful
 
 
-def _model_states(
-    engine: Engine,
-    path: str,
-) -> list[State]:
+def _model_states(engine: Engine, path: str) -> list[State]:
     """The models' states that the hooks before a save leave to it."""
     states = [strategy.model_state() for strategy in engine.prepared.strategies]
     if engine.save_state_pre_hooks:
@@ -86,12 +79,7 @@ def _model_states(
     return states
 
 
-def save_state(
-    engine: Engine,
-    path: str,
-    wait: bool,
-    alone: bool = False,
-) -> Save:
+def save_state(engine: Engine, path: str, wait: bool, alone: bool = False) -> Save:
     """Begin to write a checkpoint, as ``Engine.save_state``; with ``alone``, by this process without the others."""
     # The end of the window adapts the loss scale, which is part of the state.
     engine.end_stepped_window()
@@ -141,20 +129,12 @@ def save_state(
     )
 
 
-def load_state(
-    engine: Engine,
-    path: str,
-    weights_only: bool | None,
-) -> None:
+def load_state(engine: Engine, path: str, weights_only: bool | None) -> None:
     """Load a checkpoint into what was prepared and registered, as ``Engine.load_state``."""
     prepared = engine.prepared
     path = resolve(path)
     strategies = _to_load(engine, path)
-    checkpoint = read_checkpoint(
-        engine,
-        path,
-        weights_only,
-    )
+    checkpoint = read_checkpoint(engine, path, weights_only)
     _check_counts(engine, checkpoint, len(strategies), path)
     engine.end_window()
     engine.accumulation.abandon()
@@ -186,19 +166,12 @@ def load_state(
     if engine.scaler is not None and "scaler" in checkpoint:
         engine.scaler.load_state_dict(checkpoint["scaler"])
     engine.global_step = checkpoint["global_step"]
-    _restore_loaders(
-        engine,
-        checkpoint,
-        path,
-    )
+    _restore_loaders(engine, checkpoint, path)
     if rng := checkpoint["rng"]:
         set_rng_state(rng[engine.process_index % len(rng)], engine.device)
 
 
-def _to_load(
-    engine: Engine,
-    path: str,
-) -> list[Any]:
+def _to_load(engine: Engine, path: str) -> list[Any]:
     """The strategies of those models that the hooks before a load leave to it."""
     models = list(engine.prepared.modules.values())
     left = list(models)
@@ -212,10 +185,7 @@ def _to_load(
 
 
 def _check_counts(
-    engine: Engine,
-    checkpoint: State,
-    num_models: int,
-    path: str,
+    engine: Engine, checkpoint: State, num_models: int, path: str
 ) -> None:
     """Raise before anything is loaded if other things were prepared than the checkpoint holds."""
     prepared = engine.prepared
@@ -235,11 +205,7 @@ def _check_counts(
             )
 
 
-def _restore_loaders(
-    engine: Engine,
-    checkpoint: State,
-    path: str,
-) -> None:
+def _restore_loaders(engine: Engine, checkpoint: State, path: str) -> None:
     """Let the prepared loaders go on where those of the checkpoint were.
 
     Raises:
@@ -265,10 +231,7 @@ def _restore_loaders(
         loader.load_state_dict(state, saved_by=len(by_rank))
 
 
-def whole_state(
-    engine: Engine,
-    model: nn.Module,
-) -> State:
+def whole_state(engine: Engine, model: nn.Module) -> State:
     """A model's parameters and buffers, as ``Engine.get_state_dict``."""
     module = unwrapped(model)
     strategy = next(
@@ -279,12 +242,7 @@ def whole_state(
     return full_state(strategy, strategy.model_state())
 
 
-def save_model(
-    engine: Engine,
-    model: nn.Module,
-    directory: str,
-    together: bool,
-) -> str:
+def save_model(engine: Engine, model: nn.Module, directory: str, together: bool) -> str:
     """Write a model's weights, as ``Engine.save_model``; ``together`` if all processes call it, and all raise."""
     state = whole_state(engine, model)
     path = join(directory, "model.safetensors")
