@@ -142,7 +142,7 @@ class Trainer:
         default_root_dir: where logs and checkpoints go. Default: the working directory.
         auto_requeue: under SLURM, a fit that gets SIGUSR1, or whose time is nearly up, saves and puts its job back into
             the queue. A fit of a job that was started again, by whomever, goes on from its newest checkpoint.
-        compile: compile the module's submodules in place, equal blocks once; a dict gives ``torch.compile``'s arguments.
+        compile: compile the module's parts in place, equal blocks once; a dict gives ``torch.compile``'s arguments.
         hang_timeout: how long a process may stand still before it is reported with its stacks and ended, with a code
             that is not 0: seconds or a ``timedelta`` for all phases, 0 for ever, or a mapping of these by phase:
             ``"setup"`` (with the first batch), ``"prepare_data"``, ``"train"``, ``"validate"`` (and other

@@ -227,8 +227,7 @@ def decode(
 
     def decoded(value: Any) -> Any:
         if isinstance(value, list):
-            items = [decoded(item) for item in value]
-            return [i.whole() if isinstance(i, StoredTensor) else i for i in items]
+            return [_read(decoded(item)) for item in value]
         if not isinstance(value, dict):
             return value
         tag = next(iter(value), "")
@@ -257,6 +256,11 @@ def decode(
         return _FROM_CONTENT[tag](decoded(content))
 
     return decoded(value)
+
+
+def _read(value: Any) -> Any:
+    """A tensor, if it is in files still."""
+    return value.whole() if isinstance(value, StoredTensor) else value
 
 
 def with_stored(state: State) -> State:
