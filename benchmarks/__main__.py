@@ -22,6 +22,7 @@ from . import (
     kills,
     launch,
     matrix,
+    planning,
     program,
     restarts,
     saving,
@@ -34,7 +35,7 @@ from . import (
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-LONG = ("kills", "restarts", "workers", "faults")  # run by name only
+LONG = ("kills", "restarts", "workers", "faults", "plan")  # run by name only
 BENCHMARKS = (
     "step",
     "matrix",
@@ -177,6 +178,8 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "program", program.compare(rounds)
     if "watching" in wanted:
         yield "watching", watching.compare()
+    if "plan" in wanted:
+        yield "plan", planning.compare()
     if "kills" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield "kills", kills.compare(options.kills, Path(folder))

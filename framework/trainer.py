@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from ..strategies import Precision, Strategy
     from .loop.optimizers import LRSchedulerConfig
     from .loop.step import Step
+    from .report.plan import Plan
 
 
 class Trainer:
@@ -805,6 +806,67 @@ class Trainer:
         other.metrics = Metrics(self.strategy, enabled=self.metrics.enabled)
         other.record = NoRecord()
         return other
+
+    def plan(
+        self,
+        model: Module,
+        batch: Any = None,
+        *,
+        datamodule: DataModule | None = None,
+        memory: str | int | float | None = None,
+        accelerator: str | None = None,
+        devices: int | Sequence[int] | None = None,
+        strategies: Sequence[str] | None = None,
+        precisions: Sequence[int | str | Precision] | None = None,
+        micro_batches: Sequence[int] | None = None,
+        activation_checkpointing: Any = None,
+        margin: float = 0.1,
+    ) -> Plan:
+        """Tell how much memory a training would take of each process, before any of it is taken.
+
+        A step is followed on tensors without memory; the module, its data and the random generators stay as they are.
+        Each choice is one row: a strategy, a precision, a micro-batch, with or without activation checkpointing.
+
+        Args:
+            model: the module. Layers that ``configure_model`` makes, or that are on the meta device, take no memory.
+            batch: a batch of one process, or a loader, of which the first batch counts. Default: the module's own
+                ``train_dataloader``.
+            datamodule: a ``DataModule`` instead, whose training loader gives the batch.
+            memory: of each device, in bytes or as ``"80GB"``, ``"24GiB"``. Default: that of the device here; of the
+                CPU, each process's part of it.
+            accelerator: the kind of device to plan for, as of the Trainer. Default: the Trainer's.
+            devices: number of processes, or several numbers. Default: the Trainer's.
+            strategies: among ``"single"``, ``"ddp"``, ``"fsdp"``, ``"deepspeed_stage_2"`` and ``"deepspeed_stage_3"``.
+                Default: all of them. The Trainer's own counts with its options.
+            precisions: names, or objects. Default: the Trainer's; beside ``"32-true"`` also ``"bf16-mixed"``.
+            micro_batches: numbers of samples. Default: the batch's, and halves of it until something fits.
+            activation_checkpointing: which submodules compute their activations again, as of the strategies; False for
+                none; or a list of such choices. Default: the Trainer's; else none, and the blocks of which the module
+                has most.
+            margin: the part of the memory that is left to what is not counted: the device's own, and what lies idle.
+
+        Raises:
+            ValueError: for arguments that are not as described, or a module that an earlier fit has divided among
+                processes.
+        """
+        # It imports the strategies, of which a run needs one.
+        from .report.plan.planner import Request, make_plan
+
+        trial = self._copy_with([])
+        trial.metrics = Metrics(self.strategy, enabled=False)
+        trial.state = RunState(seed=self.state.seed)
+        trial.state.begin("fit")
+        request = Request(
+            memory,
+            accelerator,
+            devices,
+            strategies,
+            precisions,
+            micro_batches,
+            activation_checkpointing,
+            margin,
+        )
+        return make_plan(trial, model, batch, datamodule, request)
 
     def reconfigure_optimizers(self) -> None:
         """Call ``configure_optimizers`` again, as with another learning rate, before the first step of a fit.

@@ -27,7 +27,7 @@ from .tensor_shards import TensorPairs, full_state
 from .zero_states import ZeroStates
 
 # Optimizers that treat each number of a parameter by itself, whatever its shape: DeepSpeed hands them flat tensors.
-_ELEMENTWISE_OPTIMIZERS = (
+ELEMENTWISE_OPTIMIZERS = (
     "ASGD",
     "Adadelta",
     "Adam",
@@ -237,7 +237,7 @@ class DeepSpeedStrategy(Strategy):
         """
         kind = type(optimizer)
         is_known = (
-            kind.__name__ in _ELEMENTWISE_OPTIMIZERS
+            kind.__name__ in ELEMENTWISE_OPTIMIZERS
             or kind.__module__.startswith("deepspeed.")
             or self.config.get("zero_allow_untested_optimizer")
         )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,12 @@ from .distributed_tensors import (
     to_shards,
 )
 from .launch.rendezvous import timing_out
-from .module_policy import Policy, checkpoint_activations, matches
+from .module_policy import (
+    WITHOUT_FORWARD,
+    Policy,
+    checkpoint_activations,
+    modules_to_wrap,
+)
 from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
 from .process_group import ProcessGroupOptions
@@ -45,10 +50,7 @@ from .stored_tensors import StoredTensor, filled, stored_items
 _ROOT = "_fsdp_root"
 
 # Optimizers of torch that compute what its distributed tensors do not support, as of torch 2.13.
-_UNSHARDED_OPTIMIZERS = ("Adafactor", "Rprop", "SparseAdam")
-
-# These containers have no forward of their own, before which their parameters could be gathered.
-_WITHOUT_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+UNSHARDED_OPTIMIZERS = ("Adafactor", "Rprop", "SparseAdam")
 
 
 class FSDPStrategy(Strategy):
@@ -235,7 +237,7 @@ class FSDPStrategy(Strategy):
                 # Batch norms take parameters and statistics of one type.
                 if isinstance(child, nn.modules.batchnorm._BatchNorm):
                     fully_shard(child, **full_precision)
-        parts = _modules_to_wrap(module, self.auto_wrap_policy)
+        parts = modules_to_wrap(module, self.auto_wrap_policy)
         if getattr(module, "automatic_optimization", True):
             parts.append(root)
         else:
@@ -259,7 +261,7 @@ class FSDPStrategy(Strategy):
         children = list(module.children())
         while children:
             child = children.pop(0)
-            if isinstance(child, _WITHOUT_FORWARD):
+            if isinstance(child, WITHOUT_FORWARD):
                 children[:0] = child.children()
             elif next(child.parameters(), None) is not None:
                 parts.append(child)
@@ -278,7 +280,7 @@ class FSDPStrategy(Strategy):
     ) -> list[Optimizer]:
         for optimizer in optimizers:
             name = type(optimizer).__name__
-            if self._root is not None and name in _UNSHARDED_OPTIMIZERS:
+            if self._root is not None and name in UNSHARDED_OPTIMIZERS:
                 raise ValueError(
                     f"strategy={self.name!r} shards parameters, and torch has no such arithmetic for {name} (it has "
                     'for AdamW, SGD, Muon and most others): take one of these, or strategy="ddp"'
@@ -532,69 +534,3 @@ def _is_alike(
         and isinstance(value, (Tensor, StoredTensor))
         and value.shape == like.shape
     )
-
-
-def _modules_to_wrap(
-    module: nn.Module,
-    policy: Policy | int | None,
-) -> list[nn.Module]:
-    """Return the submodules to be gathered by themselves, inner ones first.
-
-    Args:
-        module: the user's.
-        policy: classes, a function of a submodule, a number of parameters, or None for the children of each
-            ``nn.ModuleList`` and ``nn.Sequential``.
-    """
-    if policy is None:
-        chosen = _blocks(module)
-    elif isinstance(policy, int) and not isinstance(policy, bool):
-        chosen = _of_size(module, policy)
-    else:
-        chosen = {
-            id(child)
-            for child in module.modules()
-            if child is not module and matches(cast(Policy, policy), child)
-        }
-    return [
-        child
-        for child in reversed(list(module.modules()))
-        if id(child) in chosen
-        and any(True for _ in child.parameters())
-        and not isinstance(child, _WITHOUT_FORWARD)
-    ]
-
-
-def _blocks(module: nn.Module) -> set[int]:
-    """Ids of the children of ``nn.ModuleList``s and ``nn.Sequential``s, but for those that are such containers."""
-    blocks: set[int] = set()
-    containers: set[int] = set()
-    for child in module.modules():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            containers.add(id(child))
-            blocks.update(id(block) for block in child.children())
-    return blocks - containers
-
-
-def _of_size(
-    module: nn.Module,
-    min_parameters: int,
-) -> set[int]:
-    """Ids of submodules to be gathered by themselves, by their size.
-
-    Args:
-        module: the user's.
-        min_parameters: a submodule is chosen if it has so many, without those of submodules in it that are chosen.
-    """
-    chosen: set[int] = set()
-
-    def count_remaining(child: nn.Module) -> int:
-        """Return how many parameters are left to the parent of ``child``."""
-        total = sum(parameter.numel() for parameter in child.parameters(recurse=False))
-        total += sum(map(count_remaining, child.children()))
-        if total >= min_parameters and child is not module:
-            chosen.add(id(child))
-            return 0
-        return total
-
-    count_remaining(module)
-    return chosen

@@ -184,6 +184,7 @@ TRAINER = {
     "reconfigure_optimizers",
     "record",
     "record_dir",
+    "plan",
     "rehearse",
     "reload_dataloaders",
     "reload_dataloaders_every_n_epochs",

@@ -14,6 +14,7 @@ COMMANDS = {
     "replay": "train a run again up to a step, and stop there: to look at a spike, a NaN, an exception",
     "batch": "tell which samples of the dataset a step of a run had",
     "diff": "tell where two runs differ: settings, the first step, the first module",
+    "plan": "tell how much memory a program's training would take, and what fits",
     "env": "tell what is installed, and on which devices: for reports of bugs",
     "report": "show runs in one page, or in a terminal: curves, times, settings, failures",
     "migrate": "rewrite programs that were written for Lightning or Accelerate",
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         from .replay import batch as run
     elif command == "diff":
         from .diff import main as run
+    elif command == "plan":
+        from .plan import main as run
     elif command == "env":
         from .environment import main as run
     elif command == "report":
