@@ -185,6 +185,7 @@ TRAINER = {
     "record",
     "record_dir",
     "plan",
+    "report",
     "rehearse",
     "reload_dataloaders",
     "reload_dataloaders_every_n_epochs",
@@ -296,6 +297,7 @@ ENGINE = {
 # The same of the Engine.
 INSIDE_THE_ENGINE = {
     "loop_watch",
+    "convert",
     "evaluate",
     "forward",
     "start_epoch",
