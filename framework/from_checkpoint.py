@@ -221,9 +221,7 @@ def module_from_checkpoint(
     exact = module.strict_loading if strict is None else strict
     _leave_meta(module, checkpoint["state_dict"], device_of(map_location))
     load_weights(
-        lambda state, s: module.load_state_dict(
-            filled(state, module.state_dict), strict=s
-        ),
+        lambda state, s: module.load_state_dict(filled(state, module), strict=s),
         module,
         checkpoint,
         path,

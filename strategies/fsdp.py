@@ -43,7 +43,7 @@ from .optimizer_state import State, named_optimizer_state
 from .precision import Precision
 from .process_group import ProcessGroupOptions
 from .step_module import StepModule
-from .stored_tensors import StoredTensor, filled, stored_items
+from .stored_tensors import StoredTensor, filled, loaded_otherwise, stored_items
 
 # The key in a module's __dict__ of the StepModule around it that was sharded: a later run finds it there, as sharding
 # cannot be undone.
@@ -439,15 +439,17 @@ class FSDPStrategy(Strategy):
             return super().load_model_state(state, strict)
         current = self._distributed_state()
         distributed = {}
+        others = loaded_otherwise(self._root.module)
         for name, value in stored_items(state).items():
             like = current.get(name)
-            if isinstance(value, StoredTensor) and _is_alike(value, like):
+            is_stored = isinstance(value, StoredTensor) and _is_alike(value, like)
+            if is_stored and not name.startswith(others):
                 assert isinstance(like, DTensor)
                 shard_of(like).load(value)
                 distributed[name] = like
             else:
                 distributed[name] = _distribute_like(value, like)
-        distributed = filled(distributed, lambda: current)
+        distributed = filled(distributed, self._root.module, lambda: current)
         return self._root.module.load_state_dict(distributed, strict=strict)
 
     def local_part(

@@ -39,7 +39,7 @@ class ModuleStates:
         Returns:
             What ``nn.Module.load_state_dict`` does.
         """
-        state = filled(state, self.module.state_dict)
+        state = filled(state, self.module)
         return self.module.load_state_dict(state, strict=strict)
 
     def optimizer_state(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 # Where a part begins in a tensor: an index in each dimension, or one in the flattened tensor.
@@ -161,21 +161,55 @@ def stored_items(
     return state
 
 
+def loaded_otherwise(module: nn.Module) -> tuple[str, ...]:
+    """What the names begin with of tensors that may not be loaded to their own names, as code of the user's says.
+
+    That is a hook, or a method that overrides torch's: it may leave tensors out, or give them to others, so that they
+    must not be changed before it is called.
+    """
+    if type(module).load_state_dict is not nn.Module.load_state_dict:
+        return ("",)
+    return tuple(
+        f"{name}." if name else ""
+        for name, part in module.named_modules()
+        if _has_a_say(part)
+    )
+
+
+def _has_a_say(module: nn.Module) -> bool:
+    """Whether a module loads its tensors, and those of the modules in it, by code that is not torch's."""
+    method = type(module)._load_from_state_dict
+    if not method.__module__.startswith("torch.nn.modules."):
+        return True
+    hooks = module._load_state_dict_pre_hooks.values()
+    # Those of FSDP only see to it that the shards are there.
+    return not all(
+        hook.hook.__module__.startswith("torch.distributed.") for hook in hooks
+    )
+
+
 def filled(
     state: dict[str, Any],
-    present: Callable[[], dict[str, Any]],
+    module: nn.Module,
+    present: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """A module's state to be loaded: tensors that are in files are read into the module's own, which stand for them.
 
     Args:
         state: of a checkpoint.
-        present: gives the module's, of which the tensors are changed; those of another shape or type are not.
+        module: the module, whose tensors are changed, but for those of another shape or type, and those for which the
+            user's code has a say.
+        present: gives its tensors by name; None for its ``state_dict``.
     """
     items = stored_items(state)
     if not any(isinstance(value, StoredTensor) for value in items.values()):
         return state
-    current = present()
-    return {name: _fill(value, current.get(name)) for name, value in items.items()}
+    current = (present or module.state_dict)()
+    others = loaded_otherwise(module)
+    return {
+        name: _fill(value, None if name.startswith(others) else current.get(name))
+        for name, value in items.items()
+    }
 
 
 def _fill(

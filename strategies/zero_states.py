@@ -77,7 +77,7 @@ class ZeroStates:
             name: value for name, value in current.items() if hasattr(value, "ds_id")
         }
         if not partitioned:
-            state = filled(state, self.module.state_dict)
+            state = filled(state, self.module)
             result = self.module.load_state_dict(state, strict=strict)
             if self.zero is not None:
                 self._update_fragments()
@@ -93,7 +93,7 @@ class ZeroStates:
             if name in state:
                 self._load_shard(parameter, for_torch[name], name)
                 for_torch[name] = parameter.detach()
-        for_torch = filled(for_torch, self.module.state_dict)
+        for_torch = filled(for_torch, self.module)
         return self.module.load_state_dict(for_torch, strict=strict)
 
     def local_part(

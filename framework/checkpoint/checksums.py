@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import zlib
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def verify(
     Raises:
         CheckpointError: if one cannot be read, in all processes.
     """
-    place = socket.gethostname() if storage.is_local else ""
+    place = _place(sizes, storage)
     by_rank = group.gather_objects(place)  # collective
     peers: dict[str, list[int]] = {}
     for rank, each in enumerate(by_rank):
@@ -54,8 +55,9 @@ def verify(
             storage,
             *share,
         )
-    except (OSError, EOFError) as error:
-        failure = f"{error}"
+    except Exception as error:
+        # A store's library has errors of its own.
+        failure = describe_error(error)
     found = group.gather_objects((parts, failure))  # collective
     for _, failure in found:
         if failure:
@@ -69,6 +71,24 @@ def verify(
             if checksum != expected and path not in altered:
                 altered.append(path)
     return altered
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in words, which are never none."""
+    return str(error) or type(error).__name__
+
+
+def _place(sizes: Mapping[str, int], storage: LocalStorage | RemoteStorage) -> str:
+    """Return what is the same in processes that see the same files."""
+    if not storage.is_local or not sizes:
+        return ""
+    machine = socket.gethostname()
+    try:
+        # Two machines may have one name.
+        about = os.stat(next(iter(sizes)))
+    except OSError:
+        return machine
+    return f"{machine} {about.st_dev} {about.st_ino}"
 
 
 def _parts(

@@ -102,7 +102,8 @@ class FileTensor(StoredTensor):
         """Read a part, from those pieces that have some of it."""
         wanted = _place(tuple(into.shape), offset, self.shape)
         is_in_order = wanted is not None and all(piece.place for piece in self.pieces)
-        if not is_in_order or not into.is_contiguous():
+        is_resolved = not into.is_conj() and not into.is_neg()
+        if not (is_in_order and is_resolved and into.is_contiguous()):
             shard = TensorShard(
                 into,
                 self.shape,

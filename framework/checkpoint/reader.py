@@ -11,7 +11,7 @@ from ...strategies.group import GroupMember
 from ...strategies.pickling import loads
 from ...strategies.stored_tensors import StoredState
 from ..errors import CheckpointError
-from .checksums import verify
+from .checksums import describe_error, verify
 from .file_tensors import open_tensors
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
@@ -54,8 +54,8 @@ def load_checkpoint(
 
 def _plain(value: Any) -> Any:
     """The same with all tensors read, and no dict that knows of files."""
-    if type(value) is list:
-        return [_plain(item) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
     if type(value) in (dict, StoredState):
         return {key: _plain(item) for key, item in value.items()}
     return value
@@ -80,15 +80,11 @@ def open_checkpoint(
     Returns:
         The same, with a :class:`~...strategies.stored_tensors.StoredState` for each dict of such tensors.
     """
-    path = resolve(path)
-    if storage_of(path).is_file(path):
-        return _load_file(
-            path,
-            weights_only,
-            map_location,
-        )
     group = group or GroupMember()
-    opened = _opened(path, map_location, keeps_parts, group)
+    opened = _opened(path, weights_only, map_location, keeps_parts, group)
+    if not isinstance(opened, _Folder):
+        return opened
+    path = opened.path
     opened.verify(group)
     tensors = opened.tensors
     content = opened.content
@@ -122,11 +118,12 @@ def open_checkpoint(
 
 def _opened(
     path: str,
+    weights_only: bool | None,
     map_location: Any,
     keeps_parts: bool,
     group: GroupMember,
-) -> _Folder:
-    """Open a folder in all processes, or in none. A collective.
+) -> _Folder | State:
+    """Open a folder, or read a file, in all processes or in none. A collective.
 
     Raises:
         CheckpointError: if one of them cannot.
@@ -134,12 +131,26 @@ def _opened(
     opened = None
     failure = None
     try:
-        opened = _Folder(path, map_location, keeps_parts)
-    except (CheckpointError, OSError) as error:
+        path = resolve(path)
+        if storage_of(path).is_file(path):
+            opened = _load_file(path, weights_only, map_location)
+        else:
+            opened = _Folder(path, map_location, keeps_parts)
+    except Exception as error:
+        # A store's library has errors of its own.
         failure = error
-    for text in group.gather_objects(failure and str(failure)):  # collective
+    told = group.gather_objects(  # collective
+        (failure and describe_error(failure), isinstance(opened, _Folder))
+    )
+    if failure is not None:
+        raise failure
+    for text, _ in told:
         if text:
-            raise failure or CheckpointError(text)
+            raise CheckpointError(text)
+    if len({is_folder for _, is_folder in told}) > 1:
+        raise CheckpointError(
+            f"checkpoint {path!r} is a folder for some processes, and a file for others"
+        )
     assert opened is not None
     return opened
 
@@ -200,6 +211,7 @@ class _Folder:
                     self.manifest,
                 )
                 sizes[self._path_of(name)] = self.manifest["files"][name]["size"]
+                self.storage.note(self._path_of(name))
             return dict(open_tensors(sizes, self.storage, self.device))
         except FileNotFoundError:
             missing = names[len(sizes)]

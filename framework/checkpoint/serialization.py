@@ -237,7 +237,8 @@ def decode(
         if tag == "$tensor":
             return tensors[content]
         if tag == "$array":
-            return tensors[content].cpu().numpy()
+            tensor = tensors[content]
+            return None if tensor is None else tensor.cpu().numpy()
         if tag == "$object":
             opened = _open_object(content, objects)
             if "$plain" not in value or not isinstance(opened, UnloadedObject):

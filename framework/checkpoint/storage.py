@@ -7,13 +7,14 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
 from glob import has_magic
 from pathlib import Path
 from typing import Any, ClassVar
 
 # In which parts a store's files are read, in bytes.
 _BLOCK = 2**23
+# So many are kept of a file that is read once.
+_KEPT_BLOCKS = 4
 
 
 def is_local(path: str) -> bool:
@@ -43,6 +44,10 @@ def top_of(name: str) -> str:
     return name.partition("/")[0]
 
 
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    return about.st_size, about.st_mtime_ns
+
+
 class LocalStorage:
     """Files of this machine."""
 
@@ -52,6 +57,14 @@ class LocalStorage:
     size = staticmethod(os.path.getsize)
     names = staticmethod(os.listdir)
     remove_empty_folder = staticmethod(os.rmdir)
+
+    def __init__(self) -> None:
+        # Size and time of change of files of which parts are read, one after the other.
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def note(self, path: str) -> None:
+        """Note which file there is, so that no part of another one is read that replaces it."""
+        self._seen[path] = _identity(os.stat(path))
 
     def read(
         self,
@@ -72,8 +85,12 @@ class LocalStorage:
 
         Raises:
             EOFError: if there are fewer.
+            OSError: if it is not the file any more that was noted.
         """
         with open(path, "rb", buffering=0) as file:
+            now = _identity(os.fstat(file.fileno()))
+            if self._seen.get(path, now) != now:
+                raise OSError(f"{path} was replaced while it was read")
             file.seek(begin)
             while memory:
                 count = file.readinto(memory)
@@ -243,8 +260,25 @@ class RemoteStorage:
         self.is_file = self.system.isfile
         self.size = self.system.size
         self.remove_empty_folder = self.system.rmdir
+        self._keeps = keeps
         # What is small is not worth a request.
-        self._block = lru_cache(None if keeps else 4)(self._read_block)
+        self._blocks: dict[tuple[str, int], bytes] = {}
+
+    def note(self, path: str) -> None:
+        """Do nothing: a store replaces a file as a whole, and its checksum tells."""
+
+    def _block(
+        self,
+        path: str,
+        number: int,
+    ) -> bytes:
+        """A block of a file, which is kept for a while."""
+        key = path, number
+        if key not in self._blocks:
+            if not self._keeps and len(self._blocks) >= _KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[key] = self._read_block(path, number)
+        return self._blocks[key]
 
     def _read_block(
         self,
@@ -256,11 +290,15 @@ class RemoteStorage:
         # A store refuses a part of nothing.
         if begin >= end:
             return b""
-        return self.system.cat_file(
+        content = self.system.cat_file(
             path,
             start=begin,
             end=end,
         )
+        if len(content) > end - begin:
+            # A server that knows no parts has sent all of it.
+            return content[begin:end]
+        return content
 
     def read_into(
         self,

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .batches import move_items
@@ -97,6 +98,7 @@ class CopiedAhead:
         # What was read, with its weight; in the end the error that has ended it, which may be StopIteration.
         self._read: deque[tuple[Any, float]] = deque()
         self._error: Exception | None = None
+        self._is_shared = dist.is_available() and dist.is_initialized()
         self.batch_weight = 1.0
 
     def __iter__(self) -> CopiedAhead:
@@ -107,6 +109,9 @@ class CopiedAhead:
             try:
                 batch = next(self._batches)
             except Exception as error:
+                if self._is_shared and not isinstance(error, StopIteration):
+                    # Others may wait for this process, which reads together with them.
+                    raise
                 # It is raised where its batch belongs.
                 self._error = error
             else:

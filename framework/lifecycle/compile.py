@@ -42,7 +42,7 @@ def _compile_children(
                 codes,
             )
         elif getattr(child, "_compiled_call_impl", None) is None:
-            if _is_all_torch(child):
+            if _is_all_torch(child) or _has_hooks(child):
                 call = _called_from_here(child, codes)
                 child._compiled_call_impl = torch.compile(call, **options)
             else:
@@ -58,7 +58,12 @@ def _has_blocks(module: nn.Module) -> bool:
     for part in module.modules():
         if isinstance(part, (nn.ModuleList, nn.Sequential)):
             # Layers of torch's without parts are too small to be worth a graph each.
-            kinds = [type(block) for block in part if next(block.children(), None)]
+            blocks = [block for block in part if block is not None]
+            kinds = [
+                type(block)
+                for block in blocks
+                if next(block.children(), None) is not None
+            ]
             if len({*kinds}) < len(kinds):
                 return True
     return False
@@ -95,6 +100,17 @@ def _is_all_torch(module: nn.Module) -> bool:
     )
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calls of a module, or of one in it, call hooks."""
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in module.modules()
+    )
+
+
 def _called_from_here(
     module: nn.Module,
     codes: dict[Any, CodeType],
@@ -111,8 +127,14 @@ def _called_from_here(
     # A code object for each kind of layer: torch recompiles one only so often, and all layers would share that number.
     # Equal layers share what is compiled for one of them.
     state = module.state_dict().items()
-    kind = str(module), *((name, value.dtype) for name, value in state)
-    code = codes.setdefault(kind, run.__code__.replace())
+    kind = (
+        str(module),
+        *((name, getattr(value, "dtype", None)) for name, value in state),
+    )
+    code = run.__code__.replace()
+    if not _has_hooks(module):
+        # What is compiled without hooks would serve a layer that has some, as torch does not look for them.
+        code = codes.setdefault(kind, code)
     return FunctionType(
         code,
         run.__globals__,

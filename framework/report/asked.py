@@ -45,6 +45,11 @@ class Asked:
     detect_anomaly: bool = False
     trace: str = ""
 
+    @property
+    def begun(self) -> str:
+        """A file that the rank to show makes when the fit begins."""
+        return os.path.join(self.scratch, "begun")
+
     def variables(self) -> dict[str, str]:
         """Return what a process finds it by, in its environment."""
         return {VARIABLE: json.dumps(asdict(self))}

@@ -30,10 +30,13 @@ from ...callbacks.base import Callback
 from ...strategies.launch.failures import is_loss
 from ...strategies.launch.launcher import can_rerun, started_in
 from ..checkpoint.storage import join
+from ..data import iteration
 from ..loop.fit import do_what_is_due, train_batches
 from ..messages import log
 from ..seed import isolated_rng, rng_state
+from .monitors import Monitors
 from .packed import read_packed, write_packed
+from .secrets import Secrets
 
 if TYPE_CHECKING:
     from ..loop.run import Run
@@ -46,7 +49,7 @@ _LARGEST = 64 << 20
 # How many batches before the failing one are told, too.
 _BATCHES_BEFORE = 8
 # Variables on which the numbers that are computed may depend.
-_ENVIRONMENT = (
+ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
     "LOOPWRIGHT_SEED",
@@ -57,6 +60,11 @@ _ENVIRONMENT = (
 # Of what a run that resumes takes over.
 _OF_BEGINNING = ("step", "checkpoint", "fit", "torch_seed", "data_seed", "generators")
 _GRADIENT_NORM = "monitor/grad_norm"
+# Where code lies that reads loaders: ours and torch's.
+_READERS = tuple(
+    os.path.dirname(module.__file__) + os.sep
+    for module in (iteration, torch.utils.data)
+)
 
 
 def box_path(record: str, kind: str, rank: int) -> str:
@@ -127,7 +135,7 @@ class BlackBox:
             "deals_out": loader is None or loader.shards_batches,
             "threads": torch.get_num_threads(),
             "environment": {
-                name: os.environ[name] for name in _ENVIRONMENT if name in os.environ
+                name: os.environ[name] for name in ENVIRONMENT if name in os.environ
             },
             "generators": self._generators,
         }
@@ -174,7 +182,7 @@ class BlackBox:
         ):
             step += 1
         batch_idx = run.state.batch_idx if at.is_reading else at.batch_idx
-        text = text_of(error)
+        text = clean_text_of(error)
         box = _contents(run, step, batch_idx, None if at.is_reading else at.batch)
         rank = run.trainer.global_rank
         path = self._write("failure", rank, {"why": text, **box})
@@ -206,10 +214,10 @@ class BlackBox:
         if not bad:
             self._finite_step = step
             return
-        self._has_seen = True
         at = _find_step(_running_frames())
         if at is None:
             return
+        self._has_seen = True
         box = _contents(run, step, at.batch_idx, at.batch)
         first = self._finite_step + 1
         # Rather a loss than what was measured of it.
@@ -270,11 +278,14 @@ def _is_beside(frame: FrameType) -> bool:
 
 def _reads(frame: FrameType) -> bool:
     """Whether a function that the loop has called gives batches."""
-    file = frame.f_code.co_filename.replace("\\", "/")
+    if frame.f_code is Monitors.timed.__code__:
+        return True
+    path = frame.f_code.co_filename
+    file = path.replace("\\", "/")
     name = frame.f_code.co_name
     is_ours = file.endswith(("loop/loaders.py", "loop/record.py", "report/record.py"))
     is_generator = name in ("_leaving_out", "_ending_windows")
-    return is_generator or is_ours or "/data/" in file
+    return is_generator or is_ours or path.startswith(_READERS)
 
 
 def _frames_of(trace: TracebackType | None) -> Iterator[FrameType]:
@@ -310,8 +321,9 @@ def _contents(run: Run, step: int, batch_idx: int, batch: Any) -> dict[str, Any]
         "time": time.time(),
         "samples": samples,
         "counters": run.progress(),
-        "batch": batch,
         "generators": generators,
+        # The last, as what is too large to be kept is left out from there on.
+        "batch": batch,
     }
 
 
@@ -322,8 +334,13 @@ def _tells_of_loss(run: Run, name: str) -> bool:
     return "loss" in name.rpartition("/")[2].lower()
 
 
+def clean_text_of(error: BaseException) -> str:
+    """Return an error in words, without secrets, as a box holds it."""
+    return Secrets(os.environ, sys.argv).clean(text_of(error))
+
+
 def text_of(error: BaseException) -> str:
-    """Return an error in words, as a box holds it."""
+    """Return an error in words."""
     # Its class may fail at that.
     try:
         return f"{type(error).__name__}: {error}"[:2000]

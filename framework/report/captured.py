@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class CapturedWarnings(logging.Handler):
         # By text.
         self.found: dict[str, dict[str, Any]] = {}
         self.left_out = 0
+        self._process = os.getpid()
 
     def begin(self) -> None:
         """Listen from now on."""
@@ -61,6 +63,9 @@ class CapturedWarnings(logging.Handler):
         self._note(record.getMessage(), record.levelname.lower(), record.name)
 
     def _note(self, text: str, category: str, source: str) -> None:
+        if os.getpid() != self._process:
+            # A fork, such as a loader's worker, has inherited this.
+            return
         text = text[:_LONGEST]
         known = self.found.get(text)
         if known is not None:

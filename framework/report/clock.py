@@ -38,6 +38,11 @@ class Clock:
         self._since = perf_counter()
         self._phase = "other"
 
+    def reset(self) -> None:
+        """Nothing has passed yet of the run that is measured next."""
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._before_epoch = dict(self.seconds)
+
     def so_far(self) -> dict[str, float]:
         """Seconds by phase until now, for another thread than the run's."""
         seconds = dict(self.seconds)

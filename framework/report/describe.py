@@ -130,8 +130,8 @@ def _loader(loader: Any) -> Any:
     facts["dataset"] = type(dataset).__name__
     try:
         facts["samples"] = len(dataset)
-    except TypeError:
-        # A stream.
+    except Exception:
+        # A stream, which may say so by any error.
         facts["samples"] = None
     for name in (
         "batch_size",

@@ -114,10 +114,16 @@ class Fingerprints(Callback):
             return
         self._journal = Journal(os.path.join(folder, FILE))
         self._waiting = []
-        rows = self._journal.read()
-        done = trainer.global_step
-        behind = [row for row in rows if row["step"] <= done] if done else []
-        self._journal.rewind(len(behind))
+        try:
+            rows = self._journal.read()
+            done = trainer.global_step
+            behind = [row for row in rows if row["step"] <= done] if done else []
+            self._journal.rewind(len(behind))
+        except (OSError, ValueError) as error:
+            log.warning(
+                "%s cannot be continued (%s): no fingerprints are kept", FILE, error
+            )
+            self._journal = None
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._journal is not None:

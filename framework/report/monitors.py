@@ -90,6 +90,18 @@ class Monitors:
         self._has_told = False
         self.first_batch = 0.0
 
+    def begin_anew(self) -> None:
+        """The run has gone back to an earlier step: measure from here on."""
+        self._last = _Mark(
+            perf_counter(),
+            self._run.state.global_step,
+            self._samples,
+            self._count_all_tokens(),
+            self._clock.now(),
+        )
+        self._next_row = 0
+        self._rates = {}
+
     # Each step.
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -258,8 +270,14 @@ def can_count_flops(run: Run) -> bool:
     if run.engine.strategy.name not in ("single", "ddp") or run.trainer.compile:
         return False
     hooks: list[Any] = list(run.hooks.on_train_batch_start)
-    owners = [getattr(hook, "func", hook).__self__ for hook in hooks]
+    # A function that was set on an object has no owner.
+    owners = [getattr(getattr(hook, "func", hook), "__self__", None) for hook in hooks]
     if not all(map(_enters_no_mode, owners)):
+        return False
+    # Functions may be compiled, too, which nobody can find in a module.
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    backends = getattr(frames, "cached_backends", {}).values()
+    if any(backend is not None for backend in backends):
         return False
     return not any(
         type(part).__name__ == "OptimizedModule"
@@ -290,7 +308,13 @@ def rates(run: Run) -> dict[str, Any]:
     except (ValueError, AttributeError, KeyError):
         # Groups of one name, or an optimizer of another make.
         return {}
-    return {f"lr/{name.removeprefix('lr-')}": rate for name, rate in found.items()}
+    return {
+        # Schedulers change a tensor in place.
+        f"lr/{name.removeprefix('lr-')}": rate.clone()
+        if isinstance(rate, Tensor)
+        else rate
+        for name, rate in found.items()
+    }
 
 
 def gradient_norm(run: Run) -> Tensor | None:

@@ -9,14 +9,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ...loggers.files import exists, is_local, read_text
+from ...loggers.files import exists, filesystem, is_local, read_text
 from ...loggers.media import file_names
 from ...strategies.launch.attempts import this_attempt
+from ...strategies.launch.processes import has_ended, process_here
 from ..loop.record import NoRecord
 from ..messages import log
 from . import describe, environment
@@ -93,7 +94,10 @@ class Record(NoRecord):
             return
         self._files = RecordFiles(folder, self._contents)
         try:
-            self._open(run)
+            if not self._open(run):
+                self._is_open = False
+                self._files = self._box = None
+                return
         except Exception as error:
             # A disk, a remote storage's library, or files of somebody else.
             log.warning(
@@ -103,6 +107,9 @@ class Record(NoRecord):
                 error,
             )
             self._document = _empty()
+            # Its rows must not be taken for those of this run, nor lost.
+            with suppress(Exception):
+                _put_aside(folder)
         self._describe(run, number)
         self._warnings = CapturedWarnings(self._files.refresh)
         self._warnings.begin()
@@ -110,52 +117,80 @@ class Record(NoRecord):
         self._files.refresh()
         self._files.call(partial(self._look_at_git, self._files))
 
-    def _open(self, run: Run) -> None:
-        """Find out whether this run goes on with the record that is there."""
+    def _open(self, run: Run) -> bool:
+        """Find out whether this run goes on with the record that is there; returns whether it has one."""
         assert self.folder is not None
         assert self._files is not None
         path = os.path.join(self.folder, RUN_FILE)
         before = json.loads(read_text(path)) if exists(path) else None
         state, self._state = self._state, None
+        own = self._document.get("id")
         self._document = _empty()
+        self.clock.reset()
+        self._media_bytes = 0
         if before is None:
-            return
+            return True
         steps = run.state.global_step
         is_same_fit = bool(run.name) and before.get("job") == run.name
+        is_own = own in (None, before["id"])
         if state is not None and state["id"] == before["id"]:
             self._files.go_on(state["files"])
             self.clock.go_on(state["clock"])
-        elif steps or is_same_fit or run.fn != "fit":
+        elif is_same_fit or (state is None and is_own and (steps or run.fn != "fit")):
             self._files.cut_after(steps)
+        elif run.fn != "fit":
+            # Of another run, which has the folder now.
+            return False
         else:
-            _put_aside(self.folder)
-            return
+            self._leave_to(before)
+            return True
         self._document = before
         self._document["ended"] = None
+        return True
+
+    def _leave_to(self, before: dict[str, Any]) -> None:
+        """Keep the record of another run: under another name, or there, if it is still being written."""
+        assert self.folder is not None
+        if not _is_running(before):
+            _put_aside(self.folder)
+            return
+        self.folder = _free_name(self.folder)
+        self._files = RecordFiles(self.folder, self._contents)
+        log.info(
+            "Another run writes its record beside this one's, which is %s", self.folder
+        )
 
     def _describe(self, run: Run, number: int) -> None:
         document = self._document
         document["job"] = run.name
-        document["attempts"].append(_attempt(run))
+        document["attempts"].append(self._secrets.clean_value(_attempt(run)))
         if run.fn != "fit":
             return
         document["fit"] = number
         document["command"] = environment.command(self._secrets)
         document["packages"] = environment.packages()
-        self._put("hardware", environment.hardware(run.engine.device))
-        found = run.engine.environment
-        self._put("launcher", environment.launcher(found, run.trainer.world_size))
-        self._put("strategy", describe.strategy(run))
-        self._put("precision", describe.precision(run))
-        self._put("seeds", describe.seeds(run))
+        device, found = run.engine.device, run.engine.environment
+        world_size = run.trainer.world_size
+        self._put("hardware", lambda: environment.hardware(device))
+        self._put("launcher", lambda: environment.launcher(found, world_size))
+        self._put("strategy", lambda: describe.strategy(run))
+        self._put("precision", lambda: describe.precision(run))
+        self._put("seeds", lambda: describe.seeds(run))
         # Once more when all is known, for a run that comes so far.
-        self._put("config", describe.config(run))
+        self._put("config", lambda: describe.config(run))
 
     def begin_training(self, run: Run) -> None:
         """Describe what is only known now, and measure from here on."""
         if not self._is_open or self._box is None:
             return
-        self._box.begin_training(run)
+        try:
+            self._box.begin_training(run)
+        except Exception as error:
+            log.warning(
+                "This run cannot be replayed (%s: %s)", type(error).__name__, error
+            )
+        # A norm of another fit's gradients is none of this one's.
+        run.engine.accumulation.note_norm(None)
         # What was before is told by itself.
         self.clock.begin()
         known = self._document.get("model", {}).get("flops_per_sample")
@@ -163,16 +198,29 @@ class Record(NoRecord):
         if not run.trainer.is_global_zero:
             return
         run.hooks.put_first("on_train_batch_end", monitors.after_step)
-        self._put("config", {**describe.config(run), "data": describe.data(run)})
-        self._put("batch", describe.batch(run))
-        self._put("model", describe.model(run.module))
-        start = self._document["timings"]["start"]
-        start["program"] = self._program_seconds
-        start["setup"] = perf_counter() - self._began
+        self._put(
+            "config", lambda: {**describe.config(run), "data": describe.data(run)}
+        )
+        self._put("batch", lambda: describe.batch(run))
+        self._put("model", lambda: describe.model(run.module))
+        timings = self._document["timings"]
+        start = {
+            **timings["start"],
+            "program": self._program_seconds,
+            "setup": perf_counter() - self._began,
+        }
+        # The thread that writes may be reading the one that is there.
+        self._document["timings"] = {**timings, "start": start}
         self._refresh()
 
-    def _put(self, key: str, value: Any) -> None:
-        self._document[key] = self._secrets.clean_value(value)
+    def _put(self, key: str, describe_it: Callable[[], Any]) -> None:
+        """Describe a part of the run; what fails at that, as a user's object may, ends no run."""
+        try:
+            self._document[key] = self._secrets.clean_value(describe_it())
+        except Exception as error:
+            log.warning(
+                "The run's record lacks %r (%s: %s)", key, type(error).__name__, error
+            )
 
     def _look_at_git(self, files: RecordFiles) -> None:
         """Ask git, in the thread that writes."""
@@ -248,7 +296,9 @@ class Record(NoRecord):
             state = run.state
             self.add_row(state.global_step, {"epoch": state.epoch})
         if self._box is not None:
-            self._box.see(run, self._last_values)
+            # No training ends as something of it could not be kept.
+            with suppress(Exception):
+                self._box.see(run, self._last_values)
         self._last_values = {}
 
     def add_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
@@ -305,9 +355,11 @@ class Record(NoRecord):
     def note_removed(self, path: str) -> None:
         """Note that a checkpoint is gone; its scores stay."""
         path = self._path_of(path)
-        for entry in self._document.get("checkpoints", ()):
-            if entry["path"] == path:
-                entry["removed"] = True
+        known = self._document.get("checkpoints", [])
+        self._document["checkpoints"] = [
+            {**entry, "removed": True} if entry["path"] == path else entry
+            for entry in known
+        ]
 
     def _path_of(self, path: str) -> str:
         return self._secrets.clean(os.path.abspath(path) if is_local(path) else path)
@@ -349,8 +401,15 @@ class Record(NoRecord):
         if not self._is_open:
             self._state = state
         elif self._files is not None and state is not None:
-            self._files.go_on(state["files"])
+            try:
+                self._files.go_on(state["files"])
+            except Exception as error:
+                log.warning(
+                    "The run's record keeps rows that were taken back (%s)", error
+                )
             self.clock.go_on(state["clock"])
+        if self._is_open and self._monitors is not None:
+            self._monitors.begin_anew()
 
     def take(self, folder: str | None) -> None:
         """Know where a run of another process has left its record."""
@@ -368,19 +427,21 @@ class Record(NoRecord):
             monitors.close()
         box, self._box = self._box, None
         if box is not None and error is not None:
-            box.fail(run, error)
+            with suppress(Exception):
+                box.fail(run, error)
         files, self._files = self._files, None
         if files is None:
             return
         ended = self._secrets.clean_value(ending(run, error))
         self._document["ended"] = ended
-        self._document["attempts"][-1] |= {
-            "ended": ended,
-            "last_step": run.state.global_step,
-        }
+        # It may have been interrupted before there was an attempt.
+        if attempts := self._document.get("attempts"):
+            last_step = run.state.global_step
+            attempts[-1] = {**attempts[-1], "ended": ended, "last_step": last_step}
         if self._warnings is not None:
             self._warnings.end()
-        self._document["timings"]["run"] = self.clock.so_far()
+        timings = self._document.get("timings", {})
+        self._document["timings"] = {**timings, "run": self.clock.so_far()}
         files.close(_LAST_SECONDS)
 
 
@@ -425,11 +486,28 @@ def _attempt(run: Run) -> dict[str, Any]:
     }
 
 
+def _is_running(document: dict[str, Any]) -> bool:
+    """Whether a process of this machine, another than this one, still writes a record."""
+    last = document["attempts"][-1]
+    if last["ended"] is not None or last["host"] != socket.gethostname():
+        return False
+    return last["pid"] != os.getpid() and not has_ended(
+        (process_here()[0], last["pid"])
+    )
+
+
+def _free_name(folder: str) -> str:
+    number = 1
+    while exists(name := f"{folder}-{number}"):
+        number += 1
+    return name
+
+
 def _put_aside(folder: str) -> None:
     """Keep the record of another run, which was in the same folder."""
-    number = 1
-    while exists(aside := f"{folder}-{number}"):
-        number += 1
+    aside = _free_name(folder)
     if is_local(folder):
         os.rename(folder, aside)
+    else:
+        filesystem(folder).mv(folder, aside, recursive=True)
     log.info("%s is another run's, and is kept as %s", folder, os.path.basename(aside))

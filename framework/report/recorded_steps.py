@@ -45,10 +45,12 @@ class RecordedSteps:
     def pass_by(self, trainer: Trainer, module: Module, outputs: Any) -> None:
         """A step on the way was taken: compare it, if there is a fingerprint of it. A collective."""
         step = trainer.global_step
-        if step not in self._fingerprints or self._first_other is not None:
+        if step not in self._fingerprints:
             return
         self._compared += 1
-        if self._differing(trainer, module, step, outputs):
+        # On all ranks, whatever this one has found before.
+        differing = self._differing(trainer, module, step, outputs)
+        if differing and self._first_other is None:
             self._first_other = step
 
     def compare(

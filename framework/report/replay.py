@@ -28,7 +28,7 @@ from ..loop.record import NoRecord
 from ..messages import log
 from ..seed import isolated_rng, set_rng_state
 from .asked import Asked, asked, own_rank
-from .black_box import box_path, text_of
+from .black_box import box_path, clean_text_of
 from .fingerprints import Fingerprints
 from .packed import plain, read_packed
 from .recorded_steps import RecordedSteps
@@ -151,6 +151,9 @@ class Replay(NoRecord):
                 "it see as many devices as then (CUDA_VISIBLE_DEVICES), and pass the same arguments"
             )
         self._is_on = True
+        if self.is_looked_at:
+            with open(wanted.begun, "w"):
+                pass
         start = read_start(wanted, self.rank)
         if start is not None:
             if torch.get_num_threads() != start["threads"]:
@@ -272,8 +275,16 @@ class Replay(NoRecord):
 
         if isinstance(error, BdbQuit):
             leave(0)
-        if not self.is_looked_at:
-            return
+        if self.is_looked_at:
+            self._tell_of_failure(trainer, error)
+        # Not back to the program, which may catch the error and go on.
+        if isinstance(error, SystemExit):
+            leave(error.code if isinstance(error.code, int) else 1)
+        sys.excepthook(type(error), error, error.__traceback__)
+        leave(1)
+
+    def _tell_of_failure(self, trainer: Trainer, error: BaseException) -> None:
+        """Say where the run has failed, and whether it did so before."""
         self.show_output()
         wanted = self.request.step
         if self._values is None:
@@ -291,7 +302,7 @@ class Replay(NoRecord):
 
     def _compare_error(self, error: BaseException) -> None:
         """Say whether the black box holds this error."""
-        box, text = self._box(), text_of(error)
+        box, text = self._box(), clean_text_of(error)
         if box is None:
             return
         if box["why"] == text:

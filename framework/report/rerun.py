@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from ..checkpoint.find import find_manifests, resolve
 from ..checkpoint.manifest import is_complete, read_manifest
 from ..errors import CheckpointError
 from .asked import Asked
-from .black_box import FOLDER, box_path
+from .black_box import ENVIRONMENT, FOLDER, box_path
 from .packed import read_packed
 from .secrets import HIDDEN
 
@@ -50,6 +51,8 @@ _DEVICES = "CUDA_VISIBLE_DEVICES"
 # Once another rank has failed, the rank that is shown has so long to notice; then it is ended, too.
 _PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 0.05
+# A checkpoint may be complete so long after the record was written.
+_WRITING_SECONDS = 60.0
 
 
 class RerunError(RuntimeError):
@@ -109,6 +112,9 @@ class Recorded:
                 f"the run began at step {first}, from {self.start['checkpoint']}: step {step} is one of the run that "
                 "has saved that"
             )
+        attempts = self.document.get("attempts") or [{}]
+        since = attempts[0].get("started", 0.0)
+        until = self.document.get("written", math.inf) + _WRITING_SECONDS
         found: dict[str, int] = {}
         for path in self._checkpoints():
             with suppress(CheckpointError, OSError, KeyError):
@@ -116,7 +122,9 @@ class Recorded:
                 manifest = read_manifest(path)
                 at = manifest["global_step"]
                 is_whole = manifest.get("resumable", True) and is_complete(path)
-                if first <= at < step and is_whole:
+                # Another run may have saved in the same folder.
+                is_own = since <= manifest.get("created", since) <= until
+                if first <= at < step and is_whole and is_own:
                     found[path] = at
         if found:
             nearest = max(found, key=lambda path: found[path])
@@ -258,6 +266,11 @@ def rerun(
             trace=os.path.abspath(trace) if trace else "",
         )
         program = list(command) or recorded.command()
+        folder = recorded.start["command"]["folder"]
+        if not command and not os.path.isdir(folder):
+            raise RerunError(
+                f"the program's folder {folder} is not here: give the program after --, as in -- python train.py"
+            )
         with open(os.devnull, "wb") as null:
             output = null.fileno() if is_quiet else 1
             return _run(recorded, replace(request, output=output), program)
@@ -284,26 +297,35 @@ def _run(recorded: Recorded, request: Asked, command: list[str]) -> int:
         code = _wait(processes, request)
     finally:
         _end(processes.values())
+    if not code and not os.path.exists(request.begun):
+        print(
+            f"The program ended without its fit number {request.fit}: is it called as it was then?",
+            file=sys.stderr,
+        )
+        return 1
     if code:
         _tell_of_others(processes, request)
     return code
 
 
-def _start(
-    recorded: Recorded, request: Asked, command: list[str], rank: int, port: int
-) -> subprocess.Popen[bytes]:
-    """Start a rank; what the program prints is hidden until the step has come."""
+def _variables(
+    recorded: Recorded, request: Asked, rank: int, port: int
+) -> dict[str, str]:
+    """Return the environment of a rank."""
+    # What numbers depend on is as it was then, or as unset as it was.
+    left_out = {*_LAUNCHED, *ENVIRONMENT}
     variables = {
         name: value
         for name, value in os.environ.items()
-        if name not in _LAUNCHED and not name.startswith(_LAUNCHERS)
+        if name not in left_out and not name.startswith(_LAUNCHERS)
     }
     then = recorded.start["environment"]
     # Which devices there are is for whoever replays it to say.
     chosen = {_DEVICES: os.environ[_DEVICES]} if _DEVICES in os.environ else {}
     variables |= {**then, **chosen}
     # A program may begin a run at a tracker by itself.
-    variables["WANDB_MODE"] = "disabled"
+    variables["WANDB_MODE"] = variables["COMET_MODE"] = "disabled"
+    variables["MLFLOW_TRACKING_URI"] = f"file:{request.scratch}/mlflow"
     if request.world_size > 1:
         local = recorded.start["local_world_size"]
         variables |= {
@@ -315,7 +337,17 @@ def _start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    folder = recorded.start["command"]["folder"] or os.getcwd()
+    return variables
+
+
+def _start(
+    recorded: Recorded, request: Asked, command: list[str], rank: int, port: int
+) -> subprocess.Popen[bytes]:
+    """Start a rank; what the program prints is hidden until the step has come."""
+    variables = _variables(recorded, request, rank, port)
+    folder = recorded.start["command"]["folder"] or ""
+    if not os.path.isdir(folder):
+        folder = os.getcwd()
     with open(os.devnull, "r+b") as null:
         if rank != request.rank:
             with open(_errors_of(request, rank), "wb") as errors:
@@ -327,6 +359,8 @@ def _start(
                     stdin=null,
                     stdout=null,
                     stderr=errors,
+                    # Ctrl-C at a debugger's prompt is not for it.
+                    start_new_session=True,
                 )
         output = os.dup(request.output)
         try:

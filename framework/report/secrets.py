@@ -51,6 +51,8 @@ _PLAIN_PASSES = {
     "second",
     "two",
 }
+# And metrics of a language model: pass_rate, pass_at_1, pass@k.
+_AFTER_PASS = {"at", "k", "rate", "rates", "1", "5", "10", "100", "count", "fail"}
 # The same for "signature" and "auth": what a model or a function has.
 _PLAIN_BEFORE = {
     "pass": _PLAIN_PASSES, "token": _PLAIN_TOKENS, "signature": {"model", "function", "call", "time", "key"},
@@ -131,6 +133,8 @@ def is_secret(name: str) -> bool:
         if word not in _SECRET_WORDS or before in _PLAIN_BEFORE.get(word, ()):
             continue
         if word == "token" and after in _AFTER_TOKEN:
+            continue
+        if word == "pass" and after in _AFTER_PASS:
             continue
         if word in ("pat", "pw") and not before:
             continue

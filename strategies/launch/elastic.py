@@ -238,6 +238,8 @@ class Agent(_TorchAgent):
         if self._is_ending:
             # Another signal has come while they had time to save, and perhaps before all of them got the first one.
             timeout = _PATIENCE
+            # A third one would leave processes behind.
+            _ignore_signals()
         elif signals:
             self._is_ending = True
             timeout = _TIME_TO_SAVE
@@ -287,6 +289,13 @@ class Agent(_TorchAgent):
         sys.stderr.flush()
         _kill([int(worker.id) for worker in self._worker_group.workers])
         os._exit(1)
+
+
+def _ignore_signals() -> None:
+    """Ignore from now on what torchelastic handles; it does so in the main thread only."""
+    if threading.current_thread() is threading.main_thread():
+        for name in os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"].split(","):
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
 
 
 def _failed_with(process: int) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -284,7 +285,7 @@ def test_who_dies_first_is_told(
 def test_a_signal_ends_all(number: int, code: int, program: Path) -> None:
     program.write_text(FAILING)
     command = [sys.executable, *LAUNCH, "--processes", "2", str(program), "sleep"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True) as launcher:
         assert launcher.stdout is not None
         assert launcher.stderr is not None

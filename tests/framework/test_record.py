@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright.callbacks import Callback, ModelCheckpoint
+from loopwright.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from loopwright.framework import Trainer
 from loopwright.framework.report.monitors import advice
 from loopwright.framework.report.record import Record
 from loopwright.framework.report.secrets import is_secret
 from loopwright.loggers import JSONLinesLogger
+from loopwright.loggers.dummy import DummyLogger
 from tests.framework.models import Evaluated
 
 
@@ -122,6 +123,28 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     assert [each["first_step"] for each in run["attempts"]] == [0, 9]
     assert run["attempts"][0]["ended"]["how"] == "failed"
     assert run["ended"]["how"] == "finished"
+
+
+def test_a_function_may_be_a_hook(tmp_path: Path):
+    """It has no owner, whose kind tells whether the operations of a batch can be counted."""
+    seen: list[Any] = []
+    hook = LambdaCallback(on_train_batch_start=lambda *args: seen.append(args[-1]))
+    fitted = trainer(tmp_path, callbacks=[hook])
+    fitted.fit(Net(), data())
+    assert seen == [*range(8)] * 2
+    assert run_of(fitted)["ended"]["how"] == "finished"
+
+
+def test_each_of_two_trainers_has_a_record(tmp_path: Path):
+    """In one folder, as that of a logger without one: whoever evaluates later takes nothing from the other one."""
+
+    first, second = (trainer(tmp_path, logger=DummyLogger()) for _ in range(2))
+    first.fit(Net(), data())
+    second.fit(Net(), data())
+    before = rows_of(second)
+    first.validate(Net(), data())
+    assert rows_of(second) == before
+    assert len(list(tmp_path.rglob("run.json"))) == 2
 
 
 def test_there_is_none_where_nobody_wants_it(tmp_path: Path):

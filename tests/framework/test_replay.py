@@ -105,13 +105,16 @@ class Numbers(torch.utils.data.Dataset[Tensor]):
     def __len__(self) -> int:
         return 20
 
+    def __init__(self, unreadable: int = -1) -> None:
+        self.unreadable = unreadable
+
     def __getitem__(self, index: int) -> Tensor:
-        if index == POISONED + 100:
+        if index == self.unreadable:
             raise OSError("cannot be read")
         return torch.tensor([float(index)])
 
 
-def fit(folder: Path, module: Net, **arguments: Any) -> Trainer:
+def fit(folder: Path, module: Net, unreadable: int = -1, **arguments: Any) -> Trainer:
     seed_everything(1, verbose=False)
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -124,7 +127,7 @@ def fit(folder: Path, module: Net, **arguments: Any) -> Trainer:
         "log_every_n_steps": 1,
     }
     trainer = Trainer(**options | arguments)
-    trainer.fit(module, DataLoader(Numbers(), batch_size=2, shuffle=True))
+    trainer.fit(module, DataLoader(Numbers(unreadable), batch_size=2, shuffle=True))
     return trainer
 
 
@@ -156,6 +159,17 @@ def test_a_step_that_raises_leaves_its_batch_and_its_samples(tmp_path: Path) -> 
     }
     assert box["counters"]["global_step"] == batch_idx // 3
     assert {"python", "torch"} <= box["generators"].keys()
+
+
+def test_a_batch_that_cannot_be_read_is_one_of_the_next_step(tmp_path: Path) -> None:
+    module = Net()
+    with pytest.raises(OSError, match="cannot be read"):
+        fit(tmp_path, module, POISONED, accumulate_grad_batches=1)
+    path = os.path.join(find_record(str(tmp_path)), "black-box", "failure-0")
+    box = read_packed(path)
+    assert (box["step"], box["batch_idx"]) == (len(module.seen) + 1, len(module.seen))
+    assert box["batch"] is None
+    assert POISONED in box["samples"][str(len(module.seen))]
 
 
 class Saves(Callback):

@@ -309,6 +309,55 @@ class Changes(Small):
         self.register_buffer("kept", moments["exp_avg"])
 
 
+class Exchanged(Small):
+    """Has given its biases each other's names since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(self.exchange)
+
+    @staticmethod
+    def exchange(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        one, other = "layer.bias", "tied.bias"
+        state[one], state[other] = state[other], state[one]
+
+
+class KeepsItsHead(Small):
+    """Takes from a checkpoint only a part."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # fmt: skip
+        kept = {k: v for k, v in state_dict.items() if not k.startswith("layer.")}
+        return super().load_state_dict(kept, strict=False, assign=assign)
+
+
+def test_code_that_renames_or_leaves_out_tensors_has_its_say(tmp_path: Path):
+    """Nothing is read into the module before that code is called."""
+    module = saved_small(str(tmp_path / "a.ckpt"))
+    loaded = Exchanged.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.layer.bias.equal(module.tied.bias)
+    assert loaded.tied.bias.equal(module.layer.bias)
+    assert not module.tied.bias.equal(module.layer.bias)
+    torch.manual_seed(7)
+    untouched = KeepsItsHead().layer.bias
+    torch.manual_seed(7)
+    assert KeepsItsHead.load_from_checkpoint(tmp_path / "a.ckpt").layer.bias.equal(
+        untouched
+    )
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    storage = LocalStorage()
+    storage.note(str(path))
+    memory = bytearray(2)
+    storage.read_into(str(path), memoryview(memory), 1)
+    assert memory == b"23"
+    path.write_bytes(b"56789")
+    with pytest.raises(OSError, match="was replaced while it was read"):
+        storage.read_into(str(path), memoryview(memory), 1)
+
+
 def test_hooks_find_tensors_and_change_them(tmp_path: Path):
     module = saved_small(str(tmp_path / "a.ckpt"))
     changed = Changes()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from ..secrets import Secrets
 from .from_rows import json_lines, read_csv, read_json_lines, read_trainer_state
 from .from_tensorboard import read_events
 from .run import Run
@@ -133,12 +135,9 @@ def read_run(folder: Path, name: str) -> Run:
         )
     if not run.series:
         _read_others(folder, run)
-    run.failure.update(
-        _read_json(
-            folder / "failure.json",
-            run,
-        )
-    )
+    failure = _read_json(folder / "failure.json", run)
+    # It holds the errors' texts as they were raised.
+    run.failure.update(Secrets(os.environ).clean_value(failure))
     run.config.update(run.record.get("config") or _read_hparams(folder, run))
     return run
 

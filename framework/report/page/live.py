@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
                         [""],
                     )[0]
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # A run's folder is being moved, say.
             return self._answer(
                 503,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
     if kind == "histogram" and isinstance(value, dict):
         return {
             **item,
-            "counts": value["counts"],
-            "edges": value["edges"],
+            "counts": [_finite(count) for count in value["counts"]],
+            "edges": [_finite(edge) for edge in value["edges"]],
         }
     if isinstance(value, dict):
         value = value.get("text", value)
@@ -118,6 +119,12 @@ def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
         **item,
         "text": text[:MAX_TEXT] + cut,
     }
+
+
+def _finite(value: Any) -> Any:
+    """Return a number as it is, and None in the place of NaN and infinity, which JSON lacks."""
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    return value if is_number else None
 
 
 def _file_item(run: Run, entry: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class Run:
 
     def note_epoch(self, epoch: float | None, step: float) -> None:
         """Note that a step belongs to an epoch."""
-        if epoch is not None and step >= self.epoch_ends.get(epoch, -1):
+        if epoch is None or not math.isfinite(epoch):
+            return
+        if step >= self.epoch_ends.get(epoch, -1):
             self.epoch_ends[epoch] = step
 
     @property
