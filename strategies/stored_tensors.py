@@ -181,7 +181,7 @@ def _has_a_say(module: nn.Module) -> bool:
     method = type(module)._load_from_state_dict
     if not method.__module__.startswith("torch.nn.modules."):
         return True
-    hooks = module._load_state_dict_pre_hooks.values()
+    hooks: Any = module._load_state_dict_pre_hooks.values()
     # Those of FSDP only see to it that the shards are there.
     return not all(
         hook.hook.__module__.startswith("torch.distributed.") for hook in hooks

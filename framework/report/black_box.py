@@ -62,7 +62,7 @@ _OF_BEGINNING = ("step", "checkpoint", "fit", "torch_seed", "data_seed", "genera
 _GRADIENT_NORM = "monitor/grad_norm"
 # Where code lies that reads loaders: ours and torch's.
 _READERS = tuple(
-    os.path.dirname(module.__file__) + os.sep
+    os.path.dirname(str(module.__file__)) + os.sep
     for module in (iteration, torch.utils.data)
 )
 

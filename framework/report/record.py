@@ -111,11 +111,13 @@ class Record(NoRecord):
             with suppress(Exception):
                 _put_aside(folder)
         self._describe(run, number)
-        self._warnings = CapturedWarnings(self._files.refresh)
+        files = self._files
+        assert files is not None
+        self._warnings = CapturedWarnings(files.refresh)
         self._warnings.begin()
-        self._files.start()
-        self._files.refresh()
-        self._files.call(partial(self._look_at_git, self._files))
+        files.start()
+        files.refresh()
+        files.call(partial(self._look_at_git, files))
 
     def _open(self, run: Run) -> bool:
         """Find out whether this run goes on with the record that is there; returns whether it has one."""
