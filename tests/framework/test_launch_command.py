@@ -251,7 +251,8 @@ import sys
 import time
 
 rank, attempt = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
-print("STARTED", rank, flush=True)
+sys.stdout.write(f"STARTED {rank}\\n")
+sys.stdout.flush()
 if sys.argv[1] == "exit" and rank == "1":
     sys.exit(3)
 if sys.argv[1] == "kill" and rank == "0":
