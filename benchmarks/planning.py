@@ -240,5 +240,5 @@ if __name__ == "__main__":
         import_module("deepspeed")  # later, it would hold the process group
     arguments = (model, bool(int(buckets)), precision)
     outcome = plan(*arguments) if strategy == "plan" else measure(strategy, *arguments)
-    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(outcome))
+    Path(folder, f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(outcome))
     os._exit(0)  # DeepSpeed may hold the process group even so
