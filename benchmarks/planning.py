@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from .contenders import settle
-from .ddp import PROCESSES, connect, launch
+from .ddp import connect, launch
 from .report import Table, verdict
 from .sharded import (
     BUCKETS,
@@ -88,6 +88,7 @@ def text_data(samples: int, width: int) -> TensorDataset:
     return TensorDataset(tokens, torch.randint(2, (samples,)))
 
 
+PROCESSES = 2
 # By name: the class, its data, width, layers, and samples of a batch.
 MODELS: dict[str, tuple[type, Any, int, int, int]] = {
     "stack": (Stack, stack_data, 1440, 16, 1),
