@@ -529,7 +529,8 @@ def flip(file: Path, place: float) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "first byte": (lambda file: flip(file, 0), "(cannot be read|more or fewer)"),
-    "byte": (lambda file: flip(file, 0.7), "was altered"),
+    # In the header of a small file, and in the numbers of a larger one.
+    "byte": (lambda file: flip(file, 0.7), "(cannot be read|was altered)"),
     "last byte": (lambda file: flip(file, 1), "was altered"),
     "end": (lambda file: file.write_bytes(file.read_bytes()[:-4]), "bytes"),
     "file": (Path.unlink, "is missing"),
