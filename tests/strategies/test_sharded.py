@@ -528,9 +528,9 @@ def flip(file: Path, place: float) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "first byte": (lambda file: flip(file, 0), "(cannot be read|more or fewer)"),
+    "first byte": (lambda file: flip(file, 0), "(cannot be read|more or fewer|is missing)"),
     # In the header of a small file, and in the numbers of a larger one.
-    "byte": (lambda file: flip(file, 0.7), "(cannot be read|was altered)"),
+    "byte": (lambda file: flip(file, 0.7), "(cannot be read|was altered|is missing)"),
     "last byte": (lambda file: flip(file, 1), "was altered"),
     "end": (lambda file: file.write_bytes(file.read_bytes()[:-4]), "bytes"),
     "file": (Path.unlink, "is missing"),
