@@ -528,7 +528,10 @@ def flip(file: Path, place: float) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "first byte": (lambda file: flip(file, 0), "(cannot be read|more or fewer|is missing)"),
+    "first byte": (
+        lambda file: flip(file, 0),
+        "(cannot be read|more or fewer|is missing)",
+    ),
     # In the header of a small file, and in the numbers of a larger one.
     "byte": (lambda file: flip(file, 0.7), "(cannot be read|was altered|is missing)"),
     "last byte": (lambda file: flip(file, 1), "was altered"),
