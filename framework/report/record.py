@@ -111,6 +111,9 @@ class Record(NoRecord):
             with suppress(Exception):
                 _put_aside(folder)
         self._describe(run, number)
+        self._start_writing()
+
+    def _start_writing(self) -> None:
         files = self._files
         assert files is not None
         self._warnings = CapturedWarnings(files.refresh)
