@@ -247,6 +247,8 @@ def test_a_handler_of_c_code_is_left_alone(
     attempt(monkeypatch, 0)
     # A fit before may have its own there, as it stays until the program ends.
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    # That of sitecustomize would count as registered still, and not be set again.
+    faulthandler.unregister(signal.SIGUSR2)
     with open("stacks", "w") as file:
         faulthandler.register(signal.SIGUSR2, file)
         try:
