@@ -21,11 +21,7 @@ from .checkpoint.tensors import device_of
 from .errors import CheckpointError
 
 
-def _leave_meta(
-    module: nn.Module,
-    state: dict[str, Any],
-    device: Any,
-) -> None:
+def _leave_meta(module: nn.Module, state: dict[str, Any], device: Any) -> None:
     """Give tensors of a module that are on the meta device memory, to load a state into.
 
     Raises:
@@ -82,9 +78,7 @@ def load_weights(
 
 
 def with_weight_set(
-    checkpoint: dict[str, Any],
-    name: str | None,
-    path: Any,
+    checkpoint: dict[str, Any], name: str | None, path: Any
 ) -> dict[str, Any]:
     """The weights that a checkpoint holds, or other ones that it holds beside them.
 
@@ -199,19 +193,9 @@ def module_from_checkpoint(
 ) -> Any:
     """Do what ``Module.load_from_checkpoint`` says."""
     path = resolve(os.fspath(path))
-    checkpoint = open_checkpoint(
-        path,
-        weights_only,
-        map_location,
-    )
+    checkpoint = open_checkpoint(path, weights_only, map_location)
     checkpoint["state_dict"] = with_weight_set(checkpoint, weight_set, path)
-    module = construct(
-        cls,
-        path,
-        checkpoint,
-        "hyper_parameters",
-        overrides,
-    )
+    module = construct(cls, path, checkpoint, "hyper_parameters", overrides)
     is_meta = any(tensor.is_meta for tensor in module.parameters())
     if map_location is not None and not is_meta:
         module.to(device_of(map_location))

@@ -52,10 +52,7 @@ def to_shards(state: Any) -> Any:
     return shard_of(state) if isinstance(state, DTensor) else state
 
 
-def distribute(
-    whole: Tensor | StoredTensor,
-    like: DTensor,
-) -> DTensor:
+def distribute(whole: Tensor | StoredTensor, like: DTensor) -> DTensor:
     """Distribute ``whole``, which all processes have or can read, as ``like`` is."""
     shard = shard_of(like)
     local = torch.empty_like(shard.tensor, memory_format=torch.contiguous_format)

@@ -158,17 +158,9 @@ class FSDPStrategy(Strategy):
             shape = (self.world_size // size, size)
             names = ("data_parallel", "tensor_parallel")
         with timing_out(self.group_options.timeout):
-            return init_device_mesh(
-                self.device.type,
-                shape,
-                mesh_dim_names=names,
-            )
+            return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
-    def setup(
-        self,
-        module: nn.Module,
-        precision: Precision,
-    ) -> nn.Module:
+    def setup(self, module: nn.Module, precision: Precision) -> nn.Module:
         if self.world_size == 1:
             return super().setup(module, precision)
         self.module = module
@@ -182,11 +174,7 @@ class FSDPStrategy(Strategy):
             buffer.data = buffer.data.to(self.device)
         return module
 
-    def _prepare_and_shard(
-        self,
-        module: nn.Module,
-        precision: Precision,
-    ) -> Any:
+    def _prepare_and_shard(self, module: nn.Module, precision: Precision) -> Any:
         precision.convert_module(module)
         tensors = [*module.parameters(), *module.buffers()]
         if self.tensor_parallel_size > 1:
@@ -202,11 +190,7 @@ class FSDPStrategy(Strategy):
             self._sharded[before[name]] = parameter
         return root
 
-    def _shard(
-        self,
-        module: nn.Module,
-        precision: Precision,
-    ) -> StepModule:
+    def _shard(self, module: nn.Module, precision: Precision) -> StepModule:
         mesh = self.device_mesh
         assert mesh is not None
         if self.tensor_parallel_size > 1:
@@ -248,10 +232,7 @@ class FSDPStrategy(Strategy):
                 fully_shard(part, **options)
         return root
 
-    def _parts_to_call(
-        self,
-        module: nn.Module,
-    ) -> list[nn.Module]:
+    def _parts_to_call(self, module: nn.Module) -> list[nn.Module]:
         """Return the parts that a step in manual optimization calls, each of which gathers its own parameters.
 
         Raises:
@@ -274,10 +255,7 @@ class FSDPStrategy(Strategy):
                 )
         return parts
 
-    def setup_optimizers(
-        self,
-        optimizers: list[Optimizer],
-    ) -> list[Optimizer]:
+    def setup_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         for optimizer in optimizers:
             name = type(optimizer).__name__
             if self._root is not None and name in UNSHARDED_OPTIMIZERS:
@@ -293,11 +271,7 @@ class FSDPStrategy(Strategy):
                 ]
         return super().setup_optimizers(optimizers)
 
-    def _sharded_in(
-        self,
-        optimizer: Optimizer,
-        parameter: Any,
-    ) -> Any:
+    def _sharded_in(self, optimizer: Optimizer, parameter: Any) -> Any:
         """Return the sharded parameter for one of before the sharding, and move its optimizer state there."""
         sharded = self._sharded.get(parameter, parameter)
         if sharded is not parameter and parameter in optimizer.state:
@@ -305,38 +279,16 @@ class FSDPStrategy(Strategy):
             optimizer.state[sharded] = _distribute_state(state, sharded)
         return sharded
 
-    def forward(
-        self,
-        step_name: str,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         if self._root is None:
-            return self.evaluate(
-                step_name,
-                *args,
-                **kwargs,
-            )
+            return self.evaluate(step_name, *args, **kwargs)
         self.synced_forwards = (self.synced_forwards or 0) + 1
-        return self._root(
-            step_name,
-            *args,
-            **kwargs,
-        )
+        return self._root(step_name, *args, **kwargs)
 
-    def evaluate(
-        self,
-        step_name: str,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def evaluate(self, step_name: str, *args: Any, **kwargs: Any) -> Any:
         if self._root is None:
             return super().evaluate(step_name, *args, **kwargs)
-        output = self._root(
-            step_name,
-            *args,
-            **kwargs,
-        )
+        output = self._root(step_name, *args, **kwargs)
         # torch leaves some parameters gathered for a backward, which does not come here.
         self._reshard()
         return output
@@ -359,18 +311,12 @@ class FSDPStrategy(Strategy):
         finally:
             self._sync_in_backward(True)
 
-    def _sync_in_backward(
-        self,
-        sync: bool,
-    ) -> None:
+    def _sync_in_backward(self, sync: bool) -> None:
         for part in () if self._root is None else self._root.modules():
             if isinstance(part, FSDPModule):
                 part.set_requires_gradient_sync(sync, recurse=False)
 
-    def sync_gradients(
-        self,
-        parameters: Iterable[Tensor],
-    ) -> None:
+    def sync_gradients(self, parameters: Iterable[Tensor]) -> None:
         if self._root is not None:
             raise RuntimeError(
                 f"strategy={self.name!r} averages gradients in the backward pass of a window's last batch: a window "
@@ -392,25 +338,14 @@ class FSDPStrategy(Strategy):
             return None
         total = self._norm_of(with_gradient, norm)
         for parameters in _by_mesh(with_gradient):
-            nn.utils.clip_grads_with_norm_(
-                parameters,
-                value,
-                total,
-            )
+            nn.utils.clip_grads_with_norm_(parameters, value, total)
         return total
 
-    def gradient_norm(
-        self,
-        params: Iterable[Tensor],
-    ) -> Any:
+    def gradient_norm(self, params: Iterable[Tensor]) -> Any:
         with_gradient = [p for p in params if p.grad is not None]
         return self._norm_of(with_gradient, 2.0) if with_gradient else None
 
-    def _norm_of(
-        self,
-        with_gradient: list[Any],
-        norm: float,
-    ) -> Tensor:
+    def _norm_of(self, with_gradient: list[Any], norm: float) -> Tensor:
         """The norm of the gradients of parameters. A collective."""
         by_mesh = _by_mesh(with_gradient)
         norms = [torch.zeros((), device=self.device)] if not by_mesh else []
@@ -430,11 +365,7 @@ class FSDPStrategy(Strategy):
         state = self._root.state_dict()
         return {name.removeprefix("module."): state[name] for name in state}
 
-    def load_model_state(
-        self,
-        state: State,
-        strict: bool,
-    ) -> Any:
+    def load_model_state(self, state: State, strict: bool) -> Any:
         if self._root is None:
             return super().load_model_state(state, strict)
         current = self._distributed_state()
@@ -452,31 +383,17 @@ class FSDPStrategy(Strategy):
         distributed = filled(distributed, self._root.module, lambda: current)
         return self._root.module.load_state_dict(distributed, strict=strict)
 
-    def local_part(
-        self,
-        tensor: Tensor,
-    ) -> Tensor:
+    def local_part(self, tensor: Tensor) -> Tensor:
         return local_tensor(tensor)
 
-    def optimizer_state(
-        self,
-        optimizer: Optimizer,
-    ) -> State:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         if self._root is None:
             return super().optimizer_state(optimizer)
         self._reshard()
         state = to_shards(optimizer.state_dict())
-        return named_optimizer_state(
-            self.module,
-            optimizer,
-            state,
-        )
+        return named_optimizer_state(self.module, optimizer, state)
 
-    def load_optimizer_state(
-        self,
-        optimizer: Optimizer,
-        state: State,
-    ) -> None:
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
         if self._root is not None:
             self._reshard()
             parameters = dict(self.module.named_parameters())
@@ -496,19 +413,12 @@ def _by_mesh(parameters: list[Any]) -> list[list[Any]]:
     """
     by_mesh: dict[Any, list[Any]] = {}
     for parameter in parameters:
-        mesh = getattr(
-            parameter,
-            "device_mesh",
-            None,
-        )
+        mesh = getattr(parameter, "device_mesh", None)
         by_mesh.setdefault(mesh, []).append(parameter)
     return list(by_mesh.values())
 
 
-def _distribute_state(
-    state: State,
-    parameter: Any,
-) -> State:
+def _distribute_state(state: State, parameter: Any) -> State:
     """Return the optimizer state of a parameter, with tensors of its shape distributed as the parameter is."""
     return {
         key: _distribute_like(value, parameter)
@@ -516,20 +426,14 @@ def _distribute_state(
     }
 
 
-def _distribute_like(
-    value: Any,
-    like: Any,
-) -> Any:
+def _distribute_like(value: Any, like: Any) -> Any:
     """Return a whole tensor distributed as another one of its shape is; anything else as it is."""
     if _is_alike(value, like):
         return distribute(value, like)
     return value.whole() if isinstance(value, StoredTensor) else value
 
 
-def _is_alike(
-    value: Any,
-    like: Any,
-) -> bool:
+def _is_alike(value: Any, like: Any) -> bool:
     """Whether a whole tensor can be distributed as another one is."""
     return (
         isinstance(like, DTensor)

@@ -25,11 +25,7 @@ class ModuleStates:
         """Parameters and buffers by name; the tensors may be the module's own, which the next step changes."""
         return self.module.state_dict()
 
-    def load_model_state(
-        self,
-        state: State,
-        strict: bool,
-    ) -> Any:
+    def load_model_state(self, state: State, strict: bool) -> Any:
         """Load what :meth:`model_state` returned.
 
         Args:
@@ -42,37 +38,23 @@ class ModuleStates:
         state = filled(state, self.module)
         return self.module.load_state_dict(state, strict=strict)
 
-    def optimizer_state(
-        self,
-        optimizer: Optimizer,
-    ) -> State:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         """``{"state": {parameter name: {...}}, "param_groups": [{..., "params": [names]}]}``, for any strategy."""
         return named_optimizer_state(self.module, optimizer, optimizer.state_dict())
 
-    def load_optimizer_state(
-        self,
-        optimizer: Optimizer,
-        state: State,
-    ) -> None:
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
         """Load what :meth:`optimizer_state` returned, matching parameters by name.
 
         Args:
             optimizer: of the same kind.
             state: whole tensors by name, as of :meth:`load_model_state`.
         """
-        load_optimizer_state(
-            self.module,
-            optimizer,
-            state,
-        )
+        load_optimizer_state(self.module, optimizer, state)
 
     # Other weights than those that are trained, such as their average.
 
     def saved_part(
-        self,
-        state: State,
-        name: str,
-        present: Tensor | TensorShard,
+        self, state: State, name: str, present: Tensor | TensorShard
     ) -> Tensor:
         """What this process keeps of a tensor of a state that is loaded.
 
@@ -85,18 +67,11 @@ class ModuleStates:
             return state[name]
         return present.slice_of(stored_items(state)[name])
 
-    def local_part(
-        self,
-        tensor: Tensor,
-    ) -> Tensor:
+    def local_part(self, tensor: Tensor) -> Tensor:
         """What this process has of a parameter, in the precision in which it is trained, or of a buffer; a view."""
         return tensor.data
 
-    def evaluated_part(
-        self,
-        tensor: Tensor,
-        value: Tensor,
-    ) -> TensorPairs:
+    def evaluated_part(self, tensor: Tensor, value: Tensor) -> TensorPairs:
         """What is to be changed for an evaluation with another value of a parameter or buffer. It may be a collective.
 
         Args:

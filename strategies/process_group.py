@@ -67,10 +67,7 @@ class ProcessGroupOptions:
                 f"max_restarts must be an integer from 0; got {self.max_restarts!r}"
             )
 
-    def backend_for(
-        self,
-        device: torch.device,
-    ) -> str:
+    def backend_for(self, device: torch.device) -> str:
         """Return the backend of a process group whose processes compute on devices of this type."""
         if self.backend is not None:
             return self.backend
@@ -99,12 +96,7 @@ def create_group(
         device = devices[environment.local_rank]
         join_job()
     if world_size > 1:
-        return ProcessGroup(
-            device,
-            world_size,
-            environment,
-            options,
-        )
+        return ProcessGroup(device, world_size, environment, options)
     backend = options.backend_for(device) if options.for_one_process else None
     return SingleProcess(device, backend)
 
@@ -150,12 +142,7 @@ class ProcessGroup(Group):
                 "Engine(launch=True)"
             )
         backend = self.options.backend_for(self.device)
-        RENDEZVOUS.join(
-            self,
-            self.environment,
-            backend,
-            self.options.timeout,
-        )
+        RENDEZVOUS.join(self, self.environment, backend, self.options.timeout)
         if dist.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"torch's process group has {dist.get_world_size()} processes, the Trainer was made for "
@@ -165,11 +152,7 @@ class ProcessGroup(Group):
     def leave(self) -> None:
         RENDEZVOUS.leave_group(self)
 
-    def reduce(
-        self,
-        tensor: Tensor,
-        op: str = "mean",
-    ) -> Tensor:
+    def reduce(self, tensor: Tensor, op: str = "mean") -> Tensor:
         self._check_alive()
         if op == "mean" and not tensor.is_floating_point():
             tensor = tensor.float()
@@ -179,11 +162,7 @@ class ProcessGroup(Group):
             reduced /= self.world_size
         return reduced.to(tensor.device)
 
-    def all_gather(
-        self,
-        tensor: Tensor,
-        sync_grads: bool = False,
-    ) -> Tensor:
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         self._check_alive()
         if sync_grads and torch.is_grad_enabled():
             return _AllGather.apply(tensor, self)
@@ -192,29 +171,19 @@ class ProcessGroup(Group):
         dist.all_gather(gathered, sent)  # collective
         return torch.stack(gathered).to(tensor.device)
 
-    def gather_objects(
-        self,
-        value: Any,
-    ) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
         self._check_alive()
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, dumps(value))  # collective
         return [pickle.loads(content) for content in gathered]
 
-    def broadcast(
-        self,
-        value: Any,
-        source: int = 0,
-    ) -> Any:
+    def broadcast(self, value: Any, source: int = 0) -> Any:
         self._check_alive()
         content: list[Any] = [dumps(value) if self.rank == source else None]
         dist.broadcast_object_list(content, source)  # collective
         return pickle.loads(content[0])
 
-    def broadcast_tensors(
-        self,
-        tensors: Sequence[Tensor],
-    ) -> None:
+    def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             if hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
                 raise RuntimeError(
@@ -236,10 +205,7 @@ class ProcessGroup(Group):
         self._check_alive()
         RENDEZVOUS.barrier()  # collective
 
-    def store(
-        self,
-        name: str,
-    ) -> Any:
+    def store(self, name: str) -> Any:
         return RENDEZVOUS.group_store(name)
 
     def _check_alive(self) -> None:
@@ -253,10 +219,7 @@ class ProcessGroup(Group):
                 "an exception has ended the run: its hooks cannot do what takes all processes, such as gathering values"
             )
 
-    def _reachable(
-        self,
-        tensor: Tensor,
-    ) -> Tensor:
+    def _reachable(self, tensor: Tensor) -> Tensor:
         """Return the tensor where the backend can read it: one for CUDA alone cannot read the CPU."""
         if f"{tensor.device.type}:" in dist.get_backend_config():
             return tensor
@@ -267,18 +230,11 @@ class _AllGather(torch.autograd.Function):
     """Gathers with gradients: that of a process's tensor is the sum, over all processes, of their gradients for it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        tensor: Tensor,
-        group: ProcessGroup,
-    ) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return group.all_gather(tensor)
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        *gradients: Tensor,
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         group = ctx.group
         return group.reduce(gradients[0], "sum")[group.rank], None

@@ -15,10 +15,7 @@ from torch.nn.parameter import is_lazy
 Offset = tuple[int, ...] | int
 
 
-def empty(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-) -> Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor on the CPU to be read into; torch warns where it is to make one of some types itself."""
     size = math.prod(shape) * dtype.itemsize
     return torch.empty(size, dtype=torch.uint8, device="cpu").view(dtype).view(shape)
@@ -32,31 +29,19 @@ class StoredTensor(ABC):
         dtype: its type.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.shape = shape
         self.dtype = dtype
 
     @abstractmethod
-    def read(
-        self,
-        into: Tensor,
-        offset: Offset,
-    ) -> None:
+    def read(self, into: Tensor, offset: Offset) -> None:
         """Read the part that has the shape of ``into`` and begins at ``offset``; it takes hardly any memory beside."""
 
     @abstractmethod
     def whole(self) -> Tensor:
         """Read all of it."""
 
-    def part(
-        self,
-        shape: tuple[int, ...],
-        offset: Offset,
-    ) -> Tensor:
+    def part(self, shape: tuple[int, ...], offset: Offset) -> Tensor:
         """Read a part into a tensor of its own, on the CPU."""
         part = empty(shape, self.dtype)
         self.read(part, offset)
@@ -78,17 +63,11 @@ class StoredState(dict[str, Any]):
     :meth:`stored` instead.
     """
 
-    def stored(
-        self,
-        name: str,
-    ) -> Any:
+    def stored(self, name: str) -> Any:
         """Return a value as it is: a :class:`StoredTensor`, unless somebody has asked for the tensor, or put one in."""
         return super().__getitem__(name)
 
-    def __getitem__(
-        self,
-        name: str,
-    ) -> Any:
+    def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
         if isinstance(value, StoredTensor):
             self[name] = value = value.whole()
@@ -98,38 +77,23 @@ class StoredState(dict[str, Any]):
         # Where a class has this method, dict(state) and {**state} ask for the values as all others do.
         return super().__iter__()
 
-    def __or__(
-        self,
-        other: Any,
-    ) -> Any:
+    def __or__(self, other: Any) -> Any:
         return {**self, **other}
 
     def __reduce__(self) -> Any:
         return dict, ({**self},)
 
-    def get(
-        self,
-        name: str,
-        default: Any = None,
-    ) -> Any:
+    def get(self, name: str, default: Any = None) -> Any:
         """Return a value, or ``default``."""
         value = super().get(name, default)
         return self[name] if isinstance(value, StoredTensor) else value
 
-    def setdefault(
-        self,
-        name: str,
-        default: Any = None,
-    ) -> Any:
+    def setdefault(self, name: str, default: Any = None) -> Any:
         """Return a value, which is put in if it is not there."""
         super().setdefault(name, default)
         return self[name]
 
-    def pop(
-        self,
-        name: str,
-        *default: Any,
-    ) -> Any:
+    def pop(self, name: str, *default: Any) -> Any:
         """Take a value out."""
         value = super().pop(name, *default)
         return value.whole() if isinstance(value, StoredTensor) else value
@@ -152,9 +116,7 @@ class StoredState(dict[str, Any]):
         return {**self}
 
 
-def stored_items(
-    state: dict[str, Any],
-) -> dict[str, Any]:
+def stored_items(state: dict[str, Any]) -> dict[str, Any]:
     """The items of a state as they are, in a plain dict: a :class:`StoredTensor` for each tensor that is in files."""
     if isinstance(state, StoredState):
         return {name: state.stored(name) for name in state}
@@ -212,10 +174,7 @@ def filled(
     }
 
 
-def _fill(
-    value: Any,
-    present: Any,
-) -> Any:
+def _fill(value: Any, present: Any) -> Any:
     if not isinstance(value, StoredTensor):
         return value
     # A subclass has a format of its own, and what has no shape or memory yet has nothing to be read into.

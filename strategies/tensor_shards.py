@@ -35,38 +35,25 @@ class TensorShard:
     offset: Offset
     is_owner: bool = True
 
-    def load(
-        self,
-        whole: Tensor | StoredTensor,
-    ) -> None:
+    def load(self, whole: Tensor | StoredTensor) -> None:
         """Take the numbers of another tensor of the whole's shape."""
         if isinstance(whole, StoredTensor):
             whole.read(self.tensor, self.offset)
         else:
             self.tensor.copy_(self.slice_of(whole))
 
-    def slice_of(
-        self,
-        whole: Tensor | StoredTensor,
-    ) -> Tensor:
+    def slice_of(self, whole: Tensor | StoredTensor) -> Tensor:
         """Return the same part of another tensor of the whole's shape: a view, or read from files."""
         if isinstance(whole, StoredTensor):
             return whole.part(self.tensor.shape, self.offset)
         if isinstance(self.offset, int):
             end = self.offset + self.tensor.numel()
             return whole.reshape(-1)[self.offset : end]
-        sizes = zip(
-            self.offset,
-            self.tensor.shape,
-            strict=True,
-        )
+        sizes = zip(self.offset, self.tensor.shape, strict=True)
         return whole[tuple(slice(start, start + size) for start, size in sizes)]
 
 
-def full_state(
-    strategy: Strategy,
-    state: Any,
-) -> Any:
+def full_state(strategy: Strategy, state: Any) -> Any:
     """Return nested state with the whole tensor, on the CPU, for each :class:`TensorShard`. A collective for each."""
     if isinstance(state, dict):
         return {key: full_state(strategy, value) for key, value in state.items()}

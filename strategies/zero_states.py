@@ -66,11 +66,7 @@ class ZeroStates:
                 state[name] = shard
         return state
 
-    def load_model_state(
-        self,
-        state: State,
-        strict: bool,
-    ) -> Any:
+    def load_model_state(self, state: State, strict: bool) -> Any:
         """Load whole tensors; returns what ``nn.Module.load_state_dict`` does."""
         current = self.module.state_dict(keep_vars=True)
         partitioned = {
@@ -96,19 +92,13 @@ class ZeroStates:
         for_torch = filled(for_torch, self.module)
         return self.module.load_state_dict(for_torch, strict=strict)
 
-    def local_part(
-        self,
-        tensor: Any,
-    ) -> Tensor:
+    def local_part(self, tensor: Any) -> Tensor:
         """Return this process's shard of a parameter; all of what is not sharded."""
         shard = self._shard_of(tensor)
         return tensor.data if shard is None else shard.tensor
 
     def evaluated_part(
-        self,
-        tensor: Any,
-        value: Tensor,
-        strategy: Strategy,
+        self, tensor: Any, value: Tensor, strategy: Strategy
     ) -> TensorPairs:
         """Return what a forward reads of a parameter, and ``value``, a shard of another one, in its form.
 
@@ -135,18 +125,11 @@ class ZeroStates:
     def _update_fragments(self) -> None:
         parameter: Any
         for parameter in self.module.parameters():
-            mapping = getattr(
-                parameter,
-                "_hp_mapping",
-                None,
-            )
+            mapping = getattr(parameter, "_hp_mapping", None)
             if mapping is not None:
                 mapping.update_hp()
 
-    def optimizer_state(
-        self,
-        optimizer: Optimizer,
-    ) -> State:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         """Return the optimizer's state by parameter names, and the loss scale if it is dynamic."""
         by_name: State = {}
         for flat, parameters in self._flat_groups():
@@ -169,11 +152,7 @@ class ZeroStates:
             saved["loss_scale"] = {name: getattr(scaler, name) for name in _LOSS_SCALE}
         return saved
 
-    def load_optimizer_state(
-        self,
-        optimizer: Optimizer,
-        state: State,
-    ) -> None:
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
         """Load what :meth:`optimizer_state` returned, of any strategy.
 
         Raises:
@@ -194,11 +173,7 @@ class ZeroStates:
         if self.zero.loss_scaler.dynamic:
             vars(self.zero.loss_scaler).update(state.get("loss_scale", {}))
 
-    def _load_flat_group(
-        self,
-        flat: Tensor,
-        by_parameter: dict[Any, State],
-    ) -> None:
+    def _load_flat_group(self, flat: Tensor, by_parameter: dict[Any, State]) -> None:
         """Load the states of the parameters of which ``flat`` is made."""
         # A parameter that was never stepped has no state. In the flat tensors, zeros stand for it.
         stepped = [(p, values) for p, values in by_parameter.items() if values]
@@ -220,11 +195,7 @@ class ZeroStates:
                 if _is_elementwise(flat_state[key], flat):
                     self._load_shard(parameter, value, self.name_of[parameter], key)
 
-    def _check_alike(
-        self,
-        by_parameter: dict[Any, State],
-        shared: State,
-    ) -> None:
+    def _check_alike(self, by_parameter: dict[Any, State], shared: State) -> None:
         """Refuse a state that differs between parameters where DeepSpeed has one for all: the count of steps."""
         for parameter, values in by_parameter.items():
             for key, stored in stored_items(values).items():
@@ -243,16 +214,8 @@ class ZeroStates:
         """Pairs of a flat tensor on which the optimizer steps, and the parameters of which it is made."""
         zero = self.zero
         if self.stage == 3:
-            return zip(
-                zero.fp32_partitioned_groups_flat,
-                zero.fp16_groups,
-                strict=True,
-            )
-        return zip(
-            zero.single_partition_of_fp32_groups,
-            zero.bit16_groups,
-            strict=True,
-        )
+            return zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+        return zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
 
     def _link_states(self) -> None:
         """Let each parameter know its part of the optimizer's state: DeepSpeed does so once, for the first group."""
@@ -260,11 +223,7 @@ class ZeroStates:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _shard_of(
-        self,
-        parameter: Any,
-        key: str | None = None,
-    ) -> TensorShard | None:
+    def _shard_of(self, parameter: Any, key: str | None = None) -> TensorShard | None:
         """Return what this process trains of a parameter, or of its optimizer state ``key``; None if all of it."""
         if hasattr(parameter, "ds_id"):
             local = parameter.ds_tensor
@@ -316,17 +275,10 @@ class ZeroStates:
             parameter.ds_tensor.data.copy_(padded)
         if parameter.requires_grad and self.zero is not None:
             # shard.tensor may be a copy, as that of an offloaded parameter is: DeepSpeed has to write it.
-            self.zero.set_local_hp_param(
-                padded,
-                parameter,
-                key,
-            )
+            self.zero.set_local_hp_param(padded, parameter, key)
 
 
-def _is_elementwise(
-    value: Any,
-    like: Any,
-) -> bool:
+def _is_elementwise(value: Any, like: Any) -> bool:
     """Whether an optimizer's state has a number for each one of what it belongs to."""
     if not isinstance(value, (Tensor, StoredTensor)) or value.dim() == 0:
         return False

@@ -109,11 +109,7 @@ def _parts(
         checksum = 0
         while at < end:
             chunk = buffer[: end - at]
-            storage.read_into(
-                path,
-                chunk,
-                at,
-            )
+            storage.read_into(path, chunk, at)
             checksum = zlib.crc32(chunk, checksum)
             at += len(chunk)
         parts[path] = (checksum, end - begin)
@@ -122,11 +118,7 @@ def _parts(
     return parts
 
 
-def _joined(
-    first: int,
-    second: int,
-    length: int,
-) -> int:
+def _joined(first: int, second: int, length: int) -> int:
     """The checksum of two parts together, of which the second has so many bytes: zlib's crc32_combine."""
     factor = _ONE
     # x to the power of 8, of 16, of 32 …: by which the first part is shifted for one byte, two, four …
@@ -141,10 +133,7 @@ def _joined(
     return _product(factor, first) ^ second
 
 
-def _product(
-    a: int,
-    b: int,
-) -> int:
+def _product(a: int, b: int) -> int:
     """Multiply polynomials modulo that of crc32."""
     product = 0
     for bit in range(31, -1, -1):

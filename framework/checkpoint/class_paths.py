@@ -35,11 +35,7 @@ class _Refusal(MetaPathFinder):
         self._thread = get_ident()
         self.refused = ""
 
-    def find_spec(
-        self,
-        fullname: str,
-        *args: Any,
-    ) -> None:
+    def find_spec(self, fullname: str, *args: Any) -> None:
         """Raise for such a package; others are found elsewhere."""
         package = fullname.partition(".")[0]
         is_known = package in sys.modules or package in _ITS_OWN
@@ -76,10 +72,7 @@ def _would_import(module: str) -> CheckpointError:
 
 
 def make_of(
-    config: Mapping[str, Any],
-    kind: type[Any],
-    *args: Any,
-    **kwargs: Any,
+    config: Mapping[str, Any], kind: type[Any], *args: Any, **kwargs: Any
 ) -> Any:
     """Make an object whose hyperparameters are the values of a configuration, and not its constructor's arguments.
 
@@ -89,20 +82,13 @@ def make_of(
         *args: what was made of them.
         **kwargs: the same by name.
     """
-    made = kind.__new__(
-        kind,
-        *args,
-        **kwargs,
-    )
+    made = kind.__new__(kind, *args, **kwargs)
     made.__dict__["_hparams_config"] = config
     made.__init__(*args, **kwargs)
     return made
 
 
-def instantiate_module(
-    class_type: type[Any],
-    config: Mapping[str, Any],
-) -> Any:
+def instantiate_module(class_type: type[Any], config: Mapping[str, Any]) -> Any:
     """Make an object of the hyperparameters that a checkpoint holds of it.
 
     Args:
@@ -125,17 +111,9 @@ def instantiate_module(
     given.pop(INSTANTIATOR, None)
     class_path = given.pop(CLASS_PATH, None)
     if class_path is None:
-        parser.add_class_arguments(
-            class_type,
-            "module",
-            fail_untyped=False,
-        )
+        parser.add_class_arguments(class_type, "module", fail_untyped=False)
     else:
-        parser.add_subclass_arguments(
-            class_type,
-            "module",
-            fail_untyped=False,
-        )
+        parser.add_subclass_arguments(class_type, "module", fail_untyped=False)
         given = {"class_path": class_path, "dict_kwargs": given}
         module, _, name = class_path.rpartition(".")
         class_type = getattr(sys.modules[module], name)

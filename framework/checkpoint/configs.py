@@ -19,10 +19,7 @@ _NAMESPACES: dict[str, type[Any]] = {
 class AttributeDict(dict[str, Any]):
     """A dict whose keys can be read and set as attributes."""
 
-    def __getattr__(
-        self,
-        name: str,
-    ) -> Any:
+    def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
@@ -152,10 +149,7 @@ def _hints(annotated: Any) -> dict[str, Any]:
     return dict(getattr(annotated, "__annotations__", {}))
 
 
-def _of_type(
-    hint: Any,
-    value: Any,
-) -> Any:
+def _of_type(hint: Any, value: Any) -> Any:
     """``value`` as what a type hint says, if that is an enum or a class with fields, or a union or container of one."""
     if type(value) in (list, tuple):
         item = next(iter(typing.get_args(hint)), None)
@@ -175,18 +169,12 @@ def _of_type(
     for kind in kinds:
         names = _field_names(kind) if isinstance(kind, type) else None
         if names is not None and names.keys() == value.keys():
-            return _with_fields(
-                kind,
-                names,
-                value,
-            )
+            return _with_fields(kind, names, value)
     return AttributeDict({name: _of_type(None, item) for name, item in value.items()})
 
 
 def _with_fields(
-    kind: type[Any],
-    names: dict[str, str | None],
-    values: dict[str, Any],
+    kind: type[Any], names: dict[str, str | None], values: dict[str, Any]
 ) -> Any:
     hints = _hints(kind)
     values = {name: _of_type(hints.get(name), value) for name, value in values.items()}
@@ -200,9 +188,5 @@ def _with_fields(
     if not hasattr(kind, "model_fields"):
         # Also what the constructor does not take, or would change once more.
         for name, value in values.items():
-            object.__setattr__(
-                made,
-                name,
-                value,
-            )
+            object.__setattr__(made, name, value)
     return made

@@ -67,11 +67,7 @@ class FileTensor(StoredTensor):
         self.pieces: list[_Piece] = []
 
     def add(
-        self,
-        path: str,
-        begin: int,
-        shape: tuple[int, ...],
-        offset: Offset,
+        self, path: str, begin: int, shape: tuple[int, ...], offset: Offset
     ) -> None:
         """Take a piece, as of :class:`_Piece`.
 
@@ -87,18 +83,10 @@ class FileTensor(StoredTensor):
         for start, length, full in zip(starts, lengths, whole, strict=True):
             if not 0 <= start <= start + length <= full:
                 raise ValueError(f"a part {shape} at {offset} is not in {self.shape}")
-        place = _place(
-            shape,
-            offset,
-            self.shape,
-        )
+        place = _place(shape, offset, self.shape)
         self.pieces.append(_Piece(path, begin, shape, offset, place))
 
-    def read(
-        self,
-        into: Tensor,
-        offset: Offset,
-    ) -> None:
+    def read(self, into: Tensor, offset: Offset) -> None:
         """Read a part, from those pieces that have some of it."""
         wanted = _place(tuple(into.shape), offset, self.shape)
         is_in_order = wanted is not None and all(piece.place for piece in self.pieces)
@@ -141,12 +129,7 @@ class FileTensor(StoredTensor):
                 target.copy_(numbers)
         return whole
 
-    def _read_numbers(
-        self,
-        piece: _Piece,
-        first: int,
-        into: Tensor,
-    ) -> None:
+    def _read_numbers(self, piece: _Piece, first: int, into: Tensor) -> None:
         """Read numbers of a piece, from the one of this index on; ``into`` has one dimension, and may be elsewhere."""
         size = self.dtype.itemsize
         if into.device.type == "cpu" and into.dtype == self.dtype:
@@ -156,19 +139,13 @@ class FileTensor(StoredTensor):
             return
         for part in into.split(_CHUNK):
             numbers = empty(tuple(part.shape), self.dtype)
-            self._read_numbers(
-                piece,
-                first,
-                numbers,
-            )
+            self._read_numbers(piece, first, numbers)
             part.copy_(numbers)
             first += part.numel()
 
 
 def _place(
-    shape: tuple[int, ...],
-    offset: Offset,
-    whole: tuple[int, ...],
+    shape: tuple[int, ...], offset: Offset, whole: tuple[int, ...]
 ) -> tuple[int, int] | None:
     """Which numbers of a flattened tensor a part of it is: from the first to behind the last; None if it is no range.
 
@@ -195,9 +172,7 @@ def _place(
 
 
 def open_tensors(
-    sizes: Mapping[str, int],
-    storage: LocalStorage | RemoteStorage,
-    device: Any,
+    sizes: Mapping[str, int], storage: LocalStorage | RemoteStorage, device: Any
 ) -> dict[str, FileTensor]:
     """The tensors of files that belong together, as they may hold shards of the same ones.
 
@@ -249,9 +224,7 @@ def open_tensors(
 
 
 def _header(
-    path: str,
-    size: int,
-    storage: LocalStorage | RemoteStorage,
+    path: str, size: int, storage: LocalStorage | RemoteStorage
 ) -> tuple[dict[str, Any], int]:
     """What a file says of its tensors, and with which byte these begin."""
     beginning = storage.read(path, _BEGINNING)
@@ -264,9 +237,7 @@ def _header(
 
 
 def _kind(
-    entry: dict[str, Any],
-    dtype_name: str | None,
-    size: int,
+    entry: dict[str, Any], dtype_name: str | None, size: int
 ) -> tuple[tuple[int, ...], torch.dtype]:
     """The shape and type of a tensor in a file.
 

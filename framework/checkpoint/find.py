@@ -133,9 +133,7 @@ def _is_archive(path: str) -> bool:
     return bool(end) and (comment_in(end) is not None or is_weights_file(path))
 
 
-def newest_first(
-    manifests: dict[str, Manifest],
-) -> list[str]:
+def newest_first(manifests: dict[str, Manifest]) -> list[str]:
     """The paths of checkpoints, the one written last first."""
     return sorted(
         manifests,

@@ -38,10 +38,7 @@ class _Claim(NamedTuple):
 _claims: dict[str, _Claim] = {}
 
 
-def claim_folder(
-    path: str,
-    owner: object,
-) -> str:
+def claim_folder(path: str, owner: object) -> str:
     """Make a folder to save in that no other run has, and see that it can be written to.
 
     Args:
@@ -67,11 +64,7 @@ def claim_folder(
         number += 1
         claimed = join(path, f"v{number}")
     if number:
-        log.warning(
-            "%s is in use by another run: this one saves in %s",
-            path,
-            claimed,
-        )
+        log.warning("%s is in use by another run: this one saves in %s", path, claimed)
     return claimed
 
 
@@ -88,10 +81,7 @@ def release_folders(owner: object) -> None:
         os.close(claim.descriptor)
 
 
-def _hold(
-    path: str,
-    owner: object,
-) -> bool:
+def _hold(path: str, owner: object) -> bool:
     """Lock a folder; False if another has it."""
     claim = _claims.get(path)
     if claim is not None:

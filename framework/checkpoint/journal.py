@@ -35,10 +35,7 @@ def own_files(path: str) -> list[str]:
     return [MANIFEST, *(name_in(manifest, name) for name in manifest["files"])]
 
 
-def hidden_name(
-    path: str,
-    kind: str,
-) -> str:
+def hidden_name(path: str, kind: str) -> str:
     """A new name beside ``path`` for what is there for a while only; it says which process made it."""
     parent, name = os.path.split(path)
     return join(parent, f".{name}.{_this_process()}.{uuid.uuid4().hex[:8]}.{kind}")
@@ -86,10 +83,7 @@ def _journals_of(path: str) -> str:
     return join(path if is_inside else parent, f".{name}.")
 
 
-def write_journal(
-    path: str,
-    names: list[str],
-) -> str:
+def write_journal(path: str, names: list[str]) -> str:
     """Note that these files of the folder ``path`` are ours, whatever happens next; returns the journal's path."""
     number = uuid.uuid4().hex[:8]
     journal = f"{_journals_of(path)}{_this_process()}.{number}.tmp"
@@ -97,10 +91,7 @@ def write_journal(
     return journal
 
 
-def settle(
-    path: str,
-    journal: str,
-) -> None:
+def settle(path: str, journal: str) -> None:
     """Remove what a journal lists but what belongs to the checkpoint that is there now, and then the journal."""
     storage = storage_of(path)
     listed = json.loads(storage.read(journal))
@@ -146,10 +137,7 @@ def sweep(directory: str) -> None:
                 os.unlink(path)
 
 
-def _is_abandoned(
-    path: str,
-    match: re.Match[str],
-) -> bool:
+def _is_abandoned(path: str, match: re.Match[str]) -> bool:
     """Whether the process that made ``path`` is gone, so that nobody will finish it."""
     if match["machine"] == _this_machine():
         process = int(match["process"])

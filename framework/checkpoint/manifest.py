@@ -62,11 +62,7 @@ def seal_manifest(body: Any) -> bytes:
     return _dump({"body": body, "crc32": zlib.crc32(_dump(body))})
 
 
-def seal_in_file(
-    body: Any,
-    size: int,
-    crc32: int,
-) -> bytes:
+def seal_in_file(body: Any, size: int, crc32: int) -> bytes:
     """The manifest that stands at the end of a checkpoint in one file; without logged values if these are too many."""
     body = {**body, "files": {ARCHIVE: {"size": size, "crc32": crc32}}}
     sealed = seal_manifest(body)
@@ -99,10 +95,7 @@ def read_manifest(path: str) -> Manifest:
     return _unseal(path, storage.read_at_most(file, _LARGEST_MANIFEST))
 
 
-def manifest_in(
-    path: str,
-    end: bytes,
-) -> Manifest | None:
+def manifest_in(path: str, end: bytes) -> Manifest | None:
     """The manifest at the end of a checkpoint in one file; None if another program has written it.
 
     Args:
@@ -120,10 +113,7 @@ def manifest_in(
     return _unseal(path, found[0]) if found[0] else None
 
 
-def _unseal(
-    path: str,
-    content: bytes,
-) -> Manifest:
+def _unseal(path: str, content: bytes) -> Manifest:
     with naming_damage(path, f"{MANIFEST} was altered or truncated"):
         sealed = json.loads(content)
         body = sealed["body"]
@@ -152,10 +142,7 @@ def _check(body: Manifest) -> None:
 
 
 @contextmanager
-def naming_damage(
-    path: str,
-    what: str,
-) -> Iterator[None]:
+def naming_damage(path: str, what: str) -> Iterator[None]:
     """Turn whatever the block raises into a CheckpointError, as content that is damaged may make it raise anything."""
     try:
         yield
@@ -182,10 +169,7 @@ def is_complete(path: str) -> bool:
     return True
 
 
-def name_in(
-    manifest: Manifest,
-    name: str,
-) -> str:
+def name_in(manifest: Manifest, name: str) -> str:
     """The name of a checkpoint's file below the checkpoint: in the folder that its manifest names, if it names one."""
     return f"{manifest.get('folder', '')}/{name}".lstrip("/")
 

@@ -26,9 +26,7 @@ _ALTERED = "was altered (its checksum differs)"
 
 
 def load_checkpoint(
-    path: str,
-    weights_only: bool | None = None,
-    map_location: Any = None,
+    path: str, weights_only: bool | None = None, map_location: Any = None
 ) -> State:
     """Read and verify a checkpoint. No code runs unless ``weights_only`` is False.
 
@@ -44,11 +42,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: if a file is missing, altered or truncated; it is named.
     """
-    checkpoint = open_checkpoint(
-        path,
-        weights_only,
-        map_location,
-    )
+    checkpoint = open_checkpoint(path, weights_only, map_location)
     return _plain(checkpoint)
 
 
@@ -92,10 +86,7 @@ def open_checkpoint(
     if weights_only is False:
         objects = unpickle_objects(content.get("objects.pkl"))
 
-    def state_in(
-        name: str,
-        beside: str = "",
-    ) -> Any:
+    def state_in(name: str, beside: str = "") -> Any:
         own = _plain(with_stored(tensors.get(name, {})))
         state = json.loads(content[f"{name}.json"])
         return decode(state, {**own, **tensors.get(beside, {})}, objects)
@@ -170,12 +161,7 @@ class _Folder:
             tensors.
     """
 
-    def __init__(
-        self,
-        path: str,
-        map_location: Any,
-        keeps_parts: bool,
-    ) -> None:
+    def __init__(self, path: str, map_location: Any, keeps_parts: bool) -> None:
         self.path = path
         self.storage = storage_of(path, keeps=not keeps_parts)
         self.device = device_of(map_location)
@@ -194,22 +180,14 @@ class _Folder:
             group: self._open(group, names) for group, names in groups.items()
         }
 
-    def _open(
-        self,
-        group: str,
-        names: list[str],
-    ) -> dict[str, Any]:
+    def _open(self, group: str, names: list[str]) -> dict[str, Any]:
         sizes = {}
         try:
             if group.startswith("rng/"):
                 # Generators take their states from the CPU.
                 return read_tensors(self.content[names[0]], None)
             for name in names:
-                _check_file(
-                    self.path,
-                    name,
-                    self.manifest,
-                )
+                _check_file(self.path, name, self.manifest)
                 sizes[self._path_of(name)] = self.manifest["files"][name]["size"]
                 self.storage.note(self._path_of(name))
             return dict(open_tensors(sizes, self.storage, self.device))
@@ -219,20 +197,10 @@ class _Folder:
         except ValueError as error:
             raise _damage(self.path, f"in {', '.join(names)}, {error}") from error
 
-    def _path_of(
-        self,
-        name: str,
-    ) -> str:
-        return path_of(
-            self.path,
-            name,
-            self.manifest,
-        )
+    def _path_of(self, name: str) -> str:
+        return path_of(self.path, name, self.manifest)
 
-    def verify(
-        self,
-        group: GroupMember,
-    ) -> None:
+    def verify(self, group: GroupMember) -> None:
         """See that the large files are as they were written. A collective.
 
         Raises:
@@ -250,18 +218,10 @@ class _Folder:
             raise _damage(self.path, f"{names[altered]} {_ALTERED}")
 
 
-def _load_file(
-    path: str,
-    weights_only: bool | None,
-    map_location: Any,
-) -> State:
+def _load_file(path: str, weights_only: bool | None, map_location: Any) -> State:
     """:func:`load_checkpoint`, of one file."""
     try:
-        content = load_weights_file(
-            path,
-            map_location,
-            weights_only,
-        )
+        content = load_weights_file(path, map_location, weights_only)
     except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error
     if OURS not in content:
@@ -282,11 +242,7 @@ def _read(
     written = manifest["files"][name]
     content = b""
     try:
-        _check_file(
-            path,
-            name,
-            manifest,
-        )
+        _check_file(path, name, manifest)
         content = storage_of(path).read(path_of(path, name, manifest))
     except FileNotFoundError:
         raise _damage(path, f"{name} is missing, or no file") from None
@@ -300,11 +256,7 @@ def _read(
     return content
 
 
-def _check_file(
-    path: str,
-    name: str,
-    manifest: Manifest,
-) -> None:
+def _check_file(path: str, name: str, manifest: Manifest) -> None:
     """See that a local file is one, and how large it is, before it is opened: a pipe would block."""
     file, storage = path_of(path, name, manifest), storage_of(path)
     if storage.is_local:
@@ -313,21 +265,13 @@ def _check_file(
         _check_size(storage.size(file), path, name, manifest)
 
 
-def _check_size(
-    size: int,
-    path: str,
-    name: str,
-    manifest: Manifest,
-) -> None:
+def _check_size(size: int, path: str, name: str, manifest: Manifest) -> None:
     written = manifest["files"][name]["size"]
     if size != written:
         raise _damage(path, f"{name} has {size} bytes, {written} were written")
 
 
-def _damage(
-    path: str,
-    what: str,
-) -> CheckpointError:
+def _damage(path: str, what: str) -> CheckpointError:
     return CheckpointError(f"checkpoint {path!r} is damaged: {what}")
 
 

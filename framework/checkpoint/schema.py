@@ -265,10 +265,7 @@ class RunState:
 
     # What the Trainer is doing.
 
-    def begin(
-        self,
-        fn: str,
-    ) -> None:
+    def begin(self, fn: str) -> None:
         """Begin ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         self.fn = TrainerFn(fn)
         self.stage = None if fn == "fit" else RunningStage(fn)
@@ -277,34 +274,21 @@ class RunState:
         """What has begun is running from now on."""
         self.status = TrainerStatus.RUNNING
 
-    def enter(
-        self,
-        stage: str | None,
-    ) -> None:
+    def enter(self, stage: str | None) -> None:
         """Begin a stage: ``"train"``, ``"sanity_check"``, ``"validate"`` …, or None between stages."""
         self.stage = None if stage is None else RunningStage(stage)
 
-    def end(
-        self,
-        status: str,
-    ) -> None:
+    def end(self, status: str) -> None:
         """The run has ended, or is ending: ``"finished"``, ``"failed"`` or ``"interrupted"``."""
         self.status = TrainerStatus(status)
 
     def forget(self) -> None:
         """Count from the beginning, as for another module."""
         for name, (_, default) in _COUNTERS.items():
-            setattr(
-                self,
-                name,
-                default,
-            )
+            setattr(self, name, default)
         self.tokens = TokenCount()
 
-    def take(
-        self,
-        other: RunState,
-    ) -> None:
+    def take(self, other: RunState) -> None:
         """Go on with another state, as of a run in another process."""
         for item in fields(self):
             setattr(self, item.name, getattr(other, item.name))
@@ -317,48 +301,30 @@ class RunState:
             self.seed = torch.initial_seed() % 2**63
         return self.seed
 
-    def share_seed(
-        self,
-        seed: int,
-    ) -> None:
+    def share_seed(self, seed: int) -> None:
         """Draw the order of the data from the main rank's seed."""
         self.seed = seed
 
-    def use_part(
-        self,
-        part: PartOfEpoch | None,
-    ) -> None:
+    def use_part(self, part: PartOfEpoch | None) -> None:
         """Let the running epoch have this part of the data."""
         self.part = part
 
-    def leave_out(
-        self,
-        data: list[LeftOut],
-    ) -> None:
+    def leave_out(self, data: list[LeftOut]) -> None:
         """Do not train on this data, beside what is left out already."""
         known = self.left_out or []
         new = [item for item in data if item not in known]
         if new:
             self.left_out = [*known, *new]
 
-    def use_micro_batch(
-        self,
-        size: int,
-    ) -> None:
+    def use_micro_batch(self, size: int) -> None:
         """Take so many samples at once."""
         self.micro_batch = size
 
-    def use_accumulation(
-        self,
-        num_batches: int,
-    ) -> None:
+    def use_accumulation(self, num_batches: int) -> None:
         """Accumulate over so many batches, in the runs that resume this one, too."""
         self.accumulate_grad_batches = num_batches
 
-    def count_validation(
-        self,
-        num_batches: list[int],
-    ) -> None:
+    def count_validation(self, num_batches: list[int]) -> None:
         """So many batches of each validation loader have been evaluated in the run."""
         self.validation_batches = num_batches
 
@@ -396,10 +362,7 @@ class RunState:
         counters = {name: getattr(self, name) for name in _COUNTERS}
         return {**counters, "tokens": self.tokens.state_dict()}
 
-    def load_state_dict(
-        self,
-        state: State,
-    ) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Set the counters.
 
         Raises:
@@ -409,24 +372,12 @@ class RunState:
         """
         for name, (kind, least) in _COUNTERS.items():
             value = state.get(name) if least is None else state[name]
-            check_shape(
-                value,
-                kind,
-                name,
-            )
+            check_shape(value, kind, name)
             if least is not None and value < least:
                 raise ValueError(f"{name} is {value!r}")
-            setattr(
-                self,
-                name,
-                value,
-            )
+            setattr(self, name, value)
         tokens = state.get("tokens")
-        check_shape(
-            tokens,
-            TokenState | None,
-            "tokens",
-        )
+        check_shape(tokens, TokenState | None, "tokens")
         self.tokens.load_state_dict(tokens)
 
 

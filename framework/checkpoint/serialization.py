@@ -125,10 +125,7 @@ class _Encoder:
             return self._encode_numpy(value, path)
         return self._encode_object(value, path)
 
-    def _free(
-        self,
-        path: str,
-    ) -> str:
+    def _free(self, path: str) -> str:
         """A name like ``path`` that nothing has yet, as ``{"a": {"b": x}, "a.b": y}`` gives the path ``a.b`` twice."""
         path = printable(path)
         while path in self.tensors or path in self.objects or not is_name(path):
@@ -270,10 +267,7 @@ def with_stored(state: State) -> State:
     return StoredState(state) if is_stored else state
 
 
-def _open_object(
-    key: str,
-    objects: State | None,
-) -> Any:
+def _open_object(key: str, objects: State | None) -> Any:
     if objects is None:
         return UnloadedObject(
             key,
@@ -297,20 +291,13 @@ class UnloadedObject:
     def _error(self) -> CheckpointError:
         return CheckpointError(f"the checkpoint's {self._key!r} {self._reason}")
 
-    def __getattr__(
-        self,
-        name: str,
-    ) -> Any:
+    def __getattr__(self, name: str) -> Any:
         # Python probes for such names when copying or printing.
         if name.startswith("__"):
             raise AttributeError(name)
         raise self._error()
 
-    def __call__(
-        self,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise."""
         raise self._error()
 
@@ -342,10 +329,7 @@ def require_loaded(value: Any) -> None:
 _ABSENT = object()
 
 
-def fill_unloaded(
-    state: Any,
-    owner: Any,
-) -> Any:
+def fill_unloaded(state: Any, owner: Any) -> Any:
     """Replace objects that were not loaded by what ``owner`` has in their places.
 
     Args:
@@ -367,11 +351,7 @@ def fill_unloaded(
     if find_unloaded(state) is None:
         return state
     if not isinstance(state, dict):
-        pairs = zip_longest(
-            state,
-            owner,
-            fillvalue=_ABSENT,
-        )
+        pairs = zip_longest(state, owner, fillvalue=_ABSENT)
         return [fill_unloaded(item, present) for item, present in pairs]
     present = owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
     return {

@@ -92,10 +92,7 @@ class FileSnapshot:
             content["hparams_name"] = call["whole"][0] if call["whole"] else "kwargs"
         self._content = {**_LIKE, **content, OURS: ours}
 
-    def write(
-        self,
-        file: Any,
-    ) -> None:
+    def write(self, file: Any) -> None:
         """Write it to an open file."""
         save_commented(
             self._content,
@@ -109,10 +106,7 @@ def _through_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _staged(
-    tensors: Mapping[str, Tensor],
-    copy: bool,
-) -> dict[str, Tensor]:
+def _staged(tensors: Mapping[str, Tensor], copy: bool) -> dict[str, Tensor]:
     """Tensors in the host's memory, each with memory of its own unless it is another one's by another name.
 
     Args:
@@ -150,11 +144,7 @@ class _Plain:
         left: the tensors of what stays JSON.
     """
 
-    def __init__(
-        self,
-        tensors: dict[str, Tensor],
-        copy: bool,
-    ) -> None:
+    def __init__(self, tensors: dict[str, Tensor], copy: bool) -> None:
         self.tensors = _staged(tensors, copy)
         self._unusual = {
             name: str(tensor.dtype).removeprefix("torch.")
@@ -164,11 +154,7 @@ class _Plain:
         self.types: dict[_Place, list[tuple[str, str]]] = {}
         self.left: dict[str, Tensor] = {}
 
-    def of(
-        self,
-        value: Any,
-        place: _Place,
-    ) -> Any:
+    def of(self, value: Any, place: _Place) -> Any:
         """The plain value of what stands at a place; the JSON with its tag if there is none."""
         if isinstance(value, list):
             return [self.of(item, (*place, i)) for i, item in enumerate(value)]
@@ -177,51 +163,25 @@ class _Plain:
         tag = next(iter(value), "")
         if not tag.startswith("$"):
             return {key: self.of(item, (*place, key)) for key, item in value.items()}
-        return self._tagged(
-            value,
-            tag,
-            place,
-        )
+        return self._tagged(value, tag, place)
 
-    def _tagged(
-        self,
-        value: State,
-        tag: str,
-        place: _Place,
-    ) -> Any:
+    def _tagged(self, value: State, tag: str, place: _Place) -> Any:
         """The plain value of JSON with a tag, which is that of a type that torch opens, or is noted."""
         content = value[tag]
         is_usual_tensor = tag == "$tensor" and content not in self._unusual
         if is_usual_tensor or tag in ("$size", "$dtype", "$device"):
-            return decode(
-                value,
-                self.tensors,
-                None,
-            )
+            return decode(value, self.tensors, None)
         if tag == "$tuple":
             return tuple(self.of(content, place))
         if tag == "$items" and all(_is_plain_key(key) for key, _ in content):
             keys = [decode(key, {}, None) for key, _ in content]
-            items = zip(
-                keys,
-                content,
-                strict=True,
-            )
+            items = zip(keys, content, strict=True)
             return {key: self.of(item, (*place, key)) for key, (_, item) in items}
         if tag == "$dict" and content in PLAIN_DICTS:
             return DICTS[content](self.of(value["$value"], place))
-        return self._typed(
-            value,
-            tag,
-            place,
-        )
+        return self._typed(value, tag, place)
 
-    def _typed(
-        self,
-        value: State,
-        tag: str,
-        place: _Place,
-    ) -> Any:
+    def _typed(self, value: State, tag: str, place: _Place) -> Any:
         """The plain value of what has a type of its own, which is noted."""
         content, key = value[tag], ""
         if tag in ("$array", "$tensor"):
@@ -238,10 +198,7 @@ class _Plain:
         self.types.setdefault(place, []).append((tag, key))
         return plain
 
-    def _leave(
-        self,
-        value: Any,
-    ) -> None:
+    def _leave(self, value: Any) -> None:
         """Keep the tensors that JSON names."""
         if isinstance(value, dict):
             for tag, content in value.items():
@@ -260,10 +217,7 @@ def _is_plain_key(key: Any) -> bool:
     return not (isinstance(key, str) and key.startswith("$"))
 
 
-def unpack(
-    content: State,
-    objects: State | None,
-) -> State:
+def unpack(content: State, objects: State | None) -> State:
     """The checkpoint that a file holds, with its types; it may have been changed, and saved again by ``torch.save``.
 
     Args:
@@ -275,10 +229,7 @@ def unpack(
     return {**checkpoint, "manifest": content[OURS]["manifest"]}
 
 
-def with_types(
-    content: State,
-    objects: State | None,
-) -> State:
+def with_types(content: State, objects: State | None) -> State:
     """All values of a file by their keys, with their types and objects; arguments as of :func:`unpack`."""
     ours = content[OURS]
     typed = _Typed(ours["types"], ours["tensors"], objects)
@@ -304,11 +255,7 @@ class _Typed:
         self.left = left
         self.objects = objects
 
-    def of(
-        self,
-        value: Any,
-        place: _Place,
-    ) -> Any:
+    def of(self, value: Any, place: _Place) -> Any:
         """What stood at a place."""
         kind = type(value)
         if kind in (list, tuple):
@@ -316,27 +263,14 @@ class _Typed:
         elif isinstance(value, dict):
             first = next(iter(value), None)
             if isinstance(first, str) and first.startswith("$"):
-                return decode(
-                    value,
-                    self.left,
-                    self.objects,
-                )
+                return decode(value, self.left, self.objects)
             items = {key: self.of(item, (*place, key)) for key, item in value.items()}
             value = items if kind is dict else kind(items)
         for tag, key in self.types.get(place, ()):
-            value = self._typed(
-                value,
-                tag,
-                key,
-            )
+            value = self._typed(value, tag, key)
         return value
 
-    def _typed(
-        self,
-        value: Any,
-        tag: str,
-        key: str,
-    ) -> Any:
+    def _typed(self, value: Any, tag: str, key: str) -> Any:
         if tag == "$array":
             return value.cpu().numpy()
         if tag == "$tensor":

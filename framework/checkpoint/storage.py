@@ -29,10 +29,7 @@ def without_local_scheme(path: str) -> str:
     return path
 
 
-def join(
-    path: str,
-    *parts: str,
-) -> str:
+def join(path: str, *parts: str) -> str:
     """Join path or URL parts."""
     if is_local(path):
         return os.path.join(path, *parts)
@@ -75,12 +72,7 @@ class LocalStorage:
         with open(path, "rb") as file:
             return file.read(count)
 
-    def read_into(
-        self,
-        path: str,
-        memory: memoryview,
-        begin: int,
-    ) -> None:
+    def read_into(self, path: str, memory: memoryview, begin: int) -> None:
         """Fill ``memory`` with a file's bytes from ``begin`` on.
 
         Raises:
@@ -140,10 +132,7 @@ class LocalStorage:
         ]
 
     @contextmanager
-    def writing(
-        self,
-        path: str,
-    ) -> Iterator[Any]:
+    def writing(self, path: str) -> Iterator[Any]:
         """Open a new file to write to, bit by bit; on leaving it is on disk."""
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "wb") as file:
@@ -152,10 +141,7 @@ class LocalStorage:
             os.fsync(file.fileno())
 
     @contextmanager
-    def replacing(
-        self,
-        path: str,
-    ) -> Iterator[Any]:
+    def replacing(self, path: str) -> Iterator[Any]:
         """Open a file to write that appears all at once: what is at ``path`` is the old content or the new."""
         temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -168,21 +154,14 @@ class LocalStorage:
             raise
         sync_directory(os.path.dirname(path) or ".")
 
-    def remove(
-        self,
-        path: str,
-    ) -> None:
+    def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing if it is not there."""
         if os.path.isdir(path):
             shutil.rmtree(path)
         elif os.path.exists(path):
             os.unlink(path)
 
-    def move(
-        self,
-        path: str,
-        target: str,
-    ) -> None:
+    def move(self, path: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it."""
         os.rename(path, target)
 
@@ -247,11 +226,7 @@ class RemoteStorage:
 
     is_local: ClassVar = False
 
-    def __init__(
-        self,
-        path: str,
-        keeps: bool = False,
-    ) -> None:
+    def __init__(self, path: str, keeps: bool = False) -> None:
         import fsspec
 
         # Listings are not kept: another thread's or process's file system would not see in them what this one writes.
@@ -280,11 +255,7 @@ class RemoteStorage:
             self._blocks[key] = self._read_block(path, number)
         return self._blocks[key]
 
-    def _read_block(
-        self,
-        path: str,
-        number: int,
-    ) -> bytes:
+    def _read_block(self, path: str, number: int) -> bytes:
         begin = number * _BLOCK
         end = min(begin + _BLOCK, self.size(path))
         # A store refuses a part of nothing.
@@ -300,12 +271,7 @@ class RemoteStorage:
             return content[begin:end]
         return content
 
-    def read_into(
-        self,
-        path: str,
-        memory: memoryview,
-        begin: int,
-    ) -> None:
+    def read_into(self, path: str, memory: memoryview, begin: int) -> None:
         """Fill ``memory`` with a file's bytes from ``begin`` on.
 
         Raises:
@@ -329,11 +295,7 @@ class RemoteStorage:
         if count is None:
             return self.system.cat_file(path)
         # By name, as the second argument of some stores is another.
-        return self.system.cat_file(
-            path,
-            start=0,
-            end=count,
-        )
+        return self.system.cat_file(path, start=0, end=count)
 
     def read_at_most(
         self,
@@ -355,27 +317,18 @@ class RemoteStorage:
             return b""
         return self.system.cat_file(path, start=max(0, size - count), end=size)
 
-    def names(
-        self,
-        path: str,
-    ) -> list[str]:
+    def names(self, path: str) -> list[str]:
         """The names of what is in a folder."""
         listed = self.system.ls(path, detail=False)
         return [name.rstrip("/").rpartition("/")[2] for name in listed]
 
-    def files(
-        self,
-        path: str,
-    ) -> list[str]:
+    def files(self, path: str) -> list[str]:
         """The names, relative to a folder, of all files below it."""
         begin = len(self.system._strip_protocol(path))
         return [name[begin:].lstrip("/") for name in self.system.find(path)]
 
     @contextmanager
-    def writing(
-        self,
-        path: str,
-    ) -> Iterator[Any]:
+    def writing(self, path: str) -> Iterator[Any]:
         """Open a new file to write to, bit by bit; on leaving it is at the store."""
         self.system.makedirs(self.system._parent(path), exist_ok=True)
         file = self.system.open(path, "wb")
@@ -391,10 +344,7 @@ class RemoteStorage:
 
     replacing = writing
 
-    def remove(
-        self,
-        path: str,
-    ) -> None:
+    def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing if it is not there."""
         if not self.system.exists(path):
             return
@@ -405,17 +355,9 @@ class RemoteStorage:
         for file in self.system.find(path):
             self.system.rm_file(file)
 
-    def move(
-        self,
-        path: str,
-        target: str,
-    ) -> None:
+    def move(self, path: str, target: str) -> None:
         """Copy a file, or a folder with all that is in it, and remove it then."""
-        self.system.mv(
-            path,
-            target,
-            recursive=True,
-        )
+        self.system.mv(path, target, recursive=True)
 
     def remove_files(
         self,
@@ -456,10 +398,7 @@ class RemoteStorage:
         return [join(path, name) for name in self.files(path) if name.endswith(endings)]
 
 
-def storage_of(
-    path: str,
-    keeps: bool = False,
-) -> LocalStorage | RemoteStorage:
+def storage_of(path: str, keeps: bool = False) -> LocalStorage | RemoteStorage:
     """What reads and writes files at ``path``; arguments as of :class:`RemoteStorage`."""
     return LocalStorage() if is_local(path) else RemoteStorage(path, keeps)
 
@@ -469,20 +408,14 @@ def writing(path: str) -> AbstractContextManager[Any]:
     return storage_of(path).writing(path)
 
 
-def write_file(
-    path: str,
-    content: bytes,
-) -> None:
+def write_file(path: str, content: bytes) -> None:
     """Write a small file all at once."""
     path = without_local_scheme(path)
     with storage_of(path).replacing(path) as file:
         file.write(content)
 
 
-def remove_empty_folders(
-    path: str,
-    root: str,
-) -> None:
+def remove_empty_folders(path: str, root: str) -> None:
     """Delete a folder, and those around it as far as ``root``, which stays, while there is nothing in them."""
     storage = storage_of(path)
     # It may be gone, or not empty, or the store may have no folders.

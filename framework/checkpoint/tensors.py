@@ -169,10 +169,7 @@ def device_of(map_location: Any) -> Any:
     return "cpu" if map_location is None else map_location
 
 
-def read_tensors(
-    content: bytes,
-    map_location: Any,
-) -> dict[str, Any]:
+def read_tensors(content: bytes, map_location: Any) -> dict[str, Any]:
     """The tensors of a safetensors file, no shards, on ``map_location`` (default: the CPU).
 
     Raises:

@@ -39,18 +39,12 @@ class TokenCount:
         self.fastest = 0.0
         self.is_counted = False
 
-    def __eq__(
-        self,
-        other: object,
-    ) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, TokenCount) and vars(self) == vars(other)
 
     __hash__ = object.__hash__
 
-    def add(
-        self,
-        weight: Any,
-    ) -> None:
+    def add(self, weight: Any) -> None:
         """Count the weight of a step, of all ranks."""
         self.is_counted = True
         if isinstance(weight, Tensor):
@@ -60,11 +54,7 @@ class TokenCount:
                 weight = weight.to(torch.float64)
         self.total = self.total + weight
 
-    def has_reached(
-        self,
-        count: float,
-        step: int,
-    ) -> bool:
+    def has_reached(self, count: float, step: int) -> bool:
         """Whether so many tokens are known to be reached. Sometimes a host–device sync.
 
         Args:
@@ -90,10 +80,7 @@ class TokenCount:
         self.known_step = step
         return now >= count
 
-    def next_multiple(
-        self,
-        of: float,
-    ) -> float:
+    def next_multiple(self, of: float) -> float:
         """The first multiple of a number of tokens that is not known to be reached."""
         return (self.known // of + 1) * of
 
@@ -108,10 +95,7 @@ class TokenCount:
             "fastest": self.fastest,
         }
 
-    def load_state_dict(
-        self,
-        state: TokenState | None,
-    ) -> None:
+    def load_state_dict(self, state: TokenState | None) -> None:
         """Take back :meth:`state_dict`."""
         self.__init__()
         if state is not None:

@@ -52,12 +52,7 @@ def load_weights_file(
                 f"{path!r} is no safetensors file, or damaged: {error}"
             ) from error
     is_ours = _verify(content, path)
-    loaded = _load(
-        content,
-        path,
-        map_location,
-        is_ours or weights_only is not False,
-    )
+    loaded = _load(content, path, map_location, is_ours or weights_only is not False)
     if not isinstance(loaded, dict):
         loaded = {"state_dict": loaded}
     state = loaded.get("state_dict", loaded)
@@ -84,10 +79,7 @@ def load_weights_file(
     return weights
 
 
-def _verify(
-    content: bytes,
-    path: str,
-) -> bool:
+def _verify(content: bytes, path: str) -> bool:
     """Whether a file of ``torch.save`` is a checkpoint of ours, as it was written; False for another program's.
 
     Raises:
@@ -111,21 +103,12 @@ def _verify(
     return True
 
 
-def _load(
-    content: bytes,
-    path: str,
-    map_location: Any,
-    weights_only: bool,
-) -> Any:
+def _load(content: bytes, path: str, map_location: Any, weights_only: bool) -> Any:
     """What ``torch.save`` wrote."""
     location = "cpu" if map_location is None else map_location
     file = io.BytesIO(content)
     try:
-        return torch.load(
-            file,
-            map_location=location,
-            weights_only=weights_only,
-        )
+        return torch.load(file, map_location=location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path!r} holds pickled objects beside tensors and plain values, which could run code, and is not opened: "
@@ -176,11 +159,7 @@ def export_weights(
             "Export: left out %s, no tensors that safetensors can hold",
             ", ".join(sorted(left_out)),
         )
-    staged = StagedTensors(
-        tensors,
-        copy=False,
-        share=share,
-    )
+    staged = StagedTensors(tensors, copy=False, share=share)
     with storage_of(path).replacing(path) as file:
         for chunk in staged.chunks():
             file.write(chunk)

@@ -119,20 +119,11 @@ class Snapshot:
             encoded[key] = encode(value, key, into, objects)
         if "optimizer_states" in rest:
             self._stage("optimizer/optimizer", optimizer_tensors)
-        self._stage(
-            "state",
-            tensors,
-            encoded,
-        )
+        self._stage("state", tensors, encoded)
         if rank == 0:
             for number, generators in enumerate(rng or ()):
                 tensors = {}
-                encoded = encode(
-                    generators,
-                    "rng",
-                    tensors,
-                    objects,
-                )
+                encoded = encode(generators, "rng", tensors, objects)
                 self._stage(f"rng/rank-{number}", tensors, encoded)
             pickled = pickle_objects(objects, f"kept in {OBJECTS}")
             if pickled is not None:
@@ -161,10 +152,7 @@ class Snapshot:
                 self.files[f"{name}.json"] = json.dumps(encoded).encode()
 
 
-def pickle_objects(
-    objects: State,
-    place: str,
-) -> bytes | None:
+def pickle_objects(objects: State, place: str) -> bytes | None:
     """Pickle each object by itself, so that one that cannot be pickled does not lose the others.
 
     Args:
@@ -201,10 +189,7 @@ class ShardedCommit:
         strategy: one whose ranks have met.
     """
 
-    def __init__(
-        self,
-        strategy: Any,
-    ) -> None:
+    def __init__(self, strategy: Any) -> None:
         self.rank = strategy.global_rank
         self.world_size = strategy.world_size
         self.store = strategy.group.store("checkpoint")
@@ -235,10 +220,7 @@ class ShardedCommit:
             raise failed
         return files
 
-    def follow(
-        self,
-        snapshot: Snapshot,
-    ) -> None:
+    def follow(self, snapshot: Snapshot) -> None:
         """On the others: write this rank's files, and tell the main one which they are, or what went wrong."""
         try:
             files = _write_files(snapshot, self._answer("target"))
@@ -247,10 +229,7 @@ class ShardedCommit:
             raise
         self._tell(str(self.rank), files)
 
-    def give_up(
-        self,
-        error: Exception,
-    ) -> None:
+    def give_up(self, error: Exception) -> None:
         """Tell those who wait for this rank that it failed."""
         key = str(self.rank) if self.rank else "target"
         self._tell(key, None, f"rank {self.rank}: {error}")
@@ -263,10 +242,7 @@ class ShardedCommit:
     ) -> None:
         self.store.set(key, json.dumps([value, failure]))
 
-    def _answer(
-        self,
-        key: str,
-    ) -> Any:
+    def _answer(self, key: str) -> Any:
         value, failure = json.loads(self.store.get(key))
         if failure:
             raise OSError(failure)
@@ -274,10 +250,7 @@ class ShardedCommit:
 
 
 def save_checkpoint(
-    checkpoint: State,
-    path: str,
-    facts: State,
-    rng: list[Any] | None,
+    checkpoint: State, path: str, facts: State, rng: list[Any] | None
 ) -> None:
     """Write a checkpoint; arguments as of :class:`Snapshot` and :func:`commit`."""
     commit(Snapshot(checkpoint, facts, rng, copy=False), os.fspath(path))
@@ -312,10 +285,7 @@ def commit(
                 raise
 
 
-def commit_file(
-    write: Callable[[Any], None],
-    path: str,
-) -> None:
+def commit_file(write: Callable[[Any], None], path: str) -> None:
     """Write a checkpoint in one file, which appears all at once; when this returns, it is on disk.
 
     Args:
@@ -345,11 +315,7 @@ def commit_file(
             with writing(temporary) as file:
                 write(file)
             if is_folder:
-                _move_into_place(
-                    temporary,
-                    path,
-                    replaces=True,
-                )
+                _move_into_place(temporary, path, replaces=True)
             else:
                 os.replace(temporary, path)
                 sync_directory(parent)
@@ -359,10 +325,7 @@ def commit_file(
             raise
 
 
-def _target(
-    path: str,
-    is_replaceable: Callable[[str], Any],
-) -> str:
+def _target(path: str, is_replaceable: Callable[[str], Any]) -> str:
     """Where to write a checkpoint, for a path that may be a link to there.
 
     Args:
@@ -397,17 +360,9 @@ def _commit(
     path = _target(path, own_files)
     storage = storage_of(path)
     if storage.is_local and (not os.path.isdir(path) or _is_all_ours(path)):
-        _write_beside(
-            snapshot,
-            path,
-            write,
-        )
+        _write_beside(snapshot, path, write)
     else:
-        _write_in_place(
-            snapshot,
-            path,
-            write,
-        )
+        _write_in_place(snapshot, path, write)
 
 
 def _write_beside(
@@ -427,11 +382,7 @@ def _write_beside(
         write_file(join(temporary, MANIFEST), _manifest(snapshot, files))
         for directory, _, _ in os.walk(temporary):
             sync_directory(directory)
-        _move_into_place(
-            temporary,
-            path,
-            replaces,
-        )
+        _move_into_place(temporary, path, replaces)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -477,11 +428,7 @@ def _write_in_place(
         storage.remove(path)
     before = own_files(path)
     names = _possible_files(snapshot)
-    folder = _free_folder(
-        path,
-        before,
-        names,
-    )
+    folder = _free_folder(path, before, names)
     target = join(path, folder) if folder else path
     journal = write_journal(
         path,
@@ -540,10 +487,7 @@ def _free_folder(
     return uuid.uuid4().hex[:8]
 
 
-def _write_files(
-    snapshot: Snapshot,
-    target: str,
-) -> State:
+def _write_files(snapshot: Snapshot, target: str) -> State:
     """Write this rank's files into a folder; returns size and checksum of each."""
     files = {}
     for name, content in snapshot.files.items():
@@ -569,10 +513,7 @@ def _manifest(
     return seal_manifest({**body, **snapshot.facts})
 
 
-def remove_checkpoint(
-    path: str,
-    root: str | None = None,
-) -> None:
+def remove_checkpoint(path: str, root: str | None = None) -> None:
     """Delete a checkpoint, or a pointer.
 
     What an interruption leaves of it counts as no checkpoint, and is removed by the next save.
@@ -640,10 +581,7 @@ def _can_move(path: str) -> bool:
     return not is_around_us and os.access(os.path.dirname(real), os.W_OK)
 
 
-def write_pointer(
-    path: str,
-    target: str,
-) -> None:
+def write_pointer(path: str, target: str) -> None:
     """Make ``path`` name the checkpoint ``target``, all at once: a small file, or a link to a local file.
 
     The link is for other programs, which can open it.
@@ -666,10 +604,7 @@ def write_pointer(
         sync_directory(os.path.dirname(path) or ".")
 
 
-def _link(
-    path: str,
-    target: str,
-) -> bool:
+def _link(path: str, target: str) -> bool:
     """Make ``path`` a link to ``target``; False if the file system has no links."""
     try:
         os.symlink(target, path)
@@ -684,11 +619,7 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = getattr(
-            error,
-            "errno",
-            None,
-        )
+        number = getattr(error, "errno", None)
         has_number = isinstance(number, int)
         why = f"{type(error).__name__}: {error}"
         if has_number and getattr(error, "strerror", None) == os.strerror(number):

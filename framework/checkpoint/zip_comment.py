@@ -31,19 +31,13 @@ class _HoldingBack:
         failure: what the file raised. It is kept, as torch's writer, which is no Python, is to come to its end.
     """
 
-    def __init__(
-        self,
-        file: Any,
-    ) -> None:
+    def __init__(self, file: Any) -> None:
         self.size = self.crc32 = 0
         self.failure: BaseException | None = None
         self._file = file
         self._last = b""
 
-    def write(
-        self,
-        chunk: Any,
-    ) -> int:
+    def write(self, chunk: Any) -> int:
         """Pass on all but the last bytes of what has come so far."""
         last = self._last
         if len(chunk) < _END_SIZE:
@@ -56,10 +50,7 @@ class _HoldingBack:
     def flush(self) -> None:
         """Called by torch."""
 
-    def _pass_on(
-        self,
-        chunk: Any,
-    ) -> None:
+    def _pass_on(self, chunk: Any) -> None:
         try:
             if self.failure is None:
                 self._file.write(chunk)
@@ -68,10 +59,7 @@ class _HoldingBack:
         self.size += len(chunk)
         self.crc32 = zlib.crc32(chunk, self.crc32)
 
-    def end(
-        self,
-        comment_on: Callable[[int, int], bytes],
-    ) -> None:
+    def end(self, comment_on: Callable[[int, int], bytes]) -> None:
         """Write the end, with the comment that is made of size and checksum of all before the comment's length."""
         self._pass_on(self._last[:-2])
         comment = comment_on(self.size, self.crc32)

@@ -13,10 +13,7 @@ from torch import nn
 from ..messages import log
 
 
-def compile_submodules(
-    module: nn.Module,
-    options: dict[str, Any],
-) -> None:
+def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
     """Compile the parts of ``module``: repeated blocks by themselves, as equal ones are compiled once.
 
     What has repeated blocks in it, at whatever depth, such as the layers of a language model in a list, is not compiled
@@ -30,17 +27,11 @@ def compile_submodules(
 
 
 def _compile_children(
-    module: nn.Module,
-    options: dict[str, Any],
-    codes: dict[Any, CodeType],
+    module: nn.Module, options: dict[str, Any], codes: dict[Any, CodeType]
 ) -> None:
     for child in module.children():
         if _has_blocks(child):
-            _compile_children(
-                child,
-                options,
-                codes,
-            )
+            _compile_children(child, options, codes)
         elif getattr(child, "_compiled_call_impl", None) is None:
             if _is_all_torch(child) or _has_hooks(child):
                 call = _called_from_here(child, codes)
@@ -112,16 +103,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _called_from_here(
-    module: nn.Module,
-    codes: dict[Any, CodeType],
+    module: nn.Module, codes: dict[Any, CodeType]
 ) -> Callable[..., Any]:
     """Wrap a module inside torch.nn: torch.compile skips such code unless code of elsewhere calls it."""
     call = module._call_impl
 
-    def run(
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
     # A code object for each kind of layer: torch recompiles one only so often, and all layers would share that number.

@@ -27,11 +27,7 @@ def best_checkpoint(run: Run) -> str:
         ValueError: if there is none.
     """
     callback = run.trainer.checkpoint_callback
-    best = getattr(
-        callback,
-        "best_model_path",
-        "",
-    )
+    best = getattr(callback, "best_model_path", "")
     may_look = run.trainer.last_fit is None and not run.trainer.fast_dev_run
     if not best and callback is not None and may_look:
         best = run.engine.strategy.broadcast(  # collective
@@ -52,10 +48,7 @@ def best_checkpoint(run: Run) -> str:
     return best
 
 
-def _best_of_earlier_programs(
-    run: Run,
-    callback: Any,
-) -> str:
+def _best_of_earlier_programs(run: Run, callback: Any) -> str:
     """Find what an earlier program has left as its best checkpoint; an empty string if there is none.
 
     It is looked for in the callback's folder, or else in that of the newest checkpoint. A ``ModelCheckpoint`` leaves a
@@ -81,17 +74,10 @@ def _best_of_earlier_programs(
         if path in named and value is not None and not math.isnan(value):
             values[path] = value
     choose = max if callback.mode == "max" else min
-    return choose(
-        values,
-        key=values.__getitem__,
-        default="",
-    )
+    return choose(values, key=values.__getitem__, default="")
 
 
-def _best_in(
-    folder: str,
-    callback: Any,
-) -> list[str]:
+def _best_in(folder: str, callback: Any) -> list[str]:
     """The paths in ``folder`` that have the name of a pointer to the best checkpoint."""
     # After its beginning, the name may have fields to fill in, such as the epoch.
     beginning = callback.CHECKPOINT_NAME_BEST.partition("{")[0]
@@ -151,10 +137,7 @@ def newest_checkpoints(run: Run, names: Collection[str] = ()) -> list[str]:
     return newest_first(usable)
 
 
-def _manifests_in(
-    folders: set[str],
-    endings: set[str],
-) -> dict[str, Manifest]:
+def _manifests_in(folders: set[str], endings: set[str]) -> dict[str, Manifest]:
     manifests = {}
     for folder in folders:
         manifests |= find_manifests(
@@ -166,9 +149,7 @@ def _manifests_in(
 
 
 def _add_of_class(
-    name: str,
-    candidates: dict[str, Manifest],
-    manifests: dict[str, Manifest],
+    name: str, candidates: dict[str, Manifest], manifests: dict[str, Manifest]
 ) -> None:
     """Add to ``manifests`` those of the candidates that a module of the class ``name`` has saved."""
     others = set()
@@ -184,19 +165,12 @@ def _add_of_class(
         )  # fmt: skip
 
 
-def read_last(
-    run: Run,
-    weights_only: bool | None,
-) -> State | None:
+def read_last(run: Run, weights_only: bool | None) -> State | None:
     """Read the newest checkpoint, or the one before where it is damaged; None if there is none. A collective."""
     # All ranks go by what the main one finds, and take the same: the first that all of them can read.
     strategy = run.engine.strategy
     candidates = strategy.broadcast(strategy.is_global_zero and newest_checkpoints(run))
-    checkpoint = read_first(
-        run,
-        candidates,
-        weights_only,
-    )
+    checkpoint = read_first(run, candidates, weights_only)
     if checkpoint is not None:
         return checkpoint
     if candidates:
@@ -210,20 +184,14 @@ def read_last(
 
 
 def read_first(
-    run: Run,
-    paths: Iterable[str],
-    weights_only: bool | None,
+    run: Run, paths: Iterable[str], weights_only: bool | None
 ) -> State | None:
     """Read the first of these checkpoints that all ranks can read; None if there is none. A collective."""
     for path in paths:
         checkpoint = {}
         failure = None
         try:
-            checkpoint = read_checkpoint(
-                run.engine,
-                path,
-                weights_only,
-            )
+            checkpoint = read_checkpoint(run.engine, path, weights_only)
         except (CheckpointError, OSError) as error:
             failure = str(error)
         failures = run.engine.strategy.gather_objects(failure)  # collective
@@ -248,11 +216,7 @@ def read_run(
     path = best_checkpoint(run) if ckpt_path == "best" else os.fspath(ckpt_path)
     path = resolve(run.engine.strategy.broadcast(path))  # collective
     run.resume_from(path)
-    checkpoint = read_checkpoint(
-        run.engine,
-        path,
-        weights_only,
-    )
+    checkpoint = read_checkpoint(run.engine, path, weights_only)
     if run.fn == "fit" and is_of_lightning(checkpoint):
         adopt(run, checkpoint)
     adopt_average(run, checkpoint)

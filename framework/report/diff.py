@@ -83,13 +83,17 @@ def record_of(run: str | Path) -> Path:
 
 def settings_that_differ(first: Path, second: Path) -> Iterator[tuple[str, Any, Any]]:
     """Give each value of the two records' ``run.json`` that differs: its name, and both; None where there is none."""
-    mine, other = _read_run(first), _read_run(second)
+    first_run = _read_run(first)
+    second_run = _read_run(second)
     for section in SECTIONS:
-        values, others = _flat(mine.get(section)), _flat(other.get(section))
+        values = _flat(first_run.get(section))
+        others = _flat(second_run.get(section))
         for name in dict.fromkeys([*values, *others]):
-            if values.get(name) != others.get(name):
+            value = values.get(name)
+            other = others.get(name)
+            if value != other:
                 whole = f"{section}.{name}" if name else section
-                yield whole, values.get(name), others.get(name)
+                yield whole, value, other
 
 
 def _read_run(record: Path) -> dict[str, Any]:

@@ -74,8 +74,11 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
 
 def gradients_of(module: nn.Module) -> dict[str, Tensor]:
     """Return the gradients that there are, by the name of their parameter."""
-    named = module.named_parameters()
-    return {name: p.grad for name, p in named if p.grad is not None}
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad
+    return gradients
 
 
 # The parts of it, for tensors of which each process has a shard.
@@ -101,13 +104,17 @@ def sums_of(tensors: Sequence[Tensor | TensorShard]) -> list[int]:
 
 def finish(tensors: Sequence[Tensor | TensorShard], sums: Sequence[int]) -> list[int]:
     """Return the fingerprint of each tensor from its sum: with its type and shape."""
-    pairs = zip(tensors, sums, strict=True)
-    return [_mix(total + _kind_of(tensor)) for tensor, total in pairs]
+    finished = []
+    for tensor, total in zip(tensors, sums, strict=True):
+        finished.append(_mix(total + _kind_of(tensor)))
+    return finished
 
 
 def _kind_of(tensor: Tensor | TensorShard) -> int:
     """Return a number for a tensor's type and shape."""
-    data = tensor.tensor if isinstance(tensor, TensorShard) else tensor
+    data = tensor
+    if isinstance(tensor, TensorShard):
+        data = tensor.tensor
     return _number_of(str(data.dtype), tuple(tensor.shape))
 
 
@@ -123,7 +130,10 @@ def _plain_parts(tensor: Tensor) -> list[Tensor]:
     if is_traceable_wrapper_subclass(tensor):
         made_of: Any = tensor
         names, _ = made_of.__tensor_flatten__()
-        return [p for name in names for p in _plain_parts(getattr(tensor, name))]
+        parts = []
+        for name in names:
+            parts += _plain_parts(getattr(tensor, name))
+        return parts
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
         return [tensor.values(), tensor.indices()]
@@ -157,12 +167,14 @@ def _words(tensor: Tensor, before: int) -> Tensor:
         tensor = tensor.resolve_conj().resolve_neg()
     flat = tensor.reshape(-1)
     size = flat.element_size()
-    in_order = not flat.storage_offset() * size % 4 and not flat.numel() * size % 4
-    if in_order and not before:
+    begins_in_order = flat.storage_offset() * size % 4 == 0
+    ends_in_order = flat.numel() * size % 4 == 0
+    if begins_in_order and ends_in_order and before == 0:
         return flat.view(torch.int32)
     data = flat.view(torch.uint8)
     count = before + data.numel()
-    filled = data.new_zeros(-(-count // 4) * 4)
+    num_words = -(-count // 4)
+    filled = data.new_zeros(num_words * 4)
     filled[before:count] = data
     return filled.view(torch.int32)
 
@@ -188,57 +200,66 @@ class _Sums:
             factor: of all of it.
         """
         words = _words(tensor, first % 4)
-        place, count = first // 4, words.numel()
-        # What is left of the row in which it begins.
+        place = first // 4
+        count = words.numel()
+        # What is left of the row in which it begins; behind it are whole rows, and then the beginning of one.
         head = min(-place % ROW, count)
-        rest = (count - head) % ROW
+        tail = count - (count - head) % ROW
         if head:
             self._add_run(owner, words[:head], place, factor)
-        if count - head >= ROW:
-            matrix = words[head : count - rest].view(-1, ROW)
-            self._add_rows(owner, matrix, (place + head) // ROW, factor)
-        if rest:
-            self._add_run(owner, words[count - rest :], place + count - rest, factor)
+        if tail > head:
+            matrix = words[head:tail].view(-1, ROW)
+            first_row = (place + head) // ROW
+            self._add_rows(owner, matrix, first_row, factor)
+        if count > tail:
+            self._add_run(owner, words[tail:], place + tail, factor)
 
     def _add_run(self, owner: int, words: Tensor, place: int, factor: int) -> None:
         block, row = divmod(place // ROW, BLOCK)
-        whole = factor * _factor(_ROWS, row) * _factor(_BLOCKS, block)
-        self._runs[words.device].append((place % ROW, words))
-        self._run_owners[words.device].append((owner, whole))
+        device = words.device
+        column = place % ROW
+        row_factor = _factor(_ROWS, row) * _factor(_BLOCKS, block)
+        self._runs[device].append((column, words))
+        self._run_owners[device].append((owner, factor * row_factor))
 
     def _add_rows(self, owner: int, matrix: Tensor, first: int, factor: int) -> None:
         """Sum whole rows, ``(rows, ROW)``, from row ``first`` of the whole tensor on."""
-        tables = _tables(matrix.device)
+        device = matrix.device
+        tables = _tables(device)
         sums = _row_sums(matrix, tables)
         done = 0
         while done < len(sums):
             block, row = divmod(first + done, BLOCK)
-            part = sums[done : done + BLOCK - row]
-            number = (part * tables.rows[row : row + len(part)]).sum()
-            self._numbers[matrix.device].append(number.view(1))
-            self._owners[matrix.device].append(
-                (owner, factor * _factor(_BLOCKS, block))
-            )
-            done += len(part)
+            in_block = sums[done : done + BLOCK - row]
+            row_factors = tables.rows[row : row + len(in_block)]
+            number = (in_block * row_factors).sum()
+            block_factor = _factor(_BLOCKS, block)
+            self._numbers[device].append(number.view(1))
+            self._owners[device].append((owner, factor * block_factor))
+            done += len(in_block)
 
     def _sum_runs(self, device: torch.device) -> None:
         """Sum all that stands in single rows, so many integers at once as work in little memory."""
         columns = _tables(device).columns
         runs = self._runs[device]
         while runs:
-            taken, size = 0, 0
-            while taken < len(runs) and size < RUNS_AT_ONCE:
-                size += runs[taken][1].numel()
-                taken += 1
-            now, runs = runs[:taken], runs[taken:]
-            words = torch.cat([words for _, words in now])
-            factors = [columns[column : column + len(w)] for column, w in now]
-            summed = (words * torch.cat(factors)).cumsum(0)
-            lengths = [len(words) for _, words in now]
+            taken = _num_at_once(runs)
+            words: list[Tensor] = []
+            factors: list[Tensor] = []
+            lengths: list[int] = []
+            for column, integers in runs[:taken]:
+                length = len(integers)
+                words.append(integers)
+                factors.append(columns[column : column + length])
+                lengths.append(length)
+            runs = runs[taken:]
+            products = torch.cat(words) * torch.cat(factors)
             ends = torch.tensor([*accumulate(lengths)], device=device)
-            until = summed[ends - 1]
+            sums_until = products.cumsum(0)[ends - 1]
             # Differences of sums that have wrapped around are right.
-            self._numbers[device].append(torch.diff(until, prepend=until[:1] * 0))
+            zero = torch.zeros_like(sums_until[:1])
+            sums = torch.diff(sums_until, prepend=zero)
+            self._numbers[device].append(sums)
         self._owners[device] += self._run_owners[device]
 
     def read(self, count: int) -> list[int]:
@@ -254,6 +275,16 @@ class _Sums:
         return [total % _ALL for total in sums]
 
 
+def _num_at_once(runs: list[tuple[int, Tensor]]) -> int:
+    """Return how many of the first runs are summed together."""
+    size = 0
+    for index, (_, words) in enumerate(runs):
+        if size >= RUNS_AT_ONCE:
+            return index
+        size += words.numel()
+    return len(runs)
+
+
 def _row_sums(matrix: Tensor, tables: _Tables) -> Tensor:
     """Return the sum of each row of integers of 32 bits, with the factors of its columns."""
     rows = len(matrix)
@@ -262,11 +293,13 @@ def _row_sums(matrix: Tensor, tables: _Tables) -> Tensor:
     for row in range(0, rows, at_once):
         wide = tables.scratch[: rows - row]
         wide.copy_(matrix[row : row + at_once])
+        out = sums[row : row + at_once]
         if wide.device.type == "cpu":
-            torch.mv(wide, tables.columns, out=sums[row : row + at_once])
+            torch.mv(wide, tables.columns, out=out)
         else:
             # Only the CPU multiplies integers by a vector in one call.
-            torch.sum(wide.mul_(tables.columns), 1, out=sums[row : row + at_once])
+            products = wide.mul_(tables.columns)
+            torch.sum(products, 1, out=out)
     return sums
 
 
@@ -319,4 +352,6 @@ def _mix(value: int) -> int:
 
 def signed(value: int) -> int:
     """Return 64 bits as a signed integer, as tensors have it."""
-    return value - _ALL if value >= _ALL // 2 else value
+    if value >= _ALL // 2:
+        return value - _ALL
+    return value

@@ -84,19 +84,21 @@ def curve(series: Series, start: float, max_points: int) -> dict[str, Any]:
     if numpy.any(numpy.diff(steps) < 0):
         # Files of several writers, one after the other.
         order = numpy.argsort(steps, kind="stable")
-        steps, values, times = steps[order], values[order], times[order]
+        steps = steps[order]
+        values = values[order]
+        times = times[order]
     finite = numpy.isfinite(values)
-    kept, mean = numpy.arange(len(values)), None
+    kept = numpy.arange(len(values))
+    mean = None
     if len(values) > max_points:
         parts = _parts(len(values), max_points)
         kept = _kept(values, finite, parts)
         mean = _means(steps, values, times, finite, parts)
     shown = _columns(steps[kept], values[kept], times[kept])
-    odd = [
-        [index, str(values[at])]
-        for index, at in enumerate(kept.tolist())
-        if not finite[at]
-    ]
+    odd = []
+    for index, at in enumerate(kept.tolist()):
+        if not finite[at]:
+            odd.append([index, str(values[at])])
     extremes = _extremes(steps, values, finite)
     return {**shown, "odd": odd, "mean": mean, "count": len(values), **extremes}
 
@@ -117,14 +119,15 @@ def _kept(values: Any, finite: Any, parts: list[tuple[int, int]]) -> Any:
     every_value_is_finite = bool(finite.all())
     kept = set()
     for begin, end in parts:
+        smallest = low[begin:end].argmin()
+        largest = high[begin:end].argmax()
         kept |= {begin, end - 1}
-        kept |= {begin + int(low[begin:end].argmin())}
-        kept |= {begin + int(high[begin:end].argmax())}
-        if not every_value_is_finite:
-            odd = numpy.flatnonzero(~finite[begin:end])
-            kept |= (
-                {begin + int(index) for index in odd[[0, -1]]} if len(odd) else set()
-            )
+        kept |= {begin + int(smallest), begin + int(largest)}
+        if every_value_is_finite:
+            continue
+        odd = numpy.flatnonzero(~finite[begin:end])
+        if len(odd):
+            kept |= {begin + int(odd[0]), begin + int(odd[-1])}
     return numpy.array(sorted(kept))
 
 
@@ -148,7 +151,7 @@ def _means(
 def _columns(steps: Any, values: Any, times: Any) -> dict[str, Any]:
     t: list[Any] | None = None
     if len(times) and math.isfinite(float(times[0])):
-        t = [round(time, 2) if math.isfinite(time) else None for time in times.tolist()]
+        t = [_rounded(time) for time in times.tolist()]
     return {
         "x": [_plain(step) for step in steps.tolist()],
         "y": [_plain(value) for value in values.tolist()],
@@ -156,21 +159,33 @@ def _columns(steps: Any, values: Any, times: Any) -> dict[str, Any]:
     }
 
 
+def _rounded(time: float) -> float | None:
+    if math.isfinite(time):
+        return round(time, 2)
+    return None
+
+
 def _extremes(steps: Any, values: Any, finite: Any) -> dict[str, Any]:
     """Return the last, the smallest and the largest value, each with its step."""
-    last = len(values) - 1
+    last_value: Any = values[-1].item()
+    last_step = steps[-1].item()
+    if math.isfinite(last_value):
+        last_value = _plain(last_value)
+    else:
+        last_value = str(values[-1])
     found: dict[str, Any] = {
-        "last": [_plain(values[last].item()), _plain(steps[last].item())],
+        "last": [last_value, _plain(last_step)],
         "min": None,
         "max": None,
     }
-    if not math.isfinite(values[last]):
-        found["last"][0] = str(values[last])
     if finite.any():
         only = values[finite]
         at = steps[finite]
-        for name, index in (("min", only.argmin()), ("max", only.argmax())):
-            found[name] = [_plain(only[index].item()), _plain(at[index].item())]
+        extremes = {"min": only.argmin(), "max": only.argmax()}
+        for name, index in extremes.items():
+            value = only[index].item()
+            step = at[index].item()
+            found[name] = [_plain(value), _plain(step)]
     return found
 
 

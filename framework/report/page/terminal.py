@@ -14,7 +14,10 @@ from .series import curve
 # Dots of a character of Braille, by column and row, as bits above U+2800.
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "white")
+# Of a plot, in characters.
 WIDTH, HEIGHT = 46, 8
+# Characters of a panel beside its plot: the numbers of the axis and the frame.
+FRAME = 14
 REFRESH_SECONDS = 2.0
 
 
@@ -52,72 +55,99 @@ def _picture(runs: list[Run], width: int) -> Any:
     from rich.panel import Panel
     from rich.text import Text
 
+    names = dict.fromkeys(name for run in runs for name in run.series)
+    # Monitors come last.
+    ordered = sorted(names, key=lambda name: name.startswith("monitor/"))
+    plot_width = max(min(WIDTH, width - FRAME - 2), 10)
+    panel_width = plot_width + FRAME
+    panels = []
+    for name in ordered:
+        panel = Panel(
+            _plot(runs, name, plot_width),
+            title=Text(name),
+            title_align="left",
+            width=panel_width,
+        )
+        panels.append(panel)
+    if not panels:
+        panels = [Panel(Text("No metrics were logged"))]
+    column_width = None
+    if width > 2 * (WIDTH + FRAME):
+        column_width = panel_width
+    return Group(*_heads(runs), Columns(panels, width=column_width))
+
+
+def _heads(runs: list[Run]) -> list[Any]:
+    """Return what is said of each run: its name, how far it is, and of what it failed."""
+    from rich.text import Text
+
     heads = []
     for index, run in enumerate(runs):
         status = status_of(run)
-        head = Text(f"━━ {run.name}  ", style=COLOURS[index % len(COLOURS)])
+        head = Text(f"━━ {run.name}  ", style=_colour(index))
         head.append(f"{status['state']}, step {run.last_step:g}", style="bold default")
         heads.append(head)
         if run.failure:
-            heads.append(Text(f"   {status['text']}", style="red"))
-    names = dict.fromkeys(name for run in runs for name in run.series)
-    columns = max(1, (width - 1) // (WIDTH + 14))
-    inner = max(min(WIDTH, width - 16), 10)
-    ordered = sorted(names, key=lambda name: name.startswith("monitor/"))
-    panels = [
-        Panel(
-            _plot(runs, name, inner),
-            title=Text(name),
-            title_align="left",
-            width=inner + 14,
-        )
-        for name in ordered
-    ]
-    if not panels:
-        panels = [Panel(Text("No metrics were logged"))]
-    return Group(*heads, Columns(panels, width=inner + 14 if columns > 1 else None))
+            failure = Text(f"   {status['text']}", style="red")
+            heads.append(failure)
+    return heads
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
 def _plot(runs: list[Run], name: str, width: int) -> Any:
     from rich.text import Text
 
-    curves = [
-        (index, curve(run.series[name], 0.0, width * 8))
-        for index, run in enumerate(runs)
-        if name in run.series and len(run.series[name])
-    ]
-    points = [
-        (x, y, index)
-        for index, columns in curves
-        for x, y in zip(columns["x"], columns["y"], strict=True)
-        if y is not None
-    ]
+    curves = []
+    points = []
+    for index, run in enumerate(runs):
+        series = run.series.get(name)
+        if not series:
+            continue
+        columns = curve(series, 0.0, width * 8)
+        curves.append(columns)
+        for x, y in zip(columns["x"], columns["y"], strict=True):
+            if y is not None:
+                points.append((x, y, index))
     if not points:
         return Text("no finite value")
     if len(points) == 1:
-        (x, y, _), *_ = points
+        x, y, _ = points[0]
         return Text(f"{y:.5g} at step {x:g}")
     xs, ys, _ = zip(*points, strict=True)
-    (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
+    left = min(xs)
+    right = max(xs)
+    low = min(ys)
+    high = max(ys)
     cells = _cells(points, (left, right or 1), (low, high), width)
     picture = Text(no_wrap=True)
     for row in range(HEIGHT):
-        labels = {0: f"{high:.3g}", HEIGHT - 1: f"{low:.3g}"}
-        picture.append(f"{labels.get(row, ''):>9} ", style="dim")
+        label = ""
+        if row == 0:
+            label = f"{high:.3g}"
+        elif row == HEIGHT - 1:
+            label = f"{low:.3g}"
+        picture.append(f"{label:>9} ", style="dim")
         for column in range(width):
             dots, index = cells.get((row, column), (0, 0))
-            picture.append(chr(0x2800 + dots), style=COLOURS[index % len(COLOURS)])
+            picture.append(chr(0x2800 + dots), style=_colour(index))
         picture.append("\n")
-    middle = width - len(f"{left:g}") - len(f"{right:g}")
-    picture.append(f"{'':10}{left:g}{'':{max(middle, 1)}}{right:g}\n", style="dim")
-    lasts = ", ".join(_last(columns) for _, columns in curves[:4])
+    first_step = f"{left:g}"
+    last_step = f"{right:g}"
+    gap = max(width - len(first_step) - len(last_step), 1) * " "
+    picture.append(f"{'':10}{first_step}{gap}{last_step}\n", style="dim")
+    lasts = ", ".join(map(_last, curves[:4]))
     picture.append(f"{'':10}last {lasts}")
     return picture
 
 
 def _last(columns: dict[str, Any]) -> str:
     value = columns["last"][0]
-    return f"{value:.5g}" if isinstance(value, (int, float)) else str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:.5g}"
+    return str(value)
 
 
 def _cells(
@@ -130,17 +160,17 @@ def _cells(
     cells: dict[tuple[int, int], tuple[int, int]] = {}
     last: dict[int, tuple[int, int]] = {}
     for x, y, index in points:
-        to = (
-            _place(x, x_range, width * 2),
-            HEIGHT * 4 - 1 - _place(y, y_range, HEIGHT * 4),
-        )
-        begin = last.get(index, to)
-        last[index] = to
+        to_x = _place(x, x_range, width * 2)
+        to_y = HEIGHT * 4 - 1 - _place(y, y_range, HEIGHT * 4)
+        from_x, from_y = last.get(index, (to_x, to_y))
+        last[index] = (to_x, to_y)
         # Dots from the last point to this one.
-        count = max(abs(to[0] - begin[0]), abs(to[1] - begin[1]), 1)
+        distance_x = to_x - from_x
+        distance_y = to_y - from_y
+        count = max(abs(distance_x), abs(distance_y), 1)
         for part in range(count + 1):
-            across = round(begin[0] + (to[0] - begin[0]) * part / count)
-            down = round(begin[1] + (to[1] - begin[1]) * part / count)
+            across = round(from_x + distance_x * part / count)
+            down = round(from_y + distance_y * part / count)
             cell = (down // 4, across // 2)
             dots, _ = cells.get(cell, (0, index))
             cells[cell] = (dots | _DOTS[across % 2][down % 4], index)
