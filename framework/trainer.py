@@ -63,9 +63,7 @@ from .messages import configure
 from .metrics.metrics import Metrics
 from .metrics.values import as_floats, as_tensors
 from .module import Module
-from .report.fingerprints import Fingerprints
-from .report.record import Record
-from .report.replay import Replay
+from .report.asked import Asked, asked
 from .seed import isolated_rng
 from .subclasses import check_loggers, overrides
 
@@ -349,6 +347,8 @@ class Trainer:
             profiler=self.profiler,
         )
         if fingerprint is not None:
+            from .report.fingerprints import Fingerprints
+
             self.callbacks = order_callbacks(
                 [Fingerprints(fingerprint), *self.callbacks]
             )
@@ -356,11 +356,14 @@ class Trainer:
         self.consensus = Consensus(self.engine.strategy)
         self.metrics = Metrics(self.engine.strategy, enabled=not barebones)
         self.checkpoints = RunCheckpoints(self)
-        keeps_record = enable_record and bool(self.loggers) and not quiet
-        self.record: NoRecord = Record() if keeps_record else NoRecord()
-        replay = Replay.of_this_program()
-        if replay is not None:
-            self._begin_replay(replay)
+        self.record: NoRecord = NoRecord()
+        if enable_record and self.loggers and not quiet:
+            from .report.record import Record
+
+            self.record = Record()
+        request = asked()
+        if request is not None:
+            self._begin_replay(request)
         # It is None before the first run, and in a copy. Its type leaves that out, for all that is read inside a run.
         self.run: Run = None  # type: ignore[assignment]
         self.last_fit: FitState | None = None
@@ -370,12 +373,15 @@ class Trainer:
             ("module", "datamodule", "ckpt_path")
         )
 
-    def _begin_replay(self, replay: Replay) -> None:
+    def _begin_replay(self, request: Asked) -> None:
         """Run as the program did that is run again, and leave nothing."""
+        from .report.replay import Replay
+
+        replay = Replay(request)
         self.record = replay
         self.loggers = replay.silent_loggers(self.loggers)
-        self.default_root_dir = replay.request.scratch
-        self.detect_anomaly |= replay.request.detect_anomaly
+        self.default_root_dir = request.scratch
+        self.detect_anomaly |= request.detect_anomaly
         self.auto_requeue = False
         self.use_distributed_sampler = replay.deals_out(self.use_distributed_sampler)
 

@@ -98,12 +98,6 @@ class Replay(NoRecord):
         # They were told in the run that is repeated.
         warnings.simplefilter("ignore")
 
-    @classmethod
-    def of_this_program(cls) -> Replay | None:
-        """Return one if this program is run again."""
-        request = asked()
-        return None if request is None else cls(request)
-
     @property
     def is_looked_at(self) -> bool:
         """Whether this process is the rank to show."""
