@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> int:
         run.
     """
     options = _parser().parse_args(arguments)
-    from ..report.diff import record_of
+    from ..report.rerun import RerunError, find_record
 
     runs = [Path(run) for run in options.runs]
     if all(run.is_file() for run in runs):
         return _compare_files(*runs)
     try:
-        first, second = map(record_of, runs)
-    except FileNotFoundError as error:
+        first, second = (Path(find_record(run)) for run in options.runs)
+    except RerunError as error:
         print(f"loopwright diff: {error}", file=sys.stderr)
         return TROUBLE
     return _compare_records(first, second, options.replay, options.rank)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import METRICS_FILE, RUN_FILE, read_rows
 from .fingerprints import FILE
 from .trace import FirstDifference, Trace, compare_traces
 
@@ -23,7 +24,6 @@ BY_CHANCE = (
 )  # fmt: skip
 # What a line of fingerprints tells, in the order in which a step computes it.
 PARTS = ("loss", "gradients", "parameters")
-METRICS = "metrics.jsonl"
 
 # Runs step N of the run whose record is in a folder once more, and returns what it has computed.
 Replay = Callable[[Path, int], Trace]
@@ -57,30 +57,6 @@ class FirstStep:
         return f"they differ at step {self.step} in {', '.join(self.parts)}{losses}; {last}"
 
 
-def record_of(run: str | Path) -> Path:
-    """Return the folder of a run's record: ``RUN/record``, RUN itself, or the only one somewhere below it.
-
-    Raises:
-        FileNotFoundError: if there is none, or several.
-    """
-    path = Path(run)
-    for folder in (path / "record", path):
-        if (folder / "run.json").is_file() or (folder / FILE).is_file():
-            return folder
-    found = sorted(file.parent for file in path.rglob("record/run.json"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = "\n  ".join(str(folder.parent) for folder in found[-10:])
-        raise FileNotFoundError(
-            f"there are {len(found)} runs in {str(run)!r}, name one of them:\n  {shown}"
-        )
-    raise FileNotFoundError(
-        f"{str(run)!r} holds no record of a run: name the folder that a logger has made for it, with a folder record "
-        "in it"
-    )
-
-
 def settings_that_differ(first: Path, second: Path) -> Iterator[tuple[str, Any, Any]]:
     """Give each value of the two records' ``run.json`` that differs: its name, and both; None where there is none."""
     first_run = _read_run(first)
@@ -97,7 +73,7 @@ def settings_that_differ(first: Path, second: Path) -> Iterator[tuple[str, Any, 
 
 
 def _read_run(record: Path) -> dict[str, Any]:
-    file = record / "run.json"
+    file = record / RUN_FILE
     if not file.is_file():
         return {}
     # Paths inside of the run's own folder differ by its name only.
@@ -125,13 +101,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def read_fingerprints(record: Path) -> dict[int, dict[str, Any]]:
     """Return the lines of a record's fingerprints by step; none if it has kept none."""
-    file = record / FILE
-    if not file.is_file():
-        return {}
-    # What follows the last line's end was cut short.
-    lines = file.read_text().split("\n")[:-1]
-    rows = map(json.loads, lines)
-    return {row["step"]: row for row in rows}
+    return {row["step"]: row for row in read_rows(record / FILE)}
 
 
 def first_step(
@@ -196,17 +166,14 @@ def first_logged_difference(
     mine, other = _read_logged(first), _read_logged(second)
     for (step, name), value in mine.items():
         found = other.get((step, name), value)
-        # NaN is not equal to itself.
-        if found != value and not (found != found and value != value):
+        if found != value:
             return step, name, value, found
     return None
 
 
 def _read_logged(record: Path) -> dict[tuple[int, str], float]:
-    file = record / METRICS
-    rows = file.read_text().split("\n")[:-1] if file.is_file() else []
     found = {}
-    for row in map(json.loads, rows):
+    for row in read_rows(record / METRICS_FILE):
         for name, value in row["values"].items():
             if not name.startswith("monitor/"):
                 found[row["step"], name] = value

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -46,6 +46,31 @@ def strict(value: Any) -> Any:
             return "NaN"
         return "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def read_rows(
+    path: str | os.PathLike[str], steps: range | None = None
+) -> Iterator[dict[str, Any]]:
+    """Give the rows of a local file of JSON lines; none if there is no such file.
+
+    Args:
+        path: the file.
+        steps: the steps of which rows are given; None for all.
+    """
+    if not os.path.exists(path):
+        return
+    wanted = ""
+    if steps is not None and len(steps) == 1:
+        # Cheaper than to read all of the JSON: there may be a million of lines.
+        wanted = f'"step": {steps[0]},'
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            # A run that was killed may have left a part of the last one.
+            if wanted not in line or not line.endswith("\n"):
+                continue
+            row = json.loads(line)
+            if steps is None or row["step"] in steps:
+                yield row
 
 
 class Lines:

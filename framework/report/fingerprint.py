@@ -112,9 +112,7 @@ def finish(tensors: Sequence[Tensor | TensorShard], sums: Sequence[int]) -> list
 
 def _kind_of(tensor: Tensor | TensorShard) -> int:
     """Return a number for a tensor's type and shape."""
-    data = tensor
-    if isinstance(tensor, TensorShard):
-        data = tensor.tensor
+    data = tensor.tensor if isinstance(tensor, TensorShard) else tensor
     return _number_of(str(data.dtype), tuple(tensor.shape))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .files import METRICS_FILE
+from .files import METRICS_FILE, read_rows
 from .fingerprints import FILE as FINGERPRINTS_FILE
 from .fingerprints import fingerprint_of, loss_of
 
@@ -32,9 +31,11 @@ class RecordedSteps:
     def __init__(self, folder: str, step: int, rank: int) -> None:
         self._step = step
         self._rank = rank
-        fingerprints = _read(os.path.join(folder, FINGERPRINTS_FILE), range(step + 1))
+        path = os.path.join(folder, FINGERPRINTS_FILE)
+        fingerprints = read_rows(path, range(step + 1))
         self._fingerprints = {line["step"]: line for line in fingerprints}
-        self._rows = [*_read(os.path.join(folder, METRICS_FILE), range(step, step + 1))]
+        path = os.path.join(folder, METRICS_FILE)
+        self._rows = [*read_rows(path, range(step, step + 1))]
         self._compared = 0
         self._first_other: int | None = None
 
@@ -113,21 +114,6 @@ class RecordedSteps:
             for part in _PARTS
             if then.get(part) is not None and then[part] != now[part]
         ]
-
-
-def _read(path: str, steps: range) -> Iterator[dict[str, Any]]:
-    """Give the lines of a file of JSON lines that are of these steps."""
-    if not os.path.exists(path):
-        return
-    # Cheaper than to read all of the JSON: there may be a million of lines.
-    wanted = f'"step": {steps[0]},' if len(steps) == 1 else ""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            # A run that was killed may have left a part of the last one.
-            if wanted in line and line.endswith("}\n"):
-                found = json.loads(line)
-                if found["step"] in steps:
-                    yield found
 
 
 def _equal(value: Any, other: Any) -> bool:

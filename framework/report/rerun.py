@@ -22,10 +22,9 @@ from ..checkpoint.manifest import is_complete, read_manifest
 from ..errors import CheckpointError
 from .asked import Asked
 from .black_box import ENVIRONMENT, FOLDER, box_path
+from .files import RUN_FILE
 from .packed import read_packed
 from .secrets import HIDDEN
-
-RUN_FILE = "run.json"
 
 # Variables by which launchers tell a process of its job, of which these processes are none.
 _LAUNCHERS = ("TORCHELASTIC_", "OMPI_COMM_", "PMI_", "SLURM_STEP_", "LOOPWRIGHT_AGENT")

@@ -84,7 +84,7 @@ def test_what_is_no_run_is_an_error_that_says_what_is(
     first = run(tmp_path / "one", Logging())
     run(tmp_path / "one", Logging())
     assert main(["diff", first, str(tmp_path / "none")]) == 2
-    assert "holds no record of a run" in capsys.readouterr().err
+    assert "there is no record in" in capsys.readouterr().err
     assert main(["diff", str(tmp_path), first]) == 2
     err = capsys.readouterr().err
     assert "there are 2 runs in" in err
