@@ -168,15 +168,13 @@ def _version_of(name: str) -> str | None:
 def _machine() -> Section:
     import torch
 
-    cores = os.cpu_count()
-    usable = cores
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
+    from ...strategies.launch.machine import usable_cpus
+
     return {
         "system": platform.platform(),
         "CPU": platform.processor() or platform.machine(),
-        "CPU cores": cores,
-        "usable by this process": usable,
+        "CPU cores": os.cpu_count(),
+        "usable by this process": usable_cpus(),
         "memory": _memory(),
         "torch's threads": torch.get_num_threads(),
         "torch's threads between operations": torch.get_num_interop_threads(),
@@ -186,11 +184,10 @@ def _machine() -> Section:
 
 
 def _memory() -> str:
-    try:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return "unknown"
-    return _gigabytes(size)
+    from ...strategies.launch.machine import total_memory
+
+    size = total_memory()
+    return "unknown" if size is None else _gigabytes(size)
 
 
 def _free(folder: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...strategies.launch.machine import total_memory, usable_cpus
 from ...strategies.launch.processes import status_of
 from .secrets import Secrets
 
@@ -76,9 +77,6 @@ def packages() -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine of the main process, and its device."""
-    memory = None
-    with suppress(OSError, ValueError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts: dict[str, Any] = {
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()}",
@@ -87,7 +85,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "usable_cpus": usable_cpus(),
         "threads": torch.get_num_threads(),
-        "memory": memory,
+        "memory": total_memory(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(device),
@@ -101,13 +99,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return facts
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def seconds_of_program() -> float | None:

@@ -17,13 +17,13 @@ from torch import Tensor
 from ...callbacks.lr_monitor import learning_rates
 from ...callbacks.peak_flops import available_flops
 from ...callbacks.throughput_monitor import FlopCount, ThroughputMonitor
+from ...strategies.launch.machine import usable_cpus
 from ..data.batches import batch_size_of
 from ..data.iteration import INFINITE, NO_BATCH
 from ..data.shard_detection import data_parallel_rank_and_size
 from ..messages import log
 from ..metrics.values import as_floats
 from .clock import PHASES, Clock
-from .environment import usable_cpus
 
 if TYPE_CHECKING:
     from ..loop.run import Run

@@ -18,6 +18,7 @@ import torch
 
 from .environment import AGENT, BEATS
 from .job_folder import make_job_folder
+from .machine import usable_cpus
 from .malloc import add_to_environment
 from .restarts import Restarts
 from .watch import watching
@@ -91,7 +92,7 @@ def agent(
     logger.setLevel(logging.CRITICAL)
     os.environ[AGENT] = str(os.getpid())
     os.environ[BEATS] = folder
-    num_threads = max(1, (os.cpu_count() or 1) // processes)
+    num_threads = max(1, usable_cpus() // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     if not torch.accelerator.is_available():
         add_to_environment(os.environ, processes)

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
+from .machine import free_in_container
+
 # A variable with which users switch this: "on" (the default), "all", or "off".
 MALLOC = "LOOPWRIGHT_MALLOC"
 
@@ -34,17 +36,6 @@ _VARIABLES = {
 }
 # So much of a container's memory has to be free for each process.
 _LEAST_FREE = 1024 * _MB
-# By version of control groups: where a group's files lie, its limit, its use, and what of that are files' contents,
-# which the system can drop.
-_GROUPS = (
-    ("", "memory.max", "memory.current", "inactive_file"),
-    (
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
 
 
 def add_to_environment(environment: MutableMapping[str, str], processes: int) -> None:
@@ -138,53 +129,3 @@ def _is_scarce(settings: Mapping[int, int], processes: int) -> bool:
     """Whether a container's limit is near, so that nothing is to be kept but by the user's word."""
     free = free_in_container()
     return settings is _ON and free is not None and free < processes * _LEAST_FREE
-
-
-def free_in_container(
-    root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup"
-) -> int | None:
-    """Return how many bytes this process's control groups, and those around them, leave free; None without a limit.
-
-    Args:
-        root: where the system shows control groups.
-        own: the file that tells this process's.
-    """
-    free: list[int] = []
-    for controller, limit, use, files in _GROUPS:
-        for folder in _folders(os.path.join(root, controller), controller, own):
-            # Without a limit, it is "max", or as large as numbers get.
-            most = _number(os.path.join(folder, limit))
-            if most is None or most >= 2**60:
-                continue
-            used = _number(os.path.join(folder, use)) or 0
-            droppable = _number(os.path.join(folder, "memory.stat"), files) or 0
-            free.append(most - used + droppable)
-    return min(free, default=None)
-
-
-def _folders(root: str, controller: str, own: str) -> list[str]:
-    """Return the folders of this process's control group and of all around it."""
-    group = ""
-    with suppress(OSError), open(own, encoding="utf-8") as file:
-        for line in file:
-            # Such as "4:memory:/docker/1f", and in version 2 "0::/user.slice".
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controller in controllers.split(","):
-                group = path.strip("/")
-    # In a container, the path may be that outside, and its root is what is seen inside.
-    folders = [root]
-    for part in filter(None, group.split("/")):
-        folders.append(os.path.join(folders[-1], part))
-    return folders
-
-
-def _number(path: str, key: str = "") -> int | None:
-    """Read a number from a file: the only one, or that behind ``key``; None if there is none."""
-    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-        if not key:
-            return int(file.read())
-        for line in file:
-            name, _, number = line.partition(" ")
-            if name == key:
-                return int(number)
-    return None

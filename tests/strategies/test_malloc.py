@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from loopwright.strategies.launch.agent import agent
 from loopwright.strategies.launch.malloc import (
     MALLOC,
     add_to_environment,
-    free_in_container,
     keep_freed_memory,
 )
 
@@ -118,41 +116,6 @@ def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MALLOC, "yes")
     with pytest.raises(ValueError, match='must be "on", "all" or "off"; got \'yes\''):
         keep_freed_memory()
-
-
-def group(folder: Path, **files: str) -> None:
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name.replace("_", ".", 1)).write_text(content + "\n")
-
-
-def test_free_memory_of_control_groups_is_that_of_the_narrowest_one(
-    tmp_path: Path,
-) -> None:
-    gib = 2**30
-    root, own = tmp_path / "cgroup", tmp_path / "own"
-    group(
-        root / "job" / "task",
-        memory_max="max",
-        memory_current="5",
-        memory_stat="anon 5",
-    )
-    (root / "job" / "memory.max").write_text(f"{4 * gib}\n")
-    (root / "job" / "memory.current").write_text(f"{3 * gib}\n")
-    # What the system can drop is as good as free.
-    (root / "job" / "memory.stat").write_text(f"anon 5\ninactive_file {gib}\n")
-    own.write_text("0::/job/task\n")
-    assert free_in_container(str(root), str(own)) == 2 * gib
-
-    # Version 1: without a limit, that is the greatest number.
-    first = root / "memory"
-    first.mkdir()
-    (first / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    own.write_text("4:cpu,memory:/elsewhere\n")
-    assert free_in_container(str(root), str(own)) is None
-    (first / "memory.limit_in_bytes").write_text(f"{gib}\n")
-    (first / "memory.usage_in_bytes").write_text(f"{gib // 2}\n")
-    assert free_in_container(str(root), str(own)) == gib // 2
 
 
 @needs_glibc

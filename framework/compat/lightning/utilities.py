@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....strategies.launch.machine import usable_cpus
 from ...checkpoint.configs import AttributeDict
 from ...data.batches import batch_size_of
 from ...data.combined import CombinedLoader as NativeCombinedLoader
@@ -464,8 +465,7 @@ def suggested_max_num_workers(local_world_size: int) -> int:
         raise ValueError(
             f"local_world_size must be at least 1; got {local_world_size!r}"
         )
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // local_world_size - 1)
+    return max(1, usable_cpus() // local_world_size - 1)
 
 
 def is_picklable(obj: object) -> bool:

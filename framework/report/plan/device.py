@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from ....strategies.launch.machine import usable_memory
 
 _UNITS = {
     **{"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     **{"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40},
 }
-_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
 
 
 def read_memory(memory: str | int | float) -> int:
@@ -43,11 +39,7 @@ def memory_here(device: torch.device, processes: int) -> int | None:
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type != "cpu":
         return None
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+    size = usable_memory()
+    if size is None:
         return None
-    for limit in _LIMITS:
-        with suppress(OSError, ValueError):
-            size = min(size, int(Path(limit).read_text()))
     return size // processes
