@@ -50,11 +50,7 @@ def verify(
     parts: dict[str, tuple[int, int]] = {}
     failure = ""
     try:
-        parts = _parts(
-            sizes,
-            storage,
-            *share,
-        )
+        parts = _parts(sizes, storage, *share)
     except Exception as error:
         # A store's library has errors of its own.
         failure = describe_error(error)
@@ -71,6 +67,11 @@ def verify(
             if checksum != expected and path not in altered:
                 altered.append(path)
     return altered
+
+
+def checksum_of(path: str, size: int, storage: LocalStorage | RemoteStorage) -> int:
+    """Return the checksum of a whole file, as of ``zlib.crc32``."""
+    return _parts({path: size}, storage, 0, 1)[path][0]
 
 
 def describe_error(error: BaseException) -> str:

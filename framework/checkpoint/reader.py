@@ -11,7 +11,7 @@ from ...strategies.group import GroupMember
 from ...strategies.pickling import loads
 from ...strategies.stored_tensors import StoredState
 from ..errors import CheckpointError
-from .checksums import describe_error, verify
+from .checksums import checksum_of, describe_error, verify
 from .file_tensors import open_tensors
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
@@ -23,6 +23,8 @@ from .weights import load_weights_file
 from .writer import weight_set_folder
 
 _ALTERED = "was altered (its checksum differs)"
+# A file of more bytes is not read only to tell better what is wrong with it.
+_MOST_TO_READ_FOR_AN_ERROR = 2**34
 
 
 def load_checkpoint(
@@ -133,8 +135,12 @@ def _opened(
     told = group.gather_objects(  # collective
         (failure and describe_error(failure), isinstance(opened, _Folder))
     )
-    if failure is not None:
+    if isinstance(failure, (CheckpointError, OSError)):
         raise failure
+    if failure is not None:
+        raise CheckpointError(
+            f"checkpoint {path!r} cannot be read: {describe_error(failure)}"
+        ) from failure
     for text, _ in told:
         if text:
             raise CheckpointError(text)
@@ -195,7 +201,18 @@ class _Folder:
             missing = names[len(sizes)]
             raise _damage(self.path, f"{missing} is missing, or no file") from None
         except ValueError as error:
-            raise _damage(self.path, f"in {', '.join(names)}, {error}") from error
+            raise self._damage_in(names, error) from error
+
+    def _damage_in(self, names: list[str], error: ValueError) -> CheckpointError:
+        """Return an error that names the file that was altered; where none was, what is wrong with them."""
+        for name in names:
+            size = self.manifest["files"][name]["size"]
+            if size > _MOST_TO_READ_FOR_AN_ERROR:
+                continue
+            now = checksum_of(self._path_of(name), size, self.storage)
+            if now != self.manifest["files"][name]["crc32"]:
+                return _damage(self.path, f"{name} {_ALTERED}")
+        return _damage(self.path, f"in {', '.join(names)}, {error}")
 
     def _path_of(self, name: str) -> str:
         return path_of(self.path, name, self.manifest)

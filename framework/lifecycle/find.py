@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.checksums import describe_error
 from ..checkpoint.find import find_manifests, is_pointer, newest_first, resolve
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..checkpoint.serialization import State
@@ -193,7 +194,7 @@ def read_first(
         try:
             checkpoint = read_checkpoint(run.engine, path, weights_only)
         except (CheckpointError, OSError) as error:
-            failure = str(error)
+            failure = describe_error(error)
         failures = run.engine.strategy.gather_objects(failure)  # collective
         if not any(failures):
             run.resume_from(path)

@@ -528,12 +528,9 @@ def flip(file: Path, place: float) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "first byte": (
-        lambda file: flip(file, 0),
-        "(cannot be read|more or fewer|is missing)",
-    ),
+    "first byte": (lambda file: flip(file, 0), "was altered"),
     # In the header of a small file, and in the numbers of a larger one.
-    "byte": (lambda file: flip(file, 0.7), "(cannot be read|was altered|is missing)"),
+    "byte": (lambda file: flip(file, 0.7), "was altered"),
     "last byte": (lambda file: flip(file, 1), "was altered"),
     "end": (lambda file: file.write_bytes(file.read_bytes()[:-4]), "bytes"),
     "file": (Path.unlink, "is missing"),
@@ -553,7 +550,7 @@ def test_a_damaged_part_is_noticed_and_the_checkpoint_before_used(
     (tmp_path / "ckpt" / "file.ckpt").unlink()
     harm(tmp_path / "ckpt" / "step=10.ckpt" / "model" / "rank-1.safetensors")
     with pytest.raises(
-        CheckpointError, match=rf"step=10\.ckpt.*model/rank-1\.safetensors.*{words}"
+        CheckpointError, match=rf"step=10\.ckpt.*model/rank-1\.safetensors .*{words}"
     ):
         load_checkpoint(str(tmp_path / "ckpt" / "step=10.ckpt"))
     trainer = quiet(default_root_dir=tmp_path, max_steps=6, max_epochs=-1)
