@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..compat.program import run_as_main
 from ..datamodule import DataModule
 from ..report.plan.batches import first_batch
 from ..report.plan.plan import Plan
@@ -41,17 +40,9 @@ def plan_program(
         The plan; None if the program came to its end before.
     """
     before = (sys.argv, sys.path[:])
-    sys.argv = [program, *arguments]
-    # As Python itself would have it.
-    sys.path.insert(
-        0, os.getcwd() if is_module else os.path.dirname(os.path.abspath(program))
-    )
     try:
         with _planning(options):
-            if is_module:
-                runpy.run_module(program, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(program, run_name="__main__")
+            run_as_main(program, arguments, is_module)
     except _Planned as planned:
         return planned.plan
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def run(package: str, install: Callable[[], None]) -> None:
@@ -25,16 +25,28 @@ def run(package: str, install: Callable[[], None]) -> None:
             f"       python -m {package} -m MODULE [ARGUMENTS]"
         )
     install()
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        # As Python does for its own -m.
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        return
-    sys.argv = arguments
+    is_module = arguments[0] == "-m"
+    if is_module:
+        arguments = arguments[1:]
     program = arguments[0]
-    if not os.path.exists(program):
+    if not is_module and not os.path.exists(program):
         raise SystemExit(f"python -m {package}: there is no file {program}")
-    # As Python does for a script. The folder that -m has put there would hide modules beside the program.
-    sys.path[0] = os.path.dirname(os.path.abspath(program))
-    runpy.run_path(program, run_name="__main__")
+    run_as_main(program, arguments[1:], is_module)
+
+
+def run_as_main(program: str, arguments: Sequence[str], is_module: bool) -> None:
+    """Run a program in this process, as Python runs its main module; ``sys.argv`` and ``sys.path`` become its own.
+
+    Args:
+        program: a file, or the name of a module.
+        arguments: the program's.
+        is_module: whether it is a module.
+    """
+    sys.argv = [program, *arguments]
+    # In the place of the folder of what this process was started with, which would hide modules beside the program.
+    if is_module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(program))
+        runpy.run_path(program, run_name="__main__")
