@@ -34,14 +34,7 @@ def read_runs(paths: list[str]) -> list[Run]:
     """Read all runs that paths mean, see :func:`~.folders.find_runs`."""
     folders = find_runs(paths)
     names = names_of(folders)
-    return [
-        read_run(folder, name)
-        for folder, name in zip(
-            folders,
-            names,
-            strict=True,
-        )
-    ]
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def write_report(paths: list[str], output: str | os.PathLike[str] | None = None) -> str:
@@ -59,16 +52,10 @@ def write_report(paths: list[str], output: str | os.PathLike[str] | None = None)
         folder = runs[0].folder if len(runs) == 1 else Path.cwd()
         output = folder / FILE_NAME
     file = Path(output).expanduser().resolve()
-    file.parent.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    file.parent.mkdir(parents=True, exist_ok=True)
     # Somebody may be looking at the one before it.
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    unfinished.write_text(
-        document(runs),
-        encoding="utf-8",
-    )
+    unfinished.write_text(document(runs), encoding="utf-8")
     unfinished.replace(file)
     return str(file)
 
@@ -81,12 +68,7 @@ def content_of(runs: list[Run]) -> dict[str, Any]:
 
 def as_json(value: Any) -> str:
     """Return JSON that may stand inside a ``<script>`` element: no text in it can end that, or begin a comment."""
-    text = json.dumps(
-        value,
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     # Halves of surrogate pairs, which a file of UTF-8 cannot hold.
@@ -120,12 +102,7 @@ def document(runs: list[Run], live: bool = False) -> str:
         "policy": escape(policy),
         "title": escape(content["title"]),
         "styles": _joined(STYLES),
-        "data": as_json(
-            {
-                **content,
-                "live": live,
-            }
-        ),
+        "data": as_json({**content, "live": live}),
         "program": program,
     }
     page = (ASSETS / "page.html").read_text(encoding="utf-8")

@@ -65,10 +65,7 @@ def _runs_in(folder: Path, depth: int) -> list[Path]:
     if depth == 0:
         return []
     try:
-        inside = sorted(
-            folder.iterdir(),
-            key=_by_number,
-        )
+        inside = sorted(folder.iterdir(), key=_by_number)
     except OSError:
         return []
     return [
@@ -118,21 +115,10 @@ def read_run(folder: Path, name: str) -> Run:
         folder: as :func:`find_runs` returns it.
         name: under which it is shown.
     """
-    written = max(
-        map(_time_of, files_of(folder)),
-        default=0.0,
-    )
-    run = Run(
-        folder,
-        name,
-        source_of(folder),
-        written=written,
-    )
+    written = max(map(_time_of, files_of(folder)), default=0.0)
+    run = Run(folder, name, source_of(folder), written=written)
     if run.source == "record":
-        _read_record(
-            folder / RECORD,
-            run,
-        )
+        _read_record(folder / RECORD, run)
     if not run.series:
         _read_others(folder, run)
     failure = _read_json(folder / "failure.json", run)
@@ -159,12 +145,7 @@ def _time_of(file: Path) -> float:
 
 
 def _read_record(record: Path, run: Run) -> None:
-    run.record.update(
-        _read_json(
-            record / "run.json",
-            run,
-        )
-    )
+    run.record.update(_read_json(record / "run.json", run))
     metrics, media = record / "metrics.jsonl", record / "media.jsonl"
     if metrics.is_file():
         read_json_lines(metrics, run)
@@ -207,20 +188,14 @@ def _read_hparams(folder: Path, run: Run) -> dict[str, Any]:
 
 
 def _read_yaml(file: Path, run: Run) -> dict[str, Any]:
-    text = file.read_text(
-        encoding="utf-8",
-        errors="replace",
-    )
+    text = file.read_text(encoding="utf-8", errors="replace")
     try:
         import yaml
 
         class Loader(yaml.SafeLoader):
             """Reads the tags of Python's objects, which Lightning writes, as their texts."""
 
-        Loader.add_multi_constructor(
-            "tag:",
-            lambda _, name, node: name,
-        )
+        Loader.add_multi_constructor("tag:", lambda _, name, node: name)
         content = yaml.load(text, Loader)
     except ModuleNotFoundError:
         run.problems.append(f"{file.name} is read with PyYAML: pip install pyyaml")

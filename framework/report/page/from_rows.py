@@ -21,11 +21,7 @@ EARLIEST_TIME = 1e9
 
 def read_csv(file: Path, run: Run) -> None:
     """Add the rows of a CSV file to a run."""
-    with file.open(
-        encoding="utf-8",
-        errors="replace",
-        newline="",
-    ) as lines:
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         # A NUL byte is what a crash of the machine leaves of unwritten blocks.
         rows = csv.DictReader(line.replace("\0", "") for line in lines)
         add_rows(run, rows)
@@ -33,28 +29,17 @@ def read_csv(file: Path, run: Run) -> None:
 
 def read_json_lines(file: Path, run: Run) -> None:
     """Add the rows of a file of JSON lines to a run: flat ones, or with the values under ``values``."""
-    add_rows(
-        run,
-        json_lines(file, run.problems),
-    )
+    add_rows(run, json_lines(file, run.problems))
 
 
 def read_trainer_state(file: Path, run: Run) -> None:
     """Add the rows of a trainer_state.json to a run."""
     state = json.loads(file.read_text(encoding="utf-8"))
-    add_rows(
-        run,
-        state.get("log_history", []),
-    )
+    add_rows(run, state.get("log_history", []))
     best = state.get("best_model_checkpoint")
     if best:
         score = {"best_metric": state.get("best_metric")}
-        run.record["checkpoints"] = [
-            {
-                "path": best,
-                "scores": score,
-            }
-        ]
+        run.record["checkpoints"] = [{"path": best, "scores": score}]
 
 
 def json_lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
@@ -65,10 +50,7 @@ def json_lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         problems: gets a line if others are damaged, too; they are left out.
     """
     damaged, last_is_damaged = 0, False
-    with file.open(
-        encoding="utf-8",
-        errors="replace",
-    ) as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.strip():
                 continue
@@ -93,21 +75,13 @@ def add_rows(run: Run, rows: Iterable[dict[str, Any]]) -> None:
         step = step + 1 if given is None else given
         time = _first(row, TIME_NAMES)
         time = math.nan if time is None or time < EARLIEST_TIME else time
-        run.note_epoch(
-            as_number(row.get("epoch")),
-            step,
-        )
+        run.note_epoch(as_number(row.get("epoch")), step)
         nested = row.get("values")
         if isinstance(nested, dict):
             values = nested
         else:
             values = row
-        _add_values(
-            run,
-            values,
-            step,
-            time,
-        )
+        _add_values(run, values, step, time)
 
 
 def _add_values(run: Run, values: dict[str, Any], step: float, time: float) -> None:
@@ -117,19 +91,9 @@ def _add_values(run: Run, values: dict[str, Any], step: float, time: float) -> N
         number = as_number(value)
         if number is not None:
             if name != "epoch":
-                run.add(
-                    name,
-                    step,
-                    number,
-                    time,
-                )
+                run.add(name, step, number, time)
         elif value not in (None, ""):
-            _add_other(
-                run,
-                name,
-                value,
-                step,
-            )
+            _add_other(run, name, value, step)
 
 
 def _add_other(run: Run, name: str, value: Any, step: float) -> None:

@@ -50,10 +50,7 @@ class LiveRuns:
     @property
     def wait(self) -> float:
         """For how many seconds the page is to wait."""
-        return max(
-            LEAST_WAIT,
-            self._seconds / READING_SHARE,
-        )
+        return max(LEAST_WAIT, self._seconds / READING_SHARE)
 
     def _version_now(self) -> str:
         sizes = []
@@ -62,13 +59,7 @@ class LiveRuns:
                 status = file.stat()
                 sizes.append(f"{status.st_size:x}.{status.st_mtime_ns:x}")
         # A run that falls silent changes its state, though not its files.
-        return "-".join(
-            [
-                *sizes[-200:],
-                str(len(sizes)),
-                str(int(time.time() // 60)),
-            ]
-        )
+        return "-".join([*sizes[-200:], str(len(sizes)), str(int(time.time() // 60))])
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,77 +74,34 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer the browser."""
         # A page of another site could otherwise have its own name lead here, and read the values.
-        host = (self.headers.get("Host") or "").rsplit(
-            ":",
-            1,
-        )[0]
+        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
         if host not in (ADDRESS, "localhost"):
-            return self._answer(
-                403,
-                "text/plain",
-                "this server is for this machine",
-            )
+            return self._answer(403, "text/plain", "this server is for this machine")
         path = urlsplit(self.path)
         try:
             if path.path == "/":
                 _, runs = self.live.read()
-                return self._answer(
-                    200,
-                    "text/html",
-                    document(runs, live=True),
-                )
+                return self._answer(200, "text/html", document(runs, live=True))
             if path.path == "/data.json":
-                return self._answer_data(
-                    parse_qs(path.query).get(
-                        "since",
-                        [""],
-                    )[0]
-                )
+                return self._answer_data(parse_qs(path.query).get("since", [""])[0])
         except (OSError, ValueError) as error:
             # A run's folder is being moved, say.
-            return self._answer(
-                503,
-                "text/plain",
-                str(error),
-            )
-        return self._answer(
-            404,
-            "text/plain",
-            "there is nothing of this name",
-        )
+            return self._answer(503, "text/plain", str(error))
+        return self._answer(404, "text/plain", "there is nothing of this name")
 
     def _answer_data(self, since: str) -> None:
         version, runs = self.live.read()
         if version == since:
-            return self._answer(
-                204,
-                "application/json",
-                "",
-                version,
-            )
-        text = json.dumps(
-            content_of(runs),
-            allow_nan=False,
-        )
-        return self._answer(
-            200,
-            "application/json",
-            text,
-            version,
-        )
+            return self._answer(204, "application/json", "", version)
+        text = json.dumps(content_of(runs), allow_nan=False)
+        return self._answer(200, "application/json", text, version)
 
     def _answer(self, status: int, kind: str, text: str, version: str = "") -> None:
         content = text.encode("utf-8", "replace")
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header(
-            "Content-Length",
-            str(len(content)),
-        )
-        self.send_header(
-            "Cache-Control",
-            "no-store",
-        )
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Next", f"{self.live.wait:.1f}")
         if version:
@@ -176,10 +124,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, live: LiveRuns, port: int) -> None:
         self.live = live
-        super().__init__(
-            (ADDRESS, port),
-            _Handler,
-        )
+        super().__init__((ADDRESS, port), _Handler)
 
 
 def serve(paths: list[str], port: int = 0, open_browser: bool = False) -> int:
@@ -202,8 +147,5 @@ def serve(paths: list[str], port: int = 0, open_browser: bool = False) -> int:
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
-            print(
-                "no longer served",
-                file=sys.stderr,
-            )
+            print("no longer served", file=sys.stderr)
     return 0

@@ -40,26 +40,13 @@ def embedded(run: Run, budget: int) -> tuple[list[dict[str, Any]], int]:
     for entry in run.media:
         key = (str(entry.get("name", "")), str(entry.get("kind", "")))
         step = entry.get("step") or 0
-        by_name.setdefault(key, {}).setdefault(
-            step,
-            [],
-        ).append(entry)
+        by_name.setdefault(key, {}).setdefault(step, []).append(entry)
     shown, taken = [], 0
     for (name, kind), by_step in by_name.items():
-        wanted = _evenly(
-            sorted(by_step),
-            MAX_STEPS,
-        )
+        wanted = _evenly(sorted(by_step), MAX_STEPS)
         steps = []
         for step in reversed(wanted):
-            items = [
-                _item(
-                    run,
-                    kind,
-                    entry,
-                )
-                for entry in by_step[step]
-            ]
+            items = [_item(run, kind, entry) for entry in by_step[step]]
             size = sum(len(item.get("source", "")) for item in items)
             if taken + size > budget:
                 break
@@ -67,12 +54,7 @@ def embedded(run: Run, budget: int) -> tuple[list[dict[str, Any]], int]:
             steps.append([step, items])
         left_out = len(by_step) - len(steps)
         shown.append(
-            {
-                "name": name,
-                "kind": kind,
-                "steps": steps[::-1],
-                "left_out": left_out,
-            }
+            {"name": name, "kind": kind, "steps": steps[::-1], "left_out": left_out}
         )
     return shown, taken
 
@@ -88,21 +70,13 @@ def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
     caption = entry.get("caption")
     item: dict[str, Any] = {"caption": str(caption)} if caption else {}
     if entry.get("file") or entry.get("data"):
-        return {
-            **item,
-            **_file_item(run, entry),
-        }
+        return {**item, **_file_item(run, entry)}
     value = entry.get("value")
     if kind == "table" and isinstance(value, dict):
         rows = value.get("rows", [])
         columns = [str(name) for name in value.get("columns", [])]
         shown = [[_cell(cell) for cell in row] for row in rows[:MAX_ROWS]]
-        return {
-            **item,
-            "columns": columns,
-            "rows": shown,
-            "count": len(rows),
-        }
+        return {**item, "columns": columns, "rows": shown, "count": len(rows)}
     if kind == "histogram" and isinstance(value, dict):
         return {
             **item,
@@ -115,10 +89,7 @@ def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
     cut = (
         f"… and {len(text) - MAX_TEXT} more characters" if len(text) > MAX_TEXT else ""
     )
-    return {
-        **item,
-        "text": text[:MAX_TEXT] + cut,
-    }
+    return {**item, "text": text[:MAX_TEXT] + cut}
 
 
 def _finite(value: Any) -> Any:

@@ -53,28 +53,15 @@ def payload(runs: list[Run], title: str) -> dict[str, Any]:
     for run in runs:
         media, taken = embedded(run, budget)
         budget -= taken
-        shown.append(
-            {
-                **_run(run, max_points),
-                "media": media,
-            }
-        )
-    return {
-        "title": title,
-        "made": time.time(),
-        "runs": shown,
-    }
+        shown.append({**_run(run, max_points), "media": media})
+    return {"title": title, "made": time.time(), "runs": shown}
 
 
 def _run(run: Run, max_points: int) -> dict[str, Any]:
     record = run.record
     started = run.started
     series = {
-        name: curve(
-            series,
-            0.0 if math.isnan(started) else started,
-            max_points,
-        )
+        name: curve(series, 0.0 if math.isnan(started) else started, max_points)
         for name, series in run.series.items()
         if len(series)
     }
@@ -114,39 +101,21 @@ def status_of(run: Run) -> dict[str, str]:
         how = ended.get("how") if isinstance(ended, dict) else ended
         why = ended.get("why") if isinstance(ended, dict) else ""
         how = str(how or "").lower()
-        state = ENDINGS.get(
-            how,
-            how or "unknown",
-        )
+        state = ENDINGS.get(how, how or "unknown")
         if state == "failed" and summary:
             why = summary
-        return {
-            "state": state,
-            "text": str(why or ""),
-        }
+        return {"state": state, "text": str(why or "")}
     if run.failure:
-        return {
-            "state": "failed",
-            "text": summary,
-        }
+        return {"state": "failed", "text": summary}
     if run.source != "record":
-        return {
-            "state": "unknown",
-            "text": "its source does not tell how it ended",
-        }
+        return {"state": "unknown", "text": "its source does not tell how it ended"}
     silence = time.time() - run.written
     if silence > SILENT_SECONDS or _is_gone(run.record):
         text = (
             "no ending was recorded: the process was killed, or its machine went away"
         )
-        return {
-            "state": "killed",
-            "text": text,
-        }
-    return {
-        "state": "running",
-        "text": "its files were written a moment ago",
-    }
+        return {"state": "killed", "text": text}
+    return {"state": "running", "text": "its files were written a moment ago"}
 
 
 def _is_gone(record: dict[str, Any]) -> bool:
@@ -195,19 +164,8 @@ def _tokens(run: Run) -> list[list[float]] | None:
     for name in TOKEN_NAMES:
         series = run.series.get(name, by_speed)
         if series is not None and _rises(series):
-            shown = curve(
-                series,
-                0.0,
-                2000,
-            )
-            return [
-                list(pair)
-                for pair in zip(
-                    shown["x"],
-                    shown["y"],
-                    strict=True,
-                )
-            ]
+            shown = curve(series, 0.0, 2000)
+            return [list(pair) for pair in zip(shown["x"], shown["y"], strict=True)]
     return None
 
 
@@ -237,10 +195,7 @@ def _samples_per_step(record: dict[str, Any]) -> float | None:
     batch = record.get("batch")
     if isinstance(batch, dict):
         for name in ("effective", "global", "samples", "size"):
-            if isinstance(
-                batch.get(name),
-                (int, float),
-            ):
+            if isinstance(batch.get(name), (int, float)):
                 return batch[name]
     return batch if isinstance(batch, (int, float)) else None
 
@@ -279,10 +234,7 @@ def timings_of(record: dict[str, Any]) -> dict[str, Any]:
         "start": _seconds_by_name(timings.get("start")),
         "run": _seconds_by_name(timings.get("run")),
         "epochs": [
-            {
-                "epoch": epoch.get("epoch", index),
-                **_seconds_by_name(epoch),
-            }
+            {"epoch": epoch.get("epoch", index), **_seconds_by_name(epoch)}
             for index, epoch in enumerate(epochs)
             if isinstance(epoch, dict) and index % every == 0
         ],
@@ -333,15 +285,8 @@ def _failure(run: Run) -> dict[str, Any] | None:
     failure = run.failure
     ended = run.record.get("ended")
     if not failure and isinstance(ended, dict) and ended.get("traceback"):
-        only = {
-            "rank": 0,
-            "kind": "failed",
-            "trace": ended["traceback"],
-        }
-        failure = {
-            "summary": ended.get("why"),
-            "ranks": [only],
-        }
+        only = {"rank": 0, "kind": "failed", "trace": ended["traceback"]}
+        failure = {"summary": ended.get("why"), "ranks": [only]}
     if not failure:
         return None
     ranks = [
@@ -355,10 +300,7 @@ def _failure(run: Run) -> dict[str, Any] | None:
         for rank in _list(failure.get("ranks"))[:16]
         if isinstance(rank, dict)
     ]
-    return {
-        "summary": str(failure.get("summary", "")),
-        "ranks": ranks,
-    }
+    return {"summary": str(failure.get("summary", "")), "ranks": ranks}
 
 
 def _model_text(model: Any) -> str:
@@ -371,10 +313,7 @@ def _model_text(model: Any) -> str:
     ]
     if not rows:
         return ""
-    rows.insert(
-        0,
-        ("name", "type", "parameters"),
-    )
+    rows.insert(0, ("name", "type", "parameters"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {count:>{widths[2]}}"
@@ -398,10 +337,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, (list, tuple)) and any(
         isinstance(each, dict) for each in value
     ):
-        return flat(
-            {str(index): each for index, each in enumerate(value)},
-            prefix,
-        )
+        return flat({str(index): each for index, each in enumerate(value)}, prefix)
     if isinstance(value, (list, tuple)):
         return {prefix: ", ".join(map(str, value)) if value else "[]"}
     if isinstance(value, dict):
@@ -410,10 +346,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: str(value)}
     return {
         prefix: value
-        if isinstance(
-            value,
-            (bool, int, float, type(None)),
-        )
+        if isinstance(value, (bool, int, float, type(None)))
         else str(value)
     }
 

@@ -49,19 +49,11 @@ class Run:
         series = self.series.get(name)
         if series is None:
             series = self.series[name] = Series()
-        series.add(
-            step,
-            value,
-            time,
-        )
+        series.add(step, value, time)
 
     def add_media(self, step: float, name: str, kind: str, **content: Any) -> None:
         """Add an image, a text and so on."""
-        entry = {
-            "step": step,
-            "name": name,
-            "kind": kind,
-        }
+        entry = {"step": step, "name": name, "kind": kind}
         self.media.append(entry | content)
 
     def note_epoch(self, epoch: float | None, step: float) -> None:
