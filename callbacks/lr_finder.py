@@ -73,8 +73,11 @@ class LearningRateResult:
             log.error(
                 "No learning rate can be suggested, as there are too few losses (%d of %d count, the first %d and the "
                 "last %d are left out): take more steps",
-                len(steps), len(losses), skip_begin, skip_end,
-            )  # fmt: skip
+                len(steps),
+                len(losses),
+                skip_begin,
+                skip_end,
+            )
             return None
         spacing = torch.tensor([rates[step] for step in steps])
         slopes = torch.gradient(

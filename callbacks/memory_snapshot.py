@@ -86,8 +86,10 @@ class MemorySnapshot(Callback):
         gibibytes = torch.cuda.max_memory_allocated(device) / 2**30
         log.warning(
             "MemorySnapshot: out of memory at %.1f GiB; what has asked for it is in %s: open it in "
-            "https://pytorch.org/memory_viz", gibibytes, self.path,
-        )  # fmt: skip
+            "https://pytorch.org/memory_viz",
+            gibibytes,
+            self.path,
+        )
 
     def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         if trainer.strategy.device.type == "cuda":

@@ -354,8 +354,13 @@ class ModelPruning(Callback):
         for (module, name), old, new in rows:
             log.info(
                 "Applied `%s` to `%r.%s` with amount=%s. Pruned: %s -> %s",
-                self._method_name, module, name, amount, _share(*old), _share(*new),
-            )  # fmt: skip
+                self._method_name,
+                module,
+                name,
+                amount,
+                _share(*old),
+                _share(*new),
+            )
 
     # Checkpoints.
 

@@ -29,7 +29,7 @@ _PEAKS: dict[str, tuple[float, float | None, float | None]] = {
     "t4": (65, None, 8.1),
     "mi300x": (1307.4, 653.7, 163.4),
     "mi250x": (383, None, 47.9),
-}  # fmt: skip
+}
 # These compute with 16-bit floats of one kind only.
 _WITHOUT_BFLOAT16 = ("v100", "t4")
 

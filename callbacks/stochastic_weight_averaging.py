@@ -68,8 +68,11 @@ class StochasticWeightAveraging(KeepsAverage):
             isinstance(rate, float) and rate > 0 for rate in rates
         )
         require(
-            are_rates, "swa_lrs", "a positive float, or a list of positive floats", swa_lrs
-        )  # fmt: skip
+            are_rates,
+            "swa_lrs",
+            "a positive float, or a list of positive floats",
+            swa_lrs,
+        )
         require_int("annealing_epochs", annealing_epochs, 0)
         require_choice("annealing_strategy", annealing_strategy, "cos", "linear")
         is_function = avg_fn is None or callable(avg_fn)

@@ -148,8 +148,10 @@ class WeightSet:
         if unknown := state.keys() - states.keys():
             log.warning(
                 "The module has no %s, of which the checkpoint holds the weights %r: what it has instead joins them "
-                "with the next update", ", ".join(sorted(unknown)), self.name,
-            )  # fmt: skip
+                "with the next update",
+                ", ".join(sorted(unknown)),
+                self.name,
+            )
         self._getters = _getters_of(module)
         for name, getter in self._getters.items():
             if name in state and name in states:

@@ -308,9 +308,12 @@ class Trainer:
         )
 
         switches = {
-            "logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler,
-            "enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary,
-        }  # fmt: skip
+            "logger": logger,
+            "enable_checkpointing": enable_checkpointing,
+            "profiler": profiler,
+            "enable_progress_bar": enable_progress_bar,
+            "enable_model_summary": enable_model_summary,
+        }
         if barebones and (
             requested := [name for name, value in switches.items() if value]
         ):
@@ -511,9 +514,15 @@ class Trainer:
         )
 
     def _evaluate(
-        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any,
+        self,
+        stage: str,
+        model: Any,
+        dataloaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: Any,
         weights_only: bool | None,
-    ) -> list[dict[str, float]]:  # fmt: skip
+    ) -> list[dict[str, float]]:
         results = execute(
             self,
             self._request(
@@ -577,9 +586,15 @@ class Trainer:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _request(
-        self, fn: str, model: Any, datamodule: Any, given: dict[str, Any], ckpt_path: Any, weights_only: bool | None,
+        self,
+        fn: str,
+        model: Any,
+        datamodule: Any,
+        given: dict[str, Any],
+        ckpt_path: Any,
+        weights_only: bool | None,
         keep: str = "own",
-    ) -> RunRequest:  # fmt: skip
+    ) -> RunRequest:
         """Check the arguments of a run, before anything is set up or started; ``given`` are its loaders by stage."""
         model = uncompiled(model)
         if weights_only not in (None, True, False):

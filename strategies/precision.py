@@ -160,8 +160,13 @@ PRECISIONS = {
 
 # The short forms that Lightning and Accelerate take.
 ALIASES = {
-    "32": "32-true", "no": "32-true", "64": "64-true", "16": "16-mixed", "fp16": "16-mixed", "bf16": "bf16-mixed",
-}  # fmt: skip
+    "32": "32-true",
+    "no": "32-true",
+    "64": "64-true",
+    "16": "16-mixed",
+    "fp16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
 
 
 def create_precision(precision: int | str | Precision) -> Precision:

@@ -51,13 +51,30 @@ _DTYPES = {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)
 _LAZY = {"parameter": UninitializedParameter, "buffer": UninitializedBuffer}
 _CODECS = (
     _Codec("$size", torch.Size, list, torch.Size),
-    _Codec("$dtype", torch.dtype, lambda dtype: str(dtype)[6:], lambda name: _DTYPES[f"torch.{name}"]),
+    _Codec(
+        "$dtype",
+        torch.dtype,
+        lambda dtype: str(dtype)[6:],
+        lambda name: _DTYPES[f"torch.{name}"],
+    ),
     _Codec("$device", torch.device, str, torch.device),
-    _Codec("$timedelta", timedelta, timedelta.total_seconds, lambda seconds: timedelta(seconds=seconds)),
+    _Codec(
+        "$timedelta",
+        timedelta,
+        timedelta.total_seconds,
+        lambda seconds: timedelta(seconds=seconds),
+    ),
     _Codec("$path", PurePath, str, Path),
-    _Codec("$lazy", UninitializedParameter, lambda _: "parameter", lambda kind: _LAZY[kind]()),
-    _Codec("$lazy", UninitializedBuffer, lambda _: "buffer", lambda kind: _LAZY[kind]()),
-)  # fmt: skip
+    _Codec(
+        "$lazy",
+        UninitializedParameter,
+        lambda _: "parameter",
+        lambda kind: _LAZY[kind](),
+    ),
+    _Codec(
+        "$lazy", UninitializedBuffer, lambda _: "buffer", lambda kind: _LAZY[kind]()
+    ),
+)
 # How a value is made from its content, decoded, by tag.
 _FROM_CONTENT: dict[str, Callable[[Any], Any]] = {
     "$tuple": tuple,

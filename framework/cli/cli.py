@@ -333,9 +333,17 @@ class LoopwrightCLI:
         instantiators = []
         if self.load_from_checkpoint_support:
             for key, kind, subclasses in (
-                ("model", self.model_class or self.module_type, self.subclass_mode_model),
-                ("data", self.datamodule_class or self.datamodule_type, self.subclass_mode_data),
-            ):  # fmt: skip
+                (
+                    "model",
+                    self.model_class or self.module_type,
+                    self.subclass_mode_model,
+                ),
+                (
+                    "data",
+                    self.datamodule_class or self.datamodule_type,
+                    self.subclass_mode_data,
+                ),
+            ):
                 make = partial(self._make, key)
                 instantiators.append((make, _class_made_by(kind), subclasses))
         self.config_init = self.parser.instantiate(

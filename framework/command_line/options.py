@@ -159,13 +159,17 @@ PASSED_ON = tuple(
         ("zero-stage", str, "ACCELERATE_DEEPSPEED_ZERO_STAGE"),
         ("gradient-clipping", str, "ACCELERATE_GRADIENT_CLIPPING"),
         ("deepspeed-config-file", str, "ACCELERATE_DEEPSPEED_CONFIG_FILE"),
-        ("offload-optimizer-device", str, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+        (
+            "offload-optimizer-device",
+            str,
+            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+        ),
         ("offload-param-device", str, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
         ("zero3-init-flag", str, "ACCELERATE_DEEPSPEED_ZERO3_INIT"),
         ("zero3-save-16bit-model", str, "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"),
         ("dynamo-backend", str, "ACCELERATE_DYNAMO_BACKEND"),
     )
-)  # fmt: skip
+)
 
 # What several processes on one or more machines need not be told here.
 NEEDLESS = tuple(

@@ -86,8 +86,10 @@ def up_to(
         warned.add(id(loader))
         log.warning(
             "A loader (%s) gives more than the %d batches that its length tells, and the others are left out: have its "
-            "__len__ tell how many it gives", type(loader).__name__, reported,
-        )  # fmt: skip
+            "__len__ tell how many it gives",
+            type(loader).__name__,
+            reported,
+        )
     yield last
 
 

@@ -185,8 +185,9 @@ class IndexPlan:
             log.warning(
                 "A loader's sampler (%s) gives more than the %d batches that its length tells. Several processes plan "
                 "their steps by the length, and leave the others out: have its __len__ tell how many it gives",
-                type(getattr(self.sampler, "sampler", self.sampler)).__name__, reported,
-            )  # fmt: skip
+                type(getattr(self.sampler, "sampler", self.sampler)).__name__,
+                reported,
+            )
         return iter(planned)
 
     def _drawn(self) -> Iterator[Any]:

@@ -218,14 +218,18 @@ def _differ(
         if source.is_stream:
             log.info(
                 "The %s gives all %d ranks the same first batch: it counts as one stream, of which each rank reads "
-                "all and keeps every %d-th batch", name, len(marks), len(marks),
-            )  # fmt: skip
+                "all and keeps every %d-th batch",
+                name,
+                len(marks),
+                len(marks),
+            )
         return False
     log.info(
         "The %s gives each rank another first batch: it counts as sharded already, and each rank reads all that it "
         "gets. If it is one stream that each rank shuffles in its own way, seed it alike, or pass "
-        "use_distributed_sampler=True", name,
-    )  # fmt: skip
+        "use_distributed_sampler=True",
+        name,
+    )
     source.mark_sharded()
     for mark, ranks in ranks_by_mark.items():
         if mark and len(ranks) > 1:

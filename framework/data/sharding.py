@@ -85,7 +85,8 @@ class ShardedLoader:
             self.shards_batches = not is_sharded(
                 self.source, strategy, use_distributed_sampler, epoch, name, cursor
             )
-        self.rank, self.world_size = strategy.global_rank, strategy.world_size
+        self.rank = strategy.global_rank
+        self.world_size = strategy.world_size
         if self.shards_batches:
             self.rank, self.world_size = data_parallel_rank_and_size(strategy)
         lengths = (self.source.length, self.source.reported_length)
@@ -154,12 +155,14 @@ class ShardedLoader:
         """The first of the source's batches that this rank reads in a step of the segment."""
         if not self.shards_batches:
             return step
-        return step * self.world_size + (0 if self.length == INFINITE else self.rank)
+        first = 0 if self.length == INFINITE else self.rank
+        return step * self.world_size + first
 
     @property
     def _unit(self) -> int:
         """By how much a step moves the position of all ranks."""
-        return self.source.unit * (self.world_size if self.shards_batches else 1)
+        ranks = self.world_size if self.shards_batches else 1
+        return self.source.unit * ranks
 
     def place_of(self, epoch: int, batch_idx: int) -> LeftOut:
         """Which of an epoch's data all ranks read in a step; of another epoch than the running one, if it is whole."""
@@ -185,9 +188,12 @@ class ShardedLoader:
                 "the checkpoint leaves some of the epoch's data out, and the loader's sampler has been changed for one "
                 "of another kind: resume with the same loader, or from a checkpoint of an epoch's end"
             )
-        first = max(0, data["begin"] - self.segment.begin) // self._unit
-        stop = -(-max(0, data["end"] - self.segment.begin) // self._unit)
-        return range(self.segment.first_batch + first, self.segment.first_batch + stop)
+        segment = self.segment
+        begin = max(0, data["begin"] - segment.begin)
+        end = max(0, data["end"] - segment.begin)
+        first = begin // self._unit
+        stop = -(-end // self._unit)
+        return range(segment.first_batch + first, segment.first_batch + stop)
 
     def samples_of(self, epoch: int, batch_idx: int) -> list[Any] | None:
         """The indices in the dataset of the samples that this rank reads in a step; None where they are not known."""

@@ -613,8 +613,9 @@ class OwnIterationSource(IndexedSource):
         self.unit = 1
         log.info(
             "A loader (%s) iterates in a way of its own and does not ask for its sampler's indices: its batches are "
-            "read as a stream, in the order in which it gives them", type(self.loader).__name__,
-        )  # fmt: skip
+            "read as a stream, in the order in which it gives them",
+            type(self.loader).__name__,
+        )
 
     def _probe(self, indices: IndexPlan) -> DataLoader[Any]:
         """A copy of the loader to be looked at, with other indices; no worker is started for it."""
@@ -794,8 +795,9 @@ class StatefulSource(BatchSource):
                 if is_inside and getattr(self.loader, "num_workers", 0):
                     log.info(
                         "%s has workers, whose random states are not in its state: their order is kept, and what they "
-                        "draw at random (augmentation) is drawn anew", type(self.loader).__name__,
-                    )  # fmt: skip
+                        "draw at random (augmentation) is drawn anew",
+                        type(self.loader).__name__,
+                    )
             if resumed["left"]:
                 # The state was taken in an iteration that was left. Begin that one, as the next one begins after it.
                 with isolated_rng():
@@ -809,8 +811,10 @@ class StatefulSource(BatchSource):
                 ) from error
             log.warning(
                 "The training loader is not the one that the checkpoint was saved with (%s: %s); the epoch begins as "
-                "with a new one", type(error).__name__, error,
-            )  # fmt: skip
+                "with a new one",
+                type(error).__name__,
+                error,
+            )
             attributes.clear()
             attributes.update(unchanged)
             return None

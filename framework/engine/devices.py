@@ -84,8 +84,9 @@ def _device_of_its_own(
     if rank == 0 and environment.world_size > 1:
         log.warning(
             "One device was asked for, and %s started %d processes: each of them runs all of it by itself",
-            environment.launcher, environment.world_size,
-        )  # fmt: skip
+            environment.launcher,
+            environment.world_size,
+        )
     if isinstance(devices, list):
         device = select_devices(accelerator, devices)[0]
     else:

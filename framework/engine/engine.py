@@ -974,8 +974,11 @@ class Engine(Collectives):
             self._warned_incomplete = True
             log.warning(
                 "%s was called by the main process alone: %s are not in the checkpoint, and %s; to resume exactly, "
-                "call it in all processes", call, lacks, instead
-            )  # fmt: skip
+                "call it in all processes",
+                call,
+                lacks,
+                instead,
+            )
 
     def wait_for_save(self) -> None:
         """Wait until the checkpoint that ``save_state(..., wait=False)`` began is complete. All processes call this.

@@ -224,8 +224,10 @@ class Prepared:
         log.info(
             "prepare: a %s comes back as it is, as it is no DataLoader and has no dataset: its batches are not "
             "dealt out to the %d processes, nor moved to the device. Let it give each process a part, or prepare a "
-            "loader that reads it", kind.__name__, processes
-        )  # fmt: skip
+            "loader that reads it",
+            kind.__name__,
+            processes,
+        )
 
     def draw_data_seed(self) -> int:
         """The seed that gives shuffled loaders their order; if none is known, torch's seed in the main process.

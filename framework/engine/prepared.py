@@ -248,8 +248,9 @@ class PreparedScheduler(Wrapper):
             self._explains = False
             log.info(
                 "scheduler.step() counts one step, not one for each of the %d processes as Accelerate does: a schedule "
-                "counts optimizer steps", self.engine.num_processes
-            )  # fmt: skip
+                "counts optimizer steps",
+                self.engine.num_processes,
+            )
         optimizer = getattr(self.scheduler, "optimizer", None)
         prepared = self.engine.prepared.find_optimizer(optimizer)
         if prepared is None or not prepared.step_was_skipped:

@@ -162,8 +162,12 @@ def _add_of_class(
     if others and not manifests:
         log.warning(
             "%d checkpoints, such as %r, are left out: they are of %s, and this module is a %s; if its class was "
-            "renamed, pass the path of one", len(candidates), next(iter(candidates)), ", ".join(sorted(others)), name,
-        )  # fmt: skip
+            "renamed, pass the path of one",
+            len(candidates),
+            next(iter(candidates)),
+            ", ".join(sorted(others)),
+            name,
+        )
 
 
 def read_last(run: Run, weights_only: bool | None) -> State | None:

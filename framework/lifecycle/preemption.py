@@ -65,8 +65,10 @@ def _requeue(job: SlurmJob, has_saved: bool) -> bool:
     if failure := job.requeue():
         log.error(
             "SLURM job %s could not be put back into the queue (%s); its checkpoint is there: "
-            'a run with ckpt_path="last" goes on from it', job.name, failure,
-        )  # fmt: skip
+            'a run with ckpt_path="last" goes on from it',
+            job.name,
+            failure,
+        )
         return False
     log.warning("SLURM job %s is back in the queue", job.name)
     return True
@@ -118,8 +120,10 @@ class Preemption:
             when += f", or {job.margin:.0f} s before {at}, its time limit"
         log.info(
             "SLURM job %s: %s, this run %s; auto_requeue=False switches that off",
-            job.name, when, then,
-        )  # fmt: skip
+            job.name,
+            when,
+            then,
+        )
         if job.end_time is not None:
             seconds = job.end_time - job.margin - time.time()
             self._timer = threading.Timer(max(seconds, 0.0), self._ask_to_end)

@@ -79,8 +79,9 @@ def read_earlier_attempt(
     elif attempt.restarts:
         log.warning(
             "%s: there is no checkpoint of the attempts before, where this Trainer saves: starting as the first one "
-            "did", attempt.words,
-        )  # fmt: skip
+            "did",
+            attempt.words,
+        )
     return checkpoint
 
 

@@ -60,8 +60,9 @@ class Resume(ResumeEpoch):
                 checkpoint["state_dict"] = weights
             else:
                 run.warn_once(
-                    "The checkpoint holds no weights %r: this runs on those that were trained", name
-                )  # fmt: skip
+                    "The checkpoint holds no weights %r: this runs on those that were trained",
+                    name,
+                )
         # Hooks get the optimizers' states as torch has them.
         number_states(checkpoint)
         module.on_load_checkpoint(checkpoint)
@@ -189,9 +190,10 @@ def _tell_what_changed(
     ]
     log.warning(
         "Resuming with other hyperparameters than the checkpoint's: %s. The module and the loggers have the new ones; "
-        "optimizers and schedulers go on with the checkpoint's%s", ", ".join(changed),
+        "optimizers and schedulers go on with the checkpoint's%s",
+        ", ".join(changed),
         f" ({', '.join(kept)})" if kept else "",
-    )  # fmt: skip
+    )
 
 
 def _written(value: Any) -> str:

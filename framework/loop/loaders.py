@@ -252,8 +252,11 @@ class RunLoaders:
         self.begin_epoch()
         log.info(
             "Resuming inside epoch %d: what is left of it for %d process(es), which %d began, is %s batches each",
-            state.epoch, self.trainer.world_size, resumed["saved_by"], self.max_batches["train"] - state.batch_idx,
-        )  # fmt: skip
+            state.epoch,
+            self.trainer.world_size,
+            resumed["saved_by"],
+            self.max_batches["train"] - state.batch_idx,
+        )
 
     def _noting_more(
         self,
@@ -277,8 +280,12 @@ class RunLoaders:
                 self._noted_stages.add(stage)
                 log.info(
                     "A loader (%s) gives more than the %d batches that its length tells; it is read to its end. To "
-                    "end there, set %s=%d", stage, reported, limit_name(stage), reported,
-                )  # fmt: skip
+                    "end there, set %s=%d",
+                    stage,
+                    reported,
+                    limit_name(stage),
+                    reported,
+                )
             yield batch
 
     # Evaluation.

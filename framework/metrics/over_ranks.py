@@ -63,8 +63,9 @@ def agree_on_entries(
             if strategy.is_global_zero:
                 log.warning(
                     "The checkpoint has values of log(%r) from some of the processes only, and nothing has logged that "
-                    "name since: it is left out of this epoch", key[0],
-                )  # fmt: skip
+                    "name since: it is left out of this epoch",
+                    key[0],
+                )
         else:
             _require_everywhere(key, context.stage, by_rank)
     agreed = []

@@ -228,7 +228,13 @@ class BlackBox:
         way_out = f"The batch and its samples: {path}.json"
         if can_rerun():
             way_out = f"To find the step and the operation: {command_for(self._record, step, 0, True)}"
-        log.warning("%s at step %d, and was finite at step %d. %s", why, step, first - 1, way_out)  # fmt: skip
+        log.warning(
+            "%s at step %d, and was finite at step %d. %s",
+            why,
+            step,
+            first - 1,
+            way_out,
+        )
 
     def _write(self, kind: str, rank: int, content: dict[str, Any]) -> str:
         path = box_path(self._record, kind, rank)

@@ -15,13 +15,27 @@ from .trace import FirstDifference, Trace, compare_traces
 
 # What is compared of run.json, in this order; what is left out differs from run to run.
 SECTIONS = (
-    "config", "packages", "git", "seeds", "batch", "strategy", "precision", "model", "hardware", "launcher", "command",
-)  # fmt: skip
+    "config",
+    "packages",
+    "git",
+    "seeds",
+    "batch",
+    "strategy",
+    "precision",
+    "model",
+    "hardware",
+    "launcher",
+    "command",
+)
 # Values in these sections that differ between two processes of one program.
 BY_CHANCE = (
-    "pid", "orig_argv", "environment.TORCHELASTIC_", "environment.LOOPWRIGHT_AGENT", "environment.LOOPWRIGHT_BEATS",
+    "pid",
+    "orig_argv",
+    "environment.TORCHELASTIC_",
+    "environment.LOOPWRIGHT_AGENT",
+    "environment.LOOPWRIGHT_BEATS",
     "environment.MASTER_PORT",
-)  # fmt: skip
+)
 # What a line of fingerprints tells, in the order in which a step computes it.
 PARTS = ("loss", "gradients", "parameters")
 
@@ -110,7 +124,8 @@ def first_step(
     """Return the first step that both have and at which their fingerprints differ; None if they never do."""
     before = None
     for step in sorted(first.keys() & second.keys()):
-        mine, other = first[step], second[step]
+        mine = first[step]
+        other = second[step]
         parts = [part for part in PARTS if mine[part] != other[part]]
         if parts:
             losses = (_as_float(mine["loss"]), _as_float(other["loss"]))

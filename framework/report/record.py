@@ -347,13 +347,15 @@ class Record(NoRecord):
         def note(path: str) -> None:
             if not self._is_open:
                 return
-            self._add_checkpoint({
-                "path": self._path_of(path),
+            self._add_checkpoint(
+                {
+                    "path": self._path_of(path),
                     **entry,
-                "scores": {name: float(value) for name, value in scores.items()},
-                "time": time.time(),
-                "seconds": perf_counter() - began,
-            })  # fmt: skip
+                    "scores": {name: float(value) for name, value in scores.items()},
+                    "time": time.time(),
+                    "seconds": perf_counter() - began,
+                }
+            )
 
         return note
 

@@ -97,5 +97,10 @@ class Stragglers:
         log.warning(
             "Rank %d of %d is slower than the others: in the last %d looks at each, one a second at most, they were "
             "waiting in at least %.0f %%, it in %.0f %%; it was last seen at work at %s",
-            slowest, self.world_size, WINDOW, 100 * waiting[0], 100 * shares[slowest], places[slowest],
-        )  # fmt: skip
+            slowest,
+            self.world_size,
+            WINDOW,
+            100 * waiting[0],
+            100 * shares[slowest],
+            places[slowest],
+        )

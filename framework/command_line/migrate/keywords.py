@@ -98,7 +98,9 @@ TRAINER = {
     "min_nb_epochs": Keyword(_renamed("min_epochs")),
     "nb_gpu_nodes": Keyword(_renamed("num_nodes")),
     "num_processes": Keyword(_renamed("devices")),
-    "progress_bar_refresh_rate": Keyword(_switch("enable_progress_bar", {"0": "False"})),
+    "progress_bar_refresh_rate": Keyword(
+        _switch("enable_progress_bar", {"0": "False"})
+    ),
     "reload_dataloaders_every_epoch": Keyword(
         _switch("reload_dataloaders_every_n_epochs", {"True": "1", "False": "0"})
     ),
@@ -111,7 +113,7 @@ TRAINER = {
     "weights_summary": Keyword(
         _switch("enable_model_summary", _texts({"None": "False", '"top"': "True"}))
     ),
-}  # fmt: skip
+}
 ENGINE = {
     "cpu": Keyword(_cpu, "native"),
     "fp16": Keyword(

@@ -86,7 +86,16 @@ class Job:
         if self.max_restarts:
             own += ["--max_restarts", str(self.max_restarts)]
         module = ["--module"] if self.is_module else []
-        return [self.python, "-m", "loopwright", "launch", *own, *module, "--", *self.program]  # fmt: skip
+        return [
+            self.python,
+            "-m",
+            "loopwright",
+            "launch",
+            *own,
+            *module,
+            "--",
+            *self.program,
+        ]
 
 
 def time_limit(text: str) -> int:

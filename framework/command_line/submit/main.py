@@ -28,30 +28,55 @@ OPTIONS = (
     Option(("--output",), "the file to write; - prints it; default: by the job's name"),
     Option(("--force",), "overwrite the file, if it is there", None),
     Option(("--name", "--job-name"), "of the job; default: by the program"),
-    Option(("--nodes", "--nnodes", "--num-machines"), "machines; default: 1", at_least(1)),
+    Option(
+        ("--nodes", "--nnodes", "--num-machines"), "machines; default: 1", at_least(1)
+    ),
     Option(
         ("--devices", "--nproc-per-node", "--processes"),
         "GPUs on each machine, with a process each; default: 1",
         at_least(1),
     ),
     Option(("--cpu", "--use-cpu"), "use CPU cores in the place of GPUs", None),
-    Option(("--cpus-per-device", "--cpus-per-task"), "CPU cores for each process", at_least(1)),
+    Option(
+        ("--cpus-per-device", "--cpus-per-task"),
+        "CPU cores for each process",
+        at_least(1),
+    ),
     Option(("--memory", "--mem"), "of each machine, such as 64G", gigabytes),
-    Option(("--time", "--time-limit"), "how long it may run, as SLURM writes it, such as 1-12:00:00", time_limit),
+    Option(
+        ("--time", "--time-limit"),
+        "how long it may run, as SLURM writes it, such as 1-12:00:00",
+        time_limit,
+    ),
     Option(
         ("--max-restarts",),
         "how often all processes are started again when one fails; default: 0",
         at_least(0),
     ),
-    Option(("--env",), "NAME=value, an environment variable; may be repeated", variable, repeated=True),
+    Option(
+        ("--env",),
+        "NAME=value, an environment variable; may be repeated",
+        variable,
+        repeated=True,
+    ),
     Option(("--image", "--container-image"), "of a container"),
     Option(("--workdir", "--chdir"), "where the program runs"),
-    Option(("--python",), "the interpreter; default: this one under SLURM, else python"),
+    Option(
+        ("--python",), "the interpreter; default: this one under SLURM, else python"
+    ),
     Option(("--module", "-m"), "the program is a module, as in python -m", None),
     Option(("--partition",), "SLURM's"),
     Option(("--account",), "SLURM's"),
-    Option(("--sbatch",), "a further option of sbatch, such as --sbatch=--array=0-3; may be repeated", repeated=True),
-    Option(("--kind",), "pytorchjob (the default) or jobset", choices=("pytorchjob", "jobset")),
+    Option(
+        ("--sbatch",),
+        "a further option of sbatch, such as --sbatch=--array=0-3; may be repeated",
+        repeated=True,
+    ),
+    Option(
+        ("--kind",),
+        "pytorchjob (the default) or jobset",
+        choices=("pytorchjob", "jobset"),
+    ),
     Option(("--namespace",), "Kubernetes'"),
     Option(
         ("--volume",),
@@ -59,7 +84,7 @@ OPTIONS = (
         volume,
         repeated=True,
     ),
-)  # fmt: skip
+)
 
 # Options that only some clusters have something for, and what to do on the others.
 _ONLY: dict[str, tuple[str, ...]] = {
@@ -113,7 +138,9 @@ def main(arguments: list[str]) -> int:
         return 0
     _write(submission, bool(options.force), parser)
     if not options.run:
-        print(f"wrote {submission.file}; to submit it:\n  {shlex.join(submission.command)}")  # fmt: skip
+        print(
+            f"wrote {submission.file}; to submit it:\n  {shlex.join(submission.command)}"
+        )
         return 0
     if shutil.which(submission.command[0]) is None:
         parser.error(
@@ -133,7 +160,9 @@ def _submission(
     for name, clusters in _ONLY.items():
         if getattr(options, name) and cluster not in clusters:
             others = " and ".join(f"--{other}" for other in clusters)
-            parser.error(f"--{name} has an effect with {others} only, not with --{cluster}")  # fmt: skip
+            parser.error(
+                f"--{name} has an effect with {others} only, not with --{cluster}"
+            )
     job = _job(options, cluster, program, parser)
     file = options.output or job.name + _ENDINGS[cluster]
     if cluster == "slurm":
@@ -236,7 +265,9 @@ def _write(submission: Submission, force: bool, parser: ArgumentParser) -> None:
         with open(file, "w" if force else "x", encoding="utf-8") as opened:
             opened.write(submission.text)
     except FileExistsError:
-        parser.error(f"{file} is there already: --force overwrites it, --output names another file")  # fmt: skip
+        parser.error(
+            f"{file} is there already: --force overwrites it, --output names another file"
+        )
     except OSError as error:
         parser.error(f"--output: {file} cannot be written: {error}")
 

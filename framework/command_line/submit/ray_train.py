@@ -66,7 +66,9 @@ def ray_program(job: Job) -> str:
     resources = ""
     if job.cpus_per_device:
         gpu = "" if job.cpu else ', "GPU": 1'
-        resources = f'\n        resources_per_worker={{"CPU": {job.cpus_per_device}{gpu}}},'  # fmt: skip
+        resources = (
+            f'\n        resources_per_worker={{"CPU": {job.cpus_per_device}{gpu}}},'
+        )
     return _PROGRAM.format(
         what=program.replace("\\", "\\\\").replace('"', '\\"'),
         workers=job.nodes * job.devices,

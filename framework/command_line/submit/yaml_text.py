@@ -52,5 +52,9 @@ def _scalar(value: Any) -> str:
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
         # JSON's strings are YAML's, too, with whatever is not plain text escaped.
-        return value if is_plain else json.dumps(value, ensure_ascii=not value.isprintable())  # fmt: skip
+        return (
+            value
+            if is_plain
+            else json.dumps(value, ensure_ascii=not value.isprintable())
+        )
     return json.dumps(value)

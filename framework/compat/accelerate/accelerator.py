@@ -976,8 +976,9 @@ class Accelerator(Trackers, Engine):
         paths = self.gather_object(os.fspath(input_dir) if input_dir else None)
         if self.is_main_process and any(path != paths[0] for path in paths):
             log.warning(
-                "load_state was given other folders in other processes: all load the main process's, %s", paths[0]
-            )  # fmt: skip
+                "load_state was given other folders in other processes: all load the main process's, %s",
+                paths[0],
+            )
         path = folder_to_load(self.project_configuration, paths[0])
         super().load_state(path, weights_only)
 

@@ -146,7 +146,8 @@ def _time_of(file: Path) -> float:
 
 def _read_record(record: Path, run: Run) -> None:
     run.record.update(_read_json(record / "run.json", run))
-    metrics, media = record / "metrics.jsonl", record / "media.jsonl"
+    metrics = record / "metrics.jsonl"
+    media = record / "media.jsonl"
     if metrics.is_file():
         read_json_lines(metrics, run)
     if media.is_file():

@@ -49,7 +49,8 @@ def json_lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         file: its path. The last line may be cut short, as a kill leaves it.
         problems: gets a line if others are damaged, too; they are left out.
     """
-    damaged, last_is_damaged = 0, False
+    damaged = 0
+    last_is_damaged = False
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.strip():
