@@ -32,7 +32,8 @@ def fill(
     """
 
     def replace(field: re.Match[str]) -> str:
-        name, spec = field[1], field[2] or ""
+        name = field[1]
+        spec = field[2] or ""
         value = values.get(name, 0)
         try:
             text = format(value, spec)

@@ -196,7 +196,8 @@ class EarlyStopping(Callback):
         """Compare with the best value and the limits, and update the counts; returns what to do, and what to say."""
         name = self.monitor
         better = self.monitor_op
-        value, best = f"{name} = {current:.6g}", f"{self.best_score:.6g}"
+        value = f"{name} = {current:.6g}"
+        best = f"{self.best_score:.6g}"
         if self.check_finite and not torch.isfinite(current):
             message = f"{name} is {current}; the best was {best}."
             return EarlyStoppingReason.NON_FINITE_METRIC, message

@@ -91,7 +91,8 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))  # the CPU's
         for device in {parameter.device for parameter in module.parameters()}:
             if device.type not in ("cpu", "meta"):
-                kind, index = device.type, device.index or 0
+                kind = device.type
+                index = device.index or 0
                 stack.enter_context(torch.random.fork_rng([index], device_type=kind))
         try:
             yield

@@ -63,7 +63,8 @@ class LearningRateResult:
             skip_end: how many at the end.
         """
         self._optimal_idx = None
-        rates, losses = self.results["lr"], self.results["loss"]
+        rates = self.results["lr"]
+        losses = self.results["loss"]
         steps = [
             step
             for step in range(skip_begin, len(losses) - skip_end)
@@ -108,7 +109,8 @@ class LearningRateResult:
             ) from error
         if ax is None:
             _, ax = pyplot.subplots()
-        rates, losses = self.results["lr"], self.results["loss"]
+        rates = self.results["lr"]
+        losses = self.results["loss"]
         ax.plot(rates, losses)
         if self.mode == "exponential":
             ax.set_xscale("log")

@@ -572,7 +572,8 @@ class ModelCheckpoint(Callback):
             removable=removable,
         )
         if self.save_last:
-            name, reuse = self.CHECKPOINT_NAME_LAST, before.last_model_path
+            name = self.CHECKPOINT_NAME_LAST
+            reuse = before.last_model_path
             last = self._free_path(trainer, values, name, reuse, taken=path)
             self._note(last_model_path=last)
         if self.monitor is not None and self.best_model_path:
@@ -600,7 +601,8 @@ class ModelCheckpoint(Callback):
 
     def _best_pointer(self, trainer: Trainer, values: dict[str, Any]) -> str:
         """The path of the pointer to the best checkpoint; "" if a checkpoint has that name."""
-        record, name = self._record, self.CHECKPOINT_NAME_BEST
+        record = self._record
+        name = self.CHECKPOINT_NAME_BEST
         checkpoints = [
             record.last_checkpoint_saved,
             *record.best_k_models,
@@ -712,7 +714,8 @@ class ModelCheckpoint(Callback):
             ver: number to put behind the name, as in ``-v1``.
             prefix: text to put before the name.
         """
-        join, equals = self.CHECKPOINT_JOIN_CHAR, self.CHECKPOINT_EQUALS_CHAR
+        join = self.CHECKPOINT_JOIN_CHAR
+        equals = self.CHECKPOINT_EQUALS_CHAR
         template = filename or self.filename or f"{{epoch}}{join}{{step}}"
         name = fill(
             template,

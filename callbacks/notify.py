@@ -97,9 +97,11 @@ class Notify(Callback):
         if trainer.must_end_at_once:
             return
         what = f"{type(exception).__name__}: {exception}"
-        event, text = "failed", f"has failed: {what}"
+        event = "failed"
+        text = f"has failed: {what}"
         if not isinstance(exception, Exception):
-            event, text = "stopped", f"was stopped ({what})"
+            event = "stopped"
+            text = f"was stopped ({what})"
         # When a process has died, whoever has started them all ends the others as well, within a moment.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:

@@ -213,7 +213,8 @@ class RichProgressBar(ProgressBar):
             self._draw(self._evaluation, self._evaluated)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        evaluation, display = self._evaluation, self._display
+        evaluation = self._evaluation
+        display = self._display
         if evaluation is None or display is None:
             return
         shows_result = True

@@ -120,7 +120,8 @@ class SimpleProfiler(Profiler):
         if self.recorded_durations:
             lines.append("within these:")
         for name, durations in self.recorded_durations.items():
-            count, total = len(durations), sum(durations)
+            count = len(durations)
+            total = sum(durations)
             mean = total / count * 1e3
             lines.append(f"{name:<28}{total:>10.3f}{'':>8}{count:>10}{mean:>12.3f}")
         return "\n".join(lines)

@@ -250,7 +250,8 @@ class SpikeDetector(Callback):
         windows = self._complete_windows(trainer.window_is_open)
         if not windows:
             return
-        norms, self._pending_norms = self._pending_norms, {}
+        norms = self._pending_norms
+        self._pending_norms = {}
         losses = [loss for _, loss in chain.from_iterable(windows)]
         by_rank = _read(trainer, [*losses, *norms.values()])
         norm_of = dict(zip(norms, by_rank[0][len(losses) :], strict=True))
@@ -305,7 +306,8 @@ class SpikeDetector(Callback):
         if num_between == 0:
             self._before_incident = self._last
         elif num_between > 1:
-            before, self._before_incident = self._before_incident, []
+            before = self._before_incident
+            self._before_incident = []
         if before:
             why = f"those after it spike, of which {num_between} were left out"
             self._note(trainer, before, why, [])
@@ -377,7 +379,8 @@ class SpikeDetector(Callback):
 
     def _skip_or_pass(self, trainer: Trainer) -> None:
         """Skip the step if it has a spike. A collective."""
-        window, self._pending = self._pending, []
+        window = self._pending
+        self._pending = []
         norm = None
         if self._watches_gradients:
             norm = _gradient_norm(trainer.optimizers)

@@ -178,7 +178,8 @@ class ThroughputMonitor(Callback):
 
     def _stop_counting(self) -> float | None:
         """Take the counter off; returns how many operations it has seen, or None if there was none."""
-        counter, self._counter = self._counter, None
+        counter = self._counter
+        self._counter = None
         return None if counter is None else counter.close()
 
     def _add(
@@ -248,7 +249,8 @@ class ThroughputMonitor(Callback):
         trainer.log_row({f"{begin}{name}": value for name, value in values.items()})
 
     def _values(self, trainer: Trainer, stage: _Stage) -> dict[str, float]:
-        first, last = stage.marks[0], stage.marks[-1]
+        first = stage.marks[0]
+        last = stage.marks[-1]
         values = {
             "time": last.seconds,
             "batches": last.batches,

@@ -135,7 +135,8 @@ def construct(
         kinds = call.get("kinds", {})
         if call["whole"] is not None:
             name, kind = call["whole"]
-            saved, kinds = {name: saved}, {name: kind}
+            saved = {name: saved}
+            kinds = {name: kind}
         recorded = {
             name: value
             for name, value in saved.items()

@@ -1398,7 +1398,8 @@ class Trainer:
 
         What a stream tells is an estimate: it is read to its end.
         """
-        fit, known = self.last_fit, INFINITE
+        fit = self.last_fit
+        known = INFINITE
         if fit is not None and fit.step is not None:
             known = fit.step.run.loaders.num_batches.get("train", INFINITE)
         return self._num_batches("train", known)

@@ -153,7 +153,8 @@ def _png_of(value: Any) -> bytes:
         raise ValueError(
             f"an image is (height, width), (channels, height, width) or (height, width, channels); got {pixels.shape}"
         )
-    first, last = pixels.shape[0] in (1, 3, 4), pixels.shape[2] in (1, 3, 4)
+    first = pixels.shape[0] in (1, 3, 4)
+    last = pixels.shape[2] in (1, 3, 4)
     if first and (isinstance(value, Tensor) or not last):
         pixels = pixels.transpose(1, 2, 0)
     elif not last:

@@ -242,7 +242,8 @@ class MLFlowLogger(ServiceLogger):
             )
 
     def send_media(self, kind: str, name: str, media: Row, step: int) -> None:
-        client, stem = self._experiment, f"{kind}s/{name}-{step}"
+        client = self._experiment
+        stem = f"{kind}s/{name}-{step}"
         if kind == "text":
             client.log_text(self._run_id, media["text"], f"{stem}.txt")
         elif kind in ("table", "histogram"):
@@ -256,7 +257,8 @@ class MLFlowLogger(ServiceLogger):
         self._experiment.log_text(self._run_id, text, "model.txt")
 
     def send_checkpoint(self, path: str, row: Row) -> None:
-        client, name = self._experiment, os.path.splitext(os.path.basename(path))[0]
+        client = self._experiment
+        name = os.path.splitext(os.path.basename(path))[0]
         if os.path.isdir(path):
             client.log_artifacts(self._run_id, path, f"{name}/{os.path.basename(path)}")
         else:

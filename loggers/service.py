@@ -217,7 +217,8 @@ class ServiceLogger(Logger):
         return f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        plain, special = {}, {}
+        plain = {}
+        special = {}
         values: dict[str, Any] = metrics
         for name, value in values.items():
             if isinstance(value, (Tensor, np.generic)):
@@ -261,7 +262,8 @@ class ServiceLogger(Logger):
             if row is None:
                 self.send_value(value)
             elif row["kind"] == "metrics":
-                values, step = row["values"], row["step"]
+                values = row["values"]
+                step = row["step"]
                 left = {n: v for n, v in values.items() if not self._has(n, step)}
                 if left:
                     metrics.append({**row, "values": left})

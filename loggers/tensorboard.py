@@ -244,7 +244,8 @@ class TensorBoardLogger(FolderLogger):
             self.experiment.add_graph(model, moved)
 
     def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:
-        writer, tag = self.experiment, f"{self._prefix}{name}"
+        writer = self.experiment
+        tag = f"{self._prefix}{name}"
         if kind == "text":
             writer.add_text(tag, media["text"], step)
         elif kind == "table":
@@ -255,7 +256,8 @@ class TensorBoardLogger(FolderLogger):
             self._add_files(tag, kind, media, step)
 
     def _add_histogram(self, tag: str, media: dict[str, Any], step: int) -> None:
-        edges, counts = media["edges"], media["counts"]
+        edges = media["edges"]
+        counts = media["counts"]
         total = sum(counts)
         pairs = list(zip(middles(media), counts, strict=True))
         self.experiment.add_histogram_raw(

@@ -79,7 +79,9 @@ class FileTensor(StoredTensor):
             lengths = (math.prod(shape),)
             whole = (self.numel(),)
         else:
-            starts, lengths, whole = offset, shape, self.shape
+            starts = offset
+            lengths = shape
+            whole = self.shape
         for start, length, full in zip(starts, lengths, whole, strict=True):
             if not 0 <= start <= start + length <= full:
                 raise ValueError(f"a part {shape} at {offset} is not in {self.shape}")

@@ -59,7 +59,8 @@ def claim_folder(path: str, owner: object) -> str:
         with suppress(Exception):
             storage_of(trial).remove(trial)
         return path
-    number, claimed = 0, path
+    number = 0
+    claimed = path
     while not _hold(claimed, owner):
         number += 1
         claimed = join(path, f"v{number}")

@@ -104,7 +104,8 @@ def settle_journals(path: str) -> None:
     storage = storage_of(path)
     folder, _, beginning = _journals_of(path).rpartition("/")
     for name in storage.names(folder) if storage.exists(folder) else ():
-        match, journal = _UNFINISHED.fullmatch(name), join(folder, name)
+        match = _UNFINISHED.fullmatch(name)
+        journal = join(folder, name)
         if match is None or f".{match['name']}." != beginning:
             continue
         if not storage.is_file(journal):
@@ -124,7 +125,8 @@ def settle_journals(path: str) -> None:
 def sweep(directory: str) -> None:
     """Remove what saves of processes that are gone have left unfinished in a local folder."""
     for name in os.listdir(directory):
-        match, path = _UNFINISHED.fullmatch(name), join(directory, name)
+        match = _UNFINISHED.fullmatch(name)
+        path = join(directory, name)
         if match is None or not _is_abandoned(path, match):
             continue
         is_file = not os.path.isdir(path)

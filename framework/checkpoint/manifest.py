@@ -79,7 +79,8 @@ def read_manifest(path: str) -> Manifest:
     Raises:
         CheckpointError: if there is none, or it was altered, or is of a later format.
     """
-    file, storage = join(path, MANIFEST), storage_of(path)
+    file = join(path, MANIFEST)
+    storage = storage_of(path)
     if storage.is_file(path):
         manifest = manifest_in(path, storage.read_end(path, LONGEST_END))
         if manifest is None:

@@ -275,7 +275,8 @@ def _read(
 
 def _check_file(path: str, name: str, manifest: Manifest) -> None:
     """See that a local file is one, and how large it is, before it is opened: a pipe would block."""
-    file, storage = path_of(path, name, manifest), storage_of(path)
+    file = path_of(path, name, manifest)
+    storage = storage_of(path)
     if storage.is_local:
         if not storage.is_file(file):
             raise FileNotFoundError

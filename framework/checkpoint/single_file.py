@@ -69,7 +69,8 @@ class FileSnapshot:
         )
         whole = dict(checkpoint)
         number_states(whole)
-        tensors, objects = {}, {}
+        tensors = {}
+        objects = {}
         encoded = {
             key: encode(value, str(key), tensors, objects)
             for key, value in {**whole, "rng": rng or []}.items()
@@ -183,13 +184,16 @@ class _Plain:
 
     def _typed(self, value: State, tag: str, place: _Place) -> Any:
         """The plain value of what has a type of its own, which is noted."""
-        content, key = value[tag], ""
+        content = value[tag]
+        key = ""
         if tag in ("$array", "$tensor"):
-            plain, key = self.tensors[content], self._unusual.get(content, "")
+            plain = self.tensors[content]
+            key = self._unusual.get(content, "")
         elif tag == "$dict":
             plain = self.of(value["$value"], place)
         elif tag == "$object" and "$plain" in value:
-            plain, key = self.of(value["$plain"], place), content
+            plain = self.of(value["$plain"], place)
+            key = content
         elif tag in ("$path", "$timedelta"):
             plain = content
         else:

@@ -573,7 +573,8 @@ def _can_move(path: str) -> bool:
     """Whether a folder can be renamed: it is local, no link, no disk, not where this program works, ours to move."""
     if not is_local(path) or os.path.islink(path) or os.path.ismount(path):
         return False
-    real, working_directory = os.path.realpath(path), ""
+    real = os.path.realpath(path)
+    working_directory = ""
     # Somebody may have removed the working directory.
     with suppress(FileNotFoundError):
         working_directory = os.getcwd()

@@ -100,7 +100,8 @@ def comment_in(end: bytes) -> tuple[bytes, int] | None:
         None if that is not the end of an archive.
     """
     begin = end.rfind(_END)
-    record, comment = end[begin : begin + _END_SIZE], end[begin + _END_SIZE :]
+    record = end[begin : begin + _END_SIZE]
+    comment = end[begin + _END_SIZE :]
     if begin < 0 or int.from_bytes(record[-2:], "little") != len(comment):
         return None
     return comment, len(comment) + 2

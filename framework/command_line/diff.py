@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-EQUAL, DIFFERENT, TROUBLE = 0, 1, 2
+EQUAL = 0
+DIFFERENT = 1
+TROUBLE = 2
 # Longer values are cut.
 LONGEST = 60
 
@@ -80,7 +82,8 @@ def _compare_records(first: Path, second: Path, replays: bool, rank: int) -> int
 
     print(f"First:  {first}\nSecond: {second}\n")
     _print_settings(first, second)
-    mine, other = read_fingerprints(first), read_fingerprints(second)
+    mine = read_fingerprints(first)
+    other = read_fingerprints(second)
     if not _have_common_steps(mine, other):
         _print_logged(first, second)
         return DIFFERENT
@@ -138,7 +141,8 @@ def _have_common_steps(mine: dict[int, Any], other: dict[int, Any]) -> bool:
 
 def _range(steps: dict[int, Any]) -> str:
     ordered = sorted(steps)
-    first, last = ordered[0], ordered[-1]
+    first = ordered[0]
+    last = ordered[-1]
     return str(first) if first == last else f"{first} to {last}"
 
 

@@ -90,7 +90,8 @@ def _add_step(parser: ArgumentParser) -> None:
 
 def _read(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """Return the options, and what stands after ``--``."""
-    own, command = list(arguments), []
+    own = list(arguments)
+    command = []
     if "--" in own:
         place = own.index("--")
         own, command = own[:place], own[place + 1 :]

@@ -71,14 +71,16 @@ def rebuild(batch: Any, function: Callable[[Any], Any]) -> Any:
         return batch
     if isinstance(batch, tuple):
         return _tuple_with(batch, [function(value) for value in batch])
-    read, write = operator.getitem, operator.setitem
+    read = operator.getitem
+    write = operator.setitem
     if isinstance(batch, Mapping):
         items = dict(batch.items())
     elif isinstance(batch, LISTS):
         items = dict(enumerate(batch))
     elif _is_record(batch):
         items = _attributes(batch)
-        read, write = getattr, _set_attribute
+        read = getattr
+        write = _set_attribute
     else:
         return batch
     changed = {key: function(value) for key, value in items.items()}

@@ -304,7 +304,8 @@ class CombinedSource(BatchSource):
         for place, source in enumerate(self._sources):
             length = _round_length(source)
             has_ended = number >= length
-            round_, own = 0, number
+            round_ = 0
+            own = number
             if has_ended and mode == "max_size_cycle":
                 round_, own = divmod(number, int(length))
             elif has_ended:
@@ -364,7 +365,8 @@ class CombinedSource(BatchSource):
         start: int,
         step: int,
     ) -> Iterator[Any]:
-        sources, mode = self._sources, self.loader.mode
+        sources = self._sources
+        mode = self.loader.mode
         # In these modes, only lengths tell which loader gives which batch.
         needs_lengths = mode in ("max_size_cycle", "sequential")
         is_moved = start > 0 or step > 1

@@ -119,7 +119,8 @@ class CopiedAhead:
                 self._read.append((begun, self._loader.batch_weight))
         if not self._read:
             assert self._error is not None
-            error, self._error = self._error, StopIteration()
+            error = self._error
+            self._error = StopIteration()
             raise error
         begun, self.batch_weight = self._read.popleft()
         return self._copies.end(*begun)

@@ -53,7 +53,8 @@ def _offsets() -> tuple[int, int, int] | None:
 
 
 def _python_offset() -> int:
-    probe, other = random.Random(1), random.Random(2)
+    probe = random.Random(1)
+    other = random.Random(2)
     _, (*words, position), _ = probe.getstate()
     start = struct.pack("=i4I", position, *words[:4])
     size = object.__basicsize__ + len(start)
@@ -61,7 +62,8 @@ def _python_offset() -> int:
 
 
 def _numpy_offset(numpy: Any) -> int:
-    probe, other = numpy.random.RandomState(1), numpy.random.RandomState(1)
+    probe = numpy.random.RandomState(1)
+    other = numpy.random.RandomState(1)
     probe.standard_normal()
     start = struct.pack("=qd", *probe.get_state()[3:])
     size = numpy.random.RandomState.__basicsize__
@@ -72,7 +74,8 @@ def _numpy_offset(numpy: Any) -> int:
 
 def _torch_offset() -> int:
     seed = 0x5EED_5EED_5EED
-    probe, other = torch.Generator().manual_seed(seed), torch.Generator()
+    probe = torch.Generator().manual_seed(seed)
+    other = torch.Generator()
     for dtype in (torch.float32, torch.float64):
         torch.empty(1, dtype=dtype).normal_(generator=probe)
     return _find(
@@ -151,7 +154,8 @@ class _Swap:
             room[:] = live
             live[:] = coming
         self._next, self._then = self._then, self._next
-        python, (half, words, gauss) = self._python, self._kept
+        python = self._python
+        half, words, gauss = self._kept
         # The other halves of pairs of normal numbers, which NumPy forgets as its words are exchanged.
         own_gauss = self._gauss.tobytes() if self._has_gauss[0] else b""
         self._kept = (python.gauss_next, self._get(), own_gauss)
@@ -169,7 +173,8 @@ class _SwapByFunctions:
 
     def exchange(self) -> None:
         """Put those that are kept in the place of the process's, and keep these."""
-        coming, self._kept = self._kept, rng_state()
+        coming = self._kept
+        self._kept = rng_state()
         set_rng_state(coming)
 
 

@@ -133,7 +133,8 @@ class LookAhead:
 
     def __next__(self) -> Any:
         if self._following is not None:
-            (batch, self.batch_weight), self._following = self._following, None
+            batch, self.batch_weight = self._following
+            self._following = None
             return batch
         batch = next(self._batches)
         self.batch_weight = self._loader.batch_weight

@@ -141,7 +141,9 @@ def _look(
     Raises:
         RuntimeError: if another rank could not look; what this one could not do raises its own error.
     """
-    rank_and_size, mark, failure = None, "", None
+    rank_and_size = None
+    mark = ""
+    failure = None
     # This rank raises only when the others know of it, which would wait for it otherwise.
     try:
         rank_and_size = sampler_rank_and_size(source.loader)
@@ -265,7 +267,8 @@ def samplers_of(loader: Any) -> list[Any]:
 def sampler_rank_and_size(loader: Any) -> tuple[int, int] | None:
     """The rank that a loader's sampler was made for, and the number of ranks; None if it knows of no others."""
     for sampler in samplers_of(loader):
-        rank, size = _number(sampler, _RANKS), _number(sampler, _SIZES)
+        rank = _number(sampler, _RANKS)
+        size = _number(sampler, _SIZES)
         if rank is not None and size is not None and size > 1:
             return rank, size
     return None

@@ -221,14 +221,16 @@ class BatchSource(ABC):
 
     def _take_opened(self, epoch: int, goes_on: bool) -> OpenedIteration | None:
         """The iteration that :meth:`peek` has begun, if it is one of ``epoch``, or ``goes_on`` from epoch to epoch."""
-        opened, self._opened = self._opened, None
+        opened = self._opened
+        self._opened = None
         if opened is None or (opened.epoch != epoch and not goes_on):
             return None
         return opened
 
     def begun_iteration(self) -> Iterator[Any] | None:
         """The iteration that :meth:`peek` has begun, if any, to be used instead of :meth:`iterate`."""
-        opened, self._opened = self._opened, None
+        opened = self._opened
+        self._opened = None
         return None if opened is None else opened.iterate(isolated=False)
 
     def samples_of(
@@ -749,7 +751,8 @@ class StatefulSource(BatchSource):
     ) -> Iterator[Any]:
         start += segment.begin
         iteration = _Iteration(epoch, step, segment.begin)
-        resumed, self._resumed = self._resumed, None
+        resumed = self._resumed
+        self._resumed = None
         batches = state = None
         if resumed is not None:
             batches = self._restore(resumed, iteration, start)

@@ -992,7 +992,8 @@ class Engine(Collectives):
 
     def _finish_save(self) -> None:
         if self._save is not None:
-            save, self._save = self._save, None
+            save = self._save
+            self._save = None
             save.finish()
 
     def load_state(

@@ -123,7 +123,8 @@ def _heartbeat(run: Run) -> AbstractContextManager[Any]:
     if run.record.is_replay:
         # It may wait for whoever looks at it.
         return nullcontext()
-    state, strategy = run.state, run.engine.strategy
+    state = run.state
+    strategy = run.engine.strategy
 
     def place(frames: list[FrameType]) -> tuple[str, str]:
         phase, text = describe_place(state, frames)
@@ -143,7 +144,8 @@ def _heartbeat(run: Run) -> AbstractContextManager[Any]:
 @contextmanager
 def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     """Set a run up, hand over to its loop, and end it: normally, or with the hooks for an exception."""
-    trainer, state = run.trainer, run.state
+    trainer = run.trainer
+    state = run.state
     state.start()
     # A hook may have a run of its own, of another Trainer.
     outer = failures.begin_run(partial(describe_place, state))
@@ -151,12 +153,7 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     failures.note_folder(partial(_log_folder, trainer, False))
     try:
         with ExitStack() as contexts:
-            if trainer.detect_anomaly:
-                contexts.enter_context(torch.autograd.set_detect_anomaly(True))
-            # A fit may be called in a hook of an evaluation, which runs without gradients.
-            if run.fn == "fit":
-                contexts.enter_context(torch.inference_mode(False))
-                contexts.enter_context(torch.enable_grad())
+            _set_autograd(run, contexts)
             contexts.enter_context(keep_metrics_local(run.module, trainer.world_size))
             _set_up(run, request)
             yield
@@ -190,9 +187,20 @@ def lifecycle(run: Run, request: RunRequest) -> Iterator[None]:
     run.signals.send_again()
 
 
+def _set_autograd(run: Run, contexts: ExitStack) -> None:
+    """Set autograd's modes for a run, until ``contexts`` is left."""
+    if run.trainer.detect_anomaly:
+        contexts.enter_context(torch.autograd.set_detect_anomaly(True))
+    # A fit may be called in a hook of an evaluation, which runs without gradients.
+    if run.fn == "fit":
+        contexts.enter_context(torch.inference_mode(False))
+        contexts.enter_context(torch.enable_grad())
+
+
 def _evaluate_or_predict(run: Run, keep: str) -> list[Any]:
     """Make the loaders, and run the loop of validation, test or prediction on them."""
-    trainer, fn = run.trainer, run.fn
+    trainer = run.trainer
+    fn = run.fn
     limit = getattr(trainer, limit_name(fn))
     if not run.loaders.load(fn, limit):
         if limit:
@@ -228,7 +236,9 @@ def _note_no_loader(run: Run) -> None:
 
 def _set_up(run: Run, request: RunRequest) -> None:
     """Bring the processes together, and the module, its data and its optimizers to where the run begins."""
-    trainer, module, fn = run.trainer, run.module, run.fn
+    trainer = run.trainer
+    module = run.module
+    fn = run.fn
     _set_torch_flags(trainer.deterministic, trainer.benchmark)
     if run.engine.device.type == "cpu" and (
         why_not := keep_freed_memory(trainer.num_devices)
@@ -236,7 +246,8 @@ def _set_up(run: Run, request: RunRequest) -> None:
         run.warn_once(why_not)
     run.engine.connect()
     run.engine.all_call(fn)  # collective
-    path, weights_only = request.ckpt_path, request.weights_only
+    path = request.ckpt_path
+    weights_only = request.weights_only
     checkpoint = read_earlier_attempt(run, path, weights_only)
     if checkpoint is None and path is not None:
         checkpoint = read_run(run, path, weights_only)
@@ -344,7 +355,8 @@ def _set_up_fit(run: Run) -> None:
 
 def begin_step(run: Run) -> None:
     """Call ``configure_optimizers``, and train with what it returns from now on."""
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     optimizers, schedulers = parse_optimizers(_configure_optimizers(module))
     check_schedulers(optimizers, schedulers)
     check_optimizers(trainer, module, optimizers, schedulers)
@@ -411,7 +423,8 @@ def _warn_of_two_values(
     """Say which hyperparameters of the module and of the data have one name and two values."""
     for name in of_module.keys() & of_data.keys():
         # Objects may have no equality of their own.
-        first, second = repr(of_module[name]), repr(of_data[name])
+        first = repr(of_module[name])
+        second = repr(of_data[name])
         # A command line notes under such names how it has made each of the two.
         is_private = name.startswith("_")
         if first != second and not is_private:

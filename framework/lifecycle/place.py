@@ -62,7 +62,8 @@ def describe_place(state: RunState, frames: list[FrameType]) -> Place:
         phase = "teardown"
     batch = doing = ""
     for frame in frames:
-        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        file = frame.f_code.co_filename
+        name = frame.f_code.co_name
         if file.startswith(_FRAMEWORK):
             part = file[len(_FRAMEWORK) + 1 :].replace("\\", "/")
             phase = _PHASES.get((part, name), phase)

@@ -101,7 +101,8 @@ class Preemption:
 
     def begin(self) -> None:
         """Say what will be done, and ask to end when the job's time is nearly up. Called when training begins."""
-        job, trainer = self._job, self._trainer
+        job = self._job
+        trainer = self._trainer
         if job is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         if trainer.checkpoint_callback is None:

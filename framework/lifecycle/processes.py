@@ -146,7 +146,8 @@ class RunResult:
     @classmethod
     def of(cls, trainer: Trainer, returned: Any) -> RunResult | None:
         """What the run has changed here, its tensors on the CPU; None but on the main rank. A collective."""
-        strategy, module = trainer.strategy, trainer.module
+        strategy = trainer.strategy
+        module = trainer.module
         weight_sets.gather(trainer.run)
         weights = full_state(strategy, strategy.model_state())
         fit = None
@@ -177,7 +178,8 @@ class RunResult:
 
     def apply(self, trainer: Trainer, request: RunRequest) -> None:
         """Change the objects of this process as the run has changed its copies of them."""
-        module, engine = request.module, trainer.engine
+        module = request.module
+        engine = trainer.engine
         if module.state_dict().keys() != self.weights.keys():
             # The layers that it makes have been made in the other process only.
             with engine.precision.init_context():

@@ -96,7 +96,8 @@ class _Before:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        module, engine = run.module, run.engine
+        module = run.module
+        engine = run.engine
         tensors = (*module.parameters(), *module.buffers())
         with torch.no_grad():
             parts = map(engine.strategy.local_part, tensors)
@@ -129,7 +130,8 @@ class _Before:
 
     def restore(self) -> None:
         """Put all of it back."""
-        run, engine = self._run, self._run.engine
+        run = self._run
+        engine = self._run.engine
         with torch.no_grad():
             for tensor, value in self._tensors:
                 engine.strategy.local_part(tensor).copy_(value)

@@ -38,7 +38,8 @@ class Resume(ResumeEpoch):
 
     def apply_counters(self) -> None:
         """Set the counters and the seed of the data's order, and let the loggers go on where they were."""
-        run, checkpoint = self.run, self._checkpoint
+        run = self.run
+        checkpoint = self._checkpoint
         if "run" in checkpoint:
             run.state.load_state_dict(checkpoint["run"]["state"])
         run.engine.saver.go_on_after(checkpoint["manifest"])
@@ -51,8 +52,10 @@ class Resume(ResumeEpoch):
 
     def apply_weights(self) -> None:
         """Call the hooks for loading, and set weights, and the states of data and callbacks."""
-        run, checkpoint = self.run, self._checkpoint
-        module, datamodule = run.module, run.datamodule
+        run = self.run
+        checkpoint = self._checkpoint
+        module = run.module
+        datamodule = run.datamodule
         name = weight_sets.evaluated_name(run.trainer)
         if run.fn != "fit" and name is not None:
             if name in checkpoint.get("weight_sets", {}):
@@ -106,7 +109,8 @@ class Resume(ResumeEpoch):
         Raises:
             CheckpointError: if the checkpoint holds no run, or one of other optimizers or schedulers.
         """
-        run, checkpoint = self.run, self._checkpoint
+        run = self.run
+        checkpoint = self._checkpoint
         if "run" not in checkpoint or "optimizer_states" not in checkpoint:
             raise CheckpointError(
                 f"checkpoint {run.ckpt_path!r} was saved with weights_only=True, or without a fit: it cannot resume "

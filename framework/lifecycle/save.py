@@ -172,7 +172,9 @@ def collect(run: Run, weights_only: bool, whole: bool) -> State:
         weights_only: leave out all that only resuming needs.
         whole: put tensors together that are sharded; then this is a collective.
     """
-    trainer, datamodule, strategy = run.trainer, run.datamodule, run.engine.strategy
+    trainer = run.trainer
+    datamodule = run.datamodule
+    strategy = run.engine.strategy
     checkpoint: State = {
         "epoch": run.state.epoch,
         "global_step": run.state.global_step,

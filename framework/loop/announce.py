@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def announce_start(run: Run) -> None:
     """Say where and how the run trains."""
-    trainer, engine = run.trainer, run.engine
+    trainer = run.trainer
+    engine = run.engine
     if trainer.barebones or not trainer.is_global_zero:
         return
     facts = f"strategy {engine.strategy.name}, {_counted(trainer.world_size, 'process', 'es')}"
@@ -78,7 +79,8 @@ def announce_surprises(run: Run) -> None:
             "is not meant, call train() on it, such as in on_fit_start",
             ", ".join(names),
         )
-    every, max_epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    every = trainer.check_val_every_n_epoch
+    max_epochs = trainer.max_epochs
     num_epochs = INFINITE if max_epochs in (None, -1) else max_epochs
     if every and every > num_epochs and trainer.num_val_batches:
         run.warn_once(
@@ -98,7 +100,8 @@ def announce_surprises(run: Run) -> None:
 
 def announce_nothing_to_train(run: Run) -> None:
     """Say why a fit has nothing to train."""
-    trainer, state = run.trainer, run.state
+    trainer = run.trainer
+    state = run.state
     if not run.loaders.max_batches["train"]:
         run.warn_once(
             "Nothing is trained: limit_train_batches=%s", trainer.limit_train_batches
@@ -107,9 +110,11 @@ def announce_nothing_to_train(run: Run) -> None:
     if not state.global_step:
         return
     max_epochs = trainer.max_epochs
-    name, limit = "max_steps", trainer.max_steps
+    name = "max_steps"
+    limit = trainer.max_steps
     if max_epochs is not None and max_epochs != -1 and state.epoch >= max_epochs:
-        name, limit = "max_epochs", max_epochs
+        name = "max_epochs"
+        limit = max_epochs
     run.warn_once(
         "There is nothing to train: %s=%d was reached before (epoch %d, step %d). To go on, set trainer.%s to more",
         name,

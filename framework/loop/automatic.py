@@ -253,7 +253,8 @@ class PlainStep:
     @staticmethod
     def suffices(step: AutomaticStep) -> bool:
         """Whether nothing else is to be done: by hooks, module, precision, strategy or the Trainer's arguments."""
-        hooks, trainer = step.run.hooks, step.run.trainer
+        hooks = step.run.hooks
+        trainer = step.run.trainer
         added = (
             len(step.optimizers) != 1,
             hooks.on_before_zero_grad,

@@ -144,7 +144,8 @@ class ClosureStep(LossStep):
         closure = partial(self._train_on, batch, batch_idx)
         self.stepped = self._step_by(closure, batch_idx)
         # What the step has returned is not held until the next one.
-        outputs, self._outputs = self._outputs, None
+        outputs = self._outputs
+        self._outputs = None
         return outputs
 
     def end_window(self, batch_idx: int) -> bool:

@@ -89,7 +89,8 @@ class _Evaluation:
         self, index: int, dataloader_idx: int | None, limit: int | float
     ) -> int | None:
         """Evaluate a loader; returns the number of its batches, or None if a signal asks to end before the last."""
-        run, forward = self.run, self.run.engine.evaluate
+        run = self.run
+        forward = self.run.engine.evaluate
         more = () if dataloader_idx is None else (dataloader_idx,)
         batch_idx = -1
         run.consensus.begin_evaluation()
@@ -124,7 +125,8 @@ class _Evaluation:
 
     def _must_leave(self, num_batches: int, limit: int | float) -> bool:
         """Whether a signal asks to end after ``num_batches`` of a loader: all ranks leave after the same batch."""
-        run, consensus = self.run, self.run.consensus
+        run = self.run
+        consensus = self.run.consensus
         if run.loaders.others_have_ended:
             return False
         if num_batches >= consensus.evaluation_due:
@@ -150,7 +152,8 @@ class _Evaluation:
 
 def sanity_check(run: Run) -> None:
     """Run a few validation batches, to show mistakes before the first epoch; metrics and random states are put back."""
-    trainer, loaders = run.trainer, run.loaders
+    trainer = run.trainer
+    loaders = run.loaders
     if not trainer.num_sanity_val_steps or not trainer.enable_validation:
         return
     with unchanged_metrics(run.module), isolated_rng(run.engine.device):
@@ -174,7 +177,8 @@ def validate(run: Run, is_scheduled: bool = True) -> None:
         run: the fit.
         is_scheduled: only in epochs with validation.
     """
-    state, loaders = run.state, run.loaders
+    state = run.state
+    loaders = run.loaders
     if state.validated == state.batch_idx or not run.trainer.enable_validation:
         return
     if is_scheduled and not run.schedule.validates_in_epoch():
@@ -221,7 +225,9 @@ def evaluate(
     Returns:
         A dict of values for each loader; None if the evaluation was left for a signal, with nothing undone.
     """
-    name, metrics, hooks = _NAMES[stage], run.metrics, run.hooks
+    name = _NAMES[stage]
+    metrics = run.metrics
+    hooks = run.hooks
     run.remember_training_mode()
     run.engine.start_evaluation()
     with _without_gradients(run):
@@ -285,7 +291,8 @@ def try_batches(run: Run, num_batches: int) -> None:
     Raises:
         torch.OutOfMemoryError: in all processes, if memory runs out in one.
     """
-    hooks, metrics = run.hooks, run.metrics
+    hooks = run.hooks
+    metrics = run.metrics
     if not run.loaders.load(run.fn, getattr(run.trainer, limit_name(run.fn))):
         return
     limits: list[int | float] = [

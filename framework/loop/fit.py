@@ -80,7 +80,9 @@ def fit(run: Run) -> None:
 
 def train_batches(run: Run, batches: Iterator[Any]) -> Outcome:
     """Train on the epoch's batches, which are on the device already; returns how they ended."""
-    state, schedule, hooks = run.state, run.schedule, run.hooks
+    state = run.state
+    schedule = run.schedule
+    hooks = run.hooks
     loader = run.engine.accumulation.loader
     step = _step_of(run)
     if schedule.was_stopped():
@@ -138,7 +140,9 @@ def do_what_is_due(run: Run) -> Outcome | None:
     Returns:
         How the batches ended; None to go on with them.
     """
-    state, schedule, consensus = run.state, run.schedule, run.consensus
+    state = run.state
+    schedule = run.schedule
+    consensus = run.consensus
     if schedule.validation_is_due():
         validate(run)
         # They still wait if there was nothing to validate on.
@@ -230,7 +234,9 @@ def go_back(run: Run, rewind: Rewind) -> None:
 
 def begin_epoch(run: Run) -> Iterator[Any]:
     """Begin an epoch, or go on with one; returns its batches, from the position on."""
-    state, loaders, schedule = run.state, run.loaders, run.schedule
+    state = run.state
+    loaders = run.loaders
+    schedule = run.schedule
     if loaders.is_stale("train", run.trainer.reload_dataloaders_every_n_epochs):
         loaders.load_train(again=True)
     if state.batch_idx == 0:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def forward_training_batches(run: Run) -> None:
     """Do what :meth:`Trainer.forward_training_batches` says."""
-    loaders, strategy = run.loaders, run.engine.strategy
+    loaders = run.loaders
+    strategy = run.engine.strategy
     most = loaders.max_batches["train"]
     count = None if most == INFINITE else int(most)
     transfer = loaders.transfer()

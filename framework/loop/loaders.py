@@ -232,7 +232,8 @@ class RunLoaders:
         Raises:
             CheckpointError: if what they have left of an epoch cannot be sharded over these ranks.
         """
-        state, train = self.trainer.state, self.train
+        state = self.trainer.state
+        train = self.train
         assert train is not None
         saved = resumed["loader"]
         cursor = saved["cursor"]
@@ -585,7 +586,8 @@ class EvaluationLoader:
                 if limit == INFINITE and self._compares_ends:
                     self._watch(self.source)
                 return self.source.iterate(0, self._rank, self._world_size)
-            batches, self._begun = self._begun, None
+            batches = self._begun
+            self._begun = None
             if batches is None:
                 batches = iterate_protected(self._copy)
         if may_give_more(self._copy):

@@ -41,7 +41,8 @@ class Schedule:
     def is_over(self) -> bool:
         """Whether ``max_epochs`` or ``max_steps`` is reached."""
         state = self.run.state
-        max_epochs, max_steps = self.run.trainer.max_epochs, self.run.trainer.max_steps
+        max_epochs = self.run.trainer.max_epochs
+        max_steps = self.run.trainer.max_steps
         if max_epochs is not None and max_epochs != -1 and state.epoch >= max_epochs:
             return True
         return max_steps != -1 and state.global_step >= max_steps
@@ -58,7 +59,8 @@ class Schedule:
         Args:
             num_epochs: complete epochs (default: those before the running one).
         """
-        trainer, state = self.run.trainer, self.run.state
+        trainer = self.run.trainer
+        state = self.run.state
         if not self.run.consensus.stop:
             return False
         if num_epochs is None:
@@ -86,7 +88,8 @@ class Schedule:
         Raises:
             ValueError: if ``val_check_interval`` does not go with the number of batches.
         """
-        trainer, state = self.run.trainer, self.run.state
+        trainer = self.run.trainer
+        state = self.run.state
         self.length = self.run.loaders.max_batches["train"]
         self._max_steps = INFINITE if trainer.max_steps == -1 else trainer.max_steps
         self._validate_every, offset = self._validation_interval()
@@ -111,7 +114,8 @@ class Schedule:
 
     def plan(self) -> None:
         """Set the alarm anew, once everything has been done that was due."""
-        state, consensus = self.run.state, self.run.consensus
+        state = self.run.state
+        consensus = self.run.consensus
         if state.batch_idx >= self._next_validation:
             self._next_validation += self._validate_every
         # The batch with the last step of the training, at the earliest: a batch takes one optimizer step at most.
@@ -152,7 +156,8 @@ class Schedule:
         ``val_check_interval`` is then a fraction of an estimated length. Its last validation comes at the real end of
         the epoch, unless one has come less than half an interval before.
         """
-        state, interval = self.run.state, self.run.trainer.val_check_interval
+        state = self.run.state
+        interval = self.run.trainer.val_check_interval
         if self._by_progress is not None or not isinstance(interval, float):
             return False
         if state.batch_idx >= self.run.loaders.max_batches["train"]:
@@ -191,7 +196,8 @@ class Schedule:
 
     def _validation_interval(self) -> tuple[int | float, int]:
         """The interval in batches, and an offset: validation comes where ``(batch_idx + offset) % interval == 0``."""
-        trainer, loaders = self.run.trainer, self.run.loaders
+        trainer = self.run.trainer
+        loaders = self.run.loaders
         interval = trainer.val_check_interval
         if not trainer.enable_validation or self._by_progress is not None:
             return INFINITE, 0

@@ -58,7 +58,8 @@ class Step(ABC):
         schedulers: list[LRSchedulerConfig],
         kinds: list[str],
     ) -> None:
-        module, trainer = run.module, run.trainer
+        module = run.module
+        trainer = run.trainer
         self.run = run
         self.engine = run.engine
         self.state = run.state
@@ -361,7 +362,8 @@ def _load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
     plan = ("total_steps", "_schedule_phases")
     planned = {name: value for name, value in vars(scheduler).items() if name in plan}
     scheduler.load_state_dict(saved)
-    steps, steps_saved = planned.get("total_steps", 0), saved.get("total_steps", 0)
+    steps = planned.get("total_steps", 0)
+    steps_saved = saved.get("total_steps", 0)
     if isinstance(scheduler, OneCycleLR) and steps > steps_saved:
         vars(scheduler).update(planned)
         log.warning(

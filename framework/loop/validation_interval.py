@@ -46,7 +46,8 @@ class ValidationInterval:
 
     def _set_mark(self, passed: float = 0.0) -> None:
         """Let the next validation be due after the whole interval, or what is left of it."""
-        amount, state = self.interval.amount, self.run.state
+        amount = self.interval.amount
+        state = self.run.state
         if self.interval.unit == "steps":
             self._mark = (state.global_step // amount + 1) * amount
         elif self.interval.unit == "tokens":

@@ -241,7 +241,8 @@ class Metrics:
             return entry
         if entry.reduction == CUSTOM:
             entry.reduce_by(options.reduce_fx)
-        on_step, on_epoch = options.on_step, options.on_epoch
+        on_step = options.on_step
+        on_epoch = options.on_epoch
         if on_step not in (None, entry.on_step) or on_epoch not in (
             None,
             entry.on_epoch,
@@ -409,7 +410,8 @@ class Metrics:
         """Which of these a checkpoint has brought, and this program has not logged since."""
         if self._context.stage != "train":
             return set()
-        restored, self._restored = self._restored, {}
+        restored = self._restored
+        self._restored = {}
         unchanged = set()
         for entry in due:
             value, num_pending = restored.get(entry.key, (entry, 0))
@@ -420,7 +422,8 @@ class Metrics:
     def end_epoch(self) -> Results:
         """Reduce what came since :meth:`reduce_epoch`, give all values of the epoch, and drop them. A collective."""
         self.reduce_epoch()
-        results, self.epoch_results = self.epoch_results, Results()
+        results = self.epoch_results
+        self.epoch_results = Results()
         self.discard()
         self._context.enter_scope(None)
         return results

@@ -87,7 +87,8 @@ def _is_outdated(key: Any, by_rank: list[Any]) -> bool:
 
     The program that saved it has failed for that, and this one may be mended.
     """
-    lacking, all_restored = [], True
+    lacking = []
+    all_restored = True
     for empty_loaders, logged, _, only_restored in by_rank:
         if key not in logged:
             lacking.append(empty_loaders)
@@ -102,7 +103,9 @@ def _require_everywhere(
     by_rank: list[Any],
 ) -> None:
     """Raise if a rank that had batches did not log what another one did."""
-    having, lacking, names = [], [], []
+    having = []
+    lacking = []
+    names = []
     is_excused = True
     for rank, (empty_loaders, logged, _, _) in enumerate(by_rank):
         names.append(f"rank {rank} logged {_names(logged)}")

@@ -100,7 +100,8 @@ class LoggedValue:
         self.pending_weights.append(weight)
         if len(self.pending) == CHUNK:
             self.total, self.weight = self.folded()
-            self.pending, self.pending_weights = [], []
+            self.pending = []
+            self.pending_weights = []
 
     def folded(self) -> tuple[Any, float]:
         """The epoch's total and weight so far."""

@@ -128,12 +128,17 @@ def find_window(run: Run, step: int) -> tuple[int, range] | None:
     Returns:
         None where that depends on how many batches a stream gives.
     """
-    state, loader = run.state, run.loaders.train
+    state = run.state
+    loader = run.loaders.train
     assert loader is not None
-    epoch, first, done = state.epoch, state.batch_idx, state.global_step
+    epoch = state.epoch
+    first = state.batch_idx
+    done = state.global_step
     length = run.loaders.max_batches["train"]
     if state.batches_done or state.epoch_done:
-        epoch, first, length = epoch + 1, 0, run.loaders.whole_epoch
+        epoch = epoch + 1
+        first = 0
+        length = run.loaders.whole_epoch
     while True:
         loader.begin_epoch(
             epoch, loader.segment if epoch == state.epoch else type(loader.segment)()
@@ -153,7 +158,9 @@ def find_window(run: Run, step: int) -> tuple[int, range] | None:
             if done == step:
                 return epoch, batches
             first = batches.stop
-        epoch, first, length = epoch + 1, 0, run.loaders.whole_epoch
+        epoch = epoch + 1
+        first = 0
+        length = run.loaders.whole_epoch
 
 
 def _accumulation_in(run: Run, epoch: int) -> int:

@@ -42,7 +42,8 @@ class Difference:
 
 def difference(own: Tensor, other: Tensor) -> Difference | None:
     """Compare all bits of two tensors of one shape and type; None if they are equal. It waits for the device."""
-    first, second = _rows_of_bytes(own), _rows_of_bytes(other)
+    first = _rows_of_bytes(own)
+    second = _rows_of_bytes(other)
     differs = (first != second).any(1).nonzero().flatten()
     if not len(differs):
         return None
@@ -99,7 +100,8 @@ def describe_departure(
     ]
     own = {name: found for name, (_, found) in parameters.items()}
     by_rank: list[dict[str, int]] = strategy.gather_objects(own)  # collective
-    expected, found = by_rank[reference], by_rank[departed[0]]
+    expected = by_rank[reference]
+    found = by_rank[departed[0]]
     names = [name for name in expected if expected[name] != found.get(name)]
     others = f"rank {reference}" if len(of_ranks) == 2 else "the other processes"
     who = f"rank {departed[0]} departs from {others}"

@@ -157,7 +157,8 @@ def find_in_replay(
     Returns:
         None if what differed then does not differ now.
     """
-    low, high = found.before or 0, max(found.step, 1)
+    low = found.before or 0
+    high = max(found.step, 1)
     where = None
     while high - low > 1:
         middle = (low + high) // 2
@@ -165,7 +166,8 @@ def find_in_replay(
         if seen is None:
             low = middle
         else:
-            high, where = middle, seen
+            high = middle
+            where = seen
     if where is None:
         where = compare_traces(replay(first, high), replay(second, high))
     return None if where is None else (high, where)
@@ -178,7 +180,8 @@ def first_logged_difference(
 
     What monitors measure, such as times, is left out.
     """
-    mine, other = _read_logged(first), _read_logged(second)
+    mine = _read_logged(first)
+    other = _read_logged(second)
     for (step, name), value in mine.items():
         found = other.get((step, name), value)
         if found != value:

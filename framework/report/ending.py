@@ -53,7 +53,8 @@ def ending(run: Run, error: BaseException | None) -> dict[str, Any]:
 
 def _reason(run: Run) -> tuple[str, str]:
     """Why a run came to its end without an error."""
-    trainer, state = run.trainer, run.state
+    trainer = run.trainer
+    state = run.state
     if run.fn != "fit":
         return "finished", f"{run.fn} came to its end"
     for callback in trainer.early_stopping_callbacks:

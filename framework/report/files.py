@@ -247,7 +247,8 @@ class RecordFiles:
         self._is_stale = True
         self._hurry.set()
         self._wake.set()
-        thread, self._thread = self._thread, None
+        thread = self._thread
+        self._thread = None
         if thread is None:
             return True
         thread.join(seconds)
@@ -268,7 +269,8 @@ class RecordFiles:
 
     def _call_tasks(self) -> None:
         with self._lock:
-            tasks, self._tasks = self._tasks, []
+            tasks = self._tasks
+            self._tasks = []
         for task in tasks:
             try:
                 task()

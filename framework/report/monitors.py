@@ -106,7 +106,8 @@ class Monitors:
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Give the same batches: waiting for one is a phase, and what follows until the next one is a step."""
-        switch, state = self._clock.switch, self._run.state
+        switch = self._clock.switch
+        state = self._run.state
         try:
             while True:
                 switch("data_wait")
@@ -127,7 +128,8 @@ class Monitors:
 
     def _stop_counting(self) -> float:
         """Take the counter off; returns how many operations it has seen."""
-        counter, self._counter = self._counter, None
+        counter = self._counter
+        self._counter = None
         return 0.0 if counter is None else counter.close()
 
     def after_step(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -202,7 +204,8 @@ class Monitors:
             self._count_all_tokens(),
             self._clock.now(),
         )
-        last, self._last = self._last, now
+        last = self._last
+        self._last = now
         seconds = now.time - last.time
         if seconds <= 0:
             return {}

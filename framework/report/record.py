@@ -128,7 +128,8 @@ class Record(NoRecord):
         assert self._files is not None
         path = os.path.join(self.folder, RUN_FILE)
         before = json.loads(read_text(path)) if exists(path) else None
-        state, self._state = self._state, None
+        state = self._state
+        self._state = None
         own = self._document.get("id")
         self._document = _empty()
         self.clock.reset()
@@ -174,7 +175,8 @@ class Record(NoRecord):
         document["fit"] = number
         document["command"] = environment.command(self._secrets)
         document["packages"] = environment.packages()
-        device, found = run.engine.device, run.engine.environment
+        device = run.engine.device
+        found = run.engine.environment
         world_size = run.trainer.world_size
         self._put("hardware", lambda: environment.hardware(device))
         self._put("launcher", lambda: environment.launcher(found, world_size))
@@ -340,7 +342,8 @@ class Record(NoRecord):
 
     def begin_save(self, run: Run) -> Callable[[str], None]:
         """Note a checkpoint, its step and scores, when it is complete."""
-        state, scores = run.state, run.trainer.callback_metrics
+        state = run.state
+        scores = run.trainer.callback_metrics
         entry = {"step": state.global_step, "epoch": state.epoch}
         began = perf_counter()
 
@@ -429,14 +432,17 @@ class Record(NoRecord):
         if not self._is_open:
             return
         self._is_open = False
-        monitors, self._monitors = self._monitors, None
+        monitors = self._monitors
+        self._monitors = None
         if monitors is not None:
             monitors.close()
-        box, self._box = self._box, None
+        box = self._box
+        self._box = None
         if box is not None and error is not None:
             with suppress(Exception):
                 box.fail(run, error)
-        files, self._files = self._files, None
+        files = self._files
+        self._files = None
         if files is None:
             return
         ended = self._secrets.clean_value(ending(run, error))

@@ -118,5 +118,6 @@ class RecordedSteps:
 
 def _equal(value: Any, other: Any) -> bool:
     # The record writes numbers that JSON lacks as texts.
-    value, other = float(value), float(other)
+    value = float(value)
+    other = float(other)
     return value == other or (math.isnan(value) and math.isnan(other))

@@ -296,7 +296,8 @@ class Replay(NoRecord):
 
     def _compare_error(self, error: BaseException) -> None:
         """Say whether the black box holds this error."""
-        box, text = self._box(), clean_text_of(error)
+        box = self._box()
+        text = clean_text_of(error)
         if box is None:
             return
         if box["why"] == text:

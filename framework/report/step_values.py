@@ -43,7 +43,8 @@ class StepValues:
 
     def head(self) -> str:
         """Return which step this is, and which samples it has, in lines."""
-        wanted, trainer = self._request, self._trainer
+        wanted = self._request
+        trainer = self._trainer
         rank = (
             f", rank {wanted.rank} of {wanted.world_size}"
             if wanted.world_size > 1
@@ -142,7 +143,8 @@ def is_same(value: Any, other: Any) -> bool:
     if other is None:
         return True
     if isinstance(value, Tensor):
-        value, other = value.detach().cpu(), other
+        value = value.detach().cpu()
+        other = other
         if value.dtype != other.dtype or value.shape != other.shape:
             return False
         return torch.equal(as_bytes(value), as_bytes(other))
@@ -172,7 +174,8 @@ def told_samples(samples: list[Any] | None) -> str:
 
 
 def _range(batches: range) -> str:
-    first, last = batches[0], batches[-1]
+    first = batches[0]
+    last = batches[-1]
     return str(first) if first == last else f"{first} to {last}"
 
 

@@ -247,7 +247,8 @@ def _names_that_differ(first: dict[str, str], second: dict[str, str]) -> list[st
 
 def _compare_calls(first: Trace, second: Trace) -> FirstDifference | None:
     if {c.module for c in first.calls} == {c.module for c in second.calls}:
-        calls, others = first.calls, second.calls
+        calls = first.calls
+        others = second.calls
     else:
         # Modules were renamed, or put together otherwise: what computes is compared in its order.
         calls = [call for call in first.calls if call.is_leaf]

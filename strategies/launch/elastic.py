@@ -125,7 +125,8 @@ def _spec(
     config: LaunchConfig, handler: Any, entrypoint: Any, args: tuple[Any, ...]
 ) -> WorkerSpec:
     """Return what torchelastic wants to know of the processes."""
-    host, port = None, None
+    host = None
+    port = None
     if config.rdzv_backend == "static":
         host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, default_port=-1)
     return WorkerSpec(

@@ -118,7 +118,8 @@ def begin_run(describe: Describe) -> Describe | None:
     Returns:
         The same of the run inside of which this one begins, if there is one; for :func:`end_run`.
     """
-    outer, _worker.describe = _worker.describe, describe
+    outer = _worker.describe
+    _worker.describe = describe
     with suppress(OSError):
         os.remove(error_file())
     return outer
@@ -140,7 +141,8 @@ def note_folder(folder: Callable[[], str]) -> None:
         return
     # Others tell it if this process cannot.
     path = folder()
-    _worker.folder, _worker.noted_folder = lambda: path, path
+    _worker.folder = lambda: path
+    _worker.noted_folder = path
     if has_own_agent():
         with suppress(OSError):
             write_folder(error_file(), path)
@@ -245,12 +247,14 @@ def report(error: BaseException) -> None:
 def report_of(error: BaseException) -> RankReport:
     """Return what is known of this process that ``error`` ends."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    kind, message = "failed", _message(error)
+    kind = "failed"
+    message = _message(error)
     exit_code = _exit_code(error)
     if is_loss(error):
         kind = "lost"
     elif exit_code == 0:
-        kind, message = "ended", "exit code 0 before the run was over"
+        kind = "ended"
+        message = "exit code 0 before the run was over"
     place = _worker.place if _worker.failure_id == id(error) else ""
     own = own_report(kind, place, message, "".join(lines))
     return replace(own, exit_code=exit_code)

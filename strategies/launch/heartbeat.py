@@ -206,7 +206,8 @@ class Moves:
         if not self.waits:
             self._longest[last] = max(self.still, self._longest.get(last, 0.0))
         self.still = 0.0
-        self._at, self.waits = at, waits
+        self._at = at
+        self.waits = waits
         self.limit = self.timeout.limit(phase, self._longest.get(phase, 0.0))
         if waits:
             self.limit = self.timeout.limit_of_waiting()
@@ -298,7 +299,8 @@ class _Beats:
             for file in files:
                 stack.callback(os.close, file)
             stack.enter_context(serving_stacks(files[1]))
-            self._file, self._facts["stacks_file"] = files[0], paths[1]
+            self._file = files[0]
+            self._facts["stacks_file"] = paths[1]
             yield
 
 

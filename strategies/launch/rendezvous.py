@@ -60,7 +60,8 @@ class Rendezvous:
             store, *_ = next(rendezvous("env://", timeout=timeout))
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 own = PrefixStore("loopwright", store)
-                rank, world_size = environment.rank, environment.world_size
+                rank = environment.rank
+                world_size = environment.world_size
                 attempt = name_attempt(own, rank, world_size, timeout)
                 store = PrefixStore(f"loopwright/{attempt}", store)
             self._store = store

@@ -92,7 +92,8 @@ def slurm_job(env: Mapping[str, str] = os.environ) -> SlurmJob | None:
     job = env.get("SLURM_JOB_ID")
     if not job or env.get(SWITCH) == "off":
         return None
-    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    array = env.get("SLURM_ARRAY_JOB_ID")
+    task = env.get("SLURM_ARRAY_TASK_ID")
     begin, end = (
         _number(env, "SLURM_JOB_START_TIME"),
         _number(env, "SLURM_JOB_END_TIME"),

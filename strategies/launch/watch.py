@@ -102,7 +102,8 @@ class _Watched:
 
     def look(self, elapsed: float) -> None:
         """Read its beat, ``elapsed`` seconds after the last time."""
-        beat, last = Beat.read(self.path), self.beat
+        beat = Beat.read(self.path)
+        last = self.beat
         if beat is None:
             return
         self.beat = beat
@@ -163,7 +164,8 @@ class Watch:
         # Before it is asked for its stacks, for which it has to go on.
         why = _why(process)
         stacks = _stacks_of(beat)
-        place, hook = beat.place, hook_in(stacks)
+        place = beat.place
+        hook = hook_in(stacks)
         if hook not in place:
             # It has gone on since its last sign of life.
             place = f"{place.partition(', in ')[0]}, in {hook}"

@@ -185,7 +185,8 @@ def _longest_chain(node: Any, parents: Any) -> Any:
     if not isinstance(node, cst.Name) or parent is None:
         return None
     while isinstance(parent, cst.Attribute) and parent.value is node:
-        node, parent = parent, parents.get(parent)
+        node = parent
+        parent = parents.get(parent)
     return node
 
 

@@ -408,7 +408,8 @@ def _ended(statement: cst.ImportFrom, before: cst.ImportFrom) -> cst.ImportFrom:
     assert not isinstance(before.names, cst.ImportStar)
     assert statement.rpar is not None
     *inner, last = statement.names
-    comma, old_comma = last.comma, before.names[-1].comma
+    comma = last.comma
+    old_comma = before.names[-1].comma
     if not isinstance(comma, cst.Comma):
         return statement
     if isinstance(old_comma, cst.Comma):

@@ -107,7 +107,8 @@ def _problem(path: str) -> str:
         # What a class has is its own business.
         if not isinstance(found, ModuleType):
             break
-        before, walked = walked, f"{walked}.{part}"
+        before = walked
+        walked = f"{walked}.{part}"
         found = _part(found, part, walked)
         if found is None:
             return f"{before} has no {part}"

@@ -57,7 +57,8 @@ def _directives(job: Job) -> list[str]:
         options["mem"] = f"{job.memory}G"
     if job.seconds:
         options["time"] = _time(job.seconds)
-    options["partition"], options["account"] = job.partition, job.account
+    options["partition"] = job.partition
+    options["account"] = job.account
     options["chdir"] = job.workdir
     options["signal"] = f"SIGUSR1@{job.signal_seconds}"
     lines = [

@@ -697,7 +697,8 @@ class Accelerator(Trackers, Engine):
 
     def takes_local(self) -> bool:
         """Whether the step that is taken now asks for gradients as they are; the one after it does not."""
-        keeps, self._keeps_local = self._keeps_local, False
+        keeps = self._keeps_local
+        self._keeps_local = False
         return keeps
 
     @contextmanager

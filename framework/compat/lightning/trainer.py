@@ -174,7 +174,8 @@ class Trainer(native.Trainer):
         """After how many training batches a validation is due; infinite if an epoch's end cannot be foreseen."""
         if self.validation_interval is not None:
             return None
-        interval, batches = self.val_check_interval, self.num_training_batches
+        interval = self.val_check_interval
+        batches = self.num_training_batches
         if isinstance(interval, int) or batches == float("inf"):
             return interval if isinstance(interval, int) else batches
         return max(1, int(batches * interval))

@@ -10,7 +10,8 @@ from typing import Any
 from .run import Run
 
 # A record is its length (8 bytes), a checksum of it (4), the event, and a checksum of that (4).
-_HEAD, _TAIL = 12, 4
+_HEAD = 12
+_TAIL = 4
 # TensorFlow's numbers of types, and how struct calls them.
 _TYPES = {1: "f", 2: "d", 3: "i", 9: "q"}
 # What other programs log about themselves, as numbers that are no curves.

@@ -18,7 +18,8 @@ from .run import Run
 
 ADDRESS = "127.0.0.1"
 # The page asks this often, in seconds; or more seldom, so that reading takes at most a tenth of the time.
-LEAST_WAIT, READING_SHARE = 2.0, 0.1
+LEAST_WAIT = 2.0
+READING_SHARE = 0.1
 
 
 class LiveRuns:

@@ -14,7 +14,8 @@ MAX_BYTES = 24_000_000
 # Of one name in one run; evenly chosen steps, with the first and the last.
 MAX_STEPS = 30
 # Of a text, in characters, and of a table.
-MAX_TEXT, MAX_ROWS = 20_000, 200
+MAX_TEXT = 20_000
+MAX_ROWS = 200
 _TYPES = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -41,7 +42,8 @@ def embedded(run: Run, budget: int) -> tuple[list[dict[str, Any]], int]:
         key = (str(entry.get("name", "")), str(entry.get("kind", "")))
         step = entry.get("step") or 0
         by_name.setdefault(key, {}).setdefault(step, []).append(entry)
-    shown, taken = [], 0
+    shown = []
+    taken = 0
     for (name, kind), by_step in by_name.items():
         wanted = _evenly(sorted(by_step), MAX_STEPS)
         steps = []

@@ -49,7 +49,8 @@ def payload(runs: list[Run], title: str) -> dict[str, Any]:
     """
     num_series = sum(len(run.series) for run in runs)
     max_points = points_for_each(num_series)
-    shown, budget = [], MAX_BYTES
+    shown = []
+    budget = MAX_BYTES
     for run in runs:
         media, taken = embedded(run, budget)
         budget -= taken
@@ -176,7 +177,9 @@ def _tokens_by_speed(run: Run) -> Series | None:
     if tokens is None or rate is None:
         return None
     rates = dict(zip(rate.steps, rate.values, strict=True))
-    counted, total, before = Series(), 0.0, 0.0
+    counted = Series()
+    total = 0.0
+    before = 0.0
     for step, value in zip(tokens.steps, tokens.values, strict=True):
         steps_a_second = rates.get(step) or math.inf
         total += value / steps_a_second * (step - before)

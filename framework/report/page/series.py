@@ -10,7 +10,8 @@ from typing import Any
 # The sum of all curves' points in a page. A point is about 30 bytes of the file.
 MAX_POINTS = 240_000
 # A curve is thinned to no fewer and no more points than these.
-FEWEST_POINTS, MOST_POINTS = 200, 6_000
+FEWEST_POINTS = 200
+MOST_POINTS = 6_000
 
 
 class Series:

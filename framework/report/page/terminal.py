@@ -15,7 +15,8 @@ from .series import curve
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "white")
 # Of a plot, in characters.
-WIDTH, HEIGHT = 46, 8
+WIDTH = 46
+HEIGHT = 8
 # Characters of a panel beside its plot: the numbers of the axis and the frame.
 FRAME = 14
 REFRESH_SECONDS = 2.0

@@ -207,7 +207,8 @@ class _Sharded:
 
     def run(self) -> None:
         """Go through the step."""
-        setup, ledger = self._setup, self._ledger
+        setup = self._setup
+        ledger = self._ledger
         parts = sum(sharded_size(p, setup.processes) for p in setup.parameters)
         ledger.set("parameters", setup.buffers + (0 if setup.offload else parts))
         ledger.set("optimizer", 0 if setup.offload else setup.optimizer.states)
@@ -417,7 +418,9 @@ class _Gathering:
 
     def run(self) -> None:
         """Go through the step."""
-        setup, ledger, size = self._setup, self._ledger, self._size
+        setup = self._setup
+        ledger = self._ledger
+        size = self._size
         part = ceil(_total(_trained(setup), 1) / setup.processes)
         parts = ceil(_total(setup.parameters, 1) / setup.processes)
         ledger.set("parameters", (parts + self._kept) * size + setup.buffers)
