@@ -412,8 +412,10 @@ def _after_validation(run: Run) -> None:
 
 def _after_epoch(run: Run) -> None:
     """With ``on_train_epoch_end``: log the epoch's values, and let schedulers step on them."""
-    run.trainer.log_row(run.metrics.end_epoch().logged)
-    run.record.end_epoch(run)
+    last = run.metrics.step_results().logged
+    values = run.metrics.end_epoch().logged
+    run.trainer.log_row(values)
+    run.record.end_epoch(run, {**last, **values})
     if run.state.batches_done:
         run.step.schedulers.step_on_epoch_values()
         run.state.end_epoch()

@@ -73,7 +73,7 @@ class NoRecord:
     def note_removed(self, path: str) -> None:
         """A checkpoint was removed, as better or newer ones are kept."""
 
-    def end_epoch(self, run: Run) -> None:
+    def end_epoch(self, run: Run, values: dict[str, Any]) -> None:
         """An epoch has ended, complete or not, and its values were logged."""
 
     def state_dict(self) -> dict[str, Any] | None:

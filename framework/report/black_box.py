@@ -197,11 +197,11 @@ class BlackBox:
             add_note(hint)
 
     def see(self, run: Run, values: Mapping[str, Any]) -> None:
-        """Look at the values of a step that were read back for the loggers; the first loss that is not finite is told.
+        """Look at the values that are logged of a step or an epoch; the first loss that is not finite is told.
 
         Args:
             run: the run.
-            values: numbers by name.
+            values: numbers or tensors by name.
         """
         if self._has_seen:
             return
@@ -214,25 +214,27 @@ class BlackBox:
         if not bad:
             self._finite_step = step
             return
-        at = _find_step(_running_frames())
-        if at is None:
-            return
         self._has_seen = True
-        box = _contents(run, step, at.batch_idx, at.batch)
-        first = self._finite_step + 1
         # Rather a loss than what was measured of it.
         name = min(bad, key=lambda each: each == _GRADIENT_NORM)
-        why = f"{name} is {values[name]}"
-        box |= {"why": why, "first_step": first}
-        path = self._write("not-finite", run.trainer.global_rank, box)
-        way_out = f"The batch and its samples: {path}.json"
+        why = f"{name} is {float(values[name])}"
+        since = "at an epoch's end"
+        way_out = ""
+        # An epoch's end has no batch.
+        at = _find_step(_running_frames())
+        if at is not None:
+            since = f"and was finite at step {self._finite_step}"
+            box = _contents(run, step, at.batch_idx, at.batch)
+            box |= {"why": why, "first_step": self._finite_step + 1}
+            path = self._write("not-finite", run.trainer.global_rank, box)
+            way_out = f"The batch and its samples: {path}.json"
         if can_rerun():
             way_out = f"To find the step and the operation: {command_for(self._record, step, 0, True)}"
         log.warning(
-            "%s at step %d, and was finite at step %d. %s",
+            "%s at step %d, %s. %s",
             why,
             step,
-            first - 1,
+            since,
             way_out,
         )
 

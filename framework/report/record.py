@@ -381,10 +381,13 @@ class Record(NoRecord):
         self._document["checkpoints"] = [*kept, entry]
         self._refresh()
 
-    def end_epoch(self, run: Run) -> None:
-        """Note where the time of the epoch went."""
+    def end_epoch(self, run: Run, values: dict[str, Any]) -> None:
+        """Note where the time of the epoch went, and look at its values."""
         if self._files is None or not self._is_open:
             return
+        if self._box is not None:
+            with suppress(Exception):
+                self._box.see(run, values)
         if self._monitors is not None:
             self._note_first_batch(self._monitors)
         timings = self._document["timings"]

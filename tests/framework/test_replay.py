@@ -205,6 +205,17 @@ def test_a_loss_that_is_not_finite_is_told_once(
     assert box["batch"].flatten().tolist() == module.seen[step - 1]
 
 
+def test_a_loss_that_no_row_shows_is_looked_at_when_the_epoch_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Net(nan_at=POISONED)
+    fit(tmp_path, module, accumulate_grad_batches=1, log_every_n_steps=1000)
+    told = [line for line in caplog.messages if " is nan at step " in line]
+    assert len(told) == 1
+    assert ", at an epoch's end. " in told[0]
+    assert not [*tmp_path.rglob("not-finite-0.json")]
+
+
 def test_a_box_is_no_larger_than_it_may_be(tmp_path: Path) -> None:
     batch = {
         "small": torch.arange(3),
