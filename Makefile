@@ -7,7 +7,8 @@ BENCH_ARGS ?=
 
 VENV := .venv
 # Tools that we start find theirs (ninja, node) in the environment, activated or not.
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Bytecode is kept, whatever the environment says: else each process that tests start compiles all of loopwright again.
+RUN := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 # What is installed besides loopwright itself, for each target.
 EXTRAS_demo := examples

@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Before anything imports torch.
 os.environ.update(OMP_NUM_THREADS="1", DO_NOT_TRACK="1")
+# Installed packages have their bytecode; without that of a checkout, it would be compiled in each process.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from . import (
     calls,

@@ -282,7 +282,6 @@ def ends_without_the_window(
 def test_strategies_go_back_and_skip(tmp_path: Path):
     scenes = [
         ("ddp", "skip", 2),
-        ("fsdp", "skip"),
         ("fsdp", "rollback", 2),
         ("deepspeed_stage_3", "rollback"),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,16 @@ def losses(program: str, folder: Path) -> list[float]:
     return [float(found) for found in re.findall(r"loss (\S+)", ended.stdout)]
 
 
-@cache
-def raw_losses(folder: Path, batch_size: int) -> list[float]:
-    return losses(RAW.replace("batch_size=32", f"batch_size={batch_size}"), folder)
+@pytest.fixture(scope="module", params=[1, 2])
+def devices(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def raw_losses(devices: int, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Those of the raw loop with the batches of so many devices."""
+    program = RAW.replace("batch_size=32", f"batch_size={32 * devices}")
+    return losses(program, tmp_path_factory.mktemp("raw"))
 
 
 def test_four_lines_change_and_an_import_is_added():
@@ -50,14 +56,13 @@ def test_four_lines_change_and_an_import_is_added():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("devices", [1, 2])
 def test_the_losses_are_those_of_the_raw_loop(
-    devices: int, precision: str, tmp_path: Path
+    devices: int, raw_losses: list[float], precision: str, tmp_path: Path
 ):
     strategy = "ddp" if devices > 1 else "single"
     arguments = f'accelerator="cpu", devices={devices}, strategy="{strategy}", precision="{precision}"'
     found = losses(ENGINE.replace("Engine()", f"Engine({arguments})"), tmp_path)
-    expected = raw_losses(tmp_path, 32 * devices)
+    expected = raw_losses
     if precision == "32-true":
         # An epoch's last batch is the same 5 images, in whichever process. Sums round otherwise in two halves, more so
         # with several threads, and five epochs of training magnify it.

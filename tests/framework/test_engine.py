@@ -904,7 +904,7 @@ def one_after_the_other(count: int) -> Any:
     not os.path.isdir("/proc/self/task"),
     reason="counts threads and files as Linux shows them",
 )
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_20_engines_leave_nothing_behind(processes: int):
     found = in_processes(processes, one_after_the_other, 20)
     assert not any(initialized for initialized, *_ in found)

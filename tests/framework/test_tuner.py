@@ -507,6 +507,7 @@ class Net(Module):
         return self.layer(batch).square().mean()
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.lr)
+torch.manual_seed(0)
 module = Net()
 before = module.layer.weight.clone()
 trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False,

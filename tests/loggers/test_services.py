@@ -100,10 +100,16 @@ def mlflow_points(store: str = "") -> tuple[Points, Any]:
 
 
 def trackio_rows() -> list[dict[str, Any]]:
-    from trackio.sqlite_storage import SQLiteStorage
-
-    (run,) = SQLiteStorage.get_run_records("all")
-    return SQLiteStorage.get_logs("all", run["name"], run_id=run["id"])
+    # In a process of its own: the library knows the folder that was set when it was imported.
+    program = """
+import json
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = SQLiteStorage.get_run_records("all")
+print(json.dumps(SQLiteStorage.get_logs("all", run["name"], run_id=run["id"])))
+"""
+    ended = run_program("-c", program, timeout=250)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 # Importing the libraries of four services takes most of it: twenty seconds each time, a minute on a busy machine.
@@ -135,7 +141,8 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
 
     assert of_rows(wandb_rows(), "trainer/global_step") == expected
     assert of_rows(comet_rows()) == expected
-    assert of_rows(iter(trackio_rows())) == expected
+    rows_of_trackio = trackio_rows()
+    assert of_rows(iter(rows_of_trackio)) == expected
     points, run = mlflow_points()
     assert points == expected
     of_files, _ = mlflow_points(os.path.abspath("files"))
@@ -155,7 +162,7 @@ def test_a_killed_run_goes_on_at_every_service(monkeypatch: pytest.MonkeyPatch):
     assert shown == {
         f"{each}/_type" for each in ("image", "text", "table", "histogram")
     }
-    shown = {name for row in trackio_rows() for name in row}
+    shown = {name for row in rows_of_trackio for name in row}
     assert shown >= {"image", "text", "table", "histogram"}
     kinds = {message["type"] for message in comet_messages()}
     assert kinds >= {"parameter_msg", "file_upload", "graph"}

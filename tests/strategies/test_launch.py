@@ -450,6 +450,7 @@ def test_a_module_of_a_package(programs: Programs, tmp_path: Path) -> None:
         assert result["folder"] == str(tmp_path / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["standard input", "-c"])
 def test_without_a_script_the_run_comes_back(
     way: str, programs: Programs, tmp_path: Path
@@ -618,6 +619,7 @@ class Here(Module):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.slow
 def test_in_a_test_of_pytest() -> None:
     x = torch.arange(20.0).reshape(10, 2) / 20
     data = TensorDataset(x, 3 * x.sum(1, keepdim=True))
@@ -697,13 +699,14 @@ def in_order(text: str, *parts: str) -> bool:
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
         ),
-        (
+        pytest.param(
             "hang deaf",
             124,
             (
                 "Rank 1 of 2 was still running when it was stopped",
                 "Rank 0 of 2 lost its peers at epoch 1, batch 2",
             ),
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -1172,6 +1175,7 @@ def trains_at_the_second_start(folder: str) -> tuple[int, int]:
     return trainer.global_step, module.epochs[0]
 
 
+@pytest.mark.slow
 def test_a_notebooks_processes_are_started_again(tmp_path: Path) -> None:
     """As those of a script, ``max_restarts`` times; the run goes on."""
     assert trains_at_the_second_start(str(tmp_path / "saved")) == (3, 2)
