@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 from ..checkpoint.find import find_manifests, resolve
@@ -50,6 +51,8 @@ _DEVICES = "CUDA_VISIBLE_DEVICES"
 # Once another rank has failed, the rank that is shown has so long to notice; then it is ended, too.
 _PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 0.05
+# What ends this command from outside.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 # A checkpoint may be complete so long after the record was written.
 _WRITING_SECONDS = 60.0
 
@@ -277,11 +280,19 @@ def rerun(
 
 @contextmanager
 def _scratch() -> Iterator[str]:
+    """Make a folder that is gone afterwards, also where a signal ends this process."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDING}
     folder = tempfile.mkdtemp(prefix="loopwright_replay_")
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(recorded: Recorded, request: Asked, command: list[str]) -> int:

@@ -302,6 +302,20 @@ def loopwright(folder: Path, *arguments: Any, **options: Any) -> Any:
     return run_program("-m", "loopwright", *arguments, cwd=elsewhere, **options)
 
 
+def test_a_replay_that_is_ended_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, Net())
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(100)"
+    words = ("replay", tmp_path, "--step", 2, "--", sys.executable, "-c", program)
+    ended = loopwright(tmp_path, *words, timeout=60)
+    assert ended.returncode == 143, ended.stderr
+    assert not [*temporary.iterdir()]
+
+
 @pytest.mark.slow
 def test_two_processes_are_taken_back_to_a_step(tmp_path: Path) -> None:
     """A poisoned batch is met again by the printed command, and a step before it has the same bits."""
