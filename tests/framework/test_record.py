@@ -257,6 +257,11 @@ def test_no_secret_enters_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     planted += [*HIDDEN_CHANGES, "gitpass55", "gsk_abcdef", "warnpass1", "errortoken1"]
     assert len(planted) >= 30
     assert [secret for secret in planted if secret in text] == []
+    page = fit.report(tmp_path / "report.html")
+    assert page is not None
+    shown = Path(page).read_text()
+    assert "401 for token=" in shown
+    assert [secret for secret in planted if secret in shown] == []
     # What is no secret stays.
     assert '"seed_everything"' in text
     assert "host/x.git" in text

@@ -122,9 +122,14 @@ def read_run(folder: Path, name: str) -> Run:
     if not run.series:
         _read_others(folder, run)
     failure = _read_json(folder / "failure.json", run)
-    # It holds the errors' texts as they were raised.
-    run.failure.update(Secrets(os.environ).clean_value(failure))
-    run.config.update(run.record.get("config") or _read_hparams(folder, run))
+    config = run.record.get("config") or _read_hparams(folder, run)
+    # What loggers have left, and errors as they were raised, may hold some. A page is made to be shown to others.
+    secrets = Secrets(os.environ)
+    run.failure.update(secrets.clean_value(failure))
+    run.config.update(secrets.clean_value(config))
+    for entry in run.media:
+        entry["value"] = secrets.clean_value(entry.get("value"))
+        entry["caption"] = secrets.clean_value(entry.get("caption"))
     return run
 
 

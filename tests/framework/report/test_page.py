@@ -177,7 +177,7 @@ def test_rows_of_other_loggers_are_read(tmp_path: Path, kind: str):
         ]
         (folder / "metrics.csv").write_text("\n".join(lines))
         (folder / "hparams.yaml").write_text(
-            "lr: 0.1\nmodel: !!python/object:x.Y\n  a: 1\n"
+            "lr: 0.1\nmodel: !!python/object:x.Y\n  a: 1\napi_key: of-somebody\n"
         )
     if kind == "huggingface":
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
@@ -191,6 +191,7 @@ def test_rows_of_other_loggers_are_read(tmp_path: Path, kind: str):
     if kind == "lightning":
         assert values_of(run)["val_loss"] == [(3, 0.5)]
         assert run.config["lr"] == 0.1
+        assert run.config["api_key"] == "***"
 
 
 class Line(Module):
