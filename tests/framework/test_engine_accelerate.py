@@ -1361,6 +1361,7 @@ def ours(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
     return in_processes(2, run_cases, engine, str(tmp_path_factory.mktemp("ours")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENT])
 def test_the_engine_gives_what_accelerate_gives(
     name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]
@@ -1368,6 +1369,7 @@ def test_the_engine_gives_what_accelerate_gives(
     assert ours[name] == theirs[name]
 
 
+@pytest.mark.slow
 def test_gradients_stay_local_in_no_sync_until_the_next_backward(
     ours: dict[str, list[Any]],
 ):
@@ -1376,6 +1378,7 @@ def test_gradients_stay_local_in_no_sync_until_the_next_backward(
     assert together == other_together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_where_the_two_differ(
     name: str, ours: dict[str, list[Any]], theirs: dict[str, list[Any]]

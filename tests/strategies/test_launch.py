@@ -1324,6 +1324,7 @@ def test_processes_of_a_launcher_train_together(
         assert result["world_size"] == result["again"] == 2
 
 
+@pytest.mark.slow
 def test_without_an_agent_each_rank_says_how_it_ended(
     programs: Programs, tmp_path: Path
 ) -> None:

@@ -622,6 +622,7 @@ def saved_by_one(folder: Path) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_saved_is_resumed_by_any_number(tmp_path: Path):
     whole, resumed = in_processes(2, saved_by_one, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
@@ -637,6 +638,7 @@ def fit_in_parts(folder: Path) -> None:
     trainer.fit(Net(), DataLoader(data(), 2))
 
 
+@pytest.mark.slow
 def test_one_process_alone_cannot_save_a_state_in_parts(tmp_path: Path):
     with pytest.raises(RuntimeError) as error:
         in_processes(2, fit_in_parts, tmp_path)
