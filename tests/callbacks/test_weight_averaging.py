@@ -481,7 +481,7 @@ def train_and_save(folder: Path) -> Watch:
     return watch
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
 def test_no_kill_leaves_the_average_in_the_place_of_the_weights(
     tmp_path: Path, kills: int
 ) -> None:
