@@ -13,6 +13,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error in words, which are never none."""
+    return str(error) or type(error).__name__
+
+
 def on_main_rank(
     strategy: Strategy,
     path: str,

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 
 from ...strategies.group import GroupMember
-from ..errors import CheckpointError
+from ..errors import CheckpointError, describe_error
 from .storage import LocalStorage, RemoteStorage
 
 # How many bytes to read at once.
@@ -72,11 +72,6 @@ def verify(
 def checksum_of(path: str, size: int, storage: LocalStorage | RemoteStorage) -> int:
     """Return the checksum of a whole file, as of ``zlib.crc32``."""
     return _parts({path: size}, storage, 0, 1)[path][0]
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error in words, which are never none."""
-    return str(error) or type(error).__name__
 
 
 def _place(sizes: Mapping[str, int], storage: LocalStorage | RemoteStorage) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from ...strategies.group import GroupMember
 from ...strategies.pickling import loads
 from ...strategies.stored_tensors import StoredState
-from ..errors import CheckpointError
-from .checksums import checksum_of, describe_error, verify
+from ..errors import CheckpointError, describe_error
+from .checksums import checksum_of, verify
 from .file_tensors import open_tensors
 from .find import resolve
 from .manifest import Manifest, naming_damage, path_of, read_manifest
@@ -206,11 +206,11 @@ class _Folder:
     def _damage_in(self, names: list[str], error: ValueError) -> CheckpointError:
         """Return an error that names the file that was altered; where none was, what is wrong with them."""
         for name in names:
-            size = self.manifest["files"][name]["size"]
-            if size > _MOST_TO_READ_FOR_AN_ERROR:
+            written = self.manifest["files"][name]
+            if written["size"] > _MOST_TO_READ_FOR_AN_ERROR:
                 continue
-            now = checksum_of(self._path_of(name), size, self.storage)
-            if now != self.manifest["files"][name]["crc32"]:
+            now = checksum_of(self._path_of(name), written["size"], self.storage)
+            if now != written["crc32"]:
                 return _damage(self.path, f"{name} {_ALTERED}")
         return _damage(self.path, f"in {', '.join(names)}, {error}")
 

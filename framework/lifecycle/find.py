@@ -7,13 +7,12 @@ import os
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.checksums import describe_error
 from ..checkpoint.find import find_manifests, is_pointer, newest_first, resolve
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..checkpoint.serialization import State
 from ..checkpoint.storage import join, storage_of
 from ..engine.checkpoint import read_checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, describe_error
 from ..messages import log
 from .from_lightning import adopt, adopt_average, is_of_lightning
 

@@ -131,7 +131,7 @@ class _Before:
     def restore(self) -> None:
         """Put all of it back."""
         run = self._run
-        engine = self._run.engine
+        engine = run.engine
         with torch.no_grad():
             for tensor, value in self._tensors:
                 engine.strategy.local_part(tensor).copy_(value)

@@ -90,7 +90,7 @@ class _Evaluation:
     ) -> int | None:
         """Evaluate a loader; returns the number of its batches, or None if a signal asks to end before the last."""
         run = self.run
-        forward = self.run.engine.evaluate
+        forward = run.engine.evaluate
         more = () if dataloader_idx is None else (dataloader_idx,)
         batch_idx = -1
         run.consensus.begin_evaluation()
@@ -126,7 +126,7 @@ class _Evaluation:
     def _must_leave(self, num_batches: int, limit: int | float) -> bool:
         """Whether a signal asks to end after ``num_batches`` of a loader: all ranks leave after the same batch."""
         run = self.run
-        consensus = self.run.consensus
+        consensus = run.consensus
         if run.loaders.others_have_ended:
             return False
         if num_batches >= consensus.evaluation_due:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -252,7 +251,12 @@ def rerun(
             f"--rank must be from 0 to {recorded.world_size - 1}, the ranks of the run; got {rank}"
         )
     checkpoint, begin = recorded.checkpoint_before(step)
-    with _scratch() as scratch:
+    with (
+        _handling(_ENDING, _leave),
+        tempfile.TemporaryDirectory(
+            prefix="loopwright_replay_", ignore_cleanup_errors=True
+        ) as scratch,
+    ):
         request = Asked(
             record=recorded.folder,
             fit=recorded.start["fit"],
@@ -279,20 +283,19 @@ def rerun(
 
 
 @contextmanager
-def _scratch() -> Iterator[str]:
-    """Make a folder that is gone afterwards, also where a signal ends this process."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in _ENDING}
-    folder = tempfile.mkdtemp(prefix="loopwright_replay_")
+def _handling(numbers: Sequence[signal.Signals], handler: Any) -> Iterator[None]:
+    """Let ``handler`` have these signals in the block."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End this process as the signal would, but leave all blocks, so that they clean up."""
+    raise SystemExit(128 + number)
 
 
 def _run(recorded: Recorded, request: Asked, command: list[str]) -> int:
@@ -391,7 +394,7 @@ def _wait(processes: Mapping[int, subprocess.Popen[bytes]], request: Asked) -> i
     shown = processes[request.rank]
     deadline = None
     # Ctrl-C is for the program that is looked at, and its debugger.
-    with _left_to_child():
+    with _handling([signal.SIGINT], signal.SIG_IGN):
         while shown.poll() is None:
             time.sleep(_LOOK_SECONDS)
             has_failed = any(process.poll() for process in processes.values())
@@ -403,15 +406,6 @@ def _wait(processes: Mapping[int, subprocess.Popen[bytes]], request: Asked) -> i
     if code is None:
         return 1
     return 128 - code if code < 0 else code
-
-
-@contextmanager
-def _left_to_child() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _end(processes: Any) -> None:

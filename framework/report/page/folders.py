@@ -123,13 +123,10 @@ def read_run(folder: Path, name: str) -> Run:
         _read_others(folder, run)
     failure = _read_json(folder / "failure.json", run)
     config = run.record.get("config") or _read_hparams(folder, run)
-    # What loggers have left, and errors as they were raised, may hold some. A page is made to be shown to others.
+    # What loggers have left, and errors as they were raised, may hold some. Of media, only what is shown is looked at.
     secrets = Secrets(os.environ)
     run.failure.update(secrets.clean_value(failure))
     run.config.update(secrets.clean_value(config))
-    for entry in run.media:
-        entry["value"] = secrets.clean_value(entry.get("value"))
-        entry["caption"] = secrets.clean_value(entry.get("caption"))
     return run
 
 

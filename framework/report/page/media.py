@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+from ..secrets import Secrets
 from .run import Run
 
 # Of all runs together, in bytes of files; what comes last is kept.
@@ -44,11 +46,12 @@ def embedded(run: Run, budget: int) -> tuple[list[dict[str, Any]], int]:
         by_name.setdefault(key, {}).setdefault(step, []).append(entry)
     shown = []
     taken = 0
+    secrets = Secrets(os.environ)
     for (name, kind), by_step in by_name.items():
         wanted = _evenly(sorted(by_step), MAX_STEPS)
         steps = []
         for step in reversed(wanted):
-            items = [_item(run, kind, entry) for entry in by_step[step]]
+            items = [_item(run, kind, entry, secrets) for entry in by_step[step]]
             size = sum(len(item.get("source", "")) for item in items)
             if taken + size > budget:
                 break
@@ -67,17 +70,20 @@ def _evenly(steps: list[float], count: int) -> list[float]:
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
-def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return one image, text and so on; with an ``error`` if it cannot be shown."""
-    caption = entry.get("caption")
+def _item(
+    run: Run, kind: str, entry: dict[str, Any], secrets: Secrets
+) -> dict[str, Any]:
+    """Return one image, text and so on, without secrets; with an ``error`` if it cannot be shown."""
+    caption = secrets.clean_value(entry.get("caption"))
     item: dict[str, Any] = {"caption": str(caption)} if caption else {}
     if entry.get("file") or entry.get("data"):
         return {**item, **_file_item(run, entry)}
     value = entry.get("value")
     if kind == "table" and isinstance(value, dict):
         rows = value.get("rows", [])
-        columns = [str(name) for name in value.get("columns", [])]
-        shown = [[_cell(cell) for cell in row] for row in rows[:MAX_ROWS]]
+        columns = secrets.clean_value(list(map(str, value.get("columns", []))))
+        first_rows = secrets.clean_value(rows[:MAX_ROWS])
+        shown = [[_cell(cell) for cell in row] for row in first_rows]
         return {**item, "columns": columns, "rows": shown, "count": len(rows)}
     if kind == "histogram" and isinstance(value, dict):
         return {
@@ -87,7 +93,7 @@ def _item(run: Run, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
         }
     if isinstance(value, dict):
         value = value.get("text", value)
-    text = str(value)
+    text = str(secrets.clean_value(value))
     cut = (
         f"… and {len(text) - MAX_TEXT} more characters" if len(text) > MAX_TEXT else ""
     )
