@@ -38,6 +38,7 @@ from .data.batches import batch_size_of
 from .data.iteration import INFINITE
 from .datamodule import DataModule
 from .engine.accelerate_launch import launched_accumulation
+from .engine.compile import read_compilation, uncompiled
 from .engine.engine import Engine
 from .errors import on_main_rank
 from .lifecycle.callbacks import (
@@ -46,7 +47,6 @@ from .lifecycle.callbacks import (
     with_module_callbacks,
 )
 from .lifecycle.checks import check_new_optimizers, check_run
-from .lifecycle.compile import uncompiled
 from .lifecycle.execute import begin_step, execute
 from .lifecycle.rehearsal import rehearse
 from .lifecycle.rewind import rewind
@@ -141,7 +141,9 @@ class Trainer:
         default_root_dir: where logs and checkpoints go. Default: the working directory.
         auto_requeue: under SLURM, a fit that gets SIGUSR1, or whose time is nearly up, saves and puts its job back into
             the queue. A fit of a job that was started again, by whomever, goes on from its newest checkpoint.
-        compile: compile the module's parts in place, equal blocks once; a dict gives ``torch.compile``'s arguments.
+        compile: True or ``"parts"``: compile the module's parts in place, equal blocks once. ``"step"``: make one graph
+            of a training step: forward, backward and the optimizer's step; where that cannot be, the parts, and why is
+            said. A dict gives arguments of ``torch.compile``, with ``"parts"`` or ``"step"`` under ``"scope"``.
         hang_timeout: how long a process may stand still before it is reported with its stacks and ended, with a code
             that is not 0: seconds or a ``timedelta`` for all phases, 0 for ever, or a mapping of these by phase:
             ``"setup"`` (with the first batch), ``"prepare_data"``, ``"train"``, ``"validate"`` (and other
@@ -212,7 +214,7 @@ class Trainer:
         reload_dataloaders_every: str | None = None,
         default_root_dir: str | os.PathLike[str] | None = None,
         auto_requeue: bool = True,
-        compile: bool | dict[str, Any] = False,
+        compile: bool | str | dict[str, Any] = False,
         hang_timeout: float | timedelta | Mapping[str, float | timedelta] | None = None,
         fingerprint: int | None = None,
     ) -> None:
@@ -299,6 +301,7 @@ class Trainer:
         self.detect_anomaly = detect_anomaly
         self.deterministic = deterministic
         self.benchmark = benchmark
+        read_compilation(compile)
         self.compile = compile
         self.auto_requeue = auto_requeue
         self.barebones = barebones

@@ -22,10 +22,12 @@ from ..checkpoint.configs import portable
 from ..checkpoint.folder_claims import release_folders
 from ..data.workers import workers_ended
 from ..datamodule import DataModule
+from ..engine.compile import compile_submodules, read_compilation
 from ..loop import weight_sets
 from ..loop.announce import announce_start
 from ..loop.automatic import AutomaticStep
 from ..loop.closure import ClosureStep, takes_closure
+from ..loop.compiled_step import compile_parts, reason_against
 from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
 from ..loop.loaders import limit_name
@@ -39,7 +41,6 @@ from ..module import Module
 from ..subclasses import overrides
 from .attachment import attached
 from .checks import check_optimizers
-from .compile import compile_submodules
 from .find import read_run
 from .place import describe_place
 from .processes import run_in_processes
@@ -319,9 +320,15 @@ def _configure_model(run: Run) -> None:
         module.configure_model()
     # Once more, for submodules that were made just now.
     module.trainer = trainer
-    if trainer.compile:
-        options = trainer.compile if isinstance(trainer.compile, dict) else {}
-        compile_submodules(module, options)
+    compilation = read_compilation(trainer.compile)
+    if compilation.scope == "parts":
+        compile_submodules(module, compilation.options)
+    elif compilation.scope == "step" and run.fn == "fit":
+        reason = reason_against(run)
+        if reason:
+            compile_parts(run, compilation.options, reason)
+        else:
+            run.compile_steps(compilation.options)
 
 
 def _detach_last_fit(run: Run) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..engine.step_errors import explain_step
+from .compiled_step import CompiledStep, compile_parts, reason_against_step
 from .micro_batch import MicroBatches
 from .optimizers import LRSchedulerConfig, ManualOptimizer
 from .step import Step, override_of
@@ -104,6 +105,13 @@ class LossStep(Step):
         self.engine.end_window()
         self.schedulers.step_after_window()
 
+    def count_plain_step(self) -> None:
+        """Count a window of one batch that a shorter way has stepped on, and step the schedulers."""
+        self.accumulation.count_step()
+        self.stepped = True
+        if self.schedulers.each_step:
+            self.schedulers.step_after_window()
+
     def update(self, optimizer: ManualOptimizer, loss: Tensor) -> None:
         """Refuse ``optimizer.update(loss)``."""
         raise RuntimeError(
@@ -127,7 +135,7 @@ class AutomaticStep(LossStep):
         super().__init__(run, optimizers, schedulers, kinds)
         self._optimizer_step = override_of(run.module, "optimizer_step")
         self._is_dropped = False
-        self._plain: PlainStep | None = None
+        self._shorter: CompiledStep | PlainStep | None = None
         self._micro_batches: MicroBatches | None = None
         if run.trainer.micro_batch is not None:
             self._micro_batches = MicroBatches(self, run.trainer.micro_batch)
@@ -140,22 +148,43 @@ class AutomaticStep(LossStep):
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
         super().replace_optimizers(optimizers)
-        if self._plain is not None and optimizers:
-            self._plain.use(optimizers[0])
+        if self._shorter is not None and optimizers:
+            self._shorter.use(optimizers[0])
 
     def replace_schedulers(self, schedulers: list[Any]) -> None:
         """Step these from now on."""
         super().replace_schedulers(schedulers)
         # A scheduler that is made replaces the optimizer's function, to notice calls of it.
-        if self._plain is not None:
-            self._plain.use(self.optimizers[0])
+        if self._shorter is not None:
+            self._shorter.use(self.optimizers[0])
 
     @property
     def train_on(self) -> Callable[[Any, int], dict[str, Any] | None]:
         """What the loop calls with a batch and its index: this step, or a shorter one if that does the same."""
-        if self._plain is None and PlainStep.suffices(self):
-            self._plain = PlainStep(self)
-        return self._plain or self
+        if self._shorter is None:
+            self._shorter = self._compiled() or self._plain()
+        return self._shorter or self
+
+    def _plain(self) -> PlainStep | None:
+        """A shorter way through the step, if it does the same."""
+        return PlainStep(self) if PlainStep.suffices(self) else None
+
+    def _compiled(self) -> CompiledStep | None:
+        """The step as one graph, if that was asked for and nothing is known to stand against it."""
+        options = self.run.compile_step
+        if options is None:
+            return None
+        self.run.compile_steps(None)
+        reason = reason_against_step(self)
+        if reason:
+            compile_parts(self.run, options, reason)
+            return None
+        return CompiledStep(self, options)
+
+    def give_up_graph(self) -> Callable[[Any, int], dict[str, Any] | None]:
+        """Train without a graph of the whole step from now on; returns what to call with a batch and its index."""
+        self._shorter = self._plain()
+        return self._shorter or self
 
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Train on a batch; arguments and result as of :class:`~.step.Step`."""

@@ -178,6 +178,7 @@ class Run:
         self.in_eval_mode: set[nn.Module] = set()
         self.checkpoints: dict[str, RewindPoint] = {}
         self.first_batch = -1
+        self.compile_step: dict[str, Any] | None = None
         self.name = name
         self._warned: set[str] = set()
         self._training_modes: dict[nn.Module, bool] = {}
@@ -186,6 +187,10 @@ class Run:
         """Train with these optimizers, which the next fit goes on with."""
         self.step = step
         self.trainer.last_fit = FitState(self.module, step.configured, step)
+
+    def compile_steps(self, options: dict[str, Any] | None) -> None:
+        """Make one graph of each training step, with these arguments of ``torch.compile``; None makes none."""
+        self.compile_step = options
 
     def begin_batches(self) -> None:
         """Note that training begins, with the batch that comes next."""

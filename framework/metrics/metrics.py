@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ class Metrics:
         results: the epoch values of the stages that have ended, and their last step values.
         epoch_results: the epoch values of the running epoch or evaluation, as far as it has been reduced.
         stages: what was logged in each stage, by name and index of the evaluation loader.
+        deferred: where the arguments of :meth:`log` are kept instead, while a compiled step runs; None outside of one.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Metrics:
         self.results = Results()
         self.epoch_results = Results()
         self.stages: dict[str, dict[Any, LoggedValue]] = {}
+        self.deferred: list[tuple[str, Any, LogOptions]] | None = None
         self._context = LogContext()
         # Names of metrics' values of which a warning has said that they are no numbers.
         self._left_out: set[str] = set()
@@ -173,6 +175,9 @@ class Metrics:
         options: LogOptions,
     ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
+        if self.deferred is not None:
+            self.deferred.append((name, _without_graph(value, options), options))
+            return
         if options.rank_zero_only and not self._is_kept_here(name, value):
             return
         if not self.enabled:
@@ -197,6 +202,25 @@ class Metrics:
         entry.show(self._step_value(entry, value, is_reduced_now))
         if entry.on_epoch:
             entry.add(value, context.weight_of(entry, options.batch_size))
+
+    def defer(self) -> None:
+        """Keep what is logged from now on, until :meth:`log_deferred`."""
+        self.deferred = []
+
+    def log_deferred(self, change: Callable[[Any], Any] | None = None) -> None:
+        """Log what was kept, and keep no more.
+
+        Args:
+            change: makes what is logged of each value (default: the value).
+        """
+        deferred = self.deferred or []
+        self.deferred = None
+        for name, value, options in deferred:
+            self.log(name, value if change is None else change(value), options)
+
+    def forget_deferred(self) -> None:
+        """Keep no more, and forget what was kept."""
+        self.deferred = None
 
     def _is_kept_here(self, name: str, value: Any) -> bool:
         """Whether this is the main rank, which alone keeps a value with ``rank_zero_only``."""
@@ -564,3 +588,12 @@ def _reduction_of(name: str, options: LogOptions, on_step: bool) -> tuple[str, A
             f"reduce_fx is {reduction!r}"
         )
     return CUSTOM, reduction
+
+
+def _without_graph(value: Any, options: LogOptions) -> Any:
+    """A value of a compiled step, which has no graph to keep once it has run."""
+    if options.enable_graph:
+        raise ValueError(
+            "log(enable_graph=True) keeps a graph, which a compiled step has not"
+        )
+    return value.detach() if isinstance(value, Tensor) else value

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopwright.framework.lifecycle.compile import compile_submodules
+from loopwright.framework.engine.compile import compile_submodules
 
 
 class Block(nn.Module):

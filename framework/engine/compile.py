@@ -1,9 +1,10 @@
-"""Compiling a module's submodules in place, so that parameter names stay as they are; modules that come compiled."""
+"""What ``Trainer(compile=…)`` asks for; compiling submodules in place; modules that come compiled."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -11,6 +12,46 @@ import torch
 from torch import nn
 
 from ..messages import log
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What to compile, and how.
+
+    Attributes:
+        scope: ``"parts"`` for the module's submodules, ``"step"`` for the whole training step; None for nothing.
+        options: arguments of ``torch.compile``.
+    """
+
+    scope: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def read_compilation(argument: bool | str | dict[str, Any] | None) -> Compilation:
+    """Read the Trainer's argument ``compile``.
+
+    Args:
+        argument: True, ``"parts"``, ``"step"``, or a dict with arguments of ``torch.compile``, and what to compile
+            under ``"scope"`` (default: ``"parts"``).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not argument and not isinstance(argument, (str, dict)):
+        return Compilation(None)
+    scope: Any = argument
+    options: dict[str, Any] = {}
+    if argument is True:
+        scope = "parts"
+    if isinstance(argument, dict):
+        options = dict(argument)
+        scope = options.pop("scope", "parts")
+    if scope not in ("parts", "step"):
+        raise ValueError(
+            'compile must be a bool, "parts", "step", or a dict of arguments of torch.compile, with one of these two '
+            f'under "scope"; got {argument!r}'
+        )
+    return Compilation(scope, options)
 
 
 def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:
@@ -122,10 +163,11 @@ def _called_from_here(
     if not _has_hooks(module):
         # What is compiled without hooks would serve a layer that has some, as torch does not look for them.
         code = codes.setdefault(kind, code)
+    return with_code(run, code)
+
+
+def with_code(function: FunctionType, code: CodeType) -> FunctionType:
+    """A function with another code object: torch keeps what it has compiled, and how often, by code object."""
     return FunctionType(
-        code,
-        run.__globals__,
-        run.__name__,
-        None,
-        run.__closure__,
+        code, function.__globals__, function.__name__, None, function.__closure__
     )

@@ -1,0 +1,371 @@
+"""The whole training step as one graph of ``torch.compile``: forward, backward and the optimizer's step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
+
+from ...strategies.optimizer_state import parameters_of
+from ..data.batches import map_tensors
+from ..engine.compile import compile_submodules, with_code
+from .step import override_of, step_arguments
+
+if TYPE_CHECKING:
+    from .automatic import AutomaticStep
+    from .run import Run
+
+# Numbers that an optimizer is given are part of the graph, but for the learning rate. Where they change more often than
+# this, each change would have the graph compiled again.
+_MAX_CHANGES = 2
+# So many graphs are compiled: for other shapes, and numbers that turn out not to be constants. Each may take a minute.
+_MAX_GRAPHS = 5
+
+
+class CompiledStep:
+    """A way through :class:`~.automatic.AutomaticStep` in which one graph does the work of a whole step.
+
+    The graph writes gradients into the tensors of the step before, so whoever looks at them finds them. The learning
+    rate is a tensor in it, as a scheduler changes it. What ``log`` was given is logged when the graph has run.
+
+    Where something stands against such a graph, a line says what, the module's parts are compiled instead, and the
+    step goes its usual way from then on.
+
+    Args:
+        whole: the step that does what the graph does not, such as windows of several batches.
+        options: arguments of ``torch.compile``.
+    """
+
+    def __init__(self, whole: AutomaticStep, options: dict[str, Any]) -> None:
+        self._whole = whole
+        self._run = whole.run
+        self._options = options
+        self._instead: Callable[[Any, int], Any] | None = None
+        self._num_arguments = step_arguments(self._run.module.training_step)
+        self._around = _context_around(self._run)
+        self._is_overwritten = _uses_cuda_graphs(options)
+        self.use(whole.optimizers[0])
+
+    def use(self, optimizer: Optimizer) -> None:
+        """Step this optimizer from now on."""
+        from torch._dynamo import config
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        self._optimizer = optimizer
+        self._numbers: list[dict[str, Any]] = []
+        self._num_changes = 0
+        self._rates = [
+            torch.zeros((), device=group["params"][0].device)
+            for group in optimizer.param_groups
+        ]
+        self._parameters = [*parameters_of(optimizer)]
+        step = _step_function(self._whole, optimizer)
+        # Steps of other runs have other code, so that theirs do not count towards how often this may be compiled.
+        step = with_code(step, step.__code__.replace())
+        self._graph = torch.compile(step, fullgraph=True, **self._options)
+        # Without these, torch ends a graph where gradients are computed, and makes another for each number that the
+        # module counts with.
+        self._tracing = config.patch(
+            trace_autograd_ops=True,
+            allow_unspec_int_on_nn_module=True,
+            recompile_limit=_MAX_GRAPHS,
+        )
+        self._compiler_errors = (TorchDynamoException, FailOnRecompileLimitHit)
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Train on a batch; arguments and result as of :class:`~.step.Step`."""
+        if self._instead is not None:
+            return self._instead(batch, batch_idx)
+        window = self._whole.accumulation
+        if window.num_batches > 1 or not window.is_last:
+            return self._whole(batch, batch_idx)
+        reason = self._reason_now()
+        if reason:
+            return self._give_up(reason)(batch, batch_idx)
+        try:
+            output, norm = self._run_graph((batch, batch_idx))
+        except self._compiler_errors as error:
+            from torch._dynamo.exc import BackendCompilerFailed
+
+            can_compile = not isinstance(error, BackendCompilerFailed)
+            return self._give_up(_words_of(error), can_compile)(batch, batch_idx)
+        # With CUDA graphs, these tensors are memory of the next step, too.
+        copy = _copied if self._is_overwritten else None
+        self._run.metrics.log_deferred(copy)
+        if copy is not None:
+            output, norm = copy((output, norm))
+        window.note_norm(norm)
+        return self._end(output)
+
+    def _reason_now(self) -> str:
+        """What has come to stand against the graph since the last step; empty if nothing has."""
+        groups = self._optimizer.param_groups
+        if len(groups) != len(self._rates):
+            self.use(self._optimizer)
+        numbers = [
+            {name: value for name, value in group.items() if name not in _VARIABLE}
+            for group in groups
+        ]
+        if numbers != self._numbers:
+            self._numbers = numbers
+            self._num_changes += 1
+        if self._num_changes > 1 + _MAX_CHANGES:
+            return (
+                "numbers of the optimizer other than the learning rate change in the run, as a scheduler of momentum "
+                "changes them"
+            )
+        return ""
+
+    def _run_graph(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Run the graph, which is compiled where it has to be; returns the step's output, and the gradients' norm."""
+        for parameter in self._parameters:
+            if not parameter.requires_grad:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        groups = self._optimizer.param_groups
+        rates = [group.get("lr") for group in groups]
+        self._run.metrics.defer()
+        try:
+            for group, rate, tensor in zip(groups, rates, self._rates, strict=True):
+                if isinstance(rate, (int, float)):
+                    group["lr"] = tensor.fill_(rate)
+            with self._around, self._tracing:
+                results = self._graph(*arguments[: self._num_arguments])
+        except BaseException:
+            self._run.metrics.forget_deferred()
+            raise
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                if isinstance(rate, (int, float)):
+                    group["lr"] = rate
+        return results
+
+    def _end(self, output: Any) -> dict[str, Any] | None:
+        """Count the step that the graph has taken; returns what callbacks get."""
+        whole = self._whole
+        # Schedulers warn where they are stepped before the optimizer.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        whole.count_plain_step()
+        if isinstance(output, dict) and output.get("weight") is not None:
+            whole.state.tokens.add(output["weight"])
+        if isinstance(output, Tensor):
+            return {"loss": output} if whole.wants_outputs else None
+        return output
+
+    def _give_up(
+        self, reason: str, can_compile: bool = True
+    ) -> Callable[[Any, int], Any]:
+        """Say why, and compile the parts if anything can be compiled; returns what to call from now on."""
+        if can_compile:
+            compile_parts(self._run, self._options, reason)
+        else:
+            self._run.warn_once(
+                'compile="step": nothing is compiled, as that fails: %s', reason
+            )
+        self._instead = self._whole.give_up_graph()
+        return self._instead
+
+
+# Which of an optimizer's options are no constants of the graph.
+_VARIABLE = ("params", "lr")
+
+
+def compile_parts(run: Run, options: dict[str, Any], reason: str) -> None:
+    """Compile the parts of a module where ``compile="step"`` was asked for, and say why.
+
+    Args:
+        run: the run.
+        options: arguments of ``torch.compile``.
+        reason: what stands against a graph of the whole step.
+    """
+    run.warn_once(
+        'compile="step": the step cannot be one graph, so the parts of the module are compiled, as with compile=True. '
+        "The reason: %s",
+        reason,
+    )
+    compile_submodules(run.module, options)
+
+
+def reason_against(run: Run) -> str:
+    """Why the steps of a run cannot be one graph each, as far as its arguments tell; empty if nothing does."""
+    trainer = run.trainer
+    engine = run.engine
+    module = run.module
+    if engine.strategy.name != "single":
+        return f"under strategy={engine.strategy.name!r}, others take part in a step"
+    if engine.precision.loss_scaling:
+        return (
+            "the loss is scaled, and whether a step is taken depends on its gradients"
+        )
+    if trainer.accumulate_grad_batches > 1:
+        return "accumulate_grad_batches makes a step of several batches"
+    for argument in ("micro_batch", "detect_anomaly"):
+        if getattr(trainer, argument):
+            return f"{argument} looks into the step"
+    if not module.automatic_optimization:
+        return "the module steps its optimizers itself"
+    return ""
+
+
+def reason_against_step(step: AutomaticStep) -> str:
+    """Why a step cannot be one graph, as its hooks and optimizers tell; empty if nothing does."""
+    for name in (
+        "on_before_zero_grad",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+    ):
+        if getattr(step.run.hooks, name):
+            return f"a callback or the module has the hook {name}"
+    for name in (
+        "backward",
+        "optimizer_zero_grad",
+        "optimizer_step",
+        "configure_gradient_clipping",
+    ):
+        if override_of(step.run.module, name) is not None:
+            return f"the module has its own {name}"
+    if len(step.optimizers) != 1:
+        return f"there are {len(step.optimizers)} optimizers"
+    optimizer = step.optimizers[0]
+    name = type(optimizer).__name__
+    own_step = vars(optimizer).get("step")
+    # A scheduler puts a function there, which only notes that it was called.
+    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+        return f"the step of this {name} was replaced"
+    hooks: list[Any] = [
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    ]
+    if any(hooks):
+        return f"the {name} has hooks on its step"
+    return ""
+
+
+def _copied(values: Any) -> Any:
+    return map_tensors(values, Tensor.clone)
+
+
+def _uses_cuda_graphs(options: dict[str, Any]) -> bool:
+    """Whether arguments of ``torch.compile`` ask for CUDA graphs, where there is CUDA."""
+    asked = options.get("options") or {}
+    modes = ("reduce-overhead", "max-autotune")
+    return options.get("mode") in modes or bool(asked.get("triton.cudagraphs"))
+
+
+def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
+    """What becomes the graph: takes the step's arguments, returns its output and the norm of the gradients."""
+    run = whole.run
+    training_step = run.module.training_step
+    device_type = run.engine.device.type
+    dtype = run.engine.precision.compute
+    parameters = [*parameters_of(optimizer)]
+    clip = _clip_function(run)
+    # Functions around it end a graph, so that optimizers are not compiled unasked.
+    update: Any = type(optimizer).step
+    while hasattr(update, "__wrapped__"):
+        update = update.__wrapped__
+
+    unused = (
+        "the loss does not depend on all parameters that the optimizer has; requires_grad=False for the others lets a "
+        "graph leave them out"
+    )
+
+    def take_step(*arguments: Any) -> tuple[Any, Any]:
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            output = training_step(*arguments)
+        loss, output = _detached(output)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is None:
+                raise TypeError(unused)
+            kept: Any = parameter.grad
+            kept.copy_(gradient)
+        norm = clip(trained)
+        with torch.no_grad():
+            update(optimizer)
+        return output, norm
+
+    return take_step
+
+
+def _detached(output: Any) -> tuple[Tensor, Any]:
+    """The loss, and a step's output without graphs."""
+    if isinstance(output, Tensor):
+        return output, output.detach()
+    if not isinstance(output, dict) or not isinstance(output.get("loss"), Tensor):
+        raise TypeError("training_step returned neither a tensor nor a dict with one")
+    weight = output.get("weight")
+    if isinstance(weight, (int, float)) and weight == 0:
+        raise TypeError("training_step gave a batch the weight 0")
+    kept = {}
+    for name, value in output.items():
+        kept[name] = value.detach() if isinstance(value, Tensor) else value
+    return output["loss"], kept
+
+
+def _clip_function(run: Run) -> Callable[[list[Tensor]], Any]:
+    """What clips gradients, and returns their norm if it computes that."""
+    value = run.trainer.gradient_clip_val
+    if not value:
+        return lambda parameters: None
+    if run.trainer.gradient_clip_algorithm == "value":
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, value)
+    return lambda parameters: nn.utils.clip_grad_norm_(parameters, value)
+
+
+def _context_around(run: Run) -> Any:
+    """What the graph runs in: autocast is a part of it, as backward needs none; a default dtype can be none."""
+    precision = run.engine.precision
+    if precision.compute is not None:
+        return nullcontext()
+    return precision.forward_context(run.engine.device) or nullcontext()
+
+
+# What torch says of a frame that it could not compile: an exception in it, the reason, and where it was.
+_RAISED = re.compile(r"raised exception \w+\((['\"])(.*?)\1\)", re.DOTALL)
+_EXPLANATION = re.compile(r"^\s*Explanation: (.*)$", re.MULTILINE)
+_PLACE = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
+_MOST_WORDS = 300
+
+
+def _words_of(error: Exception) -> str:
+    """What an error of the compiler says, in a sentence, and at which line of the user's code."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    text = str(error)
+    if isinstance(error, FailOnRecompileLimitHit):
+        return (
+            "something in it is another constant at each step, and torch would compile it again and again (the "
+            "environment variable TORCH_LOGS=recompiles shows what)"
+        )
+    words = text.strip().partition("\n")[0]
+    found = _RAISED.search(text)
+    explanation = _EXPLANATION.search(text)
+    if found is not None:
+        words = found[2]
+    elif explanation is not None:
+        words = explanation[1]
+    words = words.strip().rstrip(".")[:_MOST_WORDS]
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
+    places = [
+        place for place in _PLACE.findall(text) if not place[0].startswith(inside)
+    ]
+    if not places:
+        return words
+    file, line, name = places[-1]
+    return f"{words} ({name}, {file}:{line})"
