@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+from ...strategies.launch.machine import free_port
 from ..checkpoint.find import find_manifests, resolve
 from ..checkpoint.manifest import is_complete, read_manifest
 from ..errors import CheckpointError
@@ -302,7 +302,7 @@ def _run(recorded: Recorded, request: Asked, command: list[str]) -> int:
     """Start the ranks that are needed, and wait for the one that is looked at."""
     # To look at a batch, a rank needs no other.
     ranks = [request.rank] if request.shows_batch else range(request.world_size)
-    port = _free_port()
+    port = free_port()
     processes: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for rank in ranks:
@@ -431,9 +431,3 @@ def _tell_of_others(
         # One that merely lost a peer has nothing to add.
         if f"Rank {rank} of {request.world_size} lost its peers" not in text:
             print(f"\nrank {rank} failed, too:\n{text}", file=sys.stderr)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

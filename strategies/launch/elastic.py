@@ -37,6 +37,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
 from .environment import ATTEMPT, JOB_OF_AGENTS
+from .machine import free_port
 from .rank_report import HANG_CODE
 
 # In seconds: how long a process may go on after SIGTERM when another one has failed, or has been ended because it hung;
@@ -185,6 +186,9 @@ class Agent(_TorchAgent):
             threading.Thread(target=self._watch_store, daemon=True).start()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if not self._has_peers:
+            # torchelastic's is one that a connection may be given before the first process listens there.
+            worker_group.master_port = free_port()
         if self._may_restart:
             # The store of the rendezvous lives as long as the job; a part of it is for this attempt.
             store: Any = worker_group.store

@@ -1,8 +1,10 @@
-"""What this machine has, and how much of it this process may use: CPUs and memory, in a container too."""
+"""What this machine has, and how much of it this process may use: CPUs, memory, in a container too, and free ports."""
 
 from __future__ import annotations
 
 import os
+import random
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ _GROUPS = "/sys/fs/cgroup"
 _OWN = "/proc/self/cgroup"
 # A limit of so many bytes is none.
 _NO_LIMIT = 2**60
+# Ports that systems do not give to connections, so that a free one is still free seconds later, when it is used.
+_PORTS = range(20_000, 32_000)
+_MOST_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,27 @@ def _number(path: str, key: str = "") -> int | None:
             if name == key:
                 return int(number)
     return None
+
+
+def free_port() -> int:
+    """A port of this machine on which somebody may listen soon.
+
+    Raises:
+        OSError: if all that were tried are in use.
+    """
+    # The user's seed gives all programs the same numbers.
+    draws = random.SystemRandom()
+    for _ in range(_MOST_TRIES):
+        port = draws.choice(_PORTS)
+        if _is_free(port):
+            return port
+    raise OSError(f"no port of {_PORTS} that was tried is free")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

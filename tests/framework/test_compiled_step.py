@@ -151,7 +151,7 @@ def test_resumes_bit_equal(tmp_path: Path):
         def train_dataloader(self) -> Any:
             return batches()[:-1]
 
-    def run(folder: Path, **arguments: Any) -> Module:
+    def run(folder: Path, **arguments: Any) -> Net:
         module = Even(dropout=0.3)
         scope = {"scope": "step", "backend": "aot_eager"}
         saves = ModelCheckpoint(folder / "saved", every_n_train_steps=4, save_top_k=-1)

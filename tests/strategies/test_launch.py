@@ -139,6 +139,7 @@ told = {
     "best": os.path.exists(trainer.checkpoint_callback.best_model_path),
     "folder": os.getcwd(),
     "gloo_threads": gloo_threads(),
+    "port": int(os.environ.get("MASTER_PORT", 0)),
     "again": Trainer(accelerator="cpu", logger=False).world_size,
     "flags": [sys._xoptions.get("mark"), sys.warnoptions],
 }
@@ -416,6 +417,8 @@ def test_a_script_runs_again_in_each_process(by_script: list[dict[str, Any]]) ->
         assert result["flags"] == [True, ["ignore"]]
         # Threads that live on abort the process now and then, as its interpreter ends.
         assert result["gloo_threads"] > result["at_the_end"] == 0
+        # Another program's connection may have been given any other port by now.
+        assert 20_000 <= result["port"] < 32_000
     assert (
         by_script[1]["alone"] == 1
     )  # what a rank starts for something else is none of its peers

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
+import pytest
+
+from loopwright.strategies.launch import machine
 from loopwright.strategies.launch.machine import (
     free_in_container,
+    free_port,
     usable_cpus,
     usable_memory,
 )
@@ -74,3 +79,19 @@ def test_memory_is_that_of_the_machine_at_most() -> None:
     memory = usable_memory()
     assert memory is not None
     assert 0 < memory <= pages
+
+
+def test_a_port_is_free_and_none_that_connections_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if given.exists():
+        first, last = map(int, given.read_text().split())
+        assert not first <= free_port() <= last
+    with socket.socket() as taken, socket.socket() as other:
+        taken.bind(("", 0))
+        other.bind(("", 0))
+        used, free = taken.getsockname()[1], other.getsockname()[1]
+        other.close()
+        monkeypatch.setattr(machine, "_PORTS", [used, free])
+        assert {free_port() for _ in range(10)} == {free}
