@@ -188,7 +188,8 @@ class Agent(_TorchAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if not self._has_peers:
             # torchelastic's is one that a connection may be given before the first process listens there.
-            worker_group.master_port = free_port()
+            group: Any = worker_group
+            group.master_port = free_port()
         if self._may_restart:
             # The store of the rendezvous lives as long as the job; a part of it is for this attempt.
             store: Any = worker_group.store
