@@ -26,6 +26,7 @@ from . import (
     matrix,
     planning,
     program,
+    replays,
     restarts,
     saving,
     sharded,
@@ -37,7 +38,7 @@ from . import (
 from .contenders import missing, settle
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-LONG = ("kills", "restarts", "workers", "faults", "plan")  # run by name only
+LONG = ("kills", "restarts", "workers", "faults", "plan", "replays")  # run by name only
 BENCHMARKS = (
     "step",
     "matrix",
@@ -73,6 +74,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=10_000,
         help="how many workers to start (default: 10000)",
+    )
+    parser.add_argument(
+        "--replays",
+        type=int,
+        default=20,
+        help="how many steps to go back to (default: 20)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100_000,
+        help="of replays: how many to train undisturbed (default: 100000)",
     )
     parser.add_argument(
         "--part",
@@ -188,6 +201,12 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     if "restarts" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield "restarts", restarts.compare(min(options.kills, 18), Path(folder))
+    if "replays" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            yield (
+                "replays",
+                replays.compare(options.replays, options.steps, Path(folder)),
+            )
     if "workers" in wanted:
         yield "workers", workers.compare(options.starts)
     if "faults" in wanted:
