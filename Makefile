@@ -16,13 +16,15 @@ EXTRAS_docs := docs,cli
 EXTRAS_test := test,cli,comet,deepspeed,mlflow,monitors,parquet,s3,tqdm,trackio,tune,wandb
 EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
+EXTRAS_bench-gpu := bench,$(EXTRAS_test)
 EXTRAS_clusters :=
 # Without what they depend on: litdata wants torchvision, whose build on PyPI is for CUDA alone and cannot be imported
 # beside a CPU build of torch. The other things that litdata needs stand in the extra `test`.
 ALONE_test := litdata
 ALONE_check := $(ALONE_test)
+ALONE_bench-gpu := $(ALONE_test)
 
-.PHONY: help demo test test-all clusters check format hooks bench docs clean
+.PHONY: help demo test test-all clusters check format hooks bench bench-gpu docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -35,6 +37,7 @@ help:
 	@echo "make format  let ruff mend and format the code"
 	@echo "make hooks   have git check each commit (.pre-commit-config.yaml)"
 	@echo "make bench   compare with a raw loop and with other trainers; BENCH_ARGS are passed on"
+	@echo "make bench-gpu  the same on one CUDA device, with the tests that need one, in at most ten minutes; BENCH_ARGS are passed on"
 	@echo "make docs    build the documentation into docs/_build"
 	@echo "make clean   remove whatever make has made, .venv too"
 
@@ -78,6 +81,10 @@ hooks: $(VENV)/installed-check
 
 bench: $(VENV)/installed-bench
 	$(RUN) python -m benchmarks $(BENCH_ARGS)
+
+# Without a CUDA device, `BENCH_ARGS=--quick` rehearses the code.
+bench-gpu: $(VENV)/installed-bench-gpu
+	$(RUN) python -m benchmarks gpu $(BENCH_ARGS)
 
 docs: $(VENV)/installed-docs
 	$(RUN) sphinx-build -W --keep-going -b html docs docs/_build

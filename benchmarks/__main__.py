@@ -36,9 +36,18 @@ from . import (
     workers,
 )
 from .contenders import missing, settle
+from .gpu import run as gpu
 from .report import BEGIN, END, Table, has_marks, machine, put_into
 
-LONG = ("kills", "restarts", "workers", "faults", "plan", "replays")  # run by name only
+LONG = (  # run by name only
+    "kills",
+    "restarts",
+    "workers",
+    "faults",
+    "plan",
+    "replays",
+    "gpu",
+)
 BENCHMARKS = (
     "step",
     "matrix",
@@ -97,7 +106,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only",
         default="",
         metavar="REGEX",
-        help="of faults and matrix: cells with such a name, as in 'SIGKILL / mid / rank 1' and 'iterable × clipping'",
+        help="of faults and matrix: cells with such a name, as in 'SIGKILL / mid / rank 1' and 'iterable × clipping'; "
+        "of gpu: parts with one",
     )
     parser.add_argument(
         "--lanes",
@@ -142,6 +152,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"no benchmark is called {', '.join(sorted(unknown))}; there are {names}"
         )
+    if "gpu" in options.benchmark:
+        refused = gpu.refusal(options.quick, options.markdown is not None)
+        if refused:
+            parser.error(refused)
     if options.markdown and not has_marks(options.markdown):
         parser.error(
             f"{options.markdown} needs the lines {BEGIN} and {END}, for the tables to stand between"
@@ -209,6 +223,8 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
             )
     if "workers" in wanted:
         yield "workers", workers.compare(options.starts)
+    if "gpu" in wanted:
+        yield from gpu.compare(options.rounds, options.quick, options.only)
     if "faults" in wanted:
         tables = faults.compare(
             options.part,
@@ -240,7 +256,9 @@ def main() -> int:
         put_into(
             options.markdown, about, list(tables.values()), keep=bool(options.benchmark)
         )
-    return int("faults" in tables and tables["faults"].figures["short"] > 0)
+    falls_short = "faults" in tables and tables["faults"].figures["short"] > 0
+    gpu_failed = any(table.figures.get("gpu_failed") for table in tables.values())
+    return int(falls_short or gpu_failed)
 
 
 if __name__ == "__main__":
