@@ -38,7 +38,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from .environment import ATTEMPT, JOB_OF_AGENTS
 from .machine import free_port
-from .rank_report import HANG_CODE
+from .rank_report import HANG_CODE, RankReport, shell_code, write_report
 
 # In seconds: how long a process may go on after SIGTERM when another one has failed, or has been ended because it hung;
 # how often agents show each other that they live, and after how long without that, or without an answer of their store,
@@ -230,6 +230,9 @@ class Agent(_TorchAgent):
         codes = [_failed_with(process) for process in processes]
         if not any(codes):
             return None
+        for worker, code in zip(worker_group.workers, codes, strict=True):
+            if code == -signal.SIGTERM:
+                self._tell_of_signal(worker)
         patience = _PATIENCE
         if HANG_CODE in codes:
             # The others have waited long enough.
@@ -237,6 +240,24 @@ class Agent(_TorchAgent):
         timer = threading.Timer(patience, _kill, [processes])
         timer.start()
         return timer
+
+    def _tell_of_signal(self, worker: Any) -> None:
+        """Write for a process that somebody else has ended by SIGTERM how it ended: it is none that this agent stops."""
+        path = self._pcontext.error_files[worker.local_rank]
+        # What the process has told itself says more.
+        if os.path.exists(path):
+            return
+        signalled = signal.SIGTERM
+        report = RankReport(
+            rank=worker.global_rank,
+            kind="ended",
+            message=signalled.name,
+            exit_code=shell_code(-signalled),
+            pid=int(worker.id),
+            time=time.time(),
+            attempt=int(os.environ.get(ATTEMPT, 0)),
+        )
+        write_report(path, report)
 
     def _shutdown(self, *signals: signal.Signals, timeout: float = 30.0) -> None:
         """End the processes, by the signal that has come, or else by SIGTERM."""
@@ -305,14 +326,17 @@ def _ignore_signals() -> None:
 
 
 def _failed_with(process: int) -> int:
-    """Return the exit code or signal with which a child has failed, 0 if it has not; it can still be waited for."""
+    """Return with what a child has failed, a signal as a negative number, 0 if it has not; it can still be waited for."""
     if not hasattr(os, "waitid"):
         return 0
     try:
         found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return 0
-    return 0 if found is None else found.si_status
+    if found is None:
+        return 0
+    was_killed = found.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+    return -found.si_status if was_killed else found.si_status
 
 
 def _kill(processes: list[int]) -> None:

@@ -169,6 +169,10 @@ atexit.register(lambda: os.write(1, f"leaving {os.environ.get('RANK')}\\n".encod
 
 
 class Failing(Net):
+    def setup(self, stage):
+        if way == "terminated early" and self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def fail(self):
         if way == "raise" or (way == "once" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"):
             raise ValueError("a bad sample")
@@ -683,6 +687,12 @@ def in_order(text: str, *parts: str) -> bool:
             ),
         ),
         ("terminate", 143, ("SIGTERM at step", "of 2 ended by SIGTERM, as asked")),
+        # Before the run has begun to look for signals.
+        (
+            "terminated early",
+            143,
+            ("Rank 1 of 2 ended with SIGTERM", "Rank 0 of 2 lost its peers"),
+        ),
         (
             "exit 0",
             1,
@@ -724,7 +734,8 @@ def test_a_rank_that_fails(
     ), ended.err
     assert ended.code == code
     assert "trained" not in ended.out
-    assert ("leaving 1" in ended.out) == (not way.startswith(("kill", "hang")))
+    leaves = not way.startswith(("kill", "hang", "terminated"))
+    assert ("leaving 1" in ended.out) == leaves
     assert not programs.leftovers()
     if way == "terminate":
         # It has ended as it was asked to, and nothing has failed.
@@ -737,6 +748,7 @@ def test_a_rank_that_fails(
     )
     kinds = {
         "kill": "ended",
+        "terminated early": "ended",
         "exit 0": "ended",
         "hang": "stopped",
         "hang deaf": "stopped",
