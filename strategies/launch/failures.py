@@ -186,7 +186,7 @@ def record_failure(error: BaseException) -> None:
 def _tell_of_exit(own: RankReport) -> None:
     """Tell that this process leaves in the middle of a run; alone, it may do so by an exit code of 0."""
     if _worker.has_joined:
-        tell_end(own, "" if has_own_agent() else own.message)
+        tell_end(own, own.trace)
     elif own.exit_code:
         tell_end(own)
 
