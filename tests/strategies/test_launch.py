@@ -173,8 +173,10 @@ class Failing(Net):
             raise ValueError("a bad sample")
         if way == "own socket":
             raise RuntimeError("the data server's socket timed out")
-        if way in ("kill", "terminate"):
-            os.kill(os.getpid(), signal.SIGKILL if way == "kill" else signal.SIGTERM)
+        if way == "kill late":
+            time.sleep(2.5)  # the watch looks once a second
+        if way.startswith("kill") or way == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM if way == "terminate" else signal.SIGKILL)
         if way.startswith("exit"):
             sys.exit(int(way[-1]))
         if way.startswith("hang"):
@@ -1332,7 +1334,7 @@ def test_without_an_agent_each_rank_says_how_it_ended(
     for way, code, words in (
         ("raise", 1, ("in fail", "ValueError: a bad sample")),
         ("exit 3", 3, ("in fail", "SystemExit: 3")),
-        ("kill", -9, ()),
+        ("kill late", -9, ()),
     ):
         place: dict[str, Any] = {
             "WORLD_SIZE": "2",
@@ -1350,7 +1352,8 @@ def test_without_an_agent_each_rank_says_how_it_ended(
             assert in_order(guilty.err, failed, *words), guilty.err
         else:
             silent = "Rank 1 of 2 ended with no report of its own"
-            assert in_order(other.err, silent, "Rank 0 of 2 lost its peers"), other.err
+            seen = "last seen at epoch 1, batch 2, global step 7, in training_step of Failing\nRank 0 of 2 lost"
+            assert in_order(other.err, silent, seen), other.err
         (line,) = re.findall("Rank 0 of 2.*", other.err)
         assert line.startswith("Rank 0 of 2 lost its peers at epoch 1, batch 2,")
         assert "Traceback" not in other.err
