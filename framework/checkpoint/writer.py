@@ -36,6 +36,7 @@ import torch
 
 from ...strategies.pickling import dumps, script_name
 from ...strategies.tensor_shards import TensorShard
+from ..errors import OtherRankError
 from .find import TAKEN_BACK, is_pointer
 from .journal import (
     hidden_name,
@@ -202,7 +203,8 @@ class ShardedCommit:
         """On the main rank: let all write into the folder ``target``; returns size and checksum of each file.
 
         Raises:
-            OSError: if one of them failed, when all are done.
+            Exception: what went wrong here.
+            OtherRankError: if it went well here, but not on another one; when all are done.
         """
         self._tell("target", target)
         failed: Exception | None = None
@@ -232,7 +234,8 @@ class ShardedCommit:
     def give_up(self, error: Exception) -> None:
         """Tell those who wait for this rank that it failed."""
         key = str(self.rank) if self.rank else "target"
-        self._tell(key, None, f"rank {self.rank}: {error}")
+        why = f"{type(error).__name__}: {error}"
+        self._tell(key, None, f"rank {self.rank} could not save its part: {why}")
 
     def _tell(
         self,
@@ -245,7 +248,7 @@ class ShardedCommit:
     def _answer(self, key: str) -> Any:
         value, failure = json.loads(self.store.get(key))
         if failure:
-            raise OSError(failure)
+            raise OtherRankError(failure)
         return value
 
 
@@ -619,6 +622,9 @@ def _naming(what: str) -> Iterator[None]:
     """Turn whatever the block raises, as file systems may raise anything, into an OSError that says what failed."""
     try:
         yield
+    except OtherRankError:
+        # It is named by the rank that knows what has failed.
+        raise
     except Exception as error:
         number = getattr(error, "errno", None)
         has_number = isinstance(number, int)
