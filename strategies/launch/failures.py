@@ -107,6 +107,12 @@ def note_peers(peers: Mapping[int, Peer]) -> None:
     _worker.peers = peers
 
 
+def has_ended(rank: int) -> bool:
+    """Whether the process of a rank is known to have ended; on another machine, it is not."""
+    peer = _worker.peers.get(rank)
+    return peer is not None and peer.has_ended()
+
+
 # The run that is going on.
 
 
@@ -178,16 +184,12 @@ def record_failure(error: BaseException) -> None:
     # the hook runs. So these are reported now.
     if isinstance(error, SystemExit):
         _tell_of_exit(report_of(error))
-    elif is_loss(error) and _a_peer_has_ended():
+    elif is_loss(error) and any(map(has_ended, _worker.peers)):
         tell_end(report_of(error))
     elif is_loss(error):
         # The disk may be full, and even then the run has to be torn down.
         with suppress(OSError):
             report(error)
-
-
-def _a_peer_has_ended() -> bool:
-    return any(peer.has_ended() for peer in _worker.peers.values())
 
 
 def _tell_of_exit(own: RankReport) -> None:

@@ -1364,6 +1364,54 @@ def test_without_an_agent_each_rank_says_how_it_ended(
         assert (told["rank"], told["ranks"][1]["kind"]) == (1, "lost")
 
 
+KILLED_WHILE_IT_WRITES = (
+    DEFINITIONS
+    + """
+import os
+import signal
+import threading
+
+flush = os.fsync
+
+def kill(file):
+    if os.environ["RANK"] == "1" and threading.current_thread() is not threading.main_thread():
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(file)
+
+os.fsync = kill
+trainer = Trainer(
+    accelerator="cpu", strategy="fsdp", max_epochs=2, logger=False, callbacks=[ModelCheckpoint(every_n_train_steps=2)],
+    enable_progress_bar=False, enable_model_summary=False,
+)
+# Each rank has a part of it.
+module.layer = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 1))
+trainer.fit(module, DataLoader(data, 1))
+"""
+)
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_it_writes_its_part_is_not_waited_for(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """The main rank waits for what it tells of its part, for half an hour if it came to that."""
+    (tmp_path / "train.py").write_text(KILLED_WHILE_IT_WRITES)
+    place: dict[str, Any] = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    other, _ = [
+        programs.start("train.py", RANK=rank, LOCAL_RANK=rank, **place)
+        for rank in ("0", "1")
+    ]
+    ended = programs.end(other)
+    silent = "Rank 1 of 2 ended with no report of its own"
+    assert in_order(ended.err, silent, "Rank 0 of 2 lost its peers"), ended.err
+    assert ended.code == 1
+
+
 # -- machines ---------------------------------------------------------------------------------------------------------
 
 # Within a network namespace: a name of its own, that all machines resolve, as in a cluster; and no name server to ask.
