@@ -13,6 +13,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used as asked; the message names it, what is wrong and the way out."""
 
 
+class OtherRankError(OSError):
+    """A rank could not do its part of a checkpoint, as another one tells: that one's own error is the one to show."""
+
+
 def describe_error(error: BaseException) -> str:
     """Return an error in words, which are never none."""
     return str(error) or type(error).__name__
@@ -70,14 +74,15 @@ def gather_outcomes(
     if strategy.world_size == 1 or strategy.group.failed:
         return [value], failure
     kind = OSError if isinstance(failure, OSError) else RuntimeError
-    message = failure and f"{type(failure).__name__}: {failure}"
+    is_own = failure is not None and not isinstance(failure, OtherRankError)
+    message = f"{type(failure).__name__}: {failure}" if is_own else ""
     outcomes = strategy.gather_objects((value, kind, message))
     by_rank = [value for value, _, _ in outcomes]
     for rank, (_, first_kind, message) in enumerate(outcomes):
         if message:
-            if failure is not None and kind is first_kind:
+            if is_own and kind is first_kind:
                 return by_rank, failure
             error = first_kind(f"rank {rank} could not save {path!r}: {message}")
             error.__cause__ = failure
             return by_rank, error
-    return by_rank, None
+    return by_rank, failure

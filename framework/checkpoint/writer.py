@@ -34,8 +34,11 @@ from typing import Any
 
 import torch
 
+from ...strategies.launch.failures import has_ended
+from ...strategies.launch.rendezvous import comes
 from ...strategies.pickling import dumps, script_name
 from ...strategies.tensor_shards import TensorShard
+from ..errors import OtherRankError
 from .find import TAKEN_BACK, is_pointer
 from .journal import (
     hidden_name,
@@ -202,9 +205,10 @@ class ShardedCommit:
         """On the main rank: let all write into the folder ``target``; returns size and checksum of each file.
 
         Raises:
-            OSError: if one of them failed, when all are done.
+            Exception: what went wrong here.
+            OtherRankError: if it went well here, but not on another one; when all are done.
         """
-        self._tell("target", target)
+        self._tell(target)
         failed: Exception | None = None
         files = {}
         for rank in range(self.world_size):
@@ -212,7 +216,7 @@ class ShardedCommit:
                 if rank == self.rank:
                     files |= _write_files(snapshot, target)
                 else:
-                    files |= self._answer(str(rank))
+                    files |= self._answer(rank)
             except Exception as error:
                 # The others still write there.
                 failed = failed or error
@@ -223,29 +227,34 @@ class ShardedCommit:
     def follow(self, snapshot: Snapshot) -> None:
         """On the others: write this rank's files, and tell the main one which they are, or what went wrong."""
         try:
-            files = _write_files(snapshot, self._answer("target"))
+            files = _write_files(snapshot, self._answer(0))
         except Exception as error:
             self.give_up(error)
             raise
-        self._tell(str(self.rank), files)
+        self._tell(files)
 
     def give_up(self, error: Exception) -> None:
         """Tell those who wait for this rank that it failed."""
-        key = str(self.rank) if self.rank else "target"
-        self._tell(key, None, f"rank {self.rank}: {error}")
+        why = f"{type(error).__name__}: {error}"
+        self._tell(None, f"rank {self.rank} could not save its part: {why}")
 
     def _tell(
         self,
-        key: str,
         value: Any,
         failure: str = "",
     ) -> None:
-        self.store.set(key, json.dumps([value, failure]))
+        self.store.set(str(self.rank), json.dumps([value, failure]))
 
-    def _answer(self, key: str) -> Any:
+    def _answer(self, rank: int) -> Any:
+        """Return what a rank tells: the main one where to write, another one what it has written."""
+        key = str(rank)
+        if not comes(self.store, key, partial(has_ended, rank)):
+            raise OtherRankError(
+                f"rank {rank} could not save its part: it hung, or had ended"
+            )
         value, failure = json.loads(self.store.get(key))
         if failure:
-            raise OSError(failure)
+            raise OtherRankError(failure)
         return value
 
 
@@ -619,6 +628,9 @@ def _naming(what: str) -> Iterator[None]:
     """Turn whatever the block raises, as file systems may raise anything, into an OSError that says what failed."""
     try:
         yield
+    except OtherRankError:
+        # It is named by the rank that knows what has failed.
+        raise
     except Exception as error:
         number = getattr(error, "errno", None)
         has_number = isinstance(number, int)

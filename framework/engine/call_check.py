@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ...strategies.launch.environment import detect_environment
 from ...strategies.launch.failures import note_peers
+from ...strategies.launch.peers import Peer, place_file
 from ...strategies.launch.processes import has_ended, process_here
 from ...strategies.launch.rendezvous import RENDEZVOUS
 from ..data.batches import leaves
@@ -103,6 +104,7 @@ class CallCheck:
         )
         self._thread.start()
         self._write(f"process/{self.rank}", process_here())
+        self._write(f"place/{self.rank}", place_file())
         RENDEZVOUS.before_leaving.append(self.end)
         # If the process group is not ours, its end does not call what is in before_leaving.
         atexit.register(self.end)
@@ -169,15 +171,13 @@ class CallCheck:
         if place is None:
             return
         first = self.rank - place.local_rank
+        ranks = range(first, first + place.local_world_size)
         peers = {
-            rank: self._read(f"process/{rank}")
-            for rank in range(first, first + place.local_world_size)
+            rank: Peer(process, self._read(f"place/{rank}"))
+            for rank in ranks
+            if (process := self._read(f"process/{rank}"))
         }
-
-        def find_ended() -> dict[int, int]:
-            return {rank: peer[1] for rank, peer in peers.items() if has_ended(peer)}
-
-        note_peers(find_ended)
+        note_peers(peers)
 
     def _wait(self, agreed: str) -> bool:
         """Wait until all processes make the current call; returns whether they do, and not this one alone."""

@@ -10,13 +10,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
-from types import FrameType, TracebackType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 from .environment import AGENT, detect_environment, restart_count
+from .peers import Peer
 from .processes import die_with
 from .rank_report import (
     Kind,
@@ -67,7 +68,7 @@ class _Worker:
         describe: says where the run is that is going on.
         folder: gives the log folder of the newest run; an empty text if it writes no files.
         noted_folder: the same, where it is known.
-        find_ended: gives the processes of the job on this machine that have ended, as process ids by rank.
+        peers: the processes of the job on this machine, by rank.
     """
 
     has_joined = False
@@ -78,7 +79,7 @@ class _Worker:
     describe: Describe | None = None
     folder: Callable[[], str] = str
     noted_folder = ""
-    find_ended: Callable[[], dict[int, int]] = dict
+    peers: Mapping[int, Peer] = MappingProxyType({})
 
 
 _worker = _Worker()
@@ -101,9 +102,15 @@ def _install_hook(hook: Any) -> None:
     sys.excepthook = hook
 
 
-def note_peers(find_ended: Callable[[], dict[int, int]]) -> None:
-    """Note what tells which processes of the job on this machine have ended: their ids, by rank."""
-    _worker.find_ended = find_ended
+def note_peers(peers: Mapping[int, Peer]) -> None:
+    """Note the processes of the job on this machine, by rank."""
+    _worker.peers = peers
+
+
+def has_ended(rank: int) -> bool:
+    """Whether the process of a rank is known to have ended; on another machine, it is not."""
+    peer = _worker.peers.get(rank)
+    return peer is not None and peer.has_ended()
 
 
 # The run that is going on.
@@ -173,10 +180,12 @@ def record_failure(error: BaseException) -> None:
     if not _worker.has_hook:
         # Only now, as a run that goes well needs none.
         _install_hook(_note_uncaught)
-    # sys.excepthook is not called for SystemExit. And when a peer is gone, the agent may end this process before the
-    # hook runs. So these are reported now.
+    # sys.excepthook is not called for SystemExit. And when a peer is gone, who started this process may end it before
+    # the hook runs. So these are reported now.
     if isinstance(error, SystemExit):
         _tell_of_exit(report_of(error))
+    elif is_loss(error) and any(map(has_ended, _worker.peers)):
+        tell_end(report_of(error))
     elif is_loss(error):
         # The disk may be full, and even then the run has to be torn down.
         with suppress(OSError):
@@ -186,7 +195,7 @@ def record_failure(error: BaseException) -> None:
 def _tell_of_exit(own: RankReport) -> None:
     """Tell that this process leaves in the middle of a run; alone, it may do so by an exit code of 0."""
     if _worker.has_joined:
-        tell_end(own, "" if has_own_agent() else own.message)
+        tell_end(own, own.trace)
     elif own.exit_code:
         tell_end(own)
 
@@ -226,7 +235,7 @@ def tell_end(own: RankReport, trace: str | None = None) -> None:
     # A logger may have lost its service.
     with suppress(Exception):
         folder = _worker.folder()
-    tell(own, folder, _worker.find_ended, trace)
+    tell(own, folder, _worker.peers, trace)
 
 
 def is_loss(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 from .environment import AGENT, BEATS, restart_count
 from .failures import noted_folder, own_report, tell_end
 from .hang_timeout import MOST_SECONDS, HangTimeout
+from .peers import note_place
 from .rank_report import HANG_CODE
 from .rendezvous import RENDEZVOUS
 from .stacks import (
@@ -269,6 +270,7 @@ class _Beats:
         )
         with suppress(OSError):
             beat.write(self._file)
+        note_place(moves.place)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

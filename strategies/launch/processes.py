@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+# Which of the numbers that follow a process's state has its flags, and the one that says that it ends (PF_EXITING).
+_FLAGS = 5
+_EXITING = 4
+
 
 def find_peers() -> frozenset[int]:
     """Return the ids of the processes that torchelastic started here, with this one's; none if they are not certain."""
@@ -43,10 +47,11 @@ def has_ended(process: Sequence[Any] | None) -> bool:
     if not machine or machine != process_here()[0]:
         return False
     try:
-        state = status_of(process_id)[0]
+        state, *numbers = status_of(process_id)
     except OSError:
         return True
-    return state == "Z"
+    # While it ends, its connections are closed before it is a zombie.
+    return state == "Z" or int(numbers[_FLAGS]) & _EXITING != 0
 
 
 def die_with(process: int) -> None:

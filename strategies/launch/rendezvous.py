@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from .environment import ClusterEnvironment
 from .handshake import name_attempt
+
+# In seconds; a process that waits for what another one writes looks at least so often.
+_LONGEST_PAUSE = 0.2
 
 
 class Rendezvous:
@@ -169,6 +173,28 @@ def _store_of_group() -> Any:
     """Return the process group's store, on a connection of its own."""
     store: Any = dist.distributed_c10d._get_default_store()
     return store.clone()
+
+
+def comes(store: Any, key: str, is_gone: Callable[[], bool]) -> bool:
+    """Wait for what another process writes into a store.
+
+    Args:
+        store: of torch.
+        key: what is to come.
+        is_gone: whether that process is known to have ended.
+
+    Returns:
+        Whether it came, before the process had ended and within the store's time-out.
+    """
+    until = time.monotonic() + store.timeout.total_seconds()
+    pause = 1e-3
+    while not store.check([key]):
+        if is_gone() or time.monotonic() > until:
+            # It may have been the last that the process did.
+            return store.check([key])
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return True
 
 
 @contextmanager

@@ -48,7 +48,14 @@ def frames_until(frame: FrameType | None) -> list[FrameType]:
 
 
 def waits_for_peers(frames: Sequence[FrameType]) -> bool:
-    """Whether what a thread runs is a collective, or may be one: a backward pass waits inside of C++."""
+    """Whether what a thread runs is a collective, or may be one: a backward pass waits inside of C++.
+
+    Or it waits for another thread that does.
+    """
+    if frames and _module(frames[-1]) == "threading":
+        joined = frames[-1].f_locals.get("self")
+        if isinstance(joined, threading.Thread) and joined.ident:
+            frames = frames_of(joined.ident)
     return bool(frames) and _WAITING.match(_module(frames[-1])) is not None
 
 

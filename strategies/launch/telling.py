@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from .attempts import this_attempt
 from .environment import AGENT, detect_environment
 from .failure_files import TEXT_FILE, add_reports
+from .peers import Peer
 from .rank_report import RankReport, write_report
 from .readable import readable
 
@@ -36,7 +37,7 @@ def job_size() -> int:
 def tell(
     own: RankReport,
     folder: str,
-    find_ended: Callable[[], Mapping[int, int]],
+    peers: Mapping[int, Peer],
     trace: str | None = None,
 ) -> None:
     """Tell how this process ends. Of several ranks that fail, only the first one shows its traceback.
@@ -44,8 +45,9 @@ def tell(
     Args:
         own: what is known of it.
         folder: the log folder of its run; empty to write no files.
-        find_ended: gives the processes of the job on this machine that have ended, as process ids by rank.
-        trace: what to show of its traceback; None if somebody else shows it.
+        peers: the processes of the job on this machine, by rank.
+        trace: what to show of its traceback; None if somebody else shows it, or it is told later. Which peers have
+            ended without a word is shown in any case.
     """
     if has_own_agent():
         # The disk may be full, and even then this process has to end.
@@ -53,22 +55,20 @@ def tell(
             write_report(error_file(), own)
         return
     size = job_size()
-    ended: list[RankReport] = []
     known = _add(folder, size, [own])
-    if known and not known[0].is_guilty:
-        ended = _ended_in_silence(own, known, find_ended())
-        known = _add(folder, size, ended) or known
-    is_first = own.is_guilty or not known
-    if known and known[0].is_guilty:
-        is_first = known[0].rank == own.rank
+    ended = _ended_in_silence(own, known, peers)
+    known = _add(folder, size, ended) or known
     line = own.line(size)
     if known:
         line += f" (see {os.path.join(folder, TEXT_FILE)})"
-        trace = trace and readable(trace)
-    if trace is not None:
-        whole = replace(own, trace=trace).text(size) if trace else line
-        lines = [report.line(size) for report in ended]
-        show("\n".join([*lines, whole if is_first else line]))
+    shown = [report.line(size) for report in ended]
+    if trace and _is_first(own, known):
+        trace = readable(trace) if known else trace
+        shown.append(replace(own, trace=trace).text(size))
+    elif trace is not None:
+        shown.append(line)
+    if shown:
+        show("\n".join(shown))
     if error_file():
         # torchrun shows it once more.
         with suppress(OSError):
@@ -100,16 +100,31 @@ def _add(folder: str, size: int, reports: list[RankReport]) -> list[RankReport]:
     return []
 
 
+def _is_first(own: RankReport, known: list[RankReport]) -> bool:
+    """Whether this process is the one whose traceback is shown."""
+    if known and known[0].is_guilty:
+        return known[0].rank == own.rank
+    return own.is_guilty or not known
+
+
 def _ended_in_silence(
-    own: RankReport, known: list[RankReport], ended: Mapping[int, int]
+    own: RankReport, known: list[RankReport], peers: Mapping[int, Peer]
 ) -> list[RankReport]:
     """Return what can be said of ranks that have ended and told nothing, where no rank has told that it failed."""
+    if not known or known[0].is_guilty:
+        return []
     told = {report.rank for report in known}
     message = "no report of its own: it was killed, or left by os._exit"
     return [
         RankReport(
-            rank, "ended", message=message, host=own.host, pid=pid, time=own.time
+            rank,
+            "ended",
+            peer.last_place(),
+            message,
+            host=own.host,
+            pid=peer.pid,
+            time=own.time,
         )
-        for rank, pid in ended.items()
-        if rank not in told
+        for rank, peer in peers.items()
+        if rank not in told and peer.has_ended()
     ]

@@ -182,7 +182,7 @@ class Watch:
             attempt=beat.attempt,
         )
         if self.prints:
-            tell(report, beat.log_folder, dict, report.trace)
+            tell(report, beat.log_folder, {}, report.trace)
         else:
             # The disk may be full, and even then the process has to end.
             with suppress(OSError):

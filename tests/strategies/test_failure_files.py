@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from loopwright.loggers import CSVLogger
 from loopwright.strategies.launch import failure_files, failures
 from loopwright.strategies.launch.failure_files import add_reports
 from loopwright.strategies.launch.job_report import failure_text
+from loopwright.strategies.launch.peers import Peer
 from loopwright.strategies.launch.rank_report import (
     RankReport,
     read_report,
@@ -218,6 +220,46 @@ def test_a_process_that_is_asked_to_end_says_with_which_code(
     told_by_it = read_report(str(tmp_path / "error.json"))
     assert told_by_it is not None
     assert (told_by_it.kind, told_by_it.exit_code) == ("asked", 138)
+
+
+NOTES_ITS_PLACE = """
+import json, os
+from loopwright.strategies.launch.peers import note_place, place_file
+from loopwright.strategies.launch.processes import process_here
+
+note_place("the beginning, which is a long way off")
+note_place("step 3")
+print(json.dumps([process_here(), place_file()]), flush=True)
+input()
+"""
+
+
+def test_a_peer_that_was_killed_is_named_at_once_with_its_last_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever loses it may be ended by torchrun before it has cleaned up."""
+    command = [sys.executable, "-c", NOTES_ITS_PLACE]
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        peer = Peer(*json.loads(process.stdout.readline()))
+        assert not peer.has_ended()
+        process.kill()
+    variables = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
+    for name in variables:
+        monkeypatch.setenv(name, variables[name])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(failures._worker, "folder", lambda: str(tmp_path))
+    monkeypatch.setattr(failures._worker, "peers", {1: peer})
+    failures.record_failure(RuntimeError("Connection closed by peer [127.0.0.1]:1"))
+    ended = "Rank 1 of 2 ended with no report of its own: it was killed, or left by os._exit, last seen at step 3"
+    assert capfd.readouterr().err == f"{ended}\n"
+    assert told(tmp_path)["summary"] == ended
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 import re
 import signal
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._C._distributed_c10d import FileStore
 
 from loopwright.framework import Engine, Trainer
 from loopwright.strategies.launch.hang_timeout import HangTimeout
 from loopwright.strategies.launch.heartbeat import Moves
-from loopwright.strategies.launch.stacks import hook_in, readable
+from loopwright.strategies.launch.rendezvous import comes
+from loopwright.strategies.launch.stacks import (
+    frames_of,
+    hook_in,
+    readable,
+    waits_for_peers,
+)
 from tests.programs import run_program
 
 
@@ -120,6 +129,29 @@ trainer = Trainer(
 trainer.fit(Stuck(), DataLoader(torch.ones(8, 1)))
 print("trained")
 """
+
+
+def test_who_joins_a_thread_that_waits_for_others_waits_for_them(tmp_path: Path):
+    """As for one that writes a checkpoint with them: it does not hang."""
+    store = FileStore(str(tmp_path / "store"), 2)
+    is_over = threading.Event()
+    for wait, is_waiting in (
+        (lambda: comes(store, "part", is_over.is_set), True),
+        (is_over.wait, False),
+    ):
+        inner = threading.Thread(target=wait)
+        outer = threading.Thread(target=inner.join)
+        inner.start()
+        outer.start()
+        time.sleep(0.5)
+        waits = waits_for_peers(frames_of(outer.ident or 0))
+        is_over.set()
+        outer.join(5)
+        is_over.clear()
+        assert waits == is_waiting
+        assert not inner.is_alive(), "who has ended is not waited for"
+    store.set("part", "written")
+    assert comes(store, "part", lambda: True)
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,10 @@ class Failing(Net):
             raise ValueError("a bad sample")
         if way == "own socket":
             raise RuntimeError("the data server's socket timed out")
-        if way in ("kill", "terminate"):
-            os.kill(os.getpid(), signal.SIGKILL if way == "kill" else signal.SIGTERM)
+        if way == "kill late":
+            time.sleep(2.5)  # the watch looks once a second
+        if way.startswith("kill") or way == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM if way == "terminate" else signal.SIGKILL)
         if way.startswith("exit"):
             sys.exit(int(way[-1]))
         if way.startswith("hang"):
@@ -1345,9 +1347,9 @@ def test_without_an_agent_each_rank_says_how_it_ended(
 ) -> None:
     (tmp_path / "train.py").write_text(FAILING)
     for way, code, words in (
-        ("raise", 1, "in fail"),
-        ("exit 3", 3, "SystemExit: 3"),
-        ("kill", -9, ""),
+        ("raise", 1, ("in fail", "ValueError: a bad sample")),
+        ("exit 3", 3, ("in fail", "SystemExit: 3")),
+        ("kill late", -9, ()),
     ):
         place: dict[str, Any] = {
             "WORLD_SIZE": "2",
@@ -1362,11 +1364,11 @@ def test_without_an_agent_each_rank_says_how_it_ended(
         other, guilty = (programs.end(program) for program in started)
         if words:
             failed = "Rank 1 of 2 failed at epoch 1, batch 2, global step 7, in training_step of Failing:"
-            assert in_order(guilty.err, failed, words), guilty.err
+            assert in_order(guilty.err, failed, *words), guilty.err
         else:
             silent = "Rank 1 of 2 ended with no report of its own"
-            assert in_order(other.err, silent, "Rank 0 of 2 lost its peers"), other.err
-        assert ("ValueError: a bad sample" in guilty.err) == (way == "raise")
+            seen = "last seen at epoch 1, batch 2, global step 7, in training_step of Failing\nRank 0 of 2 lost"
+            assert in_order(other.err, silent, seen), other.err
         (line,) = re.findall("Rank 0 of 2.*", other.err)
         assert line.startswith("Rank 0 of 2 lost its peers at epoch 1, batch 2,")
         assert "Traceback" not in other.err
@@ -1375,6 +1377,54 @@ def test_without_an_agent_each_rank_says_how_it_ended(
         told = json.loads((tmp_path / "failure.json").read_text())
         assert [rank["rank"] for rank in told["ranks"]] == [1, 0]
         assert (told["rank"], told["ranks"][1]["kind"]) == (1, "lost")
+
+
+KILLED_WHILE_IT_WRITES = (
+    DEFINITIONS
+    + """
+import os
+import signal
+import threading
+
+flush = os.fsync
+
+def kill(file):
+    if os.environ["RANK"] == "1" and threading.current_thread() is not threading.main_thread():
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(file)
+
+os.fsync = kill
+trainer = Trainer(
+    accelerator="cpu", strategy="fsdp", max_epochs=2, logger=False, callbacks=[ModelCheckpoint(every_n_train_steps=2)],
+    enable_progress_bar=False, enable_model_summary=False,
+)
+# Each rank has a part of it.
+module.layer = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 1))
+trainer.fit(module, DataLoader(data, 1))
+"""
+)
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_it_writes_its_part_is_not_waited_for(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """The main rank waits for what it tells of its part, for half an hour if it came to that."""
+    (tmp_path / "train.py").write_text(KILLED_WHILE_IT_WRITES)
+    place: dict[str, Any] = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    other, _ = [
+        programs.start("train.py", RANK=rank, LOCAL_RANK=rank, **place)
+        for rank in ("0", "1")
+    ]
+    ended = programs.end(other)
+    silent = "Rank 1 of 2 ended with no report of its own"
+    assert in_order(ended.err, silent, "Rank 0 of 2 lost its peers"), ended.err
+    assert ended.code == 1
 
 
 # -- machines ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from loopwright.strategies import (
     Strategy,
     create_strategy,
 )
+from loopwright.strategies.launch.failures import is_loss
 from tests.programs import run_program
 from tests.strategies.distributed import all_in_processes, quiet
 
@@ -581,7 +582,10 @@ class Full(Callback):
 
 
 def write_in_vain(folder: Path, strategy: str, rank: int) -> dict[str, Any]:
-    """What each process says when one of them cannot write its part: at once, and while the training goes on."""
+    """What each process says when one of them cannot write its part: at once, and while the training goes on.
+
+    And whether it says that it is not to blame.
+    """
     trainer = fit(strategy, max_steps=2)[1]
     path = folder / f"{strategy} {rank}.ckpt"
     trainer.save_checkpoint(path)
@@ -598,7 +602,7 @@ def write_in_vain(folder: Path, strategy: str, rank: int) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, usual[1]))
         with pytest.raises(OSError) as error:  # noqa: PT011 # the message is what this returns
             trainer.save_checkpoint(path)
-        said["saving"] = str(error.value)
+        said["saving"] = str(error.value), is_loss(error.value)
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         with pytest.raises(OSError) as error:  # noqa: PT011 # as above
             fit(
@@ -607,7 +611,7 @@ def write_in_vain(folder: Path, strategy: str, rank: int) -> dict[str, Any]:
                 callbacks=[saves, Full(rank)],
                 enable_checkpointing=True,
             )
-        said["training"] = str(error.value)
+        said["training"] = str(error.value), is_loss(error.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     return {what: trainer.strategy.gather_objects(told) for what, told in said.items()}
@@ -630,9 +634,11 @@ def test_a_part_that_cannot_be_written_fails_the_save_in_all(
         ("saving", full / f"{strategy} {rank}.ckpt"),
         ("training", full / f"{strategy} {rank}" / "step=4.ckpt"),
     ):
-        for said in told[what]:
+        for said, _ in told[what]:
             assert str(path) in said
             assert "File too large" in said
+        # So a report begins with the error of the one whose disk is full.
+        assert [is_lost for _, is_lost in told[what]] == [rank == 1, rank == 0]
     assert load_checkpoint(str(full / f"{strategy} {rank}.ckpt"))["global_step"] == 2
     assert (
         load_checkpoint(str(full / f"{strategy} {rank}" / "step=2.ckpt"))["global_step"]
