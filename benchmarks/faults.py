@@ -230,7 +230,7 @@ def sample() -> Iterator[Cell]:
     yield Cell("callback raises", "save", 1, devices=3)
     for fault, phase in (
         ("raise", "mid"), ("exit 3", "validation"), ("SIGTERM", "mid"), ("worker killed", "mid"), ("raise", "write"),
-        ("endless loop", "setup"), ("endless loop", "mid"), ("blocks in C", "write"), ("SIGSTOP", "mid"),
+        ("endless loop", "setup"), ("endless loop", "mid"), ("blocks in C", "write"),
         ("blocks in C with Python's lock", "mid"), ("SIGKILL", "save"),
     ):  # fmt: skip
         yield Cell(fault, phase, 0, devices=1)
@@ -466,7 +466,8 @@ def judge_report(cell: Cell, text: str, outcome: Outcome) -> None:
     if not reports and cell.devices == 1 and cell.fault not in HANGS:
         # A process alone ends as any program does: with its traceback, or with the signal that killed it.
         outcome.first = (text.splitlines() or [""])[-1]
-        if cell.fault not in DEAD:
+        # `sys.exit` of a program alone is no error.
+        if cell.fault not in (*DEAD, "exit 3"):
             outcome.note("trace", "in strike" in text or "DataLoader worker" in text)
         return
     if not reports:

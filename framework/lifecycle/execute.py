@@ -372,6 +372,9 @@ def begin_step(run: Run) -> None:
     made = [*optimizers, *(config.scheduler for config in schedulers)]
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
+    if make_step is ClosureStep and run.compile_step is not None:
+        reason = "the optimizer, or the module's optimizer_step, takes a closure"
+        compile_parts(run, run.compile_step, reason)
     run.begin_fit(make_step(run, optimizers, schedulers, kinds))
 
 

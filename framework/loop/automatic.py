@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..engine.step_errors import explain_step
-from .compiled_step import CompiledStep, compile_parts, reason_against_step
+from .compiled_step import CompiledStep, compile_parts, reason_against_overrides
 from .micro_batch import MicroBatches
 from .optimizers import LRSchedulerConfig, ManualOptimizer
 from .step import Step, override_of
@@ -155,7 +155,7 @@ class AutomaticStep(LossStep):
         """Step these from now on."""
         super().replace_schedulers(schedulers)
         # A scheduler that is made replaces the optimizer's function, to notice calls of it.
-        if self._shorter is not None:
+        if isinstance(self._shorter, PlainStep):
             self._shorter.use(self.optimizers[0])
 
     @property
@@ -175,7 +175,7 @@ class AutomaticStep(LossStep):
         if options is None:
             return None
         self.run.compile_steps(None)
-        reason = reason_against_step(self)
+        reason = reason_against_overrides(self)
         if reason:
             compile_parts(self.run, options, reason)
             return None

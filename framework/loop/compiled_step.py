@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from .automatic import AutomaticStep
     from .run import Run
 
-# Numbers that an optimizer is given are part of the graph, but for the learning rate. Where they change more often than
-# this, each change would have the graph compiled again.
+_TORCH = str(Path(torch.__file__).parent)
+# What an optimizer is given is part of the graph, but for the learning rate. If it changes more often than this, the
+# graph is given up, as it is compiled again for each change.
 _MAX_CHANGES = 2
+# Options of which the graph has its own: the learning rate is a tensor in it, and on CUDA, torch sets the other.
+_OWN = ("lr", "capturable")
 # So many graphs are compiled: for other shapes, and numbers that turn out not to be constants. Each may take a minute.
 _MAX_GRAPHS = 5
 
@@ -53,7 +56,8 @@ class CompiledStep:
         self._instead: Callable[[Any, int], Any] | None = None
         self._num_arguments = step_arguments(self._run.module.training_step)
         self._around = _context_around(self._run)
-        self._is_overwritten = _uses_cuda_graphs(options)
+        self._settings: dict[str, Any] = {}
+        self._num_changes = 0
         self.use(whole.optimizers[0])
 
     def use(self, optimizer: Optimizer) -> None:
@@ -62,12 +66,9 @@ class CompiledStep:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         self._optimizer = optimizer
-        self._numbers: list[dict[str, Any]] = []
-        self._num_changes = 0
-        self._rates = [
-            torch.zeros((), device=group["params"][0].device)
-            for group in optimizer.param_groups
-        ]
+        device = self._run.engine.device
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._capturable: list[dict[str, Any]] = [{} for _ in optimizer.param_groups]
         self._parameters = [*parameters_of(optimizer)]
         step = _step_function(self._whole, optimizer)
         # Steps of other runs have other code, so that theirs do not count towards how often this may be compiled.
@@ -89,41 +90,40 @@ class CompiledStep:
         window = self._whole.accumulation
         if window.num_batches > 1 or not window.is_last:
             return self._whole(batch, batch_idx)
-        reason = self._reason_now()
-        if reason:
-            return self._give_up(reason)(batch, batch_idx)
-        try:
-            output, norm = self._run_graph((batch, batch_idx))
-        except self._compiler_errors as error:
-            from torch._dynamo.exc import BackendCompilerFailed
+        reason = reason_against_optimizer(self._whole) or self._changes()
+        can_compile = True
+        if not reason:
+            try:
+                output, norm = self._run_graph((batch, batch_idx))
+            except self._compiler_errors as error:
+                reason = _words_of(error)
+                can_compile = not _is_of_backend(error)
+            else:
+                self._run.metrics.log_deferred()
+                window.note_norm(norm)
+                return self._end(output)
+        # What this raises has nothing to do with the compiler's error.
+        return self._give_up(reason, can_compile)(batch, batch_idx)
 
-            can_compile = not isinstance(error, BackendCompilerFailed)
-            return self._give_up(_words_of(error), can_compile)(batch, batch_idx)
-        # With CUDA graphs, these tensors are memory of the next step, too.
-        copy = _copied if self._is_overwritten else None
-        self._run.metrics.log_deferred(copy)
-        if copy is not None:
-            output, norm = copy((output, norm))
-        window.note_norm(norm)
-        return self._end(output)
-
-    def _reason_now(self) -> str:
-        """What has come to stand against the graph since the last step; empty if nothing has."""
-        groups = self._optimizer.param_groups
-        if len(groups) != len(self._rates):
-            self.use(self._optimizer)
-        numbers = [
-            {name: value for name, value in group.items() if name not in _VARIABLE}
-            for group in groups
+    def _changes(self) -> str:
+        """See what has changed since the last step; returns the reason if that has happened too often."""
+        settings = _settings(self._run, self._optimizer)
+        if settings == self._settings:
+            return ""
+        names = [
+            name for name in settings if settings[name] != self._settings.get(name)
         ]
-        if numbers != self._numbers:
-            self._numbers = numbers
-            self._num_changes += 1
-        if self._num_changes > 1 + _MAX_CHANGES:
+        is_first = not self._settings
+        self._settings = settings
+        if is_first:
+            return ""
+        self._num_changes += 1
+        if self._num_changes > _MAX_CHANGES:
             return (
-                "numbers of the optimizer other than the learning rate change in the run, as a scheduler of momentum "
-                "changes them"
+                f"{', '.join(names)} has changed more than {_MAX_CHANGES} times, and is a part of the graph, as all is "
+                "that the optimizer is given but its learning rate"
             )
+        self.use(self._optimizer)
         return ""
 
     def _run_graph(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -134,21 +134,28 @@ class CompiledStep:
             elif parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         groups = self._optimizer.param_groups
-        rates = [group.get("lr") for group in groups]
+        outside = [
+            {name: group[name] for name in _OWN if name in group} for group in groups
+        ]
         self._run.metrics.defer()
         try:
-            for group, rate, tensor in zip(groups, rates, self._rates, strict=True):
-                if isinstance(rate, (int, float)):
-                    group["lr"] = tensor.fill_(rate)
+            for index, group in enumerate(groups):
+                group.update(self._capturable[index])
+                if isinstance(group.get("lr"), (int, float)):
+                    group["lr"] = self._rates[index].fill_(group["lr"])
             with self._around, self._tracing:
                 results = self._graph(*arguments[: self._num_arguments])
         except BaseException:
             self._run.metrics.forget_deferred()
             raise
         finally:
-            for group, rate in zip(groups, rates, strict=True):
-                if isinstance(rate, (int, float)):
-                    group["lr"] = rate
+            for index, group in enumerate(groups):
+                if "capturable" in group:
+                    self._capturable[index]["capturable"] = group["capturable"]
+                group.update(outside[index])
+        if self._run.engine.device.type == "cuda":
+            # With CUDA graphs, these tensors are memory of the next step, too.
+            results = map_tensors(results, Tensor.clone)
         return results
 
     def _end(self, output: Any) -> dict[str, Any] | None:
@@ -175,10 +182,6 @@ class CompiledStep:
             )
         self._instead = self._whole.give_up_graph()
         return self._instead
-
-
-# Which of an optimizer's options are no constants of the graph.
-_VARIABLE = ("params", "lr")
 
 
 def compile_parts(run: Run, options: dict[str, Any], reason: str) -> None:
@@ -212,22 +215,14 @@ def reason_against(run: Run) -> str:
         return "accumulate_grad_batches makes a step of several batches"
     for argument in ("micro_batch", "detect_anomaly"):
         if getattr(trainer, argument):
-            return f"{argument} looks into the step"
+            return f"{argument} needs its parts"
     if not module.automatic_optimization:
         return "the module steps its optimizers itself"
     return ""
 
 
-def reason_against_step(step: AutomaticStep) -> str:
-    """Why a step cannot be one graph, as its hooks and optimizers tell; empty if nothing does."""
-    for name in (
-        "on_before_zero_grad",
-        "on_before_backward",
-        "on_after_backward",
-        "on_before_optimizer_step",
-    ):
-        if getattr(step.run.hooks, name):
-            return f"a callback or the module has the hook {name}"
+def reason_against_overrides(step: AutomaticStep) -> str:
+    """Why a step cannot be one graph, as the module's methods tell; empty if nothing does."""
     for name in (
         "backward",
         "optimizer_zero_grad",
@@ -238,32 +233,69 @@ def reason_against_step(step: AutomaticStep) -> str:
             return f"the module has its own {name}"
     if len(step.optimizers) != 1:
         return f"there are {len(step.optimizers)} optimizers"
+    return ""
+
+
+def reason_against_optimizer(step: AutomaticStep) -> str:
+    """Why a step cannot be one graph, as its hooks and its optimizer tell now; empty if nothing does."""
+    hooks = step.run.hooks
+    for name, found in (
+        ("on_before_zero_grad", hooks.on_before_zero_grad),
+        ("on_before_backward", hooks.on_before_backward),
+        ("on_after_backward", hooks.on_after_backward),
+        ("on_before_optimizer_step", hooks.on_before_optimizer_step),
+    ):
+        if found:
+            return f"{_owner_of(found[0])} has the hook {name}"
+    if len(step.optimizers) != 1:
+        return f"there are {len(step.optimizers)} optimizers"
     optimizer = step.optimizers[0]
     name = type(optimizer).__name__
     own_step = vars(optimizer).get("step")
     # A scheduler puts a function there, which only notes that it was called.
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         return f"the step of this {name} was replaced"
-    hooks: list[Any] = [
+    step_hooks: list[Any] = [
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
     ]
-    if any(hooks):
+    if any(step_hooks):
         return f"the {name} has hooks on its step"
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            return "fused=True: leave it out, as the graph fuses the step itself"
+        if group.get("foreach") and step.run.engine.device.type == "cpu":
+            return "foreach=True: leave it out, as the graph does the same"
+        for parameter in group["params"]:
+            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+                return "a parameter has a hook on its gradient"
     return ""
 
 
-def _copied(values: Any) -> Any:
-    return map_tensors(values, Tensor.clone)
+def _owner_of(hook: Any) -> str:
+    """The class to which a hook belongs, in words."""
+    method = getattr(hook, "func", hook)
+    owner = getattr(method, "__self__", None)
+    return "somebody" if owner is None else type(owner).__name__
 
 
-def _uses_cuda_graphs(options: dict[str, Any]) -> bool:
-    """Whether arguments of ``torch.compile`` ask for CUDA graphs, where there is CUDA."""
-    asked = options.get("options") or {}
-    modes = ("reduce-overhead", "max-autotune")
-    return options.get("mode") in modes or bool(asked.get("triton.cudagraphs"))
+def _settings(run: Run, optimizer: Optimizer) -> dict[str, Any]:
+    """What is a constant of the graph, by name, with the values of all groups."""
+    trainer = run.trainer
+    settings: dict[str, Any] = {
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        "number of parameters": [
+            len(group["params"]) for group in optimizer.param_groups
+        ],
+    }
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name not in ("params", *_OWN):
+                settings.setdefault(name, []).append(value)
+    return settings
 
 
 def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
@@ -274,10 +306,7 @@ def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
     dtype = run.engine.precision.compute
     parameters = [*parameters_of(optimizer)]
     clip = _clip_function(run)
-    # Functions around it end a graph, so that optimizers are not compiled unasked.
-    update: Any = type(optimizer).step
-    while hasattr(update, "__wrapped__"):
-        update = update.__wrapped__
+    update = _inner_step(optimizer)
 
     unused = (
         "the loss does not depend on all parameters that the optimizer has; requires_grad=False for the others lets a "
@@ -301,6 +330,19 @@ def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
         return output, norm
 
     return take_step
+
+
+def _inner_step(optimizer: Optimizer) -> Any:
+    """The step of an optimizer, without torch's functions around it, which end a graph."""
+    update: Any = type(optimizer).step
+    while _is_torchs(update) and hasattr(update, "__wrapped__"):
+        update = update.__wrapped__
+    return update
+
+
+def _is_torchs(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(_TORCH)
 
 
 def _detached(output: Any) -> tuple[Tensor, Any]:
@@ -343,6 +385,13 @@ _PLACE = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
 _MOST_WORDS = 300
 
 
+def _is_of_backend(error: Exception) -> bool:
+    """Whether nothing can be compiled, as where there is no compiler for C++."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return isinstance(error, BackendCompilerFailed)
+
+
 def _words_of(error: Exception) -> str:
     """What an error of the compiler says, in a sentence, and at which line of the user's code."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
@@ -350,18 +399,18 @@ def _words_of(error: Exception) -> str:
     text = str(error)
     if isinstance(error, FailOnRecompileLimitHit):
         return (
-            "something in it is another constant at each step, and torch would compile it again and again (the "
-            "environment variable TORCH_LOGS=recompiles shows what)"
+            f"it was compiled {_MAX_GRAPHS} times, for other shapes, states or constants (the environment variable "
+            "TORCH_LOGS=recompiles shows which)"
         )
     words = text.strip().partition("\n")[0]
     found = _RAISED.search(text)
     explanation = _EXPLANATION.search(text)
     if found is not None:
         words = found[2]
-    elif explanation is not None:
+    elif explanation is not None and explanation[1].strip():
         words = explanation[1]
     words = words.strip().rstrip(".")[:_MOST_WORDS]
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
+    inside = (_TORCH, str(Path(__file__).parents[2]))
     places = [
         place for place in _PLACE.findall(text) if not place[0].startswith(inside)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -176,7 +176,8 @@ class Metrics:
     ) -> None:
         """Keep a value; arguments as of ``Module.log``."""
         if self.deferred is not None:
-            self.deferred.append((name, _without_graph(value, options), options))
+            value = _deferrable(name, value, options)
+            self.deferred.append((name, value, options))
             return
         if options.rank_zero_only and not self._is_kept_here(name, value):
             return
@@ -207,16 +208,12 @@ class Metrics:
         """Keep what is logged from now on, until :meth:`log_deferred`."""
         self.deferred = []
 
-    def log_deferred(self, change: Callable[[Any], Any] | None = None) -> None:
-        """Log what was kept, and keep no more.
-
-        Args:
-            change: makes what is logged of each value (default: the value).
-        """
+    def log_deferred(self) -> None:
+        """Log what was kept, and keep no more."""
         deferred = self.deferred or []
         self.deferred = None
         for name, value, options in deferred:
-            self.log(name, value if change is None else change(value), options)
+            self.log(name, value, options)
 
     def forget_deferred(self) -> None:
         """Keep no more, and forget what was kept."""
@@ -590,10 +587,18 @@ def _reduction_of(name: str, options: LogOptions, on_step: bool) -> tuple[str, A
     return CUSTOM, reduction
 
 
-def _without_graph(value: Any, options: LogOptions) -> Any:
-    """A value of a compiled step, which has no graph to keep once it has run."""
+def _deferrable(name: str, value: Any, options: LogOptions) -> Any:
+    """A copy of a value of a compiled step: the step's graph is gone when it is logged, and may change its own tensor.
+
+    Raises:
+        ValueError: for a value that cannot be logged then.
+    """
     if options.enable_graph:
         raise ValueError(
-            "log(enable_graph=True) keeps a graph, which a compiled step has not"
+            f"log({name!r}, enable_graph=True): a compiled step keeps no graph"
         )
-    return value.detach() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"log({name!r}): the tensor must have one element")
+    return value.detach().clone()

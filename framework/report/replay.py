@@ -24,6 +24,7 @@ from ... import callbacks as builtin_callbacks
 from ...callbacks.base import Callback
 from ...loggers.dummy import DummyLogger, LoggerFolders
 from ...strategies.launch.processes import die_with
+from ..engine.compile import read_compilation
 from ..loop.record import NoRecord
 from ..messages import log
 from ..seed import isolated_rng, set_rng_state
@@ -89,6 +90,7 @@ class Replay(NoRecord):
         self.request = request
         self.rank = own_rank()
         self._is_on = False
+        self._steps_by_parts = True
         self._values: StepValues | None = None
         self._open = ExitStack()
         self._trace: Trace | None = None
@@ -130,7 +132,8 @@ class Replay(NoRecord):
             return kept
         # What the ranks compare was compared.
         kept = [each for each in kept if not isinstance(each, Fingerprints)]
-        return [_BeforeStep(self), *kept, _AfterStep(self)]
+        before = _BeforeStep(self) if self._steps_by_parts else _BeforeBatch(self)
+        return [before, *kept, _AfterStep(self)]
 
     def take_up(self, trainer: Trainer, request: RunRequest) -> RunRequest:
         """Begin the fit that is repeated where it is asked to begin; other runs of the program go on as they are."""
@@ -145,6 +148,7 @@ class Replay(NoRecord):
                 "it see as many devices as then (CUDA_VISIBLE_DEVICES), and pass the same arguments"
             )
         self._is_on = True
+        self._steps_by_parts = read_compilation(trainer.compile).scope != "step"
         if self.is_looked_at:
             with open(wanted.begun, "w"):
                 pass
@@ -326,8 +330,8 @@ class Replay(NoRecord):
             os.dup2(self.request.output, 1)
 
 
-class _BeforeStep(Callback):
-    """Is called first at each moment.
+class _BeforeBatch(Callback):
+    """Is called first at each moment but those inside of a step, which may be one graph.
 
     Args:
         replay: what to tell.
@@ -341,15 +345,23 @@ class _BeforeStep(Callback):
     ) -> None:
         self._replay.begin_batch(trainer, pl_module, batch, batch_idx)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: Module, optimizer: Optimizer
-    ) -> None:
-        self._replay.note_gradients(optimizer)
-
     def on_exception(
         self, trainer: Trainer, pl_module: Module, exception: BaseException
     ) -> None:
         self._replay.fail(trainer, exception)
+
+
+class _BeforeStep(_BeforeBatch):
+    """Is called first at each moment.
+
+    Args:
+        replay: what to tell.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: Module, optimizer: Optimizer
+    ) -> None:
+        self._replay.note_gradients(optimizer)
 
 
 class _AfterStep(Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import threading
 import uuid
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from .environment import AGENT, BEATS
-from .job_folder import make_job_folder
+from .job_folder import job_folder
 from .machine import usable_cpus
 from .malloc import add_to_environment
 from .restarts import Restarts
@@ -81,9 +80,29 @@ def agent(
         A function that takes an executable or a function, and returns what runs it in the processes when it is called
         with its arguments; and a folder for what they leave.
     """
-    from .elastic import run
+    with job_folder() as folder, _environment(processes, folder):
+        from .elastic import run
 
-    folder = make_job_folder()
+        config = _config(processes, max_restarts, nodes, folder)
+        restarts = Restarts(
+            max_restarts,
+            folder,
+            processes,
+            nodes.count,
+            nodes.least not in (None, nodes.count),
+        )
+        with watching(folder):
+            yield partial(partial, run, config, restarts.follows), folder
+
+
+@contextmanager
+def _environment(processes: int, folder: str) -> Iterator[None]:
+    """A context with what the started processes find in their environment, and without torchelastic's tables.
+
+    Args:
+        processes: how many are started on this machine.
+        folder: for what they leave.
+    """
     environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in _FORWARDED}
     logger = logging.getLogger("torch.distributed.elastic")
@@ -99,16 +118,7 @@ def agent(
     # Processes that are started again must not read the addresses of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
-        config = _config(processes, max_restarts, nodes, folder)
-        restarts = Restarts(
-            max_restarts,
-            folder,
-            processes,
-            nodes.count,
-            nodes.least not in (None, nodes.count),
-        )
-        with watching(folder):
-            yield partial(partial, run, config, restarts.follows), folder
+        yield
     finally:
         logger.setLevel(level)
         # Only in the main thread does torchelastic set handlers, and can they be set.
@@ -117,7 +127,6 @@ def agent(
                 signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(environment)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _config(processes: int, max_restarts: int, nodes: Nodes, folder: str) -> Any:

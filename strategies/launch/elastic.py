@@ -242,7 +242,7 @@ class Agent(_TorchAgent):
         return timer
 
     def _tell_of_signal(self, worker: Any) -> None:
-        """Write for a process that somebody else has ended by SIGTERM how it ended: it is none that this agent stops."""
+        """Write how a process ended that somebody else has ended by SIGTERM, and not this agent."""
         path = self._pcontext.error_files[worker.local_rank]
         # What the process has told itself says more.
         if os.path.exists(path):
@@ -326,7 +326,7 @@ def _ignore_signals() -> None:
 
 
 def _failed_with(process: int) -> int:
-    """Return with what a child has failed, a signal as a negative number, 0 if it has not; it can still be waited for."""
+    """Return with what a child has failed, a signal as a negative number; 0 if it has not. It can be waited for later."""
     if not hasattr(os, "waitid"):
         return 0
     try:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
-from .environment import AGENT, detect_environment, restart_count
+from .environment import AGENT, BEATS, detect_environment, restart_count
+from .job_folder import keep_sockets_in
 from .peers import Peer
 from .processes import die_with
 from .rank_report import (
@@ -93,6 +94,9 @@ def join_job() -> None:
     _install_hook(_report_uncaught)
     if AGENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         die_with(int(os.environ.get(AGENT, os.getppid())))
+    if has_own_agent():
+        with suppress(OSError):
+            keep_sockets_in(os.environ[BEATS])
 
 
 def _install_hook(hook: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,35 @@ class HasHook(Net):
         pass
 
 
+class Masks(Net):
+    """Gradients of a part are left out by a hook, as for some rows of an embedding."""
+
+    def on_train_start(self) -> None:
+        self.net[0].weight.register_hook(torch.zeros_like)
+
+
+class Clamped(torch.optim.SGD):
+    """Its step is decorated."""
+
+    @wraps(torch.optim.SGD.step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.clamp_(-0.2, 0.2)
+        return result
+
+
+class Clamps(Net):
+    def configure_optimizers(self) -> Any:
+        return Clamped(self.parameters(), lr=0.1)
+
+
+class Closes(Net):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2)
+
+
 class Cycles(Net):
     """The scheduler changes the momentum at each step."""
 
@@ -220,11 +250,12 @@ class ShowsImages(Net):
     [
         (Prints, {}, "print"),
         (Unused, {}, "the loss does not depend on all parameters"),
-        (HasHook, {}, "on_before_optimizer_step"),
-        (Cycles, {}, "other than the learning rate"),
-        pytest.param(
-            Appends, {}, "another constant at each step", marks=pytest.mark.slow
-        ),
+        (HasHook, {}, "HasHook has the hook on_before_optimizer_step"),
+        (Masks, {}, "a hook on its gradient"),
+        (Clamps, {}, "(step, "),
+        (Closes, {}, "takes a closure"),
+        (Cycles, {}, "momentum has changed more than 2 times"),
+        pytest.param(Appends, {}, "it was compiled 5 times", marks=pytest.mark.slow),
         (ShowsImages, {"logger": "tensorboard"}, "training_step, "),
         (Net, {"accumulate_grad_batches": 2}, "accumulate_grad_batches"),
         (Net, {"precision": "16-mixed"}, "the loss is scaled"),
@@ -246,6 +277,49 @@ def test_what_stands_against_a_graph_is_said_and_the_run_goes_on(
     assert reason in told[0]
     assert len(compiled.losses) == len(plain.losses) == 14
     torch.testing.assert_close(compiled.losses, plain.losses, **CLOSE)
+
+
+class Changes(Callback):
+    """Changes at an epoch's end what the graph had taken for constant."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.gradient_clip_val = 1e-3
+        trainer.optimizers[0].param_groups[0]["params"].append(pl_module.late)
+        trainer.optimizers[0].param_groups[1]["weight_decay"] = 0.5
+
+
+class Late(Net):
+    """Has a parameter that the optimizer gets later, one that is logged before it is stepped, and an empty group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.scales: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("scale", self.scale)
+        return self.loss(batch) * self.scale * self.late
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.scales.append(float(self.trainer.callback_metrics["scale"]))
+
+    def configure_optimizers(self) -> Any:
+        weights = [*self.net.parameters(), self.scale]
+        groups = [{"params": weights[:2]}, {"params": weights[2:]}, {"params": []}]
+        return AdamW(groups, lr=0.01)
+
+
+def test_what_changes_in_the_run_is_seen(tmp_path: Path):
+    plain, compiled = Late(), Late()
+    arguments = {"callbacks": [Changes()], "gradient_clip_val": 10.0}
+    train(tmp_path, plain, **arguments)
+    train(tmp_path, compiled, {"scope": "step", "backend": "eager"}, **arguments)
+    torch.testing.assert_close(compiled.losses, plain.losses, **CLOSE)
+    torch.testing.assert_close(compiled.scales, plain.scales, **CLOSE)
+    assert plain.late != 1
+    torch.testing.assert_close(compiled.late, plain.late, **CLOSE)
 
 
 def test_an_error_of_the_step_is_the_users_own(tmp_path: Path):
