@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -14,44 +13,33 @@ from torch import nn
 from ..messages import log
 
 
-@dataclass(frozen=True)
-class Compilation:
-    """What to compile, and how.
-
-    Attributes:
-        scope: ``"parts"`` for the module's submodules, ``"step"`` for the whole training step; None for nothing.
-        options: arguments of ``torch.compile``.
-    """
-
-    scope: str | None
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def read_compilation(argument: bool | str | dict[str, Any] | None) -> Compilation:
+def read_compilation(argument: Any) -> tuple[str | None, dict[str, Any]]:
     """Read the Trainer's argument ``compile``.
 
     Args:
         argument: True, ``"parts"``, ``"step"``, or a dict with arguments of ``torch.compile``, and what to compile
             under ``"scope"`` (default: ``"parts"``).
 
+    Returns:
+        What to compile: ``"parts"`` for the module's submodules, ``"step"`` for the whole training step, or None; and
+        the arguments of ``torch.compile``.
+
     Raises:
         ValueError: for anything else.
     """
-    if not argument and not isinstance(argument, (str, dict)):
-        return Compilation(None)
-    scope: Any = argument
+    scope = argument
     options: dict[str, Any] = {}
-    if argument is True:
-        scope = "parts"
     if isinstance(argument, dict):
         options = dict(argument)
         scope = options.pop("scope", "parts")
-    if scope not in ("parts", "step"):
+    elif isinstance(argument, bool) or argument is None:
+        scope = "parts" if argument else None
+    if scope not in ("parts", "step", None):
         raise ValueError(
             'compile must be a bool, "parts", "step", or a dict of arguments of torch.compile, with one of these two '
             f'under "scope"; got {argument!r}'
         )
-    return Compilation(scope, options)
+    return scope, options
 
 
 def compile_submodules(module: nn.Module, options: dict[str, Any]) -> None:

@@ -27,7 +27,6 @@ from ..loop import weight_sets
 from ..loop.announce import announce_start
 from ..loop.automatic import AutomaticStep
 from ..loop.closure import ClosureStep, takes_closure
-from ..loop.compiled_step import compile_parts, reason_against
 from ..loop.evaluate import evaluate, predict
 from ..loop.fit import fit
 from ..loop.loaders import limit_name
@@ -320,15 +319,17 @@ def _configure_model(run: Run) -> None:
         module.configure_model()
     # Once more, for submodules that were made just now.
     module.trainer = trainer
-    compilation = read_compilation(trainer.compile)
-    if compilation.scope == "parts":
-        compile_submodules(module, compilation.options)
-    elif compilation.scope == "step" and run.fn == "fit":
+    scope, options = read_compilation(trainer.compile)
+    if scope == "parts":
+        compile_submodules(module, options)
+    elif scope == "step" and run.fn == "fit":
+        from ..loop.compiled_step import compile_parts, reason_against
+
         reason = reason_against(run)
         if reason:
-            compile_parts(run, compilation.options, reason)
+            compile_parts(run, options, reason)
         else:
-            run.compile_steps(compilation.options)
+            run.compile_steps(options)
 
 
 def _detach_last_fit(run: Run) -> None:
@@ -373,6 +374,8 @@ def begin_step(run: Run) -> None:
     kinds = [type(item).__name__ for item in made]
     optimizers = run.engine.setup_optimizers(optimizers)
     if make_step is ClosureStep and run.compile_step is not None:
+        from ..loop.compiled_step import compile_parts
+
         reason = "the optimizer, or the module's optimizer_step, takes a closure"
         compile_parts(run, run.compile_step, reason)
     run.begin_fit(make_step(run, optimizers, schedulers, kinds))

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..engine.step_errors import explain_step
-from .compiled_step import CompiledStep, compile_parts, reason_against_overrides
 from .micro_batch import MicroBatches
 from .optimizers import LRSchedulerConfig, ManualOptimizer
 from .step import Step, override_of
 
 if TYPE_CHECKING:
+    from .compiled_step import CompiledStep
     from .run import Run
 
 
@@ -174,6 +174,12 @@ class AutomaticStep(LossStep):
         options = self.run.compile_step
         if options is None:
             return None
+        from .compiled_step import (
+            CompiledStep,
+            compile_parts,
+            reason_against_overrides,
+        )
+
         self.run.compile_steps(None)
         reason = reason_against_overrides(self)
         if reason:

@@ -1,4 +1,7 @@
-"""The whole training step as one graph of ``torch.compile``: forward, backward and the optimizer's step."""
+"""The whole training step as one graph of ``torch.compile``: forward, backward and the optimizer's step.
+
+This imports dynamo, which takes a while: only what compiles steps imports this.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._dynamo import config
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    FailOnRecompileLimitHit,
+    TorchDynamoException,
+)
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
@@ -31,6 +40,12 @@ _TORCH = str(Path(torch.__file__).parent)
 _MAX_CHANGES = 2
 # Options of which the graph has its own: the learning rate is a tensor in it, and on CUDA, torch sets the other.
 _OWN = ("lr", "capturable")
+_INNER_HOOKS = (
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 # So many graphs are compiled: for other shapes, and numbers that turn out not to be constants. Each may take a minute.
 _MAX_GRAPHS = 5
 
@@ -62,9 +77,6 @@ class CompiledStep:
 
     def use(self, optimizer: Optimizer) -> None:
         """Step this optimizer from now on."""
-        from torch._dynamo import config
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
         self._optimizer = optimizer
         device = self._run.engine.device
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
@@ -81,7 +93,6 @@ class CompiledStep:
             allow_unspec_int_on_nn_module=True,
             recompile_limit=_MAX_GRAPHS,
         )
-        self._compiler_errors = (TorchDynamoException, FailOnRecompileLimitHit)
 
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Train on a batch; arguments and result as of :class:`~.step.Step`."""
@@ -95,9 +106,10 @@ class CompiledStep:
         if not reason:
             try:
                 output, norm = self._run_graph((batch, batch_idx))
-            except self._compiler_errors as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 reason = _words_of(error)
-                can_compile = not _is_of_backend(error)
+                # As where there is no compiler for C++.
+                can_compile = not isinstance(error, BackendCompilerFailed)
             else:
                 self._run.metrics.log_deferred()
                 window.note_norm(norm)
@@ -239,12 +251,8 @@ def reason_against_overrides(step: AutomaticStep) -> str:
 def reason_against_optimizer(step: AutomaticStep) -> str:
     """Why a step cannot be one graph, as its hooks and its optimizer tell now; empty if nothing does."""
     hooks = step.run.hooks
-    for name, found in (
-        ("on_before_zero_grad", hooks.on_before_zero_grad),
-        ("on_before_backward", hooks.on_before_backward),
-        ("on_after_backward", hooks.on_after_backward),
-        ("on_before_optimizer_step", hooks.on_before_optimizer_step),
-    ):
+    for name in _INNER_HOOKS:
+        found = getattr(hooks, name)
         if found:
             return f"{_owner_of(found[0])} has the hook {name}"
     if len(step.optimizers) != 1:
@@ -266,8 +274,6 @@ def reason_against_optimizer(step: AutomaticStep) -> str:
     for group in optimizer.param_groups:
         if group.get("fused"):
             return "fused=True: leave it out, as the graph fuses the step itself"
-        if group.get("foreach") and step.run.engine.device.type == "cpu":
-            return "foreach=True: leave it out, as the graph does the same"
         for parameter in group["params"]:
             if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
                 return "a parameter has a hook on its gradient"
@@ -305,7 +311,9 @@ def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
     device_type = run.engine.device.type
     dtype = run.engine.precision.compute
     parameters = [*parameters_of(optimizer)]
-    clip = _clip_function(run)
+    clip = run.engine.strategy.clip_gradients
+    clip_value = run.trainer.gradient_clip_val
+    algorithm = run.trainer.gradient_clip_algorithm
     update = _inner_step(optimizer)
 
     unused = (
@@ -324,7 +332,7 @@ def _step_function(whole: AutomaticStep, optimizer: Optimizer) -> Any:
                 raise TypeError(unused)
             kept: Any = parameter.grad
             kept.copy_(gradient)
-        norm = clip(trained)
+        norm = clip(trained, clip_value, algorithm) if clip_value else None
         with torch.no_grad():
             update(optimizer)
         return output, norm
@@ -360,16 +368,6 @@ def _detached(output: Any) -> tuple[Tensor, Any]:
     return output["loss"], kept
 
 
-def _clip_function(run: Run) -> Callable[[list[Tensor]], Any]:
-    """What clips gradients, and returns their norm if it computes that."""
-    value = run.trainer.gradient_clip_val
-    if not value:
-        return lambda parameters: None
-    if run.trainer.gradient_clip_algorithm == "value":
-        return lambda parameters: nn.utils.clip_grad_value_(parameters, value)
-    return lambda parameters: nn.utils.clip_grad_norm_(parameters, value)
-
-
 def _context_around(run: Run) -> Any:
     """What the graph runs in: autocast is a part of it, as backward needs none; a default dtype can be none."""
     precision = run.engine.precision
@@ -385,17 +383,8 @@ _PLACE = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
 _MOST_WORDS = 300
 
 
-def _is_of_backend(error: Exception) -> bool:
-    """Whether nothing can be compiled, as where there is no compiler for C++."""
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    return isinstance(error, BackendCompilerFailed)
-
-
 def _words_of(error: Exception) -> str:
     """What an error of the compiler says, in a sentence, and at which line of the user's code."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-
     text = str(error)
     if isinstance(error, FailOnRecompileLimitHit):
         return (

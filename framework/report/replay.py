@@ -148,7 +148,7 @@ class Replay(NoRecord):
                 "it see as many devices as then (CUDA_VISIBLE_DEVICES), and pass the same arguments"
             )
         self._is_on = True
-        self._steps_by_parts = read_compilation(trainer.compile).scope != "step"
+        self._steps_by_parts = read_compilation(trainer.compile)[0] != "step"
         if self.is_looked_at:
             with open(wanted.begun, "w"):
                 pass

@@ -326,7 +326,7 @@ def _ignore_signals() -> None:
 
 
 def _failed_with(process: int) -> int:
-    """Return with what a child has failed, a signal as a negative number; 0 if it has not. It can be waited for later."""
+    """Return with what a child has failed, a signal as a negative number, or 0; it can be waited for later."""
     if not hasattr(os, "waitid"):
         return 0
     try:

@@ -1,19 +1,15 @@
-"""The folder in which the processes of a job leave what their agent reads, and those of agents that were killed."""
+"""The folder in which the processes of a job leave what their agent reads; it goes with the agent."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape, glob
 from multiprocessing import process
 from typing import Any
-
-from .processes import has_ended, process_here
 
 # A socket's path may have 107 characters, and multiprocessing adds a name to that of the folder.
 _LONGEST = 85
@@ -26,7 +22,7 @@ for second in 1 2 3; do rm -rf "$0" && exit; sleep 1; done"""
 @contextmanager
 def job_folder() -> Iterator[str]:
     """Return a context with a new folder, which is removed at its end, and when this process is killed."""
-    folder = make_job_folder()
+    folder = tempfile.mkdtemp(prefix="loopwright_")
     remover = _start_remover(folder)
     try:
         yield folder
@@ -53,24 +49,6 @@ def _start_remover(folder: str) -> subprocess.Popen[bytes] | None:
     return None
 
 
-def make_job_folder() -> str:
-    """Make a folder whose name tells this process, and remove those that killed agents of this machine have left.
-
-    Of other users' and other containers' agents nobody here can tell whether they run: their folders stay.
-    """
-    machine, process_id = process_here()
-    # A host's name may hold anything, and be long.
-    place = hashlib.sha256(machine.encode()).hexdigest()[:12]
-    beginning = f"loopwright_{place}_"
-    if machine:
-        pattern = os.path.join(escape(tempfile.gettempdir()), f"{beginning}*_*")
-        for folder in glob(pattern):
-            owner = os.path.basename(folder).removeprefix(beginning).partition("_")[0]
-            if owner.isdecimal() and has_ended((machine, int(owner))):
-                _remove_own(folder)
-    return tempfile.mkdtemp(prefix=f"{beginning}{process_id}_")
-
-
 def keep_sockets_in(folder: str) -> None:
     """Let multiprocessing keep the sockets of this process's workers in a job's folder: a worker may be killed."""
     made = tempfile.mkdtemp(prefix="pymp-", dir=folder)
@@ -78,11 +56,3 @@ def keep_sockets_in(folder: str) -> None:
         # Workers take over this setting, which Python does not document.
         current: Any = process.current_process()
         current._config.setdefault("tempdir", made)
-
-
-def _remove_own(folder: str) -> None:
-    # Another launch may have removed it just now.
-    with suppress(OSError):
-        # A system may hide the processes of other users, so that they seem to have ended.
-        if os.lstat(folder).st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
