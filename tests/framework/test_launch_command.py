@@ -225,7 +225,10 @@ engine = Engine()
 told = [engine.num_processes, engine.precision.name, engine.gradient_accumulation_steps, engine.device.type]
 trainer = Trainer(devices="auto", max_steps=2, barebones=True)
 trainer.fit(Net(), DataLoader(torch.ones(32, 2), 2))
-print("RESULT", sys.argv[1:], told, trainer.world_size, trainer.global_step, trainer.accumulate_grad_batches, refused)
+counts = (trainer.world_size, trainer.global_step, trainer.accumulate_grad_batches)
+result = ("RESULT", sys.argv[1:], told, *counts, refused)
+# Both processes write to one pipe, so each line is written at once.
+sys.stdout.write(" ".join(map(str, result)) + "\\n")
 """
 
 
