@@ -26,7 +26,7 @@ _WAITING = re.compile(
 # ... or for its user.
 _DEBUGGER = re.compile(r"(i?pdb|bdb|debugpy|_?pydevd\w*)(\.|$)")
 _HOOK = re.compile(
-    r", line \d+ in (\w+_step|on_\w+|setup|prepare_data|\w+_dataloader|configure_\w+)$",
+    r", line \d+ in ([a-z]\w*_step|on_\w+|setup|prepare_data|\w+_dataloader|configure_\w+)$",
     re.MULTILINE,
 )
 # In the file of the thread that watches.

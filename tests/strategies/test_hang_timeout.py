@@ -83,7 +83,7 @@ Thread 0x00007f6d4fd306c0 (most recent call first):
   File "/loopwright/strategies/launch/heartbeat.py", line 106 in _watch
 
 Current thread 0x00007f6d71840b80 (most recent call first):
-  File "train.py", line 30 in stand_still
+  File "train.py", line 30 in _wait_for_step
   File "train.py", line 12 in validation_step
   File "train.py", line 45 in <module>
 """
