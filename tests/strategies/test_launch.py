@@ -1165,7 +1165,9 @@ def trains_at_the_second_start(folder: str) -> tuple[int, int]:
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
             if is_first and trainer.current_epoch == 2:
+                # The main process alone writes, and would be told to end while it does.
                 trainer.engine.saver.wait()
+                trainer.strategy.barrier()
                 raise RuntimeError("the first time")
 
     class Net(Module):
