@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,33 @@ class Net(Module):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
-def train(folder: Path, raises_at: int) -> None:
-    """The training to go back into."""
+def trainer_of(folder: Path, steps: int, **arguments: Any) -> Trainer:
+    """Return what both trainings have in common, with their own arguments."""
     seed_everything(3, verbose=False)
-    samples = STEPS_OF_EPOCH * BATCH * WINDOW * PROCESSES
-    trainer = Trainer(
+    return Trainer(
         accelerator="cpu",
         devices=PROCESSES,
         strategy="ddp",
-        max_steps=STEPS,
+        max_steps=steps,
         max_epochs=-1,
-        accumulate_grad_batches=WINDOW,
-        fingerprint=1,
         default_root_dir=folder,
-        logger="csv",
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[
-            ModelCheckpoint(every_n_train_steps=STEPS_BETWEEN_SAVES, save_top_k=-1)
-        ],
+        **arguments,
+    )
+
+
+def train(folder: Path, raises_at: int) -> None:
+    """The training to go back into."""
+    samples = STEPS_OF_EPOCH * BATCH * WINDOW * PROCESSES
+    saves = ModelCheckpoint(every_n_train_steps=STEPS_BETWEEN_SAVES, save_top_k=-1)
+    trainer = trainer_of(
+        folder,
+        STEPS,
+        accumulate_grad_batches=WINDOW,
+        fingerprint=1,
+        logger="csv",
+        callbacks=[saves],
     )
     loader = DataLoader(
         Noisy(samples), BATCH, shuffle=True, num_workers=1, persistent_workers=True
@@ -83,21 +92,10 @@ def train(folder: Path, raises_at: int) -> None:
 
 def train_long(folder: Path, steps: int) -> None:
     """A training that nothing disturbs, whose ranks compare their parameters."""
-    seed_everything(3, verbose=False)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=PROCESSES,
-        strategy="ddp",
-        max_steps=steps,
-        max_epochs=-1,
-        fingerprint=100,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = trainer_of(
+        folder, steps, fingerprint=100, logger=False, enable_checkpointing=False
     )
-    batches = torch.randn(1000, PROCESSES * BATCH, 32)
+    batches: Any = torch.randn(1000, PROCESSES * BATCH, 32)
     trainer.fit(Net(), DataLoader(batches.flatten(0, 1), BATCH, shuffle=True))
     if trainer.global_step != steps:
         raise RuntimeError(f"it ended at step {trainer.global_step} of {steps}")
@@ -142,18 +140,18 @@ def compare(replays: int, steps: int, folder: Path, seed: int = 0) -> Table:
         if told.returncode or EQUAL not in told.stdout:
             other.append(f"step {step}, rank {rank}: {told.stdout}{told.stderr}")
             print(other[-1], flush=True)
-    rows = [
+    rows: list[Sequence[str]] = [
         [
             f"random steps of {STEPS}, replayed",
             str(replays),
             f"{replays - len(other)} bit-equal",
         ],
         [f"a sample that raises in step {POISONED}", "1", replay_poisoned(folder)],
-        ["undisturbed steps, ranks compared every 100", str(steps), ""],
     ]
     began = time.monotonic()
     ended = program("-m", "benchmarks.replays", folder / "long", -steps)
-    rows[-1][2] = "no alarm" if not ended.returncode else "FALSE ALARM"
+    outcome = "FALSE ALARM" if ended.returncode else "no alarm"
+    rows.append(["undisturbed steps, ranks compared every 100", str(steps), outcome])
     if ended.returncode:
         print(ended.stderr)
     figures = {

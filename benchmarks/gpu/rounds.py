@@ -246,6 +246,13 @@ def against(
     ]
 
 
+def over_in_microseconds(
+    found: list[Found], row: Contender, base: Contender
+) -> list[float]:
+    """How much longer a contender's step takes than another's, in each round."""
+    return against(found, row, base, "step_s", lambda own, other: (own - other) * 1e6)
+
+
 def ratio(found: Sequence[Found], row: Contender, other: Contender) -> str:
     ratios = against(found, row, other, "step_s", lambda own, theirs: own / theirs)
     return f"{statistics.median(ratios):.3f}" if ratios else ""

@@ -19,12 +19,12 @@ from .rounds import (
     Contender,
     Found,
     Plan,
-    against,
     gigabytes,
     judge,
     median,
     mixed,
     notes,
+    over_in_microseconds,
     peers,
     ratio,
     shown,
@@ -64,9 +64,7 @@ def tabulate(found: list[Found]) -> Table:
     cells = []
     for row in contenders():
         seconds = median(found, row, "step_s")
-        over = against(
-            found, row, BY_HAND, "step_s", lambda own, raw: (own - raw) * 1e6
-        )
+        over = over_in_microseconds(found, row, BY_HAND)
         middle = statistics.median(over) if over else None
         target = TARGETS["loopwright"][True] if row.name == "loopwright" else None
         aim = judge(middle, target, " µs")

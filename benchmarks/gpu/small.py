@@ -17,11 +17,11 @@ from .rounds import (
     Contender,
     Found,
     Plan,
-    against,
     judge,
     median,
     mixed,
     notes,
+    over_in_microseconds,
     peers,
     shown,
     take_turns,
@@ -57,9 +57,7 @@ def measure(plan: Plan) -> Iterator[Found]:
 def tabulate(found: list[Found]) -> Table:
     cells = []
     for row in contenders():
-        over = against(
-            found, row, BY_HAND, "step_s", lambda own, raw: (own - raw) * 1e6
-        )
+        over = over_in_microseconds(found, row, BY_HAND)
         middle = statistics.median(over) if over else None
         quartiles = "–"
         if len(over) > 1:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..engine.step_errors import explain_step
 from .micro_batch import MicroBatches
 from .optimizers import LRSchedulerConfig, ManualOptimizer
-from .step import Step, override_of
+from .step import Step, is_zero, override_of, unpack
 
 if TYPE_CHECKING:
     from .compiled_step import CompiledStep
@@ -61,8 +61,8 @@ class LossStep(Step):
             if self.wants_outputs or part is not None:
                 outputs = {"loss": loss.detach()}
         else:
-            loss, weight, outputs = _unpack(output)
-            if _is_zero(weight) and not self.has_ranks:
+            loss, weight, outputs = unpack(output)
+            if is_zero(weight) and not self.has_ranks:
                 self.leaves_out = True
                 return None
         if window.count == 0:
@@ -177,11 +177,12 @@ class AutomaticStep(LossStep):
         from .compiled_step import (
             CompiledStep,
             compile_parts,
+            reason_against_optimizer,
             reason_against_overrides,
         )
 
         self.run.compile_steps(None)
-        reason = reason_against_overrides(self)
+        reason = reason_against_overrides(self) or reason_against_optimizer(self)
         if reason:
             compile_parts(self.run, options, reason)
             return None
@@ -330,21 +331,3 @@ class PlainStep:
         if self._schedulers.each_step:
             self._schedulers.step_after_window()
         return {"loss": loss.detach()} if self._wants_outputs else None
-
-
-def _unpack(output: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-    """The loss, its weight, and what callbacks get of a step's dict: all of it, without graphs."""
-    if not isinstance(output, dict) or not isinstance(output.get("loss"), Tensor):
-        raise TypeError(
-            'training_step must return the loss (a tensor), a dict with "loss" (a tensor), or None to skip the batch; '
-            f"got {output!r}. If it runs the optimizer itself, set self.automatic_optimization = False"
-        )
-    outputs = {"loss": output["loss"].detach()}
-    for key, value in output.items():
-        outputs[key] = value.detach() if isinstance(value, Tensor) else value
-    return output["loss"], output.get("weight"), outputs
-
-
-def _is_zero(weight: Any) -> bool:
-    """Whether a weight is the number zero; a tensor is not read, as that would wait for the device."""
-    return isinstance(weight, (int, float)) and weight == 0

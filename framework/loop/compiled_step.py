@@ -28,7 +28,7 @@ from torch.optim.optimizer import (
 from ...strategies.optimizer_state import parameters_of
 from ..data.batches import map_tensors
 from ..engine.compile import compile_submodules, with_code
-from .step import override_of, step_arguments
+from .step import is_zero, override_of, step_arguments, unpack
 
 if TYPE_CHECKING:
     from .automatic import AutomaticStep
@@ -243,8 +243,6 @@ def reason_against_overrides(step: AutomaticStep) -> str:
     ):
         if override_of(step.run.module, name) is not None:
             return f"the module has its own {name}"
-    if len(step.optimizers) != 1:
-        return f"there are {len(step.optimizers)} optimizers"
     return ""
 
 
@@ -357,15 +355,12 @@ def _detached(output: Any) -> tuple[Tensor, Any]:
     """The loss, and a step's output without graphs."""
     if isinstance(output, Tensor):
         return output, output.detach()
-    if not isinstance(output, dict) or not isinstance(output.get("loss"), Tensor):
-        raise TypeError("training_step returned neither a tensor nor a dict with one")
-    weight = output.get("weight")
-    if isinstance(weight, (int, float)) and weight == 0:
+    if output is None:
+        raise TypeError("training_step returned None")
+    loss, weight, kept = unpack(output)
+    if is_zero(weight):
         raise TypeError("training_step gave a batch the weight 0")
-    kept = {}
-    for name, value in output.items():
-        kept[name] = value.detach() if isinstance(value, Tensor) else value
-    return output["loss"], kept
+    return loss, kept
 
 
 def _context_around(run: Run) -> Any:

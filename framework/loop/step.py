@@ -394,3 +394,21 @@ def step_arguments(step: Callable[..., Any]) -> int:
     if inspect.Parameter.VAR_POSITIONAL in parameters:
         return 3
     return max(1, sum(kind in kinds for kind in parameters))
+
+
+def unpack(output: Any) -> tuple[Tensor, Any, dict[str, Any]]:
+    """The loss, its weight, and what callbacks get of a step's dict: all of it, without graphs."""
+    if not isinstance(output, dict) or not isinstance(output.get("loss"), Tensor):
+        raise TypeError(
+            'training_step must return the loss (a tensor), a dict with "loss" (a tensor), or None to skip the batch; '
+            f"got {output!r}. If it runs the optimizer itself, set self.automatic_optimization = False"
+        )
+    outputs = {"loss": output["loss"].detach()}
+    for key, value in output.items():
+        outputs[key] = value.detach() if isinstance(value, Tensor) else value
+    return output["loss"], output.get("weight"), outputs
+
+
+def is_zero(weight: Any) -> bool:
+    """Whether a weight is the number zero; a tensor is not read, as that would wait for the device."""
+    return isinstance(weight, (int, float)) and weight == 0
