@@ -92,12 +92,6 @@ class CSVLogger(FolderLogger):
         self._rows = []
         self._is_ours = True
 
-    def finalize(self, status: str) -> None:
-        self.save()
-        if status == "success" and not self._hparams_written:
-            self._write_hparams()
-        self._give_back()
-
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
         self._attempt(self.save)

@@ -106,6 +106,12 @@ class FolderLogger(Logger):
                 os.rmdir(self._numbered_folder())
                 self._claimed = False
 
+    def finalize(self, status: str) -> None:
+        self.save()
+        if status == "success" and not self._hparams_written:
+            self._write_hparams()
+        self._give_back()
+
     @property
     def save_dir(self) -> str:
         return self._save_dir

@@ -82,12 +82,6 @@ class JSONLinesLogger(FolderLogger):
         self._journal.append(self._rows)
         self._rows = []
 
-    def finalize(self, status: str) -> None:
-        self.save()
-        if status == "success" and not self._hparams_written:
-            self._write_hparams()
-        self._give_back()
-
     def state_dict(self) -> dict[str, Any]:
         # What the checkpoint knows of must not get lost after it.
         self._attempt(self.save)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -149,6 +150,8 @@ def workers_protected(loader: Any) -> Iterator[None]:
     # A fork inherits the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, DEFAULT_HANDLERS)
     protect_workers(loader)
+    # Workers put their sockets into a folder of this process, which removes it; a killed one could not.
+    get_temp_dir()
     _wait_for_other_threads()
     try:
         yield

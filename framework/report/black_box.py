@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...callbacks.base import Callback
-from ...strategies.launch.failures import is_loss
+from ...strategies.launch.failures import is_loss, message_of
 from ...strategies.launch.launcher import can_rerun, started_in
 from ..checkpoint.storage import join
 from ..data import iteration
@@ -344,16 +344,7 @@ def _tells_of_loss(run: Run, name: str) -> bool:
 
 def clean_text_of(error: BaseException) -> str:
     """Return an error in words, without secrets, as a box holds it."""
-    return Secrets(os.environ, sys.argv).clean(text_of(error))
-
-
-def text_of(error: BaseException) -> str:
-    """Return an error in words."""
-    # Its class may fail at that.
-    try:
-        return f"{type(error).__name__}: {error}"[:2000]
-    except Exception:
-        return type(error).__name__
+    return Secrets(os.environ, sys.argv).clean(message_of(error)[:2000])
 
 
 def _absolute(path: str | None) -> str | None:

@@ -29,7 +29,7 @@ from .rank_report import (
     write_report,
 )
 from .rendezvous import RENDEZVOUS
-from .stacks import frames_until
+from .stacks import frames_until, last_collective
 from .telling import error_file, has_own_agent, tell
 
 # Stands in messages of errors that only say that another process is gone, or stuck.
@@ -211,7 +211,7 @@ def record_stop(frame: FrameType | None) -> None:
         frame: what it runs.
     """
     if error_file() and not os.path.exists(error_file()):
-        stack = "".join(traceback.format_stack(frame))
+        stack = "".join(traceback.format_stack(frame)) + last_collective()
         message = "it was told to end, as another process had"
         place = _describe(frames_until(frame)).text
         tell_end(own_report("stopped", place, message, stack))
@@ -245,7 +245,7 @@ def tell_end(own: RankReport, trace: str | None = None) -> None:
 def is_loss(error: BaseException) -> bool:
     """Whether ``error`` says that a peer is gone."""
     kind = type(error).__name__
-    text = _message(error)
+    text = message_of(error)
     if kind.startswith("Dist") or _PEER_FAILED.match(text.partition(": ")[2]):
         return True
     return isinstance(error, RuntimeError) and _PEER_LOST.search(text) is not None
@@ -261,10 +261,11 @@ def report_of(error: BaseException) -> RankReport:
     """Return what is known of this process that ``error`` ends."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     kind = "failed"
-    message = _message(error)
+    message = message_of(error)
     exit_code = _exit_code(error)
     if is_loss(error):
         kind = "lost"
+        lines.append(last_collective())
     elif exit_code == 0:
         kind = "ended"
         message = "exit code 0 before the run was over"
@@ -293,8 +294,8 @@ def _own_rank() -> int:
     return 0 if environment is None else environment.rank
 
 
-def _message(error: BaseException) -> str:
-    """Return the exception in words, whatever its class does when it is asked for them."""
+def message_of(error: BaseException) -> str:
+    """Return an exception in words, whatever its class does when it is asked for them."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:

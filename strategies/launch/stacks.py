@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import linecache
 import re
 import shutil
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # On this signal, a process that has called `serving_stacks` writes the stacks of all its threads, even if C code holds
@@ -71,7 +72,7 @@ def _module(frame: FrameType) -> str:
 def all_stacks(first: int) -> str:
     """Return the stacks of the threads of this process, that of the thread with the id ``first`` first.
 
-    Our own threads that only wait for something are left out.
+    Our own threads that only wait for something are left out. The last line tells of the last collective.
     """
     frames = sys._current_frames()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -83,7 +84,7 @@ def all_stacks(first: int) -> str:
     for thread_id in sorted(frames, key=lambda each: each != first):
         stack = "".join(traceback.format_stack(frames[thread_id]))
         texts.append(f"Thread {names.get(thread_id, thread_id)}:\n{stack}")
-    return "\n".join(texts)
+    return "\n".join([*texts, last_collective()])
 
 
 @contextmanager
@@ -131,3 +132,22 @@ def native_stacks(process: int) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"With native frames, by py-spy:\n{done.stdout}" if done.stdout else ""
+
+
+def last_collective() -> str:
+    """Return the last collective that this process has begun, and whether that has ended; nothing if it is not known.
+
+    Ranks of which one has come less far than the others have different numbers. torch records them for gloo and NCCL,
+    2000 by default (``TORCH_FR_BUFFER_SIZE``).
+    """
+    torch_records = sys.modules.get("torch._C._distributed_c10d")
+    # The record is torch's own, and may differ from version to version.
+    with suppress(Exception):
+        last = json.loads(torch_records._dump_fr_trace_json())["entries"][-1]  # type: ignore[union-attr]
+        group = last["process_group"][-1]
+        state = "has ended" if last["retired"] else "has not ended"
+        return (
+            f"Last collective: number {last['collective_seq_id']} of {group}, {last['profiling_name']} of "
+            f"{last['input_sizes']}, {state}"
+        )
+    return ""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,26 +76,36 @@ class Machines:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
     def start(self, stage: Stage, *arguments: Any) -> list[subprocess.Popen[bytes]]:
-        """Start an agent with one process on each machine, of a job that trains."""
-        agents = []
-        for index, (name, device, address) in enumerate(
-            zip(self.names, self.devices, ADDRESSES, strict=True)
-        ):
-            torchrun = [
-                *(sys.executable, "-m", "torch.distributed.run"),
-                *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d"),
-                *("--rdzv-endpoint", f"{ADDRESSES[0]}:29555", "--rdzv-id", name[-6:]),
-                *("--rdzv-conf", f"is_host={int(index == 0)},timeout=60"),
-                *("--local-addr", address, "-m", "tests.clusters.program"),
-                *(stage.folder, *arguments),
-            ]
-            agents.append(
-                stage.start(
-                    *("ip", "netns", "exec", name, *torchrun),
-                    env={"GLOO_SOCKET_IFNAME": device},
-                )
-            )
-        return agents
+        """Start an agent of torchrun's with one process on each machine, of a job that trains."""
+        torchrun = (sys.executable, "-m", "torch.distributed.run")
+        options = (*torchrun, "--nnodes", 2, "--nproc-per-node", 1)
+        return [
+            self.start_one(stage, index, *options, arguments=arguments)
+            for index in range(2)
+        ]
+
+    def start_one(
+        self, stage: Stage, index: int, *launcher: Any, arguments: Sequence[Any] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start an agent on one of the machines.
+
+        Args:
+            stage: the job's.
+            index: of the machine; the agents of both meet on the first one.
+            launcher: the command, with its own options.
+            arguments: of the program.
+        """
+        name = self.names[index]
+        meeting = [
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29555"),
+            *("--rdzv-conf", f"is_host={int(index == 0)},timeout=60"),
+            *("--rdzv-id", name[-6:], "--local-addr", ADDRESSES[index]),
+        ]
+        return stage.start(
+            *("ip", "netns", "exec", name, *launcher, *meeting),
+            *("-m", "tests.clusters.program", stage.folder, *arguments),
+            env={"GLOO_SOCKET_IFNAME": self.devices[index]},
+        )
 
 
 def ip(*arguments: str) -> None:
@@ -160,7 +170,37 @@ def agent_killed(machines: Machines, stage: Stage) -> None:
     assert max(stage.steps()) < NUM_STEPS - 1, "the orphan has trained to the end"
 
 
-SCENES = (train, agent_killed, link_goes_down)
+def machine_comes_back(machines: Machines, stage: Stage) -> None:
+    """A job for one or two machines goes on without one of them, and with it when it is there again."""
+    launcher = (
+        *(sys.executable, "-m", "loopwright", "launch", "--cpu"),
+        *("--nnodes", "1:2", "--processes", 1, "--max_restarts", 3),
+    )
+    stage.pause(0.2)
+    stays, goes = (machines.start_one(stage, index, *launcher) for index in range(2))
+    stage.wait_for_step(8)
+    assert "2 processes launched by" in stage.text(), "one machine has begun alone"
+    goes.kill()
+    # Alone, an epoch has twice as many steps.
+    wait_until(lambda: "1 process launched by" in stage.text(), "one goes on", 90)
+    count = len(stage.steps())
+    wait_until(lambda: len(stage.steps()) > count + 3, "it trains alone", 60)
+    returns = machines.start_one(stage, 1, *launcher)
+    wait_until(
+        lambda: stage.text().count("2 processes launched by") == 2,
+        "both go on together",
+        90,
+    )
+    stage.pause(0)
+    assert [stays.wait(120), returns.wait(30)] == [0, 0]
+    assert stage.weights()
+    numbers = [step for step, _ in stage.curve()]
+    assert numbers == [*range(1, len(numbers) + 1)], (
+        f"a gap, or a step twice: {numbers}"
+    )
+
+
+SCENES = (train, agent_killed, link_goes_down, machine_comes_back)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,13 @@ def train_loop(options: dict[str, Any]) -> None:
     """What each worker runs."""
     folder = Path(options["folder"])
     checkpoint = ray.train.get_checkpoint()
+    # Ray takes a second to hear of a checkpoint. Who was killed in it goes on from the run's own.
+    ckpt_path = "last" if checkpoint is None else checkpoint.path
     train(
         folder,
         options["fail_at"],
         callbacks=[ReportToRay(folder)],
-        ckpt_path=None if checkpoint is None else checkpoint.path,
+        ckpt_path=ckpt_path,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from loopwright.framework import DataModule
 from tests.conftest import child_processes
 from tests.framework.models import Evaluated, Linear, Told, data, loader, quiet, weights
 from tests.framework.test_trainer import Rows, Watch
+from tests.programs import run_program
 
 
 class OfOnesOwn:
@@ -682,3 +684,32 @@ def test_workers_end_with_a_run_though_its_error_holds_its_epoch():
         quiet().fit(Fails(), DataLoader(data(40), 2, num_workers=2))
     assert not child_processes()
     assert error.traceback
+
+
+KILLED_WORKER = """
+import os, signal, torch
+from torch.utils.data import DataLoader, Dataset
+from tests.framework.models import Linear, quiet
+
+
+class Deadly(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(2)
+
+
+quiet().fit(Linear(), DataLoader(Deadly(), 2, num_workers=1))
+"""
+
+
+def test_a_killed_worker_leaves_nothing_in_the_temporary_directory(tmp_path: Path):
+    """Its sockets, by which the first batches came, lie in a folder."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
+    ended = run_program("-c", KILLED_WORKER, env=environment)
+    assert ended.returncode == 1
+    assert not [*tmp_path.glob("pymp-*")]

@@ -162,6 +162,7 @@ def test_who_joins_a_thread_that_waits_for_others_waits_for_them(tmp_path: Path)
             "lock", 1, -signal.SIGKILL, "keeps Python's lock", marks=pytest.mark.slow
         ),
         pytest.param("stop", 2, 124, "a signal has stopped it", marks=pytest.mark.slow),
+        pytest.param("loop", 2, 124, "did not move for 4 s", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_stands_still_is_ended(
@@ -176,6 +177,11 @@ def test_a_process_that_stands_still_is_ended(
     assert says in report
     assert "in stand_still" in report, "the stack"
     assert "loopwright-heartbeat" not in report, "not that of the watch"
+    if (fault, devices) == ("loop", 2):
+        written = next(tmp_path.rglob("failure.txt")).read_text()
+        numbers = re.findall(r"Last collective: number (\d+) of ", written)
+        hung, waiting = map(int, numbers)
+        assert waiting == hung + 1, "the one that the other rank did not join"
 
 
 @pytest.mark.slow
