@@ -151,7 +151,8 @@ class Record(NoRecord):
             self._leave_to(before)
             return True
         self._document = before
-        self._document["ended"] = None
+        if run.fn == "fit":
+            self._document["ended"] = None
         return True
 
     def _leave_to(self, before: dict[str, Any]) -> None:
@@ -238,7 +239,9 @@ class Record(NoRecord):
         """What ``run.json`` holds now; called in the thread that writes."""
         document = dict(self._document)
         document["written"] = time.time()
-        document["timings"] = {**document["timings"], "run": self.clock.so_far()}
+        # An evaluation leaves those of the training before it.
+        if self._monitors is not None:
+            document["timings"] = {**document["timings"], "run": self.clock.so_far()}
         if self._warnings is not None:
             earlier = document["warnings"]
             document["warnings"] = earlier + self._secrets.clean_value(
@@ -449,15 +452,18 @@ class Record(NoRecord):
         if files is None:
             return
         ended = self._secrets.clean_value(ending(run, error))
-        self._document["ended"] = ended
+        # A training that has come to its end stays so, if what is evaluated after it does.
+        if error is not None or not self._document["ended"]:
+            self._document["ended"] = ended
         # It may have been interrupted before there was an attempt.
         if attempts := self._document.get("attempts"):
             last_step = run.state.global_step
             attempts[-1] = {**attempts[-1], "ended": ended, "last_step": last_step}
         if self._warnings is not None:
             self._warnings.end()
-        timings = self._document.get("timings", {})
-        self._document["timings"] = {**timings, "run": self.clock.so_far()}
+        if monitors is not None:
+            timings = self._document["timings"]
+            self._document["timings"] = {**timings, "run": self.clock.so_far()}
         files.close(_LAST_SECONDS)
 
 

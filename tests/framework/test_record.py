@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from loopwright.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from loopwright.framework import Trainer
 from loopwright.framework.report.monitors import advice
+from loopwright.framework.report.page.document import read_runs
+from loopwright.framework.report.page.payload import payload
 from loopwright.framework.report.record import Record
 from loopwright.framework.report.secrets import is_secret
 from loopwright.loggers import JSONLinesLogger
@@ -149,6 +151,23 @@ def test_each_of_two_trainers_has_a_record(tmp_path: Path):
     first.validate(Net(), data())
     assert rows_of(second) == before
     assert len(list(tmp_path.rglob("run.json"))) == 2
+
+
+def test_what_is_evaluated_afterwards_leaves_what_is_told_of_the_training(
+    tmp_path: Path,
+):
+    trained = trainer(tmp_path, max_epochs=2)
+    module = Net()
+    trained.fit(module, data())
+    told = run_of(trained)
+    trained.validate(module, data())
+    run = run_of(trained)
+    assert (run["timings"], run["ended"]) == (told["timings"], told["ended"])
+    assert run["ended"]["why"] == "max_epochs=2"
+    assert [attempt["fn"] for attempt in run["attempts"]] == ["fit", "validate"]
+    (page,) = payload(read_runs([str(tmp_path)]), "")["runs"]
+    assert [epoch for epoch, _ in page["epoch_ends"]] == [0, 1]
+    assert page["seconds"] == pytest.approx(sum(told["timings"]["run"].values()))
 
 
 def test_there_is_none_where_nobody_wants_it(tmp_path: Path):

@@ -139,11 +139,9 @@ def _is_gone(record: dict[str, Any]) -> bool:
 
 def _seconds(run: Run) -> float | None:
     """Return for how long it has run: as the record says, or from the first to the last logged value."""
-    recorded = run.record.get("timings")
-    whole = recorded.get("run") if isinstance(recorded, dict) else None
-    total = whole.get("total") if isinstance(whole, dict) else None
-    if isinstance(total, (int, float)):
-        return float(total)
+    recorded = timings_of(run.record).get("run")
+    if recorded:
+        return recorded.get("total", sum(recorded.values()))
     lasts = [
         series.times[-1]
         for series in run.series.values()
@@ -154,7 +152,11 @@ def _seconds(run: Run) -> float | None:
 
 def _epoch_ends(run: Run) -> list[list[float]]:
     """Return pairs of an epoch and its last step; of a run with very many epochs, some."""
-    ends = sorted(run.epoch_ends.items())
+    ends = []
+    for epoch, step in sorted(run.epoch_ends.items()):
+        # What is tested after the training has the number of an epoch that did not come.
+        if not ends or step > ends[-1][1]:
+            ends.append((epoch, step))
     every = -(-len(ends) // 2000) if ends else 1
     return [list(pair) for pair in (*ends[:-1:every], *ends[-1:])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loopwright.framework.report.page.document import write_report
+from tests.programs import run_program
 
 from .sample_runs import FINISHED, START, add_media, add_rows, write_run
 
@@ -19,6 +21,7 @@ sync_api = pytest.importorskip(
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = Path(__file__).parent / "axe.min.js"
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = [
     pytest.mark.slow,
@@ -168,6 +171,30 @@ def test_every_curve_is_drawn_without_error_request_or_barrier(
         assert "</script><b>" in told
     if name == "empty":
         assert "No metrics were logged" in told
+
+
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [("digits", ()), ("docstrings", ("--epochs", "2", "--limit", "300"))],
+)
+def test_the_page_of_a_real_run(browser, tmp_path: Path, example: str, options: tuple):
+    """The demo's run, and one of a DistilBERT in two processes."""
+    program = ROOT / "examples" / f"{example}.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    # The short run of the second one is below the accuracy that it is to reach.
+    run_program(program, *options, cwd=tmp_path, env=environment, timeout=300)
+    (record,) = tmp_path.rglob("run.json")
+    run = record.parents[1]
+    address = Path(write_report([str(run)], tmp_path / "page.html")).as_uri()
+    opened = Opened(browser, address, **LAPTOP)
+    blank = opened.draw_all()
+    drawn = opened.page.locator(".chart").count()
+    faults = opened.faults() if AXE.is_file() else []
+    told = opened.page.inner_text("main")
+    opened.context.close()
+    assert (blank, faults, opened.said) == ([], [], [])
+    assert drawn >= 8
+    assert "val_acc" in told
 
 
 def test_what_one_does_with_the_page(browser, pages):
