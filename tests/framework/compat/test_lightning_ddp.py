@@ -39,6 +39,7 @@ def test_two_processes_do_what_those_of_lightning_do(tmp_path: Path):
     theirs = results_of(tmp_path / "theirs", PROGRAM)
     ours = results_of(tmp_path / "ours", "-m", "loopwright.lightning", PROGRAM)
     assert ours.keys() == theirs.keys()
+    assert theirs["device"]
     # Lightning's processes end with different weights where a part was frozen at first; ours end with the same.
     assert theirs.pop("finetuning differ") is True
     assert ours["finetuning differ"] is False

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BasePredictionWriter,
+    DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -124,7 +125,11 @@ stops = EarlyStopping("val", patience=0, min_delta=9.0)
 saves = ModelCheckpoint(folder / "saved", monitor="val", filename="{epoch}-{step}")
 counts = ("train/batches", "train/samples")
 length = {"batch_size_fn": lambda batch: len(batch[0]), "window_size": 3}
-monitors = [LearningRateMonitor("step"), ThroughputMonitor(**length)]
+monitors = [
+    LearningRateMonitor("step"),
+    ThroughputMonitor(**length),
+    DeviceStatsMonitor(cpu_stats=True),
+]
 made = fit("logged", stops, saves, *monitors, logger=logger, max_epochs=5)
 found["stopped"] = [stops.stopped_epoch, float(stops.best_score)]
 found["saved"] = [Path(saves.best_model_path).name, float(saves.best_model_score)]
@@ -133,7 +138,10 @@ trainer(writer).predict(Net(), loader(), return_predictions=False)
 found["predictions"] = writer.seen
 if made.is_global_zero:
     with open(Path(logger.log_dir, "metrics.csv"), newline="") as file:
-        for row in csv.DictReader(file):
+        rows = list(csv.DictReader(file))
+        # What a device tells differs from run to run: of that, its names are compared.
+        found["device"] = sorted(key for key in rows[0] if "DeviceStats" in key)
+        for row in rows:
             for key, value in row.items():
                 if value and key in (
                     "loss_step",
