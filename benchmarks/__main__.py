@@ -28,6 +28,7 @@ from . import (
     program,
     replays,
     restarts,
+    resuming,
     saving,
     sharded,
     size,
@@ -55,6 +56,7 @@ BENCHMARKS = (
     "import",
     "checkpoint",
     "saving",
+    "resuming",
     "size",
     "ddp",
     "sharded",
@@ -186,6 +188,8 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
         yield "checkpoint", checkpoint.compare(rounds)
     if "saving" in wanted:
         yield "saving", saving.compare(rounds)
+    if "resuming" in wanted:
+        yield "resuming", resuming.compare()
     if "size" in wanted:
         yield "size", size.compare()
     loop_rounds = options.rounds or (ddp.ROUNDS if options.quick else 4 * ddp.ROUNDS)
