@@ -22,20 +22,7 @@ class LossStep(Step):
     """Trains on the loss that ``training_step`` returns; :class:`AutomaticStep` or :class:`~.closure.ClosureStep`.
 
     Its arguments are those of :class:`~.step.Step`.
-
-    Attributes:
-        wants_outputs: whether somebody looks at what the step returns.
     """
-
-    def __init__(
-        self,
-        run: Run,
-        optimizers: list[Optimizer],
-        schedulers: list[LRSchedulerConfig],
-        kinds: list[str],
-    ) -> None:
-        super().__init__(run, optimizers, schedulers, kinds)
-        self.wants_outputs = bool(run.hooks.on_train_batch_end)
 
     def add_gradients(
         self, output: Any, batch_idx: int, part: tuple[float, bool] | None = None

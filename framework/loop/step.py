@@ -49,6 +49,7 @@ class Step(ABC):
         leaves_out: whether a batch has been left out by its weight, or as None.
         has_ranks: whether there are several ranks.
         call_step: calls ``training_step`` with a batch and its index.
+        wants_outputs: whether somebody looks at what the step returns.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Step(ABC):
         self._toggled: list[tuple[Tensor, bool]] = []
         self.has_ranks = run.engine.num_processes > 1
         self.call_step = _caller_of(run)
+        self.wants_outputs = bool(run.hooks.on_train_batch_end)
         # None for what the module does not override, which is done without calling it.
         self._backward = override_of(module, "backward")
         self._zero_grad = override_of(module, "optimizer_zero_grad")
