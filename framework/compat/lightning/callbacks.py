@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
@@ -14,33 +12,32 @@ from ....callbacks import BasePredictionWriter as NativeBasePredictionWriter
 from ....callbacks import BatchSizeFinder as NativeBatchSizeFinder
 from ....callbacks import (
     Callback,
-    EarlyStopping,
     GradientAccumulationScheduler,
     LambdaCallback,
-    LearningRateMonitor,
     OnExceptionCheckpoint,
     ProgressBar,
     RichProgressBar,
     RichProgressBarTheme,
     ThroughputMonitor,
-    Timer,
     TQDMProgressBar,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
 from ....callbacks import LearningRateFinder as NativeLearningRateFinder
-from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelPruning as NativeModelPruning
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
+from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
 from ....callbacks.tqdm_progress import Tqdm
 from ..imports import unserved
-from .files import yaml_of
+from .early_stopping import EarlyStopping, EarlyStoppingReason
+from .lr_monitor import LearningRateMonitor
+from .model_checkpoint import Checkpoint, ModelCheckpoint
 from .spike import SpikeDetection
 from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
-    get_filesystem,
+    MisconfiguredValue,
     misconfigured_values,
     rank_zero_warn,
 )
@@ -61,6 +58,7 @@ __all__ = [
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
+    "EarlyStoppingReason",
     "GradientAccumulationScheduler",
     "Interval",
     "LambdaCallback",
@@ -93,77 +91,25 @@ class Interval(LightningEnum):
     epoch = "epoch"
 
 
-class Checkpoint(Callback):
-    """The base of callbacks that save checkpoints. A Trainer that is given one makes no ModelCheckpoint of its own."""
+class Timer(NativeTimer):
+    """A :class:`~loopwright.callbacks.Timer`, with the same arguments.
 
-    phase = "persist"
-
-
-class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
-    """A :class:`~loopwright.callbacks.ModelCheckpoint` that writes a checkpoint in one file.
-
-    Args:
-        *args: of :class:`~loopwright.callbacks.ModelCheckpoint`.
-        save_on_exception: save a checkpoint when an exception ends the training.
-        **kwargs: of :class:`~loopwright.callbacks.ModelCheckpoint`.
+    Raises:
+        MisconfigurationException: if ``interval`` is neither ``"step"`` nor ``"epoch"``.
     """
 
     def __init__(
-        self,
-        dirpath: Any = None,
-        filename: str | None = None,
-        monitor: str | None = None,
-        verbose: bool = False,
-        save_last: Any = None,
-        save_top_k: int = 1,
-        save_on_exception: bool = False,
-        save_weights_only: bool = False,
-        mode: str = "min",
-        auto_insert_metric_name: bool = True,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        every_n_epochs: int | None = None,
-        save_on_train_epoch_end: bool | None = None,
-        enable_version_counter: bool = True,
-        **kwargs: Any,
+        self, duration: Any = None, interval: str = "step", verbose: bool = True
     ) -> None:
-        super().__init__(
-            dirpath,
-            filename,
-            monitor,
-            verbose,
-            save_last,
-            save_top_k,
-            save_weights_only,
-            mode,
-            auto_insert_metric_name,
-            every_n_train_steps,
-            train_time_interval,
-            every_n_epochs,
-            save_on_train_epoch_end,
-            enable_version_counter,
-            **kwargs,
-        )
-        self.save_on_exception = save_on_exception
+        if interval not in set(Interval):
+            raise MisconfiguredValue(
+                f"Unsupported parameter value Timer(interval={interval!r}): it must be one of 'step' and 'epoch'"
+            )
+        super().__init__(duration, str(Interval(interval)), verbose)
 
-    def on_exception(
-        self, trainer: Any, pl_module: Any, exception: BaseException
-    ) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        if self.save_on_exception:
-            self.save_now(trainer)
-
-    def to_yaml(self, filepath: Any = None) -> None:
-        """Write the paths of the best checkpoints, with their values.
-
-        Args:
-            filepath: the file. Default: ``best_k_models.yaml`` beside the checkpoints.
-        """
-        scores = {path: float(score) for path, score in self.best_k_models.items()}
-        if filepath is None:
-            filepath = os.path.join(self.dirpath or "", "best_k_models.yaml")
-        with get_filesystem(filepath).open(str(filepath), "w") as file:
-            file.write(yaml_of(scores))
+    @property
+    def _offset(self) -> float:
+        return self._seconds_before_fit
 
 
 class ModelSummary(NativeModelSummary):
@@ -245,6 +191,24 @@ class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
             super().freeze_before_training(pl_module)
 
 
+def require_known_mode(modes: tuple[str, ...], mode: str) -> None:
+    """Refuse a mode of a search that is not among those.
+
+    Raises:
+        ValueError: for another.
+    """
+    if mode.lower() not in modes:
+        raise ValueError(f"`mode` should be either of {modes}; got {mode!r}")
+
+
+def warn_of_two_fields(module: Any, name: str) -> None:
+    """Warn of a batch size that a module has twice: beside its hyperparameters."""
+    if hasattr(module, name) and name in module.hparams:
+        rank_zero_warn(
+            f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
+        )
+
+
 class LearningRateFinder(NativeLearningRateFinder):
     """A :class:`~loopwright.callbacks.LearningRateFinder`."""
 
@@ -260,7 +224,7 @@ class LearningRateFinder(NativeLearningRateFinder):
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
-        _require_mode(self, mode)
+        require_known_mode(self.SUPPORTED_MODES, mode)
         super().__init__(
             min_lr,
             max_lr,
@@ -271,16 +235,13 @@ class LearningRateFinder(NativeLearningRateFinder):
             attr_name,
         )
 
+    @property
+    def _num_training_steps(self) -> int:
+        return self.num_training_steps
+
     def lr_find(self, trainer: Any, pl_module: Any) -> Any:
         with misconfigured_values():
             return super().lr_find(trainer, pl_module)
-
-
-def _require_mode(finder: Any, mode: str) -> None:
-    if mode.lower() not in finder.SUPPORTED_MODES:
-        raise ValueError(
-            f"`mode` should be either of {finder.SUPPORTED_MODES}; got {mode!r}"
-        )
 
 
 class BatchSizeFinder(NativeBatchSizeFinder):
@@ -298,7 +259,7 @@ class BatchSizeFinder(NativeBatchSizeFinder):
         margin: float = 0.05,
         max_val: int = 8192,
     ) -> None:
-        _require_mode(self, mode)
+        require_known_mode(self.SUPPORTED_MODES, mode)
         super().__init__(
             mode,
             steps_per_trial,
@@ -310,11 +271,7 @@ class BatchSizeFinder(NativeBatchSizeFinder):
         )
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> int | None:
-        name = self.batch_arg_name
-        if hasattr(pl_module, name) and name in pl_module.hparams:
-            rank_zero_warn(
-                f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
-            )
+        warn_of_two_fields(pl_module, self.batch_arg_name)
         with misconfigured_values():
             return super().scale_batch_size(trainer, pl_module)
 

@@ -585,7 +585,7 @@ def test_values_and_hyperparameters_are_in_files_that_yaml_reads(
 ) -> None:
     yaml = pytest.importorskip("yaml")
     logger = CSVLogger(tmp_path)
-    checkpoint = ModelCheckpoint(tmp_path, monitor="valid_loss")
+    checkpoint = ModelCheckpoint(tmp_path / "kept", monitor="valid_loss")
     settings = {**QUIET, "enable_checkpointing": True, "logger": logger}
     trainer = Trainer(**settings, callbacks=[checkpoint], limit_train_batches=1)
     logger.log_hyperparams(HPARAMS)
@@ -598,7 +598,7 @@ def test_values_and_hyperparameters_are_in_files_that_yaml_reads(
     text = Path(logger.log_dir, "hparams.yaml").read_text()
     assert yaml.safe_load(text) == HPARAMS
     checkpoint.to_yaml()
-    text = (tmp_path / "best_k_models.yaml").read_text()
+    text = (tmp_path / "kept" / "best_k_models.yaml").read_text()
     assert yaml.safe_load(text) == {checkpoint.best_model_path: 0.5}
 
 
