@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch.nn.utils.prune import BasePruningMethod
 
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
@@ -12,27 +15,30 @@ from ....callbacks import BasePredictionWriter as NativeBasePredictionWriter
 from ....callbacks import BatchSizeFinder as NativeBatchSizeFinder
 from ....callbacks import (
     Callback,
-    GradientAccumulationScheduler,
     LambdaCallback,
     OnExceptionCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-    RichProgressBarTheme,
     ThroughputMonitor,
-    TQDMProgressBar,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
+from ....callbacks import (
+    GradientAccumulationScheduler as NativeGradientAccumulationScheduler,
+)
 from ....callbacks import LearningRateFinder as NativeLearningRateFinder
 from ....callbacks import ModelPruning as NativeModelPruning
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
 from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
-from ....callbacks.tqdm_progress import Tqdm
 from ..imports import unserved
 from .early_stopping import EarlyStopping, EarlyStoppingReason
 from .lr_monitor import LearningRateMonitor
 from .model_checkpoint import Checkpoint, ModelCheckpoint
+from .progress_bars import (
+    ProgressBar,
+    RichProgressBar,
+    RichProgressBarTheme,
+    TQDMProgressBar,
+)
 from .spike import SpikeDetection
 from .states import LightningEnum
 from .utilities import (
@@ -78,7 +84,6 @@ __all__ = [
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",
-    "Tqdm",
     "WeightAveraging",
     "WriteInterval",
 ]
@@ -117,11 +122,62 @@ class ModelSummary(NativeModelSummary):
 
     Args:
         max_depth: how deep to go into nested layers.
-        **summarize_kwargs: accepted for familiarity, and not used.
+        **summarize_kwargs: what :meth:`summarize` is given, if a subclass overrides it.
     """
 
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         super().__init__(max_depth)
+        self._summarize_kwargs = summarize_kwargs
+        self._modes: dict[str, int] = {}
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        parts = [part for part in pl_module.modules() if part is not pl_module]
+        trained = sum(part.training for part in parts)
+        self._modes = {"train": trained, "eval": len(parts) - trained}
+        super().on_fit_start(trainer, pl_module)
+
+    def show(self, summary: Any) -> None:
+        """Print the summary: as :meth:`summarize` does where a subclass has its own."""
+        if self.summarize is ModelSummary.summarize:
+            super().show(summary)
+            return
+        columns = [
+            [row[i] for row in summary.rows] for i in range(len(summary.columns))
+        ]
+        self.summarize(
+            summary_data=[
+                (" ", [str(number) for number in range(len(summary.rows))]),
+                *zip(summary.columns, columns, strict=True),
+            ],
+            total_parameters=summary.total_parameters,
+            trainable_parameters=summary.trainable_parameters,
+            model_size=summary.model_size,
+            total_training_modes=self._modes,
+            total_flops=0,
+            **self._summarize_kwargs,
+        )
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int = 0,
+        **summarize_kwargs: Any,
+    ) -> None:
+        """Override it to show a summary in another way.
+
+        Args:
+            summary_data: the columns of the table: headings, and texts by layer.
+            total_parameters: numbers in all parameters.
+            trainable_parameters: numbers in those that are trained.
+            model_size: of the parameters, in megabytes.
+            total_training_modes: how many submodules are in the modes ``"train"`` and ``"eval"``.
+            total_flops: 0, as operations are not counted.
+            **summarize_kwargs: as the constructor was given them.
+        """
 
 
 class RichModelSummary(NativeRichModelSummary, ModelSummary):
@@ -134,7 +190,15 @@ class RichModelSummary(NativeRichModelSummary, ModelSummary):
 
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         style = summarize_kwargs.get("header_style", "bold magenta")
-        NativeRichModelSummary.__init__(self, max_depth, style)
+        ModelSummary.__init__(self, max_depth, **summarize_kwargs)
+        self._header_style = style
+
+    def show(self, summary: Any) -> None:
+        """Draw the summary, or show it as :meth:`summarize` does where a subclass has its own."""
+        if self.summarize is ModelSummary.summarize:
+            NativeRichModelSummary.show(self, summary)
+        else:
+            ModelSummary.show(self, summary)
 
 
 @contextmanager
@@ -150,8 +214,35 @@ class BasePredictionWriter(NativeBasePredictionWriter):
     """A :class:`~loopwright.callbacks.BasePredictionWriter`."""
 
     def __init__(self, write_interval: str = "batch") -> None:
-        with _misconfigured():
-            super().__init__(write_interval)
+        intervals = [str(interval) for interval in WriteInterval]
+        if write_interval not in intervals:
+            raise MisconfigurationException(
+                f"`write_interval` should be one of {intervals}; got {write_interval!r}"
+            )
+        super().__init__(write_interval)
+
+
+class GradientAccumulationScheduler(NativeGradientAccumulationScheduler):
+    """A :class:`~loopwright.callbacks.GradientAccumulationScheduler`.
+
+    Raises:
+        TypeError: if ``scheduling`` is empty.
+        MisconfigurationException: if it holds other than epochs and numbers of batches.
+        RuntimeError: when a training begins, with manual optimization.
+    """
+
+    def __init__(self, scheduling: Any) -> None:
+        if not scheduling:
+            raise TypeError("Empty dict cannot be interpreted correct")
+        with misconfigured_values():
+            super().__init__(scheduling)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not pl_module.automatic_optimization:
+            raise RuntimeError(
+                "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not supported for manual "
+                "optimization: update(loss) of an optimizer accumulates"
+            )
 
 
 class DeviceStatsMonitor(NativeDeviceStatsMonitor):
@@ -168,6 +259,10 @@ class ModelPruning(NativeModelPruning):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _misconfigured():
             super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def _is_pruning_method(method: Any) -> bool:
+        return inspect.isclass(method) and issubclass(method, BasePruningMethod)
 
     @staticmethod
     def sanitize_parameters_to_prune(*args: Any, **kwargs: Any) -> Any:
