@@ -29,6 +29,7 @@ from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
 from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
+from ....callbacks.timer import MaxTime as NativeMaxTime
 from ..imports import unserved
 from .early_stopping import EarlyStopping, EarlyStoppingReason
 from .lr_monitor import LearningRateMonitor
@@ -115,6 +116,10 @@ class Timer(NativeTimer):
     @property
     def _offset(self) -> float:
         return self._seconds_before_fit
+
+
+class MaxTime(Timer, NativeMaxTime):
+    """The Timer of ``Trainer(max_time=…)``, which programs look for as a :class:`Timer`."""
 
 
 class ModelSummary(NativeModelSummary):

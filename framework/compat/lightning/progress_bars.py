@@ -19,6 +19,7 @@ __all__ = [
     "TQDMProgressBar",
     "Tqdm",  # noqa: F822 # pyright: ignore[reportUnsupportedDunderAll] # __getattr__ makes it
     "convert_inf",
+    "get_standard_metrics",
 ]
 
 # Drawn more often, the page of a Colab notebook hangs.
@@ -58,6 +59,17 @@ def __getattr__(name: str) -> Any:
 def _bar_class() -> Any:
     # As a program may have set another one in this module.
     return sys.modules[__name__].Tqdm
+
+
+def get_standard_metrics(trainer: Any) -> dict[str, Any]:
+    """What a bar shows beside the values that were logged: the logger's version, as ``v_num``.
+
+    Args:
+        trainer: whose progress is shown.
+    """
+    shown = ProgressBar().get_metrics(trainer, None)  # type: ignore[arg-type] # it asks the module for nothing
+    logged = trainer.progress_bar_metrics
+    return {name: value for name, value in shown.items() if name not in logged}
 
 
 class TQDMProgressBar(NativeTQDMProgressBar):

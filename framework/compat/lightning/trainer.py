@@ -16,6 +16,7 @@ from ....callbacks import Callback
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichProgressBar as NativeRichProgressBar
+from ....callbacks.timer import MaxTime as NativeMaxTime
 from ....loggers import Logger
 from ....strategies import Precision, Strategy
 from ... import trainer as native
@@ -23,7 +24,13 @@ from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
 from .callback_checks import check_callbacks
-from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
+from .callbacks import (
+    Checkpoint,
+    MaxTime,
+    ModelCheckpoint,
+    ModelSummary,
+    RichModelSummary,
+)
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -122,6 +129,10 @@ class Trainer(native.Trainer):
         _use_devices(arguments)
         _add_defaults(arguments)
         super().__init__(**arguments)
+        self.callbacks = [
+            MaxTime(self.max_time) if isinstance(c, NativeMaxTime) else c
+            for c in self.callbacks
+        ]
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
         self.fit_loop = FitLoop(self)

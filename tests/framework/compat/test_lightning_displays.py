@@ -24,9 +24,11 @@ from loopwright.lightning.callbacks import (
     ModelSummary,
     RichModelSummary,
     RichProgressBar,
+    Timer,
     TQDMProgressBar,
 )
 from loopwright.lightning.demos import BoringModel, RandomDataset
+from loopwright.lightning.loggers import CSVLogger
 from loopwright.lightning.profilers import (
     AdvancedProfiler,
     PyTorchProfiler,
@@ -130,6 +132,19 @@ def test_bars_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch):
 )
 def test_numbers_keep_their_width(number: Any, text: str):
     assert progress_bars.Tqdm.format_num(number) == text
+
+
+def test_standard_metrics_are_the_loggers_version(tmp_path: Path):
+    trainer = trainer_of(tmp_path, logger=CSVLogger(tmp_path, version=4))
+    assert progress_bars.get_standard_metrics(trainer) == {"v_num": 4}
+    assert progress_bars.get_standard_metrics(trainer_of(tmp_path)) == {}
+
+
+def test_max_time_is_kept_by_a_timer(tmp_path: Path):
+    trainer = trainer_of(tmp_path, max_time={"seconds": 1337})
+    (timer,) = (each for each in trainer.callbacks if isinstance(each, Timer))
+    assert timer.time_remaining() == 1337
+    assert trainer.max_epochs == 1
 
 
 def test_what_is_set_in_a_module_of_lightnings_counts(monkeypatch: pytest.MonkeyPatch):
