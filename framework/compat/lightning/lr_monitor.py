@@ -6,7 +6,7 @@ import warnings
 from typing import Any, Literal
 
 from ....callbacks import LearningRateMonitor as NativeLearningRateMonitor
-from ....callbacks.lr_monitor import _groups_by_name, _optimizers_by_name
+from ....callbacks.lr_monitor import groups_by_name, optimizers_by_name
 from .utilities import MisconfigurationException, MisconfiguredValue
 
 __all__ = ["LearningRateMonitor"]
@@ -83,9 +83,9 @@ def _groups(trainer: Any) -> dict[str, dict[str, Any]]:
         MisconfigurationException: if two groups of one optimizer have the same name.
     """
     groups = {}
-    for name, optimizer, _ in _optimizers_by_name(trainer):
+    for name, optimizer, _ in optimizers_by_name(trainer):
         try:
-            groups.update(_groups_by_name(name, optimizer))
+            groups.update(groups_by_name(name, optimizer))
         except ValueError as error:
             raise MisconfiguredValue(
                 f"A single `Optimizer` cannot have multiple parameter groups with identical `name` values: {error}"

@@ -121,8 +121,7 @@ class TQDMProgressBar(NativeTQDMProgressBar):
             self._bars[stage].close()
 
     def _begin_loader(self, bar: Any, batches: Any, description: str) -> None:
-        bar.reset()
-        bar.total = convert_inf(batches)
+        bar.reset(convert_inf(batches))
         bar.initial = 0
         bar.set_description(description)
 
