@@ -66,7 +66,9 @@ class AdvancedProfiler(Profiler):
             ValueError: if it has not begun.
         """
         if action_name not in self._open:
-            raise ValueError(f"AdvancedProfiler: {action_name!r} was never started")
+            raise ValueError(
+                f"Attempting to stop recording an action ({action_name}) which was never started."
+            )
         self._pause()
         # Those within it that were left without their end, too.
         while self._open.pop() != action_name:

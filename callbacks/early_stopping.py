@@ -199,16 +199,16 @@ class EarlyStopping(Callback):
         value = f"{name} = {current:.6g}"
         best = f"{self.best_score:.6g}"
         if self.check_finite and not torch.isfinite(current):
-            message = f"{name} is {current}; the best was {best}."
+            message = f"{name} = {current} is not finite; the best was {best}."
             return EarlyStoppingReason.NON_FINITE_METRIC, message
         limit = self.stopping_threshold
         if limit is not None and better(current, limit):
             sign = self.order_dict[self.mode]
-            message = f"{value} {sign} stopping_threshold = {limit}."
+            message = f"Stopping threshold reached: {value} {sign} {limit}."
             return EarlyStoppingReason.STOPPING_THRESHOLD, message
         limit = self.divergence_threshold
         if limit is not None and better(-current, -limit):
-            message = f"{value} is worse than divergence_threshold = {limit}."
+            message = f"Divergence threshold reached: {value} is worse than {limit}."
             return EarlyStoppingReason.DIVERGENCE_THRESHOLD, message
 
         margin = self.min_delta if self.mode == "min" else -self.min_delta
@@ -220,9 +220,7 @@ class EarlyStopping(Callback):
         self.wait_count += 1
         if self.wait_count < self.patience:
             return EarlyStoppingReason.NOT_STOPPED, ""
-        message = (
-            f"{name} has not improved in {self.wait_count} checks; the best was {best}."
-        )
+        message = f"{name} did not improve in the last {self.wait_count} checks; the best was {best}."
         return EarlyStoppingReason.PATIENCE_EXHAUSTED, message
 
     def _say(self, trainer: Trainer, message: str, is_detail: bool = False) -> None:

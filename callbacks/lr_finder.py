@@ -72,8 +72,8 @@ class LearningRateResult:
         ]
         if len(steps) < 2:
             log.error(
-                "No learning rate can be suggested, as there are too few losses (%d of %d count, the first %d and the "
-                "last %d are left out): take more steps",
+                "Failed to compute suggestion for learning rate, as there are too few losses (%d of %d count, the "
+                "first %d and the last %d are left out): take more steps",
                 len(steps),
                 len(losses),
                 skip_begin,

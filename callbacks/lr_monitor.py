@@ -84,10 +84,10 @@ class LearningRateMonitor(Callback):
     def _log(self, trainer: Trainer, interval: str, step: int) -> None:
         rates: dict[str, float] = {}
         others: dict[str, float] = {}
-        for name, optimizer, own_interval in _optimizers_by_name(trainer):
+        for name, optimizer, own_interval in optimizers_by_name(trainer):
             if self.logging_interval is None and own_interval not in (None, interval):
                 continue
-            for key, group in _groups_by_name(name, optimizer):
+            for key, group in groups_by_name(name, optimizer):
                 rates[key] = float(group["lr"])
                 if self.log_momentum:
                     momentum = group.get("momentum", 0.0)
@@ -115,12 +115,12 @@ def learning_rates(trainer: Trainer) -> dict[str, Any]:
     """
     return {
         key: group["lr"]
-        for name, optimizer, _ in _optimizers_by_name(trainer)
-        for key, group in _groups_by_name(name, optimizer)
+        for name, optimizer, _ in optimizers_by_name(trainer)
+        for key, group in groups_by_name(name, optimizer)
     }
 
 
-def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
+def optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
     """The optimizers of schedulers, then those without: name, optimizer, and the scheduler's interval or None."""
     listed: list[tuple[str | None, Optimizer, str | None]] = [
         (config.name, config.scheduler.optimizer, config.interval)
@@ -141,10 +141,15 @@ def _optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | No
     return named
 
 
-def _groups_by_name(
+def groups_by_name(
     name: str,
     optimizer: Optimizer,
 ) -> list[tuple[str, dict[str, Any]]]:
+    """The parameter groups of an optimizer of that name, and what their learning rates are called.
+
+    Raises:
+        ValueError: if two of them have the same name.
+    """
     groups = optimizer.param_groups
     if len(groups) == 1 and not groups[0].get("name"):
         return [(name, groups[0])]

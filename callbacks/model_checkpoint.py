@@ -273,8 +273,8 @@ class ModelCheckpoint(Callback):
         self._schedule.resume(state_dict.get("interval_elapsed", 0.0))
         if not same_folder:
             warnings.warn(
-                f"ModelCheckpoint's dirpath was {state_dict['dirpath']!r} and is now {self.dirpath!r}: of its state "
-                "only best_model_path is taken over; the list of the best checkpoints begins anew.",
+                f"The dirpath has changed from {state_dict['dirpath']!r} to {self.dirpath!r}: of the ModelCheckpoint's "
+                "state only best_model_path is taken over; the list of the best checkpoints begins anew.",
                 stacklevel=2,
             )
 

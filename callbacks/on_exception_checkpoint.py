@@ -43,7 +43,7 @@ class OnExceptionCheckpoint(Callback):
         filename: str = "on_exception",
     ) -> None:
         if not filename:
-            raise ValueError("filename must not be empty")
+            raise ValueError("The filename cannot be empty")
         self.dirpath = absolute(os.fspath(dirpath))
         self.filename = filename
 

@@ -92,7 +92,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
     """A copy of a module with parameters of its own, without masks; buffers and submodules are the same."""
     copied = copy.copy(module)
     parameters = {}
-    for name, parameter in module.named_parameters(recurse=False):
+    for name, parameter in vars(module)["_parameters"].items():
         value = None if parameter is None else nn.Parameter(parameter.detach().clone())
         parameters[name.removesuffix("_orig")] = value
     copied.__dict__.update(

@@ -74,7 +74,7 @@ class SimpleProfiler(Profiler):
         """
         if action_name in self._started:
             raise ValueError(
-                f"SimpleProfiler: {action_name!r} was started and has not ended yet"
+                f"Attempted to start {action_name} which has already started."
             )
         self._started[action_name] = time.perf_counter()
 
@@ -88,7 +88,9 @@ class SimpleProfiler(Profiler):
             ValueError: if it has not begun.
         """
         if action_name not in self._started:
-            raise ValueError(f"SimpleProfiler: {action_name!r} was never started")
+            raise ValueError(
+                f"Attempting to stop recording an action ({action_name}) which was never started."
+            )
         seconds = time.perf_counter() - self._started.pop(action_name)
         self.recorded_durations[action_name].append(seconds)
 

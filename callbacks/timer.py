@@ -124,7 +124,10 @@ class Timer(Callback):
         trainer.should_stop = True
         if self._verbose and trainer.is_global_zero:
             elapsed = timedelta(seconds=int(self.time_elapsed()))
-            log.info("Timer: time is up after %s of training; stopping.", elapsed)
+            log.info(
+                "Time limit reached. Elapsed time is %s. Signaling Trainer to stop.",
+                elapsed,
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         for stage in _kinds(trainer):

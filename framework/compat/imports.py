@@ -13,6 +13,8 @@ from typing import Any
 # The attribute of a class that nothing serves: what to use.
 UNSERVED = "unserved_advice"
 
+_MISSING = object()
+
 
 class _Face(ModuleType):
     """A module under another package's name, whose names are those of a module of ours."""
@@ -22,6 +24,8 @@ class _Face(ModuleType):
     ) -> None:
         super().__init__(name, target.__doc__)
         self.__target = target
+        # What names had before a program has set them.
+        self.__before: dict[str, Any] = {}
         self.__is_part = is_part
         # Python calls only modules with a path packages, and imports from nothing else.
         self.__path__ = []
@@ -36,6 +40,24 @@ class _Face(ModuleType):
         if self.__is_part(f"{self.__name__}.{name}"):
             return import_module(f"{self.__name__}.{name}")
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a program sets in the other package's module is to have an effect here; a part that is imported is not.
+        if name in vars(self).get("__all__", ()) and not isinstance(value, ModuleType):
+            self.__before.setdefault(name, vars(self.__target).get(name, _MISSING))
+            setattr(self.__target, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self.__before:
+            super().__delattr__(name)
+            return
+        before = self.__before.pop(name)
+        if before is _MISSING:
+            delattr(self.__target, name)
+        else:
+            setattr(self.__target, name, before)
 
     def __dir__(self) -> list[str]:
         return sorted({*vars(self), *dir(self.__target)})

@@ -104,8 +104,9 @@ def _adopt_callbacks(run: Run, states: State, counters: State) -> None:
         monitor = f"'monitor': {getattr(callback, 'monitor', None)!r}"
         for key in [*states]:
             is_meant = key.startswith(f"{name}{{") and monitor in key
-            if is_meant and callback.state_key not in states:
-                states[callback.state_key] = state = dict(states.pop(key))
+            own = callback.state_key
+            if is_meant and (own == key or own not in states):
+                states[own] = state = dict(states.pop(key))
                 if "best_model_path" in state:
                     state["last_global_step_saved"] = counters["global_step"]
                     # It may be a checkpoint, where ours is a pointer that the next save replaces.

@@ -89,7 +89,7 @@ def test_the_reason_is_said(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "loopwright"):
         callback = EarlyStopping("val_loss", patience=1)
         fit(callback, module=Scripted((3.0, 4.0)))
-    message = "val_loss has not improved in 1 checks; the best was 3."
+    message = "val_loss did not improve in the last 1 checks; the best was 3."
     assert callback.stopping_reason_message == message
     assert f"EarlyStopping, epoch 1: Stopping: {message}" in caplog.messages
 

@@ -655,7 +655,7 @@ def test_a_new_folder_begins_a_new_list():
     fit(ModelCheckpoint("old", monitor="val_loss", save_top_k=3), max_epochs=2)
     moved = ModelCheckpoint("new", monitor="val_loss", save_top_k=3)
     with pytest.warns(
-        UserWarning, match="dirpath was .*old.* and is now .*new"
+        UserWarning, match="dirpath has changed from .*old.* to .*new"
     ) as caught:
         fit(moved, max_epochs=3, ckpt_path="old/epoch=0-step=4.ckpt")
     assert len(caught) == 1

@@ -156,11 +156,11 @@ def test_functions_count_for_the_innermost_section(capsys: pytest.CaptureFixture
     assert "(inside)" not in outer
     assert re.search(r"\n +1 .*\(inside\)", inner)
     for wrong in (AdvancedProfiler(), SimpleProfiler(), PyTorchProfiler()):
-        with pytest.raises(ValueError, match="'x' was never started"):
+        with pytest.raises(ValueError, match="was never started"):
             copy.deepcopy(wrong).stop("x")
     simple = SimpleProfiler()
     simple.start("x")
-    with pytest.raises(ValueError, match="has not ended"):
+    with pytest.raises(ValueError, match="Attempted to start x"):
         simple.start("x")
 
 

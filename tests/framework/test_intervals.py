@@ -113,7 +113,7 @@ class Cuts(Callback):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}")
 
 
-@pytest.mark.filterwarnings("ignore:ModelCheckpoint's dirpath was")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("every", ["5 steps", "20 tokens"])
 def test_a_run_that_resumes_anywhere_validates_and_saves_as_the_whole_one(
     every: str, tmp_path: Path

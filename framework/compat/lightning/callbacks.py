@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
+
+from torch.nn.utils.prune import BasePruningMethod
 
 from ....callbacks import BackboneFinetuning as NativeBackboneFinetuning
 from ....callbacks import BaseFinetuning as NativeBaseFinetuning
@@ -14,33 +15,36 @@ from ....callbacks import BasePredictionWriter as NativeBasePredictionWriter
 from ....callbacks import BatchSizeFinder as NativeBatchSizeFinder
 from ....callbacks import (
     Callback,
-    EarlyStopping,
-    GradientAccumulationScheduler,
     LambdaCallback,
-    LearningRateMonitor,
     OnExceptionCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-    RichProgressBarTheme,
     ThroughputMonitor,
-    Timer,
-    TQDMProgressBar,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
+from ....callbacks import (
+    GradientAccumulationScheduler as NativeGradientAccumulationScheduler,
+)
 from ....callbacks import LearningRateFinder as NativeLearningRateFinder
-from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelPruning as NativeModelPruning
 from ....callbacks import ModelSummary as NativeModelSummary
 from ....callbacks import RichModelSummary as NativeRichModelSummary
+from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
-from ....callbacks.tqdm_progress import Tqdm
+from ....callbacks.timer import MaxTime as NativeMaxTime
 from ..imports import unserved
-from .files import yaml_of
+from .early_stopping import EarlyStopping, EarlyStoppingReason
+from .lr_monitor import LearningRateMonitor
+from .model_checkpoint import Checkpoint, ModelCheckpoint
+from .progress_bars import (
+    ProgressBar,
+    RichProgressBar,
+    RichProgressBarTheme,
+    TQDMProgressBar,
+)
 from .spike import SpikeDetection
 from .states import LightningEnum
 from .utilities import (
     MisconfigurationException,
-    get_filesystem,
+    MisconfiguredValue,
     misconfigured_values,
     rank_zero_warn,
 )
@@ -61,6 +65,7 @@ __all__ = [
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
+    "EarlyStoppingReason",
     "GradientAccumulationScheduler",
     "Interval",
     "LambdaCallback",
@@ -80,7 +85,6 @@ __all__ = [
     "TQDMProgressBar",
     "ThroughputMonitor",
     "Timer",
-    "Tqdm",
     "WeightAveraging",
     "WriteInterval",
 ]
@@ -93,77 +97,29 @@ class Interval(LightningEnum):
     epoch = "epoch"
 
 
-class Checkpoint(Callback):
-    """The base of callbacks that save checkpoints. A Trainer that is given one makes no ModelCheckpoint of its own."""
+class Timer(NativeTimer):
+    """A :class:`~loopwright.callbacks.Timer`, with the same arguments.
 
-    phase = "persist"
-
-
-class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
-    """A :class:`~loopwright.callbacks.ModelCheckpoint` that writes a checkpoint in one file.
-
-    Args:
-        *args: of :class:`~loopwright.callbacks.ModelCheckpoint`.
-        save_on_exception: save a checkpoint when an exception ends the training.
-        **kwargs: of :class:`~loopwright.callbacks.ModelCheckpoint`.
+    Raises:
+        MisconfigurationException: if ``interval`` is neither ``"step"`` nor ``"epoch"``.
     """
 
     def __init__(
-        self,
-        dirpath: Any = None,
-        filename: str | None = None,
-        monitor: str | None = None,
-        verbose: bool = False,
-        save_last: Any = None,
-        save_top_k: int = 1,
-        save_on_exception: bool = False,
-        save_weights_only: bool = False,
-        mode: str = "min",
-        auto_insert_metric_name: bool = True,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        every_n_epochs: int | None = None,
-        save_on_train_epoch_end: bool | None = None,
-        enable_version_counter: bool = True,
-        **kwargs: Any,
+        self, duration: Any = None, interval: str = "step", verbose: bool = True
     ) -> None:
-        super().__init__(
-            dirpath,
-            filename,
-            monitor,
-            verbose,
-            save_last,
-            save_top_k,
-            save_weights_only,
-            mode,
-            auto_insert_metric_name,
-            every_n_train_steps,
-            train_time_interval,
-            every_n_epochs,
-            save_on_train_epoch_end,
-            enable_version_counter,
-            **kwargs,
-        )
-        self.save_on_exception = save_on_exception
+        if interval not in set(Interval):
+            raise MisconfiguredValue(
+                f"Unsupported parameter value Timer(interval={interval!r}): it must be one of 'step' and 'epoch'"
+            )
+        super().__init__(duration, str(Interval(interval)), verbose)
 
-    def on_exception(
-        self, trainer: Any, pl_module: Any, exception: BaseException
-    ) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        if self.save_on_exception:
-            self.save_now(trainer)
+    @property
+    def _offset(self) -> float:
+        return self._seconds_before_fit
 
-    def to_yaml(self, filepath: Any = None) -> None:
-        """Write the paths of the best checkpoints, with their values.
 
-        Args:
-            filepath: the file. Default: ``best_k_models.yaml`` beside the checkpoints.
-        """
-        scores = {path: float(score) for path, score in self.best_k_models.items()}
-        if filepath is None:
-            filepath = os.path.join(self.dirpath or "", "best_k_models.yaml")
-        with get_filesystem(filepath).open(str(filepath), "w") as file:
-            file.write(yaml_of(scores))
+class MaxTime(Timer, NativeMaxTime):
+    """The Timer of ``Trainer(max_time=…)``, which programs look for as a :class:`Timer`."""
 
 
 class ModelSummary(NativeModelSummary):
@@ -171,11 +127,62 @@ class ModelSummary(NativeModelSummary):
 
     Args:
         max_depth: how deep to go into nested layers.
-        **summarize_kwargs: accepted for familiarity, and not used.
+        **summarize_kwargs: what :meth:`summarize` is given, if a subclass overrides it.
     """
 
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         super().__init__(max_depth)
+        self._summarize_kwargs = summarize_kwargs
+        self._modes: dict[str, int] = {}
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        parts = [part for part in pl_module.modules() if part is not pl_module]
+        trained = sum(part.training for part in parts)
+        self._modes = {"train": trained, "eval": len(parts) - trained}
+        super().on_fit_start(trainer, pl_module)
+
+    def show(self, summary: Any) -> None:
+        """Print the summary: as :meth:`summarize` does where a subclass has its own."""
+        if self.summarize is ModelSummary.summarize:
+            super().show(summary)
+            return
+        columns = [
+            [row[i] for row in summary.rows] for i in range(len(summary.columns))
+        ]
+        self.summarize(
+            summary_data=[
+                (" ", [str(number) for number in range(len(summary.rows))]),
+                *zip(summary.columns, columns, strict=True),
+            ],
+            total_parameters=summary.total_parameters,
+            trainable_parameters=summary.trainable_parameters,
+            model_size=summary.model_size,
+            total_training_modes=self._modes,
+            total_flops=0,
+            **self._summarize_kwargs,
+        )
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int = 0,
+        **summarize_kwargs: Any,
+    ) -> None:
+        """Override it to show a summary in another way.
+
+        Args:
+            summary_data: the columns of the table: headings, and texts by layer.
+            total_parameters: numbers in all parameters.
+            trainable_parameters: numbers in those that are trained.
+            model_size: of the parameters, in megabytes.
+            total_training_modes: how many submodules are in the modes ``"train"`` and ``"eval"``.
+            total_flops: 0, as operations are not counted.
+            **summarize_kwargs: as the constructor was given them.
+        """
 
 
 class RichModelSummary(NativeRichModelSummary, ModelSummary):
@@ -188,7 +195,15 @@ class RichModelSummary(NativeRichModelSummary, ModelSummary):
 
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         style = summarize_kwargs.get("header_style", "bold magenta")
-        NativeRichModelSummary.__init__(self, max_depth, style)
+        ModelSummary.__init__(self, max_depth, **summarize_kwargs)
+        self._header_style = style
+
+    def show(self, summary: Any) -> None:
+        """Draw the summary, or show it as :meth:`summarize` does where a subclass has its own."""
+        if self.summarize is ModelSummary.summarize:
+            NativeRichModelSummary.show(self, summary)
+        else:
+            ModelSummary.show(self, summary)
 
 
 @contextmanager
@@ -204,8 +219,35 @@ class BasePredictionWriter(NativeBasePredictionWriter):
     """A :class:`~loopwright.callbacks.BasePredictionWriter`."""
 
     def __init__(self, write_interval: str = "batch") -> None:
-        with _misconfigured():
-            super().__init__(write_interval)
+        intervals = [str(interval) for interval in WriteInterval]
+        if write_interval not in intervals:
+            raise MisconfigurationException(
+                f"`write_interval` should be one of {intervals}; got {write_interval!r}"
+            )
+        super().__init__(write_interval)
+
+
+class GradientAccumulationScheduler(NativeGradientAccumulationScheduler):
+    """A :class:`~loopwright.callbacks.GradientAccumulationScheduler`.
+
+    Raises:
+        TypeError: if ``scheduling`` is empty.
+        MisconfigurationException: if it holds other than epochs and numbers of batches.
+        RuntimeError: when a training begins, with manual optimization.
+    """
+
+    def __init__(self, scheduling: Any) -> None:
+        if not scheduling:
+            raise TypeError("Empty dict cannot be interpreted correct")
+        with misconfigured_values():
+            super().__init__(scheduling)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not pl_module.automatic_optimization:
+            raise RuntimeError(
+                "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not supported for manual "
+                "optimization: update(loss) of an optimizer accumulates"
+            )
 
 
 class DeviceStatsMonitor(NativeDeviceStatsMonitor):
@@ -222,6 +264,10 @@ class ModelPruning(NativeModelPruning):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _misconfigured():
             super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def _is_pruning_method(method: Any) -> bool:
+        return inspect.isclass(method) and issubclass(method, BasePruningMethod)
 
     @staticmethod
     def sanitize_parameters_to_prune(*args: Any, **kwargs: Any) -> Any:
@@ -245,6 +291,24 @@ class BackboneFinetuning(NativeBackboneFinetuning, BaseFinetuning):
             super().freeze_before_training(pl_module)
 
 
+def require_known_mode(modes: tuple[str, ...], mode: str) -> None:
+    """Refuse a mode of a search that is not among those.
+
+    Raises:
+        ValueError: for another.
+    """
+    if mode.lower() not in modes:
+        raise ValueError(f"`mode` should be either of {modes}; got {mode!r}")
+
+
+def warn_of_two_fields(module: Any, name: str) -> None:
+    """Warn of a batch size that a module has twice: beside its hyperparameters."""
+    if hasattr(module, name) and name in module.hparams:
+        rank_zero_warn(
+            f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
+        )
+
+
 class LearningRateFinder(NativeLearningRateFinder):
     """A :class:`~loopwright.callbacks.LearningRateFinder`."""
 
@@ -260,7 +324,7 @@ class LearningRateFinder(NativeLearningRateFinder):
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
-        _require_mode(self, mode)
+        require_known_mode(self.SUPPORTED_MODES, mode)
         super().__init__(
             min_lr,
             max_lr,
@@ -271,16 +335,13 @@ class LearningRateFinder(NativeLearningRateFinder):
             attr_name,
         )
 
+    @property
+    def _num_training_steps(self) -> int:
+        return self.num_training_steps
+
     def lr_find(self, trainer: Any, pl_module: Any) -> Any:
         with misconfigured_values():
             return super().lr_find(trainer, pl_module)
-
-
-def _require_mode(finder: Any, mode: str) -> None:
-    if mode.lower() not in finder.SUPPORTED_MODES:
-        raise ValueError(
-            f"`mode` should be either of {finder.SUPPORTED_MODES}; got {mode!r}"
-        )
 
 
 class BatchSizeFinder(NativeBatchSizeFinder):
@@ -298,7 +359,7 @@ class BatchSizeFinder(NativeBatchSizeFinder):
         margin: float = 0.05,
         max_val: int = 8192,
     ) -> None:
-        _require_mode(self, mode)
+        require_known_mode(self.SUPPORTED_MODES, mode)
         super().__init__(
             mode,
             steps_per_trial,
@@ -310,11 +371,7 @@ class BatchSizeFinder(NativeBatchSizeFinder):
         )
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> int | None:
-        name = self.batch_arg_name
-        if hasattr(pl_module, name) and name in pl_module.hparams:
-            rank_zero_warn(
-                f"Field `model.{name}` and `model.hparams.{name}` are mutually exclusive! Both are set."
-            )
+        warn_of_two_fields(pl_module, self.batch_arg_name)
         with misconfigured_values():
             return super().scale_batch_size(trainer, pl_module)
 

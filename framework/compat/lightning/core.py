@@ -77,6 +77,14 @@ class LightningModule(_LightningHyperparameters, Module):
 
     fabric = None
 
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print in the main process, through the progress bar if there is one."""
+        bar = self.trainer.progress_bar_callback
+        if self.global_rank == 0 and bar is not None and bar.is_enabled:
+            bar.print(*args, **kwargs)
+        else:
+            super().print(*args, **kwargs)
+
     @classmethod
     def load_from_checkpoint(
         cls,

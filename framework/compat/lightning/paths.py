@@ -9,6 +9,7 @@ PYTORCH = {
     "": "",
     "accelerators": ".accelerators",
     "callbacks": ".callbacks",
+    "callbacks.progress": ".progress_bars",
     "callbacks.spike": ".spike",
     "cli": ".cli",
     "core": ".core",

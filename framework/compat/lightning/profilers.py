@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+from torch.profiler import ProfilerAction
 
 from ....callbacks import AdvancedProfiler as NativeAdvancedProfiler
 from ....callbacks import Profiler
 from ....callbacks import PyTorchProfiler as NativePyTorchProfiler
 from ....callbacks import SimpleProfiler as NativeSimpleProfiler
 from ..imports import unserved
+from .utilities import MisconfiguredValue
 
 __all__ = [
     "AdvancedProfiler",
@@ -20,26 +24,81 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("loopwright")
+
+
+class _Reports(Profiler):
+    """Reports as Lightning's profilers do: by the logger, and where ``dirpath`` says afterwards."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.dirpath is None:
+            self.dirpath = self._folder
+
+    def show(self, text: str, path: str | None) -> None:
+        log.info("%s", " ".join(filter(None, (self._stage.upper(), text))))
+
+
 class PassThroughProfiler(Profiler):
     """Measures nothing: what ``trainer.profiler`` is without one."""
 
 
-class SimpleProfiler(NativeSimpleProfiler):
+class SimpleProfiler(_Reports, NativeSimpleProfiler):
     """A :class:`~loopwright.callbacks.SimpleProfiler`.
 
     Args:
         dirpath: the folder for the table.
         filename: of the table; None only prints it.
-        extended: accepted for familiarity.
+        extended: also show how often, and which share of the time.
     """
 
     def __init__(
         self, dirpath: Any = None, filename: str | None = None, extended: bool = True
     ) -> None:
         super().__init__(dirpath, filename)
+        self.extended = extended
+
+    def summary(self) -> str:
+        """A table of the program's own sections, and one of the loop's."""
+        sections = "\n".join(self._rows())
+        parts = ["Profiler Report", sections, self.table() if self.seconds else ""]
+        return "\n".join(filter(None, parts))
+
+    def _rows(self) -> list[str]:
+        """The table of the program's own sections, the longest first."""
+        measured = {name: sum(times) for name, times in self.recorded_durations.items()}
+        if not measured:
+            return []
+        every = sum(measured.values())
+        heading = ["Mean duration (s)", "Total time (s)"]
+        if self.extended:
+            heading = [
+                "Mean duration (s)",
+                "Num calls",
+                "Total time (s)",
+                "Percentage %",
+            ]
+        rows = [["Action", *heading]]
+        if self.extended:
+            calls = sum(map(len, self.recorded_durations.values()))
+            rows.append(["Total", "-", str(calls), f"{every:.5}", "100 %"])
+        for name, total in sorted(measured.items(), key=lambda item: -item[1]):
+            count = len(self.recorded_durations[name])
+            cells = [f"{total / count:.5}", f"{total:.5}"]
+            if self.extended:
+                share = 100 * total / every if every else 0.0
+                cells = [cells[0], str(count), cells[1], f"{share:.5}"]
+            rows.append([name, *cells])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return [
+            " | ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
+            for row in rows
+        ]
 
 
-class AdvancedProfiler(NativeAdvancedProfiler):
+class AdvancedProfiler(_Reports, NativeAdvancedProfiler):
     """A :class:`~loopwright.callbacks.AdvancedProfiler`.
 
     Args:
@@ -57,6 +116,22 @@ class AdvancedProfiler(NativeAdvancedProfiler):
         dump_stats: bool = False,
     ) -> None:
         super().__init__(dirpath, filename, line_count_restriction, dump_stats)
+
+    def summary(self) -> str:
+        """A table for each section."""
+        text = super().summary()
+        return f"Profiler Report\n{text}" if text else ""
+
+    def path_of(self, ending: str, action_name: str = "") -> str | None:
+        """A file of the results; a section's is there without a name for all, too."""
+        if self.filename or not action_name:
+            return super().path_of(ending, action_name)
+        # The section's name is the file's.
+        self.filename = action_name
+        try:
+            return super().path_of(ending)
+        finally:
+            self.filename = None
 
 
 class PyTorchProfiler(NativePyTorchProfiler):
@@ -76,7 +151,22 @@ class PyTorchProfiler(NativePyTorchProfiler):
 
     Raises:
         NotImplementedError: for ``emit_nvtx``.
+        MisconfigurationException: for a key that no column has, or a ``schedule`` that is none.
     """
+
+    AVAILABLE_SORT_KEYS = frozenset(
+        f"{prefix}{device}_time{total}"
+        for prefix in ("", "self_")
+        for device in ("cpu", "cuda")
+        for total in ("", "_total")
+        if total or not prefix
+    ) | {
+        "cpu_memory_usage",
+        "cuda_memory_usage",
+        "self_cpu_memory_usage",
+        "self_cuda_memory_usage",
+        "count",
+    }
 
     def __init__(
         self,
@@ -90,6 +180,11 @@ class PyTorchProfiler(NativePyTorchProfiler):
         record_module_names: bool = True,
         **profiler_kwargs: Any,
     ) -> None:
+        if sort_by_key and sort_by_key not in self.AVAILABLE_SORT_KEYS:
+            raise MisconfiguredValue(
+                f"Found sort_by_key: {sort_by_key}. Should be within {sorted(self.AVAILABLE_SORT_KEYS)}."
+            )
+        _check_schedule(profiler_kwargs.get("schedule"))
         if emit_nvtx:
             raise NotImplementedError(
                 "PyTorchProfiler(emit_nvtx=True) is not there: fit inside torch.autograd.profiler.emit_nvtx()"
@@ -103,6 +198,19 @@ class PyTorchProfiler(NativePyTorchProfiler):
             row_limit=row_limit,
             sort_by=sort_by_key,
             **profiler_kwargs,
+        )
+
+
+def _check_schedule(schedule: Any) -> None:
+    """Refuse a schedule that does not tell what to do at a step."""
+    if schedule is None:
+        return
+    if not callable(schedule):
+        raise MisconfiguredValue(f"Schedule should be a callable; got {schedule!r}")
+    action = schedule(0)
+    if not isinstance(action, ProfilerAction):
+        raise MisconfiguredValue(
+            f"Schedule should return a `torch.profiler.ProfilerAction`; got {action!r}"
         )
 
 

@@ -12,16 +12,25 @@ from typing import Any
 
 import torch
 
-from ....callbacks import Callback, RichProgressBar
+from ....callbacks import Callback
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks import ModelSummary as NativeModelSummary
+from ....callbacks import RichProgressBar as NativeRichProgressBar
+from ....callbacks.timer import MaxTime as NativeMaxTime
 from ....loggers import Logger
 from ....strategies import Precision, Strategy
 from ... import trainer as native
 from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
-from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
+from .callback_checks import check_callbacks
+from .callbacks import (
+    Checkpoint,
+    MaxTime,
+    ModelCheckpoint,
+    ModelSummary,
+    RichModelSummary,
+)
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -39,6 +48,7 @@ from .profilers import (
 )
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
+from .utilities import MisconfiguredValue
 
 __all__ = ["Trainer"]
 
@@ -108,6 +118,7 @@ class Trainer(native.Trainer):
                 f"model_registry must be None: there is no registry here; got {model_registry!r}"
             )
         callbacks = _as_list(arguments.get("callbacks"))
+        check_callbacks(arguments, callbacks)
         profiler = _profiler(profiler)
         measures = not isinstance(profiler, PassThroughProfiler)
         if measures and isinstance(profiler, Callback):
@@ -118,6 +129,10 @@ class Trainer(native.Trainer):
         _use_devices(arguments)
         _add_defaults(arguments)
         super().__init__(**arguments)
+        self.callbacks = [
+            MaxTime(self.max_time) if isinstance(c, NativeMaxTime) else c
+            for c in self.callbacks
+        ]
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
         self.fit_loop = FitLoop(self)
@@ -361,8 +376,9 @@ def _profiler(given: Any) -> Any:
     if given is not None and not isinstance(given, str):
         return given
     if given not in kinds:
-        raise ValueError(
-            f"profiler must be None, 'simple', 'advanced', 'pytorch' or an object; got {given!r}"
+        raise MisconfiguredValue(
+            "When passing a name as `profiler`, it can only be one of 'simple', 'advanced' and 'pytorch'; "
+            f"got {given!r}"
         )
     return kinds[given]()
 
@@ -461,7 +477,7 @@ def _add_defaults(arguments: dict[str, Any]) -> None:
     if arguments.get("enable_checkpointing") is not False:
         _add_checkpoint(arguments, callbacks)
     if not has_summary and arguments.get("enable_model_summary") is not False:
-        is_rich = any(isinstance(c, RichProgressBar) for c in callbacks)
+        is_rich = any(isinstance(c, NativeRichProgressBar) for c in callbacks)
         callbacks.append(RichModelSummary() if is_rich else ModelSummary())
 
 

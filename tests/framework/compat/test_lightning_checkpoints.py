@@ -1,0 +1,286 @@
+"""Callbacks that save, stop and log, as programs for Lightning find them: names of files and states, and errors."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from loopwright.lightning import LightningModule, Trainer
+from loopwright.lightning.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    EarlyStoppingReason,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
+from loopwright.lightning.demos import BoringModel
+from loopwright.lightning.loggers import CSVLogger
+from loopwright.lightning.tuner import Tuner
+from loopwright.lightning.utilities import MisconfigurationException
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    module: LightningModule | None = None,
+    **settings: Any,
+) -> Trainer:
+    usual = {
+        "max_epochs": 2,
+        "limit_train_batches": 2,
+        "limit_val_batches": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+    }
+    trainer = Trainer(**{**usual, **settings}, callbacks=[*callbacks])
+    trainer.fit(module or BoringModel())
+    return trainer
+
+
+def names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+class Logs(BoringModel):
+    """Logs one value an epoch."""
+
+    def __init__(self, values: tuple[float, ...]) -> None:
+        super().__init__()
+        self.values = values
+
+    def on_validation_epoch_end(self) -> None:
+        place = min(self.current_epoch, len(self.values) - 1)
+        self.log("score", self.values[place])
+
+
+def test_a_folder_has_the_checkpoints_alone(tmp_path: Path):
+    saves = ModelCheckpoint(tmp_path, "{epoch}", monitor="score", save_top_k=-1)
+    fit(tmp_path, saves, module=Logs((2.0, 1.0)))
+    assert names_in(tmp_path) == {"epoch=0.ckpt", "epoch=1.ckpt"}
+    assert saves.best_model_path == str(tmp_path / "epoch=1.ckpt")
+
+
+def test_the_last_of_none_is_a_file_of_its_own(tmp_path: Path):
+    saves = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True)
+    trainer = fit(tmp_path, saves)
+    last = tmp_path / "last.ckpt"
+    assert names_in(tmp_path) == {"last.ckpt"}
+    assert not last.is_symlink()
+    assert saves.last_model_path == str(last)
+    assert saves.best_model_path == ""
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+
+    trainer = fit(tmp_path, ModelCheckpoint(tmp_path, save_top_k=0), max_epochs=1)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(BoringModel(), ckpt_path=str(last))
+    assert trainer.global_step == 6
+
+
+def test_states_have_lightnings_names(tmp_path: Path):
+    saves = ModelCheckpoint(tmp_path, "{epoch}", monitor="score")
+    stops = EarlyStopping("score")
+    fit(tmp_path, saves, stops, module=Logs((2.0, 1.0)))
+    states = torch.load(saves.best_model_path, weights_only=True)["callbacks"]
+    key = (
+        "ModelCheckpoint{'monitor': 'score', 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
+        "'train_time_interval': None}"
+    )
+    assert states[key]["best_model_path"] == saves.best_model_path
+    assert "EarlyStopping{'monitor': 'score', 'mode': 'min'}" in states
+
+    again = EarlyStopping("score")
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        fit(
+            tmp_path,
+            again,
+            ModelCheckpoint(tmp_path),
+            module=Logs((2.0, 1.0, 5.0)),
+            max_epochs=1,
+        )
+    again.load_state_dict(states["EarlyStopping{'monitor': 'score', 'mode': 'min'}"])
+    assert again.best_score == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"save_top_k": -3}, "save_top_k=-3. Must be >= -1"),
+        ({"save_top_k": 3}, r"\(save_top_k=3, monitor=None\) is not a valid"),
+        ({"every_n_epochs": -3}, "every_n_epochs=-3. Must be >= 0"),
+        (
+            {"every_n_train_steps": 1, "every_n_epochs": 2},
+            "Combination of parameters every_n_train_steps=1, every_n_epochs=2",
+        ),
+        (
+            {"train_time_interval": timedelta(1), "every_n_epochs": 2},
+            "should be mutually exclusive",
+        ),
+        ({"mode": "best"}, "`mode` can be 'min' or 'max', but got best"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_misconfigurations(
+    arguments: dict[str, Any], message: str
+):
+    with pytest.raises(MisconfigurationException, match=message):
+        ModelCheckpoint(**arguments)
+
+
+def test_names_are_made_of_metrics():
+    saves = ModelCheckpoint()
+    name = saves._format_checkpoint_name
+    assert name(None, {"epoch": 3, "step": 2}, prefix="run") == "run-epoch=3-step=2"
+    plain = name(
+        "loss={val/loss:.2f}", {"val/loss": 0.5}, auto_insert_metric_name=False
+    )
+    assert plain == "loss=0.50"
+    assert ModelCheckpoint(dirpath="").dirpath is None
+    assert saves._every_n_train_steps == 0
+
+
+class StopsInThird(EarlyStopping):
+    """Decides by the number of values that it has seen."""
+
+    seen = 0
+
+    def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str]:
+        self.seen += 1
+        return self.seen == 3, "three values"
+
+
+class ChecksAtEnd(EarlyStopping):
+    """Looks at the value when the training has ended."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run_early_stopping_check(trainer)
+
+
+def test_criteria_of_a_subclass_stop(tmp_path: Path):
+    stops = StopsInThird("score")
+    trainer = fit(tmp_path, stops, module=Logs((2.0, 1.0)), max_epochs=9)
+    assert trainer.current_epoch == 3
+    assert stops.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+    assert stops.stopping_reason_message == "three values"
+
+    checks = ChecksAtEnd("score")
+    fit(tmp_path / "end", checks, module=Logs((2.0, 1.0)))
+    assert checks.best_score == 1
+
+
+def test_the_reason_for_stopping_says_what_it_is(tmp_path: Path):
+    stops = EarlyStopping("score", divergence_threshold=8)
+    fit(tmp_path, stops, module=Logs((2.0, 9.0)))
+    assert stops.stopping_reason is EarlyStoppingReason.DIVERGENCE_THRESHOLD
+    assert stops.stopping_reason_message is not None
+    assert "Divergence threshold reached" in stops.stopping_reason_message
+
+    with pytest.raises(MisconfigurationException, match=r"`mode` can be .* got best"):
+        EarlyStopping("score", mode="best")
+    with pytest.raises(RuntimeError, match="metric `other` which is not available"):
+        fit(tmp_path / "other", EarlyStopping("other"))
+
+
+class Finetuned(BoringModel):
+    """Has a backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.backbone(x))
+
+    def configure_optimizers(self) -> Any:
+        # The backbone is frozen at first.
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+
+
+def test_rates_and_momentum_can_be_read(tmp_path: Path):
+    rates = LearningRateMonitor(log_momentum=True)
+    backbone = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, backbone, rates, module=Finetuned(), logger=logger)
+    # The first epoch's rate is that of the group which is the first of two now.
+    assert len(rates.lrs["lr-SGD/pg1"]) == 2
+    assert len(rates.lrs["lr-SGD/pg2"]) == 1
+    assert "lr-SGD" not in rates.lrs
+    assert rates.last_momentum_values["lr-SGD/pg2-momentum"] == 0.9
+    assert rates.last_weight_decay_values["lr-SGD/pg2-weight_decay"] is None
+
+
+class WithoutMomentum(BoringModel):
+    """Has an optimizer without momentum."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.ASGD(self.parameters())
+
+
+class OfOneName(BoringModel):
+    """Has two groups of one name."""
+
+    def configure_optimizers(self) -> Any:
+        weight, bias = self.parameters()
+        groups = [{"params": [p], "name": "layer"} for p in (weight, bias)]
+        return torch.optim.SGD(groups, lr=0.1)
+
+
+def test_what_a_rate_monitor_cannot_log(tmp_path: Path):
+    with pytest.raises(MisconfigurationException, match="`Trainer` that has no logger"):
+        fit(tmp_path, LearningRateMonitor())
+    with pytest.raises(MisconfigurationException, match="should be `step` or `epoch`"):
+        LearningRateMonitor("batch")  # type: ignore[arg-type] # on purpose
+    settings = {"logger": CSVLogger(tmp_path), "enable_checkpointing": False}
+    with pytest.warns(RuntimeWarning, match="optimizers do not have momentum"):
+        fit(
+            tmp_path,
+            LearningRateMonitor(log_momentum=True),
+            module=WithoutMomentum(),
+            **settings,
+        )
+    message = "cannot have multiple parameter groups with identical"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, LearningRateMonitor(), module=OfOneName(), **settings)
+
+
+def test_searches_and_timers_refuse_other_modes(tmp_path: Path):
+    with pytest.raises(MisconfigurationException, match="Unsupported parameter value"):
+        Timer(interval="batch")
+    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="should be either of"):
+        Tuner(trainer).scale_batch_size(BoringModel(), mode="other")
+    with pytest.raises(ValueError, match="should be either of"):
+        Tuner(trainer).lr_find(BoringModel(), mode="other")
+    assert LearningRateFinder(num_training_steps=7)._num_training_steps == 7
+
+
+class TwoSizes(BoringModel):
+    """Has a batch size beside that of its hyperparameters."""
+
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.save_hyperparameters()
+
+
+def test_the_tuner_warns_of_two_batch_sizes(tmp_path: Path):
+    trainer = Trainer(
+        logger=False, accelerator="cpu", max_epochs=1, default_root_dir=tmp_path
+    )
+    with pytest.warns(UserWarning, match="are mutually exclusive"):
+        Tuner(trainer).scale_batch_size(TwoSizes(), max_trials=1)
