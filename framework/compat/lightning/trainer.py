@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._dynamo import OptimizedModule
 
 from ....callbacks import Callback, RichProgressBar
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
@@ -18,10 +19,14 @@ from ....callbacks import ModelSummary as NativeModelSummary
 from ....loggers import Logger
 from ....strategies import Precision, Strategy
 from ... import trainer as native
+from ...datamodule import DataModule
+from ...metrics.values import as_floats
+from ...module import Module
 from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
 from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
+from .core import LightningOptimizer, require_one_value
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -37,10 +42,11 @@ from .profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .seed import seed_everything
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "seed_everything"]
 
 log = logging.getLogger("loopwright")
 
@@ -87,6 +93,7 @@ class Trainer(native.Trainer):
     """
 
     save_format = "file"
+    manual_optimizer = LightningOptimizer
 
     @also_takes(
         native.Trainer.__init__,
@@ -120,15 +127,59 @@ class Trainer(native.Trainer):
         super().__init__(**arguments)
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
+        self._datamodule: Any = None
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
+        _require_module(model)
         _require_batches(model)
         if not self._autolog_hparams:
             model.keep_hyperparameters_from_loggers()
+        self._require_one_value(model, *args, **kwargs)
         super().fit(model, *args, **kwargs)
+
+    def _require_one_value(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Raise if the loggers would get two values of one hyperparameter."""
+        given = inspect.signature(super().fit).bind(model, *args, **kwargs).arguments
+        first = given.get("train_dataloaders")
+        data = first if isinstance(first, DataModule) else given.get("datamodule")
+        if self.loggers and isinstance(model, Module):
+            require_one_value(model, data)
+
+    @property
+    def datamodule(self) -> Any:
+        """The data of the running or last run, unless a program has set another."""
+        return self._datamodule or super().datamodule
+
+    @datamodule.setter
+    def datamodule(self, datamodule: Any) -> None:
+        self._datamodule = datamodule
+
+    def log_row(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers.
+
+        As Lightning counts, the row of a training's first step has the number 0, and a value ``step`` in it is used
+        as its number.
+
+        Args:
+            values: by name.
+            step: of the row. None stands for that number, and adds the epoch to the row.
+        """
+        if not values or not self.loggers or not self.is_global_zero:
+            return
+        row = as_floats(values)
+        if step is None and "step" in row:
+            step = int(row.pop("step"))
+        elif step is None:
+            step = self.global_step
+            if self.state.fn == "fit":
+                step = max(0, step - 1)
+            row.setdefault("epoch", self.current_epoch)
+        for logger in self.loggers:
+            logger.log_metrics(metrics=row, step=step)
+        self.record.add_row(step, row)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -334,6 +385,14 @@ def _as_list(given: Any) -> list[Any]:
         return []
     # Also a list of another library, such as OmegaConf's.
     return list(given) if isinstance(given, Sequence) else [given]
+
+
+def _require_module(model: Any) -> None:
+    """Raise a TypeError for what cannot be run."""
+    if not isinstance(model, Module | OptimizedModule):
+        raise TypeError(
+            f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`"
+        )
 
 
 def _require_batches(model: Any) -> None:
