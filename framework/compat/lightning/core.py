@@ -70,6 +70,10 @@ _TrainerFabricShim = unserved("_TrainerFabricShim", "there is no Fabric here")
 CheckpointHooks = ModelHooks = Module
 
 
+_TO_TRACE = "method='trace' requires either `example_inputs` or `model.example_input_array` to be defined"
+_TO_EXPORT = "Could not export to ONNX since neither `input_sample` nor `model.example_input_array` attribute is set."
+
+
 class _LightningHyperparameters(HyperparametersMixin):
     """What both classes have of Lightning's names about hyperparameters."""
 
@@ -122,6 +126,9 @@ class LightningModule(_LightningHyperparameters, Module):
         for module in self.modules():
             if isinstance(module, LightningModule):
                 module.__dict__["_fabric"] = fabric
+
+    # Packages ask whether TorchScript is being made, which there needs it.
+    _jit_is_scripting = False
 
     # What torch.compile made of forward, if programs ask for that by Lightning's functions.
     _compiler_ctx: dict[str, Any] | None = None
@@ -243,7 +250,9 @@ class LightningModule(_LightningHyperparameters, Module):
             ValueError: for another method, or without an example to trace with.
         """
         if method not in ("script", "trace"):
-            raise ValueError(f"method must be 'script' or 'trace'; got {method!r}")
+            raise ValueError(
+                f"to_torchscript only supports 'script' or 'trace' as method; got {method!r}"
+            )
         was_training = self.training
         self.eval()
         try:
@@ -252,7 +261,7 @@ class LightningModule(_LightningHyperparameters, Module):
                     scripted = torch.jit.script(self, **kwargs)
                 else:
                     scripted = torch.jit.trace(
-                        self, self._example(example_inputs, "trace"), **kwargs
+                        self, self._example(example_inputs, _TO_TRACE), **kwargs
                     )
         finally:
             self.train(was_training)
@@ -272,7 +281,7 @@ class LightningModule(_LightningHyperparameters, Module):
         Raises:
             ValueError: without an example.
         """
-        sample = self._example(input_sample, "export")
+        sample = self._example(input_sample, _TO_EXPORT)
         if not isinstance(sample, tuple):
             sample = (sample,)
         was_training = self.training
@@ -282,12 +291,10 @@ class LightningModule(_LightningHyperparameters, Module):
         finally:
             self.train(was_training)
 
-    def _example(self, given: Any, purpose: str) -> Any:
+    def _example(self, given: Any, problem: str) -> Any:
         example = self.example_input_array if given is None else given
         if example is None:
-            raise ValueError(
-                f"to {purpose} {type(self).__name__}, pass an example of what it takes, or set example_input_array"
-            )
+            raise ValueError(problem)
         return self.transfer_batch_to_device(example, self.device, 0)
 
 

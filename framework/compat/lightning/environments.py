@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .plugins import LightningEnvironment
+from .cluster import LightningEnvironment
 from .utilities import find_free_network_port
 
 __all__ = ["LightningEnvironment", "find_free_network_port"]

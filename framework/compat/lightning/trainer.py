@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -34,7 +35,9 @@ from .plugins import (
     LayerSync,
     SLURMEnvironment,
     TorchCheckpointIO,
+    _WrappingCheckpointIO,
 )
+from .precisions import precision_plugin
 from .profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -123,6 +126,10 @@ class Trainer(native.Trainer):
         _use_plugins(arguments, _as_list(plugins))
         _use_strategy(arguments)
         _use_devices(arguments)
+        if arguments.get("overfit_batches"):
+            # As there, it goes before these.
+            arguments.pop("limit_train_batches", None)
+            arguments.pop("limit_val_batches", None)
         _add_defaults(arguments)
         super().__init__(**arguments)
         self.profiler = profiler
@@ -131,6 +138,25 @@ class Trainer(native.Trainer):
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
+    @functools.wraps(native.Trainer.validate)
+    def validate(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Validate a module; arguments as of :meth:`loopwright.framework.Trainer.validate`."""
+        _require_module(model, may_be_none=True)
+        return super().validate(model, *args, **kwargs)
+
+    @functools.wraps(native.Trainer.test)
+    def test(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Test a module; arguments as of :meth:`loopwright.framework.Trainer.test`."""
+        _require_module(model, may_be_none=True)
+        return super().test(model, *args, **kwargs)
+
+    @functools.wraps(native.Trainer.predict)
+    def predict(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Predict with a module; arguments as of :meth:`loopwright.framework.Trainer.predict`."""
+        _require_module(model, may_be_none=True)
+        return super().predict(model, *args, **kwargs)
+
+    @functools.wraps(native.Trainer.fit)
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
         _require_module(model)
@@ -184,8 +210,8 @@ class Trainer(native.Trainer):
     @property
     def accelerator(self) -> Accelerator:
         """The kind of device."""
-        kind = AcceleratorRegistry.get(self.strategy.device.type, CPUAccelerator)
-        return kind()
+        kind = self.strategy.device.type
+        return AcceleratorRegistry.get(kind) or CPUAccelerator()
 
     @property
     def _accelerator_connector(self) -> Any:
@@ -200,7 +226,7 @@ class Trainer(native.Trainer):
     @property
     def precision_plugin(self) -> Precision:
         """The precision."""
-        return self.engine.precision
+        return precision_plugin(self.engine.precision)
 
     @property
     def scaler(self) -> Any:
@@ -387,8 +413,10 @@ def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) else [given]
 
 
-def _require_module(model: Any) -> None:
+def _require_module(model: Any, may_be_none: bool = False) -> None:
     """Raise a TypeError for what cannot be run."""
+    if model is None and may_be_none:
+        return
     if not isinstance(model, Module | OptimizedModule):
         raise TypeError(
             f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`"
@@ -459,6 +487,8 @@ def _require_own_writing(plugin: CheckpointIO) -> None:
     Raises:
         NotImplementedError: for one that writes.
     """
+    while isinstance(plugin, _WrappingCheckpointIO):
+        plugin = plugin.checkpoint_io
     if overrides(plugin, "save_checkpoint", TorchCheckpointIO):
         raise NotImplementedError(
             f"plugins: {type(plugin).__name__} writes no checkpoint here; for another store, pass an fsspec URL "
@@ -478,7 +508,8 @@ def _use_strategy(arguments: dict[str, Any]) -> None:
     name = _STRATEGY_NAMES.get(strategy, strategy)
     if name != strategy:
         log.info("strategy=%r is %r here", strategy, name)
-    arguments["strategy"] = StrategyRegistry.get(name, name)
+    is_of_package = StrategyRegistry.is_of_package(name)
+    arguments["strategy"] = StrategyRegistry.get(name) if is_of_package else name
 
 
 def _use_devices(arguments: dict[str, Any]) -> None:
