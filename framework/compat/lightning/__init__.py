@@ -16,7 +16,7 @@ from .callbacks import Callback
 from .core import LightningDataModule, LightningModule
 from .fabric import Fabric
 from .files import open_objects_in_torch_load
-from .paths import WORDS, faces_of
+from .paths import VERSION, WORDS, faces_of
 from .seed import seed_everything
 from .trainer import Trainer
 from .utilities import disable_possible_user_warnings
@@ -40,8 +40,7 @@ __all__ = [
     "types",
 ]
 
-# The version whose names these are: programs ask for it.
-__version__ = "2.6.0"
+__version__ = VERSION
 
 log = logging.getLogger("loopwright")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The version whose names these are: programs ask for it.
+VERSION = "2.6.0"
+
 PACKAGE = __name__.rpartition(".")[0]
 
 # By path below `lightning.pytorch`, the module here. It answers for all paths below it, too.
