@@ -204,7 +204,11 @@ class CombinedLoader(NativeCombinedLoader):
     @limits.setter
     def limits(self, limits: float | list[float] | None) -> None:
         count = len(self.flattened)
-        each = [limits] * count if isinstance(limits, int | float) else limits
+        each: list[Any] | None
+        if isinstance(limits, list) or limits is None:
+            each = limits
+        else:
+            each = [limits] * count
         if each is not None and len(each) != count:
             raise ValueError(
                 f"Mismatch in number of limits ({len(each)}) and number of iterables ({count})"

@@ -147,12 +147,14 @@ class LightningModule(_LightningHyperparameters, Module):
     _strict_loading: bool | None = None
 
     @property
-    def strict_loading(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] # it may be set
+    def strict_loading(self) -> bool:
         """Whether checkpoints must hold exactly this module's parameters and buffers; by default yes."""
         return self._strict_loading is not False
 
     @strict_loading.setter
-    def strict_loading(self, strict: bool | None) -> None:
+    def strict_loading(  # pyright: ignore[reportIncompatibleVariableOverride] # it may be set
+        self, strict: bool | None
+    ) -> None:
         self._strict_loading = strict
 
     @of_class

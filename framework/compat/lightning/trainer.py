@@ -6,10 +6,10 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._dynamo import OptimizedModule
@@ -80,6 +80,18 @@ _FACES = {
 }
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _like(method: Callable[..., Any]) -> Callable[[_Method], _Method]:
+    """Let an override tell of the arguments of the method that it extends."""
+
+    def decorate(own: _Method) -> _Method:
+        return functools.wraps(method)(own)  # type: ignore[return-value] # the same, with a signature
+
+    return decorate
+
+
 class Trainer(native.Trainer):
     """A :class:`~loopwright.framework.Trainer` that takes the arguments of Lightning's.
 
@@ -138,25 +150,25 @@ class Trainer(native.Trainer):
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
-    @functools.wraps(native.Trainer.validate)
+    @_like(native.Trainer.validate)
     def validate(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Validate a module; arguments as of :meth:`loopwright.framework.Trainer.validate`."""
         _require_module(model, may_be_none=True)
         return super().validate(model, *args, **kwargs)
 
-    @functools.wraps(native.Trainer.test)
+    @_like(native.Trainer.test)
     def test(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Test a module; arguments as of :meth:`loopwright.framework.Trainer.test`."""
         _require_module(model, may_be_none=True)
         return super().test(model, *args, **kwargs)
 
-    @functools.wraps(native.Trainer.predict)
+    @_like(native.Trainer.predict)
     def predict(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Predict with a module; arguments as of :meth:`loopwright.framework.Trainer.predict`."""
         _require_module(model, may_be_none=True)
         return super().predict(model, *args, **kwargs)
 
-    @functools.wraps(native.Trainer.fit)
+    @_like(native.Trainer.fit)
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
         _require_module(model)

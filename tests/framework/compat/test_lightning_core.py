@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,35 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from loopwright.framework.compat.lightning.cluster import (
+    LightningEnvironment,
+    SLURMEnvironment,
+)
+from loopwright.framework.compat.lightning.combined_loader import CombinedLoader
+from loopwright.framework.compat.lightning.compile import from_compiled, to_uncompiled
+from loopwright.framework.compat.lightning.core import LightningOptimizer
+from loopwright.framework.compat.lightning.data import extract_batch_size, warning_cache
+from loopwright.framework.compat.lightning.loggers import ExperimentWriter
+from loopwright.framework.compat.lightning.model_helpers import is_overridden
+from loopwright.framework.compat.lightning.model_summary import ModelSummary, summarize
+from loopwright.framework.compat.lightning.parsing import (
+    collect_init_args,
+    lightning_getattr,
+    lightning_hasattr,
+    lightning_setattr,
+)
+from loopwright.framework.compat.lightning.samplers import UnrepeatedDistributedSampler
+from loopwright.framework.compat.lightning.seed import reset_seed, seed_everything
+from loopwright.framework.compat.lightning.throughput import Throughput
+from loopwright.framework.compat.lightning.utilities import MisconfigurationException
 from loopwright.lightning import LightningDataModule, LightningModule, Trainer
 from loopwright.lightning.accelerators import AcceleratorRegistry, CPUAccelerator
-from loopwright.lightning.core.optimizer import LightningOptimizer
-from loopwright.lightning.demos.boring_classes import (
+from loopwright.lightning.demos import (
     BoringDataModule,
     BoringModel,
     RandomDataset,
 )
-from loopwright.lightning.fabric.plugins.environments import (
-    LightningEnvironment,
-    SLURMEnvironment,
-)
-from loopwright.lightning.fabric.utilities.throughput import Throughput
 from loopwright.lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from loopwright.lightning.loggers.csv_logs import ExperimentWriter
-from loopwright.lightning.overrides.distributed import UnrepeatedDistributedSampler
 from loopwright.lightning.plugins import (
     AsyncCheckpointIO,
     DoublePrecision,
@@ -35,19 +49,6 @@ from loopwright.lightning.plugins import (
     TorchCheckpointIO,
 )
 from loopwright.lightning.strategies import DDPStrategy, StrategyRegistry
-from loopwright.lightning.utilities.combined_loader import CombinedLoader
-from loopwright.lightning.utilities.compile import from_compiled, to_uncompiled
-from loopwright.lightning.utilities.data import extract_batch_size, warning_cache
-from loopwright.lightning.utilities.exceptions import MisconfigurationException
-from loopwright.lightning.utilities.model_helpers import is_overridden
-from loopwright.lightning.utilities.model_summary import ModelSummary, summarize
-from loopwright.lightning.utilities.parsing import (
-    collect_init_args,
-    lightning_getattr,
-    lightning_hasattr,
-    lightning_setattr,
-)
-from loopwright.lightning.utilities.seed import reset_seed, seed_everything
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,32 @@ def quiet(**arguments: Any) -> Trainer:
         enable_model_summary=False,
         **arguments,
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "core.optimizer",
+        "demos.boring_classes",
+        "loggers.csv_logs",
+        "loops.fetchers",
+        "loops.optimization.automatic",
+        "overrides.distributed",
+        "plugins.io.async_plugin",
+        "strategies.launchers.multiprocessing",
+        "trainer.connectors.logger_connector.result",
+        "utilities.combined_loader",
+        "utilities.compile",
+        "utilities.data",
+        "utilities.imports",
+        "utilities.model_helpers",
+        "utilities.parsing",
+        "utilities.seed",
+    ],
+)
+def test_a_path_of_lightnings_is_there(path: str):
+    module = import_module(f"loopwright.lightning.{path}")
+    assert module.__all__
 
 
 # Modules and their optimizers.
@@ -196,7 +223,10 @@ def test_one_hyperparameter_with_two_values_is_an_error():
 
 
 def test_a_combined_loader_read_by_hand():
-    loaders = {"a": DataLoader(range(10), 4), "b": DataLoader(range(20), 5)}
+    loaders = {
+        "a": DataLoader(RandomDataset(2, 10), 4),
+        "b": DataLoader(RandomDataset(2, 20), 5),
+    }
     for mode, count in (("min_size", 3), ("max_size", 4), ("max_size_cycle", 4)):
         combined = CombinedLoader(loaders, mode)
         indices = [index for batch, index, _ in combined if list(batch) == ["a", "b"]]
@@ -332,11 +362,13 @@ def test_a_summary_has_columns():
 
 
 def test_attributes_are_found_where_they_are_kept():
+    class Data(LightningDataModule):
+        batch_size = 8
+
     model = LightningModule()
     trainer = Trainer()
     model.trainer = trainer
-    trainer.datamodule = LightningDataModule()
-    trainer.datamodule.batch_size = 8
+    trainer.datamodule = Data()
     assert lightning_hasattr(model, "batch_size")
     lightning_setattr(model, "batch_size", 16)
     assert lightning_getattr(model, "batch_size") == 16
@@ -473,7 +505,9 @@ def test_a_checkpoint_is_written_in_a_thread(tmp_path: Path):
     assert not (tmp_path / "one.ckpt").exists()
     trainer = quiet(plugins=AsyncCheckpointIO(), max_epochs=1, limit_train_batches=1)
     trainer.fit(BoringModel())
-    assert os.path.exists(trainer.checkpoint_callback.best_model_path)
+    callback = trainer.checkpoint_callback
+    assert callback is not None
+    assert os.path.exists(callback.best_model_path)
 
 
 def test_overfitting_goes_before_the_limits():
