@@ -100,7 +100,7 @@ class TorchCheckpointIO(CheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=weights_only)
 
 
-class _WrappingCheckpointIO(CheckpointIO):
+class WrappingCheckpointIO(CheckpointIO):
     """Does more than another one, which it calls.
 
     Args:
@@ -127,7 +127,11 @@ class _WrappingCheckpointIO(CheckpointIO):
         self.checkpoint_io.teardown()
 
 
-class AsyncCheckpointIO(_WrappingCheckpointIO):
+# Lightning's name for it.
+_WrappingCheckpointIO = WrappingCheckpointIO
+
+
+class AsyncCheckpointIO(WrappingCheckpointIO):
     """Writes in a thread, while the program goes on; a Trainer does so without it.
 
     Args:

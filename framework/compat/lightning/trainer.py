@@ -35,7 +35,7 @@ from .plugins import (
     LayerSync,
     SLURMEnvironment,
     TorchCheckpointIO,
-    _WrappingCheckpointIO,
+    WrappingCheckpointIO,
 )
 from .precisions import precision_plugin
 from .profilers import (
@@ -499,7 +499,7 @@ def _require_own_writing(plugin: CheckpointIO) -> None:
     Raises:
         NotImplementedError: for one that writes.
     """
-    while isinstance(plugin, _WrappingCheckpointIO):
+    while isinstance(plugin, WrappingCheckpointIO):
         plugin = plugin.checkpoint_io
     if overrides(plugin, "save_checkpoint", TorchCheckpointIO):
         raise NotImplementedError(
