@@ -79,7 +79,7 @@ class Module(DataHooks, HyperparametersMixin, nn.Module):
                 # TorchScript reads all attributes, also those that it leaves alone.
                 return None  # type: ignore[return-value]
             raise RuntimeError(
-                f"{type(self).__name__} is not attached to a Trainer: pass it to fit, test, … first"
+                f"{type(self).__name__} is not attached to a `Trainer`: pass it to fit, test, … first"
             )
         return trainer
 

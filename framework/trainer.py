@@ -57,6 +57,7 @@ from .loop.automatic import AutomaticStep
 from .loop.consensus import Consensus
 from .loop.forward_pass import forward_training_batches
 from .loop.hooks import order_callbacks
+from .loop.optimizers import LRSchedulerConfig, ManualOptimizer
 from .loop.record import NoRecord
 from .loop.run import FitState, Run, RunRequest
 from .messages import configure
@@ -70,7 +71,6 @@ from .subclasses import check_loggers, overrides
 if TYPE_CHECKING:
     from ..callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from ..strategies import Precision, Strategy
-    from .loop.optimizers import LRSchedulerConfig
     from .loop.step import Step
     from .report.plan import Plan
 
@@ -159,6 +159,8 @@ class Trainer:
 
     # What a checkpoint is, unless `save_checkpoint` or a ModelCheckpoint says. Subclasses may have another default.
     save_format: Literal["folder", "file"] = "folder"
+    # What a module's `optimizers()` gives. Subclasses may have another class.
+    manual_optimizer = ManualOptimizer
 
     @names_arguments
     def __init__(

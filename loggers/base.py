@@ -20,6 +20,9 @@ class Logger:
     Override :attr:`name`, :attr:`version` and :meth:`log_metrics`; the rest has defaults that do nothing.
     """
 
+    root_dir: Any = None
+    group_separator = "/"
+
     @property
     def name(self) -> str | None:
         """The experiment's name."""

@@ -89,7 +89,7 @@ class DummyLogger(NullObject, Logger):
     def experiment(self) -> Any:
         return NullObject()
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     def log_media(self, kind: str, name: str, media: dict[str, Any], step: int) -> None:

@@ -221,6 +221,7 @@ INSIDE_THE_TRAINER = {
     "last_fit",
     "log_media",
     "log_row",
+    "manual_optimizer",
     "metrics",
     "must_end_at_once",
     "run",

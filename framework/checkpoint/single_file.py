@@ -87,10 +87,12 @@ class FileSnapshot:
             "tensors": plain.left,
             "objects": pickle_objects(objects, "kept in the file as a pickle"),
         }
-        call = checkpoint.get("hyper_parameters_call")
-        if call:
-            # Lightning asks for the argument that holds all of them; this word says that each is an argument.
-            content["hparams_name"] = call["whole"][0] if call["whole"] else "kwargs"
+        for of in ("", "datamodule_"):
+            call = checkpoint.get(f"{of}hyper_parameters_call")
+            if call:
+                # Lightning asks for the argument that holds all of them; this word says that each is an argument.
+                whole = call["whole"] or ["kwargs"]
+                content[f"{of}hparams_name"] = whole[0]
         self._content = {**_LIKE, **content, OURS: ours}
 
     def write(self, file: Any) -> None:

@@ -390,7 +390,7 @@ class LoopwrightCLI:
         config = {**self._get(self.config_init, "trainer", {}), **kwargs}
         if "callbacks" not in config:
             warnings.warn(
-                f"{self.trainer_class.__qualname__} does not expose the `callbacks` argument: those of the "
+                f"The `{self.trainer_class.__qualname__}` class does not expose the `callbacks` argument: those of the "
                 "command line take no part",
                 stacklevel=2,
             )

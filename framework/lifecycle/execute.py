@@ -294,7 +294,7 @@ def _log_folder(trainer: Trainer, has_begun: bool) -> str:
     """Return the folder for files that tell of a failure; empty if the run writes none."""
     if trainer.barebones or trainer.fast_dev_run or trainer.record.is_replay:
         return ""
-    folder = trainer.log_dir if has_begun else trainer.default_root_dir
+    folder = (has_begun and trainer.log_dir) or trainer.default_root_dir
     return folder if "://" in folder else os.path.abspath(folder)
 
 
@@ -439,7 +439,7 @@ def _warn_of_two_values(
         first = repr(of_module[name])
         second = repr(of_data[name])
         # A command line notes under such names how it has made each of the two.
-        is_private = name.startswith("_")
+        is_private = str(name).startswith("_")
         if first != second and not is_private:
             run.warn_once(
                 f"Loggers get the hyperparameter {name} of the data, {second}; the module's, {first}, has the same "

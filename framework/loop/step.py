@@ -64,10 +64,8 @@ class Step(ABC):
         self.run = run
         self.engine = run.engine
         self.state = run.state
-        self.optimizers = optimizers
-        self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
+        self._use(optimizers)
         self.schedulers = Schedulers(run, schedulers)
-        self.schedule_free = ScheduleFree(run, optimizers)
         self.accumulation = run.engine.accumulation
         self.accumulation.count_in(run.state)
         self.accumulation.over(trainer.accumulate_grad_batches)
@@ -156,10 +154,14 @@ class Step(ABC):
 
     def replace_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Step these from now on."""
-        self.optimizers = optimizers
-        self.manual = [ManualOptimizer(optimizer, self) for optimizer in optimizers]
-        self.schedule_free = ScheduleFree(self.run, optimizers)
+        self._use(optimizers)
         self.schedule_free.train()
+
+    def _use(self, optimizers: list[Optimizer]) -> None:
+        self.optimizers = optimizers
+        wrap = self.run.trainer.manual_optimizer
+        self.manual = [wrap(optimizer, self) for optimizer in optimizers]
+        self.schedule_free = ScheduleFree(self.run, optimizers)
 
     # Windows.
 

@@ -471,8 +471,8 @@ class Metrics:
             return
         if not is_number(value):
             raise ValueError(
-                f"log({entry.name!r}): the metric computed {describe(value)}, which is no number: at the epoch's "
-                "end, take what you want to log from metric.compute(), and log it by self.log or self.log_dict"
+                f"The `compute()` return of the metric logged as {entry.name!r} must be a tensor of one element; got "
+                f"{describe(value)}: at the epoch's end, log what you want of it by self.log or self.log_dict"
             )
         step_name, epoch_name = entry.names()
         results.add(entry, step_name if of_step else epoch_name, value)

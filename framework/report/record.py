@@ -72,7 +72,8 @@ class Record(NoRecord):
 
     def begin(self, run: Run, number: int) -> None:
         """Open the record of a fit, or go on with it in a later run of the same Trainer."""
-        folder = run.trainer.log_dir
+        # A logger may keep no files.
+        folder = run.trainer.log_dir or run.trainer.default_root_dir
         if is_local(folder):
             folder = os.path.abspath(folder)
         folder = os.path.join(folder, FOLDER)

@@ -650,9 +650,12 @@ class Several(SumMetric):
     [
         (
             torch.ones(3),
-            r"log\('m'\): the metric computed a tensor of shape \(3,\).*compute\(\).*log_dict",
+            r"compute\(\).*'m' must be a tensor of one element; got a tensor of shape \(3,\).*log_dict",
         ),
-        ((torch.ones(2), torch.ones(2)), r"log\('m'\): the metric computed \(tensor"),
+        (
+            (torch.ones(2), torch.ones(2)),
+            r"'m' must be a tensor of one element; got \(tensor",
+        ),
     ],
 )
 def test_a_metric_that_computes_what_is_no_number(computed: Any, words: str) -> None:

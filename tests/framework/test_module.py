@@ -386,7 +386,7 @@ def test_properties_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> Non
     module.print("here")
     assert capsys.readouterr().out == "here\n"
     with pytest.raises(
-        RuntimeError, match="Linear is not attached to a Trainer: pass it to fit"
+        RuntimeError, match="Linear is not attached to a `Trainer`: pass it to fit"
     ):
         _ = module.trainer
 
@@ -879,7 +879,7 @@ def test_modules_become_torchscript() -> None:
         traced: Any = torch.jit.trace(module, x)
         torch.testing.assert_close(traced(x), module(x))
         quiet().fit(module, loader())
-    with pytest.raises(RuntimeError, match="not attached to a Trainer"):
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
         _ = Scripted().trainer
 
 

@@ -1078,7 +1078,7 @@ def test_a_fitted_module_can_be_pickled() -> None:
     quiet().fit(module, loader())
     twin = pickle.loads(pickle.dumps(module))
     assert all(map(torch.equal, weights(module), weights(twin)))
-    with pytest.raises(RuntimeError, match="not attached to a Trainer"):
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
         _ = twin.trainer
     quiet().fit(twin, loader())
 

@@ -10,15 +10,16 @@ import logging
 import sys
 
 from ...messages import configure
-from ...seed import seed_everything
 from ..imports import ImportedFaces, require_not_imported
 from . import demos, loops, model_summary, plugins, profilers, tuner, types
 from .callbacks import Callback
 from .core import LightningDataModule, LightningModule
 from .fabric import Fabric
 from .files import open_objects_in_torch_load
-from .paths import WORDS, faces_of
+from .paths import VERSION, WORDS, faces_of
+from .seed import seed_everything
 from .trainer import Trainer
+from .utilities import disable_possible_user_warnings
 
 __all__ = [
     "Callback",
@@ -28,6 +29,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "demos",
+    "disable_possible_user_warnings",
     "install",
     "loops",
     "model_summary",
@@ -38,8 +40,7 @@ __all__ = [
     "types",
 ]
 
-# The version whose names these are: programs ask for it.
-__version__ = "2.6.0"
+__version__ = VERSION
 
 log = logging.getLogger("loopwright")
 

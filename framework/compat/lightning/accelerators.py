@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ....strategies.accelerator import select_devices
+from .utilities import MisconfigurationException
 
 __all__ = [
     "_IS_INTERACTIVE",
@@ -19,6 +20,7 @@ __all__ = [
     "XLAAccelerator",
     "_AcceleratorConnector",
     "find_usable_cuda_devices",
+    "get_cpu_stats",
     "is_cuda_available",
     "num_cuda_devices",
 ]
@@ -57,6 +59,32 @@ class Accelerator:
         """What ``Trainer(accelerator=…)`` calls it."""
         return cls.device_type
 
+    @classmethod
+    def parse_devices(cls, devices: Any) -> Any:
+        """The count or the indices that the Trainer's ``devices`` names."""
+        return devices
+
+    def setup(self, trainer: Any) -> None:
+        """Does nothing: the strategy prepares the device."""
+
+    def setup_device(self, device: torch.device) -> None:
+        """Does nothing: the strategy prepares the device.
+
+        Raises:
+            MisconfigurationException: for a device of another kind.
+        """
+        if self.device_type and device.type != self.device_type:
+            raise MisconfigurationException(
+                f"Device should be {self.device_type.upper()}, got {device} instead."
+            )
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        """Figures about a device's load, by name."""
+        return {}
+
+    def teardown(self) -> None:
+        """Does nothing."""
+
 
 class CPUAccelerator(Accelerator):
     """The CPU."""
@@ -73,6 +101,26 @@ class CPUAccelerator(Accelerator):
         """The CPU, once for each process."""
         count = devices if isinstance(devices, int) else len(devices)
         return [torch.device("cpu")] * count
+
+    @classmethod
+    def parse_devices(cls, devices: Any) -> int:
+        """The number of processes that the Trainer's ``devices`` asks for.
+
+        Raises:
+            TypeError: if it is no number above 0.
+        """
+        count = devices
+        if isinstance(devices, str) and devices.strip().isdecimal():
+            count = int(devices)
+        if not isinstance(count, int) or count < 1:
+            raise TypeError(
+                "`devices` selected with `CPUAccelerator` should be an int > 0."
+            )
+        return count
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        """How much of the processors, the memory and the swap is in use, in percent."""
+        return get_cpu_stats()
 
 
 class CUDAAccelerator(Accelerator):
@@ -103,26 +151,80 @@ class XLAAccelerator(Accelerator):
     device_type = "xla"
 
 
-class _Registry(dict[str, type[Accelerator]]):
+def get_cpu_stats() -> dict[str, float]:
+    """How much of the processors, the memory and the swap is in use, in percent.
+
+    Raises:
+        ModuleNotFoundError: without psutil.
+    """
+    import psutil
+
+    return {
+        "cpu_vm_percent": psutil.virtual_memory().percent,
+        "cpu_percent": psutil.cpu_percent(),
+        "cpu_swap_percent": psutil.swap_memory().percent,
+    }
+
+
+class _Registry(dict[str, dict[str, Any]]):
     """Accelerators by name; those that packages add are known by name only."""
 
-    def register(self, name: str, accelerator: Any = None, *_: Any, **__: Any) -> Any:
-        """Add one, or be a decorator that does."""
+    def register(
+        self,
+        name: str,
+        accelerator: Any = None,
+        description: str = "",
+        override: bool = False,
+        **init_params: Any,
+    ) -> Any:
+        """Add one, or be a decorator that does.
+
+        Args:
+            name: of the accelerator.
+            accelerator: its class; without it, this is a decorator.
+            description: what it is.
+            override: whether the name may be taken.
+            **init_params: the class's arguments.
+
+        Raises:
+            MisconfigurationException: if the name is taken.
+        """
 
         def add(kind: Any) -> Any:
-            self[name] = kind
+            if name in self and not override:
+                raise MisconfigurationException(
+                    f"'{name}' is already present in the registry. HINT: Use `override=True`."
+                )
+            self[name] = {
+                "accelerator": kind,
+                "description": description,
+                "init_params": init_params,
+            }
             return kind
 
         return add if accelerator is None else add(accelerator)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A new accelerator of this name; ``default`` if there is none."""
+        entry = dict.get(self, name)
+        if entry is None:
+            return default
+        return entry["accelerator"](**entry["init_params"])
+
+    def remove(self, name: str) -> None:
+        """Forget a name."""
+        del self[name]
 
     def available_accelerators(self) -> set[str]:
         """All names."""
         return set(self)
 
 
-AcceleratorRegistry = _Registry(
-    cpu=CPUAccelerator, cuda=CUDAAccelerator, mps=MPSAccelerator
-)
+AcceleratorRegistry = _Registry()
+AcceleratorRegistry.register("cpu", CPUAccelerator)
+AcceleratorRegistry.register("cuda", CUDAAccelerator)
+AcceleratorRegistry.register("mps", MPSAccelerator)
+AcceleratorRegistry.register("tpu", XLAAccelerator)
 
 
 class _AcceleratorConnector:

@@ -17,6 +17,7 @@ from ...cli import (
     instantiate_module,
 )
 from .core import LightningDataModule, LightningModule
+from .paths import VERSION
 from .trainer import Trainer
 from .utilities import MisconfigurationException
 
@@ -80,3 +81,8 @@ class LightningCLI(native.LoopwrightCLI):
     parser_type = LightningArgumentParser
     misconfigured = MisconfigurationException
     instantiator = "lightning.pytorch.cli.instantiate_module"
+
+    def init_parser(self, **kwargs: Any) -> Any:
+        """Make the parser, whose files name Lightning's version; arguments as of the base's."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={VERSION}"])
+        return super().init_parser(**kwargs)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...data.iteration import is_map_style
 from ...datamodule import DataHooks, DataModule
 from ...hparams import HyperparametersMixin
 from ...loop.optimizers import ManualOptimizer
 from ...module import Module
+from ...subclasses import overrides
+from ..imports import unserved
 from .files import as_path, read_hparams
-from .utilities import get_filesystem, get_init_args
+from .model_helpers import of_class
+from .utilities import MisconfigurationException, get_filesystem, get_init_args
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,13 +32,46 @@ __all__ = [
     "LightningModule",
     "LightningOptimizer",
     "ModelHooks",
+    "_TrainerFabricShim",
     "_load_from_checkpoint",
     "get_filesystem",
 ]
 
-LightningOptimizer = ManualOptimizer
+
+class LightningOptimizer(ManualOptimizer):
+    """What ``self.optimizers()`` gives; or a wrapper around an optimizer of one's own, which steps by itself.
+
+    Args:
+        optimizer: the optimizer.
+        owner: what trains in this fit; None outside of one.
+    """
+
+    def __init__(self, optimizer: Any, owner: Any = None) -> None:
+        super().__init__(optimizer, owner)
+        self._is_owned = owner is not None
+
+    @property
+    def _optimizer(self) -> Any:
+        return self.optimizer
+
+    def __repr__(self) -> str:
+        return f"Lightning{self.optimizer!r}"
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Step; arguments as of :class:`~loopwright.framework.loop.optimizers.ManualOptimizer`."""
+        if self._is_owned:
+            return super().step(closure, **kwargs)
+        return self.optimizer.step(closure, **kwargs)
+
+
+_TrainerFabricShim = unserved("_TrainerFabricShim", "there is no Fabric here")
+
 # Bases of mixins with hooks, which have no class of their own here.
 CheckpointHooks = ModelHooks = Module
+
+
+_TO_TRACE = "method='trace' requires either `example_inputs` or `model.example_input_array` to be defined"
+_TO_EXPORT = "Could not export to ONNX since neither `input_sample` nor `model.example_input_array` attribute is set."
 
 
 class _LightningHyperparameters(HyperparametersMixin):
@@ -75,7 +113,8 @@ class _LightningHyperparameters(HyperparametersMixin):
 class LightningModule(_LightningHyperparameters, Module):
     """A :class:`~loopwright.framework.Module` under Lightning's name."""
 
-    fabric = None
+    # Nobody sets it but programs, as there is no Fabric here.
+    _fabric: Any = None
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print in the main process, through the progress bar if there is one."""
@@ -85,9 +124,50 @@ class LightningModule(_LightningHyperparameters, Module):
         else:
             super().print(*args, **kwargs)
 
-    @classmethod
+    @property
+    def fabric(self) -> Any:
+        """What a program has set here, for this module and those in it."""
+        return self._fabric
+
+    @fabric.setter
+    def fabric(self, fabric: Any) -> None:
+        for module in self.modules():
+            if isinstance(module, LightningModule):
+                module.__dict__["_fabric"] = fabric
+
+    # Packages ask whether TorchScript is being made, which there needs it.
+    _jit_is_scripting = False
+
+    # What torch.compile made of forward, if programs ask for that by Lightning's functions.
+    _compiler_ctx: dict[str, Any] | None = None
+
+    def note_compiled_calls(self, forward: Any) -> None:
+        """Let calls run a compiled forward from now on; None undoes that."""
+        self._compiler_ctx = None if forward is None else {"compiler": "dynamo"}
+        vars(self)["_compiled_call_impl"] = forward
+
+    @property
+    def calls_are_compiled(self) -> bool:
+        """Whether calls run a compiled forward, by :meth:`note_compiled_calls`."""
+        return self._compiler_ctx is not None
+
+    # None until somebody says so.
+    _strict_loading: bool | None = None
+
+    @property
+    def strict_loading(self) -> bool:
+        """Whether checkpoints must hold exactly this module's parameters and buffers; by default yes."""
+        return self._strict_loading is not False
+
+    @strict_loading.setter
+    def strict_loading(  # pyright: ignore[reportIncompatibleVariableOverride] # it may be set
+        self, strict: bool | None
+    ) -> None:
+        self._strict_loading = strict
+
+    @of_class
     def load_from_checkpoint(
-        cls,
+        cls,  # noqa: N805 # it is a classmethod
         checkpoint_path: Any,
         map_location: Any = None,
         hparams_file: Any = None,
@@ -108,15 +188,53 @@ class LightningModule(_LightningHyperparameters, Module):
             **overrides: as there; they go before the file's.
 
         Raises:
-            ValueError: for a file of hyperparameters of another kind.
+            ValueError: for a file of hyperparameters of another kind, or if ``strict`` is another than the module's
+                own ``strict_loading``.
         """
         if hparams_file is not None:
             saved = read_hparams(hparams_file)
             overrides = {**_taken_by(cls.__init__, saved), **overrides}
         with as_path(checkpoint_path) as path:
-            return super().load_from_checkpoint(
+            module = super().load_from_checkpoint(
                 path, map_location, None, strict, weights_only, weight_set, **overrides
             )
+        own = module._strict_loading
+        if None not in (strict, own) and strict != own:
+            raise ValueError(
+                f"load_from_checkpoint(strict={strict}) is in conflict with {cls.__name__}.strict_loading={own}"
+            )
+        return module
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of an optimizer's parameters, by default as the Trainer's arguments say.
+
+        Args:
+            optimizer: the optimizer.
+            gradient_clip_val: the bound.
+            gradient_clip_algorithm: ``"norm"`` or ``"value"``.
+
+        Raises:
+            MisconfigurationException: if the Trainer has been given another value.
+        """
+        given = {
+            "gradient_clip_val": gradient_clip_val,
+            "gradient_clip_algorithm": gradient_clip_algorithm,
+        }
+        for name, value in given.items():
+            of_trainer = getattr(self.trainer, name)
+            if value is None:
+                given[name] = of_trainer
+            elif of_trainer is not None and value != of_trainer:
+                raise MisconfigurationException(
+                    f"You have set `Trainer({name}={of_trainer!r})` and have passed "
+                    f"`clip_gradients({name}={value!r})`: one of them is enough"
+                )
+        super().clip_gradients(optimizer, **given)
 
     @property
     def on_gpu(self) -> bool:
@@ -142,7 +260,9 @@ class LightningModule(_LightningHyperparameters, Module):
             ValueError: for another method, or without an example to trace with.
         """
         if method not in ("script", "trace"):
-            raise ValueError(f"method must be 'script' or 'trace'; got {method!r}")
+            raise ValueError(
+                f"to_torchscript only supports 'script' or 'trace' as method; got {method!r}"
+            )
         was_training = self.training
         self.eval()
         try:
@@ -151,7 +271,7 @@ class LightningModule(_LightningHyperparameters, Module):
                     scripted = torch.jit.script(self, **kwargs)
                 else:
                     scripted = torch.jit.trace(
-                        self, self._example(example_inputs, "trace"), **kwargs
+                        self, self._example(example_inputs, _TO_TRACE), **kwargs
                     )
         finally:
             self.train(was_training)
@@ -171,7 +291,7 @@ class LightningModule(_LightningHyperparameters, Module):
         Raises:
             ValueError: without an example.
         """
-        sample = self._example(input_sample, "export")
+        sample = self._example(input_sample, _TO_EXPORT)
         if not isinstance(sample, tuple):
             sample = (sample,)
         was_training = self.training
@@ -181,18 +301,19 @@ class LightningModule(_LightningHyperparameters, Module):
         finally:
             self.train(was_training)
 
-    def _example(self, given: Any, purpose: str) -> Any:
+    def _example(self, given: Any, problem: str) -> Any:
         example = self.example_input_array if given is None else given
         if example is None:
-            raise ValueError(
-                f"to {purpose} {type(self).__name__}, pass an example of what it takes, or set example_input_array"
-            )
+            raise ValueError(problem)
         return self.transfer_batch_to_device(example, self.device, 0)
 
 
 LightningModule.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIssue] # torch reads it
     *Module.__jit_unused_properties__,  # pyright: ignore[reportAttributeAccessIssue] # as above
+    "calls_are_compiled",
+    "fabric",
     "on_gpu",
+    "strict_loading",
 ]
 
 
@@ -200,6 +321,114 @@ class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
 
     name: str | None = None
+
+    @of_class
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] # Lightning's order
+        cls,  # noqa: N805 # it is a classmethod
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Construct the data from a checkpoint; as :meth:`loopwright.framework.DataModule.load_from_checkpoint`.
+
+        Args:
+            checkpoint_path: also an open file.
+            map_location: accepted for familiarity; data has no device.
+            hparams_file: a file of hyperparameters, ``.yaml`` or ``.csv``, that go before those of the checkpoint.
+            weights_only: as there.
+            **overrides: as there; they go before the file's.
+
+        Raises:
+            ValueError: for a file of hyperparameters of another kind.
+        """
+        if hparams_file is not None:
+            saved = read_hparams(hparams_file)
+            overrides = {**_taken_by(cls.__init__, saved), **overrides}
+        with as_path(checkpoint_path) as path:
+            return super().load_from_checkpoint(path, weights_only, **overrides)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> Self:
+        """Make one of datasets; arguments as of :meth:`loopwright.framework.DataModule.from_datasets`.
+
+        The class's constructor gets ``batch_size`` and ``num_workers``, too, if it takes them.
+        """
+        sizes = {"batch_size": batch_size, "num_workers": num_workers}
+        make = partial(cls, **_taken_by(cls.__init__, sizes))
+        return DataModule.from_datasets.__func__(
+            make,
+            train_dataset,
+            val_dataset,
+            test_dataset,
+            predict_dataset,
+            batch_size,
+            num_workers,
+            **kwargs,
+        )
+
+    def __str__(self) -> str:
+        parts = {
+            "Train": "train_dataloader",
+            "Validation": "val_dataloader",
+            "Test": "test_dataloader",
+            "Predict": "predict_dataloader",
+        }
+        lines = []
+        for title, name in parts.items():
+            sizes = "None"
+            if overrides(self, name, DataModule):
+                sizes = _sizes_of(getattr(self, name)())
+            lines.append(f"{{{title} dataloader: {sizes}}}")
+        return "\n".join(lines)
+
+
+def _sizes_of(loaders: Any) -> str:
+    """How many samples loaders have, as text."""
+    if isinstance(loaders, Mapping):
+        return " ; ".join(f"{key}: {_sizes_of(item)}" for key, item in loaders.items())
+    if isinstance(loaders, (list, tuple)):
+        numbered = enumerate(loaders, start=1)
+        return " ; ".join(f"{number}. {_sizes_of(item)}" for number, item in numbered)
+    size = len(loaders.dataset) if is_map_style(loaders) else "NA"  # type: ignore[arg-type] # it has one
+    return f"size={size}"
+
+
+def require_one_value(module: Any, datamodule: Any) -> None:
+    """Raise if a module and its data have a hyperparameter of one name that loggers get, with two values.
+
+    Raises:
+        RuntimeError: naming them.
+    """
+    if datamodule is None or not (module.logs_hparams and datamodule.logs_hparams):
+        return
+    first = module.hparams_initial
+    second = datamodule.hparams_initial
+    # A command line notes under names with an underscore how it has made each of the two.
+    unequal = [
+        name
+        for name in first.keys() & second.keys()
+        if not str(name).startswith("_") and not _is_same(first[name], second[name])
+    ]
+    if unequal:
+        raise RuntimeError(
+            f"Error while merging hparams: the keys {unequal} are present in both the LightningModule's and "
+            "LightningDataModule's hparams but have different values."
+        )
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    return first is second or repr(first) == repr(second)
 
 
 def _taken_by(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +452,9 @@ def _load_from_checkpoint(
     load = LightningModule.load_from_checkpoint.__func__
     if issubclass(cls, LightningDataModule):
         load = LightningDataModule.load_from_checkpoint.__func__
-        return load(cls, checkpoint_path, weights_only, **kwargs)
+        return load(
+            cls, checkpoint_path, map_location, hparams_file, weights_only, **kwargs
+        )
     return load(
         cls,
         checkpoint_path,

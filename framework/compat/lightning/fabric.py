@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..imports import unserved
-from .utilities import isolate_rng, seed_everything
+from .seed import isolate_rng, seed_everything
 
 __all__ = ["Fabric", "isolate_rng", "seed_everything"]
 

@@ -10,26 +10,30 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ....loggers import CometLogger as NativeCometLogger
-from ....loggers import CSVLogger as NativeCSVLogger
 from ....loggers import Logger
 from ....loggers import MLFlowLogger as NativeMLFlowLogger
-from ....loggers import TensorBoardLogger as NativeTensorBoardLogger
 from ....loggers import WandbLogger as NativeWandbLogger
 from ....loggers.dummy import DummyLogger, NullObject
 from ..imports import unserved
-from .files import yaml_of
+from .folder_loggers import CSVLogger, ExperimentWriter, TensorBoardLogger
 from .utilities import MisconfigurationException, rank_zero_only
 
 __all__ = [
     "_COMET_AVAILABLE",
     "_MLFLOW_AVAILABLE",
     "_MLFLOW_SYNCHRONOUS_AVAILABLE",
+    "_NEPTUNE_AVAILABLE",
+    "_TENSORBOARDX_AVAILABLE",
+    "_TENSORBOARD_AVAILABLE",
     "_WANDB_AVAILABLE",
     "CSVLogger",
     "CometLogger",
     "DummyExperiment",
     "DummyLogger",
+    "ExperimentWriter",
     "LitLogger",
     "Logger",
     "MLFlowLogger",
@@ -41,6 +45,8 @@ __all__ = [
     "_flatten_dict",
     "_get_resolve_tags",
     "_sanitize_callable_params",
+    "_sanitize_params",
+    "_scan_checkpoints",
     "rank_zero_experiment",
 ]
 
@@ -54,56 +60,6 @@ def _is_installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-class _HyperparametersInYAML:
-    """Names and writes the file of hyperparameters as Lightning's programs read it."""
-
-    NAME_HPARAMS_FILE = "hparams.yaml"
-
-    def hparams_text(self, hparams: Any) -> str:
-        """What the file holds."""
-        return yaml_of(hparams)
-
-
-class TensorBoardLogger(_HyperparametersInYAML, NativeTensorBoardLogger):
-    """A :class:`~loopwright.loggers.TensorBoardLogger` in Lightning's folder, ``lightning_logs``."""
-
-    def __init__(
-        self,
-        save_dir: Any,
-        name: str | None = "lightning_logs",
-        version: int | str | None = None,
-        log_graph: bool = False,
-        default_hp_metric: bool = True,
-        prefix: str = "",
-        sub_dir: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            save_dir,
-            name,
-            version,
-            log_graph,
-            default_hp_metric,
-            prefix,
-            sub_dir,
-            **kwargs,
-        )
-
-
-class CSVLogger(_HyperparametersInYAML, NativeCSVLogger):
-    """A :class:`~loopwright.loggers.CSVLogger` in Lightning's folder, ``lightning_logs``."""
-
-    def __init__(
-        self,
-        save_dir: Any,
-        name: str | None = "lightning_logs",
-        version: int | str | None = None,
-        prefix: str = "",
-        flush_logs_every_n_steps: int = 100,
-    ) -> None:
-        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
-
-
 # Loggers of services. As Lightning's, they wait until the service's library has taken a row, though not for a service
 # that does not answer.
 
@@ -112,6 +68,9 @@ _WANDB_AVAILABLE = _is_installed("wandb")
 _MLFLOW_AVAILABLE = _is_installed("mlflow")
 _MLFLOW_SYNCHRONOUS_AVAILABLE = _MLFLOW_AVAILABLE
 _COMET_AVAILABLE = _is_installed("comet_ml")
+_NEPTUNE_AVAILABLE = _is_installed("neptune")
+_TENSORBOARD_AVAILABLE = _is_installed("tensorboard")
+_TENSORBOARDX_AVAILABLE = _is_installed("tensorboardX")
 
 
 class WandbLogger(NativeWandbLogger):
@@ -399,6 +358,47 @@ def _sanitize_callable_params(params: dict[str, Any]) -> dict[str, Any]:
         name: getattr(value, "__name__", str(value)) if callable(value) else value
         for name, value in params.items()
     }
+
+
+def _sanitize_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as plain numbers and texts; tensors stay."""
+    plain = {}
+    for name, value in params.items():
+        if getattr(value, "ndim", None) == 0 and not isinstance(value, Tensor):
+            # A number of NumPy's.
+            value = value.item()
+        is_plain = isinstance(value, (bool, int, float, str, Tensor))
+        plain[name] = value if is_plain else str(value)
+    return plain
+
+
+def _scan_checkpoints(
+    checkpoint_callback: Any, logged_model_time: dict[str, float]
+) -> list[tuple[float, str, float, str]]:
+    """The checkpoints that are there and new, oldest first.
+
+    Args:
+        checkpoint_callback: what has saved them.
+        logged_model_time: the time of each path that is known already.
+
+    Returns:
+        For each: when it was written, its path, its score, and ``"latest"``, ``"best"`` or ``"best_k"``.
+    """
+    callback = checkpoint_callback
+    kinds = {
+        str(path): (score, "best_k") for path, score in callback.best_k_models.items()
+    }
+    kinds[str(callback.last_model_path)] = (
+        getattr(callback, "current_score", None),
+        "latest",
+    )
+    kinds[str(callback.best_model_path)] = (callback.best_model_score, "best")
+    found = []
+    for path, (score, tag) in kinds.items():
+        if os.path.exists(path):
+            found.append((os.path.getmtime(path), path, score, tag))
+    found.sort(key=lambda checkpoint: checkpoint[:2])
+    return [item for item in found if logged_model_time.get(item[1], -1.0) < item[0]]
 
 
 def _add_prefix(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The version whose names these are: programs ask for it.
+VERSION = "2.6.0"
+
 PACKAGE = __name__.rpartition(".")[0]
 
 # By path below `lightning.pytorch`, the module here. It answers for all paths below it, too.
@@ -20,12 +23,23 @@ PYTORCH = {
     "profilers": ".profilers",
     "strategies": ".strategies",
     "trainer": ".trainer",
+    "overrides": ".samplers",
+    "strategies.launchers": ".internals",
+    "trainer.connectors": ".internals",
     "trainer.connectors.accelerator_connector": ".accelerators",
     "trainer.states": ".states",
     "tuner": ".tuner",
     "utilities": ".utilities",
+    "utilities._pytree": ".data",
     "utilities.cli": ".cli",
+    "utilities.combined_loader": ".combined_loader",
+    "utilities.compile": ".compile",
+    "utilities.data": ".data",
+    "utilities.imports": ".availability",
+    "utilities.model_helpers": ".model_helpers",
     "utilities.model_summary": ".model_summary",
+    "utilities.parsing": ".parsing",
+    "utilities.seed": ".seed",
     "utilities.types": ".types",
 }
 # The same below `lightning.fabric`.
@@ -34,8 +48,14 @@ FABRIC = {
     "accelerators": ".accelerators",
     "loggers": ".loggers",
     "plugins": ".plugins",
+    "plugins.environments.lightning": ".environments",
     "strategies": ".strategies",
+    "strategies.launchers": ".internals",
     "utilities": ".utilities",
+    "utilities.data": ".data",
+    "utilities.imports": ".availability",
+    "utilities.seed": ".seed",
+    "utilities.throughput": ".throughput",
     "utilities.logger": ".loggers",
     "utilities.spike": ".spike",
     "utilities.types": ".types",
@@ -44,7 +64,9 @@ FABRIC = {
 # All words of such paths, so that a path which Lightning does not have is none here.
 WORDS = frozenset(
     """
-    accelerator accelerator_connector accelerators advanced apply_func argparse automatic
+    _pytree accelerator accelerator_connector accelerators advanced amp apply_func argparse
+    async_plugin automatic base call checkpoint_plugin fabric fx_validator launcher litlogger
+    multiprocessing signal_connector subprocess_script torch_plugin
     batch_size_finder batch_size_scaling bitsandbytes boring_classes callback callback_connector
     callbacks checkpoint checkpoint_connector checkpoint_io cli closure cloud_io cluster_environment
     collective collectives combined_loader comet compile configuration_validator connectors core cpu

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import signal
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ....strategies import Precision
-from ....strategies.precision import create_precision
 from ..imports import unserved
+from .cluster import (
+    ClusterEnvironment,
+    KubeflowEnvironment,
+    LightningEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from .precisions import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from .utilities import apply_to_collection, get_filesystem
 
 __all__ = [
     "AsyncCheckpointIO",
@@ -37,83 +46,6 @@ __all__ = [
 ]
 
 PrecisionPlugin = Precision
-
-
-class MixedPrecision(Precision):
-    """A :class:`~loopwright.strategies.Precision` with Lightning's arguments.
-
-    Args:
-        precision: ``"16-mixed"`` or ``"bf16-mixed"``.
-        device: accepted for familiarity; the Trainer chooses the device.
-        scaler: a ``torch.amp.GradScaler``, whose scale and factors are taken.
-    """
-
-    def __init__(self, precision: str, device: str = "cpu", scaler: Any = None) -> None:
-        policy = create_precision(precision)
-        fields = {name: getattr(policy, name) for name in policy.__dataclass_fields__}
-        if scaler is not None:
-            fields |= {
-                "init_scale": scaler.get_scale(),
-                "growth_factor": scaler.get_growth_factor(),
-                "backoff_factor": scaler.get_backoff_factor(),
-                "growth_interval": scaler.get_growth_interval(),
-            }
-        super().__init__(**fields)
-
-
-def HalfPrecision(precision: str = "16-true") -> Precision:  # noqa: N802 # Lightning's name
-    """The precision ``"16-true"`` or ``"bf16-true"``."""
-    return create_precision(precision)
-
-
-def DoublePrecision() -> Precision:  # noqa: N802 # Lightning's name
-    """The precision ``"64-true"``."""
-    return create_precision("64-true")
-
-
-class ClusterEnvironment:
-    """The environment of a launcher, which Loopwright finds by itself."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.arguments = args, kwargs
-
-
-class LightningEnvironment(ClusterEnvironment):
-    """No launcher: the Trainer starts the processes."""
-
-
-class SLURMEnvironment(ClusterEnvironment):
-    """Processes that ``srun`` has started.
-
-    Args:
-        auto_requeue: the Trainer's argument of that name.
-        requeue_signal: SIGUSR1, which is what None means, or SIGUSR2; either one works, whichever is named.
-
-    Raises:
-        NotImplementedError: for another signal.
-    """
-
-    def __init__(self, auto_requeue: bool = True, requeue_signal: Any = None) -> None:
-        if requeue_signal not in (None, signal.SIGUSR1, signal.SIGUSR2):
-            raise NotImplementedError(
-                "requeue_signal must be SIGUSR1 or SIGUSR2, as in #SBATCH --signal=SIGUSR1@120; got "
-                f"{requeue_signal!r}"
-            )
-        super().__init__(auto_requeue=auto_requeue, requeue_signal=requeue_signal)
-        self.auto_requeue = auto_requeue
-        self.requeue_signal = requeue_signal
-
-
-class TorchElasticEnvironment(ClusterEnvironment):
-    """Processes that torchrun has started."""
-
-
-class MPIEnvironment(ClusterEnvironment):
-    """Processes that MPI has started."""
-
-
-class KubeflowEnvironment(ClusterEnvironment):
-    """Processes that a PyTorchJob has started."""
 
 
 class LayerSync:
@@ -144,10 +76,22 @@ class TorchCheckpointIO(CheckpointIO):
             checkpoint: the dict.
             path: the file.
             storage_options: must be None.
+
+        Raises:
+            TypeError: for ``storage_options``.
         """
         if storage_options is not None:
-            raise NotImplementedError("storage_options must be None; configure fsspec")
+            raise TypeError("storage_options must be None: configure fsspec")
         torch.save(checkpoint, path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder."""
+        fs = get_filesystem(path)
+        if fs.exists(str(path)):
+            fs.rm(str(path), recursive=True)
+
+    def teardown(self) -> None:
+        """Nothing is to be done at the end."""
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -156,9 +100,69 @@ class TorchCheckpointIO(CheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=weights_only)
 
 
-_IO = "checkpoints are written while the training goes on by themselves; ModelCheckpoint(async_save=False) waits"
-AsyncCheckpointIO = unserved("AsyncCheckpointIO", _IO)
-_WrappingCheckpointIO = unserved("_WrappingCheckpointIO", _IO)
+class WrappingCheckpointIO(CheckpointIO):
+    """Does more than another one, which it calls.
+
+    Args:
+        checkpoint_io: the other one.
+    """
+
+    def __init__(self, checkpoint_io: Any = None) -> None:
+        self.checkpoint_io = checkpoint_io or TorchCheckpointIO()
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint."""
+        self.checkpoint_io.save_checkpoint(*args, **kwargs)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a checkpoint."""
+        return self.checkpoint_io.load_checkpoint(*args, **kwargs)
+
+    def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Remove a checkpoint."""
+        self.checkpoint_io.remove_checkpoint(*args, **kwargs)
+
+    def teardown(self) -> None:
+        """Let the other one end."""
+        self.checkpoint_io.teardown()
+
+
+# Lightning's name for it.
+_WrappingCheckpointIO = WrappingCheckpointIO
+
+
+class AsyncCheckpointIO(WrappingCheckpointIO):
+    """Writes in a thread, while the program goes on; a Trainer does so without it.
+
+    Args:
+        checkpoint_io: what writes.
+    """
+
+    def __init__(self, checkpoint_io: Any = None) -> None:
+        super().__init__(checkpoint_io)
+        self._executor: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Begin to write a copy of a checkpoint; what the last writing has raised is raised now."""
+        if self._last is not None and self._last.done():
+            self._last.result()
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=1)
+        args, kwargs = apply_to_collection((args, kwargs), Tensor, torch.clone)
+        write = super().save_checkpoint
+        self._last = self._executor.submit(write, *args, **kwargs)
+
+    def teardown(self) -> None:
+        """Wait until all is written."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+
 BitsandbytesPrecision = unserved(
     "BitsandbytesPrecision", "make the model of bitsandbytes' layers in configure_model"
 )

@@ -210,7 +210,7 @@ class _Registry(dict[str, dict[str, Any]]):
         """
 
         def add(kind: Callable[..., Strategy]) -> Callable[..., Strategy]:
-            if (name in self or name in STRATEGIES) and not override:
+            if name in self and not override:
                 raise ValueError(
                     f"a strategy {name!r} is there already; pass override=True"
                 )
@@ -230,16 +230,56 @@ class _Registry(dict[str, dict[str, Any]]):
             return default
         return entry["strategy"](**entry["init_params"])
 
+    def is_of_package(self, name: str) -> bool:
+        """Whether a package has added this name."""
+        return name in self and self[name] is not _BUILT_IN.get(name)
+
     def available_strategies(self) -> list[str]:
         """All names."""
-        return [*self, *STRATEGIES]
+        return list(self)
 
     def remove(self, name: str) -> None:
         """Forget a name."""
         del self[name]
 
 
-StrategyRegistry = _Registry()
+def _built_in() -> dict[str, dict[str, Any]]:
+    """The names that Lightning has, and those that are Loopwright's, as entries of the registry."""
+    kinds = {
+        "DDPStrategy": DDPStrategy,
+        "DeepSpeedStrategy": DeepSpeedStrategy,
+        "FSDPStrategy": FSDPStrategy,
+        "SingleDeviceStrategy": SingleDeviceStrategy,
+    }
+    entries: dict[str, tuple[Any, dict[str, Any]]] = {
+        name: (kinds[kind], options) for name, (kind, options) in STRATEGIES.items()
+    }
+    # An option that is off is not named.
+    for name, (kind, options) in entries.items():
+        entries[name] = kind, {key: value for key, value in options.items() if value}
+    entries["single_device"] = entries["single"]
+    starts = {
+        "ddp": "popen",
+        "ddp_spawn": "spawn",
+        "ddp_fork": "fork",
+        "ddp_notebook": "fork",
+    }
+    for name, start in starts.items():
+        options = {"start_method": start}
+        entries[name] = DDPStrategy, options
+        for word, finds in (("false", False), ("true", True)):
+            entries[f"{name}_find_unused_parameters_{word}"] = (
+                DDPStrategy,
+                {"find_unused_parameters": finds, **options},
+            )
+    return {
+        name: {"strategy": kind, "description": "", "init_params": options}
+        for name, (kind, options) in entries.items()
+    }
+
+
+_BUILT_IN = _built_in()
+StrategyRegistry = _Registry(_BUILT_IN)
 
 _DP = 'strategy="ddp" is what takes its place'
 DataParallelStrategy = unserved("DataParallelStrategy", _DP)

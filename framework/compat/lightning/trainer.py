@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch._dynamo import OptimizedModule
 
 from ....callbacks import Callback
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
@@ -20,6 +22,9 @@ from ....callbacks.timer import MaxTime as NativeMaxTime
 from ....loggers import Logger
 from ....strategies import Precision, Strategy
 from ... import trainer as native
+from ...datamodule import DataModule
+from ...metrics.values import as_floats
+from ...module import Module
 from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
@@ -31,6 +36,7 @@ from .callbacks import (
     ModelSummary,
     RichModelSummary,
 )
+from .core import LightningOptimizer, require_one_value
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -38,7 +44,9 @@ from .plugins import (
     LayerSync,
     SLURMEnvironment,
     TorchCheckpointIO,
+    WrappingCheckpointIO,
 )
+from .precisions import precision_plugin
 from .profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -46,11 +54,12 @@ from .profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .seed import seed_everything
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 from .utilities import MisconfiguredValue
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "seed_everything"]
 
 log = logging.getLogger("loopwright")
 
@@ -81,6 +90,18 @@ _FACES = {
 }
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _like(method: Callable[..., Any]) -> Callable[[_Method], _Method]:
+    """Let an override tell of the arguments of the method that it extends."""
+
+    def decorate(own: _Method) -> _Method:
+        return functools.wraps(method)(own)  # type: ignore[return-value] # the same, with a signature
+
+    return decorate
+
+
 class Trainer(native.Trainer):
     """A :class:`~loopwright.framework.Trainer` that takes the arguments of Lightning's.
 
@@ -97,6 +118,7 @@ class Trainer(native.Trainer):
     """
 
     save_format = "file"
+    manual_optimizer = LightningOptimizer
 
     @also_takes(
         native.Trainer.__init__,
@@ -127,6 +149,10 @@ class Trainer(native.Trainer):
         _use_plugins(arguments, _as_list(plugins))
         _use_strategy(arguments)
         _use_devices(arguments)
+        if arguments.get("overfit_batches"):
+            # As there, it goes before these.
+            arguments.pop("limit_train_batches", None)
+            arguments.pop("limit_val_batches", None)
         _add_defaults(arguments)
         super().__init__(**arguments)
         self.callbacks = [
@@ -135,21 +161,84 @@ class Trainer(native.Trainer):
         ]
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
+        self._datamodule: Any = None
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
+    @_like(native.Trainer.validate)
+    def validate(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Validate a module; arguments as of :meth:`loopwright.framework.Trainer.validate`."""
+        _require_module(model, may_be_none=True)
+        return super().validate(model, *args, **kwargs)
+
+    @_like(native.Trainer.test)
+    def test(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Test a module; arguments as of :meth:`loopwright.framework.Trainer.test`."""
+        _require_module(model, may_be_none=True)
+        return super().test(model, *args, **kwargs)
+
+    @_like(native.Trainer.predict)
+    def predict(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Predict with a module; arguments as of :meth:`loopwright.framework.Trainer.predict`."""
+        _require_module(model, may_be_none=True)
+        return super().predict(model, *args, **kwargs)
+
+    @_like(native.Trainer.fit)
     def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
+        _require_module(model)
         _require_batches(model)
         if not self._autolog_hparams:
             model.keep_hyperparameters_from_loggers()
+        self._require_one_value(model, *args, **kwargs)
         super().fit(model, *args, **kwargs)
+
+    def _require_one_value(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Raise if the loggers would get two values of one hyperparameter."""
+        given = inspect.signature(super().fit).bind(model, *args, **kwargs).arguments
+        first = given.get("train_dataloaders")
+        data = first if isinstance(first, DataModule) else given.get("datamodule")
+        if self.loggers and isinstance(model, Module):
+            require_one_value(model, data)
+
+    @property
+    def datamodule(self) -> Any:
+        """The data of the running or last run, unless a program has set another."""
+        return self._datamodule or super().datamodule
+
+    @datamodule.setter
+    def datamodule(self, datamodule: Any) -> None:
+        self._datamodule = datamodule
+
+    def log_row(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers.
+
+        As Lightning counts, the row of a training's first step has the number 0, and a value ``step`` in it is used
+        as its number.
+
+        Args:
+            values: by name.
+            step: of the row. None stands for that number, and adds the epoch to the row.
+        """
+        if not values or not self.loggers or not self.is_global_zero:
+            return
+        row = as_floats(values)
+        if step is None and "step" in row:
+            step = int(row.pop("step"))
+        elif step is None:
+            step = self.global_step
+            if self.state.fn == "fit":
+                step = max(0, step - 1)
+            row.setdefault("epoch", self.current_epoch)
+        for logger in self.loggers:
+            logger.log_metrics(metrics=row, step=step)
+        self.record.add_row(step, row)
 
     @property
     def accelerator(self) -> Accelerator:
         """The kind of device."""
-        kind = AcceleratorRegistry.get(self.strategy.device.type, CPUAccelerator)
-        return kind()
+        kind = self.strategy.device.type
+        return AcceleratorRegistry.get(kind) or CPUAccelerator()
 
     @property
     def _accelerator_connector(self) -> Any:
@@ -164,7 +253,7 @@ class Trainer(native.Trainer):
     @property
     def precision_plugin(self) -> Precision:
         """The precision."""
-        return self.engine.precision
+        return precision_plugin(self.engine.precision)
 
     @property
     def scaler(self) -> Any:
@@ -351,6 +440,16 @@ def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) else [given]
 
 
+def _require_module(model: Any, may_be_none: bool = False) -> None:
+    """Raise a TypeError for what cannot be run."""
+    if model is None and may_be_none:
+        return
+    if not isinstance(model, Module | OptimizedModule):
+        raise TypeError(
+            f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`"
+        )
+
+
 def _require_batches(model: Any) -> None:
     """Raise a NotImplementedError for a ``training_step`` that wants to read the loader itself."""
     step = getattr(model, "training_step", None)
@@ -416,6 +515,8 @@ def _require_own_writing(plugin: CheckpointIO) -> None:
     Raises:
         NotImplementedError: for one that writes.
     """
+    while isinstance(plugin, WrappingCheckpointIO):
+        plugin = plugin.checkpoint_io
     if overrides(plugin, "save_checkpoint", TorchCheckpointIO):
         raise NotImplementedError(
             f"plugins: {type(plugin).__name__} writes no checkpoint here; for another store, pass an fsspec URL "
@@ -435,7 +536,8 @@ def _use_strategy(arguments: dict[str, Any]) -> None:
     name = _STRATEGY_NAMES.get(strategy, strategy)
     if name != strategy:
         log.info("strategy=%r is %r here", strategy, name)
-    arguments["strategy"] = StrategyRegistry.get(name, name)
+    is_of_package = StrategyRegistry.is_of_package(name)
+    arguments["strategy"] = StrategyRegistry.get(name) if is_of_package else name
 
 
 def _use_devices(arguments: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional, Protocol, TypedDict, Union
+from typing import Any, Optional, Protocol, TypedDict, Union, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ __all__ = [
     "_MAP_LOCATION_TYPE",
     "_METRIC",
     "_NUMBER",
+    "_PARAMETERS",
     "_PATH",
     "_PREDICT_OUTPUT",
+    "CollectibleGroup",
     "LRSchedulerConfig",
     "LRSchedulerConfigType",
     "LRSchedulerPLType",
@@ -35,6 +37,8 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerLRScheduler",
     "OptimizerLRSchedulerConfig",
+    "Steppable",
+    "_Stateful",
 ]
 
 # Programs evaluate these in annotations at run time, some of them by `typing.get_type_hints`.
@@ -51,10 +55,32 @@ _MAP_LOCATION_TYPE = Optional[  # noqa: UP045
 _EVALUATE_OUTPUT = list[Mapping[str, float]]
 _PREDICT_OUTPUT = Union[list[Any], list[list[Any]]]  # noqa: UP007
 
+_PARAMETERS = Any
+CollectibleGroup = Any
+
 LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)
 LRSchedulerTypeUnion = Union[LRScheduler, ReduceLROnPlateau]  # noqa: UP007
 LRSchedulerType = Union[type[LRScheduler], type[ReduceLROnPlateau]]  # noqa: UP007
 LRSchedulerPLType = LRSchedulerTypeUnion
+
+
+@runtime_checkable
+class _Stateful(Protocol):
+    """What can be saved and loaded."""
+
+    def state_dict(self) -> Any:
+        """What to save."""
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take back what :meth:`state_dict` returned."""
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What steps."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step."""
 
 
 class Optimizable(Protocol):

@@ -7,11 +7,13 @@ import gc
 import inspect
 import logging
 import os
-import pickle
+import re
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +22,50 @@ from torch import Tensor, nn
 
 from ....strategies.launch.machine import usable_cpus
 from ...checkpoint.configs import AttributeDict
-from ...data.batches import batch_size_of
-from ...data.combined import CombinedLoader as NativeCombinedLoader
 from ...data.device_input import move_batch
-from ...seed import isolated_rng, seed_everything
-from ...subclasses import overrides
+from .availability import package_available
+from .combined_loader import CombinedLoader
+from .model_helpers import is_overridden
+from .parsing import get_init_args, is_picklable
+from .samplers import DistributedSamplerWrapper
+from .seed import isolate_rng, seed_everything
 from .states import LightningEnum
 
 __all__ = [
+    "FLOAT16_EPSILON",
+    "FLOAT32_EPSILON",
+    "FLOAT64_EPSILON",
     "AttributeDict",
     "CombinedLoader",
+    "DistributedSamplerWrapper",
     "GradClipAlgorithmType",
+    "LightningDeprecationWarning",
     "LightningEnum",
     "MisconfigurationException",
     "PossibleUserWarning",
     "ReduceOp",
+    "SIGTERMException",
+    "WarningCache",
+    "_DeviceDtypeModuleMixin",
+    "_TunerExitException",
+    "_atomic_save",
+    "_augment_message",
     "_check_data_type",
     "_check_unique",
+    "_destroy_dist_connection",
     "_distributed_is_initialized",
+    "_get_rank",
+    "_is_dir",
+    "_is_local_file_protocol",
     "_jit_is_scripting",
     "_load",
     "_normalize_parse_gpu_string_input",
     "_register_classes",
     "apply_to_collection",
+    "convert_tensors_to_scalars",
+    "convert_to_tensors",
     "disable_possible_user_warnings",
-    "extract_batch_size",
+    "find_free_network_port",
     "find_shared_parameters",
     "garbage_collection_cuda",
     "get_a_var",
@@ -52,21 +73,27 @@ __all__ = [
     "get_init_args",
     "grad_norm",
     "is_cuda_out_of_memory",
+    "is_cudnn_snafu",
     "is_oom_error",
+    "is_out_of_cpu_memory",
     "is_overridden",
     "is_param_in_hook_signature",
     "is_picklable",
     "is_shared_filesystem",
     "isolate_rng",
     "measure_flops",
+    "migrate_checkpoint",
+    "module_available",
     "move_data_to_device",
     "package_available",
+    "pl_legacy_patch",
     "rank_prefixed_message",
     "rank_zero_debug",
     "rank_zero_deprecation",
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
+    "recursive_detach",
     "seed_everything",
     "set_shared_parameters",
     "suggested_max_num_workers",
@@ -74,23 +101,13 @@ __all__ = [
 
 log = logging.getLogger("loopwright")
 
-isolate_rng = isolated_rng
 ReduceOp = torch.distributed.ReduceOp
 
+FLOAT16_EPSILON = torch.finfo(torch.float16).eps
+FLOAT32_EPSILON = torch.finfo(torch.float32).eps
+FLOAT64_EPSILON = torch.finfo(torch.float64).eps
 
-class CombinedLoader(NativeCombinedLoader):
-    """A :class:`~loopwright.framework.CombinedLoader` that gives, read by hand, each batch with two indices.
-
-    They are the batch's and, with ``mode="sequential"``, its loader's; otherwise that is 0. A run gets batches alone.
-    """
-
-    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
-        loaders = [super().__iter__()]
-        if self.mode == "sequential":
-            loaders = self.flattened
-        for loader_idx, loader in enumerate(loaders):
-            for batch_idx, batch in enumerate(loader):
-                yield batch, batch_idx, loader_idx
+module_available = package_available
 
 
 class MisconfigurationException(Exception):
@@ -112,6 +129,28 @@ def misconfigured_values() -> Iterator[None]:
 
 class PossibleUserWarning(UserWarning):
     """A warning about what a user may not have meant."""
+
+
+class LightningDeprecationWarning(DeprecationWarning):
+    """A warning about what will go."""
+
+
+class SIGTERMException(SystemExit):
+    """A signal has asked the program to end."""
+
+
+class _TunerExitException(Exception):
+    """A tuner has found what it looked for."""
+
+
+def _augment_message(exception: BaseException, pattern: str, new_message: str) -> None:
+    """Replace those texts of an exception that match a pattern."""
+    exception.args = tuple(
+        new_message
+        if isinstance(text, str) and re.match(pattern, text, re.DOTALL)
+        else text
+        for text in exception.args
+    )
 
 
 class GradClipAlgorithmType(LightningEnum):
@@ -204,6 +243,28 @@ def rank_zero_deprecation(
     rank_zero_warn(message, DeprecationWarning, stacklevel=stacklevel, **kwargs)
 
 
+class WarningCache(set[str]):
+    """Says each text once."""
+
+    def warn(self, message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+        """Warn, as :func:`rank_zero_warn` does."""
+        if message not in self:
+            self.add(message)
+            rank_zero_warn(message, stacklevel=stacklevel, **kwargs)
+
+    def deprecation(self, message: str, stacklevel: int = 6, **kwargs: Any) -> None:
+        """Warn of what will go, as :func:`rank_zero_deprecation` does."""
+        if message not in self:
+            self.add(message)
+            rank_zero_deprecation(message, stacklevel=stacklevel, **kwargs)
+
+    def info(self, message: str, **kwargs: Any) -> None:
+        """Log information, as :func:`rank_zero_info` does."""
+        if message not in self:
+            self.add(message)
+            rank_zero_info(message, **kwargs)
+
+
 def _with_caller(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Let a log record name the line that called, two frames above."""
     return {"stacklevel": 3, **kwargs}
@@ -287,12 +348,56 @@ def _like_mapping(item: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
         return values
 
 
-def extract_batch_size(batch: Any) -> int:
-    """The first dimension of a batch's tensors."""
-    return batch_size_of(batch)
+def convert_to_tensors(data: Any, device: Any) -> Any:
+    """A nesting whose numbers and arrays are tensors on a device."""
+
+    def convert(value: Any) -> Tensor:
+        return torch.as_tensor(value).to(device)
+
+    kinds: tuple[Any, ...] = (bool, int, float, Tensor)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kinds = (*kinds, numpy.ndarray)
+    return apply_to_collection(data, kinds, convert)
+
+
+def convert_tensors_to_scalars(data: Any) -> Any:
+    """A nesting whose tensors are numbers.
+
+    Raises:
+        ValueError: for a tensor of several elements.
+    """
+
+    def convert(tensor: Tensor) -> Any:
+        if tensor.numel() != 1:
+            raise ValueError(
+                f"The metric `{tensor}` does not contain a single element, thus it cannot be converted to a scalar."
+            )
+        return tensor.item()
+
+    return apply_to_collection(data, Tensor, convert)
 
 
 # Models.
+
+
+class _DeviceDtypeModuleMixin(nn.Module):
+    """A module that knows the device and the dtype of its first parameter or buffer."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device; the CPU without parameters."""
+        return _first_tensor(self).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype."""
+        return _first_tensor(self).dtype
+
+
+def _first_tensor(module: nn.Module) -> Tensor:
+    tensors = chain(module.parameters(), module.buffers())
+    return next(tensors, torch.empty(0))
 
 
 def grad_norm(
@@ -313,7 +418,9 @@ def grad_norm(
     """
     order = float(norm_type)
     if order <= 0:
-        raise ValueError(f"norm_type must be a positive number; got {norm_type!r}")
+        raise ValueError(
+            f"`norm_type` must be a positive number or 'inf' (infinity norm); got {norm_type!r}"
+        )
     norms = {
         f"grad_{order}_norm{group_separator}{name}": parameter.grad.data.norm(order)
         for name, parameter in module.named_parameters()
@@ -370,31 +477,6 @@ def measure_flops(
     return counter.get_total_flops()
 
 
-def is_overridden(method_name: str, instance: Any = None, parent: Any = None) -> bool:
-    """Whether an object has a method of its own.
-
-    Args:
-        method_name: of the method.
-        instance: the object; nothing is overridden in None.
-        parent: the class whose method does not count. Default: that of Loopwright which it derives from.
-    """
-    if instance is None:
-        return False
-    if parent is None:
-        parent = _contract_of(instance)
-    if not hasattr(parent, method_name):
-        raise ValueError(f"{parent.__name__} has no method {method_name!r}")
-    return overrides(instance, method_name, parent)
-
-
-def _contract_of(instance: Any) -> type:
-    """The outermost class of Loopwright that an object's class derives from."""
-    for kind in type(instance).__mro__:
-        if kind.__module__.startswith("loopwright."):
-            return kind
-    raise ValueError(f"{type(instance).__name__} derives from no class of the trainer")
-
-
 def is_param_in_hook_signature(
     hook_fx: Callable[..., Any],
     param: str,
@@ -419,15 +501,6 @@ def _jit_is_scripting() -> bool:
     return torch.jit.is_scripting()  # type: ignore[attr-defined] # public, though torch does not list it
 
 
-def get_init_args(frame: Any) -> dict[str, Any]:
-    """The arguments of a constructor, from its frame."""
-    information = inspect.getargvalues(frame)
-    arguments = {name: information.locals[name] for name in information.args[1:]}
-    if information.keywords:
-        arguments.update(information.locals[information.keywords])
-    return arguments
-
-
 # Memory and machines.
 
 
@@ -443,6 +516,31 @@ def is_oom_error(exception: BaseException) -> bool:
 
 
 is_cuda_out_of_memory = is_oom_error
+
+
+def is_cudnn_snafu(exception: BaseException) -> bool:
+    """Whether an exception says that cuDNN supports an operation not, as it does where memory is short."""
+    return "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED." in str(exception)
+
+
+def is_out_of_cpu_memory(exception: BaseException) -> bool:
+    """Whether an exception says that the machine has no memory left."""
+    return "DefaultCPUAllocator: can't allocate memory" in str(exception)
+
+
+def recursive_detach(in_dict: Any, to_cpu: bool = False) -> Any:
+    """A nesting whose tensors have no graph.
+
+    Args:
+        in_dict: the nesting.
+        to_cpu: also move them to the CPU.
+    """
+
+    def detach(tensor: Tensor) -> Tensor:
+        detached = tensor.detach()
+        return detached.cpu() if to_cpu else detached
+
+    return apply_to_collection(in_dict, Tensor, detach)
 
 
 def garbage_collection_cuda() -> None:
@@ -466,15 +564,6 @@ def suggested_max_num_workers(local_world_size: int) -> int:
             f"local_world_size must be at least 1; got {local_world_size!r}"
         )
     return max(1, usable_cpus() // local_world_size - 1)
-
-
-def is_picklable(obj: object) -> bool:
-    """Whether an object can be pickled."""
-    try:
-        pickle.dumps(obj)
-    except Exception:
-        return False
-    return True
 
 
 def is_shared_filesystem(
@@ -526,11 +615,51 @@ def _load(
         return torch.load(file, map_location, weights_only=weights_only)
 
 
-def package_available(name: str) -> bool:
-    """Whether a package can be imported."""
-    from importlib.util import find_spec
+def _is_local_file_protocol(path: Any) -> bool:
+    """Whether a path is one of this machine's."""
+    return "://" not in str(path) or str(path).startswith(("file://", "local://"))
 
-    return find_spec(name) is not None
+
+def _is_dir(fs: Any, path: Any, strict: bool = False) -> bool:
+    """Whether a path is a folder; of stores that have none, with ``strict``, whether something is below it."""
+    return fs.isdir(str(path)) or (strict and bool(fs.ls(str(path))))
+
+
+def _atomic_save(checkpoint: dict[str, Any], filepath: Any) -> None:
+    """Write a file with ``torch.save``, whole or not at all."""
+    fs = get_filesystem(filepath)
+    with fs.transaction, fs.open(str(filepath), "wb") as file:
+        torch.save(checkpoint, file)
+
+
+def find_free_network_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _destroy_dist_connection() -> None:
+    """Leave the processes' group, if there is one."""
+    if _distributed_is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _get_rank() -> int | None:
+    """This process's index among all, or None if nothing says it."""
+    given = [name for name in _RANK_VARIABLES if name in os.environ]
+    return int(os.environ[given[0]]) if given else None
+
+
+def migrate_checkpoint(checkpoint: dict[str, Any], *_: Any) -> tuple[Any, Any]:
+    """The checkpoint of an older version as it is, and no migrations: ``ckpt_path`` takes those of Lightning 2."""
+    return checkpoint, {}
+
+
+@contextmanager
+def pl_legacy_patch() -> Iterator[None]:
+    """Does nothing: files of older versions are read without their modules."""
+    yield
 
 
 def get_a_var(obj: Any) -> Tensor | None:
