@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch._dynamo import OptimizedModule
+import torch
 
 from .core import LightningModule
 
@@ -17,7 +17,7 @@ def from_compiled(model: Any) -> LightningModule:
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(model, OptimizedModule):
+    if not isinstance(model, torch._dynamo.OptimizedModule):
         raise ValueError(
             f"`model` is required to be a `OptimizedModule`. Found a `{type(model).__name__}` instead."
         )
@@ -36,7 +36,7 @@ def to_uncompiled(model: Any) -> LightningModule:
     Raises:
         ValueError: if it was not compiled.
     """
-    if isinstance(model, OptimizedModule):
+    if isinstance(model, torch._dynamo.OptimizedModule):
         model = from_compiled(model)
     if not isinstance(model, LightningModule) or not model.calls_are_compiled:
         raise ValueError("`model` is required to be a compiled LightningModule")
@@ -50,7 +50,7 @@ def _maybe_unwrap_optimized(model: Any) -> LightningModule:
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(model, OptimizedModule):
+    if isinstance(model, torch._dynamo.OptimizedModule):
         return from_compiled(model)
     if not isinstance(model, LightningModule):
         raise TypeError(

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from torch._dynamo import OptimizedModule
 
 from ....callbacks import Callback
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
@@ -444,7 +443,10 @@ def _require_module(model: Any, may_be_none: bool = False) -> None:
     """Raise a TypeError for what cannot be run."""
     if model is None and may_be_none:
         return
-    if not isinstance(model, Module | OptimizedModule):
+    # Importing torch's compiler takes half a second.
+    if isinstance(model, Module):
+        return
+    if not isinstance(model, torch._dynamo.OptimizedModule):
         raise TypeError(
             f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got `{type(model).__qualname__}`"
         )
