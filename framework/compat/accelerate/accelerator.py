@@ -46,7 +46,7 @@ from .options import (
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
-from .other import save
+from .other import extract_model_from_parallel, save
 from .plugins import (
     DeepSpeedPlugin,
     DummyOptim,
@@ -641,7 +641,9 @@ class Accelerator(Trackers, Engine):
             keep_torch_compile: False gives a module that is called as if it had not been compiled.
         """
         module = super().unwrap_model(model)
-        return module if keep_torch_compile else getattr(module, "_orig_mod", module)
+        return extract_model_from_parallel(
+            module, keep_fp32_wrapper, keep_torch_compile
+        )
 
     def verify_device_map(self, model: nn.Module) -> bool:
         """Whether a model is spread over devices.

@@ -19,7 +19,12 @@ from ...checkpoint.schema import LoaderState
 from ...data.device_input import move_batch
 from ...data.sampler import fresh_copy
 from ...engine.wrapper import Wrapper
-from .operations import concatenate, find_batch_size, slice_tensors
+from .operations import (
+    concatenate,
+    concatenate_tensors,
+    find_batch_size,
+    slice_tensors,
+)
 from .random import synchronize_rng_states
 from .samplers import (
     BatchSamplerShard,
@@ -287,7 +292,7 @@ class _Apart:
 def _joined(batches: list[Any]) -> Any:
     """The batches of one round as one, whose rows the processes divide; if that cannot be, each gets one of them."""
     try:
-        joined = concatenate(batches)
+        joined = concatenate_tensors(batches)
         find_batch_size(joined)
     except (TypeError, ValueError, RuntimeError, IndexError):
         return _Apart(batches)
