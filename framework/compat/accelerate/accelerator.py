@@ -29,6 +29,7 @@ from .checkpoints import (
     next_folder,
     write_model,
 )
+from .hooks import get_state_dict_offloaded_model, is_offloaded
 from .loaders import DataLoaderShard, prepare_data_loader, skip_first_batches
 from .memory import release_memory
 from .optimizer import AcceleratedScheduler, AcceleratorsPrepared, Window, mark
@@ -902,6 +903,13 @@ class Accelerator(Trackers, Engine):
         """
         directory = os.fspath(save_directory)
         write_model(self, model, directory, max_shard_size, safe_serialization)
+
+    def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
+        """A model's weights by name, also those that are on the CPU or on disk between its calls; see ``Engine``."""
+        module = unwrapped(model)
+        if is_offloaded(module):
+            return get_state_dict_offloaded_model(module)
+        return super().get_state_dict(model, unwrap)
 
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` save further objects, and :meth:`load_state` load them.

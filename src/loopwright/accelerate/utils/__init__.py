@@ -14,43 +14,21 @@ from ...framework.compat.accelerate.big_models import (
     FP8RecipeKwargs,
     MegatronLMPlugin,
     MSAMPRecipeKwargs,
-    OffloadedWeightsLoader,
     ParallelismConfig,
-    PrefixedDataset,
     TERecipeKwargs,
     TorchContextParallelConfig,
     TorchTensorParallelConfig,
     TorchTensorParallelPlugin,
-    align_module_device,
-    check_device_map,
-    clean_device_map,
-    compute_module_sizes,
     disable_fsdp_ram_efficient_loading,
-    dtype_byte_size,
     enable_fsdp_ram_efficient_loading,
-    find_tied_parameters,
     fsdp2_prepare_model,
-    get_balanced_memory,
-    get_max_layer_size,
-    get_max_memory,
-    has_offloaded_params,
-    id_tensor_storage,
-    infer_auto_device_map,
     load_and_quantize_model,
     load_fsdp_model,
     load_fsdp_optimizer,
-    load_offloaded_weight,
-    load_offloaded_weights,
     merge_fsdp_weights,
-    named_module_tensors,
-    offload_state_dict,
-    offload_weight,
-    retie_parameters,
     save_fsdp_model,
     save_fsdp_optimizer,
-    save_offload_index,
     seldom,
-    set_module_tensor_to_device,
 )
 from ...framework.compat.accelerate.checkpoints import (
     MODEL_NAME,
@@ -68,8 +46,15 @@ from ...framework.compat.accelerate.checkpoints import (
     WEIGHTS_NAME,
     WEIGHTS_PATTERN_NAME,
     convert_file_size_to_int,
-    load_checkpoint_in_model,
-    load_state_dict,
+)
+from ...framework.compat.accelerate.device_maps import (
+    calculate_maximum_sizes,
+    check_device_map,
+    clean_device_map,
+    get_balanced_memory,
+    get_max_layer_size,
+    get_max_memory,
+    infer_auto_device_map,
 )
 from ...framework.compat.accelerate.environment import (
     are_libraries_initialized,
@@ -87,11 +72,30 @@ from ...framework.compat.accelerate.environment import (
     str_to_bool,
     tqdm,
 )
+from ...framework.compat.accelerate.hooks import (
+    align_module_device,
+    get_state_dict_from_offload,
+    has_offloaded_params,
+)
+from ...framework.compat.accelerate.loading import (
+    load_checkpoint_in_model,
+    load_offloaded_weights,
+    load_state_dict,
+)
 from ...framework.compat.accelerate.memory import (
     clear_device_cache,
     find_executable_batch_size,
     release_memory,
     should_reduce_batch_size,
+)
+from ...framework.compat.accelerate.offload import (
+    OffloadedWeightsLoader,
+    PrefixedDataset,
+    extract_submodules_state_dict,
+    load_offloaded_weight,
+    offload_state_dict,
+    offload_weight,
+    save_offload_index,
 )
 from ...framework.compat.accelerate.operations import (
     CannotPadNestedTensorWarning,
@@ -183,6 +187,15 @@ from ...framework.compat.accelerate.random import (
 from ...framework.compat.accelerate.state import (
     patch_environment,
 )
+from ...framework.compat.accelerate.tensors import (
+    compute_module_sizes,
+    dtype_byte_size,
+    find_tied_parameters,
+    id_tensor_storage,
+    named_module_tensors,
+    retie_parameters,
+    set_module_tensor_to_device,
+)
 from . import imports
 
 __all__ = [
@@ -248,6 +261,7 @@ __all__ = [
     "are_libraries_initialized",
     "broadcast",
     "broadcast_object_list",
+    "calculate_maximum_sizes",
     "check_cuda_fp8_capability",
     "check_cuda_p2p_ib_support",
     "check_device_map",
@@ -272,6 +286,7 @@ __all__ = [
     "dtype_byte_size",
     "enable_fsdp_ram_efficient_loading",
     "extract_model_from_parallel",
+    "extract_submodules_state_dict",
     "find_batch_size",
     "find_device",
     "find_executable_batch_size",
@@ -287,6 +302,7 @@ __all__ = [
     "get_max_memory",
     "get_model_tp_size",
     "get_pretty_name",
+    "get_state_dict_from_offload",
     "has_compiled_regions",
     "has_offloaded_params",
     "has_repeated_blocks",
