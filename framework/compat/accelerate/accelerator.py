@@ -310,7 +310,10 @@ class Accelerator(Trackers, Engine):
         arguments = dict(self._arguments)
         if arguments["split_batches"] is _split_batches:
             del arguments["split_batches"]
-        return _make, (arguments,)
+        return _make, (arguments,), self.prepared.loaders
+
+    def __setstate__(self, loaders: list[Any]) -> None:
+        self.prepared.loaders.extend(loaders)
 
     # What it is ------------------------------------------------------------------------------------------------------
 
@@ -318,6 +321,11 @@ class Accelerator(Trackers, Engine):
     def distributed_type(self) -> DistributedType:
         """How the processes work together."""
         return self.state.distributed_type
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are."""
+        return self.state.num_processes
 
     @property
     def use_distributed(self) -> bool:
@@ -509,6 +517,7 @@ class Accelerator(Trackers, Engine):
         for item in trained:
             if isinstance(item, nn.Module):
                 self.verify_device_map(item)
+                _refuse_quantized_offload(item)
                 self._compile(item)
         if not trained:
             return items
@@ -1060,6 +1069,24 @@ def _refuse(tensor_parallel: Any, megatron: Any, parallelism: Any) -> None:
             raise NotImplementedError(
                 f"accelerate launch asks for what is not served here ({variable}): use FSDP"
             )
+
+
+def _refuse_quantized_offload(model: Any) -> None:
+    """Raise for a model of quantized weights of which some are on the CPU or on disk.
+
+    Raises:
+        ValueError: naming them.
+    """
+    is_quantized = getattr(model, "is_loaded_in_8bit", False) or getattr(
+        model, "is_loaded_in_4bit", False
+    )
+    places = (getattr(model, "hf_device_map", None) or {}).items()
+    outside = [name or "all" for name, place in places if place in ("cpu", "disk")]
+    if is_quantized and outside:
+        raise ValueError(
+            "You can't train a model that has been loaded in 8-bit or 4-bit precision with CPU or disk offload; of "
+            f"this one, {', '.join(outside)} is there"
+        )
 
 
 def _refuse_arguments(call: str, arguments: dict[str, Any]) -> None:

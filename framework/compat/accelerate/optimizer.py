@@ -12,6 +12,7 @@ from ....strategies import DDPStrategy
 from ...engine.accumulation import GradientAccumulation, StepCounter
 from ...engine.prepare import Prepared
 from ...engine.prepared import PreparedOptimizer, PreparedScheduler
+from .loaders import PositionOf
 from .state import GradientState, PartialState
 
 if TYPE_CHECKING:
@@ -183,6 +184,11 @@ class AcceleratorsPrepared(Prepared):
     ) -> AcceleratedOptimizer:
         """What stands for an optimizer from now on."""
         return AcceleratedOptimizer(optimizer, self.accelerator, strategy)
+
+    @property
+    def positioned_loaders(self) -> list[Any]:
+        """The positions of loaders that checkpoints hold."""
+        return [PositionOf(loader) for loader in super().positioned_loaders]
 
     @property
     def accelerator(self) -> Any:
