@@ -48,6 +48,7 @@ from .options import (
     TorchDynamoPlugin,
 )
 from .other import extract_model_from_parallel, save
+from .parallelism import ParallelismConfig
 from .plugins import (
     DeepSpeedPlugin,
     DummyOptim,
@@ -164,7 +165,7 @@ class Accelerator(Trackers, Engine):
         dataloader_config: how loaders are prepared.
         deepspeed_plugin, deepspeed_plugins: let DeepSpeed train; of several, in a dict, the first is in force.
         fsdp_plugin: shard models.
-        torch_tp_plugin, megatron_lm_plugin, parallelism_config: not served.
+        torch_tp_plugin, megatron_lm_plugin: not served.
         rng_types: the generators that are made equal in all processes when a loader is iterated (default:
             ``["generator"]``, that of the sampler).
         log_with: trackers.
@@ -176,6 +177,7 @@ class Accelerator(Trackers, Engine):
         kwargs_handlers: options of DDP, of the loss scale, of the process group, of autocast and of the profiler.
         dynamo_backend: compile prepared models with it.
         dynamo_plugin: how.
+        parallelism_config: over how many processes models are sharded, and how many replicas of that there are.
 
     Attributes:
         state: what the processes are, shared by all Accelerators.
@@ -190,7 +192,6 @@ class Accelerator(Trackers, Engine):
 
     prepared_type = AcceleratorsPrepared
     fp8_backend = None
-    parallelism_config = None
     # Whether no_sync has been asked for since the last step.
     _keeps_local = False
 
@@ -223,10 +224,16 @@ class Accelerator(Trackers, Engine):
         }
         arguments.pop("__class__", None)
         self._arguments = arguments
-        _refuse(torch_tp_plugin, megatron_lm_plugin, parallelism_config)
+        _refuse(torch_tp_plugin, megatron_lm_plugin)
+        if parallelism_config is None and asks_for("ACCELERATE_USE_PARALLELISM_CONFIG"):
+            parallelism_config = ParallelismConfig()
+        self.parallelism_config: ParallelismConfig | None = parallelism_config
         self._take_project(project_config, project_dir)
         handlers = self._take_handlers(kwargs_handlers)
         deepspeed = _deepspeed_plugin_of(deepspeed_plugins or deepspeed_plugin)
+        shards = parallelism_config is not None and parallelism_config.dp_shard_enabled
+        if shards and fsdp_plugin is None:
+            fsdp_plugin = FullyShardedDataParallelPlugin()
         fsdp = None if deepspeed is not None else _fsdp_plugin_of(fsdp_plugin)
         if dynamo_backend is not None and dynamo_plugin is not None:
             raise ValueError(
@@ -302,6 +309,12 @@ class Accelerator(Trackers, Engine):
         group = group_options(self.init_handler)
         if self.state.deepspeed_plugin is not None:
             return self.state.deepspeed_plugin.strategy(group)
+        parallelism = self.parallelism_config
+        if parallelism is not None:
+            parallelism.check(self.num_processes)
+            if parallelism.dp_replicate_enabled and parallelism.dp_shard_enabled:
+                sizes = parallelism.dp_replicate_size, parallelism.dp_shard_size
+                group["device_mesh"] = sizes
         if self.state.fsdp_plugin is not None:
             return self.state.fsdp_plugin.strategy(group)
         return ddp_strategy(self.ddp_handler, group)
@@ -1049,7 +1062,7 @@ def group_options_of_state(handler: InitProcessGroupKwargs | None) -> dict[str, 
     return options
 
 
-def _refuse(tensor_parallel: Any, megatron: Any, parallelism: Any) -> None:
+def _refuse(tensor_parallel: Any, megatron: Any) -> None:
     """Raise for ways to spread a model that are not served.
 
     Raises:
@@ -1058,17 +1071,15 @@ def _refuse(tensor_parallel: Any, megatron: Any, parallelism: Any) -> None:
     for name, value in (
         ("torch_tp_plugin", tensor_parallel),
         ("megatron_lm_plugin", megatron),
-        ("parallelism_config", parallelism),
     ):
         if value is not None:
             raise NotImplementedError(
                 f"{name} is not served here: loopwright's FSDPStrategy has device_mesh= and tensor_parallel_size="
             )
-    for variable in ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"):
-        if asks_for(variable):
-            raise NotImplementedError(
-                f"accelerate launch asks for what is not served here ({variable}): use FSDP"
-            )
+    if asks_for("ACCELERATE_USE_MEGATRON_LM"):
+        raise NotImplementedError(
+            "accelerate launch asks for Megatron-LM, which is not served here: use FSDP"
+        )
 
 
 def _refuse_quantized_offload(model: Any) -> None:

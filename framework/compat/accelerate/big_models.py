@@ -32,16 +32,10 @@ DeepSpeedSchedulerWrapper = unserved("DeepSpeedSchedulerWrapper", "DeepSpeedStra
 
 AORecipeKwargs = unserved("AORecipeKwargs", 'mixed_precision="bf16"')
 BnbQuantizationConfig = unserved("BnbQuantizationConfig", _ELSEWHERE)
-DeepSpeedSequenceParallelConfig = unserved("DeepSpeedSequenceParallelConfig", _SHARDS)
 FP8RecipeKwargs = unserved("FP8RecipeKwargs", 'mixed_precision="bf16"')
 MSAMPRecipeKwargs = unserved("MSAMPRecipeKwargs", 'mixed_precision="bf16"')
 MegatronLMPlugin = unserved("MegatronLMPlugin", _SHARDS)
-ParallelismConfig = unserved(
-    "ParallelismConfig", "FSDPStrategy has device_mesh= and tensor_parallel_size="
-)
 TERecipeKwargs = unserved("TERecipeKwargs", 'mixed_precision="bf16"')
-TorchContextParallelConfig = unserved("TorchContextParallelConfig", _SHARDS)
-TorchTensorParallelConfig = unserved("TorchTensorParallelConfig", _SHARDS)
 TorchTensorParallelPlugin = unserved("TorchTensorParallelPlugin", _SHARDS)
 load_and_quantize_model = unserved("load_and_quantize_model", _ELSEWHERE)
 prepare_pippy = unserved("prepare_pippy", _ELSEWHERE)

@@ -11,7 +11,6 @@ from ..framework.compat.accelerate.accelerator import (
     Accelerator,
 )
 from ..framework.compat.accelerate.big_models import (
-    ParallelismConfig,
     prepare_pippy,
 )
 from ..framework.compat.accelerate.device_maps import (
@@ -51,6 +50,9 @@ from ..framework.compat.accelerate.options import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     ProfileKwargs,
+)
+from ..framework.compat.accelerate.parallelism import (
+    ParallelismConfig,
 )
 from ..framework.compat.accelerate.plugins import (
     DeepSpeedPlugin,

@@ -10,14 +10,10 @@ from ...framework.compat.accelerate.big_models import (
     DeepSpeedEngineWrapper,
     DeepSpeedOptimizerWrapper,
     DeepSpeedSchedulerWrapper,
-    DeepSpeedSequenceParallelConfig,
     FP8RecipeKwargs,
     MegatronLMPlugin,
     MSAMPRecipeKwargs,
-    ParallelismConfig,
     TERecipeKwargs,
-    TorchContextParallelConfig,
-    TorchTensorParallelConfig,
     TorchTensorParallelPlugin,
     disable_fsdp_ram_efficient_loading,
     enable_fsdp_ram_efficient_loading,
@@ -171,6 +167,12 @@ from ...framework.compat.accelerate.other import (
     recursive_getattr,
     save,
     wait_for_everyone,
+)
+from ...framework.compat.accelerate.parallelism import (
+    DeepSpeedSequenceParallelConfig,
+    ParallelismConfig,
+    TorchContextParallelConfig,
+    TorchTensorParallelConfig,
 )
 from ...framework.compat.accelerate.plugins import (
     DeepSpeedPlugin,
