@@ -14,17 +14,6 @@ _ELSEWHERE = "there is nothing here that does the same"
 _SHARDS = (
     "FSDPStrategy shards models, and save_state writes them for any number of processes"
 )
-enable_fsdp_ram_efficient_loading = unserved(
-    "enable_fsdp_ram_efficient_loading", _SHARDS
-)
-disable_fsdp_ram_efficient_loading = unserved(
-    "disable_fsdp_ram_efficient_loading", _SHARDS
-)
-load_fsdp_model = unserved("load_fsdp_model", _SHARDS)
-load_fsdp_optimizer = unserved("load_fsdp_optimizer", _SHARDS)
-merge_fsdp_weights = unserved("merge_fsdp_weights", _SHARDS)
-save_fsdp_model = unserved("save_fsdp_model", _SHARDS)
-save_fsdp_optimizer = unserved("save_fsdp_optimizer", _SHARDS)
 fsdp2_prepare_model = unserved("fsdp2_prepare_model", _SHARDS)
 DeepSpeedEngineWrapper = unserved("DeepSpeedEngineWrapper", "DeepSpeedStrategy")
 DeepSpeedOptimizerWrapper = unserved("DeepSpeedOptimizerWrapper", "DeepSpeedStrategy")

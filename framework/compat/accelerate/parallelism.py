@@ -303,8 +303,8 @@ class ParallelismConfig:
             self.device_mesh = self.build_device_mesh(device_type or "")
         elif device_type not in (None, self.device_mesh.device_type):
             raise ValueError(
-                f"The device_mesh is created with device type {self.device_mesh.device_type} already, and {device_type} "
-                "is asked for"
+                f"The device_mesh was created with device type {self.device_mesh.device_type}, and {device_type} is "
+                "asked for"
             )
         return self.device_mesh
 

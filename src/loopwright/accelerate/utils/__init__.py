@@ -15,15 +15,8 @@ from ...framework.compat.accelerate.big_models import (
     MSAMPRecipeKwargs,
     TERecipeKwargs,
     TorchTensorParallelPlugin,
-    disable_fsdp_ram_efficient_loading,
-    enable_fsdp_ram_efficient_loading,
     fsdp2_prepare_model,
     load_and_quantize_model,
-    load_fsdp_model,
-    load_fsdp_optimizer,
-    merge_fsdp_weights,
-    save_fsdp_model,
-    save_fsdp_optimizer,
     seldom,
 )
 from ...framework.compat.accelerate.checkpoints import (
@@ -67,6 +60,15 @@ from ...framework.compat.accelerate.environment import (
     set_numa_affinity,
     str_to_bool,
     tqdm,
+)
+from ...framework.compat.accelerate.fsdp_weights import (
+    disable_fsdp_ram_efficient_loading,
+    enable_fsdp_ram_efficient_loading,
+    load_fsdp_model,
+    load_fsdp_optimizer,
+    merge_fsdp_weights,
+    save_fsdp_model,
+    save_fsdp_optimizer,
 )
 from ...framework.compat.accelerate.hooks import (
     align_module_device,
