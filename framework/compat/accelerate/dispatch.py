@@ -289,9 +289,7 @@ def _guard(model: nn.Module) -> None:
     def guarded(move: Any) -> Any:
         @functools.wraps(move)
         def call(*args: Any, **kwargs: Any) -> Any:
-            # A call of `to` that names no device changes the type only.
-            moves = move.__name__ != "to" or torch._C._nn._parse_to(*args, **kwargs)[0]
-            if moves:
+            if move.__name__ != "to" or _names_device(args, kwargs):
                 _logger.warning(
                     "You shouldn't move a model that is dispatched using accelerate hooks."
                 )
@@ -305,6 +303,14 @@ def _guard(model: nn.Module) -> None:
 
     for name in GUARDED:
         setattr(model, name, guarded(getattr(model, name)))
+
+
+def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of ``to`` names a device, and not a type only."""
+    given = [*args[:1], *(kwargs.get(name) for name in ("device", "tensor", "other"))]
+    return any(
+        one is not None and not isinstance(one, torch.dtype | bool) for one in given
+    )
 
 
 def load_checkpoint_and_dispatch(

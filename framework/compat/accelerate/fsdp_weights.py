@@ -68,10 +68,11 @@ def _write(
         if accelerator.is_main_process:
             torch.save(state, whole_path)
     else:
-        import torch.distributed.checkpoint as parts
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
-        writer = parts.FileSystemWriter(parts_path)
-        parts.save({key: state}, storage_writer=writer)  # collective
+        writer = FileSystemWriter(parts_path)
+        save_parts({key: state}, storage_writer=writer)  # collective
     accelerator.wait_for_everyone()
 
 
@@ -79,11 +80,12 @@ def _read(key: str, state: Any, whole_path: str, parts_path: str) -> Any:
     """Read a state, whole or in parts; ``state`` is one that is built alike."""
     if whole_path:
         return torch.load(whole_path, map_location="cpu", weights_only=True)
-    import torch.distributed.checkpoint as parts
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
     found = {key: state}
-    reader = parts.FileSystemReader(parts_path)
-    parts.load(found, storage_reader=reader)  # collective
+    reader = FileSystemReader(parts_path)
+    load_parts(found, storage_reader=reader)  # collective
     return found[key]
 
 

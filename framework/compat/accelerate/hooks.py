@@ -26,6 +26,7 @@ from .tensors import (
 _logger = get_logger("accelerate.hooks")
 # What `dispatch_model` puts on a model, so that it is not moved by mistake.
 GUARDED = ("to", "cuda", "xpu")
+_FORWARD = "forward"
 
 
 def _outside_of_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,9 +121,10 @@ def _hooked_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
 def _set_forward(module: Any, forward: Any) -> None:
     """Let a module have another ``forward``."""
     # A graph's module writes its own in its class, which is its alone.
-    is_graph = any(kind.__name__ == "GraphModule" for kind in type(module).__mro__)
-    owner = type(module) if is_graph else module
-    owner.forward = forward
+    if any(kind.__name__ == "GraphModule" for kind in type(module).__mro__):
+        setattr(type(module), _FORWARD, forward)
+    else:
+        vars(module)[_FORWARD] = forward
 
 
 def add_hook_to_module(module: Any, hook: ModelHook, append: bool = False) -> Any:

@@ -315,7 +315,7 @@ def _loader_of(given: Any, keeps_position: bool, options: dict[str, Any]) -> Any
     is_loader = isinstance(given, DataLoader) or hasattr(given, "batch_sampler")
     if is_loader and not options:
         return _as_stateful(given) if keeps_position else given
-    kind = _stateful_class() if keeps_position else DataLoader
+    kind: Any = _stateful_class() if keeps_position else DataLoader
     return kind(given, **options)
 
 

@@ -152,7 +152,7 @@ def _load_whole(
     )
 
     reads = not broadcasts or dist.get_rank() == 0
-    state = load_state_dict(file) if reads else {}
+    state: dict[str, Any] = load_state_dict(file) if reads else {}
     names = set(state)
     places = {value.device.type for value in model.state_dict().values()}
     if "meta" in places and not broadcasts and options["full_state_dict"]:

@@ -14,7 +14,7 @@ from ...engine.rank_logger import RankLogger
 class MultiProcessAdapter(RankLogger):
     """Logs in the main process only, unless a call says ``main_process_only=False``, or ``in_order=True``."""
 
-    def log(  # type: ignore[override] # what RankLogger adds is among the options
+    def log(
         self,
         level: int,
         msg: Any,

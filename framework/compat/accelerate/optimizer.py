@@ -188,7 +188,8 @@ class AcceleratorsPrepared(Prepared):
     @property
     def positioned_loaders(self) -> list[Any]:
         """The positions of loaders that checkpoints hold."""
-        return [PositionOf(loader) for loader in super().positioned_loaders]
+        loaders: list[Any] = list(super().positioned_loaders)
+        return [PositionOf(loader) for loader in loaders]
 
     @property
     def accelerator(self) -> Any:

@@ -115,9 +115,10 @@ def _original_of(model: Any) -> Any:
 
 
 def _unwrap_parts(model: nn.Module) -> None:
-    for name, child in model.named_children():
+    for name, part in model.named_children():
+        child: Any = part
         while hasattr(child, "module"):
-            child = child.module  # type: ignore[assignment] # a module
+            child = child.module
         setattr(model, name, child)
         _unwrap_parts(child)
 
@@ -130,7 +131,7 @@ def _restore_forward(model: Any) -> None:
     vars(model).pop("forward", None)
     # One that an object had of its own, and not of its class, stays its own.
     if original != model.forward:
-        model.forward = original
+        vars(model)["forward"] = original
 
 
 def wait_for_everyone() -> None:

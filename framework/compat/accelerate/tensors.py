@@ -105,9 +105,14 @@ def owner_of(module: nn.Module, tensor_name: str) -> tuple[nn.Module, str]:
         part = getattr(part, step, None)
         if part is None:
             raise ValueError(f"{module} has no attribute {step}.")
-    if name not in part._parameters and name not in part._buffers:
+    if name not in _tensors_of(part, "parameters") | _tensors_of(part, "buffers"):
         raise ValueError(f"{part} does not have a parameter or a buffer named {name}.")
     return part, name
+
+
+def _tensors_of(module: nn.Module, kind: str) -> dict[str, Any]:
+    """Torch's own table of a module's ``"parameters"`` or ``"buffers"``, which may be written."""
+    return vars(module)[f"_{kind}"]
 
 
 def find_tied_parameters(model: nn.Module, **kwargs: Any) -> list[list[str]]:
@@ -209,7 +214,7 @@ def set_module_tensor_to_device(
     tied = [] if tied_params_map is None else [tied_params_map.get(p) for p in pointers]
     for places in tied:
         if places is not None and device in places:
-            owner._parameters[name] = places[device]  # type: ignore[assignment] # it was a parameter there
+            _tensors_of(owner, "parameters")[name] = places[device]
             return
     leaves_meta = old.device.type == "meta" and torch.device(device).type != "meta"
     if leaves_meta and value is None:
@@ -254,13 +259,14 @@ def _converted(
 
 
 def _put(owner: nn.Module, name: str, new: Tensor) -> None:
-    if name in owner._buffers:
-        owner._buffers[name] = new
+    buffers = _tensors_of(owner, "buffers")
+    if name in buffers:
+        buffers[name] = new
         return
-    old: Any = owner._parameters[name]
+    old = _tensors_of(owner, "parameters")[name]
     if old.device == new.device and old.data_ptr() == new.data_ptr() and _is_real(old):
         return
     parameter = type(old)(new, requires_grad=old.requires_grad)
     # What others have written on it: marks, and no memory.
     vars(parameter).update(vars(old))
-    owner._parameters[name] = parameter
+    _tensors_of(owner, "parameters")[name] = parameter
