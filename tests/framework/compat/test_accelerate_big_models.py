@@ -243,7 +243,8 @@ def test_device_maps_are_accelerates(ties: bool, whole: Any, falls_back: bool):
                     )
                 except IndexError:
                     # It looks for a tied part among those that it has placed already.
-                    assert ties and falls_back
+                    assert ties
+                    assert falls_back
                 else:
                     assert got == dict(expected), (count, memory)
                 for low_zero in (False, True):
