@@ -77,7 +77,7 @@ def clean_state_dict_for_safetensors(state_dict: dict[str, Any]) -> dict[str, An
 
 
 def extract_model_from_parallel(
-    model: nn.Module,
+    model: Any,
     keep_fp32_wrapper: bool = True,
     keep_torch_compile: bool = True,
     recursive: bool = False,

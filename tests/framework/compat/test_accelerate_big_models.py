@@ -208,7 +208,7 @@ def test_weights_are_loaded_to_where_a_map_says(tmp_path: Path):
 
 
 def test_weights_keep_their_type_if_they_are_whole_numbers(tmp_path: Path):
-    model = nn.BatchNorm1d(3)
+    model: Any = nn.BatchNorm1d(3)
     torch.save(model.state_dict(), tmp_path / "weights.bin")
     load_checkpoint_and_dispatch(
         model, tmp_path / "weights.bin", device_map={"": "cpu"}, dtype="float16"
@@ -225,12 +225,13 @@ def test_device_maps_are_accelerates(ties: bool, whole: Any, falls_back: bool):
     for count in (1, 3):
         model = Blocks(count, ties=ties)
         for size in (60, 150, 300, 500, 700, 1100, 1700, 4000):
-            for memory in (
+            memories: list[dict[Any, Any]] = [
                 {0: size},
                 {0: size, "cpu": 900},
                 {0: size, 1: 2 * size, "cpu": 500},
                 {"cpu": size},
-            ):
+            ]
+            for memory in memories:
                 options = {
                     "no_split_module_classes": whole,
                     "fallback_allocation": falls_back,
@@ -274,7 +275,7 @@ def test_a_map_is_asked_for_by_its_purpose():
 )
 def test_weights_on_disk_are_read_as_they_were(tmp_path: Path, dtype: torch.dtype):
     for weight in (torch.arange(6).reshape(2, 3).to(dtype), torch.tensor(3).to(dtype)):
-        index = offload_weight(weight, "weight", tmp_path, index={})
+        index: Any = offload_weight(weight, "weight", tmp_path, index={})
         theirs: Any = accelerate.utils.offload_weight(weight, "theirs", tmp_path, {})
         assert index == {"weight": theirs["theirs"]}
         for name in ("weight", "theirs"):
@@ -294,7 +295,7 @@ def test_a_loader_of_weights_prefers_those_in_memory(tmp_path: Path):
 
 
 def test_a_tensor_is_put_on_a_device_by_its_name():
-    model = Blocks()
+    model: Any = Blocks()
     set_module_tensor_to_device(model, "blocks.0.up.weight", "meta")
     assert on_meta(model) == ["blocks.0.up.weight"]
     with pytest.raises(ValueError, match="we need a `value`"):
@@ -326,7 +327,7 @@ def test_whole_models_take_turns_on_the_device():
 
 
 def test_weights_are_kept_in_a_small_type_and_computed_in_a_larger_one():
-    model = Blocks(1).eval()
+    model: Any = Blocks(1).eval()
     x = torch.randn(2, 4)
     attach_layerwise_casting_hooks(
         model, torch.bfloat16, torch.float32, skip_modules_pattern=["last"]

@@ -93,7 +93,7 @@ def test_variables_are_as_before_a_decorated_test_and_in_subclasses():
         os.environ[VARIABLE] = "other"
         os.environ["ANOTHER_PACKAGES"] = "1"
 
-    change.marks = ["slow"]  # type: ignore[attr-defined] # as pytest writes on functions
+    change.marks = ["slow"]
     with patch_environment(**{VARIABLE: "before"}):
         change()
         assert os.environ[VARIABLE] == "before"
@@ -151,7 +151,7 @@ def test_sizes_are_read_in_their_units():
 
 
 def test_a_model_is_got_out_of_what_is_around_it():
-    model = nn.Sequential(nn.Linear(2, 2))
+    model: Any = nn.Sequential(nn.Linear(2, 2))
     around = torch.compile(nn.DataParallel(model))
     kept = extract_model_from_parallel(around)
     assert kept is around
@@ -242,14 +242,15 @@ def test_nested_runs_are_asked_for_by_a_word(word: str):
 @pytest.mark.parametrize("kind", [DataLoaderShard, DataLoaderDispatcher])
 def test_loaders_tell_their_positions_as_torchdatas(kind: Any):
     options: Any = {"batch_size": 4}
-    theirs: Any = StatefulDataLoader(range(32), **options)
-    own = kind(range(32), use_stateful_dataloader=True, **options)
+    samples: Any = range(32)
+    theirs: Any = StatefulDataLoader(samples, **options)
+    own = kind(samples, use_stateful_dataloader=True, **options)
     for loader in (theirs, own):
         for number, _ in enumerate(loader):
             if number == 2:
                 break
     assert own.state_dict() == theirs.state_dict()
-    again = kind(range(32), use_stateful_dataloader=True, **options)
+    again = kind(samples, use_stateful_dataloader=True, **options)
     again.load_state_dict(theirs.state_dict())
     assert [batch.tolist() for batch in again] == [
         list(range(begin, begin + 4)) for begin in range(12, 32, 4)
@@ -268,7 +269,7 @@ def test_loaders_are_pickled_with_their_accelerator():
 
 
 def test_streams_of_as_many_files_as_processes_are_divided_by_files():
-    stream = HubDataset.from_dict({"x": list(range(8))}).to_iterable_dataset(2)
+    stream: Any = HubDataset.from_dict({"x": list(range(8))}).to_iterable_dataset(2)
     found = []
     for index in (0, 1):
         loader = prepare_data_loader(
