@@ -156,6 +156,7 @@ def convert_dict_to_env_variables(current_env: dict[str, Any]) -> list[str]:
                 "Left out %s=%r: it is empty, or a shell would not read it as it is",
                 name,
                 value,
+                main_process_only=False,
             )
     return lines
 
