@@ -29,6 +29,7 @@ from .checkpoints import (
     next_folder,
     write_model,
 )
+from .hooks import get_state_dict_offloaded_model, is_offloaded
 from .loaders import DataLoaderShard, prepare_data_loader, skip_first_batches
 from .memory import release_memory
 from .optimizer import AcceleratedScheduler, AcceleratorsPrepared, Window, mark
@@ -46,7 +47,8 @@ from .options import (
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
-from .other import save
+from .other import extract_model_from_parallel, save
+from .parallelism import ParallelismConfig
 from .plugins import (
     DeepSpeedPlugin,
     DummyOptim,
@@ -163,7 +165,7 @@ class Accelerator(Trackers, Engine):
         dataloader_config: how loaders are prepared.
         deepspeed_plugin, deepspeed_plugins: let DeepSpeed train; of several, in a dict, the first is in force.
         fsdp_plugin: shard models.
-        torch_tp_plugin, megatron_lm_plugin, parallelism_config: not served.
+        torch_tp_plugin, megatron_lm_plugin: not served.
         rng_types: the generators that are made equal in all processes when a loader is iterated (default:
             ``["generator"]``, that of the sampler).
         log_with: trackers.
@@ -175,6 +177,7 @@ class Accelerator(Trackers, Engine):
         kwargs_handlers: options of DDP, of the loss scale, of the process group, of autocast and of the profiler.
         dynamo_backend: compile prepared models with it.
         dynamo_plugin: how.
+        parallelism_config: over how many processes models are sharded, and how many replicas of that there are.
 
     Attributes:
         state: what the processes are, shared by all Accelerators.
@@ -189,7 +192,6 @@ class Accelerator(Trackers, Engine):
 
     prepared_type = AcceleratorsPrepared
     fp8_backend = None
-    parallelism_config = None
     # Whether no_sync has been asked for since the last step.
     _keeps_local = False
 
@@ -222,10 +224,16 @@ class Accelerator(Trackers, Engine):
         }
         arguments.pop("__class__", None)
         self._arguments = arguments
-        _refuse(torch_tp_plugin, megatron_lm_plugin, parallelism_config)
+        _refuse(torch_tp_plugin, megatron_lm_plugin)
+        if parallelism_config is None and asks_for("ACCELERATE_USE_PARALLELISM_CONFIG"):
+            parallelism_config = ParallelismConfig()
+        self.parallelism_config: ParallelismConfig | None = parallelism_config
         self._take_project(project_config, project_dir)
         handlers = self._take_handlers(kwargs_handlers)
         deepspeed = _deepspeed_plugin_of(deepspeed_plugins or deepspeed_plugin)
+        shards = parallelism_config is not None and parallelism_config.dp_shard_enabled
+        if shards and fsdp_plugin is None:
+            fsdp_plugin = FullyShardedDataParallelPlugin()
         fsdp = None if deepspeed is not None else _fsdp_plugin_of(fsdp_plugin)
         if dynamo_backend is not None and dynamo_plugin is not None:
             raise ValueError(
@@ -301,6 +309,12 @@ class Accelerator(Trackers, Engine):
         group = group_options(self.init_handler)
         if self.state.deepspeed_plugin is not None:
             return self.state.deepspeed_plugin.strategy(group)
+        parallelism = self.parallelism_config
+        if parallelism is not None:
+            parallelism.check(self.num_processes)
+            if parallelism.dp_replicate_enabled and parallelism.dp_shard_enabled:
+                sizes = parallelism.dp_replicate_size, parallelism.dp_shard_size
+                group["device_mesh"] = sizes
         if self.state.fsdp_plugin is not None:
             return self.state.fsdp_plugin.strategy(group)
         return ddp_strategy(self.ddp_handler, group)
@@ -309,7 +323,10 @@ class Accelerator(Trackers, Engine):
         arguments = dict(self._arguments)
         if arguments["split_batches"] is _split_batches:
             del arguments["split_batches"]
-        return _make, (arguments,)
+        return _make, (arguments,), self.prepared.loaders
+
+    def __setstate__(self, loaders: list[Any]) -> None:
+        self.prepared.loaders.extend(loaders)
 
     # What it is ------------------------------------------------------------------------------------------------------
 
@@ -317,6 +334,11 @@ class Accelerator(Trackers, Engine):
     def distributed_type(self) -> DistributedType:
         """How the processes work together."""
         return self.state.distributed_type
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are."""
+        return self.state.num_processes
 
     @property
     def use_distributed(self) -> bool:
@@ -508,6 +530,7 @@ class Accelerator(Trackers, Engine):
         for item in trained:
             if isinstance(item, nn.Module):
                 self.verify_device_map(item)
+                _refuse_quantized_offload(item)
                 self._compile(item)
         if not trained:
             return items
@@ -641,7 +664,9 @@ class Accelerator(Trackers, Engine):
             keep_torch_compile: False gives a module that is called as if it had not been compiled.
         """
         module = super().unwrap_model(model)
-        return module if keep_torch_compile else getattr(module, "_orig_mod", module)
+        return extract_model_from_parallel(
+            module, keep_fp32_wrapper, keep_torch_compile
+        )
 
     def verify_device_map(self, model: nn.Module) -> bool:
         """Whether a model is spread over devices.
@@ -901,6 +926,13 @@ class Accelerator(Trackers, Engine):
         directory = os.fspath(save_directory)
         write_model(self, model, directory, max_shard_size, safe_serialization)
 
+    def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
+        """A model's weights by name, also those that are on the CPU or on disk between its calls; see ``Engine``."""
+        module = unwrapped(model)
+        if is_offloaded(module):
+            return get_state_dict_offloaded_model(module)
+        return super().get_state_dict(model, unwrap)
+
     def register_for_checkpointing(self, *objects: Any) -> None:
         """Let :meth:`save_state` save further objects, and :meth:`load_state` load them.
 
@@ -1030,7 +1062,7 @@ def group_options_of_state(handler: InitProcessGroupKwargs | None) -> dict[str, 
     return options
 
 
-def _refuse(tensor_parallel: Any, megatron: Any, parallelism: Any) -> None:
+def _refuse(tensor_parallel: Any, megatron: Any) -> None:
     """Raise for ways to spread a model that are not served.
 
     Raises:
@@ -1039,17 +1071,33 @@ def _refuse(tensor_parallel: Any, megatron: Any, parallelism: Any) -> None:
     for name, value in (
         ("torch_tp_plugin", tensor_parallel),
         ("megatron_lm_plugin", megatron),
-        ("parallelism_config", parallelism),
     ):
         if value is not None:
             raise NotImplementedError(
                 f"{name} is not served here: loopwright's FSDPStrategy has device_mesh= and tensor_parallel_size="
             )
-    for variable in ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"):
-        if asks_for(variable):
-            raise NotImplementedError(
-                f"accelerate launch asks for what is not served here ({variable}): use FSDP"
-            )
+    if asks_for("ACCELERATE_USE_MEGATRON_LM"):
+        raise NotImplementedError(
+            "accelerate launch asks for Megatron-LM, which is not served here: use FSDP"
+        )
+
+
+def _refuse_quantized_offload(model: Any) -> None:
+    """Raise for a model of quantized weights of which some are on the CPU or on disk.
+
+    Raises:
+        ValueError: naming them.
+    """
+    is_quantized = getattr(model, "is_loaded_in_8bit", False) or getattr(
+        model, "is_loaded_in_4bit", False
+    )
+    places = (getattr(model, "hf_device_map", None) or {}).items()
+    outside = [name or "all" for name, place in places if place in ("cpu", "disk")]
+    if is_quantized and outside:
+        raise ValueError(
+            "You can't train a model that has been loaded in 8-bit or 4-bit precision with CPU or disk offload; of "
+            f"this one, {', '.join(outside)} is there"
+        )
 
 
 def _refuse_arguments(call: str, arguments: dict[str, Any]) -> None:

@@ -54,8 +54,10 @@ def convert_file_size_to_int(size: int | str) -> int:
         return size
     for unit, factor in _UNITS.items():
         number = size.upper().removesuffix(unit)
-        if size.upper().endswith(unit) and number.isdecimal():
-            return int(number) * factor
+        if size.upper().endswith(unit) and re.fullmatch(r"[\d.]+", number):
+            # A small b is for bits.
+            bits = 8 if size.endswith("b") and "I" not in unit else 1
+            return int(float(number) * factor) // bits
     raise ValueError(f"{size!r} is no size such as '10GB' or '200MiB'")
 
 
@@ -216,123 +218,3 @@ def _parts(state: dict[str, Any], max_bytes: int) -> list[dict[str, Any]]:
         parts[-1][name] = value
         size += more
     return parts
-
-
-def load_state_dict(checkpoint_file: str, device_map: Any = None) -> dict[str, Any]:
-    """Read weights from one file, safetensors or torch's.
-
-    Args:
-        checkpoint_file: the file.
-        device_map: must be None: they are read to the CPU.
-    """
-    if str(checkpoint_file).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(checkpoint_file)
-    return torch.load(checkpoint_file, map_location="cpu", weights_only=True)
-
-
-def load_checkpoint_in_model(
-    model: nn.Module,
-    checkpoint: str | os.PathLike[str],
-    device_map: Any = None,
-    offload_folder: Any = None,
-    dtype: torch.dtype | None = None,
-    offload_state_dict: bool = False,
-    offload_buffers: bool = False,
-    keep_in_fp32_modules: list[str] | None = None,
-    offload_8bit_bnb: bool = False,
-    strict: bool = False,
-    full_state_dict: bool = True,
-    broadcast_from_rank0: bool = False,
-) -> None:
-    """Load weights from a file, or from a folder with ``model.safetensors`` or its parts, into a model.
-
-    Args:
-        model: the model.
-        checkpoint: the file, the folder, or the JSON index of parts.
-        device_map: None, or one device for all of the model.
-        offload_folder: of a model that is spread; not looked at, as the three that follow.
-        offload_state_dict: the same.
-        offload_buffers: the same.
-        offload_8bit_bnb: the same.
-        dtype: to convert floating-point tensors to.
-        keep_in_fp32_modules: names of modules that are not converted.
-        strict: require all names of both.
-        full_state_dict: accepted: each process reads all of it.
-        broadcast_from_rank0: the same.
-
-    Raises:
-        NotImplementedError: to spread the model over devices.
-        ValueError: if there are no weights.
-    """
-    devices = set(device_map.values()) if isinstance(device_map, dict) else set()
-    if isinstance(device_map, str) or len(devices) > 1 or devices & {"disk"}:
-        raise NotImplementedError(
-            "load_checkpoint_in_model with a device_map spreads a model over devices, CPU and disk: load it into the "
-            "model without, and spread it with loopwright.framework.Engine.dispatch_model"
-        )
-    state: dict[str, Any] = {}
-    for file in _files_of(os.fspath(checkpoint)):
-        state |= load_state_dict(file)
-    if dtype is not None:
-        kept = keep_in_fp32_modules or []
-        for name, value in state.items():
-            if value.is_floating_point() and not any(part in name for part in kept):
-                state[name] = value.to(dtype)
-    model.load_state_dict(state, strict=strict)
-    if devices:
-        model.to(torch.device(devices.pop()))
-
-
-def load_checkpoint_and_dispatch(
-    model: nn.Module,
-    checkpoint: str | os.PathLike[str],
-    device_map: Any = None,
-    **options: Any,
-) -> nn.Module:
-    """Load weights into a model, as :func:`load_checkpoint_in_model`, and return it.
-
-    Args:
-        model: the model.
-        checkpoint: the file, the folder, or the JSON index of parts.
-        device_map: None, or one device for all of the model.
-        **options: of :func:`load_checkpoint_in_model`, and those for a model that is spread, which are not looked at.
-
-    Raises:
-        NotImplementedError: to spread the model over devices.
-    """
-    names = ("dtype", "strict", "keep_in_fp32_modules")
-    given = {name: options[name] for name in names if name in options}
-    load_checkpoint_in_model(model, checkpoint, device_map, **given)
-    return model
-
-
-def _files_of(path: str) -> list[str]:
-    """The files that hold a checkpoint's weights.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if os.path.isdir(path):
-        for name in (
-            SAFE_WEIGHTS_NAME,
-            WEIGHTS_NAME,
-            SAFE_WEIGHTS_INDEX_NAME,
-            WEIGHTS_INDEX_NAME,
-        ):
-            if os.path.exists(os.path.join(path, name)):
-                return _files_of(os.path.join(path, name))
-        raise ValueError(
-            f"{path} is not a folder containing a `.index.json` file or a {WEIGHTS_NAME} or a {SAFE_WEIGHTS_NAME} file"
-        )
-    if not os.path.exists(path):
-        raise ValueError(
-            f"`checkpoint` should be the path to a file containing a whole state dict, or the index of a sharded "
-            f"checkpoint, or a folder containing a sharded checkpoint or the whole state dict, but got {path}."
-        )
-    if not path.endswith(".json"):
-        return [path]
-    with open(path, encoding="utf-8") as file:
-        names = sorted(set(json.load(file)["weight_map"].values()))
-    return [os.path.join(os.path.dirname(path), name) for name in names]

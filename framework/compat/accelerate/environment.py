@@ -7,15 +7,18 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from .logging import get_logger
 from .options import is_true
 from .state import PartialState
+
+_logger = get_logger("accelerate.utils.environment")
 
 # Packages, by the names in Accelerate's functions `is_…_available`.
 _PACKAGES = {
@@ -142,13 +145,20 @@ def are_libraries_initialized(*library_names: str) -> list[str]:
 
 
 def convert_dict_to_env_variables(current_env: dict[str, Any]) -> list[str]:
-    """Lines ``NAME=value``, of names and values that a shell reads as they are."""
-    bad = set(";\n<>")
-    return [
-        f"{name}={value}\n"
-        for name, value in current_env.items()
-        if not bad & set(f"{name}{value}")
-    ]
+    """Lines ``NAME=value``, of names and values that a shell reads as they are; a warning names the others."""
+    bad = set(";\n<> ")
+    lines = []
+    for name, value in current_env.items():
+        if name and value and not bad & set(f"{name}{value}"):
+            lines.append(f"{name}={value}\n")
+        else:
+            _logger.warning(
+                "Left out %s=%r: it is empty, or a shell would not read it as it is",
+                name,
+                value,
+                main_process_only=False,
+            )
+    return lines
 
 
 def set_numa_affinity(local_process_index: int, verbose: bool | None = None) -> None:
@@ -185,31 +195,58 @@ def parse_choice_from_env(key: str, default: str = "no") -> str:
 
 
 def purge_accelerate_environment(func_or_cls: Any) -> Any:
-    """Decorate a function, or all tests of a class, to leave the variables of Accelerate as they were."""
+    """Decorate a function, or all tests of a class and its subclasses, to leave Accelerate's variables as they were."""
     if isinstance(func_or_cls, type):
-        for name, value in list(vars(func_or_cls).items()):
-            if name.startswith("test") and callable(value):
-                setattr(func_or_cls, name, purge_accelerate_environment(value))
+        _purge_after_tests(func_or_cls)
+        _purge_subclasses(func_or_cls)
         return func_or_cls
 
+    @wraps(func_or_cls)
     def run(*args: Any, **kwargs: Any) -> Any:
         with _variables_kept():
             return func_or_cls(*args, **kwargs)
 
-    run.__name__ = func_or_cls.__name__
-    run.__doc__ = func_or_cls.__doc__
     return run
+
+
+def _purge_after_tests(cls: type) -> None:
+    for name, value in list(vars(cls).items()):
+        if name.startswith("test") and callable(value):
+            setattr(cls, name, purge_accelerate_environment(value))
+
+
+def _purge_subclasses(cls: Any) -> None:
+    """Do the same with the tests of classes that are derived from this one later."""
+    before = cls.__init_subclass__
+
+    @classmethod
+    def purge_too(derived: type, **options: Any) -> None:
+        # The class's own, which is bound to it, is called for the derived one.
+        own = getattr(before, "__func__", None)
+        if own is not None:
+            own(derived, **options)
+        _purge_after_tests(derived)
+
+    cls.__init_subclass__ = purge_too
+
+
+def _accelerates_variables() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("ACCELERATE_")
+    }
 
 
 @contextmanager
 def _variables_kept() -> Any:
-    before = dict(os.environ)
+    before = _accelerates_variables()
     try:
         yield
     finally:
-        for name in set(os.environ) - set(before):
-            if name.startswith("ACCELERATE_"):
-                del os.environ[name]
+        for name in set(_accelerates_variables()) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -69,6 +70,9 @@ def names_of_others(module: str) -> Callable[[str], Any]:
                 found = vars(import_module(place)).get(name)
                 if found is not None:
                     return found
+            # `is_…_available` and names that programs seldom import.
+            with suppress(AttributeError):
+                return getattr(import_module(f"{_OURS}.utils"), name)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return getattr_of_module

@@ -43,7 +43,7 @@ def notebook_launcher(
         rdzv_endpoint: the same.
         rdzv_conf: the same.
         rdzv_id: the same.
-        max_restarts: must be 0: a function is not called again.
+        max_restarts: how often to call it again, in fresh processes, when it fails in one of several.
         monitor_interval: accepted.
         log_line_prefix_template: accepted.
 
@@ -51,17 +51,12 @@ def notebook_launcher(
         What it returned in the main process.
 
     Raises:
-        ValueError: for several machines, restarts, or after an Accelerator was made here.
+        ValueError: for several machines, or after an Accelerator was made here.
     """
     if num_nodes != 1 or node_rank != 0:
         raise ValueError(
             f"num_nodes={num_nodes}: notebook_launcher starts processes on one machine; for several, start the script "
             "with torchrun on each of them"
-        )
-    if max_restarts:
-        raise ValueError(
-            f"max_restarts={max_restarts}: a function is not called again here; start a script with torchrun "
-            "--max-restarts"
         )
     count = num_processes or 0
     starts = detect_environment() is None and count > 1
@@ -74,7 +69,13 @@ def notebook_launcher(
     with patch_environment(**given):
         if not starts and num_processes is not None:
             return function(*args)
-        return launch(_call, (is_installed(), function, args), num_processes)
+        while True:
+            try:
+                return launch(_call, (is_installed(), function, args), num_processes)
+            except Exception:
+                if max_restarts <= 0:
+                    raise
+                max_restarts -= 1
 
 
 def debug_launcher(

@@ -19,7 +19,12 @@ from ...checkpoint.schema import LoaderState
 from ...data.device_input import move_batch
 from ...data.sampler import fresh_copy
 from ...engine.wrapper import Wrapper
-from .operations import concatenate, find_batch_size, slice_tensors
+from .operations import (
+    concatenate,
+    concatenate_tensors,
+    find_batch_size,
+    slice_tensors,
+)
 from .random import synchronize_rng_states
 from .samplers import (
     BatchSamplerShard,
@@ -95,6 +100,17 @@ class DataLoaderShard(Wrapper, DataLoader):
         """The loader's class, which ``isinstance`` asks for beside the one of this object."""
         base = self.__dict__.get("base_dataloader")
         return type(self) if base is None else type(base)
+
+    def __reduce__(self) -> Any:
+        # Python would make one of the loader's class. What all loaders share, is not of this one.
+        state = {
+            name: own for name, own in vars(self).items() if name != "gradient_state"
+        }
+        return _blank, (type(self),), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.gradient_state = GradientState()
 
     def belong_to(self, engine: Accelerator) -> None:
         """Tell an Accelerator, from now on, when it is iterated."""
@@ -233,8 +249,8 @@ class DataLoaderShard(Wrapper, DataLoader):
     def _own_state(self) -> Any:
         return self.base_dataloader.state_dict() if self.keeps_position else None
 
-    def state_dict(self) -> LoaderState:
-        """The position, if the loader keeps one.
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the running batch, as torchdata's loader tells it, if the loader keeps one.
 
         Raises:
             AttributeError: if it does not.
@@ -243,19 +259,12 @@ class DataLoaderShard(Wrapper, DataLoader):
             raise AttributeError(
                 "this loader keeps no position: DataLoaderConfiguration(use_stateful_dataloader=True) makes it do so"
             )
-        return {
-            "epoch": self.iteration,
-            "batches": self.batches,
-            "loader": self._own_state() if self._state is None else self._state,
-            "part": None,
-            "cursor": None,
-        }
+        return self._own_state() if self._state is None else self._state
 
-    def load_state_dict(self, state_dict: Any, saved_by: int | None = None) -> None:
-        """Go on from there when iterated next; ``saved_by`` tells how many processes have saved it."""
-        self.iteration = state_dict["epoch"]
-        self._state = state_dict["loader"]
-        self.base_dataloader.load_state_dict(copy.deepcopy(state_dict["loader"]))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there when iterated next."""
+        self._state = state_dict
+        self.base_dataloader.load_state_dict(copy.deepcopy(state_dict))
 
     def read_in_order_of(self, seed: int) -> None:
         """Nothing: the order is the sampler's."""
@@ -264,17 +273,50 @@ class DataLoaderShard(Wrapper, DataLoader):
         """Nothing: the workers are the DataLoader's."""
 
 
+def _blank(kind: type[DataLoaderShard]) -> DataLoaderShard:
+    return object.__new__(kind)
+
+
+class PositionOf:
+    """A loader's position, as checkpoints hold it.
+
+    Args:
+        loader: keeps its position.
+
+    Attributes:
+        stateful: whether processes have positions of their own.
+    """
+
+    def __init__(self, loader: DataLoaderShard) -> None:
+        self.loader = loader
+        self.stateful = loader.stateful
+
+    def state_dict(self) -> LoaderState:
+        """The position, and how often the loader has been read to its end."""
+        return {
+            "epoch": self.loader.iteration,
+            "batches": self.loader.batches,
+            "loader": self.loader.state_dict(),
+            "part": None,
+            "cursor": None,
+        }
+
+    def load_state_dict(self, state: LoaderState, saved_by: int | None = None) -> None:
+        """Go on from there when iterated next; ``saved_by`` tells how many processes have saved it."""
+        self.loader.iteration = state["epoch"]
+        self.loader.load_state_dict(state["loader"])
+
+
 _NOTHING = object()
 
 
 def _loader_of(given: Any, keeps_position: bool, options: dict[str, Any]) -> Any:
     """A DataLoader as it was given, or one of a dataset."""
-    loader = given
-    if options or not (
-        isinstance(given, DataLoader) or hasattr(given, "batch_sampler")
-    ):
-        loader = DataLoader(given, **options)
-    return _as_stateful(loader) if keeps_position else loader
+    is_loader = isinstance(given, DataLoader) or hasattr(given, "batch_sampler")
+    if is_loader and not options:
+        return _as_stateful(given) if keeps_position else given
+    kind: Any = _stateful_class() if keeps_position else DataLoader
+    return kind(given, **options)
 
 
 class _Apart:
@@ -287,7 +329,7 @@ class _Apart:
 def _joined(batches: list[Any]) -> Any:
     """The batches of one round as one, whose rows the processes divide; if that cannot be, each gets one of them."""
     try:
-        joined = concatenate(batches)
+        joined = concatenate_tensors(batches)
         find_batch_size(joined)
     except (TypeError, ValueError, RuntimeError, IndexError):
         return _Apart(batches)
@@ -568,6 +610,11 @@ def _stream_shard(
     dataloader: DataLoader[Any], count: int, index: int, split_batches: bool
 ) -> dict[str, Any]:
     """What to change to let each process iterate its samples of a dataset."""
+    dataset: Any = dataloader.dataset
+    # One of the package datasets has files, or such parts, of which each process reads its own.
+    is_divided = type(dataset).__module__.partition(".")[0] == "datasets"
+    if is_divided and not split_batches and dataset.n_shards >= count:
+        return {"dataset": dataset.shard(num_shards=count, index=index)}
     size = dataloader.batch_size or 1
     changes: dict[str, Any] = {
         "dataset": IterableDatasetShard(
@@ -587,6 +634,21 @@ def _stream_shard(
     return changes
 
 
+def _stateful_class() -> Any:
+    """Torchdata's loader.
+
+    Raises:
+        ImportError: without torchdata.
+    """
+    try:
+        from torchdata.stateful_dataloader import StatefulDataLoader
+    except ImportError as error:
+        raise ImportError(
+            "StatefulDataLoader is not available. Please install torchdata version 0.8.0 or higher to use it."
+        ) from error
+    return StatefulDataLoader
+
+
 def _as_stateful(dataloader: DataLoader[Any]) -> Any:
     """The same loader as torchdata's, which keeps its position.
 
@@ -595,12 +657,6 @@ def _as_stateful(dataloader: DataLoader[Any]) -> Any:
     """
     if hasattr(dataloader, "state_dict"):
         return dataloader
-    try:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-    except ImportError as error:
-        raise ImportError(
-            "StatefulDataLoader is not available. Please install torchdata version 0.8.0 or higher to use it."
-        ) from error
     options = {
         name: getattr(dataloader, name)
         for name in (
@@ -624,7 +680,7 @@ def _as_stateful(dataloader: DataLoader[Any]) -> Any:
         }
     else:
         options["batch_sampler"] = dataloader.batch_sampler
-    return StatefulDataLoader(dataloader.dataset, **options)
+    return _stateful_class()(dataloader.dataset, **options)
 
 
 def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import update_wrapper, wraps
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -194,7 +195,16 @@ def slice_tensors(
 
 
 def concatenate(data: list[Any], dim: int = 0) -> Any:
-    """Concatenate the tensors of several containers that are built alike.
+    """Concatenate the tensors of several containers that are built alike; a single one is returned as it is.
+
+    Raises:
+        TypeError: for what is neither a tensor nor a container.
+    """
+    return data[0] if len(data) == 1 else concatenate_tensors(data, dim)
+
+
+def concatenate_tensors(data: list[Any], dim: int = 0) -> Any:
+    """Concatenate the tensors of containers that are built alike, of which there may be only one.
 
     Raises:
         TypeError: for what is neither a tensor nor a container.
@@ -202,12 +212,17 @@ def concatenate(data: list[Any], dim: int = 0) -> Any:
     first = data[0]
     if isinstance(first, (tuple, list)):
         columns = zip(*data, strict=True)
-        return honor_type(first, (concatenate(list(item), dim) for item in columns))
+        return honor_type(
+            first, (concatenate_tensors(list(item), dim) for item in columns)
+        )
     if isinstance(first, Mapping):
         # Mappings such as tokenizers' batches take a dict.
         kind: Any = type(first)
         return kind(
-            {key: concatenate([item[key] for item in data], dim) for key in first}
+            {
+                key: concatenate_tensors([item[key] for item in data], dim)
+                for key in first
+            }
         )
     if not isinstance(first, Tensor):
         raise TypeError(f"Can only concatenate tensors but got {type(first)}")
@@ -361,8 +376,27 @@ def pad_across_processes(
         dim: the dimension.
         pad_index: the value to pad with.
         pad_first: pad at the beginning.
+
+    Returns:
+        The padded tensors. Nested tensors, and those that have no such dimension, stay as they are.
+
+    Raises:
+        TypeError: for what is neither a tensor nor a container.
     """
-    return _engine().pad_across_processes(tensor, dim, pad_index, pad_first)
+
+    def pad(own: Tensor) -> Tensor:
+        if own.is_nested:
+            warn(
+                "A nested tensor cannot be padded without its unprocessed sizes, and stays as it is",
+                CannotPadNestedTensorWarning,
+                stacklevel=2,
+            )
+            return own
+        if not -own.dim() <= dim < own.dim():
+            return own
+        return _engine().pad_across_processes(own, dim, pad_index, pad_first)
+
+    return recursively_apply(pad, tensor, error_on_other_type=True)
 
 
 def pad_input_tensors(

@@ -12,6 +12,7 @@ from ....strategies import DDPStrategy
 from ...engine.accumulation import GradientAccumulation, StepCounter
 from ...engine.prepare import Prepared
 from ...engine.prepared import PreparedOptimizer, PreparedScheduler
+from .loaders import PositionOf
 from .state import GradientState, PartialState
 
 if TYPE_CHECKING:
@@ -183,6 +184,12 @@ class AcceleratorsPrepared(Prepared):
     ) -> AcceleratedOptimizer:
         """What stands for an optimizer from now on."""
         return AcceleratedOptimizer(optimizer, self.accelerator, strategy)
+
+    @property
+    def positioned_loaders(self) -> list[Any]:
+        """The positions of loaders that checkpoints hold."""
+        loaders: list[Any] = list(super().positioned_loaders)
+        return [PositionOf(loader) for loader in loaders]
 
     @property
     def accelerator(self) -> Any:

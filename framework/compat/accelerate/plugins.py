@@ -189,6 +189,16 @@ class FullyShardedDataParallelPlugin(_DecidedByTorch):
         if self.min_num_params is None:
             self.min_num_params = int(_from_environment("MIN_NUM_PARAMS", "0"))
 
+    def set_auto_wrap_policy(self, model: nn.Module) -> None:
+        """Wrap the modules that a model says must stay in one, if nothing else says which ones to wrap.
+
+        Args:
+            model: one of transformers', with ``_no_split_modules``.
+        """
+        if not self.transformer_cls_names_to_wrap:
+            names = getattr(model, "_no_split_modules", None) or []
+            self.transformer_cls_names_to_wrap = list(names)
+
     def wrap_policy(self) -> Any:
         """Which submodules are gathered by themselves, as ``FSDPStrategy`` takes it.
 

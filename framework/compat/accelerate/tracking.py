@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...messages import log
-from .options import LoggerType
+from .options import LoggerType, is_true
 from .state import PartialState
 
 
@@ -382,7 +382,8 @@ class MLflowTracker(GeneralTracker):
         self.logging_dir = logging_dir
         self.run_id = os.environ.get("MLFLOW_RUN_ID", run_id)
         self.tags = json.loads(tags) if isinstance(tags, str) else tags
-        self.nested_run = nested_run
+        asked = os.environ.get("MLFLOW_NESTED_RUN")
+        self.nested_run = nested_run if asked is None else is_true(asked)
         self.run_name = run_name
         self.description = description
 

@@ -11,19 +11,19 @@ from ..framework.compat.accelerate.accelerator import (
     Accelerator,
 )
 from ..framework.compat.accelerate.big_models import (
-    ParallelismConfig,
+    prepare_pippy,
+)
+from ..framework.compat.accelerate.device_maps import (
+    infer_auto_device_map,
+)
+from ..framework.compat.accelerate.dispatch import (
     cpu_offload,
     cpu_offload_with_hook,
     disk_offload,
     dispatch_model,
-    infer_auto_device_map,
     init_empty_weights,
     init_on_device,
-    prepare_pippy,
-)
-from ..framework.compat.accelerate.checkpoints import (
     load_checkpoint_and_dispatch,
-    load_checkpoint_in_model,
 )
 from ..framework.compat.accelerate.imports import (
     install,
@@ -34,6 +34,9 @@ from ..framework.compat.accelerate.launchers import (
 )
 from ..framework.compat.accelerate.loaders import (
     skip_first_batches,
+)
+from ..framework.compat.accelerate.loading import (
+    load_checkpoint_in_model,
 )
 from ..framework.compat.accelerate.memory import (
     find_executable_batch_size,
@@ -47,6 +50,9 @@ from ..framework.compat.accelerate.options import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     ProfileKwargs,
+)
+from ..framework.compat.accelerate.parallelism import (
+    ParallelismConfig,
 )
 from ..framework.compat.accelerate.plugins import (
     DeepSpeedPlugin,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..framework.compat.accelerate.big_models import (
+from ..framework.compat.accelerate.hooks import (
     AlignDevicesHook,
     CpuOffload,
     LayerwiseCastingHook,
@@ -12,6 +12,7 @@ from ..framework.compat.accelerate.big_models import (
     add_hook_to_module,
     attach_align_device_hook,
     attach_align_device_hook_on_blocks,
+    attach_execution_device_hook,
     remove_hook_from_module,
     remove_hook_from_submodules,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "add_hook_to_module",
     "attach_align_device_hook",
     "attach_align_device_hook_on_blocks",
+    "attach_execution_device_hook",
     "remove_hook_from_module",
     "remove_hook_from_submodules",
 ]

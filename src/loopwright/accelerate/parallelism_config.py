@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..framework.compat.accelerate.big_models import (
+from ..framework.compat.accelerate.imports import names_of_others
+from ..framework.compat.accelerate.parallelism import (
     ParallelismConfig,
 )
-from ..framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "ParallelismConfig",

@@ -10,47 +10,14 @@ from ...framework.compat.accelerate.big_models import (
     DeepSpeedEngineWrapper,
     DeepSpeedOptimizerWrapper,
     DeepSpeedSchedulerWrapper,
-    DeepSpeedSequenceParallelConfig,
     FP8RecipeKwargs,
     MegatronLMPlugin,
     MSAMPRecipeKwargs,
-    OffloadedWeightsLoader,
-    ParallelismConfig,
-    PrefixedDataset,
     TERecipeKwargs,
-    TorchContextParallelConfig,
-    TorchTensorParallelConfig,
     TorchTensorParallelPlugin,
-    align_module_device,
-    check_device_map,
-    clean_device_map,
-    compute_module_sizes,
-    disable_fsdp_ram_efficient_loading,
-    dtype_byte_size,
-    enable_fsdp_ram_efficient_loading,
-    find_tied_parameters,
     fsdp2_prepare_model,
-    get_balanced_memory,
-    get_max_layer_size,
-    get_max_memory,
-    has_offloaded_params,
-    id_tensor_storage,
-    infer_auto_device_map,
     load_and_quantize_model,
-    load_fsdp_model,
-    load_fsdp_optimizer,
-    load_offloaded_weight,
-    load_offloaded_weights,
-    merge_fsdp_weights,
-    named_module_tensors,
-    offload_state_dict,
-    offload_weight,
-    retie_parameters,
-    save_fsdp_model,
-    save_fsdp_optimizer,
-    save_offload_index,
     seldom,
-    set_module_tensor_to_device,
 )
 from ...framework.compat.accelerate.checkpoints import (
     MODEL_NAME,
@@ -68,8 +35,15 @@ from ...framework.compat.accelerate.checkpoints import (
     WEIGHTS_NAME,
     WEIGHTS_PATTERN_NAME,
     convert_file_size_to_int,
-    load_checkpoint_in_model,
-    load_state_dict,
+)
+from ...framework.compat.accelerate.device_maps import (
+    calculate_maximum_sizes,
+    check_device_map,
+    clean_device_map,
+    get_balanced_memory,
+    get_max_layer_size,
+    get_max_memory,
+    infer_auto_device_map,
 )
 from ...framework.compat.accelerate.environment import (
     are_libraries_initialized,
@@ -87,11 +61,39 @@ from ...framework.compat.accelerate.environment import (
     str_to_bool,
     tqdm,
 )
+from ...framework.compat.accelerate.fsdp_weights import (
+    disable_fsdp_ram_efficient_loading,
+    enable_fsdp_ram_efficient_loading,
+    load_fsdp_model,
+    load_fsdp_optimizer,
+    merge_fsdp_weights,
+    save_fsdp_model,
+    save_fsdp_optimizer,
+)
+from ...framework.compat.accelerate.hooks import (
+    align_module_device,
+    get_state_dict_from_offload,
+    has_offloaded_params,
+)
+from ...framework.compat.accelerate.loading import (
+    load_checkpoint_in_model,
+    load_offloaded_weights,
+    load_state_dict,
+)
 from ...framework.compat.accelerate.memory import (
     clear_device_cache,
     find_executable_batch_size,
     release_memory,
     should_reduce_batch_size,
+)
+from ...framework.compat.accelerate.offload import (
+    OffloadedWeightsLoader,
+    PrefixedDataset,
+    extract_submodules_state_dict,
+    load_offloaded_weight,
+    offload_state_dict,
+    offload_weight,
+    save_offload_index,
 )
 from ...framework.compat.accelerate.operations import (
     CannotPadNestedTensorWarning,
@@ -148,19 +150,31 @@ from ...framework.compat.accelerate.options import (
 from ...framework.compat.accelerate.other import (
     check_os_kernel,
     clean_state_dict_for_safetensors,
+    compile_regions,
+    compile_regions_deepspeed,
+    compile_regions_fsdp2,
     convert_bytes,
     extract_model_from_parallel,
+    get_model_tp_size,
     get_pretty_name,
     has_compiled_regions,
+    has_repeated_blocks,
     is_compiled_module,
     is_peft_model,
     is_port_in_use,
+    is_repeated_blocks,
     load,
     merge_dicts,
     model_has_dtensor,
     recursive_getattr,
     save,
     wait_for_everyone,
+)
+from ...framework.compat.accelerate.parallelism import (
+    DeepSpeedSequenceParallelConfig,
+    ParallelismConfig,
+    TorchContextParallelConfig,
+    TorchTensorParallelConfig,
 )
 from ...framework.compat.accelerate.plugins import (
     DeepSpeedPlugin,
@@ -176,6 +190,15 @@ from ...framework.compat.accelerate.random import (
 )
 from ...framework.compat.accelerate.state import (
     patch_environment,
+)
+from ...framework.compat.accelerate.tensors import (
+    compute_module_sizes,
+    dtype_byte_size,
+    find_tied_parameters,
+    id_tensor_storage,
+    named_module_tensors,
+    retie_parameters,
+    set_module_tensor_to_device,
 )
 from . import imports
 
@@ -242,6 +265,7 @@ __all__ = [
     "are_libraries_initialized",
     "broadcast",
     "broadcast_object_list",
+    "calculate_maximum_sizes",
     "check_cuda_fp8_capability",
     "check_cuda_p2p_ib_support",
     "check_device_map",
@@ -251,6 +275,9 @@ __all__ = [
     "clear_device_cache",
     "clear_environment",
     "compare_versions",
+    "compile_regions",
+    "compile_regions_deepspeed",
+    "compile_regions_fsdp2",
     "compute_module_sizes",
     "concatenate",
     "convert_bytes",
@@ -263,6 +290,7 @@ __all__ = [
     "dtype_byte_size",
     "enable_fsdp_ram_efficient_loading",
     "extract_model_from_parallel",
+    "extract_submodules_state_dict",
     "find_batch_size",
     "find_device",
     "find_executable_batch_size",
@@ -276,9 +304,12 @@ __all__ = [
     "get_int_from_env",
     "get_max_layer_size",
     "get_max_memory",
+    "get_model_tp_size",
     "get_pretty_name",
+    "get_state_dict_from_offload",
     "has_compiled_regions",
     "has_offloaded_params",
+    "has_repeated_blocks",
     "honor_type",
     "id_tensor_storage",
     "ignorant_find_batch_size",
@@ -288,6 +319,7 @@ __all__ = [
     "is_namedtuple",
     "is_peft_model",
     "is_port_in_use",
+    "is_repeated_blocks",
     "is_tensor_information",
     "is_torch_tensor",
     "is_torch_version",

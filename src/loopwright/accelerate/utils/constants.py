@@ -18,6 +18,9 @@ from ...framework.compat.accelerate.checkpoints import (
     WEIGHTS_NAME,
     WEIGHTS_PATTERN_NAME,
 )
+from ...framework.compat.accelerate.dispatch import (
+    SUPPORTED_PYTORCH_LAYERS_FOR_UPCASTING,
+)
 from ...framework.compat.accelerate.imports import names_of_others
 from ...framework.compat.accelerate.plugins import (
     FSDP_AUTO_WRAP_POLICY,
@@ -67,6 +70,7 @@ __all__ = [
     "SAMPLER_NAME",
     "SCALER_NAME",
     "SCHEDULER_NAME",
+    "SUPPORTED_PYTORCH_LAYERS_FOR_UPCASTING",
     "TORCH_DYNAMO_MODES",
     "WEIGHTS_INDEX_NAME",
     "WEIGHTS_NAME",

@@ -5,13 +5,10 @@ from __future__ import annotations
 from ...framework.compat.accelerate.big_models import (
     AORecipeKwargs,
     BnbQuantizationConfig,
-    DeepSpeedSequenceParallelConfig,
     FP8RecipeKwargs,
     MegatronLMPlugin,
     MSAMPRecipeKwargs,
     TERecipeKwargs,
-    TorchContextParallelConfig,
-    TorchTensorParallelConfig,
     TorchTensorParallelPlugin,
 )
 from ...framework.compat.accelerate.imports import names_of_others
@@ -37,6 +34,11 @@ from ...framework.compat.accelerate.options import (
     SageMakerDistributedType,
     TensorInformation,
     TorchDynamoPlugin,
+)
+from ...framework.compat.accelerate.parallelism import (
+    DeepSpeedSequenceParallelConfig,
+    TorchContextParallelConfig,
+    TorchTensorParallelConfig,
 )
 from ...framework.compat.accelerate.plugins import (
     DeepSpeedPlugin,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ...framework.compat.accelerate.big_models import (
+    fsdp2_prepare_model,
+)
+from ...framework.compat.accelerate.fsdp_weights import (
     disable_fsdp_ram_efficient_loading,
     enable_fsdp_ram_efficient_loading,
-    fsdp2_prepare_model,
     load_fsdp_model,
     load_fsdp_optimizer,
     merge_fsdp_weights,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from ...framework.compat.accelerate.big_models import (
+from ...framework.compat.accelerate.imports import names_of_others
+from ...framework.compat.accelerate.offload import (
     OffloadedWeightsLoader,
     PrefixedDataset,
+    extract_submodules_state_dict,
     load_offloaded_weight,
     offload_state_dict,
     offload_weight,
     save_offload_index,
 )
-from ...framework.compat.accelerate.imports import names_of_others
 
 __all__ = [
     "OffloadedWeightsLoader",
     "PrefixedDataset",
+    "extract_submodules_state_dict",
     "load_offloaded_weight",
     "offload_state_dict",
     "offload_weight",
