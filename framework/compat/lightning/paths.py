@@ -12,6 +12,7 @@ PYTORCH = {
     "callbacks.spike": ".spike",
     "cli": ".cli",
     "core": ".core",
+    "core.saving": ".saving",
     "demos": ".demos",
     "loggers": ".loggers",
     "loops": ".loops",
