@@ -76,6 +76,8 @@ class LightningModule(_LightningHyperparameters, Module):
     """A :class:`~loopwright.framework.Module` under Lightning's name."""
 
     fabric = None
+    # The running hook's name is kept elsewhere.
+    _current_fx_name: str | None = None
 
     @classmethod
     def load_from_checkpoint(

@@ -18,6 +18,7 @@ from ....callbacks import ModelSummary as NativeModelSummary
 from ....loggers import Logger
 from ....strategies import Precision, Strategy
 from ... import trainer as native
+from ...metrics.values import as_floats
 from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
@@ -37,8 +38,15 @@ from .profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .runs import (
+    check_run,
+    say_if_it_goes_on,
+    say_why_it_stopped,
+    warn_of_missing_predictions,
+)
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
+from .words import lightnings_words, warn
 
 __all__ = ["Trainer"]
 
@@ -113,22 +121,120 @@ class Trainer(native.Trainer):
         if measures and isinstance(profiler, Callback):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
-        _use_plugins(arguments, _as_list(plugins))
-        _use_strategy(arguments)
-        _use_devices(arguments)
-        _add_defaults(arguments)
-        super().__init__(**arguments)
+        with lightnings_words():
+            _use_plugins(arguments, _as_list(plugins))
+            _use_strategy(arguments)
+            _use_devices(arguments)
+            _add_defaults(arguments)
+            super().__init__(**arguments)
+        if arguments.get("max_epochs") is None and not self.fast_dev_run:
+            # Programs read that it was not given, until a fit begins.
+            self.max_epochs = None
+        if self.num_sanity_val_steps == -1:
+            self.num_sanity_val_steps = float("inf")
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
-    def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
-        _require_batches(model)
-        if not self._autolog_hparams:
-            model.keep_hyperparameters_from_loggers()
-        super().fit(model, *args, **kwargs)
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train a module; as :meth:`loopwright.framework.Trainer.fit`."""
+        with lightnings_words():
+            self._set_max_epochs()
+            _require_batches(model)
+            if not self._autolog_hparams:
+                model.keep_hyperparameters_from_loggers()
+            check_run(self, "fit", model, ckpt_path)
+            super().fit(
+                model,
+                train_dataloaders,
+                val_dataloaders,
+                datamodule,
+                ckpt_path,
+                weights_only,
+            )
+        say_why_it_stopped(self)
+
+    def _set_max_epochs(self) -> None:
+        if self.max_epochs is not None:
+            return
+        if self.max_steps != -1 or self.max_time is not None:
+            self.max_epochs = -1
+            return
+        warn("`max_epochs` was not set. It is 1000 epochs; -1 is for no limit.")
+        self.max_epochs = 1000
+
+    def _evaluate(
+        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, *args: Any
+    ) -> list[dict[str, float]]:
+        with lightnings_words():
+            check_run(self, stage, model, ckpt_path)
+            return super()._evaluate(stage, model, dataloaders, ckpt_path, *args)
+
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Predict once; as :meth:`loopwright.framework.Trainer.predict`."""
+        with lightnings_words():
+            check_run(self, "predict", model, ckpt_path)
+            outputs = super().predict(
+                model,
+                dataloaders,
+                datamodule,
+                return_predictions,
+                ckpt_path,
+                weights_only,
+            )
+        warn_of_missing_predictions(outputs)
+        return outputs
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint; as :meth:`loopwright.framework.Trainer.save_checkpoint`."""
+        with lightnings_words():
+            super().save_checkpoint(*args, **kwargs)
+
+    def log_row(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Write one row to the loggers.
+
+        Args:
+            values: by name.
+            step: of the row. Default: the index of the optimizer step, counted from 0 as Lightning's loggers do.
+        """
+        if not values or not self.loggers or not self.is_global_zero:
+            return
+        row = as_floats(values)
+        if step is None:
+            is_inside_fit = self.state.fn == "fit" and self.is_running
+            step = max(self.global_step - is_inside_fit, 0)
+            row = {"epoch": self.state.epoch, **row}
+        for logger in self.loggers:
+            logger.log_metrics(metrics=row, step=step)
+        self.record.add_row(step, row)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to end the training after this step."""
+        return super().should_stop
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        native.Trainer.should_stop.fset(self, stop)  # type: ignore[attr-defined] # a property has it
+        if stop and self.is_running:
+            say_if_it_goes_on(self)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -251,6 +357,22 @@ class FitLoop:
     def _skip_backward(self) -> bool:
         """Whether this epoch only computes the statistics of batch norms, for which there is no epoch here."""
         return False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        trainer = self._trainer
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            return True
+        limit = trainer.max_epochs
+        if limit not in (None, -1) and trainer.current_epoch >= limit:
+            return True
+        return trainer.should_stop
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """Accumulation windows so far, which is what loggers count."""
+        return self._trainer.global_step
 
     @property
     def max_batches(self) -> int | float:

@@ -1,0 +1,112 @@
+"""What Lightning checks and says of a run before it begins and after it has ended, beside what Loopwright does."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ...subclasses import overrides
+from .core import LightningModule
+from .utilities import MisconfiguredValue
+from .words import warn
+
+# Programs read these lines under this name. Nothing shows them, unless a program asks for that.
+_log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+
+def check_run(trainer: Any, fn: str, model: Any, ckpt_path: Any) -> None:
+    """Say what a run does, where its arguments leave that open, and refuse what it cannot do.
+
+    Args:
+        trainer: whose run it is.
+        fn: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        model: the module that was given, or None.
+        ckpt_path: as given.
+
+    Raises:
+        MisconfigurationException: if there is no such checkpoint, or nothing to predict with.
+    """
+    if ckpt_path == "best":
+        _check_best(trainer, fn)
+    if model is None and ckpt_path is None and _best_path(trainer):
+        warn(
+            f"`.{fn}(ckpt_path=None)` was called without a model. The best model of the previous `fit` call will be "
+            f"used, as with `{fn}(ckpt_path='best')`; for the last one, pass the model.",
+            UserWarning,
+        )
+    if fn == "predict" and isinstance(model, LightningModule):
+        if model.forward is None and not overrides(
+            model, "predict_step", LightningModule
+        ):
+            raise MisconfiguredValue(
+                f"predict_step requires `forward` method to run. {type(model).__name__} sets it to None"
+            )
+
+
+def _best_path(trainer: Any) -> str:
+    """The best checkpoint of the last fit, or an empty string."""
+    if trainer.last_fit is None:
+        return ""
+    return getattr(trainer.checkpoint_callback, "best_model_path", "")
+
+
+def _check_best(trainer: Any, fn: str) -> None:
+    """Raise unless a best checkpoint may be there."""
+    asked = f'`.{fn}(ckpt_path="best")`'
+    if trainer.checkpoint_callback is None:
+        raise MisconfiguredValue(
+            f"{asked} is set but `ModelCheckpoint` is not configured."
+        )
+    if len(trainer.checkpoint_callbacks) > 1:
+        warn(
+            f"{asked}: of several `ModelCheckpoint`, it is the best checkpoint path from first checkpoint callback",
+            UserWarning,
+        )
+    if _best_path(trainer):
+        return
+    if trainer.fast_dev_run:
+        raise MisconfiguredValue(
+            f"{asked} has no checkpoint with `fast_dev_run=True`. There, pass an exact checkpoint path"
+        )
+    if trainer.last_fit is not None:
+        raise MisconfiguredValue(
+            f"{asked} is set but `ModelCheckpoint` is not configured to save the best model."
+        )
+
+
+def say_why_it_stopped(trainer: Any) -> None:
+    """Log which limit a fit has reached."""
+    if not trainer.is_global_zero:
+        return
+    max_steps = trainer.max_steps
+    if trainer.num_training_batches == 0:
+        _log.info("`Trainer.fit` stopped: No training batches.")
+    elif max_steps != -1 and trainer.global_step >= max_steps:
+        _log.info("`Trainer.fit` stopped: `max_steps=%s` reached.", max_steps)
+    elif trainer.max_epochs != -1 and trainer.current_epoch >= trainer.max_epochs:
+        _log.info("`Trainer.fit` stopped: `max_epochs=%s` reached.", trainer.max_epochs)
+    elif trainer.should_stop:
+        _log.debug("`Trainer.fit` stopped: `trainer.should_stop` was set.")
+
+
+def say_if_it_goes_on(trainer: Any) -> None:
+    """Log that a training which somebody asks to stop goes on, as it has not been as long as it has to be."""
+    # The running epoch may be the last one that is asked for.
+    needs_epochs = trainer.current_epoch + 1 < (trainer.min_epochs or 0)
+    needs_steps = trainer.global_step < (trainer.min_steps or 0)
+    if needs_epochs or needs_steps:
+        _log.info(
+            "The training is to stop, but `min_epochs=%s` or `min_steps=%s` has not been met. Training will continue",
+            trainer.min_epochs,
+            trainer.min_steps,
+        )
+
+
+def warn_of_missing_predictions(outputs: Any) -> None:
+    """Warn where ``predict_step`` has returned None."""
+    loaders = outputs if outputs and isinstance(outputs[0], list) else [outputs]
+    if any(output is None for loader in loaders for output in loader or ()):
+        warn(
+            "predict returned None for some batches: did predict_step forget to return?",
+            UserWarning,
+        )
