@@ -14,7 +14,8 @@ from ...hparams import HyperparametersMixin
 from ...loop.optimizers import ManualOptimizer
 from ...module import Module
 from .files import as_path, read_hparams
-from .utilities import get_filesystem, get_init_args
+from .utilities import MisconfiguredValue, get_filesystem, get_init_args
+from .words import in_lightnings_words, may_log
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -111,6 +112,60 @@ class LightningModule(_LightningHyperparameters, Module):
             return super().load_from_checkpoint(
                 path, map_location, None, strict, weights_only, weight_set, **overrides
             )
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool | None = None,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Log a number; arguments as of :meth:`loopwright.framework.Module.log`.
+
+        Raises:
+            MisconfigurationException: for a name that ends as those of several loaders do.
+        """
+        trainer = self.__dict__.get("_trainer")
+        if not may_log(trainer, name, logger):
+            return
+        if add_dataloader_idx and "/dataloader_idx_" in name:
+            raise MisconfiguredValue(
+                f"You called `self.log` with the key `{name}` but it should not contain information about "
+                "`dataloader_idx` when `add_dataloader_idx=True`"
+            )
+        if on_step and trainer.evaluating:
+            trainer.hide_step_value(name if on_epoch is False else f"{name}_step")
+        if isinstance(reduce_fx, str):
+            reduce_fx = reduce_fx.lower()
+        try:
+            super().log(
+                name,
+                value,
+                prog_bar,
+                logger,
+                on_step,
+                on_epoch,
+                reduce_fx,
+                enable_graph,
+                sync_dist,
+                sync_dist_group,
+                add_dataloader_idx,
+                batch_size,
+                metric_attribute,
+                rank_zero_only,
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise in_lightnings_words(error) from error.__cause__
 
     @property
     def on_gpu(self) -> bool:

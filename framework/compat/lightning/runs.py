@@ -14,6 +14,34 @@ from .words import warn
 _log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 
+# What `barebones=True` switches off, with the values that ask for nothing.
+_NOT_BAREBONES = {
+    "logger": (None, False),
+    "enable_checkpointing": (None, False),
+    "enable_progress_bar": (None, False),
+    "enable_model_summary": (None, False),
+    "num_sanity_val_steps": (None, 0),
+    "log_every_n_steps": (None, 0),
+    "fast_dev_run": (False,),
+    "detect_anomaly": (False,),
+    "profiler": (None,),
+}
+
+
+def check_barebones(arguments: dict[str, Any]) -> None:
+    """Raise for arguments of the Trainer that ask for what ``barebones=True`` leaves out.
+
+    Raises:
+        MisconfigurationException: naming the first one.
+    """
+    for name, allowed in _NOT_BAREBONES.items():
+        value = arguments.get(name, allowed[0])
+        if not any(value is each for each in allowed) and value != 0:
+            raise MisconfiguredValue(
+                f"`Trainer(barebones=True, {name}={value!r})` was passed: barebones switches it off"
+            )
+
+
 def check_run(trainer: Any, fn: str, model: Any, ckpt_path: Any) -> None:
     """Say what a run does, where its arguments leave that open, and refuse what it cannot do.
 
@@ -100,6 +128,44 @@ def say_if_it_goes_on(trainer: Any) -> None:
             trainer.min_epochs,
             trainer.min_steps,
         )
+
+
+def print_results(stage: str, results: list[dict[str, float]]) -> None:
+    """Print a table of the values that a run has logged, with a column for each loader.
+
+    Args:
+        stage: ``"validate"`` or ``"test"``.
+        results: values by name, for each loader.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(f"{stage.capitalize()} metric")
+    for index in range(len(results)):
+        table.add_column(f"DataLoader {index}", justify="right")
+    columns = [
+        {name.split("/dataloader_idx_")[0]: value for name, value in result.items()}
+        for result in results
+    ]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(str(column.get(name, "")) for column in columns))
+    Console().print(table)
+
+
+def without_doubles(results: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Results without the plain name of what is there as ``<name>_epoch``, as Lightning returns them."""
+    kept = []
+    for result in results:
+        plain = {name.split("/dataloader_idx_")[0] for name in result}
+        kept.append(
+            {
+                name: value
+                for name, value in result.items()
+                if f"{name.split('/dataloader_idx_')[0]}_epoch" not in plain
+            }
+        )
+    return kept
 
 
 def warn_of_missing_predictions(outputs: Any) -> None:

@@ -39,10 +39,13 @@ from .profilers import (
     SimpleProfiler,
 )
 from .runs import (
+    check_barebones,
     check_run,
+    print_results,
     say_if_it_goes_on,
     say_why_it_stopped,
     warn_of_missing_predictions,
+    without_doubles,
 )
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
@@ -116,11 +119,15 @@ class Trainer(native.Trainer):
                 f"model_registry must be None: there is no registry here; got {model_registry!r}"
             )
         callbacks = _as_list(arguments.get("callbacks"))
+        given_profiler = profiler
         profiler = _profiler(profiler)
+        if arguments.get("barebones"):
+            check_barebones({**arguments, "profiler": given_profiler})
         measures = not isinstance(profiler, PassThroughProfiler)
         if measures and isinstance(profiler, Callback):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
+        self._hidden: set[str] = set()
         with lightnings_words():
             _use_plugins(arguments, _as_list(plugins))
             _use_strategy(arguments)
@@ -173,11 +180,24 @@ class Trainer(native.Trainer):
         self.max_epochs = 1000
 
     def _evaluate(
-        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, *args: Any
+        self,
+        stage: str,
+        model: Any,
+        dataloaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: Any,
+        weights_only: bool | None,
     ) -> list[dict[str, float]]:
         with lightnings_words():
             check_run(self, stage, model, ckpt_path)
-            return super()._evaluate(stage, model, dataloaders, ckpt_path, *args)
+            results = super()._evaluate(
+                stage, model, dataloaders, ckpt_path, False, datamodule, weights_only
+            )
+        results = without_doubles(results)
+        if verbose and self.is_global_zero and not self.engine.is_copy and any(results):
+            print_results(stage, results)
+        return results
 
     def predict(
         self,
@@ -224,6 +244,36 @@ class Trainer(native.Trainer):
         for logger in self.loggers:
             logger.log_metrics(metrics=row, step=step)
         self.record.add_row(step, row)
+
+    @property
+    def callback_metrics(self) -> dict[str, torch.Tensor]:
+        """What was logged, but for the step values of evaluations."""
+        values = super().callback_metrics
+        return self._as_floats(
+            {
+                name: value
+                for name, value in values.items()
+                if name.split("/dataloader_idx_")[0] not in self._hidden
+            }
+        )
+
+    @property
+    def logged_metrics(self) -> dict[str, torch.Tensor]:
+        """What was logged for loggers."""
+        return self._as_floats(super().logged_metrics)
+
+    def hide_step_value(self, name: str) -> None:
+        """Leave the step value of an evaluation out of :attr:`callback_metrics`."""
+        self._hidden.add(name)
+
+    def _as_floats(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Values in the dtype that programs compare them in, though means are computed in more digits."""
+        dtype = torch.float64 if self.precision == "64-true" else torch.float32
+        short = (torch.float16, torch.bfloat16)
+        return {
+            name: value if value.dtype in short else value.to(dtype)
+            for name, value in values.items()
+        }
 
     @property
     def should_stop(self) -> bool:

@@ -192,6 +192,57 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
         MisconfiguredType,
         "In automatic optimization, `training_step` must return a Tensor, a dict, or None.",
     ),
+    # Logged values.
+    (
+        r"would keep nothing; set one of them",
+        MisconfiguredValue,
+        "`self.log(..., on_step=False, on_epoch=False)` is not useful.",
+    ),
+    (
+        r"^log\('(.*?)'\): value must be .* got (\{.*\})",
+        MisconfiguredArgument,
+        r"`self.log(\1, \2)` was called, but nested dictionaries cannot be logged.",
+    ),
+    (
+        r"^log\('(.*?)'\): value must be .* got (.*)",
+        MisconfiguredArgument,
+        r"`self.log(\1, \2)` was called, but such values cannot be logged.",
+    ),
+    (
+        r"^log\('(.*?)'\): the tensor must have one element",
+        MisconfiguredValue,
+        r"`self.log(\1, ...)` was called, but the tensor must have a single element.",
+    ),
+    (
+        r"^log\('(.*?)', .*: it was logged with",
+        MisconfiguredValue,
+        r"You called `self.log(\1, ...)` twice with different arguments.",
+    ),
+    (
+        r"^log\('.*?'\): the \w+ must be an attribute of the module",
+        MisconfiguredValue,
+        "Could not find the `LightningModule` attribute for the `torchmetrics.Metric` logged.",
+    ),
+    (
+        r"^log\('.*?'\) here has no effect",
+        MisconfiguredRun,
+        "You can't `self.log()` here: the result collection is not registered yet.",
+    ),
+    (
+        r"^log\('.*?', on_step=True\): this is no step",
+        MisconfiguredValue,
+        "You can't `self.log(on_step=True)` here: on_step must be one of (False,).",
+    ),
+    (
+        r"^EarlyStopping\(monitor='(.*?)'\): nothing of that name",
+        MisconfiguredRun,
+        r"Early stopping conditioned on metric `\1` which is not available.",
+    ),
+    (
+        r"^(ModelCheckpoint\(monitor='.*?'\)): nothing of that name",
+        MisconfiguredRun,
+        r"`\1` could not find the monitored key.",
+    ),
     # Checkpoints.
     (
         r"^save_checkpoint: this Trainer has run nothing",
@@ -322,3 +373,31 @@ def warn(message: str, kind: type[Warning] = PossibleUserWarning) -> None:
     _warn(message, kind)
 
 
+
+
+def may_log(trainer: Any, name: str, logger: bool | None) -> bool:
+    """Whether ``self.log`` can do anything; where not, a warning says so.
+
+    Args:
+        trainer: the module's, or None.
+        name: of the value.
+        logger: the argument of ``self.log``.
+    """
+    if trainer is None:
+        warn(
+            f"log({name!r}) has no effect, as the `self.trainer` reference is not registered on the model yet",
+            UserWarning,
+        )
+        return False
+    if trainer.barebones:
+        warn(
+            "You are trying to `self.log()` but `Trainer(barebones=True)` is set, which keeps nothing",
+            UserWarning,
+        )
+        return False
+    if logger and not trainer.loggers:
+        warn(
+            f"self.log({name!r}, logger=True) was called but have no logger configured",
+            UserWarning,
+        )
+    return True
