@@ -28,7 +28,6 @@ __all__ = [
     "LightningModule",
     "LightningOptimizer",
     "ModelHooks",
-    "_load_from_checkpoint",
     "get_filesystem",
 ]
 
@@ -167,6 +166,20 @@ class LightningModule(_LightningHyperparameters, Module):
         except (ValueError, TypeError, RuntimeError) as error:
             raise in_lightnings_words(error) from error.__cause__
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; as :meth:`loopwright.framework.Module.configure_gradient_clipping`."""
+        # By name, as overrides of the other one may have arguments between.
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+
     @property
     def on_gpu(self) -> bool:
         """Whether its parameters are on a CUDA device."""
@@ -257,28 +270,3 @@ def _taken_by(function: Callable[..., Any], values: dict[str, Any]) -> dict[str,
     if any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
         return values
     return {name: value for name, value in values.items() if name in parameters}
-
-
-def _load_from_checkpoint(
-    cls: Any,
-    checkpoint_path: Any,
-    map_location: Any = None,
-    hparams_file: Any = None,
-    strict: bool | None = None,
-    weights_only: bool | None = None,
-    **kwargs: Any,
-) -> Any:
-    """Construct a module of a class from a checkpoint, for packages whose class overrides ``load_from_checkpoint``."""
-    load = LightningModule.load_from_checkpoint.__func__
-    if issubclass(cls, LightningDataModule):
-        load = LightningDataModule.load_from_checkpoint.__func__
-        return load(cls, checkpoint_path, weights_only, **kwargs)
-    return load(
-        cls,
-        checkpoint_path,
-        map_location,
-        hparams_file,
-        strict,
-        weights_only,
-        **kwargs,
-    )

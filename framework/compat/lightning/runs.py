@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
 from ...subclasses import overrides
 from .core import LightningModule
 from .utilities import MisconfiguredValue
@@ -62,12 +64,35 @@ def check_run(trainer: Any, fn: str, model: Any, ckpt_path: Any) -> None:
             f"used, as with `{fn}(ckpt_path='best')`; for the last one, pass the model.",
             UserWarning,
         )
-    if fn == "predict" and isinstance(model, LightningModule):
-        if model.forward is None and not overrides(
-            model, "predict_step", LightningModule
-        ):
-            raise MisconfiguredValue(
-                f"predict_step requires `forward` method to run. {type(model).__name__} sets it to None"
+    needs_forward = fn == "predict" and not overrides(
+        model, "predict_step", LightningModule
+    )
+    if needs_forward and isinstance(model, LightningModule) and model.forward is None:
+        raise MisconfiguredValue(
+            f"predict_step requires `forward` method to run. {type(model).__name__} sets it to None"
+        )
+
+
+def warn_of_loaders(loaders: Any, is_training: bool) -> None:
+    """Warn of loaders that do what their user may not have meant.
+
+    Args:
+        loaders: that were given: one, a list of them, or None.
+        is_training: whether they are for training.
+    """
+    for loader in loaders if isinstance(loaders, (list, tuple)) else (loaders,):
+        if not isinstance(loader, DataLoader):
+            continue
+        dataset = loader.dataset
+        if isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__"):
+            warn(
+                "Your `IterableDataset` has `__len__` defined. It is an estimate where several workers read a stream.",
+                UserWarning,
+            )
+        if not is_training and isinstance(loader.sampler, RandomSampler):
+            warn(
+                "The sampler of a loader that is not trained on has shuffling enabled: it is recommended that you "
+                "turn shuffling off for val/test/predict dataloaders"
             )
 
 

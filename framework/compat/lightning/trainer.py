@@ -44,6 +44,7 @@ from .runs import (
     print_results,
     say_if_it_goes_on,
     say_why_it_stopped,
+    warn_of_loaders,
     warn_of_missing_predictions,
     without_doubles,
 )
@@ -133,10 +134,14 @@ class Trainer(native.Trainer):
             _use_strategy(arguments)
             _use_devices(arguments)
             _add_defaults(arguments)
+            _use_whole_limits(arguments)
             super().__init__(**arguments)
         if arguments.get("max_epochs") is None and not self.fast_dev_run:
             # Programs read that it was not given, until a fit begins.
             self.max_epochs = None
+        if arguments.get("gradient_clip_val") is None:
+            # Hooks are told that nothing was asked for.
+            self.gradient_clip_algorithm = arguments.get("gradient_clip_algorithm")
         if self.num_sanity_val_steps == -1:
             self.num_sanity_val_steps = float("inf")
         self.profiler = profiler
@@ -154,12 +159,14 @@ class Trainer(native.Trainer):
         weights_only: bool | None = None,
     ) -> None:
         """Train a module; as :meth:`loopwright.framework.Trainer.fit`."""
-        with lightnings_words():
+        with lightnings_words("fit"):
             self._set_max_epochs()
             _require_batches(model)
             if not self._autolog_hparams:
                 model.keep_hyperparameters_from_loggers()
             check_run(self, "fit", model, ckpt_path)
+            warn_of_loaders(train_dataloaders, is_training=True)
+            warn_of_loaders(val_dataloaders, is_training=False)
             super().fit(
                 model,
                 train_dataloaders,
@@ -189,8 +196,9 @@ class Trainer(native.Trainer):
         datamodule: Any,
         weights_only: bool | None,
     ) -> list[dict[str, float]]:
-        with lightnings_words():
+        with lightnings_words(stage):
             check_run(self, stage, model, ckpt_path)
+            warn_of_loaders(dataloaders, is_training=False)
             results = super()._evaluate(
                 stage, model, dataloaders, ckpt_path, False, datamodule, weights_only
             )
@@ -209,8 +217,9 @@ class Trainer(native.Trainer):
         weights_only: bool | None = None,
     ) -> list[Any] | None:
         """Predict once; as :meth:`loopwright.framework.Trainer.predict`."""
-        with lightnings_words():
+        with lightnings_words("predict"):
             check_run(self, "predict", model, ckpt_path)
+            warn_of_loaders(dataloaders, is_training=False)
             outputs = super().predict(
                 model,
                 dataloaders,
@@ -397,6 +406,10 @@ class FitLoop:
     def max_steps(self) -> int:
         """The Trainer's argument."""
         return self._trainer.max_steps
+
+    @max_steps.setter
+    def max_steps(self, steps: int) -> None:
+        self._trainer.max_steps = steps
 
     @property
     def restarting(self) -> bool:
@@ -611,6 +624,14 @@ def _use_devices(arguments: dict[str, Any]) -> None:
     # True is what everybody gets who does not say: the processes find out for each loader.
     if arguments.get("use_distributed_sampler") is True:
         arguments["use_distributed_sampler"] = None
+
+
+def _use_whole_limits(arguments: dict[str, Any]) -> None:
+    """Read a float such as 1e6, for a limit, as a number of batches."""
+    for name in ("train", "val", "test", "predict"):
+        limit = arguments.get(f"limit_{name}_batches")
+        if isinstance(limit, float) and limit > 1 and limit.is_integer():
+            arguments[f"limit_{name}_batches"] = int(limit)
 
 
 def _add_defaults(arguments: dict[str, Any]) -> None:

@@ -84,6 +84,10 @@ class CombinedLoader(NativeCombinedLoader):
     They are the batch's and, with ``mode="sequential"``, its loader's; otherwise that is 0. A run gets batches alone.
     """
 
+    def for_runs(self) -> NativeCombinedLoader:
+        """The same, which gives batches alone."""
+        return NativeCombinedLoader(self.iterables, self.mode)
+
     def __iter__(self) -> Iterator[tuple[Any, int, int]]:
         loaders = [super().__iter__()]
         if self.mode == "sequential":

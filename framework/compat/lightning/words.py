@@ -145,6 +145,36 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
         MisconfiguredArgument,
         r"An invalid dataloader was passed to `Trainer.\1(\2=...)`: there is none.",
     ),
+    (
+        r"^a loader must be iterable",
+        MisconfiguredType,
+        "An invalid dataloader was passed to `Trainer.{fn}(...dataloaders=...)`, or was returned.",
+    ),
+    (
+        r"^fit takes loaders or a datamodule",
+        MisconfiguredValue,
+        "You cannot pass `train_dataloaders` or `val_dataloaders` to `trainer.fit(datamodule=...)`.",
+    ),
+    (
+        r"^(\w+) takes loaders or a datamodule",
+        MisconfiguredValue,
+        r"You cannot pass both `trainer.\1(dataloaders=..., datamodule=...)`.",
+    ),
+    (
+        r"^val_check_interval=\d+ is more than the \d+ training batches",
+        MisconfiguredValue,
+        "`val_check_interval` must be less than or equal to the number of the training batches.",
+    ),
+    (
+        r"^(limit_\w+)=\S+: the loader has no length",
+        MisconfiguredValue,
+        r"When using an `IterableDataset`, `Trainer(\1)` must be `1.0` or an int.",
+    ),
+    (
+        r"^(limit_\w+)=(\S+) of (\d+) batches is less than one",
+        MisconfiguredValue,
+        r"\2 * \3 < 1. Please increase the `\1` argument.",
+    ),
     # Optimizers and schedulers.
     (
         r"needs \"monitor\" in its dict",
@@ -297,15 +327,20 @@ def _with_words(text: str, pattern: str, words: str) -> str | None:
     return None if found is None else f"{found.expand(words)} {text}"
 
 
-def in_lightnings_words(error: Exception) -> Exception:
-    """An error of ours as one that Lightning's programs expect; any other error as it is."""
+def in_lightnings_words(error: Exception, fn: str = "") -> Exception:
+    """An error of ours as one that Lightning's programs expect; any other error as it is.
+
+    Args:
+        error: which was raised.
+        fn: the Trainer's method in which it was.
+    """
     if isinstance(error, MisconfigurationException) or not _is_ours(error):
         return error
     text = str(error)
     for pattern, kind, words in _ERRORS:
         message = _with_words(text, pattern, words)
         if message is not None:
-            return _like(error, kind(message))
+            return _like(error, kind(message.replace("{fn}", fn)))
     if isinstance(error, ValueError):
         return _like(error, MisconfiguredValue(text))
     return error
@@ -329,13 +364,17 @@ def _like(error: Exception, other: Exception) -> Exception:
 
 
 @contextmanager
-def lightnings_words() -> Iterator[None]:
-    """Raise our errors, and give our warnings, as Lightning's programs expect them, inside a ``with`` block."""
+def lightnings_words(fn: str = "") -> Iterator[None]:
+    """Raise our errors, and give our warnings, as Lightning's programs expect them, inside a ``with`` block.
+
+    Args:
+        fn: the Trainer's method that runs in it.
+    """
     log.addFilter(_warn_instead)
     try:
         yield
     except Exception as error:
-        other = in_lightnings_words(error)
+        other = in_lightnings_words(error, fn)
         if other is error:
             raise
         raise other from other.__cause__
@@ -371,8 +410,6 @@ def warn(message: str, kind: type[Warning] = PossibleUserWarning) -> None:
         kind: its class.
     """
     _warn(message, kind)
-
-
 
 
 def may_log(trainer: Any, name: str, logger: bool | None) -> bool:
