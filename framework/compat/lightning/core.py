@@ -65,7 +65,10 @@ class _LightningHyperparameters(HyperparametersMixin):
             ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
             arguments = get_init_args(frame)
             args = ({k: v for k, v in arguments.items() if k not in ignored},)
-        super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+        try:
+            super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+        except TypeError as error:
+            raise in_lightnings_words(error) from error.__cause__
 
     def keep_hyperparameters_from_loggers(self) -> None:
         """Let no logger get them."""
@@ -99,11 +102,12 @@ class LightningModule(_LightningHyperparameters, Module):
             strict: as there.
             weights_only: as there.
             weight_set: as there.
-            **overrides: as there; they go before the file's.
+            **overrides: as there; they go before the file's. Those that the constructor does not take are left out.
 
         Raises:
             ValueError: for a file of hyperparameters of another kind.
         """
+        overrides = _taken_by(cls.__init__, overrides)
         if hparams_file is not None:
             saved = read_hparams(hparams_file)
             overrides = {**_taken_by(cls.__init__, saved), **overrides}
@@ -260,6 +264,10 @@ LightningModule.__jit_unused_properties__ = [  # pyright: ignore[reportAttribute
 
 class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
+
+    CHECKPOINT_HYPER_PARAMS_KEY = "datamodule_hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "datamodule_hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "datamodule_hparams_type"
 
     name: str | None = None
 

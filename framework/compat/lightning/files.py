@@ -90,6 +90,11 @@ def read_hparams(path: Any) -> dict[str, Any]:
 
 
 def yaml_module() -> Any:
+    """PyYAML.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
     try:
         import yaml
     except ModuleNotFoundError:

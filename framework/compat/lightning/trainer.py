@@ -23,6 +23,7 @@ from ...subclasses import overrides
 from . import callbacks, loggers, profilers, strategies
 from .accelerators import Accelerator, AcceleratorRegistry, CPUAccelerator
 from .callbacks import Checkpoint, ModelCheckpoint, ModelSummary, RichModelSummary
+from .files import as_literal
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -119,6 +120,7 @@ class Trainer(native.Trainer):
             raise NotImplementedError(
                 f"model_registry must be None: there is no registry here; got {model_registry!r}"
             )
+        arguments = {**_from_environment(), **arguments}
         callbacks = _as_list(arguments.get("callbacks"))
         given_profiler = profiler
         profiler = _profiler(profiler)
@@ -624,6 +626,17 @@ def _use_devices(arguments: dict[str, Any]) -> None:
     # True is what everybody gets who does not say: the processes find out for each loader.
     if arguments.get("use_distributed_sampler") is True:
         arguments["use_distributed_sampler"] = None
+
+
+def _from_environment() -> dict[str, Any]:
+    """Arguments that variables such as ``PL_TRAINER_MAX_EPOCHS`` give, for those that are not passed."""
+    names = inspect.signature(native.Trainer.__init__).parameters
+    variables = {name: f"PL_TRAINER_{name.upper()}" for name in names}
+    return {
+        name: as_literal(os.environ[variable])
+        for name, variable in variables.items()
+        if variable in os.environ
+    }
 
 
 def _use_whole_limits(arguments: dict[str, Any]) -> None:

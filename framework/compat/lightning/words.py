@@ -33,7 +33,7 @@ class MisconfiguredRun(MisconfigurationException, RuntimeError):
     """The same where Loopwright raises a RuntimeError."""
 
 
-class MisconfiguredOptimizers(MisconfiguredValue, RuntimeError):
+class MisconfiguredTogether(MisconfiguredValue, RuntimeError):
     """The same where Lightning raises a RuntimeError, and Loopwright a ValueError."""
 
 
@@ -103,6 +103,16 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
         r"^Trainer has no argument ('\w+')",
         TypeError,
         r"Trainer.__init__() got an unexpected keyword argument \1.",
+    ),
+    (
+        r"^two callbacks keep their states under the same key .*: (\w+) and",
+        MisconfiguredTogether,
+        r"Found more than one stateful callback of type `\1`.",
+    ),
+    (
+        r"^save_hyperparameters takes names",
+        MisconfiguredArgument,
+        "Unsupported config type.",
     ),
     # What a run is given.
     (
@@ -209,7 +219,7 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
     ),
     (
         r"in automatic optimization each parameter is trained by one optimizer",
-        MisconfiguredOptimizers,
+        MisconfiguredTogether,
         "Training a parameter by multiple optimizers is only supported with manual optimization.",
     ),
     (
