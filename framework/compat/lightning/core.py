@@ -138,7 +138,7 @@ class LightningModule(_LightningHyperparameters, Module):
         Raises:
             MisconfigurationException: for a name that ends as those of several loaders do.
         """
-        trainer = self.__dict__.get("_trainer")
+        trainer: Any = self.__dict__.get("_trainer")
         if not may_log(trainer, name, logger):
             return
         if add_dataloader_idx and "/dataloader_idx_" in name:

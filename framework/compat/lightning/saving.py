@@ -64,7 +64,7 @@ def load_hparams_from_yaml(
             from omegaconf import OmegaConf
         except ModuleNotFoundError:
             return hparams
-        return OmegaConf.create(hparams)  # type: ignore[return-value] # as there
+        return OmegaConf.create(hparams)
     return hparams
 
 

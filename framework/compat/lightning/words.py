@@ -367,8 +367,7 @@ def _is_ours(error: Exception) -> bool:
 
 def _like(error: Exception, other: Exception) -> Exception:
     """The other one, with the first one's place and notes."""
-    for note in getattr(error, "__notes__", ()):
-        other.add_note(note)
+    other.__dict__.update(error.__dict__)
     other.__cause__ = error.__cause__
     return other.with_traceback(error.__traceback__)
 
