@@ -12,16 +12,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from loopwright.framework import CheckpointError
-from loopwright.lightning import LightningDataModule, Trainer
-from loopwright.lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from loopwright.lightning.core.saving import (
+from loopwright.framework.compat.lightning.saving import (
     load_hparams_from_tags_csv,
     load_hparams_from_yaml,
     save_hparams_to_tags_csv,
     save_hparams_to_yaml,
     update_hparams,
 )
-from loopwright.lightning.demos.boring_classes import (
+from loopwright.lightning import LightningDataModule, Trainer
+from loopwright.lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loopwright.lightning.demos import (
     BoringDataModuleNoLen,
     BoringModel,
     IterableBoringDataModule,
@@ -90,12 +90,13 @@ def test_arguments_are_misconfigured_in_lightnings_words(
 
 
 def test_a_module_is_misconfigured_in_lightnings_words():
-    module = BoringModel()
+    module: Any = BoringModel()
     module.training_step = None
     with pytest.raises(MisconfigurationException, match=r"No `training_step\(\)`"):
         trainer_of().fit(module)
+    no_module: Any = torch.nn.Linear(1, 1)
     with pytest.raises(TypeError, match="must be a `LightningModule`, got `Linear`"):
-        trainer_of().test(torch.nn.Linear(1, 1))
+        trainer_of().test(no_module)
     with pytest.raises(MisconfigurationException, match="requires a `LightningModule"):
         trainer_of().predict()
 
@@ -126,7 +127,7 @@ def test_checkpoints_that_are_not_there(tmp_path: Path):
 
 
 def test_warnings_can_be_filtered():
-    module = BoringModel()
+    module: Any = BoringModel()
     module.val_dataloader = None
     with pytest.warns(UserWarning, match="but have no `val_dataloader`"):
         trainer_of().fit(module)
@@ -139,15 +140,12 @@ def test_warnings_can_be_filtered():
 
 
 def test_the_best_model_is_used_with_a_warning(tmp_path: Path):
-    saving = {
-        "enable_checkpointing": True,
-        "callbacks": ModelCheckpoint(dirpath=tmp_path),
-    }
-    trainer = trainer_of(**saving)
+    saving = ModelCheckpoint(dirpath=tmp_path)
+    trainer = trainer_of(enable_checkpointing=True, callbacks=saving)
     trainer.fit(BoringModel())
     with pytest.warns(UserWarning, match="The best model of the previous `fit` call"):
         trainer.validate(verbose=False)
-    assert trainer.ckpt_path == trainer.checkpoint_callback.best_model_path
+    assert trainer.ckpt_path == saving.best_model_path
 
 
 def test_a_limit_that_ends_a_fit_is_logged(caplog: pytest.LogCaptureFixture):
