@@ -64,16 +64,16 @@ def check_run(trainer: Any, fn: str, model: Any, ckpt_path: Any) -> None:
             f"used, as with `{fn}(ckpt_path='best')`; for the last one, pass the model.",
             UserWarning,
         )
-    is_asked = fn == "predict" and isinstance(model, LightningModule)
-    if is_asked and model.forward is None and not _predicts(model):
+    if fn == "predict" and isinstance(model, LightningModule):
+        _check_forward(model)
+
+
+def _check_forward(model: LightningModule) -> None:
+    """Raise unless there is something to predict with."""
+    if model.forward is None and not overrides(model, "predict_step", LightningModule):
         raise MisconfiguredValue(
             f"predict_step requires `forward` method to run. {type(model).__name__} sets it to None"
         )
-
-
-def _predicts(model: LightningModule) -> bool:
-    """Whether a module has a ``predict_step`` of its own."""
-    return overrides(model, "predict_step", LightningModule)
 
 
 def warn_of_loaders(loaders: Any, is_training: bool) -> None:

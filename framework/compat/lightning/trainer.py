@@ -131,6 +131,7 @@ class Trainer(native.Trainer):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
         self._hidden: set[str] = set()
+        self._was_asked_to_stop = False
         with lightnings_words():
             _use_plugins(arguments, _as_list(plugins))
             _use_strategy(arguments)
@@ -162,6 +163,7 @@ class Trainer(native.Trainer):
     ) -> None:
         """Train a module; as :meth:`loopwright.framework.Trainer.fit`."""
         with lightnings_words("fit"):
+            self._was_asked_to_stop = False
             self._set_max_epochs()
             _require_batches(model)
             if not self._autolog_hparams:
@@ -294,7 +296,9 @@ class Trainer(native.Trainer):
     @should_stop.setter
     def should_stop(self, stop: bool) -> None:
         native.Trainer.should_stop.fset(self, stop)  # type: ignore[attr-defined] # a property has it
-        if stop and self.is_running:
+        # Somebody may ask at each step.
+        if stop and self.is_running and not self._was_asked_to_stop:
+            self._was_asked_to_stop = True
             say_if_it_goes_on(self)
 
     @property
