@@ -260,7 +260,7 @@ def _set_up(run: Run, request: RunRequest) -> None:
     failures.note_folder(partial(_log_folder, trainer, True))
     run.record.begin(run, request.number)
     prepare_data(run)
-    run.hooks.call("setup", fn)
+    run.hooks.call("setup", stage=fn)
     _configure_model(run)
     _detach_last_fit(run)
     if fn == "fit":
@@ -307,7 +307,7 @@ def prepare_data(run: Run) -> None:
                 owner.prepare_data()
             run.engine.strategy.barrier()  # collective
     if run.datamodule is not None:
-        run.datamodule.setup(run.fn)
+        run.datamodule.setup(stage=run.fn)
 
 
 def _configure_model(run: Run) -> None:
@@ -469,8 +469,8 @@ def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -
 def _take_down(run: Run) -> None:
     """End a run that has come to its end: its hooks, the save that is under way, and the strategy."""
     if run.datamodule is not None:
-        run.datamodule.teardown(run.fn)
-    run.hooks.call("teardown", run.fn)
+        run.datamodule.teardown(stage=run.fn)
+    run.hooks.call("teardown", stage=run.fn)
     run.engine.saver.wait()
     run.engine.strategy.teardown()
     if run.fn == "fit":

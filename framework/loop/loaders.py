@@ -499,6 +499,8 @@ class EvaluationLoader:
         self._strategy = trainer.strategy
         self._rank, self._world_size = data_parallel_rank_and_size(trainer.strategy)
         # With workers of its own, which the run can end without ending those of the user's loader.
+        if isinstance(loader, CombinedLoader):
+            loader = loader.for_runs()
         self._copy = own_copy(loader)
         self.source: BatchSource | None
         self._begun: Iterator[Any] | None = None

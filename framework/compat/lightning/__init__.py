@@ -80,6 +80,10 @@ def install() -> None:
     # Before the finder of installed packages, as Lightning itself may be installed.
     sys.meta_path.insert(0, _LIGHTNINGS)
     open_objects_in_torch_load()
+    # Lightning sets it, and programs that collect its lines rely on that.
+    lightning_log = logging.getLogger("lightning.pytorch")
+    if lightning_log.level == logging.NOTSET:
+        lightning_log.setLevel(logging.INFO)
     log.info(
         "Imports of %s are answered by Loopwright in this process", ", ".join(_PACKAGES)
     )

@@ -225,6 +225,10 @@ class CombinedLoader(NativeCombinedLoader):
         """The loaders' batch samplers, in the loaders' places."""
         return self._of_each("batch_sampler")
 
+    def for_runs(self) -> NativeCombinedLoader:
+        """The same, which gives batches alone."""
+        return NativeCombinedLoader(self.iterables, self.mode)
+
     def _of_each(self, name: str) -> Any:
         return self.in_places(getattr(loader, name, None) for loader in self.flattened)
 

@@ -19,7 +19,13 @@ from ...subclasses import overrides
 from ..imports import unserved
 from .files import as_path, read_hparams
 from .model_helpers import of_class
-from .utilities import MisconfigurationException, get_filesystem, get_init_args
+from .utilities import (
+    MisconfigurationException,
+    MisconfiguredValue,
+    get_filesystem,
+    get_init_args,
+)
+from .words import in_lightnings_words, may_log
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,7 +109,10 @@ class _LightningHyperparameters(HyperparametersMixin):
             ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
             arguments = get_init_args(frame)
             args = ({k: v for k, v in arguments.items() if k not in ignored},)
-        super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+        try:
+            super().save_hyperparameters(*args, ignore=ignore, logger=logger)
+        except TypeError as error:
+            raise in_lightnings_words(error) from error.__cause__
 
     def keep_hyperparameters_from_loggers(self) -> None:
         """Let no logger get them."""
@@ -115,6 +124,8 @@ class LightningModule(_LightningHyperparameters, Module):
 
     # Nobody sets it but programs, as there is no Fabric here.
     _fabric: Any = None
+    # The running hook's name is kept elsewhere.
+    _current_fx_name: str | None = None
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print in the main process, through the progress bar if there is one."""
@@ -185,12 +196,13 @@ class LightningModule(_LightningHyperparameters, Module):
             strict: as there.
             weights_only: as there.
             weight_set: as there.
-            **overrides: as there; they go before the file's.
+            **overrides: as there; they go before the file's. Those that the constructor does not take are left out.
 
         Raises:
             ValueError: for a file of hyperparameters of another kind, or if ``strict`` is another than the module's
                 own ``strict_loading``.
         """
+        overrides = _taken_by(cls.__init__, overrides)
         if hparams_file is not None:
             saved = read_hparams(hparams_file)
             overrides = {**_taken_by(cls.__init__, saved), **overrides}
@@ -235,6 +247,74 @@ class LightningModule(_LightningHyperparameters, Module):
                     f"`clip_gradients({name}={value!r})`: one of them is enough"
                 )
         super().clip_gradients(optimizer, **given)
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool | None = None,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Log a number; arguments as of :meth:`loopwright.framework.Module.log`.
+
+        Raises:
+            MisconfigurationException: for a name that ends as those of several loaders do.
+        """
+        trainer: Any = self.__dict__.get("_trainer")
+        if not may_log(trainer, name, logger):
+            return
+        if add_dataloader_idx and "/dataloader_idx_" in name:
+            raise MisconfiguredValue(
+                f"You called `self.log` with the key `{name}` but it should not contain information about "
+                "`dataloader_idx` when `add_dataloader_idx=True`"
+            )
+        if on_step and trainer.evaluating:
+            trainer.hide_step_value(name if on_epoch is False else f"{name}_step")
+        if isinstance(reduce_fx, str):
+            reduce_fx = reduce_fx.lower()
+        try:
+            super().log(
+                name,
+                value,
+                prog_bar,
+                logger,
+                on_step,
+                on_epoch,
+                reduce_fx,
+                enable_graph,
+                sync_dist,
+                sync_dist_group,
+                add_dataloader_idx,
+                batch_size,
+                metric_attribute,
+                rank_zero_only,
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise in_lightnings_words(error) from error.__cause__
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; as :meth:`loopwright.framework.Module.configure_gradient_clipping`."""
+        # By name, as overrides of the other one may have arguments between.
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -319,6 +399,10 @@ LightningModule.__jit_unused_properties__ = [  # pyright: ignore[reportAttribute
 
 class LightningDataModule(_LightningHyperparameters, DataModule):
     """A :class:`~loopwright.framework.DataModule` under Lightning's name."""
+
+    CHECKPOINT_HYPER_PARAMS_KEY = "datamodule_hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "datamodule_hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "datamodule_hparams_type"
 
     name: str | None = None
 

@@ -12,12 +12,15 @@ from .core import LightningDataModule, LightningModule
 
 __all__ = [
     "BoringDataModule",
+    "BoringDataModuleNoLen",
     "BoringModel",
     "DemoModel",
+    "IterableBoringDataModule",
     "ManualOptimBoringModel",
     "RandomDataset",
     "RandomDictDataset",
     "RandomIterableDataset",
+    "RandomIterableDatasetWithLen",
 ]
 
 
@@ -63,6 +66,13 @@ class RandomIterableDataset(IterableDataset[Tensor]):
     def __iter__(self) -> Any:
         for _ in range(self.count):
             yield torch.randn(self.size)
+
+
+class RandomIterableDatasetWithLen(RandomIterableDataset):
+    """The same, which tells how many there are."""
+
+    def __len__(self) -> int:
+        return self.count
 
 
 class BoringModel(LightningModule):
@@ -169,6 +179,59 @@ class BoringDataModule(LightningDataModule):
     def predict_dataloader(self) -> Any:
         """Samples to predict."""
         return DataLoader(self.random_predict)
+
+
+class _ByStage(LightningDataModule):
+    """Loaders of what a stage's datasets are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._datasets: dict[str, Any] = {}
+
+    def train_dataloader(self) -> Any:
+        """What to train on."""
+        return _loaders(self._datasets["train"])
+
+    def val_dataloader(self) -> Any:
+        """What to validate on."""
+        return _loaders(self._datasets["val"])
+
+    def test_dataloader(self) -> Any:
+        """What to test on."""
+        return _loaders(self._datasets["test"])
+
+    def predict_dataloader(self) -> Any:
+        """What to predict."""
+        return _loaders(self._datasets["predict"])
+
+
+def _loaders(datasets: Any) -> Any:
+    if isinstance(datasets, list):
+        return [DataLoader(dataset) for dataset in datasets]
+    return DataLoader(datasets)
+
+
+class BoringDataModuleNoLen(_ByStage):
+    """A stream of random samples for each stage, which does not tell how many there are."""
+
+    def setup(self, stage: str) -> None:
+        """Make the streams."""
+        counts = {"train": 512, "val": 128, "test": 256, "predict": 64}
+        self._datasets = {
+            part: RandomIterableDataset(32, count) for part, count in counts.items()
+        }
+
+
+class IterableBoringDataModule(_ByStage):
+    """For each stage a list of two: samples, and a stream of them."""
+
+    def setup(self, stage: str) -> None:
+        """Make samples and streams."""
+        counts = {"train": 16, "val": 32, "test": 64, "predict": 128}
+        self._datasets = {
+            part: [RandomDataset(4, count), RandomIterableDataset(4, count)]
+            for part, count in counts.items()
+        }
 
 
 class DemoModel(LightningModule):

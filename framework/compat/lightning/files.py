@@ -80,8 +80,8 @@ def read_hparams(path: Any) -> dict[str, Any]:
     with get_filesystem(path).open(str(path), "r") as file:
         if suffix == ".csv":
             rows = csv.DictReader(file)
-            return {row["key"]: _literal(row["value"]) for row in rows}
-        hparams = _yaml().safe_load(file)
+            return {row["key"]: as_literal(row["value"]) for row in rows}
+        hparams = yaml_module().safe_load(file)
     if not isinstance(hparams, dict):
         raise ValueError(
             f"hparams_file {str(path)!r} holds no values by name; got {hparams!r}"
@@ -89,7 +89,12 @@ def read_hparams(path: Any) -> dict[str, Any]:
     return hparams
 
 
-def _yaml() -> Any:
+def yaml_module() -> Any:
+    """PyYAML.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
     try:
         import yaml
     except ModuleNotFoundError:
@@ -99,7 +104,7 @@ def _yaml() -> Any:
     return yaml
 
 
-def _literal(text: str) -> Any:
+def as_literal(text: str) -> Any:
     """The Python value that a text writes, or else the text."""
     try:
         return ast.literal_eval(text)

@@ -16,6 +16,7 @@ PYTORCH = {
     "callbacks.spike": ".spike",
     "cli": ".cli",
     "core": ".core",
+    "core.saving": ".saving",
     "demos": ".demos",
     "loggers": ".loggers",
     "loops": ".loops",

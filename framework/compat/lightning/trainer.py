@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -36,6 +35,7 @@ from .callbacks import (
     RichModelSummary,
 )
 from .core import LightningOptimizer, require_one_value
+from .files import as_literal
 from .loggers import TensorBoardLogger
 from .plugins import (
     CheckpointIO,
@@ -53,10 +53,21 @@ from .profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .runs import (
+    check_barebones,
+    check_run,
+    print_results,
+    say_if_it_goes_on,
+    say_why_it_stopped,
+    warn_of_loaders,
+    warn_of_missing_predictions,
+    without_doubles,
+)
 from .seed import seed_everything
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 from .utilities import MisconfiguredValue
+from .words import lightnings_words, warn
 
 __all__ = ["Trainer", "seed_everything"]
 
@@ -87,18 +98,6 @@ _FACES = {
     Logger: faces_of(Logger, loggers),
     Strategy: faces_of(Strategy, strategies),
 }
-
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _like(method: Callable[..., Any]) -> Callable[[_Method], _Method]:
-    """Let an override tell of the arguments of the method that it extends."""
-
-    def decorate(own: _Method) -> _Method:
-        return functools.wraps(method)(own)  # type: ignore[return-value] # the same, with a signature
-
-    return decorate
 
 
 class Trainer(native.Trainer):
@@ -138,76 +137,139 @@ class Trainer(native.Trainer):
             raise NotImplementedError(
                 f"model_registry must be None: there is no registry here; got {model_registry!r}"
             )
+        arguments = {**_from_environment(), **arguments}
         callbacks = _as_list(arguments.get("callbacks"))
         check_callbacks(arguments, callbacks)
+        given_profiler = profiler
         profiler = _profiler(profiler)
+        if arguments.get("barebones"):
+            check_barebones({**arguments, "profiler": given_profiler})
         measures = not isinstance(profiler, PassThroughProfiler)
         if measures and isinstance(profiler, Callback):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
-        _use_plugins(arguments, _as_list(plugins))
-        _use_strategy(arguments)
-        _use_devices(arguments)
-        if arguments.get("overfit_batches"):
-            # As there, it goes before these.
-            arguments.pop("limit_train_batches", None)
-            arguments.pop("limit_val_batches", None)
-        _add_defaults(arguments)
-        super().__init__(**arguments)
+        self._hidden: set[str] = set()
+        self._was_asked_to_stop = False
+        with lightnings_words():
+            _use_plugins(arguments, _as_list(plugins))
+            _use_strategy(arguments)
+            _use_devices(arguments)
+            if arguments.get("overfit_batches"):
+                # As there, it goes before these.
+                arguments.pop("limit_train_batches", None)
+                arguments.pop("limit_val_batches", None)
+            _add_defaults(arguments)
+            _use_whole_limits(arguments)
+            super().__init__(**arguments)
         self.callbacks = [
             MaxTime(self.max_time) if isinstance(c, NativeMaxTime) else c
             for c in self.callbacks
         ]
+        if arguments.get("max_epochs") is None and not self.fast_dev_run:
+            # Programs read that it was not given, until a fit begins.
+            self.max_epochs = None
+        if arguments.get("gradient_clip_val") is None:
+            # Hooks are told that nothing was asked for.
+            self.gradient_clip_algorithm = arguments.get("gradient_clip_algorithm")
+        if self.num_sanity_val_steps == -1:
+            self.num_sanity_val_steps = float("inf")
         self.profiler = profiler
         self._autolog_hparams = enable_autolog_hparams
         self._datamodule: Any = None
         self.fit_loop = FitLoop(self)
         self.predict_loop = PredictLoop(self)
 
-    @_like(native.Trainer.validate)
-    def validate(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Validate a module; arguments as of :meth:`loopwright.framework.Trainer.validate`."""
-        _require_module(model, may_be_none=True)
-        return super().validate(model, *args, **kwargs)
-
-    @_like(native.Trainer.test)
-    def test(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Test a module; arguments as of :meth:`loopwright.framework.Trainer.test`."""
-        _require_module(model, may_be_none=True)
-        return super().test(model, *args, **kwargs)
-
-    @_like(native.Trainer.predict)
-    def predict(self, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Predict with a module; arguments as of :meth:`loopwright.framework.Trainer.predict`."""
-        _require_module(model, may_be_none=True)
-        return super().predict(model, *args, **kwargs)
-
-    @_like(native.Trainer.fit)
-    def fit(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """Train a module; arguments as of :meth:`loopwright.framework.Trainer.fit`."""
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train a module; as :meth:`loopwright.framework.Trainer.fit`."""
         _require_module(model)
-        _require_batches(model)
-        if not self._autolog_hparams:
-            model.keep_hyperparameters_from_loggers()
-        self._require_one_value(model, *args, **kwargs)
-        super().fit(model, *args, **kwargs)
+        with lightnings_words("fit"):
+            self._was_asked_to_stop = False
+            self._set_max_epochs()
+            _require_batches(model)
+            if not self._autolog_hparams:
+                model.keep_hyperparameters_from_loggers()
+            self._require_one_value(model, train_dataloaders, datamodule)
+            check_run(self, "fit", model, ckpt_path)
+            warn_of_loaders(train_dataloaders, is_training=True)
+            warn_of_loaders(val_dataloaders, is_training=False)
+            super().fit(
+                model,
+                train_dataloaders,
+                val_dataloaders,
+                datamodule,
+                ckpt_path,
+                weights_only,
+            )
+        say_why_it_stopped(self)
 
-    def _require_one_value(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """Raise if the loggers would get two values of one hyperparameter."""
-        given = inspect.signature(super().fit).bind(model, *args, **kwargs).arguments
-        first = given.get("train_dataloaders")
-        data = first if isinstance(first, DataModule) else given.get("datamodule")
-        if self.loggers and isinstance(model, Module):
-            require_one_value(model, data)
+    def _set_max_epochs(self) -> None:
+        if self.max_epochs is not None:
+            return
+        if self.max_steps != -1 or self.max_time is not None:
+            self.max_epochs = -1
+            return
+        warn("`max_epochs` was not set. It is 1000 epochs; -1 is for no limit.")
+        self.max_epochs = 1000
 
-    @property
-    def datamodule(self) -> Any:
-        """The data of the running or last run, unless a program has set another."""
-        return self._datamodule or super().datamodule
+    def _evaluate(
+        self,
+        stage: str,
+        model: Any,
+        dataloaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: Any,
+        weights_only: bool | None,
+    ) -> list[dict[str, float]]:
+        _require_module(model, may_be_none=True)
+        with lightnings_words(stage):
+            check_run(self, stage, model, ckpt_path)
+            warn_of_loaders(dataloaders, is_training=False)
+            results = super()._evaluate(
+                stage, model, dataloaders, ckpt_path, False, datamodule, weights_only
+            )
+        results = without_doubles(results)
+        if verbose and self.is_global_zero and not self.engine.is_copy and any(results):
+            print_results(stage, results)
+        return results
 
-    @datamodule.setter
-    def datamodule(self, datamodule: Any) -> None:
-        self._datamodule = datamodule
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Predict once; as :meth:`loopwright.framework.Trainer.predict`."""
+        _require_module(model, may_be_none=True)
+        with lightnings_words("predict"):
+            check_run(self, "predict", model, ckpt_path)
+            warn_of_loaders(dataloaders, is_training=False)
+            outputs = super().predict(
+                model,
+                dataloaders,
+                datamodule,
+                return_predictions,
+                ckpt_path,
+                weights_only,
+            )
+        warn_of_missing_predictions(outputs)
+        return outputs
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint; as :meth:`loopwright.framework.Trainer.save_checkpoint`."""
+        with lightnings_words():
+            super().save_checkpoint(*args, **kwargs)
 
     def log_row(self, values: dict[str, Any], step: int | None = None) -> None:
         """Write one row to the loggers.
@@ -225,13 +287,70 @@ class Trainer(native.Trainer):
         if step is None and "step" in row:
             step = int(row.pop("step"))
         elif step is None:
-            step = self.global_step
-            if self.state.fn == "fit":
-                step = max(0, step - 1)
-            row.setdefault("epoch", self.current_epoch)
+            is_inside_fit = self.state.fn == "fit" and self.is_running
+            step = max(self.global_step - is_inside_fit, 0)
+            row = {"epoch": self.state.epoch, **row}
         for logger in self.loggers:
             logger.log_metrics(metrics=row, step=step)
         self.record.add_row(step, row)
+
+    @property
+    def callback_metrics(self) -> dict[str, torch.Tensor]:
+        """What was logged, but for the step values of evaluations."""
+        values = super().callback_metrics
+        return self._as_floats(
+            {
+                name: value
+                for name, value in values.items()
+                if name.split("/dataloader_idx_")[0] not in self._hidden
+            }
+        )
+
+    @property
+    def logged_metrics(self) -> dict[str, torch.Tensor]:
+        """What was logged for loggers."""
+        return self._as_floats(super().logged_metrics)
+
+    def hide_step_value(self, name: str) -> None:
+        """Leave the step value of an evaluation out of :attr:`callback_metrics`."""
+        self._hidden.add(name)
+
+    def _as_floats(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Values in the dtype that programs compare them in, though means are computed in more digits."""
+        dtype = torch.float64 if self.precision == "64-true" else torch.float32
+        short = (torch.float16, torch.bfloat16)
+        return {
+            name: value if value.dtype in short else value.to(dtype)
+            for name, value in values.items()
+        }
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to end the training after this step."""
+        return super().should_stop
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        native.Trainer.should_stop.fset(self, stop)  # type: ignore[attr-defined] # a property has it
+        # Somebody may ask at each step.
+        if stop and self.is_running and not self._was_asked_to_stop:
+            self._was_asked_to_stop = True
+            say_if_it_goes_on(self)
+
+    def _require_one_value(self, model: Any, first: Any, datamodule: Any) -> None:
+        """Raise if the loggers would get two values of one hyperparameter."""
+        data = first if isinstance(first, DataModule) else datamodule
+        if self.loggers and isinstance(model, Module):
+            require_one_value(model, data)
+
+    @property
+    def datamodule(self) -> Any:
+        """The data of the running or last run, unless a program has set another."""
+        return self._datamodule or super().datamodule
+
+    @datamodule.setter
+    def datamodule(self, datamodule: Any) -> None:
+        self._datamodule = datamodule
 
     @property
     def accelerator(self) -> Accelerator:
@@ -345,6 +464,10 @@ class FitLoop:
         """The Trainer's argument."""
         return self._trainer.max_steps
 
+    @max_steps.setter
+    def max_steps(self, steps: int) -> None:
+        self._trainer.max_steps = steps
+
     @property
     def restarting(self) -> bool:
         """Whether a run that resumes repeats the end of an epoch first, which none does here."""
@@ -354,6 +477,22 @@ class FitLoop:
     def _skip_backward(self) -> bool:
         """Whether this epoch only computes the statistics of batch norms, for which there is no epoch here."""
         return False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        trainer = self._trainer
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            return True
+        limit = trainer.max_epochs
+        if limit not in (None, -1) and trainer.current_epoch >= limit:
+            return True
+        return trainer.should_stop
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """Accumulation windows so far, which is what loggers count."""
+        return self._trainer.global_step
 
     @property
     def max_batches(self) -> int | float:
@@ -559,6 +698,25 @@ def _use_devices(arguments: dict[str, Any]) -> None:
     # True is what everybody gets who does not say: the processes find out for each loader.
     if arguments.get("use_distributed_sampler") is True:
         arguments["use_distributed_sampler"] = None
+
+
+def _from_environment() -> dict[str, Any]:
+    """Arguments that variables such as ``PL_TRAINER_MAX_EPOCHS`` give, for those that are not passed."""
+    names = inspect.signature(native.Trainer.__init__).parameters
+    variables = {name: f"PL_TRAINER_{name.upper()}" for name in names}
+    return {
+        name: as_literal(os.environ[variable])
+        for name, variable in variables.items()
+        if variable in os.environ
+    }
+
+
+def _use_whole_limits(arguments: dict[str, Any]) -> None:
+    """Read a float such as 1e6, for a limit, as a number of batches."""
+    for name in ("train", "val", "test", "predict"):
+        limit = arguments.get(f"limit_{name}_batches")
+        if isinstance(limit, float) and limit > 1 and limit.is_integer():
+            arguments[f"limit_{name}_batches"] = int(limit)
 
 
 def _add_defaults(arguments: dict[str, Any]) -> None:

@@ -1,0 +1,326 @@
+"""What programs for Lightning catch, filter, read and pass at its Trainer."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from loopwright.framework import CheckpointError
+from loopwright.framework.compat.lightning.saving import (
+    load_hparams_from_tags_csv,
+    load_hparams_from_yaml,
+    save_hparams_to_tags_csv,
+    save_hparams_to_yaml,
+    update_hparams,
+)
+from loopwright.lightning import LightningDataModule, Trainer
+from loopwright.lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from loopwright.lightning.demos import (
+    BoringDataModuleNoLen,
+    BoringModel,
+    IterableBoringDataModule,
+    RandomDataset,
+    RandomIterableDatasetWithLen,
+)
+from loopwright.lightning.loggers import CSVLogger
+from loopwright.lightning.utilities import CombinedLoader, MisconfigurationException
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "max_epochs": 1,
+}
+
+
+def trainer_of(**arguments: Any) -> Trainer:
+    return Trainer(
+        **{**QUIET, "limit_train_batches": 2, "limit_val_batches": 2, **arguments}
+    )
+
+
+class Saved(BoringModel):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Logging(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("train", float(batch_idx), on_step=True, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val", self.step(batch), on_step=True, on_epoch=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("test", 1, on_step=True, on_epoch=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"max_epochs": -2}, ValueError, "`max_epochs` must be a non-negative integer"),
+        ({"gradient_clip_val": (1, 2)}, TypeError, "`gradient_clip_val` should be an"),
+        (
+            {"gradient_clip_algorithm": "norm2"},
+            ValueError,
+            "`gradient_clip_algorithm` norm2 is invalid",
+        ),
+        ({"limit_val_batches": 1.5}, ValueError, "passed invalid value 1.5 for limit_"),
+        ({"fast_dev_run": -1}, ValueError, "should be >= 0"),
+        ({"barebones": True, "fast_dev_run": 1}, ValueError, "barebones=True, fast_d"),
+    ],
+)
+def test_arguments_are_misconfigured_in_lightnings_words(
+    arguments: dict[str, Any], kind: type[Exception], words: str
+):
+    with pytest.raises(MisconfigurationException, match=words) as caught:
+        Trainer(**arguments)
+    # Programs for either trainer catch it.
+    assert isinstance(caught.value, kind)
+
+
+def test_a_module_is_misconfigured_in_lightnings_words():
+    module: Any = BoringModel()
+    module.training_step = None
+    with pytest.raises(MisconfigurationException, match=r"No `training_step\(\)`"):
+        trainer_of().fit(module)
+    no_module: Any = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="must be a `LightningModule`, got `Linear`"):
+        trainer_of().test(no_module)
+    with pytest.raises(MisconfigurationException, match="requires a `LightningModule"):
+        trainer_of().predict()
+
+
+def test_errors_of_the_users_own_stay_as_they_are():
+    class Failing(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        trainer_of().fit(Failing())
+    assert type(caught.value) is ValueError
+
+
+def test_checkpoints_that_are_not_there(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="Checkpoint file not found") as caught:
+        trainer_of().fit(BoringModel(), ckpt_path=tmp_path / "none.ckpt")
+    assert isinstance(caught.value, CheckpointError)
+    trainer = trainer_of()
+    with pytest.raises(AttributeError, match="if a model is attached"):
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="`ModelCheckpoint` is not configured"):
+        trainer.test(BoringModel(), ckpt_path="best")
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    with pytest.raises(KeyError, match="checkpoint contains only the model"):
+        trainer_of(max_epochs=2).fit(BoringModel(), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_warnings_can_be_filtered():
+    module: Any = BoringModel()
+    module.val_dataloader = None
+    with pytest.warns(UserWarning, match="but have no `val_dataloader`"):
+        trainer_of().fit(module)
+    stream = DataLoader(RandomIterableDatasetWithLen(32, 2))
+    with pytest.warns(UserWarning, match="has `__len__` defined"):
+        trainer_of().test(BoringModel(), stream)
+    shuffled = DataLoader(RandomDataset(32, 2), shuffle=True)
+    with pytest.warns(UserWarning, match="turn shuffling off"):
+        trainer_of().validate(BoringModel(), shuffled)
+
+
+def test_the_best_model_is_used_with_a_warning(tmp_path: Path):
+    saving = ModelCheckpoint(dirpath=tmp_path)
+    trainer = trainer_of(enable_checkpointing=True, callbacks=saving)
+    trainer.fit(BoringModel())
+    with pytest.warns(UserWarning, match="The best model of the previous `fit` call"):
+        trainer.validate(verbose=False)
+    assert trainer.ckpt_path == saving.best_model_path
+
+
+def test_a_limit_that_ends_a_fit_is_logged(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        trainer_of(max_steps=1).fit(BoringModel())
+        assert "`max_steps=1` reached" in caplog.text
+        trainer_of().fit(BoringModel())
+        assert "`max_epochs=1` reached" in caplog.text
+
+
+def test_a_training_that_goes_on_says_so(caplog: pytest.LogCaptureFixture):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 1:
+                trainer.should_stop = True
+
+    trainer = trainer_of(max_epochs=5, min_epochs=3, callbacks=Stop())
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        trainer.fit(BoringModel())
+    assert "`min_epochs=3` or `min_steps=None` has not been met" in caplog.text
+    assert trainer.current_epoch == 3
+
+
+def test_values_and_rows_are_lightnings(tmp_path: Path):
+    logger = CSVLogger(tmp_path)
+    trainer = trainer_of(logger=logger, log_every_n_steps=1, num_sanity_val_steps=0)
+    trainer.fit(Logging())
+    names = {"train", "train_step", "train_epoch", "val", "val_epoch"}
+    assert set(trainer.callback_metrics) == names
+    assert trainer.callback_metrics["val"].dtype == torch.float32
+    assert trainer.logged_metrics["train_step"].dtype == torch.float32
+    lines = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
+    rows = [row for row in csv.DictReader(lines) if row["train_step"]]
+    assert [int(row["step"]) for row in rows] == [0, 1]
+    (results,) = trainer.test(Logging(), verbose=False)
+    assert results == {"test_epoch": 1.0}
+
+
+def test_results_are_printed_by_loader(capsys: pytest.CaptureFixture[str]):
+    trainer_of(limit_test_batches=1).test(Logging())
+    shown = capsys.readouterr().out
+    assert "Test metric" in shown
+    assert "DataLoader 0" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "words"),
+    [
+        (1, {"on_step": False, "on_epoch": False}, "is not useful"),
+        ("text", {}, r"self.log\(x, 'text'\)` was called"),
+        ({"a": 1}, {}, "nested dictionaries cannot be logged"),
+        (torch.ones(2), {}, "must have a single element"),
+    ],
+)
+def test_what_cannot_be_logged(value: Any, options: dict[str, Any], words: str):
+    class Wrong(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("x", value, **options)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(MisconfigurationException, match=words):
+        trainer_of().fit(Wrong())
+
+
+def test_where_nothing_can_be_logged():
+    class Early(BoringModel):
+        def on_fit_start(self) -> None:
+            with pytest.raises(MisconfigurationException, match=r"You can't `self.log"):
+                self.log("x", 1)
+            with pytest.raises(MisconfigurationException, match="`dataloader_idx`"):
+                self.log("x/dataloader_idx_0", 1)
+
+    trainer_of().fit(Early())
+    with pytest.warns(UserWarning, match="`self.trainer` reference is not registered"):
+        BoringModel().log("x", 1)
+
+
+def test_a_monitor_that_was_not_logged():
+    trainer = trainer_of(callbacks=EarlyStopping("nothing"))
+    with pytest.raises(RuntimeError, match="conditioned on metric `nothing`"):
+        trainer.fit(BoringModel())
+
+
+def test_variables_give_arguments(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
+    monkeypatch.setenv("PL_TRAINER_GRADIENT_CLIP_ALGORITHM", "value")
+    trainer = Trainer(accelerator="cpu", logger=False)
+    assert trainer.max_steps == 7
+    assert trainer.gradient_clip_algorithm == "value"
+    assert Trainer(accelerator="cpu", logger=False, max_steps=3).max_steps == 3
+
+
+def test_arguments_read_as_they_were_given():
+    trainer = Trainer(accelerator="cpu", logger=False, num_sanity_val_steps=-1)
+    assert trainer.max_epochs is None
+    assert trainer.num_sanity_val_steps == float("inf")
+    assert trainer.gradient_clip_algorithm is None
+    assert trainer_of(limit_test_batches=1e3).limit_test_batches == 1000
+    assert trainer_of(max_epochs=0).fit_loop.done
+    assert not trainer_of().fit_loop.done
+
+
+def test_stages_and_clipping_are_given_by_name():
+    found = []
+
+    class Named(BoringModel):
+        def setup(self, other: Any = None, stage: Any = None) -> None:
+            found.append((other, stage))
+
+        def clip_gradients(
+            self, optimizer: Any, *, gradient_clip_val: Any, **kwargs: Any
+        ) -> None:
+            found.append(gradient_clip_val)
+
+    trainer_of(max_steps=1).fit(Named())
+    assert found == [(None, "fit"), None]
+
+
+def test_an_evaluation_reads_the_batches_of_a_combined_loader():
+    class Counting(BoringModel):
+        lengths: list[int]
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.lengths.append(len(batch))
+
+    module = Counting()
+    module.lengths = []
+    loaders = [DataLoader(RandomDataset(32, 2)) for _ in range(2)]
+    trainer_of().validate(module, CombinedLoader(loaders, "max_size"))
+    assert module.lengths == [2, 2]
+
+
+def test_arguments_that_nobody_takes_are_left_out(tmp_path: Path):
+    trainer = trainer_of()
+    trainer.fit(Saved(5))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    module = Saved.load_from_checkpoint(tmp_path / "a.ckpt", nobodys=1)
+    assert module.hparams == {"width": 5}
+
+
+def test_hyperparameters_of_data_have_a_key_of_their_own(tmp_path: Path):
+    class Data(LightningDataModule):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(RandomDataset(32, self.hparams.size))
+
+    trainer = trainer_of()
+    trainer.fit(BoringModel(), datamodule=Data(4))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert saved[Data.CHECKPOINT_HYPER_PARAMS_KEY] == {"size": 4}
+
+
+def test_files_of_hyperparameters(tmp_path: Path):
+    hparams = {"rate": 0.1, "inner": {"name": "a"}, "size": 3}
+    save_hparams_to_yaml(tmp_path / "a.yaml", hparams)
+    assert load_hparams_from_yaml(tmp_path / "a.yaml", use_omegaconf=False) == hparams
+    save_hparams_to_tags_csv(tmp_path / "a.csv", hparams)
+    assert load_hparams_from_tags_csv(tmp_path / "a.csv") == hparams
+    with pytest.warns(UserWarning, match="Skipping 'kind' parameter"):
+        save_hparams_to_yaml(tmp_path / "b.yaml", {"kind": torch.float32, "size": 1})
+    assert load_hparams_from_yaml(tmp_path / "b.yaml", use_omegaconf=False) == {
+        "size": 1
+    }
+    with pytest.warns(RuntimeWarning, match="none.csv"):
+        assert load_hparams_from_tags_csv(tmp_path / "none.csv") == {}
+    update_hparams(hparams, {"inner": {"name": "b"}, "new": 1})
+    assert hparams == {"rate": 0.1, "inner": {"name": "b"}, "size": 3, "new": 1}
+
+
+def test_demos_with_streams():
+    trainer_of().fit(BoringModel(), datamodule=BoringDataModuleNoLen())
+    data = IterableBoringDataModule()
+    data.setup("fit")
+    assert [len(list(loader)) for loader in data.train_dataloader()] == [16, 16]
