@@ -276,8 +276,9 @@ def report_of(error: BaseException) -> RankReport:
 
 def own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
     """Return a report of this process; see :class:`~.rank_report.RankReport`."""
+    environment = detect_environment()
     return RankReport(
-        rank=_own_rank(),
+        rank=0 if environment is None else environment.rank,
         kind=kind,
         place=place,
         message=message,
@@ -287,11 +288,6 @@ def own_report(kind: Kind, place: str, message: str, trace: str) -> RankReport:
         time=time.time(),
         attempt=restart_count(),
     )
-
-
-def _own_rank() -> int:
-    environment = detect_environment()
-    return 0 if environment is None else environment.rank
 
 
 def message_of(error: BaseException) -> str:

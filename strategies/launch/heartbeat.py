@@ -231,11 +231,6 @@ def _shared_store() -> Any:
     return RENDEZVOUS.side_store("heartbeat", timedelta(seconds=3))
 
 
-def _is_started_by_agent() -> bool:
-    """Whether this process is a direct child of an agent of ours, which then reads its beats."""
-    return os.environ.get(AGENT) == str(os.getppid())
-
-
 class _Beats:
     """Writes beats, once it is open.
 
@@ -285,7 +280,9 @@ class _Beats:
         pid = os.getpid()
         names = ("beat", "stacks")
         with ExitStack() as stack:
-            if _is_started_by_agent() and BEATS in os.environ:
+            # Of an agent of ours, which then reads the beats.
+            is_child = os.environ.get(AGENT) == str(os.getppid())
+            if is_child and BEATS in os.environ:
                 number = threading.get_native_id()
                 paths = [
                     os.path.join(os.environ[BEATS], f"{name}-{pid}-{number}")
