@@ -29,7 +29,11 @@ from loopwright.lightning.demos import (
     RandomIterableDatasetWithLen,
 )
 from loopwright.lightning.loggers import CSVLogger
-from loopwright.lightning.utilities import CombinedLoader, MisconfigurationException
+from loopwright.lightning.utilities import (
+    CombinedLoader,
+    MisconfigurationException,
+    rank_zero_only,
+)
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -137,6 +141,30 @@ def test_warnings_can_be_filtered():
     shuffled = DataLoader(RandomDataset(32, 2), shuffle=True)
     with pytest.warns(UserWarning, match="turn shuffling off"):
         trainer_of().validate(BoringModel(), shuffled)
+
+
+def test_warnings_are_pythons_after_a_checkpoint_was_saved(tmp_path: Path):
+    class Saves(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            logging.getLogger("loopwright").warning("at the end")
+
+    with pytest.warns(UserWarning, match="at the end"):
+        trainer_of(callbacks=[Saves()]).fit(BoringModel())
+
+
+def test_warnings_about_other_processes_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Warns(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+            logging.getLogger("loopwright").warning("of this process")
+
+    with pytest.warns(UserWarning, match="of this process"):
+        trainer_of(callbacks=[Warns()]).fit(BoringModel())
 
 
 def test_the_best_model_is_used_with_a_warning(tmp_path: Path):
