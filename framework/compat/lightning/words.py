@@ -351,7 +351,8 @@ def in_lightnings_words(error: Exception, fn: str = "") -> Exception:
         message = _with_words(text, pattern, words)
         if message is not None:
             return _like(error, kind(message.replace("{fn}", fn)))
-    if isinstance(error, ValueError):
+    # Others, such as a UnicodeDecodeError, come from what a user's loader calls.
+    if type(error) is ValueError:
         return _like(error, MisconfiguredValue(text))
     return error
 

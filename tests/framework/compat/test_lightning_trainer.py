@@ -143,6 +143,16 @@ def test_warnings_can_be_filtered():
         trainer_of().validate(BoringModel(), shuffled)
 
 
+def test_errors_of_what_a_loader_calls_are_left_alone():
+    class Undecodable:
+        def __iter__(self) -> Any:
+            # Its error has no line of Python but the loop's.
+            return map(bytes.decode, [b"\xff"])
+
+    with pytest.raises(UnicodeDecodeError):
+        trainer_of().fit(BoringModel(), Undecodable())
+
+
 def test_warnings_are_pythons_after_a_checkpoint_was_saved(tmp_path: Path):
     class Saves(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -306,11 +316,14 @@ def test_an_evaluation_reads_the_batches_of_a_combined_loader():
     assert module.lengths == [2, 2]
 
 
-def test_arguments_that_nobody_takes_are_left_out(tmp_path: Path):
+def test_arguments_that_nobody_takes_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     trainer = trainer_of()
     trainer.fit(Saved(5))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     module = Saved.load_from_checkpoint(tmp_path / "a.ckpt", nobodys=1)
+    assert "Saved.__init__ does not take nobodys" in caplog.text
     assert module.hparams == {"width": 5}
 
 
