@@ -104,22 +104,6 @@ class LearningRateMonitor(Callback):
         trainer.log_row({"epoch": trainer.current_epoch, **rates, **others}, step)
 
 
-def learning_rates(trainer: Trainer) -> dict[str, Any]:
-    """The learning rates of all optimizers by name, as :class:`LearningRateMonitor` calls them.
-
-    Args:
-        trainer: in a fit.
-
-    Raises:
-        ValueError: if two groups of one optimizer have the same name.
-    """
-    return {
-        key: group["lr"]
-        for name, optimizer, _ in optimizers_by_name(trainer)
-        for key, group in groups_by_name(name, optimizer)
-    }
-
-
 def optimizers_by_name(trainer: Trainer) -> list[tuple[str, Optimizer, str | None]]:
     """The optimizers of schedulers, then those without: name, optimizer, and the scheduler's interval or None."""
     listed: list[tuple[str | None, Optimizer, str | None]] = [

@@ -222,7 +222,7 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     is_of_lightning_1 = "optimizer_idx" in signature.parameters
     for arguments in () if is_of_lightning_1 else accepted:
         # A decorator may give the function more than it is given itself.
-        if _takes(signature, arguments) or _takes(decorated, arguments):
+        if _takes(signature, *arguments) or _takes(decorated, *arguments):
             return
     advice = ""
     if is_of_lightning_1:
@@ -236,9 +236,18 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
     )
 
 
-def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
+def call_with_stage(stage: str, *hooks: Any) -> None:
+    """Call ``setup`` or ``teardown``: with the stage by name, as Lightning does, if it takes that; else by position."""
+    for hook in hooks:
+        if _takes(inspect.signature(hook, follow_wrapped=False), stage=stage):
+            hook(stage=stage)
+        else:
+            hook(stage)
+
+
+def _takes(signature: inspect.Signature, *args: str, **kwargs: str) -> bool:
     try:
-        signature.bind(*arguments)
+        signature.bind(*args, **kwargs)
     except TypeError:
         return False
     return True

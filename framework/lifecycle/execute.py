@@ -37,7 +37,7 @@ from ..loop.run import Run, RunRequest
 from ..messages import log
 from ..metrics.metric_state import keep_metrics_local
 from ..module import Module
-from ..subclasses import overrides
+from ..subclasses import call_with_stage, overrides
 from .attachment import attached
 from .checks import check_optimizers
 from .find import read_run
@@ -237,7 +237,6 @@ def _note_no_loader(run: Run) -> None:
 def _set_up(run: Run, request: RunRequest) -> None:
     """Bring the processes together, and the module, its data and its optimizers to where the run begins."""
     trainer = run.trainer
-    module = run.module
     fn = run.fn
     _set_torch_flags(trainer.deterministic, trainer.benchmark)
     if run.engine.device.type == "cpu" and (
@@ -260,12 +259,12 @@ def _set_up(run: Run, request: RunRequest) -> None:
     failures.note_folder(partial(_log_folder, trainer, True))
     run.record.begin(run, request.number)
     prepare_data(run)
-    run.hooks.call("setup", stage=fn)
+    call_with_stage(fn, *run.hooks.setup)
     _configure_model(run)
     _detach_last_fit(run)
     if fn == "fit":
         weight_sets.begin(run)
-    run.engine.strategy.setup(module, run.engine.precision)
+    run.engine.strategy.setup(run.module, run.engine.precision)
     run.resume.apply_weights()
     if fn == "fit":
         _set_up_fit(run)
@@ -300,14 +299,13 @@ def _log_folder(trainer: Trainer, has_begun: bool) -> str:
 
 def prepare_data(run: Run) -> None:
     """Call ``prepare_data`` in one process of each machine, and then the data module's ``setup`` in all."""
-    owners = ((run.datamodule, DataModule), (run.module, Module))
-    for owner, base in owners:
+    for owner, base in ((run.datamodule, DataModule), (run.module, Module)):
         if owner is not None and overrides(owner, "prepare_data", base):
             if run.trainer.local_rank == 0:
                 owner.prepare_data()
             run.engine.strategy.barrier()  # collective
     if run.datamodule is not None:
-        run.datamodule.setup(stage=run.fn)
+        call_with_stage(run.fn, run.datamodule.setup)
 
 
 def _configure_model(run: Run) -> None:
@@ -438,9 +436,8 @@ def _warn_of_two_values(
         # Objects may have no equality of their own.
         first = repr(of_module[name])
         second = repr(of_data[name])
-        # A command line notes under such names how it has made each of the two.
-        is_private = str(name).startswith("_")
-        if first != second and not is_private:
+        # A command line notes under names with an underscore how it has made each of the two.
+        if first != second and not str(name).startswith("_"):
             run.warn_once(
                 f"Loggers get the hyperparameter {name} of the data, {second}; the module's, {first}, has the same "
                 "name: give one of them another, or leave it out by save_hyperparameters(ignore=…)"
@@ -469,8 +466,8 @@ def _set_torch_flags(deterministic: bool | str | None, benchmark: bool | None) -
 def _take_down(run: Run) -> None:
     """End a run that has come to its end: its hooks, the save that is under way, and the strategy."""
     if run.datamodule is not None:
-        run.datamodule.teardown(stage=run.fn)
-    run.hooks.call("teardown", stage=run.fn)
+        call_with_stage(run.fn, run.datamodule.teardown)
+    call_with_stage(run.fn, *run.hooks.teardown)
     run.engine.saver.wait()
     run.engine.strategy.teardown()
     if run.fn == "fit":

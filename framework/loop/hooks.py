@@ -80,10 +80,10 @@ class CallbackBus:
         self._num_early[name] += 1
         setattr(self, name, (function, *getattr(self, name)))
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def call(self, name: str, *args: Any) -> None:
         """Call all hooks of a name, where speed does not matter."""
         for hook in getattr(self, name):
-            hook(*args, **kwargs)
+            hook(*args)
 
 
 def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:

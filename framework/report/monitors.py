@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...callbacks.lr_monitor import learning_rates
+from ...callbacks.lr_monitor import groups_by_name, optimizers_by_name
 from ...callbacks.peak_flops import available_flops
 from ...callbacks.throughput_monitor import FlopCount, ThroughputMonitor
 from ...strategies.launch.machine import usable_cpus
@@ -307,7 +307,11 @@ def has_nvml() -> bool:
 def rates(run: Run) -> dict[str, Any]:
     """The learning rates by name, as ``lr/AdamW``."""
     try:
-        found = learning_rates(run.trainer)
+        found = {
+            key: group["lr"]
+            for name, optimizer, _ in optimizers_by_name(run.trainer)
+            for key, group in groups_by_name(name, optimizer)
+        }
     except (ValueError, AttributeError, KeyError):
         # Groups of one name, or an optimizer of another make.
         return {}

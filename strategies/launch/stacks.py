@@ -144,10 +144,9 @@ def last_collective() -> str:
     # The record is torch's own, and may differ from version to version.
     with suppress(Exception):
         last = json.loads(torch_records._dump_fr_trace_json())["entries"][-1]  # type: ignore[union-attr]
-        group = last["process_group"][-1]
         state = "has ended" if last["retired"] else "has not ended"
         return (
-            f"Last collective: number {last['collective_seq_id']} of {group}, {last['profiling_name']} of "
-            f"{last['input_sizes']}, {state}"
+            f"Last collective: number {last['collective_seq_id']} of {last['process_group'][-1]}, "
+            f"{last['profiling_name']} of {last['input_sizes']}, {state}"
         )
     return ""

@@ -1067,3 +1067,65 @@ def test_one_training_loader_in_a_list() -> None:
     assert [
         len(a[0]) for e, a in recorder.arguments if e == "module.training_step"
     ] == [1, 1]
+
+
+# -- what setup and teardown call their stage -----------------------------------------------------------------------
+
+
+class Renamed(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[Any] = []
+
+    def setup(self, what: str) -> None:
+        self.stages.append(what)
+
+    def teardown(self, *args: str) -> None:
+        self.stages.append(args)
+
+
+class RenamedObserver(Callback):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def setup(self, owner: Trainer, model: Module, what: str) -> None:
+        self.stages.append(what)
+
+    def teardown(self, owner: Trainer, model: Module, stage: str, /) -> None:
+        self.stages.append(stage)
+
+
+class RenamedData(DataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[str] = []
+
+    def setup(self, what: str) -> None:
+        self.stages.append(what)
+
+    def teardown(self, what: str) -> None:
+        self.stages.append(what)
+
+    def train_dataloader(self) -> Any:
+        return samples(1)
+
+
+def test_setup_and_teardown_may_call_the_stage_as_they_like() -> None:
+    module, callback, data = Renamed(), RenamedObserver(), RenamedData()
+    quiet(callback).fit(module, datamodule=data)
+    assert module.stages == ["fit", ("fit",)]
+    assert callback.stages == data.stages == ["fit", "fit"]
+
+
+def test_setup_gets_its_stage_by_name_where_it_takes_that() -> None:
+    """As Lightning gives it."""
+    module = Tiny()
+    given: list[Any] = []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        given.append((args, kwargs))
+
+    # As wrappers of whole modules do.
+    module.setup = note
+    quiet().fit(module, samples(1))
+    assert given == [((), {"stage": "fit"})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +43,8 @@ __all__ = [
     "_load_from_checkpoint",
     "get_filesystem",
 ]
+
+log = logging.getLogger("loopwright")
 
 
 class LightningOptimizer(ManualOptimizer):
@@ -202,7 +205,14 @@ class LightningModule(_LightningHyperparameters, Module):
             ValueError: for a file of hyperparameters of another kind, or if ``strict`` is another than the module's
                 own ``strict_loading``.
         """
-        overrides = _taken_by(cls.__init__, overrides)
+        taken = _taken_by(cls.__init__, overrides)
+        if len(taken) < len(overrides):
+            log.warning(
+                "load_from_checkpoint: %s.__init__ does not take %s, which is left out",
+                cls.__name__,
+                ", ".join(overrides.keys() - taken.keys()),
+            )
+        overrides = taken
         if hparams_file is not None:
             saved = read_hparams(hparams_file)
             overrides = {**_taken_by(cls.__init__, saved), **overrides}

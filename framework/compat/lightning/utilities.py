@@ -604,12 +604,13 @@ def get_filesystem(path: Any, **kwargs: Any) -> Any:
 def _load(
     path_or_url: Any, map_location: Any = None, weights_only: bool | None = None
 ) -> Any:
-    """Open a file that ``torch.save`` has written."""
+    """Open a file that ``torch.save`` has written; ``weights_only=False`` lets it hold objects, which can run code."""
+    weights_only = weights_only is not False
     if not isinstance(path_or_url, (str, Path)):
         return torch.load(path_or_url, map_location, weights_only=weights_only)
     if str(path_or_url).startswith("http"):
         return torch.hub.load_state_dict_from_url(
-            str(path_or_url), map_location=map_location, weights_only=bool(weights_only)
+            str(path_or_url), map_location=map_location, weights_only=weights_only
         )
     with get_filesystem(path_or_url).open(str(path_or_url), "rb") as file:
         return torch.load(file, map_location, weights_only=weights_only)

@@ -351,7 +351,8 @@ def in_lightnings_words(error: Exception, fn: str = "") -> Exception:
         message = _with_words(text, pattern, words)
         if message is not None:
             return _like(error, kind(message.replace("{fn}", fn)))
-    if isinstance(error, ValueError):
+    # Others, such as a UnicodeDecodeError, come from what a user's loader calls.
+    if type(error) is ValueError:
         return _like(error, MisconfiguredValue(text))
     return error
 
@@ -379,6 +380,8 @@ def lightnings_words(fn: str = "") -> Iterator[None]:
     Args:
         fn: the Trainer's method that runs in it.
     """
+    # A checkpoint may be saved, or another Trainer run, inside of a run.
+    is_outermost = _warn_instead not in log.filters
     log.addFilter(_warn_instead)
     try:
         yield
@@ -388,7 +391,8 @@ def lightnings_words(fn: str = "") -> Iterator[None]:
             raise
         raise other from other.__cause__
     finally:
-        log.removeFilter(_warn_instead)
+        if is_outermost:
+            log.removeFilter(_warn_instead)
 
 
 def _warn_instead(record: logging.LogRecord) -> bool:
@@ -400,15 +404,18 @@ def _warn_instead(record: logging.LogRecord) -> bool:
             _warn(message, kind)
             return False
     if record.levelno == logging.WARNING:
-        _warn(text, UserWarning)
+        # It may be about this process alone.
+        _warn_here(text, UserWarning)
         return False
     return True
 
 
-@rank_zero_only
-def _warn(message: str, kind: type[Warning]) -> None:
+def _warn_here(message: str, kind: type[Warning]) -> None:
     # At one place, as its line tells nothing: Python shows each text once.
     warnings.warn(message, kind, stacklevel=1)
+
+
+_warn = rank_zero_only(_warn_here)
 
 
 def warn(message: str, kind: type[Warning] = PossibleUserWarning) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from loopwright.lightning.callbacks import (
 from loopwright.lightning.demos import BoringModel
 from loopwright.lightning.loggers import CSVLogger
 from loopwright.lightning.tuner import Tuner
-from loopwright.lightning.utilities import MisconfigurationException
+from loopwright.lightning.utilities import MisconfigurationException, _load
 
 
 def fit(
@@ -284,3 +285,29 @@ def test_the_tuner_warns_of_two_batch_sizes(tmp_path: Path):
     )
     with pytest.warns(UserWarning, match="are mutually exclusive"):
         Tuner(trainer).scale_batch_size(TwoSizes(), max_trials=1)
+
+
+class RunsCode:
+    """Its pickle calls a function."""
+
+    def __reduce__(self) -> Any:
+        return print, ("this runs code",)
+
+
+def test_a_file_from_the_net_runs_no_code_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    monkeypatch.setattr(
+        torch.hub,
+        "load_state_dict_from_url",
+        lambda url, **options: asked.append(options["weights_only"]),
+    )
+    _load("http://host/model.ckpt")
+    _load("http://host/model.ckpt", weights_only=False)
+    assert asked == [True, False]
+
+    path = tmp_path / "model.ckpt"
+    torch.save({"a": RunsCode()}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        _load(path)

@@ -29,7 +29,11 @@ from loopwright.lightning.demos import (
     RandomIterableDatasetWithLen,
 )
 from loopwright.lightning.loggers import CSVLogger
-from loopwright.lightning.utilities import CombinedLoader, MisconfigurationException
+from loopwright.lightning.utilities import (
+    CombinedLoader,
+    MisconfigurationException,
+    rank_zero_only,
+)
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -96,7 +100,7 @@ def test_a_module_is_misconfigured_in_lightnings_words():
         trainer_of().fit(module)
     no_module: Any = torch.nn.Linear(1, 1)
     with pytest.raises(
-        TypeError, match="must be a `LightningModule` or .*, got `Linear`"
+        TypeError, match=r"must be a `LightningModule` or .*, got `Linear`"
     ):
         trainer_of().test(no_module)
     with pytest.raises(MisconfigurationException, match="requires a `LightningModule"):
@@ -139,6 +143,40 @@ def test_warnings_can_be_filtered():
     shuffled = DataLoader(RandomDataset(32, 2), shuffle=True)
     with pytest.warns(UserWarning, match="turn shuffling off"):
         trainer_of().validate(BoringModel(), shuffled)
+
+
+def test_errors_of_what_a_loader_calls_are_left_alone():
+    class Undecodable:
+        def __iter__(self) -> Any:
+            # Its error has no line of Python but the loop's.
+            return map(bytes.decode, [b"\xff"])
+
+    with pytest.raises(UnicodeDecodeError):
+        trainer_of().fit(BoringModel(), Undecodable())
+
+
+def test_warnings_are_pythons_after_a_checkpoint_was_saved(tmp_path: Path):
+    class Saves(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            logging.getLogger("loopwright").warning("at the end")
+
+    with pytest.warns(UserWarning, match="at the end"):
+        trainer_of(callbacks=[Saves()]).fit(BoringModel())
+
+
+def test_warnings_about_other_processes_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Warns(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+            logging.getLogger("loopwright").warning("of this process")
+
+    with pytest.warns(UserWarning, match="of this process"):
+        trainer_of(callbacks=[Warns()]).fit(BoringModel())
 
 
 def test_the_best_model_is_used_with_a_warning(tmp_path: Path):
@@ -280,11 +318,14 @@ def test_an_evaluation_reads_the_batches_of_a_combined_loader():
     assert module.lengths == [2, 2]
 
 
-def test_arguments_that_nobody_takes_are_left_out(tmp_path: Path):
+def test_arguments_that_nobody_takes_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     trainer = trainer_of()
     trainer.fit(Saved(5))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     module = Saved.load_from_checkpoint(tmp_path / "a.ckpt", nobodys=1)
+    assert "Saved.__init__ does not take nobodys" in caplog.text
     assert module.hparams == {"width": 5}
 
 
