@@ -12,6 +12,8 @@ PYTORCH = {
     "": "",
     "accelerators": ".accelerators",
     "callbacks": ".callbacks",
+    "callbacks.early_stopping": ".early_stopping",
+    "callbacks.model_checkpoint": ".model_checkpoint",
     "callbacks.progress": ".progress_bars",
     "callbacks.spike": ".spike",
     "cli": ".cli",
