@@ -18,7 +18,6 @@ from ....callbacks import (
     Callback,
     LambdaCallback,
     OnExceptionCheckpoint,
-    ThroughputMonitor,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
 from ....callbacks import (
@@ -31,7 +30,6 @@ from ....callbacks import RichModelSummary as NativeRichModelSummary
 from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
 from ....callbacks.timer import MaxTime as NativeMaxTime
-from ..imports import unserved
 from .early_stopping import EarlyStopping, EarlyStoppingReason
 from .lr_monitor import LearningRateMonitor
 from .model_checkpoint import Checkpoint, ModelCheckpoint
@@ -41,8 +39,10 @@ from .progress_bars import (
     RichProgressBarTheme,
     TQDMProgressBar,
 )
+from .rich_bars import CustomProgress, MetricsTextColumn
 from .spike import SpikeDetection
 from .states import LightningEnum
+from .throughput_monitor import ThroughputMonitor
 from .utilities import (
     MisconfigurationException,
     MisconfiguredValue,
@@ -396,11 +396,3 @@ class BatchSizeFinder(NativeBatchSizeFinder):
         warn_of_two_fields(pl_module, self.batch_arg_name)
         with misconfigured_values():
             return super().scale_batch_size(trainer, pl_module)
-
-
-CustomProgress = unserved(
-    "CustomProgress", "override RichProgressBar.configure_columns"
-)
-MetricsTextColumn = unserved(
-    "MetricsTextColumn", "override RichProgressBar.configure_columns"
-)

@@ -15,6 +15,7 @@ PYTORCH = {
     "callbacks.early_stopping": ".early_stopping",
     "callbacks.model_checkpoint": ".model_checkpoint",
     "callbacks.progress": ".progress_bars",
+    "callbacks.progress.rich_progress": ".rich_bars",
     "callbacks.spike": ".spike",
     "cli": ".cli",
     "core": ".core",

@@ -351,6 +351,12 @@ class Trainer(native.Trainer):
         if self.loggers and isinstance(model, Module):
             require_one_value(model, data)
 
+    def _copy_with(self, callbacks: list[Callback]) -> Any:
+        other: Any = super()._copy_with(callbacks)
+        other.fit_loop = FitLoop(other)
+        other.predict_loop = PredictLoop(other)
+        return other
+
     @property
     def checkpoint_callback(self) -> Any:
         """The first ``ModelCheckpoint``; without one, the first :class:`Checkpoint`, or None."""
