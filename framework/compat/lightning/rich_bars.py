@@ -82,7 +82,9 @@ class RichProgressBar(NativeRichProgressBar):
 
     def _init_progress(self, trainer: Any) -> None:
         """Begin with no tasks, where there is no run whose tasks go on."""
-        if self.is_disabled or (self.progress is not None and not self._progress_stopped):
+        if self.is_disabled or (
+            self.progress is not None and not self._progress_stopped
+        ):
             return
         from rich.progress import Progress, TextColumn
 
