@@ -46,8 +46,8 @@ class PassThroughProfiler(Profiler):
 class SimpleProfiler(_Reports, ProfiledSections):
     """A :class:`~loopwright.callbacks.SimpleProfiler`.
 
-    Beside a program's own sections, ``recorded_durations`` has epochs, batches, steps and backward passes by Lightning's
-    names, such as ``run_training_batch``; hooks have none.
+    Beside a program's own sections, ``recorded_durations`` has epochs, batches, steps and backward passes by
+    Lightning's names, such as ``run_training_batch``; hooks have none.
 
     Args:
         dirpath: the folder for the table.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -13,8 +14,8 @@ __all__ = ["ThroughputMonitor"]
 class ThroughputMonitor(NativeThroughputMonitor):
     """A :class:`~loopwright.callbacks.ThroughputMonitor`, with the same arguments.
 
-    In an evaluation, a row comes after each ``log_every_n_steps`` batches, with the number of this stage's batches since
-    the Trainer was made as its step; and outside of a fit, the counts go on from one evaluation to the next.
+    In an evaluation, a row comes after each ``log_every_n_steps`` batches, with the number of this stage's batches
+    since the Trainer was made as its step; and outside of a fit, the counts go on from one evaluation to the next.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,11 +32,9 @@ class ThroughputMonitor(NativeThroughputMonitor):
         if stage is None:
             return
         before = self._measured.get(stage.name)
-        if before is None or trainer.state.fn == "fit":
-            self._measured[stage.name] = stage
-        else:
-            before.start = perf_counter() - before.counts.seconds
-            self._stage = before
+        if before is not None and trainer.state.fn != "fit":
+            stage = replace(before, start=perf_counter() - before.counts.seconds)
+        self._stage = self._measured[stage.name] = stage
 
     def _evaluated_batch(
         self,

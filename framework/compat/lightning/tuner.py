@@ -58,7 +58,8 @@ class Tuner(NativeTuner):
         if given["method"] == "fit":
             sources = (given["train_dataloaders"], given["datamodule"], given["model"])
             data = next(source for source in sources if source is not None)
-            self._trainer.note_tuned_data(data)
+            trainer: Any = self._trainer
+            trainer.note_tuned_data(data)
 
 
 def _bound(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

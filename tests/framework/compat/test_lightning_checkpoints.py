@@ -320,7 +320,7 @@ class SavesByHand(Trainer):
         super().__init__(**settings)
         self.saved: list[tuple[str, Any]] = []
 
-    def save_checkpoint(self, filepath: Any, weights_only: Any = False, **_: Any):  # type: ignore[override] # as in Lightning
+    def save_checkpoint(self, filepath: Any, weights_only: Any = False, **_: Any):
         self.saved.append((Path(filepath).name, weights_only))
         super().save_checkpoint(filepath, weights_only)
 
@@ -372,7 +372,10 @@ def test_a_fit_that_ended_before_its_checkpoint_is_refused(tmp_path: Path):
     saves = ModelCheckpoint(tmp_path)
     fit(tmp_path, saves, max_epochs=3)
     trainer = Trainer(
-        max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False
+        max_epochs=1,
+        logger=False,
+        accelerator="cpu",
+        callbacks=[ModelCheckpoint(tmp_path)],
     )
     message = "You restored a checkpoint with current_epoch=3, but .*max_epochs=1"
     with pytest.raises(MisconfigurationException, match=message):
@@ -453,7 +456,8 @@ class NotesLimit(Sized):
     """Notes in each batch up to which step the training goes."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        _limits.append(self.trainer.fit_loop.max_steps)
+        trainer: Any = self.trainer
+        _limits.append(trainer.fit_loop.max_steps)
 
 
 def test_a_trial_has_a_loop_of_its_own(tmp_path: Path):
