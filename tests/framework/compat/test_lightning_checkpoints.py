@@ -369,17 +369,14 @@ def test_a_checkpoint_of_another_kind_is_found(tmp_path: Path):
 
 
 def test_a_fit_that_ended_before_its_checkpoint_is_refused(tmp_path: Path):
-    saves = ModelCheckpoint(tmp_path)
-    fit(tmp_path, saves, max_epochs=3)
+    saved = str(tmp_path / "third.ckpt")
+    fit(tmp_path, max_epochs=3, enable_checkpointing=False).save_checkpoint(saved)
     trainer = Trainer(
-        max_epochs=1,
-        logger=False,
-        accelerator="cpu",
-        callbacks=[ModelCheckpoint(tmp_path)],
+        max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False
     )
     message = "You restored a checkpoint with current_epoch=3, but .*max_epochs=1"
     with pytest.raises(MisconfigurationException, match=message):
-        trainer.fit(BoringModel(), ckpt_path=saves.best_model_path)
+        trainer.fit(BoringModel(), ckpt_path=saved)
 
 
 def test_criteria_can_be_tried_without_a_run(
