@@ -375,7 +375,10 @@ def test_a_fit_that_ended_before_its_checkpoint_is_refused(tmp_path: Path):
         max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False
     )
     message = "You restored a checkpoint with current_epoch=3, but .*max_epochs=1"
-    with pytest.raises(MisconfigurationException, match=message):
+    with (
+        pytest.raises(MisconfigurationException, match=message),
+        pytest.warns(UserWarning, match="nothing to train"),
+    ):
         trainer.fit(BoringModel(), ckpt_path=saved)
 
 
