@@ -34,6 +34,7 @@ from .callbacks import (
     ModelSummary,
     RichModelSummary,
 )
+from .connectors import CheckpointConnector
 from .core import LightningOptimizer, require_one_value
 from .files import as_literal
 from .loggers import TensorBoardLogger
@@ -356,6 +357,10 @@ class Trainer(native.Trainer):
         other.fit_loop = FitLoop(other)
         other.predict_loop = PredictLoop(other)
         return other
+
+    @property
+    def _checkpoint_connector(self) -> CheckpointConnector:
+        return CheckpointConnector(self)
 
     @property
     def checkpoint_callback(self) -> Any:

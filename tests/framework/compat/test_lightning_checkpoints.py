@@ -503,3 +503,15 @@ def test_throughput_is_logged_inside_evaluations(tmp_path: Path):
     ]
     assert samples == [(2, 6), (4, 12), (7, 21), (9, 27)]
     assert logger.rows[-1][1]["test/device/samples_per_sec"] > 0
+
+
+def test_a_checkpoint_can_be_looked_at(tmp_path: Path):
+    trainer = fit(tmp_path, max_epochs=1, enable_checkpointing=False)
+    content = trainer._checkpoint_connector.dump_checkpoint()
+    assert content["global_step"] == 2
+    assert len(content["optimizer_states"]) == 1
+    alone = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+    weight = trainer.lightning_module.layer.weight
+    assert torch.equal(alone["state_dict"]["layer.weight"], weight)
+    assert "optimizer_states" not in alone
+    assert not list(tmp_path.iterdir())
