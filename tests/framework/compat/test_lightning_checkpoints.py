@@ -511,7 +511,8 @@ def test_a_checkpoint_can_be_looked_at(tmp_path: Path):
     assert content["global_step"] == 2
     assert len(content["optimizer_states"]) == 1
     alone = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-    weight = trainer.lightning_module.layer.weight
-    assert torch.equal(alone["state_dict"]["layer.weight"], weight)
+    weights = trainer.lightning_module.state_dict()
+    name = "layer.weight"
+    assert torch.equal(alone["state_dict"][name], weights[name])
     assert "optimizer_states" not in alone
     assert not list(tmp_path.iterdir())
