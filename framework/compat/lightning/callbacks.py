@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,6 @@ from ....callbacks import (
     Callback,
     LambdaCallback,
     OnExceptionCheckpoint,
-    ThroughputMonitor,
 )
 from ....callbacks import DeviceStatsMonitor as NativeDeviceStatsMonitor
 from ....callbacks import (
@@ -30,7 +30,6 @@ from ....callbacks import RichModelSummary as NativeRichModelSummary
 from ....callbacks import Timer as NativeTimer
 from ....callbacks.prediction_writer import WriteInterval
 from ....callbacks.timer import MaxTime as NativeMaxTime
-from ..imports import unserved
 from .early_stopping import EarlyStopping, EarlyStoppingReason
 from .lr_monitor import LearningRateMonitor
 from .model_checkpoint import Checkpoint, ModelCheckpoint
@@ -40,8 +39,10 @@ from .progress_bars import (
     RichProgressBarTheme,
     TQDMProgressBar,
 )
+from .rich_bars import CustomProgress, MetricsTextColumn
 from .spike import SpikeDetection
 from .states import LightningEnum
+from .throughput_monitor import ThroughputMonitor
 from .utilities import (
     MisconfigurationException,
     MisconfiguredValue,
@@ -88,6 +89,8 @@ __all__ = [
     "WeightAveraging",
     "WriteInterval",
 ]
+
+log = logging.getLogger("loopwright")
 
 
 class Interval(LightningEnum):
@@ -369,16 +372,27 @@ class BatchSizeFinder(NativeBatchSizeFinder):
             margin,
             max_val,
         )
+        # What the last trial has shown.
+        self._tried = ""
+
+    def _search(self, trainer: Any, module: Any) -> int:
+        self._tried = ""
+        return super()._search(trainer, module)
+
+    def _try(self, trainer: Any, module: Any, size: int) -> float | None:
+        if self._tried:
+            log.info("%s, trying batch size %d", self._tried, size)
+        samples = super()._try(trainer, module, size)
+        outcome = "failed" if samples is None else "succeeded"
+        self._tried = f"Batch size {size} {outcome}"
+        if samples is not None and size >= samples:
+            log.info(
+                "The batch size %d is greater or equal than the length of your dataset.",
+                size,
+            )
+        return samples
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> int | None:
         warn_of_two_fields(pl_module, self.batch_arg_name)
         with misconfigured_values():
             return super().scale_batch_size(trainer, pl_module)
-
-
-CustomProgress = unserved(
-    "CustomProgress", "override RichProgressBar.configure_columns"
-)
-MetricsTextColumn = unserved(
-    "MetricsTextColumn", "override RichProgressBar.configure_columns"
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,9 @@ from ....callbacks.early_stopping import EarlyStoppingReason
 from ....callbacks.monitor import not_logged
 from .model_checkpoint import key_of, require_mode
 
-__all__ = ["EarlyStopping", "EarlyStoppingReason"]
+__all__ = ["EarlyStopping", "EarlyStoppingReason", "log"]
+
+log = logging.getLogger("loopwright")
 
 
 class EarlyStopping(NativeEarlyStopping):
@@ -86,3 +89,18 @@ class EarlyStopping(NativeEarlyStopping):
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str]:
         self._found, message = super()._judge(current)
         return self._found is not EarlyStoppingReason.NOT_STOPPED, message
+
+    def _say(self, trainer: Any, message: str, is_detail: bool = False) -> None:
+        is_main = trainer.is_global_zero
+        if self.verbose or (is_main and not is_detail):
+            text = f"EarlyStopping, epoch {trainer.current_epoch}: {message}"
+            self._log_info(trainer, text, self.log_rank_zero_only)
+
+    @staticmethod
+    def _log_info(trainer: Any, message: str, log_rank_zero_only: bool) -> None:
+        """Log a message, with the process's number where there are several."""
+        rank = trainer.global_rank
+        if trainer.world_size > 1:
+            message = f"[rank: {rank}] {message}"
+        if rank == 0 or not log_rank_zero_only:
+            log.info(message)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +13,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import torch
+
 from ....callbacks import Callback
 from ....callbacks import ModelCheckpoint as NativeModelCheckpoint
 from ....callbacks.checkpoint_names import fill
+from ....callbacks.checkpoint_record import CheckpointRecord
+from ....callbacks.save_schedule import SaveSchedule
 from .files import yaml_of
 from .utilities import (
     MisconfiguredValue,
@@ -20,11 +27,35 @@ from .utilities import (
     misconfigured_values,
 )
 
+__all__ = ["Checkpoint", "ModelCheckpoint", "log"]
+
+log = logging.getLogger("loopwright")
+
+
+class _Schedule(SaveSchedule):
+    """A schedule that equals one with the same attributes, as a ModelCheckpoint and its copy are compared by theirs."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SaveSchedule) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment] # its attributes change
+
 
 class Checkpoint(Callback):
     """The base of callbacks that save checkpoints. A Trainer that is given one makes no ModelCheckpoint of its own."""
 
     phase = "persist"
+
+    def save_now(self, trainer: Any) -> str:
+        """Save where the run is, as a signal asks it to end.
+
+        Args:
+            trainer: whose run it is.
+
+        Returns:
+            The path; "" if nothing was saved, as by this class.
+        """
+        return ""
 
 
 class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
@@ -81,6 +112,13 @@ class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
                 **kwargs,
             )
         self.save_on_exception = save_on_exception
+        self._schedule = _Schedule(
+            every_n_train_steps,
+            train_time_interval,
+            every_n_epochs,
+            save_on_train_epoch_end,
+            kwargs.get("every"),
+        )
 
     @property
     def state_key(self) -> str:
@@ -153,6 +191,63 @@ class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
             f"saved {path}.",
         )
         self._save_checkpoint(trainer, path)
+
+    def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+        # A program may have put something in the place of the Trainer's method.
+        if str(trainer.save_checkpoint.__module__).startswith("loopwright."):
+            super()._save_checkpoint(trainer, filepath)
+        else:
+            trainer.save_checkpoint(filepath, self.save_weights_only)
+
+    def _save_scored(self, trainer: Any, values: dict[str, Any], score: Any) -> None:
+        verbose = self.verbose
+        if not self.check_monitor_top_k(trainer, torch.as_tensor(score)):
+            if verbose and trainer.is_global_zero:
+                log.info(
+                    "%s: %r was not in top %d",
+                    f"Epoch {trainer.current_epoch}, global step {trainer.global_step}",
+                    self.monitor,
+                    self.save_top_k,
+                )
+            # It would be told twice.
+            self.verbose = False
+        try:
+            super()._save_scored(trainer, values, score)
+        finally:
+            self.verbose = verbose
+
+    def _follow_up(
+        self,
+        trainer: Any,
+        before: CheckpointRecord,
+        record: CheckpointRecord,
+        report: str,
+    ) -> None:
+        super()._follow_up(trainer, before, record, self._reported(record, report))
+
+    def _reported(self, record: CheckpointRecord, report: str) -> str:
+        """What is told of a checkpoint: of one among the best, its value first."""
+        path = record.last_checkpoint_saved
+        moment = re.match(r"Epoch (\d+), step (\d+)", report)
+        score = record.best_k_models.get(path)
+        if moment is None or score is None:
+            return report
+        return (
+            f"Epoch {moment[1]}, global step {moment[2]}: {self.monitor!r} reached {score:.5f} "
+            f"(best {record.best_model_score:.5f}), saving model to {path!r} as top {self.save_top_k}"
+        )
+
+    @staticmethod
+    def _link_checkpoint(trainer: Any, filepath: str, linkpath: str) -> None:
+        """Let a link point to a checkpoint, in place of what is there."""
+        if trainer.is_global_zero:
+            if os.path.islink(linkpath) or os.path.isfile(linkpath):
+                os.remove(linkpath)
+            elif os.path.isdir(linkpath):
+                shutil.rmtree(linkpath)
+            target = os.path.relpath(filepath, os.path.dirname(linkpath))
+            os.symlink(target, linkpath)
+        trainer.strategy.barrier()
 
     def _format_checkpoint_name(
         self,

@@ -10,8 +10,8 @@ from torch.profiler import ProfilerAction
 from ....callbacks import AdvancedProfiler as NativeAdvancedProfiler
 from ....callbacks import Profiler
 from ....callbacks import PyTorchProfiler as NativePyTorchProfiler
-from ....callbacks import SimpleProfiler as NativeSimpleProfiler
 from ..imports import unserved
+from .profiled_sections import ProfiledSections
 from .utilities import MisconfiguredValue
 
 __all__ = [
@@ -43,8 +43,11 @@ class PassThroughProfiler(Profiler):
     """Measures nothing: what ``trainer.profiler`` is without one."""
 
 
-class SimpleProfiler(_Reports, NativeSimpleProfiler):
+class SimpleProfiler(_Reports, ProfiledSections):
     """A :class:`~loopwright.callbacks.SimpleProfiler`.
+
+    Beside a program's own sections, ``recorded_durations`` has epochs, batches, steps and backward passes by
+    Lightning's names, such as ``run_training_batch``; hooks have none.
 
     Args:
         dirpath: the folder for the table.
@@ -59,13 +62,15 @@ class SimpleProfiler(_Reports, NativeSimpleProfiler):
         self.extended = extended
 
     def summary(self) -> str:
-        """A table of the program's own sections, and one of the loop's."""
-        sections = "\n".join(self._rows())
-        parts = ["Profiler Report", sections, self.table() if self.seconds else ""]
+        """A table of what was recorded, and one of the loop's sections, which add up to the whole."""
+        recorded = "\n".join(self._rows())
+        # What was recorded is in the first one.
+        sections = self.table().partition("within these:")[0].rstrip()
+        parts = ["Profiler Report", recorded, sections if self.seconds else ""]
         return "\n".join(filter(None, parts))
 
     def _rows(self) -> list[str]:
-        """The table of the program's own sections, the longest first."""
+        """The table of what was recorded, the longest first."""
         measured = {name: sum(times) for name, times in self.recorded_durations.items()}
         if not measured:
             return []

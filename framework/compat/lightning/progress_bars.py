@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from ....callbacks import ProgressBar, RichProgressBarTheme
-from ....callbacks import RichProgressBar as NativeRichProgressBar
 from ....callbacks import TQDMProgressBar as NativeTQDMProgressBar
 from ....callbacks.tqdm_progress import convert_inf
+from .rich_bars import RichProgressBar
 
 __all__ = [
     "ProgressBar",
@@ -271,12 +271,3 @@ class TQDMProgressBar(NativeTQDMProgressBar):
             _bar_class().write(sep.join(map(str, args)), **kwargs)
         else:
             print(*args, sep=sep, **kwargs)
-
-
-class RichProgressBar(NativeRichProgressBar):
-    """A :class:`~loopwright.callbacks.RichProgressBar`, with the same arguments."""
-
-    @property
-    def is_disabled(self) -> bool:
-        """Whether no bars are drawn."""
-        return not self.is_enabled

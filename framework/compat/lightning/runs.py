@@ -109,7 +109,7 @@ def _best_path(trainer: Any) -> str:
 def _check_best(trainer: Any, fn: str) -> None:
     """Raise unless a best checkpoint may be there."""
     asked = f'`.{fn}(ckpt_path="best")`'
-    if trainer.checkpoint_callback is None:
+    if not trainer.checkpoint_callbacks:
         raise MisconfiguredValue(
             f"{asked} is set but `ModelCheckpoint` is not configured."
         )
@@ -127,6 +127,20 @@ def _check_best(trainer: Any, fn: str) -> None:
     if trainer.last_fit is not None:
         raise MisconfiguredValue(
             f"{asked} is set but `ModelCheckpoint` is not configured to save the best model."
+        )
+
+
+def require_epochs_left(trainer: Any) -> None:
+    """Raise if a fit has done nothing, as its checkpoint is of a later epoch than the last one it was to train.
+
+    Raises:
+        MisconfigurationException: with both epochs.
+    """
+    epochs = trainer.max_epochs
+    if epochs not in (None, -1) and trainer.current_epoch > epochs:
+        raise MisconfiguredValue(
+            f"You restored a checkpoint with current_epoch={trainer.current_epoch}, but you have set "
+            f"Trainer(max_epochs={epochs}): nothing was trained"
         )
 
 

@@ -34,6 +34,7 @@ from .callbacks import (
     ModelSummary,
     RichModelSummary,
 )
+from .connectors import CheckpointConnector
 from .core import LightningOptimizer, require_one_value
 from .files import as_literal
 from .loggers import TensorBoardLogger
@@ -57,6 +58,7 @@ from .runs import (
     check_barebones,
     check_run,
     print_results,
+    require_epochs_left,
     say_if_it_goes_on,
     say_why_it_stopped,
     warn_of_loaders,
@@ -149,6 +151,9 @@ class Trainer(native.Trainer):
             callbacks.append(profiler)
         arguments = {**arguments, "callbacks": callbacks}
         self._hidden: set[str] = set()
+        # Callbacks can be tried on these without a run.
+        self._given_metrics: dict[str, torch.Tensor] = {}
+        self._tuned_data: Any = None
         self._was_asked_to_stop = False
         with lightnings_words():
             _use_plugins(arguments, _as_list(plugins))
@@ -208,6 +213,8 @@ class Trainer(native.Trainer):
                 ckpt_path,
                 weights_only,
             )
+        if ckpt_path is not None:
+            require_epochs_left(self)
         say_why_it_stopped(self)
 
     def _set_max_epochs(self) -> None:
@@ -296,7 +303,9 @@ class Trainer(native.Trainer):
 
     @property
     def callback_metrics(self) -> dict[str, torch.Tensor]:
-        """What was logged, but for the step values of evaluations."""
+        """What was logged, but for the step values of evaluations; before the first run, what a program has put in."""
+        if self.run is None:
+            return self._given_metrics
         values = super().callback_metrics
         return self._as_floats(
             {
@@ -342,6 +351,39 @@ class Trainer(native.Trainer):
         data = first if isinstance(first, DataModule) else datamodule
         if self.loggers and isinstance(model, Module):
             require_one_value(model, data)
+
+    def _copy_with(self, callbacks: list[Callback]) -> Any:
+        other: Any = super()._copy_with(callbacks)
+        other.fit_loop = FitLoop(other)
+        other.predict_loop = PredictLoop(other)
+        return other
+
+    @property
+    def _checkpoint_connector(self) -> CheckpointConnector:
+        return CheckpointConnector(self)
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first ``ModelCheckpoint``; without one, the first :class:`Checkpoint`, or None."""
+        others = (c for c in self.callbacks if isinstance(c, Checkpoint))
+        return super().checkpoint_callback or next(others, None)
+
+    def note_tuned_data(self, data: Any) -> None:
+        """Tell the training loader that a Tuner has read, until a run has one.
+
+        Args:
+            data: a loader, or the module or data module that makes it.
+        """
+        self._tuned_data = data
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training loader; before the first run, that of a Tuner's search."""
+        if self.run is not None or self._tuned_data is None:
+            return super().train_dataloader
+        if isinstance(self._tuned_data, (Module, DataModule)):
+            self._tuned_data = self._tuned_data.train_dataloader()
+        return self._tuned_data
 
     @property
     def datamodule(self) -> Any:
@@ -534,7 +576,16 @@ class FitLoop:
     @property
     def batch_progress(self) -> Any:
         """The batch's index, as ``batch_progress.current.ready`` and its siblings."""
-        return _progress(self._trainer.batch_idx)
+        return _progress(self._trainer.batch_idx, self.total_batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters."""
+        counters = (self.epoch_progress, self.batch_progress)
+        names = ("epoch_progress", "epoch_loop.batch_progress")
+        return {
+            name: {"total": vars(each.total), "current": vars(each.current)}
+            for name, each in zip(names, counters, strict=True)
+        }
 
 
 class PredictLoop:
@@ -564,11 +615,15 @@ class PredictLoop:
         return self._trainer.predict_batch_indices or []
 
 
-def _progress(count: int) -> Any:
-    current = SimpleNamespace(
-        ready=count, started=count, processed=count, completed=count
-    )
-    return SimpleNamespace(current=current, total=current)
+def _progress(count: int, total: int | None = None) -> Any:
+    """Counters that are alike: of the epoch, and, where they differ, since the beginning."""
+
+    def counters(number: int) -> SimpleNamespace:
+        names = ("ready", "started", "processed", "completed")
+        return SimpleNamespace(**dict.fromkeys(names, number))
+
+    everything = count if total is None else total
+    return SimpleNamespace(current=counters(count), total=counters(everything))
 
 
 def _as_list(given: Any) -> list[Any]:

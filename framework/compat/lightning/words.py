@@ -281,7 +281,7 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
     (
         r"^(ModelCheckpoint\(monitor='.*?'\)): nothing of that name",
         MisconfiguredRun,
-        r"`\1` could not find the monitored key.",
+        r"`\1` could not find the monitored key in the returned metrics.",
     ),
     # Checkpoints.
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 from datetime import timedelta
 from pathlib import Path
@@ -10,18 +12,22 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from loopwright.lightning import LightningModule, Trainer
 from loopwright.lightning.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
+    Checkpoint,
     EarlyStopping,
     EarlyStoppingReason,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ThroughputMonitor,
     Timer,
 )
-from loopwright.lightning.demos import BoringModel
+from loopwright.lightning.demos import BoringModel, RandomDataset
 from loopwright.lightning.loggers import CSVLogger
 from loopwright.lightning.tuner import Tuner
 from loopwright.lightning.utilities import MisconfigurationException, _load
@@ -311,3 +317,228 @@ def test_a_file_from_the_net_runs_no_code_unless_asked(
     torch.save({"a": RunsCode()}, path)
     with pytest.raises(pickle.UnpicklingError):
         _load(path)
+
+
+def test_checkpoints_are_told_with_their_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    saves = ModelCheckpoint(tmp_path, monitor="score", verbose=True)
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, saves, module=Logs((0.5, 0.7)), num_sanity_val_steps=0)
+    best = str(tmp_path / "epoch=0-step=2.ckpt")
+    first = "Epoch 0, global step 2: 'score' reached 0.50000 (best 0.50000)"
+    assert f"{first}, saving model to {best!r} as top 1" in caplog.text
+    assert "Epoch 1, global step 4: 'score' was not in top 1" in caplog.text
+    assert "is not among the best" not in caplog.text
+    assert saves.verbose
+
+
+def test_a_copy_of_a_checkpoint_callback_equals_it(tmp_path: Path):
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=3)
+    assert vars(pickle.loads(pickle.dumps(saves))) == vars(saves)
+    assert vars(ModelCheckpoint(tmp_path, every_n_train_steps=4)) != vars(saves)
+
+
+class SavesByHand(Trainer):
+    """Notes what is saved."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.saved: list[tuple[str, Any]] = []
+
+    def save_checkpoint(self, filepath: Any, weights_only: Any = False, **_: Any):
+        self.saved.append((Path(filepath).name, weights_only))
+        super().save_checkpoint(filepath, weights_only)
+
+
+def test_a_trainers_own_way_to_save_is_used(tmp_path: Path):
+    saves = ModelCheckpoint(tmp_path, save_weights_only=True)
+    trainer = SavesByHand(
+        max_epochs=2,
+        limit_train_batches=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        callbacks=[saves],
+    )
+    trainer.fit(BoringModel())
+    assert trainer.saved == [
+        ("epoch=0-step=2.ckpt", True),
+        ("epoch=1-step=4.ckpt", True),
+    ]
+    assert names_in(tmp_path) == {"epoch=1-step=4.ckpt"}
+
+
+def test_a_link_takes_the_place_of_what_was_there(tmp_path: Path):
+    trainer = fit(tmp_path, max_epochs=1)
+    (tmp_path / "new.ckpt").touch()
+    last = tmp_path / "last.ckpt"
+    last.mkdir()
+    for _ in range(2):
+        ModelCheckpoint._link_checkpoint(trainer, str(tmp_path / "new.ckpt"), str(last))
+        assert os.readlink(last) == "new.ckpt"
+
+
+class SavesNothing(Checkpoint):
+    """A Checkpoint of a program."""
+
+
+def test_a_checkpoint_of_another_kind_is_found(tmp_path: Path):
+    other = SavesNothing()
+    trainer = fit(tmp_path, other, max_epochs=1)
+    assert trainer.checkpoint_callback is other
+    with pytest.raises(MisconfigurationException, match="is not configured"):
+        trainer.test(ckpt_path="best")
+    assert other.save_now(trainer) == ""
+
+
+def test_a_fit_that_ended_before_its_checkpoint_is_refused(tmp_path: Path):
+    saved = str(tmp_path / "third.ckpt")
+    fit(tmp_path, max_epochs=3, enable_checkpointing=False).save_checkpoint(saved)
+    trainer = Trainer(
+        max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False
+    )
+    message = "You restored a checkpoint with current_epoch=3, but .*max_epochs=1"
+    with (
+        pytest.raises(MisconfigurationException, match=message),
+        pytest.warns(UserWarning, match="nothing to train"),
+    ):
+        trainer.fit(BoringModel(), ckpt_path=saved)
+
+
+def test_criteria_can_be_tried_without_a_run(
+    caplog: pytest.LogCaptureFixture,
+):
+    trainer = Trainer(logger=False, accelerator="cpu")
+    trainer.callback_metrics["score"] = torch.tensor([[0.5]])
+    stops = EarlyStopping("score", verbose=True)
+    with caplog.at_level(logging.INFO):
+        stops._run_early_stopping_check(trainer)
+    assert stops.best_score == 0.5
+    assert "score improved from inf to 0.5" in caplog.text
+
+
+class Somewhere:
+    """What a message is told of: a process of two."""
+
+    world_size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.global_rank = rank
+
+
+def test_messages_name_their_process(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        EarlyStopping._log_info(Somewhere(1), "first", False)
+        EarlyStopping._log_info(Somewhere(1), "second", True)
+        EarlyStopping._log_info(Somewhere(0), "third", True)
+    assert caplog.messages == ["[rank: 1] first", "[rank: 0] third"]
+
+
+class Sized(BoringModel):
+    """Has a batch size, and rates that are looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_size = 2
+        self.lr = 0.1
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(RandomDataset(32, 64), self.batch_size)
+
+
+def test_a_search_tells_its_trials_and_its_loader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trainer = Trainer(
+        logger=False, accelerator="cpu", max_epochs=1, default_root_dir=tmp_path
+    )
+    with caplog.at_level(logging.INFO):
+        size = Tuner(trainer).scale_batch_size(Sized(), init_val=32)
+    assert size == 64
+    assert "Batch size 32 succeeded, trying batch size 64" in caplog.text
+    assert "batch size 64 is greater or equal than the length" in caplog.text
+    assert trainer.train_dataloader.batch_size == 64
+    assert trainer.train_dataloader is trainer.train_dataloader
+    assert BatchSizeFinder()._tried == ""
+
+
+def test_limits_of_rates_come_in_any_order(tmp_path: Path):
+    trainer = Trainer(
+        logger=False, accelerator="cpu", max_epochs=1, default_root_dir=tmp_path
+    )
+    found = Tuner(trainer).lr_find(Sized(), min_lr=1.0, max_lr=1e-6, num_training=3)
+    assert found is not None
+    assert all(1e-6 <= rate <= 1.0 for rate in found.results["lr"])
+
+
+# A trial leaves a module's attributes as they were.
+_limits: list[int] = []
+
+
+class NotesLimit(Sized):
+    """Notes in each batch up to which step the training goes."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        trainer: Any = self.trainer
+        _limits.append(trainer.fit_loop.max_steps)
+
+
+def test_a_trial_has_a_loop_of_its_own(tmp_path: Path):
+    _limits.clear()
+    module = NotesLimit()
+    searches = LearningRateFinder(num_training_steps=3, early_stop_threshold=None)
+    trainer = fit(tmp_path, searches, module=module, max_epochs=1)
+    assert _limits == [3, 3, 3, -1, -1]
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 2
+    counters = trainer.fit_loop.state_dict()["epoch_loop.batch_progress"]
+    assert counters["total"]["completed"] == 2
+
+
+class Rows(CSVLogger):
+    """Keeps the rows."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rows: list[tuple[int | None, dict[str, Any]]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+
+def test_throughput_is_logged_inside_evaluations(tmp_path: Path):
+    logger = Rows(tmp_path)
+    monitor = ThroughputMonitor(batch_size_fn=lambda batch: 3, window_size=3)
+    trainer = Trainer(
+        logger=logger,
+        accelerator="cpu",
+        callbacks=[monitor],
+        limit_test_batches=5,
+        log_every_n_steps=2,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    for _ in range(2):
+        trainer.test(BoringModel(), verbose=False)
+    samples = [
+        (step, row["test/samples"])
+        for step, row in logger.rows
+        if "test/samples" in row
+    ]
+    assert samples == [(2, 6), (4, 12), (7, 21), (9, 27)]
+    assert logger.rows[-1][1]["test/device/samples_per_sec"] > 0
+
+
+def test_a_checkpoint_can_be_looked_at(tmp_path: Path):
+    trainer = fit(tmp_path, max_epochs=1, enable_checkpointing=False)
+    content = trainer._checkpoint_connector.dump_checkpoint()
+    assert content["global_step"] == 2
+    assert len(content["optimizer_states"]) == 1
+    alone = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+    weights = trainer.lightning_module.state_dict()
+    name = "layer.weight"
+    assert torch.equal(alone["state_dict"][name], weights[name])
+    assert "optimizer_states" not in alone
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from loopwright.lightning.callbacks import (
     ModelSummary,
     RichModelSummary,
     RichProgressBar,
+    RichProgressBarTheme,
     Timer,
     TQDMProgressBar,
 )
@@ -325,3 +326,71 @@ def test_what_accumulation_and_writers_refuse(tmp_path: Path):
         trainer_of(tmp_path, scheduler, enable_progress_bar=False).fit(Manual())
     with pytest.raises(MisconfigurationException, match="should be one of"):
         BasePredictionWriter("other")
+
+
+class AlsoTests(TwoLoaders):
+    """Tests on two loaders, too."""
+
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        pass
+
+
+def tasks_of(bar: RichProgressBar) -> list[tuple[str, float, float | None, bool]]:
+    return [
+        (task.description.strip(), task.completed, task.total, task.visible)
+        for task in bar.progress.tasks
+    ]
+
+
+def test_tasks_of_rich_bars_can_be_read(tmp_path: Path):
+    bar = RichProgressBar()
+    assert bar.progress is None
+    trainer = trainer_of(tmp_path, bar)
+    module = AlsoTests()
+    trainer.fit(module)
+    assert tasks_of(bar) == [
+        ("Sanity check", 1, 1, False),
+        ("Sanity check", 1, 1, False),
+        ("Epoch 0/0", 5, 5, True),
+        ("Validation", 2, 2, False),
+        ("Validation", 2, 2, False),
+    ]
+    assert bar.train_progress_bar.completed == 5
+    assert bar.val_progress_bar.id == 4
+    assert bar.val_sanity_check_bar.id == 1
+    trainer.test(module)
+    assert [task[0] for task in tasks_of(bar)] == ["Test", "Test"]
+    assert bar.test_progress_bar.id == 1
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_an_epoch_begins_its_task_anew(tmp_path: Path, leave: bool):
+    bar = RichProgressBar(leave=leave, theme=RichProgressBarTheme(description="blue"))
+    trainer = trainer_of(tmp_path, bar, max_epochs=3, limit_val_batches=0)
+    trainer.fit(BoringModel())
+    assert len(bar.progress.tasks) == 1
+    assert bar.train_progress_bar.description.strip().endswith("Epoch 2/2")
+    assert bar.progress.finished
+
+
+def test_sections_have_lightnings_names(tmp_path: Path):
+    profiler = SimpleProfiler()
+    trainer = trainer_of(tmp_path, profiler=profiler, enable_progress_bar=False)
+    trainer.fit(BoringModel())
+    strategy = type(trainer.strategy).__name__
+    counts = {name: len(times) for name, times in profiler.recorded_durations.items()}
+    assert counts == {
+        f"[Strategy]{strategy}.validation_step": 3,
+        "[_TrainingEpochLoop].train_dataloader_next": 5,
+        f"[Strategy]{strategy}.training_step": 5,
+        f"[Strategy]{strategy}.backward": 5,
+        "[LightningModule]BoringModel.optimizer_step": 5,
+        "run_training_batch": 5,
+        "run_training_epoch": 1,
+    }
+    report = profiler.summary()
+    assert report.count("run_training_epoch") == 1
+    assert "data loading" in report
