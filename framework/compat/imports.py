@@ -39,10 +39,14 @@ class _Face(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         is_dunder = name.startswith("__") and name.endswith("__")
+        is_part = self.__is_part(f"{self.__name__}.{name}")
         if name in self.__all__ or is_dunder:
-            return getattr(self.__target, name)
+            value = getattr(self.__target, name)
+            # A part has parts of its own, which a module of ours has not.
+            if not (is_part and isinstance(value, ModuleType)):
+                return value
         # `import a` is enough to use `a.b.c`, as other packages import their parts themselves.
-        if self.__is_part(f"{self.__name__}.{name}"):
+        if is_part:
             return import_module(f"{self.__name__}.{name}")
         other = self.__find_other(name)
         if other is not None:
