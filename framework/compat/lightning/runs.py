@@ -6,6 +6,7 @@ import inspect
 import logging
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ...subclasses import overrides
@@ -137,7 +138,11 @@ def check_loader_indices(step: str, prefix: str, model: Any, loaders: Any) -> No
     """
     if not isinstance(model, LightningModule) or loaders is None:
         return
-    several = isinstance(loaders, (list, tuple)) and len(loaders) > 1
+    given = list(loaders) if isinstance(loaders, (list, tuple)) else []
+    if any(isinstance(item, torch.Tensor) for item in given):
+        # A list of batches.
+        return
+    several = len(given) > 1
     batch = f"on_{step}_batch"
     for name in (f"{step}_step", f"{batch}_start", f"{batch}_end"):
         parameters = inspect.signature(getattr(model, name)).parameters
