@@ -432,7 +432,9 @@ def test_a_checkpoint_tells_how_far_the_loops_are(tmp_path: Path):
     assert loops["epoch_progress"]["current"]["completed"] == 1
     again = ModelCheckpoint(tmp_path / "again")
     trainer = trainer_of(enable_checkpointing=True, callbacks=again, max_epochs=3)
-    trainer.fit(BoringModel(), datamodule=Remembering(), ckpt_path=keep.best_model_path)
+    path = keep.best_model_path
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        trainer.fit(BoringModel(), datamodule=Remembering(), ckpt_path=path)
     assert trainer.global_step == 6
 
 
