@@ -20,10 +20,15 @@ class _Face(ModuleType):
     """A module under another package's name, whose names are those of a module of ours."""
 
     def __init__(
-        self, name: str, target: ModuleType, is_part: Callable[[str], Any]
+        self,
+        name: str,
+        target: ModuleType,
+        is_part: Callable[[str], Any],
+        find_other: Callable[[str], Any],
     ) -> None:
         super().__init__(name, target.__doc__)
         self.__target = target
+        self.__find_other = find_other
         # What names had before a program has set them.
         self.__before: dict[str, Any] = {}
         self.__is_part = is_part
@@ -33,12 +38,19 @@ class _Face(ModuleType):
         self.__all__ = target.__all__
 
     def __getattr__(self, name: str) -> Any:
-        is_dunder = name.startswith("__")
+        is_dunder = name.startswith("__") and name.endswith("__")
+        is_part = self.__is_part(f"{self.__name__}.{name}")
         if name in self.__all__ or is_dunder:
-            return getattr(self.__target, name)
+            value = getattr(self.__target, name)
+            # A part has parts of its own, which a module of ours has not.
+            if not (is_part and isinstance(value, ModuleType)):
+                return value
         # `import a` is enough to use `a.b.c`, as other packages import their parts themselves.
-        if self.__is_part(f"{self.__name__}.{name}"):
+        if is_part:
             return import_module(f"{self.__name__}.{name}")
+        other = self.__find_other(name)
+        if other is not None:
+            return other
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -70,11 +82,18 @@ class ImportedFaces(MetaPathFinder, Loader):
         faces: by path of the package, or the beginning of one, the module of ours that has its names. A longer path is
             looked up first: ``"a.b"`` answers ``import a.b.c``, unless there is ``"a.b.c"``.
         words: what the package's paths consist of; with another word in it, a path is not there.
+        find_other: what each of the paths has by a name, beside those of its module; None if there is nothing.
     """
 
-    def __init__(self, faces: Mapping[str, str], words: Collection[str]) -> None:
+    def __init__(
+        self,
+        faces: Mapping[str, str],
+        words: Collection[str],
+        find_other: Callable[[str], Any] = lambda name: None,
+    ) -> None:
         self._faces = dict(faces)
         self._words = words
+        self._find_other = find_other
 
     def target_of(self, name: str) -> str | None:
         """The module of ours that answers an import, or None if it is none of the package's."""
@@ -105,7 +124,7 @@ class ImportedFaces(MetaPathFinder, Loader):
         """Make the face that was found."""
         answer = self.target_of(spec.name)
         assert answer is not None
-        return _Face(spec.name, import_module(answer), self.target_of)
+        return _Face(spec.name, import_module(answer), self.target_of, self._find_other)
 
     def exec_module(self, module: ModuleType) -> None:
         """Do nothing more: the module of ours was imported when the face was made."""

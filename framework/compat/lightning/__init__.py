@@ -16,6 +16,7 @@ from .callbacks import Callback
 from .core import LightningDataModule, LightningModule
 from .fabric import Fabric
 from .files import open_objects_in_torch_load
+from .inside import inside_of_lightning
 from .paths import VERSION, WORDS, faces_of
 from .seed import seed_everything
 from .trainer import Trainer
@@ -51,6 +52,7 @@ _OWN = ImportedFaces(
         ("loopwright.lightning.fabric",),
     ),
     WORDS,
+    inside_of_lightning,
 )
 if not _OWN.is_installed():
     sys.meta_path.append(_OWN)
@@ -62,6 +64,7 @@ _LIGHTNINGS = ImportedFaces(
         ("lightning.fabric", "lightning_fabric"),
     ),
     WORDS,
+    inside_of_lightning,
 )
 
 

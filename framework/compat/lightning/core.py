@@ -26,7 +26,7 @@ from .utilities import (
     get_filesystem,
     get_init_args,
 )
-from .words import in_lightnings_words, may_log
+from .words import in_lightnings_words, may_log, warn_of_integers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -92,6 +92,14 @@ class _LightningHyperparameters(HyperparametersMixin):
 
     # Programs ask for it before there is one.
     _trainer = None
+
+    @property
+    def _hparams_name(self) -> str | None:
+        """The constructor's argument that holds the hyperparameters: ``"kwargs"`` if each is one, None without any."""
+        if not self.hparams:
+            return None
+        whole = (self.hparams_call or {}).get("whole")
+        return whole[0] if whole else "kwargs"
 
     def save_hyperparameters(
         self,
@@ -292,6 +300,8 @@ class LightningModule(_LightningHyperparameters, Module):
             trainer.hide_step_value(name if on_epoch is False else f"{name}_step")
         if isinstance(reduce_fx, str):
             reduce_fx = reduce_fx.lower()
+        if isinstance(value, torch.Tensor):
+            warn_of_integers(trainer, name, value)
         try:
             super().log(
                 name,
@@ -400,6 +410,7 @@ class LightningModule(_LightningHyperparameters, Module):
 
 LightningModule.__jit_unused_properties__ = [  # pyright: ignore[reportAttributeAccessIssue] # torch reads it
     *Module.__jit_unused_properties__,  # pyright: ignore[reportAttributeAccessIssue] # as above
+    "_hparams_name",
     "calls_are_compiled",
     "fabric",
     "on_gpu",

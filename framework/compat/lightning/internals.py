@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from ..imports import unserved
 
 __all__ = [
@@ -35,7 +37,15 @@ _DataHookSelector = unserved("_DataHookSelector", _CONNECTORS)
 _DataLoaderSource = unserved("_DataLoaderSource", _CONNECTORS)
 _FxValidator = unserved("_FxValidator", _CONNECTORS)
 _LoggerConnector = unserved("_LoggerConnector", _CONNECTORS)
-_SignalConnector = unserved("_SignalConnector", _CONNECTORS)
+
+
+class _SignalConnector(unserved("_SignalConnector", _CONNECTORS)):
+    """Answers for the signals that a process may get, which tests set back."""
+
+    @staticmethod
+    def _valid_signals() -> set[signal.Signals]:
+        return signal.valid_signals()
+
 
 _VALUES = "what was logged is in trainer.callback_metrics and logged_metrics"
 _Metadata = unserved("_Metadata", _VALUES)

@@ -21,6 +21,7 @@ from ....callbacks.checkpoint_names import fill
 from ....callbacks.checkpoint_record import CheckpointRecord
 from ....callbacks.save_schedule import SaveSchedule
 from .files import yaml_of
+from .progress import data_states, loop_states
 from .utilities import (
     MisconfiguredValue,
     get_filesystem,
@@ -155,6 +156,14 @@ class ModelCheckpoint(NativeModelCheckpoint, Checkpoint):
         super().on_exception(trainer, pl_module, exception)
         if self.save_on_exception:
             self.save_now(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if "callbacks" in checkpoint:
+            checkpoint["loops"] = loop_states(trainer)
+            checkpoint.update(data_states(trainer, checkpoint))
 
     def _best_pointer(self, trainer: Any, values: dict[str, Any]) -> str:
         # Programs count the files of a folder, or take all that end with .ckpt.

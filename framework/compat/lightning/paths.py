@@ -44,6 +44,7 @@ PYTORCH = {
     "utilities.model_summary": ".model_summary",
     "utilities.parsing": ".parsing",
     "utilities.seed": ".seed",
+    "utilities.testing": ".conditions",
     "utilities.types": ".types",
 }
 # The same below `lightning.fabric`.
@@ -62,31 +63,35 @@ FABRIC = {
     "utilities.throughput": ".throughput",
     "utilities.logger": ".loggers",
     "utilities.spike": ".spike",
+    "utilities.testing": ".conditions",
     "utilities.types": ".types",
 }
 
 # All words of such paths, so that a path which Lightning does not have is none here.
 WORDS = frozenset(
     """
-    _pytree accelerator accelerator_connector accelerators advanced amp apply_func argparse
+    _pytree _runif accelerator accelerator_connector accelerators advanced amp apply_func argparse
     async_plugin automatic base call checkpoint_plugin fabric fx_validator launcher litlogger
     multiprocessing signal_connector subprocess_script torch_plugin
     batch_size_finder batch_size_scaling bitsandbytes boring_classes callback callback_connector
     callbacks checkpoint checkpoint_connector checkpoint_io cli closure cloud_io cluster_environment
-    collective collectives combined_loader comet compile configuration_validator connectors core cpu
+    collective collectives combined_loader comet compile configuration_validator connector connectors
+    consolidate_checkpoint core cpu
     csv_logs cuda data data_connector datamodule ddp deepspeed demos device_dtype_mixin device_parser
-    device_stats_monitor distributed double early_stopping enums environments evaluation_loop exceptions
+    device_stats_monitor distributed double dp early_stopping enums environments evaluation_loop exceptions
     fetchers finetuning fit_loop fsdp gradient_accumulation_scheduler grads half hooks hparams_mixin
     imports init io kubeflow lambda_function launchers layer_sync lightning load logger logger_connector
-    loggers loop loops lr_finder lr_monitor lsf manual memory migration mixins mlflow model_checkpoint
-    model_helpers model_parallel model_summary module mpi mps neptune on_exception_checkpoint
+    loggers loop loops lr_finder lr_monitor lsf lstm manual memory migration mixins mlflow
+    mnist_datamodule model_checkpoint model_helpers model_parallel model_registry model_summary
+    model_summary_deepspeed module mpi mps neptune on_exception_checkpoint
     optimization optimizer overrides parallel parameter_tying parsing plugins precision prediction_loop
     prediction_writer profiler profilers progress progress_bar pruning pytorch rank_zero registry result
-    rich_model_summary rich_progress saving seed setup
+    rich_model_summary rich_progress saving seed servable_module servable_module_validator serve setup
     signature_utils simple single_device single_xla slurm spike
-    states stochastic_weight_avg strategies strategy tensorboard throughput throughput_monitor timer
-    torch_collective torch_io torchelastic tqdm_progress trainer training_epoch_loop transformer_engine
-    tuner tuning types utilities utils wandb warnings weight_averaging wrapper xla
+    states stochastic_weight_avg strategies strategy tensorboard testing throughput throughput_monitor timer
+    torch_collective torch_io torchelastic tqdm_progress trainer training_epoch_loop transformer
+    transformer_engine tuner tuning types upgrade_checkpoint utilities utils wandb warnings
+    weight_averaging wrapper wrappers xla xla_fsdp xla_plugin
     """.split()  # noqa: SIM905 # a hundred quoted words would hide them
 )
 

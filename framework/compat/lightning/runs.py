@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ...subclasses import overrides
 from .core import LightningModule
-from .utilities import MisconfiguredValue
+from .utilities import MisconfiguredValue, suggested_max_num_workers
 from .words import warn
 
 # Programs read these lines under this name. Nothing shows them, unless a program asks for that.
@@ -76,12 +78,13 @@ def _check_forward(model: LightningModule) -> None:
         )
 
 
-def warn_of_loaders(loaders: Any, is_training: bool) -> None:
+def warn_of_loaders(trainer: Any, prefix: str, loaders: Any) -> None:
     """Warn of loaders that do what their user may not have meant.
 
     Args:
+        trainer: which reads them.
+        prefix: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
         loaders: that were given: one, a list of them, or None.
-        is_training: whether they are for training.
     """
     for loader in loaders if isinstance(loaders, (list, tuple)) else (loaders,):
         if not isinstance(loader, DataLoader):
@@ -92,10 +95,71 @@ def warn_of_loaders(loaders: Any, is_training: bool) -> None:
                 "Your `IterableDataset` has `__len__` defined. It is an estimate where several workers read a stream.",
                 UserWarning,
             )
-        if not is_training and isinstance(loader.sampler, RandomSampler):
-            warn(
-                "The sampler of a loader that is not trained on has shuffling enabled: it is recommended that you "
-                "turn shuffling off for val/test/predict dataloaders"
+        _warn_of_order(trainer, prefix, loader)
+        _warn_of_few_workers(trainer, prefix, loader)
+
+
+def _warn_of_order(trainer: Any, prefix: str, loader: Any) -> None:
+    """Warn of a loader that is shuffled where that is of no use."""
+    if not isinstance(loader.sampler, RandomSampler):
+        return
+    if prefix != "train":
+        warn(
+            f"Your `{prefix}_dataloader`'s sampler has shuffling enabled: it is recommended that you turn shuffling "
+            "off for val/test/predict dataloaders"
+        )
+    elif trainer.overfit_batches:
+        warn(
+            "You requested to overfit but enabled train dataloader shuffling. It is turned off for you."
+        )
+
+
+def _warn_of_few_workers(trainer: Any, prefix: str, loader: Any) -> None:
+    """Warn of a loader with fewer workers than there are CPUs for them."""
+    most = suggested_max_num_workers(trainer.num_devices)
+    if loader.num_workers < 2 and most > 1:
+        warn(
+            f"The '{prefix}_dataloader' does not have many workers which may be a bottleneck. Consider "
+            f"`DataLoader(num_workers={most})`."
+        )
+
+
+def check_loader_indices(step: str, prefix: str, model: Any, loaders: Any) -> None:
+    """Raise if a module's hooks do not take what tells them the loader, or take it though there is one only.
+
+    Args:
+        step: what its step's name begins with.
+        prefix: what the loaders' name begins with.
+        model: the module, or None.
+        loaders: that were given.
+
+    Raises:
+        RuntimeError: naming the hook.
+    """
+    if not isinstance(model, LightningModule) or loaders is None:
+        return
+    given = list(loaders) if isinstance(loaders, (list, tuple)) else []
+    if any(isinstance(item, torch.Tensor) for item in given):
+        # A list of batches.
+        return
+    several = len(given) > 1
+    batch = f"on_{step}_batch"
+    for name in (f"{step}_step", f"{batch}_start", f"{batch}_end"):
+        parameters = inspect.signature(getattr(model, name)).parameters
+        index = parameters.get("dataloader_idx")
+        takes_any = any(
+            p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()
+        )
+        hook = f"`{type(model).__name__}.{name}()`"
+        if several and index is None and not takes_any:
+            raise RuntimeError(
+                f"You provided multiple `{prefix}_dataloader`, but no `dataloader_idx` argument in {hook}. Try adding "
+                "`dataloader_idx=0` to its signature."
+            )
+        if not several and index is not None and index.default is index.empty:
+            raise RuntimeError(
+                f"You provided only a single `{prefix}_dataloader`, but have included `dataloader_idx` in {hook}. "
+                "Either remove the argument or give it a default value, as `dataloader_idx=0`."
             )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from ...seed import isolated_rng
+from ...seed import SEED_VARIABLE, isolated_rng
 from ...seed import seed_everything as seed_natively
 
 __all__ = [
@@ -55,12 +57,29 @@ def seed_everything(
             raise ValueError(
                 f"{seed} is not in bounds, which are {min_seed_value} and {max_seed_value}"
             )
+    was_there = SEED_VARIABLE in os.environ
     number = seed_natively(seed, verbose=False)
+    if not was_there:
+        # Lightning's programs check that they leave no variables behind but those that they know.
+        del os.environ[SEED_VARIABLE]
     if verbose and os.environ.get("RANK", "0") == "0":
         log.info("Seed set to %d", number)
     os.environ[_SEED] = str(number)
     os.environ[_WORKERS] = str(int(workers))
     return number
+
+
+@contextmanager
+def seed_is_known() -> Iterator[None]:
+    """Let what describes a run find the seed, inside a ``with`` block."""
+    if _SEED not in os.environ or SEED_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[SEED_VARIABLE] = os.environ[_SEED]
+    try:
+        yield
+    finally:
+        os.environ.pop(SEED_VARIABLE, None)
 
 
 def reset_seed() -> None:

@@ -38,6 +38,7 @@ from .connectors import CheckpointConnector
 from .core import LightningOptimizer, require_one_value
 from .files import as_literal
 from .loggers import TensorBoardLogger
+from .optimizer_dicts import known_keys_only
 from .plugins import (
     CheckpointIO,
     ClusterEnvironment,
@@ -54,8 +55,10 @@ from .profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from .progress import EvaluationLoop, progress
 from .runs import (
     check_barebones,
+    check_loader_indices,
     check_run,
     print_results,
     require_epochs_left,
@@ -65,7 +68,7 @@ from .runs import (
     warn_of_missing_predictions,
     without_doubles,
 )
-from .seed import seed_everything
+from .seed import seed_everything, seed_is_known
 from .signatures import also_takes, faces_of
 from .strategies import SingleDeviceStrategy, StrategyRegistry
 from .utilities import MisconfiguredValue
@@ -154,6 +157,7 @@ class Trainer(native.Trainer):
         # Callbacks can be tried on these without a run.
         self._given_metrics: dict[str, torch.Tensor] = {}
         self._tuned_data: Any = None
+        self.integers_logged: set[str] = set()
         self._was_asked_to_stop = False
         with lightnings_words():
             _use_plugins(arguments, _as_list(plugins))
@@ -182,6 +186,8 @@ class Trainer(native.Trainer):
         self._autolog_hparams = enable_autolog_hparams
         self._datamodule: Any = None
         self.fit_loop = FitLoop(self)
+        self.validate_loop = EvaluationLoop(self, "val")
+        self.test_loop = EvaluationLoop(self, "test")
         self.predict_loop = PredictLoop(self)
 
     def fit(
@@ -203,16 +209,18 @@ class Trainer(native.Trainer):
                 model.keep_hyperparameters_from_loggers()
             self._require_one_value(model, train_dataloaders, datamodule)
             check_run(self, "fit", model, ckpt_path)
-            warn_of_loaders(train_dataloaders, is_training=True)
-            warn_of_loaders(val_dataloaders, is_training=False)
-            super().fit(
-                model,
-                train_dataloaders,
-                val_dataloaders,
-                datamodule,
-                ckpt_path,
-                weights_only,
-            )
+            warn_of_loaders(self, "train", train_dataloaders)
+            warn_of_loaders(self, "val", val_dataloaders)
+            check_loader_indices("validation", "val", model, val_dataloaders)
+            with known_keys_only(model), seed_is_known():
+                super().fit(
+                    model,
+                    train_dataloaders,
+                    val_dataloaders,
+                    datamodule,
+                    ckpt_path,
+                    weights_only,
+                )
         if ckpt_path is not None:
             require_epochs_left(self)
         say_why_it_stopped(self)
@@ -239,7 +247,10 @@ class Trainer(native.Trainer):
         _require_module(model, may_be_none=True)
         with lightnings_words(stage):
             check_run(self, stage, model, ckpt_path)
-            warn_of_loaders(dataloaders, is_training=False)
+            prefix = "test" if stage == "test" else "val"
+            step = "test" if stage == "test" else "validation"
+            warn_of_loaders(self, prefix, dataloaders)
+            check_loader_indices(step, prefix, model, dataloaders)
             results = super()._evaluate(
                 stage, model, dataloaders, ckpt_path, False, datamodule, weights_only
             )
@@ -261,7 +272,8 @@ class Trainer(native.Trainer):
         _require_module(model, may_be_none=True)
         with lightnings_words("predict"):
             check_run(self, "predict", model, ckpt_path)
-            warn_of_loaders(dataloaders, is_training=False)
+            warn_of_loaders(self, "predict", dataloaders)
+            check_loader_indices("predict", "predict", model, dataloaders)
             outputs = super().predict(
                 model,
                 dataloaders,
@@ -486,6 +498,7 @@ class FitLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self.val_loop = EvaluationLoop(trainer, "val")
 
     @property
     def max_epochs(self) -> int | None:
@@ -552,13 +565,6 @@ class FitLoop:
         return self._trainer.state.total_batches
 
     @property
-    def val_loop(self) -> Any:
-        """Whether there is data to validate on, as ``val_loop._data_source.is_defined()``."""
-        trainer = self._trainer
-        source = SimpleNamespace(is_defined=lambda: trainer.enable_validation)
-        return SimpleNamespace(_data_source=source)
-
-    @property
     def epoch_loop(self) -> FitLoop:
         """The same object: the counters of an epoch."""
         return self
@@ -571,12 +577,12 @@ class FitLoop:
     @property
     def epoch_progress(self) -> Any:
         """The epoch's index, as ``epoch_progress.current.completed`` and its siblings."""
-        return _progress(self._trainer.current_epoch)
+        return progress(self._trainer.current_epoch)
 
     @property
     def batch_progress(self) -> Any:
         """The batch's index, as ``batch_progress.current.ready`` and its siblings."""
-        return _progress(self._trainer.batch_idx, self.total_batch_idx)
+        return progress(self._trainer.batch_idx, self.total_batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters."""
@@ -613,17 +619,6 @@ class PredictLoop:
     def current_batch_indices(self) -> list[Any]:
         """Indices of the running batch's samples in the dataset, as far as they are known."""
         return self._trainer.predict_batch_indices or []
-
-
-def _progress(count: int, total: int | None = None) -> Any:
-    """Counters that are alike: of the epoch, and, where they differ, since the beginning."""
-
-    def counters(number: int) -> SimpleNamespace:
-        names = ("ready", "started", "processed", "completed")
-        return SimpleNamespace(**dict.fromkeys(names, number))
-
-    everything = count if total is None else total
-    return SimpleNamespace(current=counters(count), total=counters(everything))
 
 
 def _as_list(given: Any) -> list[Any]:

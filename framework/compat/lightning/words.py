@@ -454,3 +454,25 @@ def may_log(trainer: Any, name: str, logger: bool | None) -> bool:
             UserWarning,
         )
     return True
+
+
+def warn_of_integers(trainer: Any, name: str, value: Any) -> None:
+    """Warn, once for each name, that a tensor of integers is logged as a float.
+
+    Args:
+        trainer: the module's.
+        name: of the value.
+        value: the tensor.
+    """
+    if value.is_floating_point() or name in trainer.integers_logged:
+        return
+    trainer.integers_logged.add(name)
+    stage = {"train": "training", "validate": "validation"}.get(
+        trainer.state.stage, trainer.state.stage
+    )
+    warn(
+        f"You called `self.log({name!r}, ...)` in your `{stage}_step` but the value needs to be floating to be "
+        "reduced. Converting it to torch.float32. For a value that is not to be reduced, call "
+        "`self.logger.log_metrics`.",
+        UserWarning,
+    )

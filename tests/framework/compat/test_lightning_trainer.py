@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
+import signal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from loopwright.framework.compat.lightning.saving import (
     save_hparams_to_yaml,
     update_hparams,
 )
-from loopwright.lightning import LightningDataModule, Trainer
+from loopwright.lightning import LightningDataModule, Trainer, seed_everything
 from loopwright.lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.lightning.demos import (
     BoringDataModuleNoLen,
@@ -367,3 +370,144 @@ def test_demos_with_streams():
     data = IterableBoringDataModule()
     data.setup("fit")
     assert [len(list(loader)) for loader in data.train_dataloader()] == [16, 16]
+
+
+def test_names_inside_of_lightning_can_be_imported():
+    optimizer = import_module("loopwright.lightning.core.optimizer")
+    with pytest.raises(NotImplementedError, match="_configure_optimizers"):
+        optimizer._configure_optimizers(None)
+    connector = import_module("loopwright.lightning.trainer.connectors.data_connector")
+    connector.warning_cache.clear()
+    cpu = import_module("loopwright.lightning.accelerators.cpu")
+    assert cpu._PSUTIL_AVAILABLE in (True, False)
+    signals = import_module(
+        "loopwright.lightning.trainer.connectors.signal_connector"
+    )._SignalConnector
+    assert signal.SIGTERM in signals._valid_signals()
+    with pytest.raises(AttributeError, match="nobodys_name"):
+        _ = optimizer.nobodys_name
+
+
+def test_what_a_test_needs_of_the_machine():
+    testing = import_module("loopwright.lightning.utilities.testing")
+    reasons, marks = testing._runif_reasons(min_torch="99", standalone=True)
+    assert any(reason.startswith("torch>=99") for reason in reasons)
+    assert marks == {"standalone": True}
+    assert testing._runif_reasons(min_torch="2.0", rich=True) == ([], {})
+    assert testing._runif_reasons(max_torch="2.0")[0] == ["torch<2.0"]
+    with pytest.raises(TypeError, match="nobodys"):
+        testing._runif_reasons(nobodys=True)
+
+
+def test_seeding_leaves_only_variables_of_lightnings(monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOOPWRIGHT_SEED", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    seed_everything(7)
+    trainer_of().fit(BoringModel())
+    assert os.environ["PL_GLOBAL_SEED"] == "7"
+    assert "LOOPWRIGHT_SEED" not in os.environ
+
+
+def test_a_training_that_overfits_is_not_shuffled():
+    loader = DataLoader(RandomDataset(32, 8), shuffle=True)
+    with pytest.warns(UserWarning, match="requested to overfit but enabled train"):
+        trainer_of(overfit_batches=1).fit(BoringModel(), loader)
+
+
+def test_steps_take_the_index_of_the_loader():
+    class Indexed(BoringModel):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int):
+            return super().validation_step(batch, batch_idx)
+
+    class NotIndexed(BoringModel):
+        def test_step(self, batch: Any, batch_idx: int):
+            return super().validation_step(batch, batch_idx)
+
+    loaders = [DataLoader(RandomDataset(32, 2)) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="only a single `val_dataloader`, but have"):
+        trainer_of().validate(Indexed(), loaders[0])
+    with pytest.raises(RuntimeError, match="multiple `test_dataloader`, but no"):
+        trainer_of().test(NotIndexed(), loaders)
+    trainer_of().test(NotIndexed(), loaders[0])
+
+
+class Scheduled(BoringModel):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "other": 1},
+            "another": 2,
+        }
+
+
+def test_unknown_keys_of_optimizers_are_left_out():
+    module = Scheduled()
+    trainer = trainer_of()
+    with pytest.warns(RuntimeWarning) as warned:
+        trainer.fit(module)
+    texts = [str(warning.message) for warning in warned]
+    assert any("optimizer configuration: {'another'}" in text for text in texts)
+    assert any("lr scheduler dict: {'other'}" in text for text in texts)
+    assert any("Are you sure you didn't mean 'interval'" in text for text in texts)
+    assert len(trainer.lr_scheduler_configs) == 1
+    assert "configure_optimizers" not in vars(module)
+
+
+class Remembering(BoringDataModuleNoLen):
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": 3}
+
+
+def test_a_checkpoint_tells_how_far_the_loops_are(tmp_path: Path):
+    keep = ModelCheckpoint(tmp_path)
+    trainer = trainer_of(enable_checkpointing=True, callbacks=keep, max_epochs=2)
+    trainer.fit(BoringModel(), datamodule=Remembering())
+    saved = torch.load(keep.best_model_path, weights_only=True)
+    assert saved["Remembering"] == {"number": 3}
+    loops = saved["loops"]["fit_loop"]
+    assert loops["epoch_loop.batch_progress"]["total"]["completed"] == 4
+    assert loops["epoch_loop.batch_progress"]["current"]["completed"] == 2
+    assert loops["epoch_loop.batch_progress"]["is_last_batch"]
+    assert loops["epoch_progress"]["current"]["ready"] == 2
+    assert loops["epoch_progress"]["current"]["completed"] == 1
+    again = ModelCheckpoint(tmp_path / "again")
+    trainer = trainer_of(enable_checkpointing=True, callbacks=again, max_epochs=3)
+    path = keep.best_model_path
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        trainer.fit(BoringModel(), datamodule=Remembering(), ckpt_path=path)
+    assert trainer.global_step == 6
+
+
+def test_loops_of_evaluations():
+    trainer = trainer_of()
+    trainer.validate(BoringModel())
+    assert trainer.validate_loop.max_batches == [2]
+    assert trainer.validate_loop.num_dataloaders == 1
+    trainer.test(BoringModel(), DataLoader(RandomDataset(32, 3)))
+    assert trainer.test_loop.max_batches == [3]
+
+
+def test_integers_are_logged_as_floats_with_a_warning():
+    class Counting(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("number", torch.tensor(2))
+            return super().training_step(batch, batch_idx)
+
+    trainer = trainer_of()
+    with pytest.warns(UserWarning, match="'number', ...\\)` in your `training_step`"):
+        trainer.fit(Counting())
+    assert trainer.callback_metrics["number"].dtype == torch.float32
+
+
+def test_the_argument_that_holds_the_hyperparameters():
+    class Config(BoringModel):
+        def __init__(self, settings: dict[str, Any]) -> None:
+            super().__init__()
+            self.save_hyperparameters(settings)
+
+    assert Config({"width": 1})._hparams_name == "settings"
+    assert Saved(2)._hparams_name == "kwargs"
+    assert BoringModel()._hparams_name is None
