@@ -38,6 +38,8 @@ SECONDS_OF_STEP = 0.1
 PAUSE = (3.0, 7.0)
 # After which a training that should be running is taken for one that hangs.
 LIMIT = 120.0
+# The file that is there when there is nothing left to train. Who is stopped after that is not watched.
+TRAINED = "trained"
 
 
 class Tells(Callback):
@@ -56,6 +58,9 @@ class Tells(Callback):
             row = (time.time(), trainer.global_rank, os.getpid(), trainer.global_step)
             with self.file.open("a") as file:
                 file.write(f"{json.dumps(row)}\n")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.file.with_name(TRAINED).touch()
 
 
 def train(folder: Path, steps: int, loggers: Sequence[str]) -> None:
@@ -143,6 +148,8 @@ def run(
                 program.wait(LIMIT + steps)
                 break
             time.sleep(draw.uniform(*pause))
+            if (folder / TRAINED).exists():
+                break
             _, _, process, _ = draw.choice(told[-2:])
             try:
                 os.kill(process, left.pop())
