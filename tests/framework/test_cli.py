@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from loopwright.callbacks import (
     Callback,
     EarlyStopping,
+    GarbageCollection,
     ModelCheckpoint,
     SimpleProfiler,
 )
@@ -132,8 +133,10 @@ def test_a_misspelt_option_is_refused_with_the_one_that_is_meant(
     assert len(said.splitlines()) < 5
     assert "did you mean 'model.width'?" in refusal(capsys, "fit", "--model.widht", "3")
     assert 'accelerator="gpu"' in refusal(capsys, "fit", "--trainer.gpus=1")
-    stopping = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitorr=x"]
-    assert "did you mean 'monitor'?" in refusal(capsys, "fit", *stopping)
+    # Where Lightning's names are imported, too, a class of a name that both have is named by its path.
+    collects = "--trainer.callbacks=GarbageCollection"
+    option = "--trainer.callbacks.generatio=1"
+    assert "did you mean 'generation'?" in refusal(capsys, "fit", collects, option)
     for option, meant in (
         ("--trainer.callbacks=EarlyStoping", "EarlyStopping"),
         ("--optimizer=AdmW", "AdamW"),
@@ -203,8 +206,10 @@ def test_objects_are_named_by_their_classes() -> None:
         "--trainer.logger.name=mine",
         "--trainer.precision.class_path=loopwright.strategies.Precision",
         "--trainer.precision.init_args.name=mine",
-        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks+=loopwright.callbacks.EarlyStopping",
         "--trainer.callbacks.monitor=loss",
+        "--trainer.callbacks+=GarbageCollection",
+        "--trainer.callbacks.generation=1",
         f"--trainer.callbacks+={__name__}.Says",
         "--trainer.callbacks.words=[a, b]",
         "--model.activation=torch.nn.LeakyReLU",
@@ -219,6 +224,8 @@ def test_objects_are_named_by_their_classes() -> None:
     assert isinstance(trainer.engine.precision, Precision)
     assert trainer.precision == "mine"
     assert trainer.early_stopping_callback.monitor == "loss"
+    collects = [c for c in trainer.callbacks if isinstance(c, GarbageCollection)]
+    assert [c.generation for c in collects] == [1]
     assert [c.words for c in trainer.callbacks if isinstance(c, Says)] == [["a", "b"]]
     assert made.model.activation.negative_slope == 0.3
     # What a checkpoint is to hold is what was read, and can be written as JSON.

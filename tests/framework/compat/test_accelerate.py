@@ -453,6 +453,7 @@ class Texts(IterableDataset):
             yield {"number": torch.ones(1), "text": letter}
 
 
+@pytest.mark.slow
 def test_what_a_schedule_counts_is_said_by_an_engine_and_is_accelerates_under_its_names():
     found = launch(_pace, num_processes=2)
     texts = [["a", "b"], ["e", "f"], ["c", "d"], ["g", "h"]]

@@ -301,6 +301,7 @@ def _fail_once(folder: str) -> int:
     return Accelerator(cpu=True).num_processes
 
 
+@pytest.mark.slow
 def test_a_notebooks_function_is_called_again_when_it_fails(tmp_path: Path):
     args = (str(tmp_path),)
     with pytest.raises(RuntimeError, match="the first try fails"):
@@ -375,6 +376,7 @@ def _train_sharded(folder: str, kind: str) -> list[list[float]]:
     return [weights.tolist() for weights in merged.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
 def test_sharded_weights_are_written_read_and_merged(tmp_path: Path, kind: str):
     assert len(launch(_train_sharded, (str(tmp_path), kind), 2)) == 4
