@@ -113,6 +113,7 @@ def results_of(output: str) -> dict[str, Any]:
     return json.loads(line.removeprefix("RESULTS "))
 
 
+@pytest.mark.slow
 def test_a_program_written_for_lightning_has_the_results_that_it_has_there(
     tmp_path: Path,
 ) -> None:
