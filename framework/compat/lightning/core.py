@@ -544,7 +544,7 @@ def _taken_by(function: Callable[..., Any], values: dict[str, Any]) -> dict[str,
     return {name: value for name, value in values.items() if name in parameters}
 
 
-def _load_from_checkpoint(
+def load_module_or_data(
     cls: Any,
     checkpoint_path: Any,
     map_location: Any = None,
@@ -569,3 +569,6 @@ def _load_from_checkpoint(
         weights_only,
         **kwargs,
     )
+
+
+_load_from_checkpoint = load_module_or_data

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from ...checkpoint.configs import AttributeDict
-from .core import LightningDataModule, LightningModule
+from .core import load_module_or_data
 from .files import as_literal, yaml_module
 from .utilities import get_filesystem, rank_zero_warn
 
@@ -27,6 +27,7 @@ __all__ = [
 
 # Keys of hyperparameters in checkpoints of old versions.
 CHECKPOINT_PAST_HPARAMS_KEYS = ("hparams", "module_arguments")
+_load_from_checkpoint = load_module_or_data
 
 
 def update_hparams(hparams: dict[str, Any], updates: Mapping[str, Any]) -> None:
@@ -150,28 +151,3 @@ def save_hparams_to_tags_csv(tags_csv: Any, hparams: Any) -> None:
         writer = csv.writer(file)
         writer.writerow(("key", "value"))
         writer.writerows(_plain(hparams).items())
-
-
-def _load_from_checkpoint(
-    cls: Any,
-    checkpoint_path: Any,
-    map_location: Any = None,
-    hparams_file: Any = None,
-    strict: bool | None = None,
-    weights_only: bool | None = None,
-    **kwargs: Any,
-) -> Any:
-    """Construct a module of a class from a checkpoint, for packages whose class overrides ``load_from_checkpoint``."""
-    load = LightningModule.load_from_checkpoint.__func__
-    if issubclass(cls, LightningDataModule):
-        load = LightningDataModule.load_from_checkpoint.__func__
-        return load(cls, checkpoint_path, weights_only, **kwargs)
-    return load(
-        cls,
-        checkpoint_path,
-        map_location,
-        hparams_file,
-        strict,
-        weights_only,
-        **kwargs,
-    )

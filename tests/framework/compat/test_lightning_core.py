@@ -523,3 +523,24 @@ def test_what_torchscript_and_onnx_need():
         BoringModel().to_torchscript(method="trace")
     with pytest.raises(ValueError, match="Could not export to ONNX"):
         BoringModel().to_onnx("model.onnx")
+
+
+class Sized(LightningDataModule):
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(RandomDataset(32, 4))
+
+
+def test_what_packages_load_by_lightnings_function_is_what_the_class_loads():
+    trainer = quiet(max_steps=1, logger=False, enable_checkpointing=False)
+    trainer.fit(BoringModel(), datamodule=Sized(3))
+    trainer.save_checkpoint("saved.ckpt")
+    Path("more.csv").write_text("key,value\nsize,5\n")
+    load = import_module("loopwright.lightning.core.saving")._load_from_checkpoint
+    assert load(Sized, "saved.ckpt").hparams == {"size": 3}
+    assert load(Sized, "saved.ckpt", weights_only=True).hparams == {"size": 3}
+    assert load(Sized, "saved.ckpt", hparams_file="more.csv").hparams == {"size": 5}
+    assert isinstance(load(BoringModel, "saved.ckpt"), BoringModel)
