@@ -18,6 +18,8 @@ EXTRAS_check := $(EXTRAS_test),docs,dev
 EXTRAS_bench := bench
 EXTRAS_bench-gpu := bench,$(EXTRAS_test)
 EXTRAS_clusters :=
+# Those targets whose extras another one installs, too.
+INCLUDED_check := docs test
 # Without what they depend on: litdata wants torchvision, whose build on PyPI is for CUDA alone and cannot be imported
 # beside a CPU build of torch. The other things that litdata needs stand in the extra `test`.
 ALONE_test := litdata
@@ -49,7 +51,7 @@ $(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(EXTRAS_$*),[$(EXTRAS_$*)])"
 	$(if $(ALONE_$*),$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(ALONE_$*))
-	@touch $@
+	@touch $@ $(INCLUDED_$*:%=$(VENV)/installed-%)
 
 demo: $(VENV)/installed-demo
 	$(RUN) python examples/digits.py

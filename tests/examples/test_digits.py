@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.browser import assert_page_is_whole, needs_browser
 from tests.programs import run_program
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """The example's exit status and standard output."""
-    ended = run_program(EXAMPLE, *arguments, timeout=110)
+def run(*arguments: str, folder: Path | None = None) -> tuple[int, str]:
+    """The example's exit status and standard output; in another folder than this one if one is named."""
+    ended = run_program(EXAMPLE, *arguments, timeout=110, cwd=folder)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stdout
 
@@ -82,12 +83,26 @@ def test_a_short_run_leaves_curves_and_a_model_that_loads():
     assert measured(best) == pytest.approx(accuracy, abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
+    """Exit status, output and folder of the example as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    return *run("--seed", "7", folder=folder), folder
+
+
 @pytest.mark.slow
-def test_it_reaches_the_accuracy_that_it_promises():
-    status, output = run("--seed", "7")
+def test_it_reaches_the_accuracy_that_it_promises(whole: tuple[int, str, Path]):
+    status, output, _ = whole
     assert float(printed("Test accuracy", output)) >= 0.97
     assert status == 0
     assert Path(printed("Curves", output)) == Path("logs/digits/version_0")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_its_page_is_whole(whole: tuple[int, str, Path]):
+    _, output, folder = whole
+    assert_page_is_whole(folder / printed("Curves", output), shows="val_acc")
 
 
 def measured(checkpoint: Path) -> float:

@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.browser import assert_page_is_whole, needs_browser
 from tests.examples.test_digits import curves, printed
 from tests.programs import run_program
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "docstrings.py"
 
 
-def run(*arguments: str, timeout: float = 110) -> tuple[int, str]:
-    """The example's exit status and standard output."""
-    ended = run_program(EXAMPLE, *arguments, timeout=timeout)
+def run(
+    *arguments: str, timeout: float = 110, folder: Path | None = None
+) -> tuple[int, str]:
+    """The example's exit status and standard output; in another folder than this one if one is named."""
+    ended = run_program(EXAMPLE, *arguments, timeout=timeout, cwd=folder)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stdout
 
@@ -46,16 +49,30 @@ def test_a_short_run_leaves_curves_and_a_model_that_loads(example: Any):
     assert status == (accuracy < 0.65)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
+    """Exit status, output and folder of the example as it is, in two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    return *run("--seed", "7", timeout=180, folder=folder), folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_it_reaches_the_accuracy_that_it_promises_in_the_time_that_it_promises(
-    example: Any,
+    example: Any, whole: tuple[int, str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    """In two processes, and leaves the same."""
-    status, output = run("--seed", "7", timeout=180)
+    status, output, folder = whole
+    monkeypatch.chdir(folder)
     assert assert_complete(output, example, "logs", epochs=5, devices=2) >= 0.65
     assert status == 0
     assert Path(printed("Curves", output)) == Path("logs/docstrings/version_0")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_its_page_is_whole(whole: tuple[int, str, Path]):
+    _, output, folder = whole
+    assert_page_is_whole(folder / printed("Curves", output), shows="val_acc")
 
 
 def assert_complete(

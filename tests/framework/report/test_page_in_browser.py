@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,91 +10,17 @@ from pathlib import Path
 import pytest
 
 from loopwright.framework.report.page.document import write_report
-from tests.programs import run_program
+from tests.browser import AXE, LAPTOP, PHONE, Opened, needs_browser, open_browser
 
 from .sample_runs import FINISHED, START, add_media, add_rows, write_run
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-AXE = Path(__file__).parent / "axe.min.js"
-ROOT = Path(__file__).resolve().parents[3]
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no chromium: apt-get install chromium"
-    ),
-]
-LAPTOP = {"viewport": {"width": 1366, "height": 850}}
-PHONE = {
-    "viewport": {"width": 390, "height": 844},
-    "is_mobile": True,
-    "has_touch": True,
-}
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        # As root, Chromium has no sandbox; its pages are ours.
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]
-        )
+    with open_browser() as browser:
         yield browser
-        browser.close()
-
-
-class Opened:
-    """A page that is open, with what it has said and asked for."""
-
-    def __init__(self, browser, address: str, **options) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready]")
-
-    def draw_all(self) -> list[str]:
-        """Look at every plot, and return the titles of those that show nothing."""
-        for chart in self.page.query_selector_all(".chart"):
-            chart.scroll_into_view_if_needed()
-        self.page.wait_for_timeout(100)
-        return self.page.evaluate(
-            """() => [...document.querySelectorAll(".chart")].filter((chart) => {
-                if (chart.querySelector(".single, .measures")) return false;
-                const canvas = chart.querySelector("canvas");
-                if (!canvas) return true;
-                const drawn = chart.chart.lines().filter((line) => line.series.y.some((y) => y !== null));
-                const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-                const has = (hex) => {
-                    const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-                    for (let i = 0; i < pixels.length; i += 4) {
-                        const away = [r, g, b].reduce((sum, value, at) => sum + Math.abs(pixels[i + at] - value), 0);
-                        if (away < 40 && pixels[i + 3] > 150) return true;
-                    }
-                    return false;
-                };
-                // The last line lies on top of the others.
-                return drawn.length > 0 && !has(colourOf(drawn[drawn.length - 1].hue));
-            }).map((chart) => chart.getAttribute("aria-label"))"""
-        )
-
-    def faults(self) -> list[str]:
-        """Return what axe-core finds of serious faults."""
-        self.page.evaluate(AXE.read_text())
-        found = self.page.evaluate("axe.run(document)")
-        return [
-            f"{fault['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
-            for fault in found["violations"]
-            if fault["impact"] in ("serious", "critical")
-            for node in fault["nodes"][:3]
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -171,30 +95,6 @@ def test_every_curve_is_drawn_without_error_request_or_barrier(
         assert "</script><b>" in told
     if name == "empty":
         assert "No metrics were logged" in told
-
-
-@pytest.mark.parametrize(
-    ("example", "options"),
-    [("digits", ()), ("docstrings", ("--epochs", "2", "--limit", "300"))],
-)
-def test_the_page_of_a_real_run(browser, tmp_path: Path, example: str, options: tuple):
-    """The demo's run, and one of a DistilBERT in two processes."""
-    program = ROOT / "examples" / f"{example}.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    # The short run of the second one is below the accuracy that it is to reach.
-    run_program(program, *options, cwd=tmp_path, env=environment, timeout=300)
-    (record,) = tmp_path.rglob("run.json")
-    run = record.parents[1]
-    address = Path(write_report([str(run)], tmp_path / "page.html")).as_uri()
-    opened = Opened(browser, address, **LAPTOP)
-    blank = opened.draw_all()
-    drawn = opened.page.locator(".chart").count()
-    faults = opened.faults() if AXE.is_file() else []
-    told = opened.page.inner_text("main")
-    opened.context.close()
-    assert (blank, faults, opened.said) == ([], [], [])
-    assert drawn
-    assert "val_acc" in told
 
 
 def test_what_one_does_with_the_page(browser, pages):
@@ -297,5 +197,5 @@ def test_a_served_page_follows_a_run_that_goes_on(browser, tmp_path: Path):
         opened.context.close()
     finally:
         server.send_signal(2)
-        code = server.wait(20)
-    assert code == 0
+        server.communicate(timeout=20)
+    assert server.returncode == 0
