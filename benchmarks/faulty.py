@@ -64,6 +64,12 @@ class Settings:
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
+def stop() -> None:
+    """Be stopped; the signal may reach another thread first, and this one would go on for a moment."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    signal.pause()
+
+
 def spin() -> None:
     while True:
         pass
@@ -99,7 +105,7 @@ WAYS = {
     "exit 3": lambda: sys.exit(3),
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "worker killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "SIGSTOP": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "SIGSTOP": stop,
     "endless loop": spin,
     "sleep": lambda: time.sleep(1e6),
     "blocks in C": lambda: block(keep_lock=False),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +24,6 @@ _FORMAT = 1
 _STARTED = time.time()
 # Who adds something waits so long for another one that does.
 _PATIENCE_SECONDS = 5.0
-# A lock that is older was left by a process that was killed.
-_STALE_SECONDS = 10.0
 
 
 def add_reports(
@@ -120,31 +118,12 @@ def _open(path: str, mode: str) -> Any:
     return open(path, mode, **options)
 
 
-@contextmanager
-def _locked(path: str, is_remote: bool) -> Iterator[None]:
+def _locked(path: str, is_remote: bool) -> AbstractContextManager[Any]:
     """Let no other process add something meanwhile. Remote storage has no locks: there, the last one's file stays."""
     if is_remote:
-        yield
-        return
-    lock = f"{path}.lock"
-    give_up = time.monotonic() + _PATIENCE_SECONDS
-    while not _make(lock):
-        with suppress(OSError):
-            if time.time() - os.stat(lock).st_mtime > _STALE_SECONDS:
-                os.remove(lock)
-        if time.monotonic() > give_up:
-            raise TimeoutError(f"{lock} is held by another process")
-        time.sleep(0.01)
-    try:
-        yield
-    finally:
-        os.remove(lock)
+        return nullcontext()
+    # Its import takes 40 ms, which a run that goes well need not wait for.
+    from filelock import SoftFileLock
 
-
-def _make(path: str) -> bool:
-    """Make an empty file; returns whether there was none."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        return False
-    return True
+    # One lock of each path: a signal may come while this very thread holds it, and its handler adds a report, too.
+    return SoftFileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS, is_singleton=True)

@@ -34,6 +34,7 @@ from loopwright.strategies.launch.rank_report import (
     write_report,
 )
 from loopwright.strategies.launch.readable import readable
+from tests.programs import run_program
 from tests.samples import as_dataset
 
 
@@ -85,13 +86,54 @@ def test_a_cause_is_kept_and_another_jobs_is_not(
     monkeypatch.setattr(failure_files, "_STARTED", time.time() + 99)
     assert len(add_reports(folder, "other", 2, [report(1, "lost", attempt=1)])) == 1
 
-    # A process that held the lock was killed; what it has left of a file is no file.
+
+HOLDER = """
+import os
+from filelock import SoftFileLock
+
+lock = SoftFileLock("failure.json.lock")
+lock.acquire()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_has_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """It held the lock, and has left half a file."""
+    assert run_program("-c", HOLDER, cwd=tmp_path).returncode == -signal.SIGKILL
     lock = tmp_path / "failure.json.lock"
-    lock.touch()
-    os.utime(lock, (0, 0))
+    assert lock.exists()
     (tmp_path / "failure.json").write_text("{")
-    assert len(add_reports(folder, "job", 2, [report(0, "lost")])) == 1
+    assert len(add_reports(str(tmp_path), "job", 2, [report(0, "lost")])) == 1
     assert not lock.exists()
+
+
+class Interrupted(RankReport):
+    """A signal comes while it is added."""
+
+    def text(self, world_size: int) -> str:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return super().text(world_size)
+
+
+def test_a_signal_that_comes_meanwhile_adds_its_report_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It interrupts the thread that holds the lock, which cannot let go before the handler has returned."""
+    monkeypatch.setattr(failure_files, "_PATIENCE_SECONDS", 60.0)
+    folder = str(tmp_path)
+    added = []
+
+    def add(*_: Any) -> None:
+        added.extend(add_reports(folder, "job", 2, [report(0, "stopped")]))
+
+    signal.signal(signal.SIGUSR1, add)
+    try:
+        first = Interrupted(**vars(report(0, "failed", trace="a trace")))
+        ordered = add_reports(folder, "job", 2, [first])
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert added[0].kind == ordered[0].kind == "failed"
+    assert sorted(os.listdir(folder)) == ["failure.json", "failure.txt"]
 
 
 class Net(Module):
