@@ -23,7 +23,7 @@ class LRSchedulerConfig:
     """A scheduler and when it steps.
 
     Attributes:
-        scheduler: anything with ``step()`` and ``state_dict()``.
+        scheduler: anything with ``step()``, ``state_dict()`` and ``load_state_dict()``.
         name: under which a learning-rate monitor logs it.
         interval: ``"epoch"`` or ``"step"`` (an optimizer window).
         frequency: step every so many intervals.
@@ -49,10 +49,11 @@ class LRSchedulerConfig:
             raise ValueError(
                 f"lr_scheduler: frequency must be an integer from 1; got {self.frequency!r}"
             )
-        if not callable(getattr(self.scheduler, "step", None)):
-            raise TypeError(
-                f"lr_scheduler: a scheduler must have step(); got {self.scheduler!r}"
-            )
+        for method in ("step", "state_dict", "load_state_dict"):
+            if not callable(getattr(self.scheduler, method, None)):
+                raise TypeError(
+                    f"lr_scheduler: a scheduler must have {method}(); got {self.scheduler!r}"
+                )
 
     def require_monitor(self) -> None:
         """Raise if the loop could not step it, for want of a value."""

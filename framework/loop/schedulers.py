@@ -102,6 +102,12 @@ class Schedulers:
                 f"it steps; logged were: {', '.join(sorted(logged)) or 'none'}. Log it, name another, raise the "
                 'scheduler\'s "frequency", or set "strict": False'
             )
+        else:
+            self.run.warn_once(
+                "%s monitors %r, which was not logged: it does not step",
+                type(config.scheduler).__name__,
+                config.monitor,
+            )
 
     def _step(self, config: LRSchedulerConfig, value: Any) -> None:
         if self._hook is not None:

@@ -262,7 +262,9 @@ def test_monitor_that_was_never_logged(callback) -> None:
         assert word in str(error.value)
 
 
-def test_monitor_of_a_scheduler_that_was_never_logged() -> None:
+def test_monitor_of_a_scheduler_that_was_never_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The same for ReduceLROnPlateau; and a missing monitor is found before training."""
 
     def with_plateau(**options) -> Net:
@@ -280,6 +282,9 @@ def test_monitor_of_a_scheduler_that_was_never_logged() -> None:
 
     with pytest.raises(RuntimeError, match=r"monitors 'val_los'.*train_loss, val_loss"):
         trainer().fit(with_plateau(monitor="val_los"), batches(), batches())
+    lenient = with_plateau(monitor="val_los", strict=False)
+    trainer(max_epochs=2).fit(lenient, batches(), batches())
+    assert caplog.text.count("monitors 'val_los', which was not logged") == 1
     module = with_plateau()
     with pytest.raises(ValueError, match=r'ReduceLROnPlateau needs "monitor"'):
         trainer().fit(module, batches(), batches())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,15 @@ def test_several_optimizers_and_schedulers() -> None:
             lambda m: {"optimizer": sgd(m), "lr_scheduler": 3},
             TypeError,
             r"must have step\(\); got 3",
+        ),
+        (
+            # A resumed run would begin it anew.
+            lambda m: {
+                "optimizer": sgd(m),
+                "lr_scheduler": SimpleNamespace(step=lambda: None),
+            },
+            TypeError,
+            r"must have state_dict\(\); got namespace",
         ),
     ],
 )
@@ -367,7 +377,7 @@ def test_a_plateau_without_monitor() -> None:
 
 
 def test_a_scheduler_of_ones_own() -> None:
-    """Anything with step() and state_dict(); lr_scheduler_step can be overridden to step it otherwise."""
+    """Anything with step() and a state; lr_scheduler_step can be overridden to step it otherwise."""
 
     class Counts:
         def __init__(self) -> None:
@@ -378,6 +388,9 @@ def test_a_scheduler_of_ones_own() -> None:
 
         def state_dict(self) -> dict[str, Any]:
             return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            pass
 
     class Own(Linear):
         def configure_optimizers(self) -> Any:

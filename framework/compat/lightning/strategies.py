@@ -11,6 +11,7 @@ from ....strategies import DeepSpeedStrategy as NativeDeepSpeedStrategy
 from ....strategies import FSDPStrategy as NativeFSDPStrategy
 from ....strategies import SingleDeviceStrategy as NativeSingleDeviceStrategy
 from ..imports import unserved
+from .attached_strategy import AttachedStrategy
 from .signatures import also_takes
 
 __all__ = [
@@ -58,7 +59,7 @@ def _without_lightnings(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-class _StandsFor:
+class _LightningStrategy(AttachedStrategy):
     """A strategy that was made by name is one of these classes, too, when a program asks ``isinstance``."""
 
     @classmethod
@@ -68,7 +69,7 @@ class _StandsFor:
         return NotImplemented if native is None else native in kind.__mro__
 
 
-class DDPStrategy(_StandsFor, NativeDDPStrategy):
+class DDPStrategy(_LightningStrategy, NativeDDPStrategy):
     """A :class:`~loopwright.strategies.DDPStrategy` that takes Lightning's arguments."""
 
     stands_for = NativeDDPStrategy
@@ -78,7 +79,7 @@ class DDPStrategy(_StandsFor, NativeDDPStrategy):
         super().__init__(**_without_lightnings("DDPStrategy", kwargs))
 
 
-class SingleDeviceStrategy(_StandsFor, NativeSingleDeviceStrategy):
+class SingleDeviceStrategy(_LightningStrategy, NativeSingleDeviceStrategy):
     """A :class:`~loopwright.strategies.SingleDeviceStrategy`; the Trainer's arguments choose the device.
 
     Args:
@@ -101,7 +102,7 @@ _SHARDING = {
 }
 
 
-class FSDPStrategy(_StandsFor, NativeFSDPStrategy):
+class FSDPStrategy(_LightningStrategy, NativeFSDPStrategy):
     """A :class:`~loopwright.strategies.FSDPStrategy` that takes Lightning's arguments.
 
     Args:
@@ -137,7 +138,7 @@ class FSDPStrategy(_StandsFor, NativeFSDPStrategy):
         super().__init__(**_SHARDING[name], **arguments)
 
 
-class DeepSpeedStrategy(_StandsFor, NativeDeepSpeedStrategy):
+class DeepSpeedStrategy(_LightningStrategy, NativeDeepSpeedStrategy):
     """A :class:`~loopwright.strategies.DeepSpeedStrategy` that takes Lightning's arguments.
 
     Args:
@@ -183,6 +184,27 @@ class DeepSpeedStrategy(_StandsFor, NativeDeepSpeedStrategy):
             offload_parameters=offload_parameters,
             **options,
         )
+
+
+def attach(strategy: Any, trainer: Any) -> None:
+    """Give a strategy Lightning's attributes, which it takes from a Trainer.
+
+    Args:
+        strategy: of a name, or one of these classes; others stay as they are.
+        trainer: which has taken it.
+    """
+    kinds: tuple[Any, ...] = (
+        DDPStrategy,
+        SingleDeviceStrategy,
+        FSDPStrategy,
+        DeepSpeedStrategy,
+    )
+    for kind in kinds:
+        if type(strategy) is kind.stands_for:
+            # In place, as the parts of the Trainer hold it already.
+            strategy.__class__ = kind
+    if isinstance(strategy, AttachedStrategy):
+        strategy.attach(trainer)
 
 
 class _Registry(dict[str, dict[str, Any]]):

@@ -70,7 +70,7 @@ from .runs import (
 )
 from .seed import seed_everything, seed_is_known
 from .signatures import also_takes, faces_of
-from .strategies import SingleDeviceStrategy, StrategyRegistry
+from .strategies import SingleDeviceStrategy, StrategyRegistry, attach
 from .utilities import MisconfiguredValue
 from .words import lightnings_words, warn
 
@@ -170,6 +170,7 @@ class Trainer(native.Trainer):
             _add_defaults(arguments)
             _use_whole_limits(arguments)
             super().__init__(**arguments)
+        attach(self.strategy, self)
         self.callbacks = [
             MaxTime(self.max_time) if isinstance(c, NativeMaxTime) else c
             for c in self.callbacks
@@ -201,7 +202,7 @@ class Trainer(native.Trainer):
     ) -> None:
         """Train a module; as :meth:`loopwright.framework.Trainer.fit`."""
         _require_module(model)
-        with lightnings_words("fit"):
+        with self._as_lightning("fit"):
             self._was_asked_to_stop = False
             self._set_max_epochs()
             _require_batches(model)
@@ -225,6 +226,17 @@ class Trainer(native.Trainer):
             require_epochs_left(self)
         say_why_it_stopped(self)
 
+    @contextmanager
+    def _as_lightning(self, fn: str) -> Iterator[None]:
+        """Run with Lightning's words for errors and warnings, inside a ``with`` block."""
+        try:
+            with lightnings_words(fn):
+                yield
+        except BaseException:
+            # Whatever ends a run early interrupts it, there.
+            self.state.end("interrupted")
+            raise
+
     def _set_max_epochs(self) -> None:
         if self.max_epochs is not None:
             return
@@ -245,7 +257,7 @@ class Trainer(native.Trainer):
         weights_only: bool | None,
     ) -> list[dict[str, float]]:
         _require_module(model, may_be_none=True)
-        with lightnings_words(stage):
+        with self._as_lightning(stage):
             check_run(self, stage, model, ckpt_path)
             prefix = "test" if stage == "test" else "val"
             step = "test" if stage == "test" else "validation"
@@ -270,7 +282,7 @@ class Trainer(native.Trainer):
     ) -> list[Any] | None:
         """Predict once; as :meth:`loopwright.framework.Trainer.predict`."""
         _require_module(model, may_be_none=True)
-        with lightnings_words("predict"):
+        with self._as_lightning("predict"):
             check_run(self, "predict", model, ckpt_path)
             warn_of_loaders(self, "predict", dataloaders)
             check_loader_indices("predict", "predict", model, dataloaders)
@@ -357,6 +369,11 @@ class Trainer(native.Trainer):
         if stop and self.is_running and not self._was_asked_to_stop:
             self._was_asked_to_stop = True
             say_if_it_goes_on(self)
+
+    @property
+    def strategy(self) -> Any:
+        """The strategy; of those that are built in, with Lightning's attributes."""
+        return super().strategy
 
     def _require_one_value(self, model: Any, first: Any, datamodule: Any) -> None:
         """Raise if the loggers would get two values of one hyperparameter."""

@@ -208,6 +208,11 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
         'The "interval" key in lr scheduler dict must be "step" or "epoch".',
     ),
     (
+        r"^lr_scheduler: a scheduler must have .* got <.*?(\w+) object at",
+        MisconfiguredType,
+        r"The provided lr scheduler `\1` is invalid.",
+    ),
+    (
         r'^lr_scheduler: the dict has no "scheduler"',
         MisconfiguredValue,
         'The lr scheduler dict must have the key "scheduler".',
@@ -256,7 +261,7 @@ _ERRORS: tuple[tuple[str, type[Exception], str], ...] = (
     (
         r"^log\('(.*?)', .*: it was logged with",
         MisconfiguredValue,
-        r"You called `self.log(\1, ...)` twice with different arguments.",
+        r"You called `self.log(\1, ...)` twice in `training_step` or a hook with different arguments.",
     ),
     (
         r"^log\('.*?'\): the \w+ must be an attribute of the module",
@@ -322,6 +327,11 @@ _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
         r"^An epoch has (\d+) optimizer steps, fewer than log_every_n_steps=(\d+)",
         PossibleUserWarning,
         r"The number of training batches (\1) is smaller than the logging interval Trainer(log_every_n_steps=\2).",
+    ),
+    (
+        r"^(\w+) monitors '(.*)', which was not logged: it does not step",
+        RuntimeWarning,
+        r"\1 conditioned on metric \2 which is not available but strict is set to `False`.",
     ),
     (
         r"^In evaluation mode when training begins",

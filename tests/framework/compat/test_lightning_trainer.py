@@ -9,6 +9,7 @@ import signal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from loopwright.framework.compat.lightning.saving import (
     update_hparams,
 )
 from loopwright.lightning import LightningDataModule, Trainer, seed_everything
+from loopwright.lightning.accelerators import CPUAccelerator
 from loopwright.lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from loopwright.lightning.demos import (
     BoringDataModuleNoLen,
@@ -32,6 +34,8 @@ from loopwright.lightning.demos import (
     RandomIterableDatasetWithLen,
 )
 from loopwright.lightning.loggers import CSVLogger
+from loopwright.lightning.plugins import LightningEnvironment
+from loopwright.lightning.strategies import DDPStrategy
 from loopwright.lightning.utilities import (
     CombinedLoader,
     MisconfigurationException,
@@ -511,3 +515,66 @@ def test_the_argument_that_holds_the_hyperparameters():
     assert Config({"width": 1})._hparams_name == "settings"
     assert Saved(2)._hparams_name == "kwargs"
     assert BoringModel()._hparams_name is None
+
+
+@pytest.mark.parametrize(
+    "strategy", ["auto", "ddp", "ddp_find_unused_parameters_true", DDPStrategy()]
+)
+def test_a_strategy_has_the_attributes_of_its_trainer(strategy: Any):
+    found: dict[str, Any] = {}
+
+    class Net(BoringModel):
+        def on_train_start(self) -> None:
+            strategy: Any = self.trainer.strategy
+            found.update(
+                module=strategy.lightning_module,
+                optimizers=strategy.optimizers == self.trainer.optimizers,
+                moved=strategy.batch_to_device(torch.ones(2)),
+                sum=strategy.reduce(torch.ones(1), reduce_op="sum"),
+                all=strategy.reduce_boolean_decision(True),
+                any=strategy.reduce_boolean_decision(False, all=False),
+                sent=strategy.broadcast({"a": 1}, src=0),
+            )
+            strategy.barrier("here")
+
+    trainer = Trainer(**QUIET, strategy=strategy, devices=1, fast_dev_run=1)
+    assert trainer.strategy.lightning_module is None
+    module = Net()
+    trainer.fit(module)
+    assert found.pop("module") is module
+    assert found == {
+        "optimizers": True,
+        "moved": pytest.approx(torch.ones(2)),
+        "sum": 1,
+        "all": True,
+        "any": False,
+        "sent": {"a": 1},
+    }
+    shared = trainer.strategy
+    assert shared.parallel_devices == [torch.device("cpu")]
+    assert (shared.num_nodes, shared.num_processes) == (1, 1)
+    assert shared.is_distributed is False
+    assert isinstance(shared.cluster_environment, LightningEnvironment)
+    assert isinstance(shared.accelerator, CPUAccelerator)
+
+
+def test_what_an_exception_ends_is_interrupted():
+    class Net(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise OSError("no")
+
+    trainer = Trainer(**QUIET)
+    with pytest.raises(OSError, match="no"):
+        trainer.fit(Net())
+    assert trainer.interrupted
+    assert trainer.state.status == "interrupted"
+
+
+def test_a_mock_in_the_place_of_a_method_is_called_and_not_looked_at():
+    with mock.patch.object(CSVLogger, "log_metrics") as log_metrics:
+        logger = CSVLogger("logs")
+        trainer = Trainer(**{**QUIET, "logger": logger}, limit_test_batches=1)
+        module: Any = BoringModel()
+        module.test_step = lambda batch, batch_idx: module.log("v", 2.0)
+        trainer.test(module, verbose=False)
+    assert log_metrics.mock_calls == [mock.call(metrics={"v": 2.0, "epoch": 0}, step=0)]
