@@ -217,15 +217,16 @@ class TQDMProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        bar = self._show("train", batch_idx + 1)
+        if self._show("train", batch_idx + 1) is not None:
+            self._show_values(trainer, pl_module)
+
+    def _show_values(self, trainer: Any, pl_module: Any) -> None:
+        bar = self._bars.get("train")
         if bar is not None:
             # A host–device sync, and the drawing.
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        bar = self._bars.get("train")
-        if bar is not None:
-            bar.set_postfix(self.get_metrics(trainer, pl_module))
+    on_train_epoch_end = _show_values
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end("train")

@@ -212,9 +212,6 @@ def check_arguments(owner: object, name: str, *accepted: Sequence[str]) -> None:
         TypeError: with what it takes and what it would get.
     """
     method = getattr(owner, name)
-    if not inspect.isroutine(method):
-        # Such as a mock, which takes anything and would note that it was looked at.
-        return
     try:
         signature = inspect.signature(method)
         decorated = inspect.signature(method, follow_wrapped=False)

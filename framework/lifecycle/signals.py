@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ...strategies.launch.failure_files import is_adding
 from ...strategies.launch.failures import record_stop
 from ...strategies.launch.processes import find_peers, one_is_gone
 from ..data.workers import DEFAULT_HANDLERS, is_free, note_in_worker, noting
@@ -102,6 +103,9 @@ class Signals:
             return
         # The loop would wait in a collective for a process that has ended, and never finish the window.
         if number == signal.SIGTERM and one_is_gone(self._peers):
+            # It ends by itself, as soon as it has told why.
+            if is_adding():
+                return
             record_stop(frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)

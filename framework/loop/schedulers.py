@@ -96,18 +96,14 @@ class Schedulers:
         value = self.run.engine.broadcast(logged.get(config.monitor))  # collective
         if value is not None:
             self._step(config, value)
-        elif config.strict:
+            return
+        what = f"{type(config.scheduler).__name__} monitors {config.monitor!r}, which was not logged"
+        if config.strict:
             raise RuntimeError(
-                f"{type(config.scheduler).__name__} monitors {config.monitor!r}, which was not logged by the time "
-                f"it steps; logged were: {', '.join(sorted(logged)) or 'none'}. Log it, name another, raise the "
-                'scheduler\'s "frequency", or set "strict": False'
+                f"{what} by the time it steps; logged were: {', '.join(sorted(logged)) or 'none'}. Log it, name "
+                'another, raise the scheduler\'s "frequency", or set "strict": False'
             )
-        else:
-            self.run.warn_once(
-                "%s monitors %r, which was not logged: it does not step",
-                type(config.scheduler).__name__,
-                config.monitor,
-            )
+        self.run.warn_once(f"{what}: it does not step")
 
     def _step(self, config: LRSchedulerConfig, value: Any) -> None:
         if self._hook is not None:

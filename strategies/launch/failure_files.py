@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from threading import get_ident
 from typing import Any
 
 from .rank_report import RankReport, by_guilt, from_dict, job_code
@@ -24,6 +25,16 @@ _FORMAT = 1
 _STARTED = time.time()
 # Who adds something waits so long for another one that does.
 _PATIENCE_SECONDS = 5.0
+# A lock that is older was left by a process that was killed.
+_STALE_SECONDS = 3.0
+
+# The threads that add something. A signal may interrupt one of them.
+_ADDING: set[int] = set()
+
+
+def is_adding() -> bool:
+    """Whether a signal has interrupted this thread while it adds a report."""
+    return get_ident() in _ADDING
 
 
 def add_reports(
@@ -43,12 +54,15 @@ def add_reports(
     Raises:
         OSError: if the files cannot be written.
     """
-    is_remote = "://" in folder
-    if not is_remote:
+    if "://" not in folder:
         os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, JSON_FILE)
-    head = {"job": job, "attempt": max(report.attempt for report in reports)}
-    with _locked(path, is_remote):
+    head = {
+        "format": _FORMAT,
+        "job": job,
+        "attempt": max(report.attempt for report in reports),
+    }
+    with _locked(path):
         known = {report.rank: report for report in _read(path, head)}
         for report in reports:
             before = known.get(report.rank, report)
@@ -65,7 +79,6 @@ def _content(
 ) -> dict[str, Any]:
     first = ordered[0]
     return {
-        "format": _FORMAT,
         **head,
         "world_size": world_size,
         "exit_code": job_code(ordered),
@@ -90,22 +103,19 @@ def _read(path: str, head: Mapping[str, Any]) -> list[RankReport]:
     with suppress(OSError, ValueError, KeyError, TypeError):
         with _open(path, "r") as file:
             content = json.load(file)
-        is_same = head.items() <= content.items()
-        if is_same and content["time"] >= _STARTED and content["format"] == _FORMAT:
+        if content["time"] >= _STARTED and head.items() <= content.items():
             return [from_dict(values) for values in content["ranks"]]
     return []
 
 
 def _write(path: str, text: str) -> None:
     """Write a file in one piece: a reader finds it whole, or not at all."""
-    if "://" in path:
-        with _open(path, "w") as file:
-            file.write(text)
-        return
-    part = f"{path}.{os.getpid()}.part"
+    is_remote = "://" in path
+    part = path if is_remote else f"{path}.{os.getpid()}.part"
     with _open(part, "w") as file:
         file.write(text)
-    os.replace(part, path)
+    if not is_remote:
+        os.replace(part, path)
 
 
 def _open(path: str, mode: str) -> Any:
@@ -118,12 +128,27 @@ def _open(path: str, mode: str) -> Any:
     return open(path, mode, **options)
 
 
-def _locked(path: str, is_remote: bool) -> AbstractContextManager[Any]:
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
     """Let no other process add something meanwhile. Remote storage has no locks: there, the last one's file stays."""
-    if is_remote:
-        return nullcontext()
-    # Its import takes 40 ms, which a run that goes well need not wait for.
-    from filelock import SoftFileLock
-
-    # One lock of each path: a signal may come while this very thread holds it, and its handler adds a report, too.
-    return SoftFileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS, is_singleton=True)
+    if "://" in path:
+        yield
+        return
+    lock = f"{path}.lock"
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with suppress(FileExistsError):
+            open(lock, "x").close()
+            break
+        with suppress(OSError):
+            if time.time() - os.stat(lock).st_mtime > _STALE_SECONDS:
+                os.remove(lock)
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"{lock} is held by another process")
+        time.sleep(0.01)
+    _ADDING.add(get_ident())
+    try:
+        yield
+    finally:
+        os.remove(lock)
+        _ADDING.remove(get_ident())

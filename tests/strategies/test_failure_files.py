@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from loopwright.callbacks import Callback
 from loopwright.framework import Module, Trainer
+from loopwright.framework.lifecycle import signals
 from loopwright.loggers import CSVLogger
 from loopwright.strategies.launch import failure_files, failures
 from loopwright.strategies.launch.failure_files import add_reports
@@ -34,7 +35,6 @@ from loopwright.strategies.launch.rank_report import (
     write_report,
 )
 from loopwright.strategies.launch.readable import readable
-from tests.programs import run_program
 from tests.samples import as_dataset
 
 
@@ -87,21 +87,13 @@ def test_a_cause_is_kept_and_another_jobs_is_not(
     assert len(add_reports(folder, "other", 2, [report(1, "lost", attempt=1)])) == 1
 
 
-HOLDER = """
-import os
-from filelock import SoftFileLock
-
-lock = SoftFileLock("failure.json.lock")
-lock.acquire()
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_what_a_killed_process_has_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_what_a_killed_process_has_left_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It held the lock, and has left half a file."""
-    assert run_program("-c", HOLDER, cwd=tmp_path).returncode == -signal.SIGKILL
+    monkeypatch.setattr(failure_files, "_STALE_SECONDS", 0.05)
     lock = tmp_path / "failure.json.lock"
-    assert lock.exists()
+    lock.touch()
     (tmp_path / "failure.json").write_text("{")
     assert len(add_reports(str(tmp_path), "job", 2, [report(0, "lost")])) == 1
     assert not lock.exists()
@@ -111,29 +103,31 @@ class Interrupted(RankReport):
     """A signal comes while it is added."""
 
     def text(self, world_size: int) -> str:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
         return super().text(world_size)
 
 
-def test_a_signal_that_comes_meanwhile_adds_its_report_at_once(
+def test_who_is_told_to_end_while_it_reports_reports_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It interrupts the thread that holds the lock, which cannot let go before the handler has returned."""
-    monkeypatch.setattr(failure_files, "_PATIENCE_SECONDS", 60.0)
-    folder = str(tmp_path)
-    added = []
+    """The handler has interrupted the thread that holds the lock: to wait for it would take for ever."""
+    monkeypatch.setattr(signals, "one_is_gone", lambda peers: True)
+    stopped: list[Any] = []
+    monkeypatch.setattr(signals, "record_stop", stopped.append)
 
-    def add(*_: Any) -> None:
-        added.extend(add_reports(folder, "job", 2, [report(0, "stopped")]))
+    class Fails(Net):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            first = Interrupted(**vars(report(0, "failed", trace="a trace")))
+            add_reports(str(tmp_path), "job", 2, [first])
+            raise ValueError("reported")
 
-    signal.signal(signal.SIGUSR1, add)
-    try:
-        first = Interrupted(**vars(report(0, "failed", trace="a trace")))
-        ordered = add_reports(folder, "job", 2, [first])
-    finally:
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    assert added[0].kind == ordered[0].kind == "failed"
-    assert sorted(os.listdir(folder)) == ["failure.json", "failure.txt"]
+    with pytest.raises(ValueError, match="reported"):
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit(
+            Fails(), DataLoader(as_dataset(torch.ones(4, 2)))
+        )
+    assert stopped == []
+    assert "a trace" in (tmp_path / "failure.txt").read_text()
+    assert not (tmp_path / "failure.json.lock").exists()
 
 
 class Net(Module):

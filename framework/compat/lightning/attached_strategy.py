@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .cluster import (
     TorchElasticEnvironment,
 )
 from .plugins import TorchCheckpointIO
+from .utilities import move_data_to_device
 
 # In this order, as Slurm may start torchrun.
 _LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
@@ -26,8 +28,28 @@ _LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
 )
 
 
+class _Attribute:
+    """An attribute that is read from elsewhere, unless a program has given the strategy one of its own.
+
+    Args:
+        read: returns it for a strategy.
+    """
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+        self.__doc__ = read.__doc__
+
+    def __get__(self, strategy: Any, kind: type) -> Any:
+        return self if strategy is None else self._read(strategy)
+
+
+def attribute(read: Callable[[Any], Any]) -> Any:
+    """Make a method an attribute that a program may set; as a function, for checkers of types."""
+    return _Attribute(read)
+
+
 class AttachedStrategy:
-    """A strategy with Lightning's attributes: those of the Trainer that has taken it; None before.
+    """A strategy with Lightning's attributes: those of the Trainer that has taken it last; None before.
 
     Attributes:
         checkpoint_io: writes and reads files by hand; the Trainer does not use it.
@@ -46,65 +68,67 @@ class AttachedStrategy:
         self._trainer = trainer
 
     def _of_trainer(self, name: str) -> Any:
-        return None if self._trainer is None else getattr(self._trainer, name)
+        # A search runs another Trainer, which the module knows.
+        running = getattr(vars(self).get("module"), "trainer", None)
+        trainer = running or self._trainer
+        return None if trainer is None else getattr(trainer, name)
 
-    @property
+    @attribute
     def lightning_module(self) -> Any:
         """The module of this run, or of the last one."""
         return self._of_trainer("lightning_module")
 
-    @property
+    @attribute
     def model(self) -> Any:
         """The same: what wraps it in a run is not shown."""
         return self.lightning_module
 
-    @property
+    @attribute
     def accelerator(self) -> Any:
         """The kind of device."""
         return self._of_trainer("accelerator")
 
-    @property
+    @attribute
     def precision_plugin(self) -> Any:
         """The precision."""
         return self._of_trainer("precision_plugin")
 
-    @property
+    @attribute
     def lr_scheduler_configs(self) -> list[Any]:
         """The run's schedulers, and when each steps."""
         return self._of_trainer("lr_scheduler_configs") or []
 
-    @property
+    @attribute
     def num_nodes(self) -> int:
         """Number of machines."""
         return self._of_trainer("num_nodes") or 1
 
-    @property
+    @attribute
     def num_processes(self) -> int:
         """Number of processes on this machine."""
         return self._of_trainer("num_devices") or 1
 
-    @property
+    @attribute
     def parallel_devices(self) -> list[torch.device]:
         """The devices of this machine's processes."""
         device = torch.device(self.root_device)  # type: ignore[attr-defined] # the strategy's
-        if device.type == "cpu":
+        indices = self._of_trainer("device_ids")
+        if device.type == "cpu" or indices is None:
             return [device] * self.num_processes
-        return [torch.device(device.type, index) for index in range(self.num_processes)]
+        return [torch.device(device.type, index) for index in indices]
 
-    @property
+    @attribute
     def is_distributed(self) -> bool:
-        """Whether its processes, be it one, form a group."""
+        """Whether there are several processes."""
         return self.distributed_sampler_kwargs["num_replicas"] > 1
 
-    @property
+    @attribute
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """This process's index and the number of processes, for a ``DistributedSampler``."""
-        return self._of_trainer("distributed_sampler_kwargs") or {
-            "num_replicas": 1,
-            "rank": 0,
-        }
+        found = self._of_trainer("distributed_sampler_kwargs")
+        return found or {"num_replicas": 1, "rank": 0}
 
-    @property
+    @attribute
     def cluster_environment(self) -> ClusterEnvironment:
         """What the launcher's environment tells; of no launcher, one that the Trainer's processes have."""
         for kind in _LAUNCHERS:
@@ -112,7 +136,7 @@ class AttachedStrategy:
                 return kind()
         return LightningEnvironment()
 
-    @property
+    @attribute
     def process_group_backend(self) -> str | None:
         """The argument of that name."""
         options = getattr(self, "group_options", None)
@@ -156,7 +180,7 @@ class AttachedStrategy:
     def reduce(
         self,
         tensor: Tensor,
-        op: str = "mean",
+        op: str | None = "mean",
         group: Any = None,
         reduce_op: str | None = None,
     ) -> Tensor:
@@ -164,13 +188,16 @@ class AttachedStrategy:
 
         Args:
             tensor: of the same shape and type in all of them.
-            op: ``"mean"``, ``"avg"``, ``"sum"``, ``"min"`` or ``"max"``. In Lightning, the group stands here.
-            group: must be None: all processes.
+            op: ``"mean"``, ``"avg"``, ``"sum"``, ``"min"`` or ``"max"``. In Lightning, the group stands here, and then
+                None is all processes.
+            group: must be None: all processes. After a None, the operation may stand here, as in Lightning.
             reduce_op: the same as ``op``.
 
         Raises:
             NotImplementedError: for a group.
         """
+        if op is None and isinstance(group, str):
+            op, group = group, None
         if group is not None:
             raise NotImplementedError(
                 f"group must be None: it is reduced over all processes; got {group!r}"
@@ -201,6 +228,8 @@ class AttachedStrategy:
         """
         target = torch.device(device or self.root_device)  # type: ignore[attr-defined] # the strategy's
         module = self.lightning_module
+        if module is None:
+            return move_data_to_device(batch, target)
         batch = module.on_before_batch_transfer(batch, dataloader_idx)
         batch = module.transfer_batch_to_device(batch, target, dataloader_idx)
         return module.on_after_batch_transfer(batch, dataloader_idx)

@@ -229,12 +229,15 @@ class Trainer(native.Trainer):
     @contextmanager
     def _as_lightning(self, fn: str) -> Iterator[None]:
         """Run with Lightning's words for errors and warnings, inside a ``with`` block."""
+        # What is refused inside of a run does not end it.
+        is_inside = self.is_running
         try:
             with lightnings_words(fn):
                 yield
         except BaseException:
-            # Whatever ends a run early interrupts it, there.
-            self.state.end("interrupted")
+            if not is_inside:
+                # Whatever ends a run early interrupts it, there.
+                self.state.end("interrupted")
             raise
 
     def _set_max_epochs(self) -> None:

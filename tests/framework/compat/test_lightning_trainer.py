@@ -9,7 +9,6 @@ import signal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -554,6 +553,7 @@ def test_a_strategy_has_the_attributes_of_its_trainer(strategy: Any):
     assert shared.parallel_devices == [torch.device("cpu")]
     assert (shared.num_nodes, shared.num_processes) == (1, 1)
     assert shared.is_distributed is False
+    assert shared.reduce(torch.ones(1), None, "sum") == 1
     assert isinstance(shared.cluster_environment, LightningEnvironment)
     assert isinstance(shared.accelerator, CPUAccelerator)
 
@@ -570,11 +570,31 @@ def test_what_an_exception_ends_is_interrupted():
     assert trainer.state.status == "interrupted"
 
 
-def test_a_mock_in_the_place_of_a_method_is_called_and_not_looked_at():
-    with mock.patch.object(CSVLogger, "log_metrics") as log_metrics:
-        logger = CSVLogger("logs")
-        trainer = Trainer(**{**QUIET, "logger": logger}, limit_test_batches=1)
-        module: Any = BoringModel()
-        module.test_step = lambda batch, batch_idx: module.log("v", 2.0)
-        trainer.test(module, verbose=False)
-    assert log_metrics.mock_calls == [mock.call(metrics={"v": 2.0, "epoch": 0}, step=0)]
+def test_attributes_of_a_strategy_may_be_a_programs_own():
+    class Own(DDPStrategy):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.model = "mine"
+
+    trainer = Trainer(**QUIET, strategy=Own(), devices=1, fast_dev_run=1)
+    batch = trainer.strategy.batch_to_device({"x": torch.ones(1)})
+    assert batch == {"x": 1}
+    trainer.fit(BoringModel())
+    assert trainer.strategy.model == "mine"
+
+
+def test_what_is_refused_inside_of_a_run_does_not_end_it():
+    refused: list[str] = []
+
+    class Net(BoringModel):
+        def on_train_epoch_start(self) -> None:
+            for _ in range(2):
+                try:
+                    self.trainer.validate(self)
+                except Exception as error:
+                    refused.append(str(error))
+
+    trainer = Trainer(**QUIET, fast_dev_run=1)
+    trainer.fit(Net())
+    assert len(refused) == 2
+    assert trainer.state.finished
