@@ -68,11 +68,13 @@ test-all: test
 clusters: $(VENV)/installed-clusters
 	$(RUN) python -m tests.clusters $(CLUSTERS)
 
+# The last two run at once, as each keeps one CPU busy.
 check: $(VENV)/installed-check
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pyright --pythonpath $(VENV)/bin/python
-	$(RUN) sphinx-build -W --keep-going -q -E -b html docs docs/_build
+	$(RUN) sh -c 'pyright --pythonpath $(VENV)/bin/python & types=$$!; \
+	  sphinx-build -W --keep-going -q -E -b html docs docs/_build; docs=$$?; \
+	  wait $$types && exit $$docs'
 
 format: $(VENV)/installed-check
 	$(RUN) ruff check --fix-only .
