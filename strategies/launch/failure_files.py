@@ -150,5 +150,6 @@ def _locked(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.remove(lock)
+        # First, as another process may have taken the lock for stale: then it cannot be removed.
         _ADDING.remove(get_ident())
+        os.remove(lock)

@@ -212,12 +212,9 @@ def record_stop(frame: FrameType | None) -> None:
     """
     if error_file() and not os.path.exists(error_file()):
         stack = "".join(traceback.format_stack(frame)) + last_collective()
+        message = "it was told to end, as another process had"
         place = _describe(frames_until(frame)).text
-        tell_end(
-            own_report(
-                "stopped", place, "it was told to end, as another process had", stack
-            )
-        )
+        tell_end(own_report("stopped", place, message, stack))
 
 
 def record_end_by_signal(number: int) -> None:

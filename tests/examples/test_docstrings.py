@@ -39,6 +39,16 @@ def example() -> Any:
     return module
 
 
+@pytest.mark.slow
+def test_a_short_run_leaves_curves_and_a_model_that_loads(example: Any):
+    """In one process."""
+    shortened = "--limit 1000 --epochs 2 --seed 1 --dir out --devices 1"
+    status, output = run(*shortened.split())
+    assert printed("Docstrings", output) == "1000: 850 to train on, 150 to validate"
+    accuracy = assert_complete(output, example, "out", epochs=2, devices=1)
+    assert status == (accuracy < 0.65)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
     """Exit status, output and folder of the example as it is, in two processes."""

@@ -130,6 +130,21 @@ def test_who_is_told_to_end_while_it_reports_reports_to_the_end(
     assert not (tmp_path / "failure.json.lock").exists()
 
 
+class Overtaken(RankReport):
+    """Another process takes the lock for one that was left, while it is added."""
+
+    def text(self, world_size: int) -> str:
+        os.remove("failure.json.lock")
+        return super().text(world_size)
+
+
+def test_a_process_whose_lock_was_taken_away_can_still_be_told_to_end() -> None:
+    first = Overtaken(**vars(report(0, "failed")))
+    with pytest.raises(FileNotFoundError):
+        add_reports(".", "job", 2, [first])
+    assert not failure_files.is_adding()
+
+
 class Net(Module):
     def __init__(self) -> None:
         super().__init__()

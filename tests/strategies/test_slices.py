@@ -128,11 +128,10 @@ def collectives() -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_a_process_takes_its_part_of_a_checkpoint_and_hardly_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of two; `python -m benchmarks resuming` measures four, too, with a gigabyte."""
-    processes = 2
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     told = in_new_processes(processes, memory_of_resuming, tmp_path, ("fsdp",))
     # One for each type of numbers, and one before was of 101.
