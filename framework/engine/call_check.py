@@ -188,7 +188,7 @@ class CallCheck:
             if time.monotonic() > look_at:
                 ranks = range(self.world_size)
                 posts = [self._read(f"calls/{self.calls}/{rank}") for rank in ranks]
-                if self._is_alone(posts):
+                if self._is_alone(posts, agreed):
                     return False
                 if time.monotonic() - began > self.timeout:
                     raise RuntimeError(self._missing(posts))
@@ -198,11 +198,12 @@ class CallCheck:
             pause = min(2 * pause, 0.05)
         return True
 
-    def _is_alone(self, posts: list[Any]) -> bool:
+    def _is_alone(self, posts: list[Any], agreed: str) -> bool:
         """Whether nobody else comes to a call that this process can make alone.
 
         Args:
             posts: what each process has posted for the current call; None if it has not come.
+            agreed: a key of the store that is there once all have come; who came last may have ended since.
 
         Raises:
             RuntimeError: if somebody does not come to a call that all must make.
@@ -210,12 +211,14 @@ class CallCheck:
         error: Any = self._read(f"error/{self.rank}/{self._post['number']}")
         if error is None:
             strays = self._find_strays(posts)
-            if not strays:
+            if not strays or self.store.check([agreed]):
                 return False
             if self._post["alone"] and sum(map(self._is_current, posts)) == 1:
                 return True
             error = self._share_error(posts, strays)
-        raise _mismatch(*error)
+        text, lost = error
+        # By the type, launchers see that this process has merely lost another and is not the one to blame.
+        raise dist.DistError(text) if lost else RuntimeError(text)
 
     def _is_current(self, post: dict[str, Any] | None) -> bool:
         return post is not None and post["call"] == self._post["call"]
@@ -226,15 +229,15 @@ class CallCheck:
         for rank, post in enumerate(posts):
             if rank == self.rank:
                 continue
-            if post is not None and not post["alone"]:
-                if not self._is_current(post):
-                    strays[rank] = _text(post)
+            is_current = self._is_current(post)
+            if post is not None and not (post["alone"] or is_current):
+                strays[rank] = _text(post)
             elif (last_call := self._read(f"ended/{rank}")) is not None or has_ended(
                 self._read(f"process/{rank}")
             ):
                 last = f"; its last call was {last_call}" if last_call else ""
                 strays[rank] = _ENDED + last
-            elif not self._is_current(post):
+            elif not is_current:
                 report = self._ask(rank)
                 waits = report.get("waits") and report["calls"] == self.calls
                 if waits and report["collectives"] > self._post["collectives"]:
@@ -348,11 +351,6 @@ _current: CallCheck | None = None
 
 def _text(post: dict[str, Any] | None) -> str:
     return "has not come yet" if post is None else f"{post['call']} at {post['where']}"
-
-
-def _mismatch(text: str, lost: bool) -> RuntimeError:
-    # By the type, launchers see that this process has merely lost another and is not the one to blame.
-    return dist.DistError(text) if lost else RuntimeError(text)
 
 
 def _describe(data: Any, sizes: bool) -> str:

@@ -353,49 +353,113 @@ def test_two_machines_are_one_job(backend: str, program: Path) -> None:
 
 LEFT = """
 import os
+import sys
 import time
 
 from loopwright import Engine
 
 engine = Engine(accelerator="cpu")
 print("RESULT", engine.process_index, engine.num_processes, os.getpid(), flush=True)
-while engine.num_processes == 2:
+while not os.path.exists(sys.argv[1]):
     engine.wait_for_everyone()
     time.sleep(0.05)
 """
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_without_a_machine(program: Path) -> None:
+def test_a_job_goes_on_without_a_machine(program: Path, tmp_path: Path) -> None:
     """Its launcher is killed: its process dies, and that of the other machine is started again by itself."""
     program.write_text(LEFT)
+    over = tmp_path / "over"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         sys.executable, *LAUNCH, "--processes", "1", "--nnodes", "1:2", "--rdzv-endpoint", f"127.0.0.1:{port}",
-        "--max_restarts", "1", str(program),
+        "--max_restarts", "1", str(program), str(over),
     ]  # fmt: skip
+    outputs = [tmp_path / "first", tmp_path / "second"]
     launchers = []
     try:
-        for _ in range(2):
+        for output in outputs:
             # The first one keeps the store.
-            launchers.append(
-                subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            )
+            with output.open("w") as file:
+                launchers.append(subprocess.Popen(command, stdout=file))
             wait_for_port(port)
-        first, second = (launcher.stdout.readline().split() for launcher in launchers)
-        assert {first[1], second[1]} == {"0", "1"}
+        # If the second one is late, the first one begins alone, and then again with it.
+        results = [wait_for_result(output, of=2) for output in outputs]
+        assert {rank for rank, _ in results} == {0, 1}
         launchers[1].kill()
-        out, _ = launchers[0].communicate(timeout=100)
-        assert out.split()[1:3] == ["0", "1"]
-        assert launchers[0].returncode == 0
+        assert wait_for_result(outputs[0], of=1)[0] == 0
         with pytest.raises(ProcessLookupError):
-            os.kill(int(second[3]), 0)
+            os.kill(results[1][1], 0)
+        over.touch()
+        assert launchers[0].wait(timeout=60) == 0
     finally:
         for launcher in launchers:
             launcher.kill()
-            launcher.communicate()
+            launcher.wait()
+
+
+def wait_for_result(output: Path, of: int) -> tuple[int, int]:
+    """Wait until a process of a job of that size has told its rank and its id; return the last that has."""
+    until = time.monotonic() + 100
+    while time.monotonic() < until:
+        told = [line.split()[1:] for line in output.read_text().splitlines()]
+        ranks = [(int(rank), int(pid)) for rank, size, pid in told if int(size) == of]
+        if ranks:
+            return ranks[-1]
+        time.sleep(0.05)
+    raise AssertionError(f"no process of {of}: {output.read_text()!r}")
+
+
+KILLED_AS_IT_CAME = """
+import os
+import signal
+
+from loopwright import Engine
+
+engine = Engine(accelerator="cpu")
+engine.wait_for_everyone()
+if engine.process_index == 1:
+    def count(store, key, amount):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # It has told the others which call it makes, and not yet that it has come.
+    from torch.distributed import Store
+
+    for kind in (Store, *Store.__subclasses__()):
+        kind.add = count
+engine.wait_for_everyone()
+"""
+
+
+def test_a_process_that_is_killed_as_it_comes_is_not_waited_for(program: Path) -> None:
+    """Without an agent that would end the other one."""
+    program.write_text(KILLED_AS_IT_CAME)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(program)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        _, told = started[0].communicate(timeout=60)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert started[0].returncode == 1
+    assert "rank 1: has ended" in told
 
 
 def wait_for_port(port: int) -> None:
